@@ -1,0 +1,258 @@
+"""The named methods as plans: one readable table, with the paper's defaults.
+
+`build("res-tuning", host, num_classes=100)` gives a task. A combination of the paper's 3 x 3 table
+is written as `res-tuning[mha=prompt,ffn=adapter]`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from restuning._errors import UnknownNameError
+from restuning.host import Host
+from restuning.sites import Site
+from restuning.task import Task
+from restuning.tuners import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, StemPrompt, Tuner
+
+PAPER = "Jiang et al. 2023, arXiv 2310.19859"
+RANK = 10
+"""Bottleneck, prefix and prompt length in every layer (paper, by its parameter counts)."""
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        build: `(host, head, options) -> Task`.
+        what: One line.
+        source: Where the defaults come from.
+    """
+
+    build: Callable[[Host, "nn.Linear | None", Options], Task]
+    what: str
+    source: str
+
+
+def build(name: str, host: Host, num_classes: int | None = None, **options: Any) -> Task:
+    """Build a task by the name of its method.
+
+    Args:
+        name: A name of `names()`, or `res-tuning[mha=...,ffn=...,block=...]` with adapter, prefix
+            or prompt.
+        host: The frozen backbone.
+        num_classes: Width of a new linear head; None for no head.
+        options: `rank` (bottleneck or length), `scale` (a form of `Scaled`), `zero` (start as no
+            change), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
+            `drop_path` (probability), `pool` ("cls", "mean", "last", "all").
+
+    Raises:
+        UnknownNameError: No such method, tuner or option.
+        NoSitesError: The backbone has no site of an operation the method tunes.
+    """
+    base, combination = _parsed(name)
+    if base not in METHODS:
+        near = get_close_matches(base, METHODS, n=3)
+        raise UnknownNameError(
+            "no such method",
+            where=name,
+            found=f"did you mean {' or '.join(near)}?" if near else "",
+            fix=f"one of: {', '.join(METHODS)}",
+        )
+    known = {"rank", "scale", "zero", "query", "layers", "drop_path", "pool"}
+    if options.keys() - known:
+        raise UnknownNameError(
+            "no such option",
+            where=", ".join(sorted(options.keys() - known)),
+            fix=f"{name} takes {', '.join(sorted(known))}",
+        )
+    if combination:
+        options = {**options, "combination": combination}
+    head = nn.Linear(host.dim, num_classes) if num_classes else None
+    if head is not None:
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+    task = METHODS[base].build(host, head, options)
+    task.method, task.pool = name, options.get("pool")
+    return task
+
+
+def names() -> list[str]:
+    """The methods, in the order of the table."""
+    return list(METHODS)
+
+
+def table() -> list[tuple[str, str, str]]:
+    """Name, what it is, and where its defaults come from."""
+    return [(name, method.what, method.source) for name, method in METHODS.items()]
+
+
+def _parsed(name: str) -> tuple[str, dict[str, str]]:
+    match = re.fullmatch(r"res-tuning\[(.*)\]", name)
+    if match is None:
+        return name, {}
+    combination: dict[str, str] = {}
+    for part in match[1].split(","):
+        op, _, kind = part.strip().partition("=")
+        if op not in ("mha", "ffn", "block") or kind not in _KINDS or op in combination:
+            raise UnknownNameError(
+                "not a combination of Res-Tuners",
+                where=name,
+                found=part.strip() or "nothing",
+                fix="write e.g. res-tuning[mha=prompt,ffn=adapter]; operations mha, ffn, block, "
+                "tuners adapter, prefix, prompt",
+            )
+        combination[op] = kind
+    return "res-tuning", combination
+
+
+def _adapter(site: Site, options: Options) -> Tuner:
+    return ResAdapter(site.dim, rank=options.get("rank", RANK), zero=options.get("zero", False))
+
+
+def _prefix(site: Site, options: Options) -> Tuner:
+    return ResPrefix(site.dim, length=options.get("rank", RANK), query=options.get("query", "mha"),
+                     heads=_heads(site), zero=options.get("zero", False))  # fmt: skip
+
+
+def _prompt(site: Site, options: Options) -> Tuner:
+    return ResPrompt(site.dim, length=options.get("rank", RANK), query=options.get("query", "mha"),
+                     heads=_heads(site))  # fmt: skip
+
+
+_KINDS = {"adapter": _adapter, "prefix": _prefix, "prompt": _prompt}
+
+
+def _heads(site: Site) -> int:
+    return site.maps.heads if site.maps is not None else 1
+
+
+def _dropped(tuner: Tuner, options: Options) -> Tuner:
+    return DropPath(tuner, options["drop_path"]) if options.get("drop_path") else tuner
+
+
+def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Options], Task]:
+    """Res-Tuners beside several operations.
+
+    Channel scales on MHA and FFN as soon as two operations are tuned and none on block: this
+    reproduces the paper's printed sizes (482,644 dual, 676,300 tri; single without a scale).
+    """
+
+    def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
+        combination = options.get("combination", default)
+
+        def plan(site: Site) -> Tuner | None:
+            if site.op not in combination:
+                return None
+            tuner = _KINDS[combination[site.op]](site, options)
+            form = "channel" if len(combination) > 1 and site.op != "block" else "none"
+            form = options.get("scale", form)
+            return _dropped(tuner if form == "none" else Scaled(tuner, form), options)
+
+        for op in combination:
+            host.sites.pick(op)  # type: ignore[arg-type]
+        sites = host.sites.pick(*combination, layers=options.get("layers", slice(None)))  # type: ignore[arg-type]
+        return Task.inline(sites, plan, head)
+
+    return build_task
+
+
+def _embedded(op: str, make: Callable[[Site, Options], Tuner]) -> Callable[..., Task]:
+    def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
+        sites = host.sites.pick(op, layers=options.get("layers", slice(None)))  # type: ignore[arg-type]
+        return Task.inline(sites, lambda site: _dropped(make(site, options), options), head)
+
+    return build_task
+
+
+def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
+    def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
+        def plan(site: Site) -> Tuner:
+            tuner: Tuner = _adapter(site, {"zero": True, **options})
+            form = options.get("scale", "none")
+            return _dropped(tuner if form == "none" else Scaled(tuner, form), options)
+
+        return Task.bypass_of(
+            host.sites, plan if horizontal else None, head, vertical=plan if vertical else None
+        )
+
+    return build_task
+
+
+def _linear(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    return Task(head=head)
+
+
+def _full(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    return Task(head=head, weights={n: p.clone() for n, p in host.model.named_parameters()})
+
+
+def _bitfit(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    weights = {
+        n: p.clone() for n, p in host.model.named_parameters() if n.endswith("bias") and p.dim() < 2
+    }
+    return Task(head=head, weights=weights)
+
+
+def _vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    dim = host.sites.pick("block", layers=[1])["block.1"].dim
+    return Task(head=head, tuners={"block.0": StemPrompt(dim, length=options.get("rank", RANK))})
+
+
+METHODS: dict[str, Method] = {
+    "linear": Method(_linear, "a linear head on the frozen feature", "-"),
+    "res-tuning": Method(
+        _combined({"mha": "adapter", "ffn": "adapter"}),
+        "dual: Res-Adapter beside MHA and FFN, channel scales", f"{PAPER}, Tables 2b and 3a",
+    ),
+    "res-tuning-bypass": Method(
+        _bypass(True, True), "side network, horizontal and vertical Res-Adapters, no gradient "
+        "in the backbone", f"{PAPER}, Table 3b",
+    ),
+    "res-tuning-single": Method(
+        _combined({"ffn": "prompt"}), "Res-Prompt beside FFN", f"{PAPER}, Table 2a"
+    ),
+    "res-tuning-tri": Method(
+        _combined({"mha": "adapter", "ffn": "adapter", "block": "adapter"}),
+        "dual, and a Res-Adapter beside every block", f"{PAPER}, Table 2c",
+    ),
+    "bypass-horizontal": Method(
+        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b"
+    ),
+    "bypass-vertical": Method(
+        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b"
+    ),
+    "full": Method(_full, "all backbone weights, as a trained copy", "-"),
+    "bitfit": Method(
+        _bitfit, "the backbone's biases, as a trained copy", "Ben Zaken et al. 2022"
+    ),
+    "prefix": Method(
+        _embedded("mha", lambda s, o: Scaled(_prefix(s, o), "exact")),
+        "prefix tuning: Res-Prefix on MHA with the exact lambda", f"Li and Liang 2021; {PAPER}",
+    ),
+    "vpt-deep": Method(
+        _embedded("mha", lambda s, o: Scaled(_prompt(s, o), "exact")),
+        "VPT-deep: Res-Prompt on MHA with the exact lambda", f"Jia et al. 2022; {PAPER}",
+    ),
+    "vpt-shallow": Method(
+        _vpt_shallow, "VPT-shallow: tokens appended to the embedding output", "Jia et al. 2022"
+    ),
+    "adapter": Method(
+        _embedded("ffn", lambda s, o: ResAdapter(
+            s.dim, rank=o.get("rank", RANK), reads="output", zero=o.get("zero", False))),
+        "sequential adapter after FFN (reads OP's output)", f"Pfeiffer et al. 2021; {PAPER} 1.3",
+    ),
+    "adaptformer": Method(
+        _embedded("ffn", lambda s, o: ResAdapter(
+            s.dim, rank=o.get("rank", 64), activation="relu", zero=True, factor=0.1)),
+        "AdaptFormer-64: a parallel ReLU adapter beside FFN, scale 0.1", "Chen et al. 2022",
+    ),
+}  # fmt: skip

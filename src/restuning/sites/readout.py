@@ -1,0 +1,150 @@
+"""How a backbone turns its last stream into one feature vector: final norm and pooling, as data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Pool = Literal["cls", "mean", "last", "all"]
+
+MATCH_TOLERANCE = 1e-5
+"""Largest error between our pooled feature and the backbone's, relative to its maximum."""
+
+MOST_PREFIX_TOKENS = 6
+"""Class, distillation and up to four register tokens are left out of a mean in known families."""
+
+_CLASS_TOKENS = re.compile(r"cls_token|class_token|class_embedding|\bcls\b", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """`feature = pool(norm(state))`, or `norm(pool(state))` when `pool_first`.
+
+    Attributes:
+        norm: Path of the frozen final norm, "" for none.
+        pool: "cls", "mean", "last" or "all" (no pooling, for dense tasks).
+        skip: Tokens at the start left out of a mean.
+        pool_first: Whether the backbone pools before its norm.
+        dim: Width of the feature.
+        proof: "exact" if it equals a value seen in the backbone's own forward, else "assumed".
+    """
+
+    norm: str
+    pool: Pool
+    dim: int
+    skip: int = 0
+    pool_first: bool = False
+    proof: str = "assumed"
+
+    def __call__(self, model: nn.Module, state: Tensor) -> Tensor:
+        """`b n d` (or `b h w d`, `b d h w`) to `b d`; `b n d` for "all".
+
+        A class token alone (`b 1 d`) is a valid state for "cls".
+        """
+        norm = model.get_submodule(self.norm) if self.norm else None
+        if norm is not None and not self.pool_first:
+            state = norm(state)
+        if state.dim() == 4:
+            state = state.flatten(1, 2) if state.shape[-1] == self.dim else state.flatten(2).mT
+        if self.pool == "all":
+            return state
+        pooled = {
+            "cls": lambda: state[:, 0],
+            "mean": lambda: state[:, self.skip :].mean(1),
+            "last": lambda: state[:, -1],
+        }[self.pool]()
+        return norm(pooled) if norm is not None and self.pool_first else pooled
+
+
+class ReadoutListener:
+    """Hears what follows the last block, and finds the readout by comparing values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.last: Tensor | None = None
+        self.norm = ""
+        self.norm_out: Tensor | None = None
+        self.guess: tuple[Pool, int] | None = None
+        self.waiting = ""
+        self.pooled: list[Tensor] = []
+
+    def block(self, output: Tensor) -> None:
+        """A block has returned: whatever was heard before it is no readout."""
+        self.last = output
+        self.norm, self.norm_out, self.guess, self.waiting = "", None, None, ""
+        self.pooled.clear()
+
+    def enter(self, path: str, module: nn.Module, x: Tensor | None) -> None:
+        """A module outside all blocks is about to run."""
+        if self.last is None or x is None:
+            return
+        if x.dim() == 2:
+            self.pooled.append(x.clone())
+        if "norm" not in type(module).__name__.lower() or self.norm:
+            return
+        if x.numel() == self.last.numel() and torch.equal(x.reshape(-1), self.last.reshape(-1)):
+            self.norm = self.waiting = path
+        elif x.dim() == 2:
+            self.guess = _pooling(_tokens(self.last, x.shape[-1]), [x])
+            if self.guess:
+                self.norm = self.waiting = path
+
+    def leave(self, path: str, y: Tensor | None) -> None:
+        """A module outside all blocks has returned."""
+        if self.waiting and path == self.waiting and y is not None:
+            self.norm_out, self.waiting = y.clone(), ""
+
+    def found(self, output: Any, *, causal: bool) -> Readout:
+        """The readout; "assumed" where no value of the backbone confirms it."""
+        assert self.last is not None
+        if self.guess is not None:
+            assert self.norm_out is not None
+            pool, skip = self.guess
+            dim = self.norm_out.shape[-1]
+            return Readout(self.norm, pool, dim, skip, pool == "mean", "exact")
+        normed = self.norm_out if self.norm_out is not None else self.last
+        outputs = output.values() if isinstance(output, dict) else [output]
+        seen = [t for t in outputs if isinstance(t, Tensor) and t.dim() == 2] + self.pooled
+        dim = self._width(normed, seen)
+        match = _pooling(_tokens(normed, dim), seen)
+        if match:
+            return Readout(self.norm, match[0], dim, match[1], proof="exact")
+        names = [name for name, _ in self.model.named_parameters()]
+        has_class_token = any(_CLASS_TOKENS.search(name) for name in names)
+        keeps_it = has_class_token and _tokens(normed, dim).shape[1] % 2 == 1
+        pool: Pool = "last" if causal else "cls" if keeps_it else "mean"
+        return Readout(self.norm, pool, dim)
+
+    def _width(self, normed: Tensor, seen: list[Tensor]) -> int:
+        if normed.dim() != 4:
+            return normed.shape[-1]
+        widths = {t.shape[-1] for t in seen}
+        return normed.shape[1] if normed.shape[1] in widths - {normed.shape[-1]} else normed.shape[-1]
+
+
+def _tokens(x: Tensor, dim: int) -> Tensor:
+    if x.dim() == 4:
+        return x.flatten(1, 2) if x.shape[-1] == dim else x.flatten(2).mT
+    return x
+
+
+def _pooling(tokens: Tensor, seen: list[Tensor]) -> tuple[Pool, int] | None:
+    if tokens.dim() != 3:
+        return None
+    candidates: list[tuple[Pool, int, Tensor]] = [("cls", 0, tokens[:, 0])]
+    candidates += [
+        ("mean", skip, tokens[:, skip:].mean(1))
+        for skip in range(min(MOST_PREFIX_TOKENS, tokens.shape[1]))
+    ]
+    candidates.append(("last", 0, tokens[:, -1]))
+    for value in seen:
+        for pool, skip, candidate in candidates:
+            if candidate.shape == value.shape and bool(
+                (candidate - value).abs().max() <= MATCH_TOLERANCE * value.abs().max()
+            ):
+                return pool, skip
+    return None

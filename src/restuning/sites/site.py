@@ -1,0 +1,167 @@
+"""A site is a place where a network computes `next = stream + OP(stream)`: plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from restuning._errors import NoSitesError
+from restuning.sites.maps import Maps
+
+Op = Literal["mha", "cross", "ffn", "block"]
+Layout = Literal["b n d", "b h w d", "b d h w"]
+Proof = Literal["residual", "shape", "declared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place to tune.
+
+    Attributes:
+        name: `mha.3`; what files store. Layers count from 1; `block.0` is the embedding output.
+        op: The operation: mha, cross, ffn or block.
+        layer: Layer number, 1 to L.
+        dim: Width d of the stream here.
+        enter: Path of the module whose first input is the stream x.
+        module: Path of the operation itself.
+        leave: Path of the module whose output is added to the stream; a tuner is added to it.
+        nth, calls: The leave module's call that counts, of how many in one forward (some
+            backbones share one drop-path module between both sums of a block).
+        layout: Axes of the stream.
+        proof: "residual": `next == stream + leave output` was seen in one forward; "shape": only
+            the shapes fit; "declared": given by hand or by a row of `families.py`.
+        maps: The frozen attention maps of this layer, if they were proved.
+    """
+
+    name: str
+    op: Op
+    layer: int
+    dim: int
+    enter: str
+    module: str
+    leave: str
+    nth: int = 0
+    calls: int = 1
+    layout: Layout = "b n d"
+    proof: Proof = "residual"
+    maps: Maps | None = None
+
+    @property
+    def key(self) -> str:
+        """The name without a dot, a legal key of a `ModuleDict`."""
+        return self.name.replace(".", "_")
+
+    @property
+    def reads(self) -> str:
+        """Where a tuner reads, in words."""
+        return f"input of {self.enter or 'the model'}"
+
+    @property
+    def adds(self) -> str:
+        """Where a tuner adds, in words."""
+        call = f" (call {self.nth + 1} of {self.calls})" if self.calls > 1 else ""
+        return f"output of {self.leave}{call}"
+
+
+class Sites(Mapping[str, Site]):
+    """The sites of one backbone, by name, in the order of the forward."""
+
+    def __init__(self, sites: Iterable[Site]) -> None:
+        self._sites = {site.name: site for site in sites}
+
+    def __getitem__(self, name: str) -> Site:
+        """The site of a name.
+
+        Raises:
+            NoSitesError: No such site.
+        """
+        try:
+            return self._sites[name]
+        except KeyError:
+            raise NoSitesError(
+                "no such site",
+                where=str(name),
+                found=f"{len(self)} sites: {', '.join(list(self)[:6])} ...",
+                fix="print(host.sites) lists them",
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a site of this name is there."""
+        return name in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in the order of the forward."""
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        """Number of sites."""
+        return len(self._sites)
+
+    @property
+    def layers(self) -> int:
+        """Number L of layers."""
+        return max((site.layer for site in self.values()), default=0)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """`block.0` (the embedding output) to `block.L`."""
+        return ("block.0", *[s.name for s in self.values() if s.op == "block"])
+
+    def pick(self, *ops: Op, layers: slice | Iterable[int] = slice(None)) -> Sites:
+        """The sites of some operations and layers.
+
+        Args:
+            ops: Operations to keep; none means all.
+            layers: A slice over layer numbers counted from 0 (`slice(6, None)` is the upper half
+                of twelve), or layer numbers counted from 1.
+
+        Raises:
+            NoSitesError: Nothing fits.
+        """
+        numbers = range(1, self.layers + 1)
+        wanted = set(numbers[layers]) if isinstance(layers, slice) else set(layers)
+        kept = [
+            s for s in self.values() if (not ops or s.op in ops) and s.layer in wanted
+        ]
+        if not kept:
+            raise NoSitesError(
+                "no site fits the selection",
+                where=f"ops={list(ops) or 'all'}, layers={sorted(wanted)}",
+                found=f"operations here: {sorted({s.op for s in self.values()})}, "
+                f"layers 1 to {self.layers}",
+                fix="print(host.sites) lists them",
+            )
+        return Sites(kept)
+
+    @classmethod
+    def declare(cls, sites: Iterable[Site]) -> Sites:
+        """Sites given by hand, where structure cannot settle them."""
+        return cls(replace(site, proof="declared") for site in sites)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a site, as `restuning sites` prints them."""
+        return [
+            {
+                "name": s.name,
+                "op": s.op,
+                "width": s.dim,
+                "layout": s.layout,
+                "reads": s.reads,
+                "adds": s.adds,
+                "proof": s.proof,
+                "maps": bool(s.maps),
+            }
+            for s in self.values()
+        ]
+
+    def __repr__(self) -> str:
+        """A table, a line a site."""
+        rows = self.rows()
+        columns = ["name", "width", "reads", "adds", "proof"]
+        table = [columns, *[[str(row[c]) for c in columns] for row in rows]]
+        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        )

@@ -1,0 +1,17 @@
+"""Tuners: small trainable modules `x -> delta`, knowing a width and nothing else.
+
+A new tuner is one file here and one import line below; the law tests then run over it.
+"""
+
+from restuning.tuners._base import Tuner as Tuner
+from restuning.tuners._base import View as View
+from restuning.tuners._base import from_spec as from_spec
+from restuning.tuners._base import kinds as kinds
+from restuning.tuners._base import tuner as tuner
+from restuning.tuners.adapter import ResAdapter as ResAdapter
+from restuning.tuners.combine import DropPath as DropPath
+from restuning.tuners.combine import Sum as Sum
+from restuning.tuners.prefix import ResPrefix as ResPrefix
+from restuning.tuners.prompt import ResPrompt as ResPrompt
+from restuning.tuners.prompt import StemPrompt as StemPrompt
+from restuning.tuners.scale import Scaled as Scaled

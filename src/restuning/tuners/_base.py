@@ -1,0 +1,218 @@
+"""A tuner is a small module `x -> delta` that runs beside a frozen operation: `OP(x) + tuner(x)`.
+
+Imports torch and `_errors` only: a tuner knows a width, never a backbone, a path, a layer number or
+a device. What it must borrow from the frozen layer (Res-Prefix and Res-Prompt need W_q, W_k, W_v
+and W_o) is lent for one forward as a `View`.
+
+Letters in shapes: `b` batch, `n` tokens, `d` width, `h` heads, `r` rank or length.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import FormatError, UnknownNameError
+
+ENTRY_POINTS = "restuning.tuners"
+
+Reads = Literal["stream", "output"]
+
+
+@runtime_checkable
+class View(Protocol):
+    """The frozen attention maps of one layer, lent to a tuner for one forward and never kept."""
+
+    heads: int
+    scale: float
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The attention branch's own norm, `b n d -> b n d`."""
+        ...
+
+    def q(self, x: Tensor) -> Tensor:
+        """W_q x split into heads, `... n d -> ... h n d/h`."""
+        ...
+
+    def k(self, x: Tensor) -> Tensor:
+        """W_k x split into heads, `... n d -> ... h n d/h`."""
+        ...
+
+    def v(self, x: Tensor) -> Tensor:
+        """W_v x split into heads, `... n d -> ... h n d/h`."""
+        ...
+
+    def out(self, y: Tensor) -> Tensor:
+        """W_o on merged heads, without its bias: `b h n d/h -> b n d`."""
+        ...
+
+    def mask(self, queries: Tensor) -> Tensor | None:
+        """What the layer itself adds to its attention scores in this forward, or None."""
+        ...
+
+
+class Tuner(nn.Module, ABC):
+    """`x -> delta`, a tensor of x's shape that is added to an operation's output.
+
+    Subclasses are final, keep every constructor argument as an attribute of the same name (that
+    is their `spec`), and put a `@tuner("kind")` above the class.
+
+    Shape:
+        x: `(*b, n, d) -> (*b, n, d)`.
+    """
+
+    kind: ClassVar[str] = ""
+    #: Whether a token's delta depends on other tokens of x (then a bypass needs all tokens).
+    mixes_tokens: bool = False
+    #: Whether `forward` must be given the layer's frozen attention maps.
+    needs_view: bool = False
+    #: What is fed in: the residual stream, or OP's output.
+    reads: Reads = "stream"
+    #: Tokens appended to the stream at the stem (VPT-shallow only).
+    appends: int = 0
+    dim: int
+
+    @abstractmethod
+    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+        """Compute the delta; see the class."""
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Draw the start values, also after `to_empty` on a module built on `meta`."""
+
+    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+        """`scale * tuner(x)`; a tuner ending in a linear map folds the scale into its weight.
+
+        Folding keeps the `b n d` product out of the graph: without it the gradient of the scale
+        would hold one stream-sized tensor per tuner.
+        """
+        return self(x, view) * scale
+
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build this tuner again, as JSON."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {"kind": self.kind, **{name: _to_json(getattr(self, name)) for name in names}}
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return ", ".join(
+            f"{k}={v!r}" for k, v in self.spec().items() if k != "kind" and not isinstance(v, dict)
+        )
+
+
+_TABLE: dict[str, type[Tuner]] = {}
+T = TypeVar("T", bound=type[Tuner])
+
+
+def tuner(kind: str) -> Callable[[T], T]:
+    """Enter a tuner in the closed table that specs are read from."""
+
+    def enter(cls: T) -> T:
+        cls.kind = kind
+        _TABLE[kind] = cls
+        return cls
+
+    return enter
+
+
+def kinds() -> dict[str, type[Tuner]]:
+    """The table of tuners: ours, and those that installed packages give by entry point.
+
+    A package adds one with `[project.entry-points."restuning.tuners"]`, `kind = "module:Class"`.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name not in _TABLE:
+            cls = point.load()
+            cls.kind = point.name
+            _TABLE[point.name] = cls
+    return dict(_TABLE)
+
+
+def from_spec(spec: Mapping[str, Any]) -> Tuner:
+    """Build a tuner from its `spec`.
+
+    Raises:
+        UnknownNameError: The kind is in no table.
+        FormatError: The arguments do not fit the kind.
+    """
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
+        raise FormatError(
+            "not the spec of a tuner", found=repr(spec)[:200], fix='give {"kind": ...}'
+        )
+    table = _TABLE if spec["kind"] in _TABLE else kinds()
+    if spec["kind"] not in table:
+        raise UnknownNameError(
+            "no tuner of this kind",
+            where=spec["kind"],
+            found=f"known kinds: {', '.join(sorted(table))}",
+            fix="install the package that registers it, or correct the spec",
+        )
+    cls = table[spec["kind"]]
+    arguments = {k: _from_json(v) for k, v in spec.items() if k != "kind"}
+    try:
+        signature = inspect.signature(cls.__init__)
+        positional, keyword = [], {}
+        for name, parameter in list(signature.parameters.items())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                positional += arguments.pop(name, ())
+            elif name in arguments and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                positional.append(arguments.pop(name))
+            elif name in arguments:
+                keyword[name] = arguments.pop(name)
+        if arguments:
+            raise FormatError(
+                "a tuner's spec has unknown arguments",
+                where=spec["kind"],
+                found=", ".join(sorted(arguments)),
+                fix=f"{spec['kind']} takes {', '.join(list(signature.parameters)[1:])}",
+            )
+        return cls(*positional, **keyword)
+    except (TypeError, ValueError) as error:
+        raise FormatError(
+            "a tuner cannot be built from its spec",
+            where=spec["kind"],
+            found=str(error),
+            fix="write the spec with the library version that reads it",
+        ) from None
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Tuner):
+        return value.spec()
+    if isinstance(value, (list, tuple, nn.ModuleList)):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, Mapping) and "kind" in value:
+        return from_spec(value)
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return value
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """`... n d -> ... h n d/h`."""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def merge_heads(y: Tensor) -> Tensor:
+    """`... h n e -> ... n h*e`."""
+    return y.transpose(-3, -2).flatten(-2)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention and its log-sum-exp, `... h n e -> (... h n e, ... h n 1)`."""
+    scores = (q * scale) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1) @ v, torch.logsumexp(scores, -1, keepdim=True)

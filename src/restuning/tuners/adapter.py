@@ -1,0 +1,81 @@
+"""Res-Adapter: a bottleneck beside an operation."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from restuning._errors import UnknownNameError
+from restuning.tuners._base import Reads, Tuner, View, tuner
+
+BIAS_STD = 1e-6
+"""Standard deviation of the biases, as in the authors' code."""
+
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+@tuner("res_adapter")
+class ResAdapter(Tuner):
+    r"""A bottleneck that runs beside an operation: `OP(x) + s * W_up phi(W_down x)`.
+
+    Args:
+        dim: Width d of the stream.
+        rank: Width r of the bottleneck. The paper uses 10 in every layer.
+        activation: phi: "gelu" (the paper), "relu" (AdaptFormer) or "silu".
+        reads: "stream" (paper, Fig. 3b: before the norm) or "output" (OP's output: the embedded,
+            sequential adapter with an inner skip, which is then exact).
+        zero: Start as no change (W_up and its bias zero). The authors' classification code does
+            not, so the default is False.
+        factor: Constant s. 1 in the paper; AdaptFormer uses 0.1.
+
+    Shape:
+        x: `(*b, n, d) -> (*b, n, d)`.
+
+    Cost: `2*d*r + r + d` parameters, `4*d*r` flops a token.
+    Start: Xavier-uniform weights, biases N(0, 1e-6), as in the authors' code.
+    Reference: Jiang et al. 2023, arXiv 2310.19859, Fig. 3(a).
+    Departs: fed with OP's input as drawn; the text derives it fed with OP's output. They are not
+    equal; `reads="output"` is the latter.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rank: int = 10,
+        activation: str = "gelu",
+        reads: Reads = "stream",
+        zero: bool = False,
+        factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise UnknownNameError(
+                "no such activation", where=activation, fix=f"one of {', '.join(_ACTIVATIONS)}"
+            )
+        self.dim, self.rank, self.activation, self.zero = dim, rank, activation, zero
+        self.reads: Reads = reads
+        self.factor = factor
+        self.down = nn.Linear(dim, rank)
+        self.up = nn.Linear(rank, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the start values; see the class."""
+        for layer in (self.down, self.up):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=BIAS_STD)
+        if self.zero:
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+        """Compute the delta; see the class."""
+        delta = self.up(_ACTIVATIONS[self.activation](self.down(x)))
+        return delta if self.factor == 1.0 else delta * self.factor
+
+    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+        """`scale * tuner(x)` with a scalar or channel scale folded into W_up."""
+        scale = scale * self.factor
+        hidden = _ACTIVATIONS[self.activation](self.down(x))
+        return F.linear(hidden, self.up.weight * scale.unsqueeze(-1), self.up.bias * scale)

@@ -1,0 +1,102 @@
+"""The "Scale" box at the end of every Res-Tuner, in all its forms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import UnknownNameError
+from restuning.tuners._base import Tuner, View, attend, tuner
+from restuning.tuners.attention import AttentionTuner, required
+
+Form = Literal["none", "scalar", "channel", "gate", "exact"]
+FORMS = ("none", "scalar", "channel", "gate", "exact")
+
+
+@tuner("scaled")
+class Scaled(Tuner):
+    r"""`s * tuner(x)` with s in one of five forms.
+
+    - "none": s = 1, the bare tuner.
+    - "scalar": one learned number, start 1.
+    - "channel": one learned number a channel, start 1. The paper's choice (best in the authors'
+      ablation) for the dual Res-Adapter.
+    - "gate": `mean over tokens of sigmoid(W x)`, one number a sample.
+    - "exact": the lambda of the paper's identity, which also takes from the frozen path:
+      `OP(x) + W_o lambda (Attn(Q, K_t, V_t) - Attn(Q, K, V))`,
+      `lambda = sigmoid(LSE(Q K_t) - LSE(Q K))`, per sample, head and query. With it prefix and
+      prompt tuning are *equal* to their embedded originals. Only for Res-Prefix and Res-Prompt on
+      MHA; it computes the layer's attention once more.
+
+    Args:
+        tuner: What is scaled.
+        form: One of the five.
+
+    Cost: 0, 1, d, d + 1 and 0 parameters.
+    Reference: arXiv 2310.19859 section 3; the four learned forms are U-Tuning's Table 7.
+
+    Raises:
+        UnknownNameError: No such form, or "exact" over a tuner that has no identity.
+    """
+
+    def __init__(self, tuner: Tuner, form: Form = "channel") -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise UnknownNameError(
+                "no such form of scale", where=form, fix=f"one of {', '.join(FORMS)}"
+            )
+        if form == "exact" and not (isinstance(tuner, AttentionTuner) and tuner.query == "mha"):
+            raise UnknownNameError(
+                'the "exact" scale is an identity of attention',
+                where=tuner.kind,
+                fix='use it over ResPrefix or ResPrompt with query="mha"',
+            )
+        self.tuner, self.dim = tuner, tuner.dim
+        self.form: Form = form
+        self.reads = tuner.reads
+        if form == "scalar":
+            self.scale = nn.Parameter(torch.ones(()))
+        elif form == "channel":
+            self.scale = nn.Parameter(torch.ones(self.dim))
+        elif form == "gate":
+            self.gate = nn.Linear(self.dim, 1)
+
+    @property
+    def mixes_tokens(self) -> bool:  # type: ignore[override]
+        """A gate averages over tokens, the exact form attends to them."""
+        return self.form in ("gate", "exact") or self.tuner.mixes_tokens
+
+    @property
+    def needs_view(self) -> bool:  # type: ignore[override]
+        """As the tuner inside."""
+        return self.tuner.needs_view
+
+    def reset_parameters(self) -> None:
+        """Scales at one; the gate as torch draws a linear map; then the tuner's own."""
+        if self.form in ("scalar", "channel"):
+            nn.init.ones_(self.scale)
+        elif self.form == "gate":
+            self.gate.reset_parameters()
+        self.tuner.reset_parameters()
+
+    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+        """Compute the scaled delta; see the class."""
+        if self.form in ("scalar", "channel"):
+            return self.tuner.scaled(x, view, self.scale.expand(self.dim))
+        if self.form == "gate":
+            return self.tuner(x, view) * self.gate(x).sigmoid().mean(-2, keepdim=True)
+        if self.form == "exact":
+            return self._exact(x, view)
+        return self.tuner(x, view)
+
+    def _exact(self, x: Tensor, view: View | None) -> Tensor:
+        lent = required(view, self)
+        assert isinstance(self.tuner, AttentionTuner)
+        queries, ours, ours_lse = self.tuner.attended(x, view)
+        tokens = lent.norm(x)
+        theirs, theirs_lse = attend(
+            queries, lent.k(tokens), lent.v(tokens), lent.scale, lent.mask(queries)
+        )
+        return lent.out((ours_lse - theirs_lse).sigmoid() * (ours - theirs))
