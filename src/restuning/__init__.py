@@ -3,8 +3,10 @@
 from restuning import methods as methods
 from restuning._errors import RestuningError as RestuningError
 from restuning._version import __version__ as __version__
+from restuning.backbones import load_backbone as load_backbone
 from restuning.bypass import Bypass as Bypass
 from restuning.bypass import Needs as Needs
+from restuning.data import load_data as load_data
 from restuning.files import describe as describe
 from restuning.files import load as load
 from restuning.files import push_to_hub as push_to_hub

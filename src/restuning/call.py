@@ -199,7 +199,9 @@ def in_use(slot: str, call: Call | None) -> Iterator[None]:
     """The hooks of a slot see this record in this thread, and what was there before afterwards."""
     before = getattr(_local, slot, None)
     if call is not None and call.tuners and torch.is_grad_enabled():
-        _trained.add(slot)
+        # A compiled graph needs no guard against recomputation, and must not carry this effect.
+        if not torch.compiler.is_compiling():
+            _trained.add(slot)
     setattr(_local, slot, call)
     try:
         yield

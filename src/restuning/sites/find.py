@@ -219,7 +219,11 @@ class Finder:
     def _maps(
         self, module: _Call, stream: Tensor, inside: list[_Call], calls: list[_Call], own: _Call
     ) -> Maps | None:
-        proposal = propose(self.model, module.path)
+        # A post-norm attention ends after its own sum; then only its inner part is in the branch.
+        parent = module.path.rpartition(".")[0]
+        proposal = propose(self.model, module.path) or (
+            propose(self.model, parent) if parent != own.path else None
+        )
         if proposal is None:
             return None
         norm = next(

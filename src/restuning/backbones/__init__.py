@@ -1,0 +1,7 @@
+"""Backbones by name: the only room that imports model libraries."""
+
+from restuning.backbones.load import SCHEMES as SCHEMES
+from restuning.backbones.load import Backbone as Backbone
+from restuning.backbones.load import load_backbone as load_backbone
+from restuning.backbones.load import load_weights as load_weights
+from restuning.backbones.preprocessing import Preprocessing as Preprocessing

@@ -1,0 +1,245 @@
+"""Backbones by name: `restuning-tiny`, `timm:NAME`, `hf:NAME`, `torchvision:NAME`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from restuning._errors import BackboneError, UnknownNameError, require
+from restuning.backbones.preprocessing import Preprocessing
+
+_TINY = Path(__file__).parent / "tiny"
+_HEADS = ("head.", "head_dist.", "fc.", "classifier.", "heads.", "last_linear.")
+SCHEMES = {
+    "restuning-tiny": "embedded, 32 px, no download",
+    "timm:NAME": "e.g. timm:vit_base_patch16_224.orig_in21k",
+    "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
+    "torchvision:NAME": "e.g. torchvision:vit_b_16",
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone with what is needed to feed it.
+
+    Attributes:
+        name: The name it was loaded by.
+        model: Headless, in eval mode.
+        example: One input, batch 1.
+        kwargs: The example's keyword inputs (text models).
+        preprocessing: For images, else None.
+        tokenizer: For text, else None.
+        weights: "embedded", "pretrained", "random" or a file.
+    """
+
+    name: str
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    tokenizer: Any = None
+    weights: str = "pretrained"
+
+
+def load_backbone(
+    name: str, *, weights: str | Path | None = None, random: bool = False
+) -> Backbone:
+    """Load a backbone by name.
+
+    Args:
+        name: See `SCHEMES`.
+        weights: A safetensors file (or npz for timm's ViTs), for machines without a hub.
+        random: Random weights from torch's current seed.
+
+    Raises:
+        UnknownNameError: No such backbone.
+        BackboneError: Weights are missing, mismatched or cannot be fetched.
+        MissingExtraError: The library that has it is not installed.
+    """
+    loaders: dict[str, Callable[[str, bool], Backbone]] = {
+        "timm": _timm, "hf": _hf, "torchvision": _torchvision,
+    }  # fmt: skip
+    if weights is not None and not Path(weights).is_file():
+        raise BackboneError("no such weights file", where=str(weights), fix="give its path")
+    fetch = weights is None and not random
+    scheme, _, rest = name.partition(":")
+    if name == "restuning-tiny":
+        backbone = _tiny(fetch)
+    elif scheme in loaders and rest:
+        backbone = loaders[scheme](rest, fetch)
+    else:
+        raise UnknownNameError(
+            "no such backbone", where=name,
+            fix="; ".join(f"{k} ({v})" for k, v in SCHEMES.items()),
+        )  # fmt: skip
+    if weights is not None:
+        load_weights(backbone.model, Path(weights))
+    source = str(weights) if weights else "random" if random else backbone.weights
+    backbone.model.eval()
+    return Backbone(
+        name, backbone.model, backbone.example, backbone.kwargs, backbone.preprocessing,
+        backbone.tokenizer, source,
+    )  # fmt: skip
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a weights file strictly; a classifier head that the headless model lacks is left out.
+
+    Raises:
+        BackboneError: Not a safetensors or npz file, or its keys or shapes do not fit.
+    """
+    if path.suffix == ".npz" and hasattr(model, "load_pretrained"):
+        try:
+            model.load_pretrained(str(path))  # type: ignore[operator]
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise BackboneError(
+                "weights do not fit", where=str(path), found=f"{type(error).__name__}: {error}",
+                fix="check that they belong to this architecture",
+            ) from None  # fmt: skip
+        return
+    if path.suffix != ".safetensors":
+        raise BackboneError(
+            "not a weights file we read", where=str(path), found=path.suffix or "no suffix",
+            fix="convert it to safetensors (pickled checkpoints are not opened, for safety)",
+        )  # fmt: skip
+    try:
+        given = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(
+            "weights cannot be read", where=str(path), found=str(error), fix="fetch the file again"
+        ) from None
+    own = model.state_dict()
+    given = {k: v for k, v in given.items() if k in own or not k.startswith(_HEADS)}
+    _refuse_mismatch(own, given, path)
+    model.load_state_dict(given, strict=True)
+
+
+def _refuse_mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+    problems = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
+        "of another shape": [
+            f"{k} {tuple(given[k].shape)}, wanted {tuple(own[k].shape)}"
+            for k in sorted(own.keys() & given.keys())
+            if own[k].shape != given[k].shape
+        ],
+    }
+    if any(problems.values()):
+        raise BackboneError(
+            "weights do not fit", where=str(path),
+            found="; ".join(
+                f"{len(keys)} {kind}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
+                for kind, keys in problems.items() if keys
+            ),
+            fix="check that they belong to this architecture and carry its library's own keys",
+        )  # fmt: skip
+
+
+def _tiny(fetch: bool) -> Backbone:
+    from timm.models.vision_transformer import VisionTransformer
+
+    config = json.loads((_TINY / "config.json").read_text(encoding="utf-8"))
+    model = VisionTransformer(**config["arguments"])
+    if fetch:
+        load_weights(model, _TINY / "restuning-tiny.safetensors")
+    values = config["preprocessing"]
+    preprocessing = Preprocessing(
+        tuple(values["input_size"][1:]), tuple(values["mean"]), tuple(values["std"]),
+        values.get("interpolation", "bicubic"), values.get("crop", 1.0),
+    )  # fmt: skip
+    return Backbone("", model, (torch.zeros(1, 3, *preprocessing.size),), {}, preprocessing,
+                    weights="embedded")  # fmt: skip
+
+
+def _timm(name: str, fetch: bool) -> Backbone:
+    import timm
+
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise UnknownNameError(
+            "timm has no such model", where=name, fix=f"did you mean {', '.join(near)}?"
+        )
+    with _reaching_hub(name):
+        model = timm.create_model(name, pretrained=fetch, num_classes=0)
+    data = timm.data.resolve_model_data_config(model)
+    preprocessing = Preprocessing(
+        data["input_size"][1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
+    )
+    return Backbone("", model, (torch.zeros(1, *data["input_size"]),), {}, preprocessing)
+
+
+def _hf(name: str, fetch: bool) -> Backbone:
+    hf = require("transformers", "transformers", f"the backbone hf:{name}")
+    with _reaching_hub(name):
+        config = hf.AutoConfig.from_pretrained(name)
+        config = getattr(config, "vision_config", config)
+        kind = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
+        cls = getattr(hf, kind.get(config.model_type, "AutoModel"))
+        make = cls.from_pretrained if fetch else getattr(cls, "from_config", cls)
+        model = make(name if fetch else config)
+        if not hasattr(config, "image_size"):
+            tokenizer = hf.AutoTokenizer.from_pretrained(name)
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            example = dict(tokenizer("an example of a text", return_tensors="pt"))
+            return Backbone("", model, (), example, None, tokenizer)
+        try:
+            processor = hf.AutoImageProcessor.from_pretrained(name).to_dict()
+        except (OSError, ValueError, ImportError):
+            processor = {}
+    size = config.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    half = (0.5, 0.5, 0.5)
+    filters = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+    preprocessing = Preprocessing(
+        size, tuple(processor.get("image_mean") or half), tuple(processor.get("image_std") or half),
+        filters.get(processor.get("resample", 3), "bicubic"),
+    )  # fmt: skip
+    return Backbone("", model, (torch.zeros(1, 3, *size),), {}, preprocessing)
+
+
+def _torchvision(name: str, fetch: bool) -> Backbone:
+    models = require("torchvision.models", "transformers", f"the backbone torchvision:{name}")
+    if name not in models.list_models(module=models):
+        near = get_close_matches(name, models.list_models(module=models), n=3)
+        raise UnknownNameError(
+            "torchvision has no such model", where=name, fix=f"did you mean {', '.join(near)}?"
+        )
+    with _reaching_hub(name):
+        model = models.get_model(name, weights="DEFAULT" if fetch else None)
+    for head in ("heads", "head", "classifier", "fc"):
+        if isinstance(getattr(model, head, None), nn.Module):
+            setattr(model, head, nn.Identity())
+            break
+    crop = getattr(models.get_model_weights(name).DEFAULT.transforms(), "crop_size", [224])[0]
+    preprocessing = Preprocessing(
+        (crop, crop), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 224 / 256
+    )
+    return Backbone("", model, (torch.zeros(1, 3, crop, crop),), {}, preprocessing)
+
+
+class _reaching_hub:  # noqa: N801
+    """Turns whatever a hub client raises into one error that says what to do without a hub."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OSError, RuntimeError, ValueError, KeyError)):
+            raise BackboneError(
+                "a backbone could not be loaded", where=self.name,
+                found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+                fix="without a hub give --weights FILE (safetensors), a local folder, or --random",
+            ) from None  # fmt: skip

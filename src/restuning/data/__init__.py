@@ -1,0 +1,7 @@
+"""Data sets by name or path, transformed as the backbone wants them."""
+
+from restuning.data.data import Data as Data
+from restuning.data.data import ImageFiles as ImageFiles
+from restuning.data.data import decode as decode
+from restuning.data.load import load_data as load_data
+from restuning.data.load import read_list as read_list

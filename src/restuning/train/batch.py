@@ -1,0 +1,80 @@
+"""A batch is `(inputs, labels)`: inputs a tensor, or a dict of tensors called by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import TrainingError
+
+
+def run(model: nn.Module, inputs: Any) -> Tensor:
+    """Logits in float32, `b c`.
+
+    Raises:
+        TrainingError: The model gave something else.
+    """
+    logits = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else str(type(logits))
+        raise TrainingError(
+            "a model must return logits of shape (batch, classes)", found=found,
+            fix="give the task a head with one output per class",
+        )  # fmt: skip
+    return logits.float()
+
+
+def pieces(inputs: Any, labels: Tensor, count: int) -> Iterator[tuple[Any, Tensor]]:
+    """Split a batch into at most `count` pieces of nearly one size."""
+    number = len(labels)
+    count = min(count, number)
+    for place in range(count):
+        part = slice(number * place // count, number * (place + 1) // count)
+        if isinstance(inputs, dict):
+            yield {k: v[part] for k, v in inputs.items()}, labels[part]
+        else:
+            yield inputs[part], labels[part]
+
+
+def move(inputs: Any, labels: Tensor, device: torch.device) -> tuple[Any, Tensor]:
+    """Bring a piece to a device without waiting for it."""
+    if isinstance(inputs, dict):
+        inputs = {k: v.to(device, non_blocking=True) for k, v in inputs.items()}
+    else:
+        inputs = inputs.to(device, non_blocking=True)
+    return inputs, labels.to(device, non_blocking=True)
+
+
+def check_labels(labels: Tensor, lowest: int, highest: int, classes: int) -> None:
+    """Refuse labels that no output stands for: on a GPU they would end the process.
+
+    Raises:
+        TrainingError: A label is outside the classes.
+    """
+    if lowest < 0 or highest >= classes:
+        raise TrainingError(
+            "a label is outside the task's classes",
+            found=f"label {lowest if lowest < 0 else highest}, {classes} classes (0 to "
+            f"{classes - 1})",
+            fix="build the task with num_classes of this data set",
+        )
+
+
+def bounds(labels: Any) -> tuple[int, int]:
+    """Lowest and highest label of a batch.
+
+    Raises:
+        TrainingError: Labels are not whole numbers.
+    """
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        found = f"{labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else (
+            str(type(labels))
+        )
+        raise TrainingError(
+            "labels must be whole numbers, one per example", found=found,
+            fix="let the data set yield (input, class index)",
+        )  # fmt: skip
+    return int(labels.min()), int(labels.max())

@@ -1,0 +1,81 @@
+"""Peak memory of a run above what was there at its start, and how it was measured."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows has no such module.
+    resource = None
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+RESET_PEAK = "5"
+"""What Linux takes as "set VmHWM back to the present size" (man 5 proc)."""
+
+
+class PeakMemory:
+    """Measures from the moment it is made.
+
+    Args:
+        device: Where the run computes.
+
+    Attributes:
+        how: "cuda max_memory_allocated", "VmHWM" (Linux, reset at the start), "ru_maxrss" (cannot
+            be reset: says 0 if the process was larger before), or "unavailable".
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._start = 0
+        if self.device.type == "cuda":
+            self.how = "cuda max_memory_allocated"
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._start = torch.cuda.memory_allocated(self.device)
+        elif _reset_peak() and (now := _status("VmRSS")) is not None:
+            self.how = "VmHWM"
+            self._start = now
+        elif (highest := _highest()) is not None:
+            self.how = "ru_maxrss"
+            self._start = highest
+        else:
+            self.how = "unavailable"
+
+    def read(self) -> int | None:
+        """Bytes at the peak above the start, or None where nothing can measure it."""
+        if self.how == "cuda max_memory_allocated":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        elif self.how == "VmHWM":
+            peak = _status("VmHWM")
+        else:
+            peak = _highest()
+        return None if peak is None else max(0, peak - self._start)
+
+
+def _reset_peak() -> bool:
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return _status("VmHWM") is not None
+
+
+def _status(field: str) -> int | None:
+    try:
+        for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+def _highest() -> int | None:
+    if resource is None:
+        return None
+    value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return value if sys.platform == "darwin" else value * 1024
