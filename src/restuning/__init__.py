@@ -17,6 +17,9 @@ from restuning.sites import Readout as Readout
 from restuning.sites import Site as Site
 from restuning.sites import Sites as Sites
 from restuning.task import Task as Task
+from restuning.train import FitSettings as FitSettings
+from restuning.train import evaluate as evaluate
+from restuning.train import fit as fit
 from restuning.tuned import Tuned as Tuned
 from restuning.tuners import DropPath as DropPath
 from restuning.tuners import ResAdapter as ResAdapter

@@ -48,7 +48,7 @@ def move(inputs: Any, labels: Tensor, device: torch.device) -> tuple[Any, Tensor
     return inputs, labels.to(device, non_blocking=True)
 
 
-def check_labels(labels: Tensor, lowest: int, highest: int, classes: int) -> None:
+def check_labels(lowest: int, highest: int, classes: int) -> None:
     """Refuse labels that no output stands for: on a GPU they would end the process.
 
     Raises:
@@ -70,9 +70,9 @@ def bounds(labels: Any) -> tuple[int, int]:
         TrainingError: Labels are not whole numbers.
     """
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        found = f"{labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else (
-            str(type(labels))
-        )
+        found = str(type(labels))
+        if isinstance(labels, Tensor):
+            found = f"{labels.dtype}, shape {tuple(labels.shape)}"
         raise TrainingError(
             "labels must be whole numbers, one per example", found=found,
             fix="let the data set yield (input, class index)",

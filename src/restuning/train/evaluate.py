@@ -69,7 +69,7 @@ def evaluate(
                 lowest, highest = bounds(labels)
                 inputs, labels = move(inputs, labels, device)
                 logits = run(tuned, inputs)
-                check_labels(labels, lowest, highest, logits.shape[1])
+                check_labels(lowest, highest, logits.shape[1])
                 sums[0] += F.cross_entropy(logits, labels, reduction="sum")
                 sums[1] += (logits.argmax(1) == labels).sum()
                 sums[2] += len(labels)

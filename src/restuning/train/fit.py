@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from torch import nn
 
 from restuning._errors import TrainingError
+from restuning.train.failures import short_of_memory
 from restuning.train.interrupts import Interrupts
 from restuning.train.loop import Loop
 from restuning.train.progress import Bar
@@ -62,24 +63,32 @@ def fit(
     out = Path(out)
     _check(tuned, train, val, settings)
     with _accelerator(settings, out) as accelerator, own_randomness(), Interrupts() as interrupts:
+        own_forward = "forward" in vars(tuned)
         model = accelerator.prepare_model(tuned)
         try:
             loop = Loop(tuned, model, train, val, settings, out, collate, accelerator, interrupts)
             finished = loop.open(resume)
             if finished is None:
                 start_trackers(accelerator, settings, out)
-                bar = Bar(loop.order.total, settings.epochs, progress and accelerator.is_main_process)
+                bar = Bar(
+                    loop.order.total, settings.epochs, progress and accelerator.is_main_process
+                )
                 try:
                     finished = loop.run(bar)
                 finally:
                     finish_trackers(accelerator)
         except torch.OutOfMemoryError as error:
-            raise _short_of_memory(error, settings) from None
+            raise short_of_memory(error, settings) from None
         finally:
             # Undoes the autocast that Accelerate puts around the caller's own forward.
             accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            if not own_forward:
+                # It leaves a bound method behind, which a copy of the module would share.
+                vars(tuned).pop("forward", None)
             tuned.zero_grad(set_to_none=True)
             tuned.eval()
+        # One that came after the last step must not be swallowed.
+        interrupts.stop()
     return finished
 
 
@@ -129,12 +138,3 @@ def _check(tuned: nn.Module, train: Any, val: Any, settings: FitSettings) -> Non
         raise TrainingError(
             "the validation data are empty", fix="give some, or none at all (val=None)"
         )
-
-
-def _short_of_memory(error: Exception, settings: FitSettings) -> TrainingError:
-    return TrainingError(
-        "the device is out of memory",
-        found=str(error).splitlines()[0][:200],
-        fix=f"run each batch in more pieces (accumulate={2 * settings.accumulate}; the steps stay "
-        'the same), or use precision="bf16" or a bypass method; with --no-resume or another --out',
-    )

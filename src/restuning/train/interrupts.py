@@ -16,10 +16,12 @@ class Interrupts:
 
     Attributes:
         asked: The signal that was noted, or None.
+        stopped: Whether `stop` raised it: between two steps, where everything is whole.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.stopped = False
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -44,6 +46,7 @@ class Interrupts:
             SystemExit: SIGTERM, with the exit status a shell expects.
         """
         number = self.asked if number is None else number
+        self.stopped = number is not None
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         if number:

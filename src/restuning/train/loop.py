@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from restuning._errors import TrainingError
 from restuning.train import checkpoint
@@ -21,13 +20,14 @@ from restuning.train.batch import bounds, check_labels, move, pieces, run
 from restuning.train.curves import draw_curves
 from restuning.train.ema import Ema
 from restuning.train.evaluate import evaluate
+from restuning.train.failures import diverged
 from restuning.train.identity import check_same_run, run_identity
 from restuning.train.interrupts import Interrupts
 from restuning.train.journal import Journal
 from restuning.train.memory import PeakMemory
 from restuning.train.optimiser import build_optimiser, learning_rate
 from restuning.train.progress import Bar
-from restuning.train.randomness import Order, SeededExamples, Steps, seed_everything
+from restuning.train.randomness import Order, batches, seed_everything
 from restuning.train.result import FitResult
 from restuning.train.settings import FitSettings
 from restuning.train.tracking import track
@@ -40,13 +40,8 @@ class Loop:
     """A run's state, and the steps that change it.
 
     Args:
-        tuned: With `.task`.
+        tuned: With `.task`; `train`, `val`, `settings`, `out` and `collate` as for `fit`.
         model: `tuned` as Accelerate prepared it.
-        train: Training data.
-        val: Validation data or None.
-        settings: Checked.
-        out: The run's folder.
-        collate: Makes batches.
         accelerator: Devices, processes, precision.
         interrupts: Signals noted so far.
     """
@@ -113,7 +108,12 @@ class Loop:
         Raises:
             TrainingError: See `fit`.
         """
-        loader = iter(self._loader())
+        loader = iter(
+            batches(
+                self.train, self.order, self.step, self.rank, self.world, self.collate,
+                self.settings.workers, pin=self.accelerator.device.type == "cuda",
+            )
+        )  # fmt: skip
         bar.start()
         try:
             while True:
@@ -131,8 +131,10 @@ class Loop:
                 if self.world == 1:
                     self.interrupts.stop()
         except (KeyboardInterrupt, SystemExit):
-            self._flush(bar, line=False, exchange=False)
-            self.save()
+            # A second Ctrl-C may fall inside a step: nothing whole to save then.
+            if self.interrupts.stopped:
+                self._flush(bar, line=False, exchange=False)
+                self.save()
             raise
         finally:
             bar.stop()
@@ -162,16 +164,6 @@ class Loop:
                 raise self._diverged(self.step, f"{name} is not finite after it")
         checkpoint.write(self.folder, snapshot, final=result is not None)
 
-    def _loader(self) -> DataLoader:
-        return DataLoader(
-            SeededExamples(self.train, self.settings.seed),
-            batch_sampler=Steps(self.order, self.step, self.rank, self.world),
-            collate_fn=self.collate,
-            num_workers=self.settings.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            generator=torch.Generator().manual_seed(self.settings.seed),
-        )
-
     def _step(self, batch: tuple[Any, Tensor]) -> None:
         inputs, labels = batch
         lowest, highest = bounds(labels)
@@ -190,7 +182,7 @@ class Loop:
             exchange = place == len(parts) - 1
             with nullcontext() if exchange else self.accelerator.no_sync(self.model):
                 logits = run(self.model, x)
-                check_labels(y, lowest, highest, logits.shape[1])
+                check_labels(lowest, highest, logits.shape[1])
                 loss = F.cross_entropy(
                     logits, y, reduction="sum", label_smoothing=self.settings.label_smoothing
                 )
@@ -304,11 +296,4 @@ class Loop:
         return max((p for p in (now, self.peak_before) if p is not None), default=None)
 
     def _diverged(self, step: int, found: str) -> TrainingError:
-        rate = self._rate(max(0, step - 1))
-        other = ', precision="bf16" or "no"' if self.settings.precision == "fp16" else ""
-        return TrainingError(
-            "training diverged", where=f"step {step}, learning rate {rate:.3g}", found=found,
-            fix=f"lower lr (it is {self.settings.lr:g}), set clip=1.0{other}, or look for NaN in "
-            f"the data; start again with --no-resume or another --out. The last good checkpoint "
-            f"is kept in {self.folder}",
-        )  # fmt: skip
+        return diverged(step, self._rate(max(0, step - 1)), found, self.settings, self.folder)

@@ -23,7 +23,7 @@ class Bar:
         self._says = {"epoch": "", "loss": "", "accuracy": ""}
         console = Console(stderr=True, force_terminal=True if show == "force" else None)
         if show and console.is_terminal:
-            self._bar = Progress(
+            bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
                 TextColumn("loss {task.fields[loss]}  {task.fields[accuracy]}"),
@@ -32,7 +32,7 @@ class Bar:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._row = self._bar.add_task("", total=total, **self._says)
+            self._bar, self._row = bar, bar.add_task("", total=total, **self._says)
 
     def start(self) -> None:
         """Appear."""

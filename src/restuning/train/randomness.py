@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 def mixed(*parts: int | str) -> int:
@@ -39,7 +39,8 @@ def seed_everything(*parts: int | str, devices: bool = True) -> None:
 def own_randomness() -> Iterator[None]:
     """The caller's generators are afterwards as they were before."""
     python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:
@@ -125,3 +126,30 @@ class SeededExamples(Dataset):
     def __len__(self) -> int:
         """Examples of the data set."""
         return len(self.dataset)
+
+
+def batches(
+    dataset: Any, order: Order, start: int, rank: int, world: int,
+    collate: Callable | None, workers: int, *, pin: bool,
+) -> DataLoader:  # fmt: skip
+    """One process's batches from a step to the end of the run; one set of workers for all epochs.
+
+    Args:
+        dataset: Map-style.
+        order: Of the run.
+        start: First step.
+        rank: This process.
+        world: Number of processes.
+        collate: Makes a batch of a list of examples.
+        workers: Processes that load data.
+        pin: Prepare batches for a GPU.
+    """
+    return DataLoader(
+        SeededExamples(dataset, order.seed),
+        batch_sampler=Steps(order, start, rank, world),
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin,
+        # Else the loader would draw its workers' seeds from the caller's generator.
+        generator=torch.Generator().manual_seed(order.seed),
+    )

@@ -116,13 +116,9 @@ class FitSettings:
 
 
 def _number(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _demand(holds: bool, name: str, value: object, fix: str) -> None:
     if not holds:
-        raise TrainingError(
-            "a setting is out of its range", where=name, found=repr(value), fix=fix
-        )
+        raise TrainingError("a setting is out of its range", where=name, found=repr(value), fix=fix)

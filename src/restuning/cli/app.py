@@ -1,0 +1,219 @@
+"""The commands and their help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from restuning import methods
+from restuning._version import __version__
+from restuning.cli import inspect as looks
+from restuning.cli import run as runs
+from restuning.train import FitSettings
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Res-Tuning: small tuners beside a frozen backbone, and a bypass that detaches them.",
+    epilog="[bold]Start here:[/bold]  restuning train digits",
+)  # fmt: skip
+console = Console()
+
+BackboneName = Annotated[
+    str, typer.Option(help="restuning-tiny, timm:NAME, hf:NAME or torchvision:NAME")
+]
+Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
+Random = Annotated[bool, typer.Option("--random", help="Random weights from the seed")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave corrupt images out, and count")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"restuning {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="[bold]Examples[/bold]\n\nrestuning train digits\n\n"
+             "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224\n\n"
+             "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
+def train(
+    data: Annotated[str, typer.Argument(help="digits, a folder, a csv, torchvision:N or hf:N")],
+    method: Annotated[
+        str | None, typer.Option(help="One method; without it linear, res-tuning and bypass")
+    ] = None,
+    backbone: BackboneName = "restuning-tiny",
+    weights: Weights = None,
+    random: Random = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; the same folder resumes a run")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images of one step")] = 64,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Not on biases, scales and lambda")] = 1e-4,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Default: a tenth of epochs")] = None,
+    label_smoothing: float = 0.0,
+    rank: Annotated[int, typer.Option(help="Bottleneck or length of the tuners")] = methods.RANK,
+    scale: Annotated[str | None, typer.Option(help="none, scalar, channel, gate, exact")] = None,
+    drop_path: Annotated[float, typer.Option(help="Chance to leave a tuner out")] = 0.0,
+    augment: Annotated[str, typer.Option(help="none, flip, timm, timm:POLICY")] = "none",
+    precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
+    accumulate: Annotated[int, typer.Option(help="Pieces a batch is run in")] = 1,
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of a running mean of weights")] = None,
+    seed: int = 0,
+    workers: Annotated[int, typer.Option(help="Processes that load data")] = 0,
+    final: Annotated[bool, typer.Option("--final", help="Train on train and val")] = False,
+    skip_bad: SkipBad = False,
+    text: Annotated[str, typer.Option(help="Text column of a csv")] = "text",
+    label: Annotated[str, typer.Option(help="Label column of a csv")] = "label",
+    track: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb")] = None,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start over")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a task on a frozen backbone; without --method compare three methods."""
+    chosen = [method] if method else list(runs.COMPARED)
+    options = {"rank": rank} | ({"scale": scale} if scale else {}) | (
+        {"drop_path": drop_path} if drop_path else {})  # fmt: skip
+
+    def settings(name: str) -> FitSettings:
+        default = runs.DEFAULTS.get(name.partition("[")[0], runs.OTHERWISE)
+        return FitSettings(
+            epochs=epochs or default.epochs, batch_size=batch_size, lr=lr or default.lr,
+            weight_decay=weight_decay, warmup_epochs=warmup_epochs,
+            label_smoothing=label_smoothing, precision=precision, accumulate=accumulate, clip=clip,
+            drop_path=drop_path, ema=ema, seed=seed, workers=workers, track=tuple(track or ()),
+        )  # fmt: skip
+
+    rows = runs.train(
+        data, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
+        options=options, augment=augment, final=final, skip_bad=skip_bad, text=text, label=label,
+        resume=not no_resume, console=Console(stderr=True) if as_json else console,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(rows if method is None else rows[0], indent=1))
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nrestuning eval runs/x/digits.task digits")
+def eval(  # noqa: A001
+    task: Annotated[Path, typer.Argument(help="Task folder")],
+    data: Annotated[str, typer.Argument(help="As for train; its test split is used")],
+    backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
+    weights: Weights = None,
+    random: Random = False,
+    batch_size: int = 64,
+    skip_bad: SkipBad = False,
+    text: str = "text",
+    label: str = "label",
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a saved task on the test split of a data set."""
+    result = runs.evaluate_task(
+        task, data, backbone=backbone, weights=weights, random=random, batch_size=batch_size,
+        skip_bad=skip_bad, text=text, label=label,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        _show([result], f"{task} on {data}")
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nrestuning predict photo.jpg --task pets.task --top 3")
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders")],
+    task: Annotated[Path, typer.Option(help="Task folder")],
+    backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
+    weights: Weights = None,
+    random: Random = False,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show")] = 1,
+    batch_size: int = 64,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Label images; a table, or one JSON line an image."""
+    results, skipped = runs.predict(
+        images, task, backbone=backbone, weights=weights, random=random, top=top,
+        batch_size=batch_size, skip_bad=skip_bad,
+    )  # fmt: skip
+    if as_json:
+        for result in results:
+            typer.echo(json.dumps(result))
+    else:
+        _show(
+            [{"image": r["image"],
+              **{f"{i + 1}": f"{p['label']} ({p['probability']:.1%})"
+                 for i, p in enumerate(r["predictions"])}} for r in results],
+            str(task),
+        )  # fmt: skip
+    if skipped:
+        typer.echo(f"{skipped} corrupt files skipped", err=True)
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nrestuning sites timm:swin_tiny_patch4_window7_224 --random")  # fmt: skip
+def sites(
+    name: Annotated[str, typer.Argument(help="Backbone")],
+    weights: Weights = None,
+    random: Random = False,
+    as_json: Json = False,
+) -> None:
+    """Where a backbone can be tuned, and how each place was proved."""
+    rows = looks.site_rows(name, weights, random)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        _show(rows, f"sites of {name}")
+
+
+@app.command(epilog="[bold]Examples[/bold]\n\nrestuning info pets.task\n\nrestuning info restuning-tiny")  # fmt: skip
+def info(
+    name: Annotated[str, typer.Argument(help="Task folder or backbone")],
+    weights: Weights = None,
+    random: Random = False,
+    as_json: Json = False,
+) -> None:
+    """What a task folder or a backbone is."""
+    facts = looks.facts(name, weights, random)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        _show([{"what": k, "": _plain(v)} for k, v in facts.items()], name)
+
+
+@app.command("methods")
+def list_methods(
+    backbone: Annotated[str | None, typer.Option(help="Count parameters on this one")] = None,
+    weights: Weights = None,
+    random: Random = False,
+    classes: Annotated[int, typer.Option(help="Classes of the head that is counted")] = 100,
+    as_json: Json = False,
+) -> None:
+    """The named methods and where their defaults come from."""
+    rows = looks.method_rows(backbone, weights, random, classes)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        _show(rows, "methods")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _show(rows: list[dict[str, Any]], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()])
+    console.print(table)

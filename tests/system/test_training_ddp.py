@@ -1,0 +1,50 @@
+"""Two processes make the same steps as one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("training_script.py")
+# 45 examples: the last batch of an epoch has 1 example with a batch of 4, none for one process.
+SETTINGS = ("epochs=3", "batch_size=4", "lr=0.01", "noise=0.1", "ema=0.9", "clip=1.0")
+SUM_ORDER = 1e-5
+"""The gradient is summed in another order; AdamW's division keeps that small, not nothing."""
+PATIENCE = 120
+
+
+def train(out, *more, processes=1):
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAINING_NO_DROPOUT": "1"}
+    environment["ACCELERATE_USE_CPU"] = "true"
+    command = [sys.executable, *(launch if processes > 1 else [])]
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(out), *SETTINGS, *more],
+        env=environment, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out / "weights.safetensors")
+
+
+def figures(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_end_with_the_weights_of_one(tmp_path):
+    out, tmp_path = tmp_path / "one", tmp_path / "two"
+    ours = train(out)
+    theirs = train(tmp_path, "accumulate=2", processes=2)
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], atol=SUM_ORDER), name
+    for one, two in zip(figures(out), figures(tmp_path), strict=True):
+        assert one.keys() == two.keys()
+        assert one["step"] == two["step"]
+        assert one["loss"] == pytest.approx(two["loss"], abs=SUM_ORDER)
+        assert one.get("val_accuracy") == two.get("val_accuracy")
