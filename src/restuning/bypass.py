@@ -54,7 +54,7 @@ class Resample(nn.Module):
         """Pool tokens to like's grid, then map the width."""
         if x.shape[1:-1] != like.shape[1:-1]:
             if x.dim() == 4:
-                pooled = F.adaptive_avg_pool2d(x.movedim(-1, 1), like.shape[1:3])
+                pooled = F.adaptive_avg_pool2d(x.movedim(-1, 1), (like.shape[1], like.shape[2]))
                 x = pooled.movedim(1, -1)
             else:
                 side, to = int(x.shape[1] ** 0.5), int(like.shape[1] ** 0.5)

@@ -63,6 +63,7 @@ class Enter:
     stem: bool
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """A forward pre-hook."""
         call: Call | None = getattr(_local, self.slot, None)
         if call is None:
             return None
@@ -102,6 +103,7 @@ class Mask:
     layer: int
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A forward pre-hook."""
         call: Call | None = getattr(_local, self.slot, None)
         if call is not None and call.tuners:
             for value in (*args, *kwargs.values()):
@@ -117,6 +119,7 @@ class Leave:
     sites: tuple[Site, ...]
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """A forward hook."""
         call: Call | None = getattr(_local, self.slot, None)
         if call is None:
             _refuse_recomputation(self)
@@ -198,10 +201,10 @@ def _replaced(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def in_use(slot: str, call: Call | None) -> Iterator[None]:
     """The hooks of a slot see this record in this thread, and what was there before afterwards."""
     before = getattr(_local, slot, None)
-    if call is not None and call.tuners and torch.is_grad_enabled():
-        # A compiled graph needs no guard against recomputation, and must not carry this effect.
-        if not torch.compiler.is_compiling():
-            _trained.add(slot)
+    with_gradient = call is not None and call.tuners and torch.is_grad_enabled()
+    # A compiled graph needs no guard against recomputation, and must not carry this effect.
+    if with_gradient and not torch.compiler.is_compiling():
+        _trained.add(slot)
     setattr(_local, slot, call)
     try:
         yield

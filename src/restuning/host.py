@@ -22,6 +22,7 @@ from restuning.call import Call, Enter, Leave, Mask, current, in_use
 from restuning.sites import Finder, LentMaps, Readout, Site, Sites
 from restuning.tuners import Tuner
 
+
 def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, Readout]:
     """Find the sites and the readout of a backbone by structure, proved by one forward.
 
@@ -57,10 +58,11 @@ def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, R
 
 def _telling(value: Any) -> Any:
     """An example whose values differ: a constant image would let wrong sums pass as right."""
-    if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
-        if bool((value == value.flatten()[0]).all()):
-            noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-            return noise.to(value)
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
+        return value
+    if bool((value == value.flatten()[0]).all()):
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(value)
     return value
 
 

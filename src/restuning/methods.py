@@ -37,7 +37,7 @@ class Method:
         source: Where the defaults come from.
     """
 
-    build: Callable[[Host, "nn.Linear | None", Options], Task]
+    build: Callable[[Host, nn.Linear | None, Options], Task]
     what: str
     source: str
 

@@ -44,7 +44,7 @@ class Backbone:
     name: str
     model: nn.Module
     example: tuple[Tensor, ...]
-    kwargs: dict[str, Tensor] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     tokenizer: Any = None
     weights: str = "pretrained"
@@ -162,6 +162,7 @@ def _tiny(fetch: bool) -> Backbone:
 
 def _timm(name: str, fetch: bool) -> Backbone:
     import timm
+    from timm.data import resolve_model_data_config
 
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
@@ -170,7 +171,7 @@ def _timm(name: str, fetch: bool) -> Backbone:
         )
     with _reaching_hub(name):
         model = timm.create_model(name, pretrained=fetch, num_classes=0)
-    data = timm.data.resolve_model_data_config(model)
+    data = resolve_model_data_config(model)
     preprocessing = Preprocessing(
         data["input_size"][1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
     )

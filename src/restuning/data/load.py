@@ -85,7 +85,7 @@ def load_data(
 def _digits(preprocessing: Preprocessing, augment: str, final: bool) -> Data:
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
+    raw: Any = load_digits()
     images = [Image.fromarray((x * 255 / 16).astype(np.uint8)) for x in raw.images]
     labels = raw.target.tolist()
     splits = stratified(labels, (0.5, 0.15), SPLIT_SEED)
@@ -165,8 +165,9 @@ def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
         )  # fmt: skip
     if found["train"] is not None:
         for key in ("val", "test"):
-            extra = {p.name for p in found[key].iterdir() if p.is_dir()} - set(labels) if found[
-                key] else set()  # fmt: skip
+            folder = found[key]
+            inside = {p.name for p in folder.iterdir() if p.is_dir()} if folder else set()
+            extra = inside - set(labels)
             if extra:
                 raise DataError(
                     "classes that training does not have", where=str(found[key]),

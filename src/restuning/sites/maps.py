@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -79,7 +80,7 @@ class LentMaps:
         return self._of[self.maps.norm](x) if self.maps.norm else x
 
     def _map(self, x: Tensor, path: str, third: int, head_norm: str = "") -> Tensor:
-        module = self._of[path]
+        module: Any = self._of[path]
         if self.maps.form == "separate":
             y = module(x)
         else:
@@ -105,7 +106,7 @@ class LentMaps:
 
     def out(self, y: Tensor) -> Tensor:
         """W_o without its bias, `... h n e -> ... n d`."""
-        module = self._of[self.maps.out]
+        module: Any = self._of[self.maps.out]
         weight = module.out_proj.weight if self.maps.form == "packed" else module.weight
         return F.linear(y.transpose(-3, -2).flatten(-2), weight)
 
@@ -151,13 +152,15 @@ def propose(model: nn.Module, path: str) -> Maps | None:
     if fused:
         width = model.get_submodule(fused).weight.shape[0] // 3  # type: ignore[union-attr, operator]
         scale = _number(module, "scale", "scaling") or (int(width) // heads) ** -0.5
-        return Maps("fused", fused, fused, fused, out, int(heads), float(scale), **norms)
+        return Maps("fused", fused, fused, fused, out, int(heads), float(scale), "",
+                    norms["q_norm"], norms["k_norm"])  # fmt: skip
     for names in _SEPARATE:
         q, k, v = (find(name) for name in names)
         if q and k and v:
             width = model.get_submodule(q).weight.shape[0]  # type: ignore[union-attr, operator]
             scale = _number(module, "scale", "scaling") or (int(width) // heads) ** -0.5
-            return Maps("separate", q, k, v, out, int(heads), float(scale), **norms)
+            return Maps("separate", q, k, v, out, int(heads), float(scale), "",
+                        norms["q_norm"], norms["k_norm"])  # fmt: skip
     return None
 
 
@@ -186,7 +189,7 @@ def prove(
     if first is None or last is None:
         return None
     x, y = first[0], last[1]
-    bias_owner = model.get_submodule(maps.out)
+    bias_owner: Any = model.get_submodule(maps.out)
     bias_owner = bias_owner.out_proj if maps.form == "packed" else bias_owner
     target = y if bias_owner.bias is None else y - bias_owner.bias  # type: ignore[operator]
     for causal in (False, True):

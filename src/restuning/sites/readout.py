@@ -136,10 +136,10 @@ def _pooling(tokens: Tensor, seen: list[Tensor]) -> tuple[Pool, int] | None:
     if tokens.dim() != 3:
         return None
     candidates: list[tuple[Pool, int, Tensor]] = [("cls", 0, tokens[:, 0])]
-    candidates += [
+    candidates.extend(
         ("mean", skip, tokens[:, skip:].mean(1))
         for skip in range(min(MOST_PREFIX_TOKENS, tokens.shape[1]))
-    ]
+    )
     candidates.append(("last", 0, tokens[:, -1]))
     for value in seen:
         for pool, skip, candidate in candidates:

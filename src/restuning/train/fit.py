@@ -70,9 +70,8 @@ def fit(
             finished = loop.open(resume)
             if finished is None:
                 start_trackers(accelerator, settings, out)
-                bar = Bar(
-                    loop.order.total, settings.epochs, progress and accelerator.is_main_process
-                )
+                show = progress if accelerator.is_main_process else False
+                bar = Bar(loop.order.total, settings.epochs, show)
                 try:
                     finished = loop.run(bar)
                 finally:
@@ -112,6 +111,13 @@ def _accelerator(settings: FitSettings, out: Path) -> Iterator[Accelerator]:
             fix='choose precision="no" or "bf16", or another device',
         ) from None  # fmt: skip
     try:
+        if settings.precision == "fp16" and accelerator.device.type == "cpu":
+            # torch would run it, but without the scaling that keeps small gradients above zero.
+            raise TrainingError(
+                "fp16 trains on GPUs only",
+                found="device cpu",
+                fix='choose precision="bf16" or "no"',
+            )
         yield accelerator
     finally:
         # Its precision is one per process for ever; a second fit may want another.

@@ -75,11 +75,7 @@ class Loop:
         self.memory = PeakMemory(accelerator.device)
 
     def open(self, resume: bool) -> FitResult | None:
-        """Take up what the folder holds; a finished run's result, or None if there is work.
-
-        Raises:
-            TrainingError: The folder holds another run.
-        """
+        """Take up what the folder holds; a finished run's result, or None if there is work."""
         snapshot = checkpoint.newest(self.folder, warn=self.main) if resume else None
         # Everyone has read before anyone writes.
         self.accelerator.wait_for_everyone()
@@ -103,11 +99,7 @@ class Loop:
         return None
 
     def run(self, bar: Bar) -> FitResult:
-        """Every step and evaluation that is left.
-
-        Raises:
-            TrainingError: See `fit`.
-        """
+        """Every step and evaluation that is left."""
         loader = iter(
             batches(
                 self.train, self.order, self.step, self.rank, self.world, self.collate,
@@ -240,6 +232,8 @@ class Loop:
             "lr": self._rate(self.step - 1),
         }  # fmt: skip
         if self.val is not None:
+            # Should validation data be random, a resumed run must still see what a whole one saw.
+            seed_everything("validation", self.settings.seed, self.step, self.rank)
             with self.ema.applied(self.task) if self.ema is not None else nullcontext():
                 found = evaluate(
                     self.tuned, self.val, self.settings.batch_size, self.collate,

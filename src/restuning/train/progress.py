@@ -32,7 +32,7 @@ class Bar:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._bar, self._row = bar, bar.add_task("", total=total, **self._says)
+            self._bar, self._row = bar, bar.add_task("", total=total, **self._says)  # type: ignore[arg-type]
 
     def start(self) -> None:
         """Appear."""
@@ -57,4 +57,4 @@ class Bar:
         if accuracy is not None:
             name = "validation" if validation else "train"
             self._says["accuracy"] = f"{name} accuracy {100 * accuracy:.2f}%"
-        self._bar.update(self._row, completed=step, **self._says)
+        self._bar.update(self._row, completed=step, **self._says)  # type: ignore[arg-type]

@@ -7,9 +7,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from restuning._errors import FormatError, TrainingError
-from restuning.train import FitSettings, PeakMemory, draw_curves, learning_rate, parameter_groups
+from restuning.train import (
+    FitSettings,
+    PeakMemory,
+    draw_curves,
+    learning_rate,
+    memory,
+    parameter_groups,
+)
 from restuning.train import checkpoint as checkpoints
-from restuning.train import memory
 from restuning.train.ema import Ema
 from restuning.train.journal import Journal
 from restuning.train.randomness import Order, Steps
