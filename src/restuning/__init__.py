@@ -1,7 +1,10 @@
 """Res-Tuning: small tuners that run beside a frozen backbone, and a bypass that detaches them."""
 
 from restuning import methods as methods
+from restuning._errors import NoSitesError as NoSitesError
 from restuning._errors import RestuningError as RestuningError
+from restuning._errors import SiteNotReachedError as SiteNotReachedError
+from restuning._errors import WrongBackboneError as WrongBackboneError
 from restuning._version import __version__ as __version__
 from restuning.backbones import load_backbone as load_backbone
 from restuning.bypass import Bypass as Bypass

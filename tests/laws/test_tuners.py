@@ -1,0 +1,87 @@
+"""Laws over the table of tuners: a new tuner gets them by existing."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+
+from restuning import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, Sum, Tuner
+from restuning.tuners import from_spec, kinds
+
+SAMPLES = {
+    "res_adapter": lambda: ResAdapter(16, rank=3),
+    "res_prefix": lambda: ResPrefix(16, length=3, query="stream", heads=2),
+    "res_prompt": lambda: ResPrompt(16, length=3, query="stream", heads=2),
+    "scaled": lambda: Scaled(ResAdapter(16, rank=3), "channel"),
+    "sum": lambda: Sum(ResAdapter(16, rank=3), ResPrefix(16, length=2, query="stream")),
+    "drop_path": lambda: DropPath(ResAdapter(16, rank=3), 0.5),
+}
+OTHER_SHAPE = {"stem_prompt"}  # appends tokens, is no delta
+
+
+@pytest.fixture(params=sorted(set(kinds()) - OTHER_SHAPE))
+def tuner(request) -> Tuner:
+    assert request.param in SAMPLES, f"give tests/laws/test_tuners.py a sample of {request.param}"
+    return SAMPLES[request.param]().eval()
+
+
+@pytest.mark.parametrize("lead", [(2,), (2, 3), (1,)])
+def test_the_shape_is_kept(tuner, lead):
+    x = torch.randn(*lead, 5, 16)
+    assert tuner(x).shape == x.shape
+
+
+def test_every_parameter_gets_a_gradient(tuner):
+    tuner(torch.randn(2, 5, 16)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in tuner.parameters())
+
+
+def test_bf16_works(tuner):
+    assert tuner.bfloat16()(torch.randn(2, 5, 16).bfloat16()).dtype is torch.bfloat16
+
+
+def test_a_spec_survives_json_and_gives_the_same_function(tuner):
+    again = from_spec(json.loads(json.dumps(tuner.spec()))).eval()
+    again.load_state_dict(tuner.state_dict(), strict=True)
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(again(x), tuner(x))
+
+
+def test_copies_by_deepcopy_and_pickle_are_equal(tuner):
+    x = torch.randn(2, 5, 16)
+    for other in (copy.deepcopy(tuner), pickle.loads(pickle.dumps(tuner))):  # noqa: S301
+        assert torch.equal(other(x), tuner(x))
+
+
+def test_it_can_be_built_on_meta_and_filled(tuner):
+    with torch.device("meta"):
+        empty = from_spec(tuner.spec())
+    filled = empty.to_empty(device="cpu")
+    filled.reset_parameters()
+    assert all(torch.isfinite(p).all() for p in filled.parameters())
+
+
+def test_token_wise_tuners_say_so_truthfully(tuner):
+    x = torch.randn(1, 5, 16)
+    alone = tuner(x[:, :1])
+    if not tuner.mixes_tokens:
+        assert torch.allclose(tuner(x)[:, :1], alone, atol=1e-6)
+
+
+def test_zero_start_is_no_change():
+    x = torch.randn(2, 5, 16)
+    assert not ResAdapter(16, zero=True)(x).any()
+    assert not ResPrefix(16, zero=True, query="stream")(x).any()
+
+
+@pytest.mark.parametrize("form", ["none", "scalar", "channel", "gate"])
+def test_a_scale_is_what_its_form_says(form):
+    x, inner = torch.randn(2, 5, 16), ResAdapter(16, rank=3)
+    scaled = Scaled(inner, form)
+    factor = {
+        "none": lambda: 1.0, "scalar": lambda: scaled.scale, "channel": lambda: scaled.scale,
+        "gate": lambda: scaled.gate(x).sigmoid().mean(1, keepdim=True),
+    }[form]()  # fmt: skip
+    assert torch.allclose(scaled(x), inner(x) * factor, atol=1e-6)

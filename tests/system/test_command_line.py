@@ -1,0 +1,85 @@
+"""The command line as a user meets it: real processes, exit codes, no tracebacks."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+
+def restuning(*args, cwd=None):
+    command = [sys.executable, "-c", "from restuning.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    done = restuning("train", "digits", "--method", "linear", "--epochs", 2, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout)
+
+
+def test_train_leaves_what_it_promises(trained):
+    out, row = trained
+    for name in ("metrics.json", "curves.png", "log.jsonl", "settings.json", "digits.task"):
+        assert (out / name).exists(), name
+    metrics = json.loads((out / "metrics.json").read_text())
+    keys = {"method", "test_accuracy", "trainable_parameters", "tuner_parameters",
+            "peak_memory_bytes", "seconds", "seed"}  # fmt: skip
+    assert keys <= metrics.keys()
+    assert row["trainable_parameters"] == 1290
+
+
+def test_without_a_method_three_are_compared(tmp_path):
+    done = restuning("train", "digits", "--epochs", 1, "--out", tmp_path / "all")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert [r["method"] for r in rows] == ["linear", "res-tuning", "res-tuning-bypass"]
+    assert Image.open(tmp_path / "all" / "comparison.png").size[0] > 1000
+
+
+def test_eval_gives_the_accuracy_that_training_reported(trained):
+    out, row = trained
+    done = restuning("eval", out / "digits.task", "digits", "--json")
+    assert json.loads(done.stdout)["accuracy"] == row["test_accuracy"]
+
+
+def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_path):
+    out, _ = trained
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    done = restuning("predict", tmp_path / "a.png", "--task", out / "digits.task", "--top", 3,
+                     "--json")  # fmt: skip
+    assert len(json.loads(done.stdout)["predictions"]) == 3
+    done = restuning("predict", tmp_path, "--task", out / "digits.task")
+    assert done.returncode == 1
+    assert "b.png" in done.stderr
+    done = restuning("predict", tmp_path, "--task", out / "digits.task", "--skip-bad")
+    assert done.returncode == 0
+    assert "1 corrupt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "no/such/folder"], "no such data set"),
+        (["train", "digits", "--method", "res-tunning"], "did you mean"),
+        (["train", "digits", "--backbone", "nothing"], "no such backbone"),
+        (["train", "digits", "--lr", "-1"], "out of its range"),
+        (["info", "nothing"], "no such backbone"),
+        (["eval", "nothing.task", "digits"], "no task here"),
+    ],
+)
+def test_a_mistake_is_answered_in_words_without_a_traceback(arguments, words, tmp_path):
+    done = restuning(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sites_info_and_methods_print_json():
+    assert len(json.loads(restuning("sites", "restuning-tiny", "--json").stdout)) == 18
+    assert json.loads(restuning("info", "restuning-tiny", "--json").stdout)["layers"] == 6
+    assert "res-tuning" in restuning("methods", "--json").stdout

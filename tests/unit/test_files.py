@@ -1,0 +1,78 @@
+"""Task folders: round trips, refusals, and what damage is answered with."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_vit
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
+from restuning.files import describe
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def host():
+    return Host(tiny_vit(), X[:1])
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_saved_task_gives_the_same_answers(host, name, tmp_path):
+    task = methods.build(name, host, num_classes=3)
+    task.labels = ["a", "b", "c"]
+    again = load(save(task, host, tmp_path / "t.task", backbone="timm:x"), host)
+    assert torch.equal(Tuned(host, again)(X), Tuned(host, task)(X))
+    assert again.labels == task.labels
+
+
+def test_other_weights_are_refused_with_both_fingerprints(host, tmp_path):
+    save(methods.build("res-tuning", host, num_classes=3), host, tmp_path / "t.task")
+    other = Host(tiny_vit(seed=7), X[:1])
+    with pytest.raises(WrongBackboneError) as error:
+        load(tmp_path / "t.task", other)
+    assert host.fingerprint()["weights"] in str(error.value)
+    assert other.fingerprint()["weights"] in str(error.value)
+
+
+def test_another_architecture_is_refused(host, tmp_path):
+    save(methods.build("res-tuning", host, num_classes=3), host, tmp_path / "t.task")
+    with pytest.raises(WrongBackboneError, match="another backbone"):
+        load(tmp_path / "t.task", Host(tiny_vit(depth=2), X[:1]), any_backbone=True)
+
+
+def test_a_truncated_weights_file_is_named(host, tmp_path):
+    path = save(methods.build("res-tuning", host, num_classes=3), host, tmp_path / "t.task")
+    file = path / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(RestuningError, match=r"weights\.safetensors"):
+        load(path, host)
+
+
+def test_a_newer_format_is_refused(host, tmp_path):
+    path = save(methods.build("linear", host, num_classes=3), host, tmp_path / "t.task")
+    description = json.loads((path / "task.json").read_text())
+    (path / "task.json").write_text(json.dumps({**description, "format": 99}))
+    with pytest.raises(RestuningError, match="format 99"):
+        load(path, host)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["format", "task", "backbone", "preprocessing", "fingerprint", "x"]),
+        inner, max_size=5),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=60) | JSON.map(lambda v: json.dumps(v).encode()))
+def test_any_task_json_is_read_or_refused_in_words(tmp_path, content):
+    (tmp_path / "task.json").write_bytes(content)
+    try:
+        describe(tmp_path)
+    except RestuningError:
+        pass
