@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import tiny_vit
+import torch._dynamo.testing
 
+from conftest import tiny_vit
 from restuning import Host, Tuned, methods
 
 pytestmark = pytest.mark.compile

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_vit
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import restuning
+from conftest import tiny_vit
 from restuning import Host, SiteNotReachedError, Tuned, methods
 from restuning._errors import MapsError, RecomputedError
 

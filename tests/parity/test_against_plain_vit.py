@@ -5,11 +5,9 @@ import pytest
 import torch
 import transformers
 
-from restuning import Host, Tuned, methods
-
-
 from conftest import tiny_vit, wake
 from reference import plain_vit as plain
+from restuning import Host, Tuned, methods
 
 SAME = 1e-5
 """fp32 through three layers by two orders of operations; relative to the largest entry."""

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_vit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
 from restuning.files import describe
 

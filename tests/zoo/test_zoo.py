@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import wake
 from torch import nn
-from zoo.table import NOT_YET, ZOO
 
+from conftest import wake
 from restuning import Host, NoSitesError, Task, Tuned, Tuner, methods
 from restuning.sites import first_tensor
+from zoo.table import NOT_YET, ZOO
 
 STEP = 0.25
 ROUNDING = 1e-4
