@@ -215,3 +215,8 @@ def in_use(slot: str, call: Call | None) -> Iterator[None]:
 def current(slot: str) -> Call | None:
     """The record in use in this thread."""
     return getattr(_local, slot, None)
+
+
+def idle(slot: str) -> None:
+    """Make a slot known to this thread: a first use after compilation would cost a second graph."""
+    setattr(_local, slot, None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError, SiteNotReachedError
 from restuning.bypass import Needs
-from restuning.call import Call, Enter, Leave, Mask, current, in_use
+from restuning.call import Call, Enter, Leave, Mask, current, idle, in_use
 from restuning.sites import Finder, LentMaps, Readout, Site, Sites
 from restuning.tuners import Tuner
 
@@ -101,6 +101,7 @@ class Host(nn.Module):
         self.sites: Sites = sites or found
         self.readout_rule: Readout = readout or seen
         self._slot = f"host_{uuid.uuid4().hex}"
+        idle(self._slot)
         self._views = {
             s.layer: LentMaps(model, s.maps) for s in self.sites.values() if s.maps is not None
         }
