@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -14,25 +13,6 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def wake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw every parameter afresh: zero heads and LayerScale 1e-6 would make laws vacuous."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.is_floating_point():
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.dim() < 2 else 0.1))
-                if "norm" in name.lower() and name.endswith("weight"):
-                    p.add_(1)
-    return model.eval()
-
-
-def tiny_vit(seed: int = 0, **kwargs) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
-    return wake(VisionTransformer(**{**sizes, "num_classes": 0, **kwargs}), seed)
 
 
 @pytest.fixture

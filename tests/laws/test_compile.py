@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from conftest import tiny_vit
+from awake import tiny_vit
 from restuning import Host, Tuned, methods
 
 pytestmark = pytest.mark.compile

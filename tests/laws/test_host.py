@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import restuning
-from conftest import tiny_vit
+from awake import tiny_vit
 from restuning import Host, SiteNotReachedError, Tuned, methods
 from restuning._errors import MapsError, RecomputedError
 

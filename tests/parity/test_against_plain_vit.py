@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from conftest import tiny_vit, wake
+from awake import tiny_vit, wake
 from reference import plain_vit as plain
 from restuning import Host, Tuned, methods
 

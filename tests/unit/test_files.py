@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import tiny_vit
+from awake import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
 from restuning.files import describe
 

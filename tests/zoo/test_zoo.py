@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import wake
+from awake import wake
 from restuning import Host, NoSitesError, Task, Tuned, Tuner, methods
 from restuning.sites import first_tensor
 from zoo.table import NOT_YET, ZOO
