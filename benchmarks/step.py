@@ -64,9 +64,7 @@ def build(mode: str, device: str) -> tuple[Any, Any, Any]:
     if mode.startswith("lora"):
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(
-            r=8, lora_alpha=8, target_modules=["qkv"], modules_to_save=["head"]
-        )
+        config = LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"], modules_to_save=["head"])
         model = get_peft_model(model, config)
         if mode.endswith("checkpointing"):
             model.base_model.model.set_grad_checkpointing(True)

@@ -124,9 +124,7 @@ class Bypass(nn.Module):
         dims = [blocks[0].dim, *[s.dim for s in blocks]]
         across = [horizontal(s) if horizontal else None for s in blocks]
         # A vertical tuner works on the state before the layer, hence on that state's width.
-        below = [
-            vertical(blocks[max(i - 1, 0)]) if vertical else None for i in range(len(blocks))
-        ]
+        below = [vertical(blocks[max(i - 1, 0)]) if vertical else None for i in range(len(blocks))]
         return cls(["block.0", *[s.name for s in blocks]], dims, across, below)
 
     @property

@@ -207,5 +207,3 @@ task = restuning.load("{name}", host)
 logits = restuning.Tuned(host, task)(images)
 ```
 {f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
-
-

@@ -7,10 +7,9 @@ travels in a record of the calling thread. A hook that finds no record returns w
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError, SiteNotReachedError
 from restuning.bypass import Needs
-from restuning.call import Call, Enter, Leave, Mask, current, idle, in_use
+from restuning.call import Call, Enter, Leave, Mask, idle, in_use
+from restuning.fingerprint import fingerprint
+from restuning.recompute import checkpoint_blocks
 from restuning.sites import Finder, LentMaps, Readout, Site, Sites
 from restuning.tuners import Tuner
 
@@ -264,28 +265,7 @@ class Host(nn.Module):
         Args:
             on: False takes it away again.
         """
-        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-            CheckpointImpl,
-            CheckpointWrapper,
-            checkpoint_wrapper,
-        )
-
-        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            call = current(self._slot)
-            again = None if call is None else call.again()
-            return nullcontext(), in_use(self._slot, again)
-
-        for site in self.sites.pick("block").values():
-            parent_path, _, name = site.module.rpartition(".")
-            parent = self.model.get_submodule(parent_path)
-            block = getattr(parent, name)
-            if on and not isinstance(block, CheckpointWrapper):
-                wrapped = checkpoint_wrapper(
-                    block, CheckpointImpl.NO_REENTRANT, context_fn=contexts
-                )
-                setattr(parent, name, wrapped)
-            elif not on and isinstance(block, CheckpointWrapper):
-                setattr(parent, name, block._checkpoint_wrapped_module)
+        checkpoint_blocks(self.model, self.sites, self._slot, on)
 
     def release(self) -> None:
         """Remove every hook of this host; the backbone is as it was before."""
@@ -305,24 +285,5 @@ class Host(nn.Module):
         self.release()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a task file stores to know its backbone again.
-
-        Cost: a sha256 of three of the backbone's tensors (first, middle, last by name).
-        """
-        tensors = {n: p for n, p in self.model.named_parameters() if p.numel()}
-        names = sorted(n.replace("_checkpoint_wrapped_module.", "") for n in tensors)
-        plain = {n.replace("_checkpoint_wrapped_module.", ""): p for n, p in tensors.items()}
-        chosen = [names[0], names[len(names) // 2], names[-1]]
-        digest = hashlib.sha256()
-        for name in chosen:
-            raw = plain[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(name.encode() + raw.numpy().tobytes())
-        return {
-            "class": type(self.model).__name__,
-            "layers": self.sites.layers,
-            "widths": sorted({s.dim for s in self.sites.values()}),
-            "sites": hashlib.sha256(
-                "|".join(f"{s.name}:{s.dim}" for s in self.sites.values()).encode()
-            ).hexdigest()[:16],
-            "weights": digest.hexdigest()[:16],
-        }
+        """What a task file stores to know its backbone again; see `fingerprint.py`."""
+        return fingerprint(self.model, self.sites)

@@ -75,7 +75,8 @@ class Task(nn.Module):
         tuners = {name: t for name, site in sites.items() if (t := plan(site)) is not None}
         if not tuners:
             raise NoSitesError(
-                "the plan gave no tuner", found=f"{len(sites)} sites were offered",
+                "the plan gave no tuner",
+                found=f"{len(sites)} sites were offered",
                 fix="return a tuner for at least one site",
             )
         return cls(tuners=tuners, head=head, **settings)
@@ -142,9 +143,7 @@ class Task(nn.Module):
             "method": self.method,
             "tuners": {name: tuner.spec() for name, tuner in self.inline_tuners.items()},
             "bypass": self.bypass.spec() if self.bypass is not None else None,
-            "weights": {
-                n.replace("/", "."): list(p.shape) for n, p in self.weights.items()
-            },
+            "weights": {n.replace("/", "."): list(p.shape) for n, p in self.weights.items()},
             "head": [self.head.in_features, self.head.out_features] if self.head else None,
             "pool": self.pool,
             "labels": self.labels,

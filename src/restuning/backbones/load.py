@@ -21,7 +21,7 @@ _TINY = Path(__file__).parent / "tiny"
 _HEADS = ("head.", "head_dist.", "fc.", "classifier.", "heads.", "last_linear.")
 SCHEMES = {
     "restuning-tiny": "embedded, 32 px, no download",
-    "timm:NAME": "e.g. timm:vit_base_patch16_224.orig_in21k",
+    "timm:NAME": "e.g. timm:vit_base_patch16_224.orig_in21k; NAME@160 runs it at 160 px",
     "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
     "torchvision:NAME": "e.g. torchvision:vit_b_16",
 }
@@ -119,8 +119,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from None
     own = model.state_dict()
     given = {k: v for k, v in given.items() if k in own or not k.startswith(_HEADS)}
+    _fit_positions(model, given)
     _refuse_mismatch(own, given, path)
     model.load_state_dict(given, strict=True)
+
+
+def _fit_positions(model: nn.Module, given: dict[str, Tensor]) -> None:
+    """Resample a timm ViT's position embedding where it runs at another image size."""
+    own, stored = getattr(model, "pos_embed", None), given.get("pos_embed")
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if own is None or stored is None or grid is None or own.shape[1] == stored.shape[1]:
+        return
+    tokens: Any = getattr(model, "num_prefix_tokens", 0)
+    prefix = 0 if getattr(model, "no_embed_class", False) else int(tokens)
+    if (
+        stored.dim() == 3
+        and round((stored.shape[1] - prefix) ** 0.5) ** 2 + prefix == stored.shape[1]
+    ):
+        from timm.layers import resample_abs_pos_embed
+
+        given["pos_embed"] = resample_abs_pos_embed(
+            stored.float(), new_size=list(grid), num_prefix_tokens=prefix
+        )
 
 
 def _refuse_mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
@@ -164,18 +184,35 @@ def _timm(name: str, fetch: bool) -> Backbone:
     import timm
     from timm.data import resolve_model_data_config
 
+    name, _, size = name.partition("@")
+
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         raise UnknownNameError(
             "timm has no such model", where=name, fix=f"did you mean {', '.join(near)}?"
         )
+    if size and not size.isdigit():
+        raise UnknownNameError(
+            "not an image size", where=f"{name}@{size}", fix="write pixels, e.g. @160"
+        )
     with _reaching_hub(name):
-        model = timm.create_model(name, pretrained=fetch, num_classes=0)
+        model = _timm_model(timm, name, fetch, int(size) if size else None)
     data = resolve_model_data_config(model)
+    shape = (3, int(size), int(size)) if size else data["input_size"]
     preprocessing = Preprocessing(
-        data["input_size"][1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
+        shape[1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
     )
-    return Backbone("", model, (torch.zeros(1, *data["input_size"]),), {}, preprocessing)
+    return Backbone("", model, (torch.zeros(1, *shape),), {}, preprocessing)
+
+
+def _timm_model(timm: Any, name: str, fetch: bool, size: int | None) -> nn.Module:
+    """Convolutional networks take any size; those with position embeddings must be told it."""
+    if size is not None:
+        try:
+            return timm.create_model(name, pretrained=fetch, num_classes=0, img_size=size)
+        except TypeError:
+            pass
+    return timm.create_model(name, pretrained=fetch, num_classes=0)
 
 
 def _hf(name: str, fetch: bool) -> Backbone:

@@ -90,6 +90,7 @@ class Preprocessing:
         if policy == "none":
             return self.image
         if policy == "flip":
+
             def flipped(image: Image.Image) -> Tensor:
                 tensor = self.image(image)
                 return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor

@@ -3,5 +3,5 @@
 from restuning.data.data import Data as Data
 from restuning.data.data import ImageFiles as ImageFiles
 from restuning.data.data import decode as decode
+from restuning.data.folders import read_list as read_list
 from restuning.data.load import load_data as load_data
-from restuning.data.load import read_list as read_list

@@ -19,6 +19,9 @@ from restuning._errors import DataError
 CACHED_PIXELS = 300_000_000
 """Values kept decoded in memory (1.2 GB in fp32); beyond, images are decoded each time."""
 
+SPLIT_SEED = 0
+"""Splits that a data set does not bring are drawn once, with this seed, never the run's."""
+
 
 @dataclass
 class Data:

@@ -145,8 +145,13 @@ def propose(model: nn.Module, path: str) -> Maps | None:
     fused = find(*_FUSED)
     norms = {
         side: next(
-            (f"{path}.{n}" for n, m in module.named_modules()
-             if n.split(".")[-1] == side and not isinstance(m, nn.Identity)), "")
+            (
+                f"{path}.{n}"
+                for n, m in module.named_modules()
+                if n.split(".")[-1] == side and not isinstance(m, nn.Identity)
+            ),
+            "",
+        )
         for side in ("q_norm", "k_norm")
     }
     if fused:

@@ -123,7 +123,9 @@ class ReadoutListener:
         if normed.dim() != 4:
             return normed.shape[-1]
         widths = {t.shape[-1] for t in seen}
-        return normed.shape[1] if normed.shape[1] in widths - {normed.shape[-1]} else normed.shape[-1]
+        return (
+            normed.shape[1] if normed.shape[1] in widths - {normed.shape[-1]} else normed.shape[-1]
+        )
 
 
 def _tokens(x: Tensor, dim: int) -> Tensor:

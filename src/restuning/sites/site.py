@@ -121,9 +121,7 @@ class Sites(Mapping[str, Site]):
         """
         numbers = range(1, self.layers + 1)
         wanted = set(numbers[layers]) if isinstance(layers, slice) else set(layers)
-        kept = [
-            s for s in self.values() if (not ops or s.op in ops) and s.layer in wanted
-        ]
+        kept = [s for s in self.values() if (not ops or s.op in ops) and s.layer in wanted]
         if not kept:
             raise NoSitesError(
                 "no site fits the selection",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -32,6 +35,7 @@ class PeakMemory:
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self._start = 0
+        _give_back()
         if self.device.type == "cuda":
             self.how = "cuda max_memory_allocated"
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -54,6 +58,14 @@ class PeakMemory:
         else:
             peak = _highest()
         return None if peak is None else max(0, peak - self._start)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: what is still held would hide what the run allocates."""
+    gc.collect()
+    # No glibc, no malloc_trim: other allocators give memory back by rules of their own.
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> bool:

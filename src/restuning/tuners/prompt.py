@@ -31,9 +31,7 @@ class ResPrompt(AttentionTuner):
     (gate beta) are dropped as in the figure; exact for VPT-deep, which replaces them each layer.
     """
 
-    def __init__(
-        self, dim: int, *, length: int = 10, query: Query = "mha", heads: int = 1
-    ) -> None:
+    def __init__(self, dim: int, *, length: int = 10, query: Query = "mha", heads: int = 1) -> None:
         super().__init__()
         self.dim, self.length, self.heads = dim, length, heads
         self.query: Query = query

@@ -1,0 +1,105 @@
+"""Images in memory: scikit-learn's digits, torchvision and Hugging Face data sets by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from restuning._errors import DataError, UnknownNameError, require
+from restuning.data.data import SPLIT_SEED, Arrays, Data, identity, stratified
+
+if TYPE_CHECKING:
+    from restuning.backbones import Preprocessing
+
+
+def digits(preprocessing: Preprocessing, augment: str, final: bool) -> Data:
+    """scikit-learn's 1797 real handwritten digits, 8 x 8 pixels, in fixed splits."""
+    from sklearn.datasets import load_digits
+
+    raw: Any = load_digits()
+    images = [Image.fromarray((x * 255 / 16).astype(np.uint8)) for x in raw.images]
+    labels = raw.target.tolist()
+    splits = stratified(labels, (0.5, 0.15), SPLIT_SEED)
+    return _arrays("digits", images, labels, splits, [str(d) for d in range(10)], preprocessing,
+                   augment, final)  # fmt: skip
+
+
+def _arrays(
+    name: str, images: list[Any], labels: list[int], splits: list[list[int]], names: list[str],
+    preprocessing: Preprocessing, augment: str, final: bool,
+) -> Data:  # fmt: skip
+    train, val, test = splits
+    train = [*train, *val] if final else train
+
+    def part(indices: list[int], policy: str) -> Arrays:
+        return Arrays([images[i] for i in indices], [labels[i] for i in indices],
+                      preprocessing.augmented(policy), keep=policy == "none")  # fmt: skip
+
+    return Data(
+        name, part(train, augment), None if final else part(val, "none"), part(test, "none"),
+        names, identity=identity([(i, labels[i]) for s in splits for i in s]),
+    )  # fmt: skip
+
+
+def from_torchvision(
+    name: str, preprocessing: Preprocessing, augment: str, final: bool, root: str | Path
+) -> Data:
+    """A torchvision data set that has been downloaded before."""
+    sets = require("torchvision.datasets", "transformers", f"the data set torchvision:{name}")
+    cls = getattr(sets, name, None)
+    if cls is None:
+        raise UnknownNameError("torchvision has no such data set", where=name, fix="e.g. CIFAR100")
+    try:
+        try:
+            parts = cls(root, train=True), cls(root, train=False)
+        except TypeError:
+            parts = cls(root, split="train"), cls(root, split="test")
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(
+            "a torchvision data set is not there", where=f"{name} in {root}",
+            found=str(error).splitlines()[0][:200],
+            fix=f"download it once: torchvision.datasets.{name}({str(root)!r}, download=True)",
+        ) from None  # fmt: skip
+    images = [sample[0] for part in parts for sample in part]
+    labels = [int(sample[1]) for part in parts for sample in part]
+    train, val = stratified(labels[: len(parts[0])], (0.9,), SPLIT_SEED)
+    names = list(getattr(parts[0], "classes", map(str, sorted(set(labels)))))
+    splits = [train, val, list(range(len(parts[0]), len(labels)))]
+    return _arrays(name.lower(), images, labels, splits, names, preprocessing, augment, final)
+
+
+def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool) -> Data:
+    """A Hugging Face data set by name, or a folder that `save_to_disk` wrote."""
+    hf = require("datasets", "datasets", f"the data set hf:{name}")
+    try:
+        path = Path(name)
+        sets = hf.load_from_disk(name) if path.is_dir() else hf.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            "a Hugging Face data set could not be loaded", where=name,
+            found=str(error).splitlines()[0][:200], fix="check the name, the network or the folder",
+        ) from None  # fmt: skip
+    parts = sets if isinstance(sets, dict) else {"train": sets}
+    column = next((c for c in ("label", "labels", "fine_label") if c in parts["train"].features),
+                  None)  # fmt: skip
+    picture = next((c for c in ("image", "img") if c in parts["train"].features), None)
+    if column is None or picture is None:
+        raise DataError("no image and label columns", where=name,
+                        found=", ".join(parts["train"].features), fix="rename them")  # fmt: skip
+    feature = parts["train"].features[column]
+    images: list[Any] = []
+    labels: list[int] = []
+    bounds = []
+    for key in ("train", "validation", "test"):
+        start = len(labels)
+        if key in parts:
+            images += list(parts[key][picture])
+            labels += [int(y) for y in parts[key][column]]
+        bounds.append(list(range(start, len(labels))))
+    names = list(getattr(feature, "names", None) or map(str, range(max(labels) + 1)))
+    if not bounds[2]:
+        bounds = stratified([labels[i] for i in bounds[0]], (0.7, 0.1), SPLIT_SEED)
+    return _arrays(Path(name).name, images, labels, bounds, names, preprocessing, augment, final)

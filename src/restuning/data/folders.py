@@ -1,0 +1,146 @@
+"""Images on disk: class folders and the VTAB-1K list layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restuning._errors import DataError
+from restuning.data.data import SPLIT_SEED, Data, ImageFiles, identity, readable, stratified
+
+if TYPE_CHECKING:
+    from restuning.backbones import Preprocessing
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+_LISTS = {"train": "train800.txt", "val": "val200.txt", "final": "train800val200.txt"}
+
+
+def from_folder(
+    path: Path, preprocessing: Preprocessing, augment: str, skip_bad: bool, final: bool
+) -> Data:
+    """A folder in either layout; see `load_data`."""
+    listed = (path / _LISTS["train"]).exists()
+    splits, labels = _vtab(path) if listed else _folder(path)
+    return _files(path, splits, labels, preprocessing, augment, skip_bad, final)
+
+
+def _files(
+    path: Path, splits: dict[str, list[tuple[Path, int]]], labels: list[str],
+    preprocessing: Preprocessing, augment: str, skip_bad: bool, final: bool,
+) -> Data:  # fmt: skip
+    skipped = 0
+    if skip_bad:
+        for key, samples in splits.items():
+            splits[key], bad = readable(samples)
+            skipped += bad
+    train = splits["train"] + (splits.get("val", []) if final else [])
+    clean = preprocessing.augmented("none")
+
+    def part(key: str) -> ImageFiles | None:
+        return ImageFiles(splits[key], clean, keep=True) if splits.get(key) else None
+
+    return Data(
+        path.name, ImageFiles(train, preprocessing.augmented(augment), keep=augment == "none"),
+        None if final else part("val"), part("test"), labels, skipped=skipped,
+        identity=identity([(p.relative_to(path), y) for s in splits.values() for p, y in s]),
+    )  # fmt: skip
+
+
+def _class_folders(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
+    samples = [
+        (file, labels.index(folder.name))
+        for folder in sorted(p for p in path.iterdir() if p.is_dir())
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in _IMAGES
+    ]
+    counts = {labels[y] for _, y in samples}
+    empty = [name for name in labels if name not in counts and (path / name).is_dir()]
+    if empty or not samples:
+        raise DataError(
+            "class folders without images", where=str(path), found=", ".join(empty[:5]) or "none",
+            fix=f"put images there ({', '.join(sorted(_IMAGES))}) or remove the folders",
+        )  # fmt: skip
+    return samples
+
+
+def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
+    aliases = {"val": ("val", "valid", "validation"), "test": ("test",), "train": ("train",)}
+    found = {
+        key: next((path / n for n in names if (path / n).is_dir()), None)
+        for key, names in aliases.items()
+    }
+    base = found["train"] or path
+    labels = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(labels) < 2:
+        raise DataError(
+            "a folder of images needs a folder for each class", where=str(base),
+            found=f"{len(labels)} folders", fix="lay it out as CLASS/image.jpg, optionally below "
+            "train/, val/ and test/",
+        )  # fmt: skip
+    if found["train"] is not None:
+        for key in ("val", "test"):
+            folder = found[key]
+            inside = {p.name for p in folder.iterdir() if p.is_dir()} if folder else set()
+            extra = inside - set(labels)
+            if extra:
+                raise DataError(
+                    "classes that training does not have", where=str(found[key]),
+                    found=", ".join(sorted(extra)[:5]), fix="give them training images",
+                )  # fmt: skip
+        return {k: _class_folders(p, labels) for k, p in found.items() if p is not None}, labels
+    samples = _class_folders(path, labels)
+    parts = stratified([y for _, y in samples], (0.7, 0.1), SPLIT_SEED)
+    return {
+        key: [samples[i] for i in part]
+        for key, part in zip(("train", "val", "test"), parts, strict=True)
+    }, labels
+
+
+def read_list(file: Path) -> list[tuple[Path, int]]:
+    """Lines of `images/xxx.jpg label`.
+
+    Raises:
+        DataError: A line is malformed, or the file is missing or no text.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            "a list of images cannot be read", where=str(file), found=str(error)[:200],
+            fix="restore it; lines read `images/xxx.jpg label`",
+        ) from None  # fmt: skip
+    samples = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isascii() or not label.isdigit():
+            raise DataError(
+                "a line of a list is malformed", where=f"{file}, line {number}",
+                found=line[:80], fix="write `images/xxx.jpg label` with a label from 0",
+            )  # fmt: skip
+        samples.append((file.parent / name.strip(), int(label)))
+    return samples
+
+
+def _vtab(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
+    names = {"train": _LISTS["train"], "val": _LISTS["val"], "test": "test.txt"}
+    splits = {k: read_list(path / v) for k, v in names.items() if (path / v).exists()}
+    highest = max((y for s in splits.values() for _, y in s), default=-1)
+    described = path / "task.json"
+    labels = [str(i) for i in range(highest + 1)]
+    if described.exists():
+        try:
+            labels = list(map(str, json.loads(described.read_text(encoding="utf-8"))["classes"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                "task.json of a data set is malformed", where=str(described), found=str(error),
+                fix='it needs "classes", a list of names',
+            ) from None  # fmt: skip
+    if highest >= len(labels) or highest < 0:
+        raise DataError(
+            "labels and classes do not fit", where=str(path),
+            found=f"highest label {highest}, {len(labels)} classes", fix="correct the lists",
+        )  # fmt: skip
+    return splits, labels
