@@ -188,4 +188,4 @@ def _or_identity(tuner: Tuner | None) -> nn.Module:
 
 
 def _beside(tuner: nn.Module, x: Tensor) -> Tensor:
-    return x + tuner(x) if isinstance(tuner, Tuner) else x
+    return tuner.added(x, x) if isinstance(tuner, Tuner) else x

@@ -168,17 +168,11 @@ def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     view = call.views.get(site.layer) if tuner.needs_view else None
     if view is not None and site.layer in call.masks:
         view = view.masked(call.masks[site.layer])
-    delta = tuner(x, view)
-    if delta.shape != y.shape:
-        if delta.numel() != y.numel() or delta.shape[-1] != y.shape[-1]:
-            raise TunerShapeError(
-                "a tuner changed the shape of the stream",
-                where=f"{tuner.kind} at {site.name}",
-                found=f"returned {tuple(delta.shape)}, the stream is {tuple(y.shape)}",
-                fix="a tuner must keep the shape it is given",
-            )
-        delta = delta.reshape(y.shape)
-    total = y + delta
+    try:
+        total = tuner.added(y, x, view)
+    except TunerShapeError as error:
+        where = f"{error.where} at {site.name}"
+        raise TunerShapeError(error.what, where=where, found=error.found, fix=error.fix) from None
     if site.layout == "b d h w":
         total = total.movedim(-1, 1)
     return _replaced(output, lambda _: total)

@@ -33,6 +33,36 @@ def test_the_shape_is_kept(tuner, lead):
     assert tuner(x).shape == x.shape
 
 
+FUSED_TOLERANCE = 1e-5
+"""One product in place of a product and two passes: fp32 rounds in another order."""
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_adding_in_one_product_equals_adding_the_delta(tuner, scaled, contiguous):
+    x, y = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    y = y if contiguous else torch.randn(2, 16, 5).mT
+    scale = torch.randn(16, requires_grad=True) if scaled else None
+    leaves = [*tuner.parameters(), *([scale] if scaled else [])]
+    one = tuner.added(y, x, None, scale)
+    plain = y + tuner(x) * (1 if scale is None else scale)
+    torch.testing.assert_close(one, plain, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
+    weights = torch.randn_like(one)
+    for a, b in zip(
+        torch.autograd.grad((one * weights).sum(), leaves),
+        torch.autograd.grad((plain * weights).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
+
+
+def test_a_stream_in_fp32_keeps_its_precision_under_autocast(tuner):
+    y = torch.randn(2, 5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = tuner.added(y, torch.zeros(2, 5, 16))
+    assert total.dtype is torch.float32
+
+
 def test_every_parameter_gets_a_gradient(tuner):
     tuner(torch.randn(2, 5, 16)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in tuner.parameters())

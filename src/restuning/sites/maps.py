@@ -110,6 +110,29 @@ class LentMaps:
         weight = module.out_proj.weight if self.maps.form == "packed" else module.weight
         return F.linear(y.transpose(-3, -2).flatten(-2), weight)
 
+    def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
+        """`h r e` keys and values as maps `h*r d` around a softmax; see the tuners' `View`."""
+        tokens = keys.shape[-2] * self.heads
+        module: Any = self._of[self.maps.q]
+        packed = self.maps.form == "packed"
+        weight = module.in_proj_weight if packed else module.weight
+        if self.maps.q_norm or tokens >= weight.shape[-1] or weight.dim() != 2:
+            return None
+        bias = module.in_proj_bias if packed else module.bias
+        if self.maps.form != "separate":
+            weight = weight[: weight.shape[0] // 3]
+            bias = None if bias is None else bias[: bias.shape[0] // 3]
+        keys = keys * self.scale
+        per_head = weight.unflatten(0, (self.heads, -1))
+        into = (keys @ per_head).flatten(0, 1)
+        shift = None
+        if bias is not None:
+            shift = (keys @ bias.view(self.heads, -1, 1)).flatten()
+        owner: Any = self._of[self.maps.out]
+        out = owner.out_proj.weight if packed else owner.weight
+        mixed = values @ out.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        return into, shift, mixed.flatten(0, 1)
+
     def mask(self, queries: Tensor) -> Tensor | None:
         """What the layer adds to its scores: its causal mask and the one it was given."""
         given = self._mask

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import FormatError, UnknownNameError
+from restuning._errors import FormatError, TunerShapeError, UnknownNameError
 
 ENTRY_POINTS = "restuning.tuners"
 
@@ -50,6 +50,15 @@ class View(Protocol):
 
     def out(self, y: Tensor) -> Tensor:
         """W_o on merged heads, without its bias: `b h n d/h -> b n d`."""
+        ...
+
+    def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
+        """Attention to a few fixed tokens as two maps around a softmax per head, or None.
+
+        `Q K^T = norm(x) A^T + a` and `softmax(...) V W_o = softmax(...) B`, where A and B are
+        `h*r d` and a is `h*r`: W_q and W_o then never touch the stream. None where a norm stands
+        between W_q and the scores.
+        """
         ...
 
     def mask(self, queries: Tensor) -> Tensor | None:
@@ -93,6 +102,35 @@ class Tuner(nn.Module, ABC):
         would hold one stream-sized tensor per tuner.
         """
         return self(x, view) * scale
+
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """`y + scale * tuner(x)`, which is what runs at a site.
+
+        A tuner that ends in a linear map overrides it with one product that starts from y: the
+        delta itself, one more pass over the stream, is then never made.
+
+        Args:
+            y: OP's output, of x's shape.
+            x: What the tuner reads.
+            view: The layer's maps, where needed.
+            scale: One number a channel, or None for 1.
+
+        Raises:
+            TunerShapeError: The delta has another shape than y.
+        """
+        delta = self(x, view) if scale is None else self.scaled(x, view, scale)
+        if delta.shape != y.shape:
+            if delta.numel() != y.numel() or delta.shape[-1] != y.shape[-1]:
+                raise TunerShapeError(
+                    "a tuner changed the shape of the stream",
+                    where=self.kind,
+                    found=f"returned {tuple(delta.shape)}, the stream is {tuple(y.shape)}",
+                    fix="a tuner must keep the shape it is given",
+                )
+            delta = delta.reshape(y.shape)
+        return y + delta
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this tuner again, as JSON."""
@@ -206,6 +244,21 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(y: Tensor) -> Tensor:
     """`... h n e -> ... n h*e`."""
     return y.transpose(-3, -2).flatten(-2)
+
+
+def added_product(y: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`y + hidden W^T + b` in one product, `(..., d), (..., r), (d, r), (d) -> (..., d)`.
+
+    The bias rides along as one more column of the small factors.
+    """
+    if hidden.dtype != y.dtype or not y.is_contiguous():
+        # A product under autocast would round the stream; a strided one would copy it.
+        return y + torch.nn.functional.linear(hidden, weight, bias).reshape(y.shape)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if bias is not None:
+        flat = torch.cat([flat, flat.new_ones(()).expand(flat.shape[0], 1)], 1)
+        weight = torch.cat([weight, bias.unsqueeze(1)], 1)
+    return torch.addmm(y.reshape(-1, y.shape[-1]), flat, weight.t()).view(y.shape)
 
 
 def attend(

@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
-from restuning.tuners._base import Reads, Tuner, View, tuner
+from restuning.tuners._base import Reads, Tuner, View, added_product, tuner
 
 BIAS_STD = 1e-6
 """Standard deviation of the biases, as in the authors' code."""
@@ -71,11 +71,27 @@ class ResAdapter(Tuner):
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        delta = self.up(_ACTIVATIONS[self.activation](self.down(x)))
+        delta = self.up(self._hidden(x))
         return delta if self.factor == 1.0 else delta * self.factor
 
     def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with a scalar or channel scale folded into W_up."""
+        return F.linear(self._hidden(x), *self._up(scale))
+
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """`y + scale * tuner(x)` as one product from the bottleneck."""
+        return added_product(y, self._hidden(x), *self._up(scale))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return _ACTIVATIONS[self.activation](self.down(x))
+
+    def _up(self, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """W_up and its bias with all scales folded in."""
+        if scale is None and self.factor == 1.0:
+            return self.up.weight, self.up.bias
+        if scale is None:
+            return self.up.weight * self.factor, self.up.bias * self.factor
         scale = scale * self.factor
-        hidden = _ACTIVATIONS[self.activation](self.down(x))
-        return F.linear(hidden, self.up.weight * scale.unsqueeze(-1), self.up.bias * scale)
+        return self.up.weight * scale.unsqueeze(-1), self.up.bias * scale

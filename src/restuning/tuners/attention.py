@@ -6,9 +6,10 @@ from abc import abstractmethod
 from typing import Literal
 
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from restuning._errors import MapsError
-from restuning.tuners._base import Tuner, View, attend, merge_heads, split_heads
+from restuning.tuners._base import Tuner, View, added_product, attend, merge_heads, split_heads
 
 Query = Literal["mha", "stream"]
 
@@ -53,8 +54,39 @@ class AttentionTuner(Tuner):
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:
         """Compute the delta; see the class."""
+        if (folded := self._folded(x, view)) is not None:
+            weights, out = folded
+            return weights @ out
         _, mixed, _ = self.attended(x, view)
         return merge_heads(mixed) if self.query == "stream" else required(view, self).out(mixed)
+
+    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+        """`scale * tuner(x)` with the scale folded into the last product where there is one."""
+        if (folded := self._folded(x, view)) is None:
+            return super().scaled(x, view, scale)
+        weights, out = folded
+        return weights @ (out * scale)
+
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """`y + scale * tuner(x)`, as one product where the maps fold."""
+        if (folded := self._folded(x, view)) is None:
+            return super().added(y, x, view, scale)
+        weights, out = folded
+        return added_product(y, weights, (out if scale is None else out * scale).t(), None)
+
+    def _folded(self, x: Tensor, view: View | None) -> tuple[Tensor, Tensor] | None:
+        """Attention weights `... n h*r` and what they mix, `h*r d`; None where nothing folds."""
+        if self.query == "stream":
+            return None
+        lent = required(view, self)
+        maps = lent.fold(*self.keys_values(view))
+        if maps is None:
+            return None
+        into, shift, out = maps
+        scores = F.linear(lent.norm(x), into, shift).unflatten(-1, (lent.heads, -1))
+        return scores.softmax(-1).flatten(-2), out
 
 
 def required(view: View | None, tuner: Tuner) -> View:

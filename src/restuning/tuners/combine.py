@@ -53,6 +53,14 @@ class Sum(Tuner):
             total = total + each(x, view)
         return total
 
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """`y + scale * sum_i tuner_i(x)`, one tuner after the other."""
+        for each in self.tuners:
+            y = each.added(y, x, view, scale)  # type: ignore[operator]
+        return y
+
 
 @tuner("drop_path")
 class DropPath(Tuner):
@@ -90,3 +98,11 @@ class DropPath(Tuner):
             return delta
         kept = torch.rand(delta.shape[0], *[1] * (delta.dim() - 1), device=delta.device) >= self.p
         return delta * (kept / (1 - self.p)).to(delta.dtype)
+
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """As the tuner inside at inference."""
+        if self.training and self.p > 0:
+            return super().added(y, x, view, scale)
+        return self.tuner.added(y, x, view, scale)

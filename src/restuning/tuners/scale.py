@@ -91,6 +91,15 @@ class Scaled(Tuner):
             return self._exact(x, view)
         return self.tuner(x, view)
 
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """`y + s * tuner(x)`; a learned s goes into the tuner's own last product."""
+        if scale is not None or self.form in ("gate", "exact"):
+            return super().added(y, x, view, scale)
+        own = self.scale.expand(self.dim) if self.form in ("scalar", "channel") else None
+        return self.tuner.added(y, x, view, own)
+
     def _exact(self, x: Tensor, view: View | None) -> Tensor:
         lent = required(view, self)
         assert isinstance(self.tuner, AttentionTuner)
