@@ -5,7 +5,8 @@
 Paper, Table 1: on ViT-B/16 the unbound Res-Prefix is as good as the embedded prefix or a little
 better. Here: ViT-Ti/16 at 112 px, 1000 training images, single Res-Prefix of length 10 on MHA
 (`res-tuning[mha=prefix]`, no scale) against `prefix` (the exact, input-dependent lambda, equal to
-keys and values inside the softmax). About 4 minutes a run on 2 CPU cores.
+keys and values inside the softmax). 10 epochs in bf16, 3 minutes a run on
+1 CPU core.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main() -> None:
     """Run what is missing, then write the JSON and the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/paper"))
     args = parser.parse_args()
     require_data()

@@ -77,6 +77,10 @@ class DataError(RestuningError):
     """A data set, an image or a list of labels cannot be read."""
 
 
+class StoreError(RestuningError):
+    """A feature store cannot be built, read or used for this purpose."""
+
+
 class TrainingError(RestuningError):
     """Training cannot start or go on."""
 

@@ -166,7 +166,7 @@ class Host(nn.Module):
         """
         needs = keep if isinstance(keep, Needs) else Needs(tuple(keep or self.sites.taps))
         for tap in needs.taps:
-            if tap not in self.sites.taps:
+            if tap != "last" and tap not in self.sites.taps:
                 raise NoSitesError(
                     "no such tap", where=tap, fix=f"taps are block.0 to {self._last}"
                 )

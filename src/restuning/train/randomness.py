@@ -123,6 +123,17 @@ class SeededExamples(Dataset):
         seed_everything("example", self.seed, epoch, index, devices=False)
         return self.dataset[index]
 
+    def __getitems__(self, ats: list[tuple[int, int]]) -> Any:
+        """A batch: of single examples, or whole where the data set gives whole batches."""
+        if not getattr(self.dataset, "whole_batches", False):
+            return [self[at] for at in ats]
+        views = []
+        for epoch, index in ats:
+            if self.dataset.views > 1:
+                seed_everything("example", self.seed, epoch, index, devices=False)
+            views.append(self.dataset.view())
+        return self.dataset.gather([index for _, index in ats], views)
+
     def __len__(self) -> int:
         """Examples of the data set."""
         return len(self.dataset)

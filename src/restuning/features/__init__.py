@@ -1,0 +1,17 @@
+"""Features computed once: a store of taps on disk under a content key, and training from it."""
+
+from restuning.features.build import Forecast as Forecast
+from restuning.features.build import build as build
+from restuning.features.build import forecast as forecast
+from restuning.features.cached import Cached as Cached
+from restuning.features.cached import StoredFeatures as StoredFeatures
+from restuning.features.codec import DTYPES as DTYPES
+from restuning.features.key import StoreKey as StoreKey
+from restuning.features.key import Tap as Tap
+from restuning.features.key import store_key as store_key
+from restuning.features.store import Store as Store
+from restuning.features.store import default_root as default_root
+from restuning.features.store import stores as stores
+from restuning.features.views import VIEWS as VIEWS
+from restuning.features.views import view_names as view_names
+from restuning.features.views import viewed as viewed

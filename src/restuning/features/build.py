@@ -1,0 +1,338 @@
+"""Build a store: every shard written whole, claimed by one process, never computed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from restuning._errors import StoreError
+from restuning._version import __version__
+from restuning.bypass import Needs
+from restuning.features.claim import Claim
+from restuning.features.codec import encode, error_report
+from restuning.features.key import StoreKey
+from restuning.features.store import MANIFEST, Store, sha256
+from restuning.host import Host
+
+SHARD_BYTES = 64 * 2**20
+SHARD_ROWS = 512
+"""The most a killed process loses: 512 forwards, about a minute of one CPU core on ViT-S."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What building a store will take.
+
+    Attributes:
+        rows: Forwards of one input.
+        bytes: On disk.
+        free: Free bytes there.
+        seconds: From one timed forward; without reading and decoding of inputs.
+    """
+
+    rows: int
+    bytes: int
+    free: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.rows:,} forwards, about {self.seconds:,.0f} s; {self.bytes / 2**20:,.1f} MiB "
+            f"({self.free / 2**30:,.1f} GiB free)"
+        )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    split: str
+    view: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}.{self.view}.{self.start:08d}"
+
+
+def forecast(
+    host: Host, key: StoreKey, root: Path, example: Mapping[str, Any] | Any, batch_size: int = 32
+) -> Forecast:
+    """Size and time of building a store, before anything is written.
+
+    Args:
+        host: The frozen backbone.
+        key: Of the store.
+        root: Where stores lie.
+        example: One input, batch 1.
+        batch_size: Of the extraction.
+    """
+
+    def repeated(value: Any) -> Any:
+        return value.expand(batch_size, *value.shape[1:]) if isinstance(value, Tensor) else value
+
+    start = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        if isinstance(example, Mapping):
+            host.features(keep=_needs(key), **{k: repeated(v) for k, v in example.items()})
+        else:
+            host.features(*map(repeated, example), keep=_needs(key))
+    seconds = (time.perf_counter() - start) / batch_size * key.rows
+    place = next(p for p in [root, *root.absolute().parents] if p.exists())
+    return Forecast(key.rows, key.rows * key.bytes_per_row, shutil.disk_usage(place).free, seconds)
+
+
+def build(
+    host: Host, key: StoreKey, root: Path, splits: Mapping[tuple[str, int], Any], *,
+    batch_size: int = 32, workers: int = 0, collate: Callable | None = None, progress: bool = True,
+) -> Store:  # fmt: skip
+    """Compute what is missing of a store and open it.
+
+    Several processes may run this at once on one folder: each shard is claimed by one of them.
+    A process that dies gives its claim back; its unfinished shard is computed again.
+
+    Args:
+        host: The frozen backbone.
+        key: Of the store.
+        root: Where stores lie; the store is `root/DATA-DIGEST`.
+        splits: Data sets of `(input, label)` by split and number of the view.
+        batch_size: Inputs of one forward.
+        workers: Processes that read and decode inputs.
+        collate: Samples to a batch.
+        progress: A bar on a terminal.
+
+    Raises:
+        StoreError: The disk is full or cannot be written, features are not finite, or the folder
+            holds another store. Shards that were finished stay.
+    """
+    folder = place(root, key)
+    if (folder / MANIFEST).exists():
+        return _opened(folder, key)
+    _prepare(folder, key)
+    plan = _plan(key, batch_size)
+    missing = sum(s.stop - s.start for s in plan if not _finished(folder, s))
+    if missing * key.bytes_per_row > shutil.disk_usage(folder).free:
+        raise StoreError(
+            "there is no room for the store", where=str(folder),
+            found=f"{missing * key.bytes_per_row / 2**20:,.1f} MiB wanted, "
+            f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free",
+            fix="free space, choose --store elsewhere, or a smaller --dtype",
+        )  # fmt: skip
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("features"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, disable=not (progress and console.is_terminal),
+    )  # fmt: skip
+    with bar:
+        line = bar.add_task("", total=key.rows, completed=key.rows - missing)
+        # First what nobody has claimed, then what others had claimed and may have left behind.
+        for wait in (False, True):
+            for (split, view), dataset in splits.items():
+                shards = [s for s in plan if (s.split, s.view) == (split, view)]
+                _extract(host, key, folder, shards, dataset, batch_size, workers, collate,
+                         wait, lambda rows: bar.advance(line, rows))  # fmt: skip
+    _finish(folder, key, plan)
+    return Store(folder)
+
+
+def place(root: Path, key: StoreKey) -> Path:
+    """The folder of a store."""
+    return Path(root) / f"{key.data['name']}-{key.digest[:12]}"
+
+
+def _needs(key: StoreKey) -> Needs:
+    return Needs(tuple(tap.name for tap in key.taps), key.tokens)  # type: ignore[arg-type]
+
+
+def _opened(folder: Path, key: StoreKey) -> Store:
+    store = Store(folder)
+    if store.key.digest != key.digest:
+        raise StoreError(
+            "the folder holds another store", where=str(folder),
+            found=f"key {store.key.digest[:12]}, wanted {key.digest[:12]}",
+            fix="choose --store elsewhere",
+        )  # fmt: skip
+    return store
+
+
+def _prepare(folder: Path, key: StoreKey) -> None:
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "key.json").exists():
+            write(folder / "key.json", json.dumps(key.to_dict(), indent=1).encode())
+
+
+def _plan(key: StoreKey, batch_size: int) -> list[_Shard]:
+    rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, key.bytes_per_row)))
+    # Whole batches, so that a shard's values do not depend on who computes it.
+    rows = max(batch_size, rows // batch_size * batch_size)
+    return [
+        _Shard(split, view, start, min(start + rows, count))
+        for split, count in key.splits.items()
+        for view in range(len(key.views) if split == "train" else 1)
+        for start in range(0, count, rows)
+    ]
+
+
+def _finished(folder: Path, shard: _Shard) -> bool:
+    return (folder / f"{shard.name}.json").exists()
+
+
+def _extract(
+    host: Host, key: StoreKey, folder: Path, shards: list[_Shard], dataset: Any, batch_size: int,
+    workers: int, collate: Callable | None, wait: bool, advance: Callable[[int], None],
+) -> None:  # fmt: skip
+    claims: dict[_Shard, Claim] = {}
+    queue: list[tuple[_Shard, int]] = []
+
+    def batches() -> Iterator[list[int]]:
+        # The loader asks a little ahead of the forwards, so claims are few and short.
+        for shard in shards:
+            if _finished(folder, shard):
+                continue
+            claim = Claim.take(folder / f"{shard.name}.lock", wait=wait)
+            if claim is None:
+                continue
+            if _finished(folder, shard):
+                claim.give_back()
+                continue
+            claims[shard] = claim
+            for start in range(shard.start, shard.stop, batch_size):
+                stop = min(start + batch_size, shard.stop)
+                queue.append((shard, stop))
+                yield list(range(start, stop))
+
+    loader = DataLoader(dataset, batch_sampler=batches(), num_workers=workers,  # type: ignore[arg-type]
+                        collate_fn=collate, generator=torch.Generator().manual_seed(0))  # fmt: skip
+    device = next(host.model.parameters()).device
+    parts: list[Tensor] = []
+    labels: list[int] = []
+    try:
+        for inputs, answers in loader:
+            shard, stop = queue.pop(0)
+            if isinstance(inputs, Mapping):
+                on = {k: v.to(device) for k, v in inputs.items()}
+                taps = host.features(keep=_needs(key), **on)
+            else:
+                taps = host.features(inputs.to(device), keep=_needs(key))
+            parts.append(_row(taps, key))
+            labels += [int(y) for y in answers]
+            advance(len(answers))
+            if stop == shard.stop:
+                _write_shard(folder, key, shard, torch.cat(parts), labels)
+                claims.pop(shard).give_back()
+                parts, labels = [], []
+    finally:
+        for claim in claims.values():
+            claim.give_back()
+
+
+def _row(taps: Mapping[str, Tensor], key: StoreKey) -> Tensor:
+    for tap in key.taps:
+        if tuple(taps[tap.name].shape[1:]) != tap.shape:
+            raise StoreError(
+                "inputs of different sizes cannot share a store", where=tap.name,
+                found=f"{tuple(taps[tap.name].shape[1:])}, first was {tap.shape}",
+                fix='store class tokens only, or train live (--no-cache)',
+            )  # fmt: skip
+    return torch.cat([taps[t.name].flatten(1) for t in key.taps], 1).float().cpu()
+
+
+def _write_shard(
+    folder: Path, key: StoreKey, shard: _Shard, rows: Tensor, labels: list[int]
+) -> None:
+    values, scales = encode(rows, key.dtype)
+    error = {} if key.dtype == "fp32" else error_report(rows, key.dtype, key.slices)
+    arrays = {f"{shard.name}.npy": values}
+    if scales is not None:
+        arrays[f"{shard.name}.scales.npy"] = scales
+    files = []
+    with _writing(folder):
+        for name, array in arrays.items():
+            partial = folder / f".{name}.{os.getpid()}.partial"
+            try:
+                with partial.open("wb") as stream:
+                    np.save(stream, array)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                files.append({"file": name, "bytes": partial.stat().st_size,
+                              "sha256": sha256(partial)})  # fmt: skip
+                partial.replace(folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
+        entry = {"split": shard.split, "view": shard.view, "start": shard.start,
+                 "stop": shard.stop, "files": files, "labels": labels, "error": error}  # fmt: skip
+        write(folder / f"{shard.name}.json", json.dumps(entry).encode())
+
+
+def _finish(folder: Path, key: StoreKey, plan: list[_Shard]) -> None:
+    entries = [json.loads((folder / f"{s.name}.json").read_text()) for s in plan]
+    labels: dict[str, Any] = {}
+    with _writing(folder):
+        for split in key.splits:
+            values = [y for e in entries if e["split"] == split and e["view"] == 0
+                      for y in e["labels"]]  # fmt: skip
+            file = folder / f"{split}.labels.npy"
+            partial = folder / f".{file.name}.{os.getpid()}.partial"
+            with partial.open("wb") as stream:
+                np.save(stream, np.asarray(values, dtype=np.int64))
+            partial.replace(file)
+            labels[split] = {"file": file.name, "bytes": file.stat().st_size,
+                             "sha256": sha256(file)}  # fmt: skip
+        error = {
+            tap.name: {
+                kind: max((e["error"][tap.name][kind] for e in entries if e["error"]), default=0.0)
+                for kind in ("largest", "relative")
+            }
+            for tap in key.taps
+        }
+        shards = [{k: v for k, v in e.items() if k not in ("labels", "error")} for e in entries]
+        manifest = {"library": f"restuning {__version__}", "digest": key.digest,
+                    "key": key.to_dict(), "error": error, "labels": labels,
+                    "shards": shards}  # fmt: skip
+        write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
+            leftover.unlink(missing_ok=True)
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with partial.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+class _writing:  # noqa: N801
+    """Turns a full or read-only disk into one error that says what is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StoreError(
+                "a feature store cannot be written", where=str(self.folder),
+                found=error.strerror or str(error),
+                fix="free space or choose --store elsewhere, and run the same command again: "
+                "shards that were finished are kept",
+            ) from None  # fmt: skip

@@ -1,0 +1,144 @@
+"""Training from a store: features as a data set, and a task that is fed with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from restuning._errors import StoreError
+from restuning.bypass import Needs
+from restuning.features.store import Store
+from restuning.features.views import drawn_view
+from restuning.host import Host
+from restuning.task import Task
+
+
+class StoredFeatures(Dataset):
+    """Rows of one or more splits of a store as `(taps, label)`.
+
+    A loader gets whole batches: `__getitems__` reads them in one gather.
+
+    Args:
+        store: Opened.
+        splits: Put one after the other ("train", then "val" for a final run).
+        views: How many of the training split's views are drawn from; 1 is the image itself.
+
+    Raises:
+        StoreError: No such split or view.
+    """
+
+    whole_batches = True
+
+    def __init__(self, store: Store, splits: Sequence[str], views: int = 1) -> None:
+        for split in splits:
+            if split not in store.key.splits:
+                raise StoreError("no such split in the store", where=str(store.path), found=split)
+        if not 1 <= views <= len(store.key.views):
+            raise StoreError(
+                "the store has fewer views", where=str(store.path),
+                found=f"{len(store.key.views)} views, {views} asked for",
+                fix="build one with `restuning cache --views`",
+            )  # fmt: skip
+        self.store, self.splits, self.views = store, tuple(splits), views
+        self.places = [(s, i) for s in splits for i in range(store.key.splits[s])]
+        self.labels = torch.cat([store.labels(s) for s in splits])
+
+    def __len__(self) -> int:
+        """Number of inputs."""
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:
+        """One input's taps (without a batch axis) and its label."""
+        taps, labels = self.gather([index], [self.view()])
+        return {name: tap[0] for name, tap in taps.items()}, int(labels[0])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """A whole batch of plain views."""
+        return self.gather(indices, [0] * len(indices))
+
+    def view(self) -> int:
+        """The view of one example, drawn from torch's generator (seeded by example and epoch)."""
+        return drawn_view(self.views) if self.views > 1 else 0
+
+    def gather(
+        self, indices: Sequence[int], views: Sequence[int]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Taps and labels of a batch."""
+        rows = torch.empty(len(indices), self.store.key.values_per_row)
+        groups: dict[tuple[str, int], list[int]] = {}
+        for position, (index, view) in enumerate(zip(indices, views, strict=True)):
+            split = self.places[index][0]
+            groups.setdefault((split, view if split == "train" else 0), []).append(position)
+        for (split, view), positions in groups.items():
+            wanted = [self.places[indices[p]][1] for p in positions]
+            rows[torch.tensor(positions)] = self.store.rows(split, view, wanted)
+        return self.store.taps(rows), self.labels[torch.as_tensor(list(indices))]
+
+
+def as_is(batch: Any) -> Any:
+    """The collate function of a data set that gives whole batches."""
+    return batch
+
+
+class Cached(nn.Module):
+    """A task on stored features: what `Tuned` is on inputs. No backbone forward is made.
+
+    Args:
+        host: Lends its frozen final norm and pooling; must be the store's backbone.
+        task: A bypass task, or a head alone (linear probing).
+        store: Where the features come from.
+
+    Raises:
+        StoreError: The store is of another backbone, or lacks what the task needs.
+    """
+
+    def __init__(self, host: Host, task: Task, store: Store) -> None:
+        super().__init__()
+        self.host, self.task = host, task
+        refuse_other_backbone(host, store)
+        needs = task.needs(host.readout_rule)
+        if not covers(store, needs, host.sites.taps[-1]):
+            raise StoreError(
+                "the store lacks what the task needs", where=str(store.path),
+                found=f"{len(store.key.taps)} taps, tokens {store.key.tokens}; wanted "
+                f"{', '.join(needs.taps[:4])}{' ...' if len(needs.taps) > 4 else ''}, "
+                f"tokens {needs.tokens}", fix="build one for this method: `restuning cache`",
+            )  # fmt: skip
+        self._last = host.sites.taps[-1]
+        self._cls = needs.tokens == "cls" and store.key.tokens == "all"
+
+    def forward(self, **taps: Tensor) -> Tensor:
+        """Logits, `b c`."""
+        if self._cls:
+            taps = {name: tap[:, :1] for name, tap in taps.items()}
+        if self.task.bypass is None:
+            taps = {"last": taps[self._last]}
+        return self.task(taps, self.host.readout)
+
+
+def covers(store: Store, needs: Needs, last: str) -> bool:
+    """Whether a store holds all that is needed."""
+    wanted = {last if tap == "last" else tap for tap in needs.taps}
+    tokens = store.key.tokens == "all" or needs.tokens == "cls"
+    return wanted <= {tap.name for tap in store.key.taps} and tokens
+
+
+def refuse_other_backbone(host: Host, store: Store) -> None:
+    """Compare fingerprints.
+
+    Raises:
+        StoreError: They differ.
+    """
+    ours = host.fingerprint()
+    theirs = {k: store.key.backbone.get(k) for k in ours}
+    if theirs != ours:
+        different = [k for k in ours if ours[k] != theirs[k]]
+        raise StoreError(
+            "the store is of another backbone", where=str(store.path),
+            found="; ".join(f"{k}: {theirs[k]} stored, {ours[k]} here" for k in different),
+            fix="use the backbone it was built with, or build a store for this one",
+        )  # fmt: skip

@@ -1,0 +1,141 @@
+"""What a store is keyed by: everything its values depend on, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from restuning.bypass import Needs
+from restuning.features.codec import BYTES, check_dtype
+from restuning.fingerprint import weights_digest
+from restuning.host import Host
+
+SCHEMA = 1
+"""Raised when stores of an older library can no longer be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One kept tap: its name and the shape of its value for one input (`n d` or `h w d`)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Values of one input."""
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class StoreKey:
+    """Everything the values of a store depend on.
+
+    Attributes:
+        backbone: Name, fingerprint and the digest of all weights.
+        taps: What is kept, in order; a row is their values one after the other.
+        tokens: "cls" or "all".
+        dtype: How values are kept.
+        preprocessing: How an image became an input.
+        data: Name of the data set and the digest of its ordered samples.
+        views: "plain", "flip", "crop.2", ...; of the training split.
+        splits: Number of samples by split.
+    """
+
+    backbone: Mapping[str, Any]
+    taps: tuple[Tap, ...]
+    tokens: str
+    dtype: str
+    preprocessing: Mapping[str, Any]
+    data: Mapping[str, Any]
+    views: tuple[str, ...]
+    splits: Mapping[str, int]
+
+    @property
+    def values_per_row(self) -> int:
+        """Values of one input over all taps."""
+        return sum(tap.numel for tap in self.taps)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one input on disk."""
+        return self.values_per_row * BYTES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all splits and views."""
+        return sum(n * (len(self.views) if s == "train" else 1) for s, n in self.splits.items())
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each tap's values stand in a row."""
+        places, at = {}, 0
+        for tap in self.taps:
+            places[tap.name] = slice(at, at + tap.numel)
+            at += tap.numel
+        return places
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for the manifest."""
+        values = asdict(self) | {"schema": SCHEMA}
+        values["taps"] = [[tap.name, list(tap.shape)] for tap in self.taps]
+        values["views"] = list(self.views)
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StoreKey:
+        """From a manifest.
+
+        Raises:
+            KeyError, TypeError, ValueError: A field is missing or of another kind.
+        """
+        return cls(
+            dict(values["backbone"]),
+            tuple(Tap(str(n), tuple(int(i) for i in shape)) for n, shape in values["taps"]),
+            str(values["tokens"]), check_dtype(values["dtype"]), dict(values["preprocessing"]),
+            dict(values["data"]), tuple(map(str, values["views"])),
+            {str(k): int(v) for k, v in values["splits"].items()},
+        )  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all of it, 64 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def store_key(
+    host: Host, needs: Needs, example: Mapping[str, Any] | Sequence[Any], *, backbone: str,
+    preprocessing: Mapping[str, Any], data: str, identity: str, splits: Mapping[str, int],
+    views: Sequence[str] = ("plain",), dtype: str = "fp32",
+) -> StoreKey:  # fmt: skip
+    """The key of the store that would hold these features.
+
+    Args:
+        host: The frozen backbone.
+        needs: Taps and tokens to keep.
+        example: One input, batch 1, as positional or keyword arguments.
+        backbone: Its name.
+        preprocessing: How an input is made.
+        data: Name of the data set.
+        identity: Digest of its ordered samples.
+        splits: Samples by split.
+        views: Of the training split.
+        dtype: One of `DTYPES`.
+
+    Cost: one forward, and a digest of all weights.
+    """
+    if isinstance(example, Mapping):
+        taps = host.features(keep=needs, **example)
+    else:
+        taps = host.features(*example, keep=needs)
+    return StoreKey(
+        {"name": backbone, **host.fingerprint(), "all weights": weights_digest(host.model)},
+        tuple(Tap(name, tuple(value.shape[1:])) for name, value in taps.items()),
+        needs.tokens, check_dtype(dtype), dict(preprocessing),
+        {"name": data, "identity": identity}, tuple(views), dict(splits),
+    )  # fmt: skip
