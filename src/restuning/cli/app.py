@@ -14,6 +14,7 @@ from restuning import methods
 from restuning._version import __version__
 from restuning.cli import inspect as looks
 from restuning.cli import run as runs
+from restuning.cli import training
 from restuning.train import FitSettings
 
 app = typer.Typer(
@@ -79,16 +80,21 @@ def train(
     text: Annotated[str, typer.Option(help="Text column of a csv")] = "text",
     label: Annotated[str, typer.Option(help="Label column of a csv")] = "label",
     track: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb")] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Run the backbone in every epoch")
+    ] = False,
+    store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
+    cache_dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8")] = "fp32",
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start over")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
-    chosen = [method] if method else list(runs.COMPARED)
+    chosen = [method] if method else list(training.COMPARED)
     options = {"rank": rank} | ({"scale": scale} if scale else {}) | (
         {"drop_path": drop_path} if drop_path else {})  # fmt: skip
 
     def settings(name: str) -> FitSettings:
-        default = runs.DEFAULTS.get(name.partition("[")[0], runs.OTHERWISE)
+        default = training.DEFAULTS.get(name.partition("[")[0], training.OTHERWISE)
         return FitSettings(
             epochs=epochs or default.epochs, batch_size=batch_size, lr=lr or default.lr,
             weight_decay=weight_decay, warmup_epochs=warmup_epochs,
@@ -96,10 +102,13 @@ def train(
             drop_path=drop_path, ema=ema, seed=seed, workers=workers, track=tuple(track or ()),
         )  # fmt: skip
 
-    rows = runs.train(
-        data, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
-        options=options, augment=augment, final=final, skip_bad=skip_bad, text=text, label=label,
-        resume=not no_resume, console=Console(stderr=True) if as_json else console,
+    source = training.Source(
+        data, augment, final, skip_bad, text, label, not no_cache, store, cache_dtype
+    )
+    rows = training.train(
+        source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
+        options=options, resume=not no_resume,
+        console=Console(stderr=True) if as_json else console,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(rows if method is None else rows[0], indent=1))

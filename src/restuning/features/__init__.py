@@ -3,6 +3,7 @@
 from restuning.features.build import Forecast as Forecast
 from restuning.features.build import build as build
 from restuning.features.build import forecast as forecast
+from restuning.features.build import place as place
 from restuning.features.cached import Cached as Cached
 from restuning.features.cached import StoredFeatures as StoredFeatures
 from restuning.features.codec import DTYPES as DTYPES
@@ -11,6 +12,7 @@ from restuning.features.key import Tap as Tap
 from restuning.features.key import store_key as store_key
 from restuning.features.store import Store as Store
 from restuning.features.store import default_root as default_root
+from restuning.features.store import remove as remove
 from restuning.features.store import stores as stores
 from restuning.features.views import VIEWS as VIEWS
 from restuning.features.views import view_names as view_names

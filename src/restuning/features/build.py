@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,12 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
-from restuning._version import __version__
 from restuning.bypass import Needs
 from restuning.features.claim import Claim
-from restuning.features.codec import encode, error_report
 from restuning.features.key import StoreKey
-from restuning.features.store import MANIFEST, Store, sha256
+from restuning.features.store import MANIFEST, Store
+from restuning.features.writing import Shard, finish, is_written, write, write_shard, writing
 from restuning.host import Host
 
 SHARD_BYTES = 64 * 2**20
@@ -54,18 +51,6 @@ class Forecast:
             f"{self.rows:,} forwards, about {self.seconds:,.0f} s; {self.bytes / 2**20:,.1f} MiB "
             f"({self.free / 2**30:,.1f} GiB free)"
         )
-
-
-@dataclass(frozen=True)
-class _Shard:
-    split: str
-    view: int
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.split}.{self.view}.{self.start:08d}"
 
 
 def forecast(
@@ -124,7 +109,7 @@ def build(
         return _opened(folder, key)
     _prepare(folder, key)
     plan = _plan(key, batch_size)
-    missing = sum(s.stop - s.start for s in plan if not _finished(folder, s))
+    missing = sum(s.stop - s.start for s in plan if not is_written(folder, s))
     if missing * key.bytes_per_row > shutil.disk_usage(folder).free:
         raise StoreError(
             "there is no room for the store", where=str(folder),
@@ -145,7 +130,7 @@ def build(
                 shards = [s for s in plan if (s.split, s.view) == (split, view)]
                 _extract(host, key, folder, shards, dataset, batch_size, workers, collate,
                          wait, lambda rows: bar.advance(line, rows))  # fmt: skip
-    _finish(folder, key, plan)
+    finish(folder, key, plan)
     return Store(folder)
 
 
@@ -170,44 +155,40 @@ def _opened(folder: Path, key: StoreKey) -> Store:
 
 
 def _prepare(folder: Path, key: StoreKey) -> None:
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "key.json").exists():
             write(folder / "key.json", json.dumps(key.to_dict(), indent=1).encode())
 
 
-def _plan(key: StoreKey, batch_size: int) -> list[_Shard]:
+def _plan(key: StoreKey, batch_size: int) -> list[Shard]:
     rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, key.bytes_per_row)))
     # Whole batches, so that a shard's values do not depend on who computes it.
     rows = max(batch_size, rows // batch_size * batch_size)
     return [
-        _Shard(split, view, start, min(start + rows, count))
+        Shard(split, view, start, min(start + rows, count))
         for split, count in key.splits.items()
         for view in range(len(key.views) if split == "train" else 1)
         for start in range(0, count, rows)
     ]
 
 
-def _finished(folder: Path, shard: _Shard) -> bool:
-    return (folder / f"{shard.name}.json").exists()
-
-
 def _extract(
-    host: Host, key: StoreKey, folder: Path, shards: list[_Shard], dataset: Any, batch_size: int,
+    host: Host, key: StoreKey, folder: Path, shards: list[Shard], dataset: Any, batch_size: int,
     workers: int, collate: Callable | None, wait: bool, advance: Callable[[int], None],
 ) -> None:  # fmt: skip
-    claims: dict[_Shard, Claim] = {}
-    queue: list[tuple[_Shard, int]] = []
+    claims: dict[Shard, Claim] = {}
+    queue: list[tuple[Shard, int]] = []
 
     def batches() -> Iterator[list[int]]:
         # The loader asks a little ahead of the forwards, so claims are few and short.
         for shard in shards:
-            if _finished(folder, shard):
+            if is_written(folder, shard):
                 continue
             claim = Claim.take(folder / f"{shard.name}.lock", wait=wait)
             if claim is None:
                 continue
-            if _finished(folder, shard):
+            if is_written(folder, shard):
                 claim.give_back()
                 continue
             claims[shard] = claim
@@ -233,7 +214,7 @@ def _extract(
             labels += [int(y) for y in answers]
             advance(len(answers))
             if stop == shard.stop:
-                _write_shard(folder, key, shard, torch.cat(parts), labels)
+                write_shard(folder, key, shard, torch.cat(parts), labels)
                 claims.pop(shard).give_back()
                 parts, labels = [], []
     finally:
@@ -250,89 +231,3 @@ def _row(taps: Mapping[str, Tensor], key: StoreKey) -> Tensor:
                 fix='store class tokens only, or train live (--no-cache)',
             )  # fmt: skip
     return torch.cat([taps[t.name].flatten(1) for t in key.taps], 1).float().cpu()
-
-
-def _write_shard(
-    folder: Path, key: StoreKey, shard: _Shard, rows: Tensor, labels: list[int]
-) -> None:
-    values, scales = encode(rows, key.dtype)
-    error = {} if key.dtype == "fp32" else error_report(rows, key.dtype, key.slices)
-    arrays = {f"{shard.name}.npy": values}
-    if scales is not None:
-        arrays[f"{shard.name}.scales.npy"] = scales
-    files = []
-    with _writing(folder):
-        for name, array in arrays.items():
-            partial = folder / f".{name}.{os.getpid()}.partial"
-            try:
-                with partial.open("wb") as stream:
-                    np.save(stream, array)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                files.append({"file": name, "bytes": partial.stat().st_size,
-                              "sha256": sha256(partial)})  # fmt: skip
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
-        entry = {"split": shard.split, "view": shard.view, "start": shard.start,
-                 "stop": shard.stop, "files": files, "labels": labels, "error": error}  # fmt: skip
-        write(folder / f"{shard.name}.json", json.dumps(entry).encode())
-
-
-def _finish(folder: Path, key: StoreKey, plan: list[_Shard]) -> None:
-    entries = [json.loads((folder / f"{s.name}.json").read_text()) for s in plan]
-    labels: dict[str, Any] = {}
-    with _writing(folder):
-        for split in key.splits:
-            values = [y for e in entries if e["split"] == split and e["view"] == 0
-                      for y in e["labels"]]  # fmt: skip
-            file = folder / f"{split}.labels.npy"
-            partial = folder / f".{file.name}.{os.getpid()}.partial"
-            with partial.open("wb") as stream:
-                np.save(stream, np.asarray(values, dtype=np.int64))
-            partial.replace(file)
-            labels[split] = {"file": file.name, "bytes": file.stat().st_size,
-                             "sha256": sha256(file)}  # fmt: skip
-        error = {
-            tap.name: {
-                kind: max((e["error"][tap.name][kind] for e in entries if e["error"]), default=0.0)
-                for kind in ("largest", "relative")
-            }
-            for tap in key.taps
-        }
-        shards = [{k: v for k, v in e.items() if k not in ("labels", "error")} for e in entries]
-        manifest = {"library": f"restuning {__version__}", "digest": key.digest,
-                    "key": key.to_dict(), "error": error, "labels": labels,
-                    "shards": shards}  # fmt: skip
-        write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
-            leftover.unlink(missing_ok=True)
-
-
-def write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
-
-
-class _writing:  # noqa: N801
-    """Turns a full or read-only disk into one error that says what is kept."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StoreError(
-                "a feature store cannot be written", where=str(self.folder),
-                found=error.strerror or str(error),
-                fix="free space or choose --store elsewhere, and run the same command again: "
-                "shards that were finished are kept",
-            ) from None  # fmt: skip

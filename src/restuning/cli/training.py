@@ -1,0 +1,224 @@
+"""What `train` does."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from restuning import methods
+from restuning._version import __version__
+from restuning.backbones import Backbone, load_backbone
+from restuning.cli.inspect import proofs
+from restuning.cli.report import comparison, show
+from restuning.data import Data, load_data
+from restuning.features import Cached, default_root
+from restuning.files import save
+from restuning.host import Host
+from restuning.task import Task
+from restuning.train import FitSettings, evaluate, fit
+from restuning.train.stored import BY_ITSELF, VIEWS_OF, Stored, stored, why_not
+from restuning.tuned import Tuned
+
+COMPARED = ("linear", "res-tuning", "res-tuning-bypass")
+
+
+@dataclass(frozen=True)
+class Default:
+    """Settings of a method where the user gives none, chosen on the validation split of digits."""
+
+    epochs: int
+    lr: float
+
+
+OTHERWISE = Default(15, 2e-3)
+DEFAULTS = {
+    "linear": Default(20, 1e-2),
+    "res-tuning-bypass": Default(30, 5e-3),
+    "bypass-horizontal": Default(30, 5e-3),
+    "bypass-vertical": Default(30, 5e-3),
+    "full": Default(20, 2e-4),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where training data come from.
+
+    Attributes:
+        name: As the user wrote it.
+        augment: Of training images.
+        final: Train on train and val.
+        skip_bad: Leave corrupt images out.
+        text, label: Columns of a csv.
+        cache: Train from stored features where that is exact.
+        root: Where stores lie.
+        dtype: How stored values are kept.
+    """
+
+    name: str
+    augment: str = "none"
+    final: bool = False
+    skip_bad: bool = False
+    text: str = "text"
+    label: str = "label"
+    cache: bool = True
+    root: Path | None = None
+    dtype: str = "fp32"
+
+    def load(self, backbone: Backbone, *, plain: bool = False) -> Data:
+        """The data set; `plain` without augmentation and with its splits apart."""
+        return load_data(
+            self.name, backbone, augment="none" if plain else self.augment,
+            skip_bad=self.skip_bad, final=False if plain else self.final, text=self.text,
+            label=self.label,
+        )  # fmt: skip
+
+    def features(
+        self, task: Task, host: Host, backbone: Backbone, workers: int, say: Callable[[str], None]
+    ) -> Stored | None:
+        """Stored features, where training from them is exact; None for live training."""
+        reason = "--no-cache" if not self.cache else why_not(task, self.augment)
+        if reason:
+            return None
+        return stored(
+            host, backbone, self.load(backbone, plain=True), task.needs(host.readout_rule),
+            root=self.root or default_root(), views=VIEWS_OF[self.augment], dtype=self.dtype,
+            workers=workers, limit=BY_ITSELF, say=say,
+        )  # fmt: skip
+
+
+def train(
+    source: Source,
+    chosen: Sequence[str],
+    settings: Callable[[str], FitSettings],
+    *,
+    backbone: str,
+    weights: Path | None,
+    random: bool,
+    out: Path | None,
+    options: dict[str, Any],
+    resume: bool,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Train one method or compare several; returns one row a method."""
+    for method in chosen:
+        settings(method)
+    first = settings(chosen[0])
+    torch.manual_seed(first.seed)
+    loaded = load_backbone(backbone, weights=weights, random=random)
+    data = source.load(loaded)
+    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    if torch.cuda.is_available():
+        host.cuda()
+    rule = host.readout_rule
+    console.print(
+        f"[bold]backbone[/bold]  {backbone}: {type(loaded.model).__name__}, "
+        f"{host.sites.layers} layers, weights {loaded.weights}\n"
+        f"[bold]sites[/bold]     {proofs(host)}\n"
+        f"[bold]readout[/bold]   {rule.pool} after {rule.norm or 'no norm'}, width {rule.dim} "
+        f"({rule.proof})\n[bold]data[/bold]      {data.describe()}"
+    )
+    single = len(chosen) == 1
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    kind = folder_name(chosen[0]) if single else "comparison"
+    folder = out or Path("runs") / f"{data.name}-{kind}-{stamp}"
+    rows = []
+    for method in chosen:
+        to = folder if single else folder / folder_name(method)
+        rows.append(
+            _train_one(method, host, source, data, loaded, settings(method), to, dict(options),
+                       resume, console)
+        )  # fmt: skip
+    if not single:
+        comparison(rows, folder, f"{data.name} on {backbone}")
+    show(rows, console)
+    console.print(f"left in [bold]{folder}[/bold]")
+    return rows
+
+
+def folder_name(method: str) -> str:
+    """A method as part of a path."""
+    return method.replace("[", "-").replace("]", "").replace(",", "-").replace("=", "-")
+
+
+def _train_one(
+    method: str, host: Host, source: Source, data: Data, backbone: Backbone,
+    settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
+) -> dict[str, Any]:  # fmt: skip
+    torch.manual_seed(settings.seed)
+    if method == "adaptformer":
+        options.pop("rank", None)
+    task = methods.build(method, host, num_classes=data.num_classes, **options)
+    task.labels = data.labels
+    device = next(host.model.parameters()).device
+    task = task.to(device)
+    console.print(
+        f"\n[bold]{method}[/bold]  {task.trainable_parameters():,} trainable parameters, "
+        f"{task.tuner_parameters():,} without the head; {settings.epochs} epochs, lr {settings.lr}"
+    )
+    kept = source.features(
+        task, host, backbone, settings.workers,
+        lambda line: console.print(f"  from stored features: {line}", highlight=False),
+    )  # fmt: skip
+    fed = data if kept is None else kept.data(data, final=source.final)
+    tuned: nn.Module = Tuned(host, task) if kept is None else Cached(host, task, kept.store)
+    result = fit(
+        tuned, fed.train, fed.val, settings=settings, out=out, collate=fed.collate, resume=resume
+    )
+    tested = (
+        evaluate(tuned, fed.test, settings.batch_size, fed.collate)
+        if fed.test is not None else {"accuracy": None}
+    )  # fmt: skip
+    row = {
+        "method": method,
+        "test_accuracy": tested["accuracy"],
+        "trainable_parameters": task.trainable_parameters(),
+        "tuner_parameters": task.tuner_parameters(),
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "seconds": result.seconds,
+        "seed": settings.seed,
+    }
+    more = {
+        **row,
+        "val_accuracy": result.val_accuracy,
+        "train_loss": result.train_loss,
+        "steps": result.steps,
+        "memory_measure": result.memory_measure,
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "fingerprint": host.fingerprint(),
+        "data": {"name": data.name, "identity": data.identity, "skipped": data.skipped},
+        "features": None if kept is None else {
+            "store": str(kept.store.path), "digest": kept.store.key.digest,
+            "tokens": kept.store.key.tokens, "dtype": kept.store.key.dtype, "views": kept.views,
+            "bytes": kept.store.bytes, "built_seconds": kept.seconds,
+        },
+        "settings": settings.to_dict(),
+        "options": options,
+        "versions": {"restuning": __version__, "torch": torch.__version__},
+        "hardware": {
+            "device": str(device),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+    }  # fmt: skip
+    save(
+        task, host, out / f"{data.name}.task", backbone=backbone.name,
+        preprocessing=backbone.preprocessing.to_dict() if backbone.preprocessing else None,
+        results={"test accuracy": tested["accuracy"], "seed": settings.seed},
+    )  # fmt: skip
+    (out / "metrics.json").write_text(json.dumps(more, indent=1) + "\n", encoding="utf-8")
+    (out / "settings.json").write_text(
+        json.dumps({"method": method, "options": options, **settings.to_dict()}, indent=1) + "\n",
+        encoding="utf-8",
+    )
+    return row

@@ -1,0 +1,124 @@
+"""Files of a store, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from restuning._errors import StoreError
+from restuning._version import __version__
+from restuning.features.codec import encode, error_report
+from restuning.features.key import StoreKey
+from restuning.features.store import MANIFEST, sha256
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of one split in one view."""
+
+    split: str
+    view: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Of its files, without suffix."""
+        return f"{self.split}.{self.view}.{self.start:08d}"
+
+
+def is_written(folder: Path, shard: Shard) -> bool:
+    """Whether a shard is whole: its entry is written last."""
+    return (folder / f"{shard.name}.json").exists()
+
+
+def write_shard(folder: Path, key: StoreKey, shard: Shard, rows: Tensor, labels: list[int]) -> None:
+    """Write one shard: its files first, then the entry that says it is whole."""
+    values, scales = encode(rows, key.dtype)
+    error = {} if key.dtype == "fp32" else error_report(rows, key.dtype, key.slices)
+    arrays = {f"{shard.name}.npy": values}
+    if scales is not None:
+        arrays[f"{shard.name}.scales.npy"] = scales
+    files = []
+    with writing(folder):
+        for name, array in arrays.items():
+            partial = folder / f".{name}.{os.getpid()}.partial"
+            try:
+                with partial.open("wb") as stream:
+                    np.save(stream, array)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                files.append({"file": name, "bytes": partial.stat().st_size,
+                              "sha256": sha256(partial)})  # fmt: skip
+                partial.replace(folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
+        entry = {"split": shard.split, "view": shard.view, "start": shard.start,
+                 "stop": shard.stop, "files": files, "labels": labels, "error": error}  # fmt: skip
+        write(folder / f"{shard.name}.json", json.dumps(entry).encode())
+
+
+def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
+    """Write labels and the manifest over all shards: the store is finished."""
+    entries = [json.loads((folder / f"{s.name}.json").read_text()) for s in plan]
+    labels: dict[str, Any] = {}
+    with writing(folder):
+        for split in key.splits:
+            values = [y for e in entries if e["split"] == split and e["view"] == 0
+                      for y in e["labels"]]  # fmt: skip
+            file = folder / f"{split}.labels.npy"
+            partial = folder / f".{file.name}.{os.getpid()}.partial"
+            with partial.open("wb") as stream:
+                np.save(stream, np.asarray(values, dtype=np.int64))
+            partial.replace(file)
+            labels[split] = {"file": file.name, "bytes": file.stat().st_size,
+                             "sha256": sha256(file)}  # fmt: skip
+        error = {
+            tap.name: {
+                kind: max((e["error"][tap.name][kind] for e in entries if e["error"]), default=0.0)
+                for kind in ("largest", "relative")
+            }
+            for tap in key.taps
+        }
+        shards = [{k: v for k, v in e.items() if k not in ("labels", "error")} for e in entries]
+        manifest = {"library": f"restuning {__version__}", "digest": key.digest,
+                    "key": key.to_dict(), "error": error, "labels": labels,
+                    "shards": shards}  # fmt: skip
+        write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
+            leftover.unlink(missing_ok=True)
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with partial.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+class writing:  # noqa: N801
+    """Turns a full or read-only disk into one error that says what is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StoreError(
+                "a feature store cannot be written", where=str(self.folder),
+                found=error.strerror or str(error),
+                fix="free space or choose --store elsewhere, and run the same command again: "
+                "shards that were finished are kept",
+            ) from None  # fmt: skip
