@@ -7,7 +7,9 @@ from restuning._errors import SiteNotReachedError as SiteNotReachedError
 from restuning._errors import WrongBackboneError as WrongBackboneError
 from restuning._version import __version__ as __version__
 from restuning.backbones import load_backbone as load_backbone
+from restuning.bank import Bank as Bank
 from restuning.bypass import Bypass as Bypass
+from restuning.bypass import Features as Features
 from restuning.bypass import Needs as Needs
 from restuning.data import load_data as load_data
 from restuning.files import describe as describe
@@ -20,6 +22,7 @@ from restuning.sites import Readout as Readout
 from restuning.sites import Site as Site
 from restuning.sites import Sites as Sites
 from restuning.task import Task as Task
+from restuning.together import Together as Together
 from restuning.train import FitSettings as FitSettings
 from restuning.train import evaluate as evaluate
 from restuning.train import fit as fit

@@ -39,6 +39,35 @@ class Needs:
     tokens: Tokens = "all"
 
 
+class Features(dict[str, Tensor]):
+    """Taps of one forward by name, with the frozen readout on loan.
+
+    Attributes:
+        readout: Final norm and pooling, `(state, pool) -> feature`.
+    """
+
+    def __init__(self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor]) -> None:
+        super().__init__(taps)
+        self.readout = readout
+
+
+def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) -> Any:
+    """The readout that was given, else the one that came with the features.
+
+    Raises:
+        TunerShapeError: Neither.
+    """
+    if given is not None:
+        return given
+    if isinstance(taps, Features):
+        return taps.readout
+    raise TunerShapeError(
+        "a task needs the backbone's readout",
+        found="plain taps without one",
+        fix="pass host.features(...) itself, or give host.readout as the second argument",
+    )
+
+
 class Resample(nn.Module):
     """Fits a state to the next stage of a hierarchy: `pool(x) W`, average pooling over the grid.
 

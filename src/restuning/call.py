@@ -135,11 +135,12 @@ class Leave:
                 output = _added(output, tuner, call, site)
                 call.reached.add(site.name)
             if site.op == "block":
-                tap = "last" if site.name == call.last and "last" in call.needs.taps else site.name
-                if tap in call.needs.taps:
-                    kept = first_tensor(output)
-                    assert kept is not None
-                    call.keep(tap, kept)
+                names = (site.name, "last") if site.name == call.last else (site.name,)
+                for tap in names:
+                    if tap in call.needs.taps:
+                        kept = first_tensor(output)
+                        assert kept is not None
+                        call.keep(tap, kept)
                 if site.name == call.last and call.appended:
                     output = _replaced(output, lambda t: t[:, : -call.appended])  # noqa: B023
                     call.appended = 0

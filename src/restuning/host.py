@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError, SiteNotReachedError
-from restuning.bypass import Needs
+from restuning.bypass import Features, Needs
 from restuning.call import Call, Enter, Leave, Mask, idle, in_use
 from restuning.fingerprint import fingerprint
 from restuning.recompute import checkpoint_blocks
@@ -153,18 +153,22 @@ class Host(nn.Module):
 
     def features(
         self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Taps of one forward, without gradient.
+    ) -> Features:
+        """Taps of one forward, without gradient; they carry the readout with them.
 
         Args:
             args: The backbone's input.
-            keep: Tap names (all tokens) or `Needs`; None for all taps.
+            keep: `Needs` (of a task or a bank), or tap names for all tokens; None for all taps.
             kwargs: The backbone's input by keyword.
 
         Raises:
             NoSitesError: A tap has no such name.
         """
         needs = keep if isinstance(keep, Needs) else Needs(tuple(keep or self.sites.taps))
+        return Features(self.taps(needs, *args, **kwargs), self.readout)
+
+    def taps(self, needs: Needs, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """What `features` returns, as a plain dictionary."""
         for tap in needs.taps:
             if tap != "last" and tap not in self.sites.taps:
                 raise NoSitesError(

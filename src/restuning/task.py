@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, NoSitesError
-from restuning.bypass import Bypass, Needs, Plan
+from restuning.bypass import Bypass, Needs, Plan, readout_of
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
 
@@ -114,18 +114,22 @@ class Task(nn.Module):
             return self.bypass.needs(pool)
         return Needs(("last",), "cls" if pool == "cls" else "all")
 
-    def forward(self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor]) -> Tensor:
+    def forward(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor] | None = None
+    ) -> Tensor:
         """Features to logits.
 
         Args:
             taps: What `needs` names; for an inline task the last stream under "last".
-            readout: The host's frozen norm and pooling, on loan.
+            readout: The host's frozen norm and pooling; None takes the one that came with
+                `host.features(...)`.
 
         Shape:
             Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
         """
+        lent = readout_of(taps, readout)
         state = self.bypass(taps) if self.bypass is not None else taps["last"]
-        feature = readout(state, pool=self.pool)
+        feature = lent(state, pool=self.pool)
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
     def trainable_parameters(self) -> int:

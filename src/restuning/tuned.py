@@ -38,7 +38,7 @@ class Tuned(nn.Module):
         host, task = self.host, self.task
         needs = task.needs(host.readout_rule)
         if task.bypass is not None:
-            taps = host.features(*args, keep=needs, **kwargs)
+            taps = host.taps(needs, *args, **kwargs)
             if any(tap.grad_fn is not None for tap in taps.values()):
                 raise TrainingError(
                     "a tap of a bypass has a gradient graph",

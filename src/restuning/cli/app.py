@@ -12,6 +12,7 @@ from rich.table import Table
 
 from restuning import methods
 from restuning._version import __version__
+from restuning.cli import cache as caches
 from restuning.cli import inspect as looks
 from restuning.cli import run as runs
 from restuning.cli import training
@@ -138,10 +139,15 @@ def eval(  # noqa: A001
         _show([result], f"{task} on {data}")
 
 
-@app.command(epilog="[bold]Example[/bold]\n\nrestuning predict photo.jpg --task pets.task --top 3")
+@app.command(epilog="[bold]Examples[/bold]\n\nrestuning predict photo.jpg --task pets.task --top 3\n\n"
+             "restuning predict photos/ --tasks pets.task,scenes.task,quality.task --json")  # fmt: skip
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files or folders")],
-    task: Annotated[Path, typer.Option(help="Task folder")],
+    task: Annotated[Path | None, typer.Option(help="Task folder")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Task folders, with commas; bypass tasks share one backbone forward"),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
     weights: Weights = None,
     random: Random = False,
@@ -150,23 +156,84 @@ def predict(
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
-    """Label images; a table, or one JSON line an image."""
-    results, skipped = runs.predict(
-        images, task, backbone=backbone, weights=weights, random=random, top=top,
-        batch_size=batch_size, skip_bad=skip_bad,
-    )  # fmt: skip
-    if as_json:
-        for result in results:
-            typer.echo(json.dumps(result))
-    else:
+    """Label images with one task or many; a table, or one JSON line an image as it is done."""
+    folders = [*([task] if task else []), *(Path(t) for t in (tasks or "").split(",") if t)]
+    if not folders:
+        raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
+    predictor = runs.Predictor.load(
+        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad
+    )
+    rows = []
+    for image, answers in predictor.answers(images, batch_size, top):
+        single = next(iter(answers.values()))
+        if as_json:
+            found = {"tasks": answers} if tasks else {"predictions": single}
+            typer.echo(json.dumps({"image": str(image), **found}))
+        elif tasks:
+            rows.append({"image": image, **{t: _percent(best[0]) for t, best in answers.items()}})
+        else:
+            row = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
+            rows.append({"image": image, **row})
+    if not as_json:
         _show(
-            [{"image": r["image"],
-              **{f"{i + 1}": f"{p['label']} ({p['probability']:.1%})"
-                 for i, p in enumerate(r["predictions"])}} for r in results],
-            str(task),
+            rows, f"{len(folders)} tasks, {predictor.together.forwards} backbone forward(s) a batch"
+        )
+    if predictor.skipped:
+        typer.echo(f"{len(predictor.skipped)} corrupt files skipped", err=True)
+
+
+@app.command(epilog="[bold]Examples[/bold]\n\nrestuning cache digits\n\n"
+             "restuning cache photos/ --backbone timm:vit_base_patch16_224 --dtype fp16 --views 2\n\n"
+             "restuning cache ls\n\nrestuning cache verify digits")  # fmt: skip
+def cache(
+    what: Annotated[str, typer.Argument(help="Data as for train; or ls, info, verify, rm")],
+    name: Annotated[str | None, typer.Argument(help="Store, for info, verify and rm")] = None,
+    backbone: BackboneName = "restuning-tiny",
+    weights: Weights = None,
+    random: Random = False,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 (a scale a channel)")] = "fp32",
+    tokens: Annotated[str, typer.Option(help="auto (what the readout needs), cls, all")] = "auto",
+    views: Annotated[int, typer.Option(help="1; 2 with mirror images; more: random crops")] = 1,
+    store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
+    batch_size: int = 32,
+    workers: Annotated[int, typer.Option(help="Processes that read images")] = 0,
+    skip_bad: SkipBad = False,
+    text: str = "text",
+    label: str = "label",
+    as_json: Json = False,
+) -> None:
+    """Compute a data set's features once. Run it in several terminals to share the work."""
+    if what not in caches.VERBS:
+        source = training.Source(
+            what, skip_bad=skip_bad, text=text, label=label, root=store, dtype=dtype
+        )
+        facts = caches.build(
+            source, backbone=backbone, weights=weights, random=random, tokens=tokens, views=views,
+            batch_size=batch_size, workers=workers,
+            console=Console(stderr=True) if as_json else console,
         )  # fmt: skip
-    if skipped:
-        typer.echo(f"{skipped} corrupt files skipped", err=True)
+    elif what == "ls":
+        rows = caches.listing(store)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=1))
+        else:
+            _show(rows, f"feature stores in {store or caches.default_root()}")
+        return
+    elif name is None:
+        raise typer.BadParameter(f"`cache {what}` needs the name of a store; `cache ls` lists them")
+    elif what == "rm":
+        freed = caches.delete(name, store)
+        typer.echo(json.dumps({"freed": freed}) if as_json else f"{freed / 2**20:.1f} MiB freed")
+        return
+    else:
+        path = caches.find(name, store)
+        facts = caches.facts(path)
+        if what == "verify":
+            facts = {"path": str(path), "files verified": caches.Store(path).verify()}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        _show([{"what": k, "": _plain(v)} for k, v in facts.items()], facts["path"])
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nrestuning sites timm:swin_tiny_patch4_window7_224 --random")  # fmt: skip
@@ -213,6 +280,10 @@ def list_methods(
         typer.echo(json.dumps(rows, indent=1))
     else:
         _show(rows, "methods")
+
+
+def _percent(prediction: dict[str, Any]) -> str:
+    return f"{prediction['label']} ({prediction['probability']:.1%})"
 
 
 def _plain(value: Any) -> str:

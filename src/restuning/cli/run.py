@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from restuning.backbones import Backbone, Preprocessing, load_backbone
 from restuning.data import decode, load_data
 from restuning.files import describe, load
 from restuning.host import Host
+from restuning.together import Together
 from restuning.train import evaluate
 from restuning.tuned import Tuned
 
@@ -48,45 +50,91 @@ def evaluate_task(
             **result}  # fmt: skip
 
 
-def predict(
-    images: Sequence[Path], task: Path, *, backbone: str | None, weights: Path | None,
-    random: bool, top: int, batch_size: int, skip_bad: bool,
-) -> tuple[list[dict[str, Any]], int]:  # fmt: skip
-    """Predictions of every image, and how many files were skipped."""
-    tuned, loaded, description = _tuned(task, backbone, weights, random)
-    if loaded.preprocessing is None:
-        raise DataError("predict takes images", where=str(task), fix="give an image task")
-    stored = description["preprocessing"]
-    preprocessing = Preprocessing.from_dict(stored) if stored else loaded.preprocessing
-    files: list[Path] = []
-    for path in images:
-        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    labels = description["task"]["labels"]
-    results: list[dict[str, Any]] = []
-    skipped = 0
-    for start in range(0, len(files), batch_size):
-        names, tensors = [], []
-        for file in files[start : start + batch_size]:
-            try:
-                tensors.append(preprocessing.image(decode(file)))
-                names.append(file)
-            except DataError:
-                if not skip_bad:
-                    raise
-                skipped += 1
-        if not tensors:
-            continue
-        with torch.inference_mode():
-            chances = tuned(torch.stack(tensors)).softmax(-1)
-        best = chances.topk(min(top, chances.shape[-1]))
-        for name, values, indices in zip(names, best.values, best.indices, strict=True):
-            results.append(
-                {
-                    "image": str(name),
-                    "predictions": [
-                        {"label": labels[i] if labels else str(i), "probability": p}
-                        for p, i in zip(values.tolist(), indices.tolist(), strict=True)
-                    ],
-                }
-            )
-    return results, skipped
+@dataclass(frozen=True)
+class Predictor:
+    """Tasks on one backbone, ready for images.
+
+    Attributes:
+        together: The tasks; every batch costs `together.forwards` backbone forwards.
+        labels: Class names by task; None where the task has none.
+        preprocessing: How an image becomes an input.
+        skip_bad: Leave corrupt files out and count them in `skipped`.
+    """
+
+    together: Together
+    labels: dict[str, list[str] | None]
+    preprocessing: Preprocessing
+    skip_bad: bool
+    skipped: list[Path]
+
+    @classmethod
+    def load(
+        cls, tasks: Sequence[Path], *, backbone: str | None, weights: Path | None, random: bool,
+        skip_bad: bool,
+    ) -> Predictor:  # fmt: skip
+        """Load the tasks on the one backbone that all of them name."""
+        descriptions = {_name(path): describe(path) for path in tasks}
+        if len(descriptions) < len(tasks):
+            raise DataError("two tasks have one name", found=", ".join(_name(p) for p in tasks),
+                            fix="rename a task folder")  # fmt: skip
+        names = {d["backbone"]["name"] for d in descriptions.values()}
+        if backbone is None and len(names) > 1:
+            raise DataError(
+                "tasks of several backbones cannot share a forward", found=", ".join(sorted(names)),
+                fix="predict with the tasks of one backbone at a time",
+            )  # fmt: skip
+        loaded = load_backbone(backbone or names.pop(), weights=weights, random=random)
+        if loaded.preprocessing is None:
+            raise DataError("predict takes images", where=str(tasks[0]), fix="give image tasks")
+        host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+        if torch.cuda.is_available():
+            host.cuda()
+        ready = {name: load(path, host) for name, path in zip(descriptions, tasks, strict=True)}
+        stored = [d["preprocessing"] for d in descriptions.values() if d["preprocessing"]]
+        if any(other != stored[0] for other in stored):
+            raise DataError(
+                "the tasks prepare images in different ways", found=str(stored[:2])[:200],
+                fix="predict with them one at a time",
+            )  # fmt: skip
+        return cls(
+            Together(host, ready),
+            {n: d["task"]["labels"] for n, d in descriptions.items()},
+            Preprocessing.from_dict(stored[0]) if stored else loaded.preprocessing, skip_bad, [],
+        )  # fmt: skip
+
+    def answers(
+        self, images: Sequence[Path], batch_size: int, top: int
+    ) -> Iterator[tuple[Path, dict[str, list[dict[str, Any]]]]]:
+        """Each image with its best classes by task, as soon as its batch is done."""
+        files: list[Path] = []
+        for path in images:
+            files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        device = next(self.together.host.model.parameters()).device
+        for start in range(0, len(files), batch_size):
+            names, tensors = [], []
+            for file in files[start : start + batch_size]:
+                try:
+                    tensors.append(self.preprocessing.image(decode(file)))
+                    names.append(file)
+                except DataError:
+                    if not self.skip_bad:
+                        raise
+                    self.skipped.append(file)
+            if not tensors:
+                continue
+            with torch.inference_mode():
+                logits = self.together(torch.stack(tensors).to(device))
+            chances = {task: values.softmax(-1).cpu() for task, values in logits.items()}
+            for row, name in enumerate(names):
+                yield name, {t: self._best(t, values[row], top) for t, values in chances.items()}
+
+    def _best(self, task: str, chances: torch.Tensor, top: int) -> list[dict[str, Any]]:
+        best, labels = chances.topk(min(top, len(chances))), self.labels[task]
+        return [
+            {"label": labels[i] if labels else str(i), "probability": p}
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def _name(task: Path) -> str:
+    return task.name.removesuffix(".task")

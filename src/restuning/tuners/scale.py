@@ -33,6 +33,8 @@ class Scaled(Tuner):
     Args:
         tuner: What is scaled.
         form: One of the five.
+        start: First value of a learned number. 1 as in the authors' code; 0 starts as no change,
+            also for a tuner that has no such start of its own (Res-Prompt).
 
     Cost: 0, 1, d, d + 1 and 0 parameters.
     Reference: arXiv 2310.19859 section 3; the four learned forms are U-Tuning's Table 7.
@@ -41,7 +43,7 @@ class Scaled(Tuner):
         UnknownNameError: No such form, or "exact" over a tuner that has no identity.
     """
 
-    def __init__(self, tuner: Tuner, form: Form = "channel") -> None:
+    def __init__(self, tuner: Tuner, form: Form = "channel", start: float = 1.0) -> None:
         super().__init__()
         if form not in FORMS:
             raise UnknownNameError(
@@ -55,11 +57,12 @@ class Scaled(Tuner):
             )
         self.tuner, self.dim = tuner, tuner.dim
         self.form: Form = form
+        self.start = float(start)
         self.reads = tuner.reads
         if form == "scalar":
-            self.scale = nn.Parameter(torch.ones(()))
+            self.scale = nn.Parameter(torch.full((), self.start))
         elif form == "channel":
-            self.scale = nn.Parameter(torch.ones(self.dim))
+            self.scale = nn.Parameter(torch.full((self.dim,), self.start))
         elif form == "gate":
             self.gate = nn.Linear(self.dim, 1)
 
@@ -74,9 +77,9 @@ class Scaled(Tuner):
         return self.tuner.needs_view
 
     def reset_parameters(self) -> None:
-        """Scales at one; the gate as torch draws a linear map; then the tuner's own."""
+        """Scales at their start; the gate as torch draws a linear map; then the tuner's own."""
         if self.form in ("scalar", "channel"):
-            nn.init.ones_(self.scale)
+            nn.init.constant_(self.scale, self.start)
         elif self.form == "gate":
             self.gate.reset_parameters()
         self.tuner.reset_parameters()
