@@ -1,9 +1,9 @@
 """Features computed once: a store of taps on disk under a content key, and training from it."""
 
-from restuning.features.build import Forecast as Forecast
-from restuning.features.build import build as build
-from restuning.features.build import forecast as forecast
-from restuning.features.build import place as place
+from restuning.features.extract import Forecast as Forecast
+from restuning.features.extract import build as build
+from restuning.features.extract import forecast as forecast
+from restuning.features.extract import place as place
 from restuning.features.cached import Cached as Cached
 from restuning.features.cached import StoredFeatures as StoredFeatures
 from restuning.features.codec import DTYPES as DTYPES
