@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, UnknownNameError, require
 from restuning.backbones.preprocessing import Preprocessing
+from restuning.backbones.weights import load_weights, refuse_missing
 
 _TINY = Path(__file__).parent / "tiny"
-_HEADS = ("head.", "head_dist.", "fc.", "classifier.", "heads.", "last_linear.")
 SCHEMES = {
     "restuning-tiny": "embedded, 32 px, no download",
     "timm:NAME": "e.g. timm:vit_base_patch16_224.orig_in21k; NAME@160 runs it at 160 px",
@@ -91,79 +90,6 @@ def load_backbone(
     )  # fmt: skip
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a weights file strictly; a classifier head that the headless model lacks is left out.
-
-    Raises:
-        BackboneError: Not a safetensors or npz file, or its keys or shapes do not fit.
-    """
-    if path.suffix == ".npz" and hasattr(model, "load_pretrained"):
-        try:
-            model.load_pretrained(str(path))  # type: ignore[operator]
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise BackboneError(
-                "weights do not fit", where=str(path), found=f"{type(error).__name__}: {error}",
-                fix="check that they belong to this architecture",
-            ) from None  # fmt: skip
-        return
-    if path.suffix != ".safetensors":
-        raise BackboneError(
-            "not a weights file we read", where=str(path), found=path.suffix or "no suffix",
-            fix="convert it to safetensors (pickled checkpoints are not opened, for safety)",
-        )  # fmt: skip
-    try:
-        given = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(
-            "weights cannot be read", where=str(path), found=str(error), fix="fetch the file again"
-        ) from None
-    own = model.state_dict()
-    given = {k: v for k, v in given.items() if k in own or not k.startswith(_HEADS)}
-    _fit_positions(model, given)
-    _refuse_mismatch(own, given, path)
-    model.load_state_dict(given, strict=True)
-
-
-def _fit_positions(model: nn.Module, given: dict[str, Tensor]) -> None:
-    """Resample a timm ViT's position embedding where it runs at another image size."""
-    own, stored = getattr(model, "pos_embed", None), given.get("pos_embed")
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    if own is None or stored is None or grid is None or own.shape[1] == stored.shape[1]:
-        return
-    tokens: Any = getattr(model, "num_prefix_tokens", 0)
-    prefix = 0 if getattr(model, "no_embed_class", False) else int(tokens)
-    if (
-        stored.dim() == 3
-        and round((stored.shape[1] - prefix) ** 0.5) ** 2 + prefix == stored.shape[1]
-    ):
-        from timm.layers import resample_abs_pos_embed
-
-        given["pos_embed"] = resample_abs_pos_embed(
-            stored.float(), new_size=list(grid), num_prefix_tokens=prefix
-        )
-
-
-def _refuse_mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
-    problems = {
-        "missing": sorted(own.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - own.keys()),
-        "of another shape": [
-            f"{k} {tuple(given[k].shape)}, wanted {tuple(own[k].shape)}"
-            for k in sorted(own.keys() & given.keys())
-            if own[k].shape != given[k].shape
-        ],
-    }
-    if any(problems.values()):
-        raise BackboneError(
-            "weights do not fit", where=str(path),
-            found="; ".join(
-                f"{len(keys)} {kind}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
-                for kind, keys in problems.items() if keys
-            ),
-            fix="check that they belong to this architecture and carry its library's own keys",
-        )  # fmt: skip
-
-
 def _tiny(fetch: bool) -> Backbone:
     from timm.models.vision_transformer import VisionTransformer
 
@@ -198,6 +124,13 @@ def _timm(name: str, fetch: bool) -> Backbone:
     with _reaching_hub(name):
         model = _timm_model(timm, name, fetch, int(size) if size else None)
     data = resolve_model_data_config(model)
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if size and patch and int(size) % patch[0] and not getattr(embed, "dynamic_img_pad", False):
+        raise UnknownNameError(
+            "not an image size of this model", where=f"{name}@{size}",
+            found=f"patches of {patch[0]} pixels", fix=f"give a multiple of {patch[0]}",
+        )  # fmt: skip
     shape = (3, int(size), int(size)) if size else data["input_size"]
     preprocessing = Preprocessing(
         shape[1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
@@ -222,8 +155,11 @@ def _hf(name: str, fetch: bool) -> Backbone:
         config = getattr(config, "vision_config", config)
         kind = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
         cls = getattr(hf, kind.get(config.model_type, "AutoModel"))
-        make = cls.from_pretrained if fetch else getattr(cls, "from_config", cls)
-        model = make(name if fetch else config)
+        if fetch:
+            model, report = cls.from_pretrained(name, output_loading_info=True)
+            refuse_missing(report, name)
+        else:
+            model = getattr(cls, "from_config", cls)(config)
         if not hasattr(config, "image_size"):
             tokenizer = hf.AutoTokenizer.from_pretrained(name)
             if tokenizer.pad_token is None:
@@ -256,13 +192,25 @@ def _torchvision(name: str, fetch: bool) -> Backbone:
         model = models.get_model(name, weights="DEFAULT" if fetch else None)
     for head in ("heads", "head", "classifier", "fc"):
         if isinstance(getattr(model, head, None), nn.Module):
-            setattr(model, head, nn.Identity())
+            _without_last_map(model, head)
             break
-    crop = getattr(models.get_model_weights(name).DEFAULT.transforms(), "crop_size", [224])[0]
+    wanted: Any = models.get_model_weights(name).DEFAULT.transforms()
+    crop = getattr(wanted, "crop_size", [224])[0]
     preprocessing = Preprocessing(
-        (crop, crop), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 224 / 256
-    )
+        (crop, crop), tuple(wanted.mean), tuple(wanted.std), wanted.interpolation.value,
+        crop / getattr(wanted, "resize_size", [crop])[0],
+    )  # fmt: skip
     return Backbone("", model, (torch.zeros(1, 3, crop, crop),), {}, preprocessing)
+
+
+def _without_last_map(model: nn.Module, head: str) -> None:
+    """Norms and hidden layers of a torchvision head belong to the feature; its last map does not."""
+    found = getattr(model, head)
+    if isinstance(found, nn.Sequential):
+        last = max(i for i, m in enumerate(found) if isinstance(m, nn.Linear))
+        found[last] = nn.Identity()
+    else:
+        setattr(model, head, nn.Identity())
 
 
 class _reaching_hub:  # noqa: N801
@@ -275,9 +223,10 @@ class _reaching_hub:  # noqa: N801
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, RuntimeError, ValueError, KeyError)):
+        if isinstance(error, (OSError, RuntimeError, ValueError, KeyError, SafetensorError)):
+            words = (str(error).strip().splitlines() or ["no more is known"])[0]
             raise BackboneError(
                 "a backbone could not be loaded", where=self.name,
-                found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+                found=f"{type(error).__name__}: {words[:200]}",
                 fix="without a hub give --weights FILE (safetensors), a local folder, or --random",
             ) from None  # fmt: skip

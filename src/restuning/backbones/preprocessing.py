@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restuning._errors import FormatError
+from restuning._errors import FormatError, UnknownNameError
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -49,13 +50,19 @@ class Preprocessing:
             FormatError: A field is missing or of another kind.
         """
         try:
-            return cls(
+            made = cls(
                 (int(values["size"][0]), int(values["size"][1])),
                 tuple(map(float, values["mean"])),  # type: ignore[arg-type]
                 tuple(map(float, values["std"])),  # type: ignore[arg-type]
                 str(values["interpolation"]),
                 float(values["crop"]),
             )
+            if (
+                made.interpolation not in _FILTERS or not 0 < made.crop <= 1 or min(made.size) < 1
+                or len(made.mean) != 3 or len(made.std) != 3 or not all(s > 0 for s in made.std)
+            ):  # fmt: skip
+                raise ValueError(str(dict(values))[:200])
+            return made
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise FormatError(
                 "the preprocessing of a task is malformed",
@@ -67,11 +74,20 @@ class Preprocessing:
         """One image as `3 h w`, normalised."""
         image = image.convert("RGB")
         height, width = self.size
-        scale = max(height / self.crop / image.height, width / self.crop / image.width)
-        resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        # Sizes and corners are rounded as timm rounds them: its weights were trained so.
+        to = math.floor(height / self.crop), math.floor(width / self.crop)
+        if height == width:
+            short = min(image.size)
+            width_to, height_to = (
+                to[0] if s == short else int(to[0] * s / short) for s in image.size
+            )
+            resized = width_to, height_to
+        else:
+            scale = max(to[0] / image.height, to[1] / image.width)
+            resized = round(image.width * scale), round(image.height * scale)
         if image.size != resized:
             image = image.resize(resized, _FILTERS[self.interpolation])
-        left, top = (image.width - width) // 2, (image.height - height) // 2
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         image = image.crop((left, top, left + width, top + height))
         return self.normalised(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
@@ -96,11 +112,21 @@ class Preprocessing:
                 return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor
 
             return flipped
+        if policy != "timm" and not policy.startswith("timm:"):
+            raise UnknownNameError(
+                "no such augmentation", where=policy, fix="none, flip, timm or timm:POLICY"
+            )
         from timm.data import create_transform
 
         _, _, automatic = policy.partition(":")
-        made: Any = create_transform(
-            (3, *self.size), is_training=True, interpolation=self.interpolation,
-            mean=self.mean, std=self.std, auto_augment=automatic or None,
-        )  # fmt: skip
+        try:
+            made: Any = create_transform(
+                (3, *self.size), is_training=True, interpolation=self.interpolation,
+                mean=self.mean, std=self.std, auto_augment=automatic or None,
+            )  # fmt: skip
+        except (AssertionError, ValueError, KeyError, IndexError) as error:
+            raise UnknownNameError(
+                "timm has no such augmentation policy", where=policy, found=str(error)[:200],
+                fix="e.g. timm:rand-m9-mstd0.5 or timm:augmix-m5-w4-d2",
+            ) from None  # fmt: skip
         return lambda image: made(image.convert("RGB"))

@@ -8,31 +8,24 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from restuning import methods
 from restuning._version import __version__
-from restuning.cli import cache as caches
 from restuning.cli import inspect as looks
 from restuning.cli import run as runs
 from restuning.cli import training
+from restuning.cli.frame import (
+    BackboneName,
+    Json,
+    Random,
+    SkipBad,
+    Weights,
+    app,
+    console,
+    plain,
+    show_rows,
+)
 from restuning.train import FitSettings
-
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-    add_completion=False,
-    help="Res-Tuning: small tuners beside a frozen backbone, and a bypass that detaches them.",
-    epilog="[bold]Start here:[/bold]  restuning train digits",
-)  # fmt: skip
-console = Console()
-
-BackboneName = Annotated[
-    str, typer.Option(help="restuning-tiny, timm:NAME, hf:NAME or torchvision:NAME")
-]
-Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
-Random = Annotated[bool, typer.Option("--random", help="Random weights from the seed")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave corrupt images out, and count")]
 
 
 def _version(show: bool) -> None:
@@ -136,7 +129,7 @@ def eval(  # noqa: A001
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
-        _show([result], f"{task} on {data}")
+        show_rows([result], f"{task} on {data}")
 
 
 @app.command(epilog="[bold]Examples[/bold]\n\nrestuning predict photo.jpg --task pets.task --top 3\n\n"
@@ -175,65 +168,11 @@ def predict(
             row = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
             rows.append({"image": image, **row})
     if not as_json:
-        _show(
+        show_rows(
             rows, f"{len(folders)} tasks, {predictor.together.forwards} backbone forward(s) a batch"
         )
     if predictor.skipped:
         typer.echo(f"{len(predictor.skipped)} corrupt files skipped", err=True)
-
-
-@app.command(epilog="[bold]Examples[/bold]\n\nrestuning cache digits\n\n"
-             "restuning cache photos/ --backbone timm:vit_base_patch16_224 --dtype fp16 --views 2\n\n"
-             "restuning cache ls\n\nrestuning cache verify digits")  # fmt: skip
-def cache(
-    what: Annotated[str, typer.Argument(help="Data as for train; or ls, info, verify, rm")],
-    name: Annotated[str | None, typer.Argument(help="Store, for info, verify and rm")] = None,
-    backbone: BackboneName = "restuning-tiny",
-    weights: Weights = None,
-    random: Random = False,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 (a scale a channel)")] = "fp32",
-    tokens: Annotated[str, typer.Option(help="auto (what the readout needs), cls, all")] = "auto",
-    views: Annotated[int, typer.Option(help="1; 2 with mirror images; more: random crops")] = 1,
-    store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
-    batch_size: int = 32,
-    workers: Annotated[int, typer.Option(help="Processes that read images")] = 0,
-    skip_bad: SkipBad = False,
-    text: str = "text",
-    label: str = "label",
-    as_json: Json = False,
-) -> None:
-    """Compute a data set's features once. Run it in several terminals to share the work."""
-    if what not in caches.VERBS:
-        source = training.Source(
-            what, skip_bad=skip_bad, text=text, label=label, root=store, dtype=dtype
-        )
-        facts = caches.build(
-            source, backbone=backbone, weights=weights, random=random, tokens=tokens, views=views,
-            batch_size=batch_size, workers=workers,
-            console=Console(stderr=True) if as_json else console,
-        )  # fmt: skip
-    elif what == "ls":
-        rows = caches.listing(store)
-        if as_json:
-            typer.echo(json.dumps(rows, indent=1))
-        else:
-            _show(rows, f"feature stores in {store or caches.default_root()}")
-        return
-    elif name is None:
-        raise typer.BadParameter(f"`cache {what}` needs the name of a store; `cache ls` lists them")
-    elif what == "rm":
-        freed = caches.delete(name, store)
-        typer.echo(json.dumps({"freed": freed}) if as_json else f"{freed / 2**20:.1f} MiB freed")
-        return
-    else:
-        path = caches.find(name, store)
-        facts = caches.facts(path)
-        if what == "verify":
-            facts = {"path": str(path), "files verified": caches.Store(path).verify()}
-    if as_json:
-        typer.echo(json.dumps(facts, indent=1))
-    else:
-        _show([{"what": k, "": _plain(v)} for k, v in facts.items()], facts["path"])
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nrestuning sites timm:swin_tiny_patch4_window7_224 --random")  # fmt: skip
@@ -248,7 +187,7 @@ def sites(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
-        _show(rows, f"sites of {name}")
+        show_rows(rows, f"sites of {name}")
 
 
 @app.command(epilog="[bold]Examples[/bold]\n\nrestuning info pets.task\n\nrestuning info restuning-tiny")  # fmt: skip
@@ -263,7 +202,7 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
     else:
-        _show([{"what": k, "": _plain(v)} for k, v in facts.items()], name)
+        show_rows([{"what": k, "": plain(v)} for k, v in facts.items()], name)
 
 
 @app.command("methods")
@@ -279,21 +218,8 @@ def list_methods(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
-        _show(rows, "methods")
+        show_rows(rows, "methods")
 
 
 def _percent(prediction: dict[str, Any]) -> str:
     return f"{prediction['label']} ({prediction['probability']:.1%})"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _show(rows: list[dict[str, Any]], title: str) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()])
-    console.print(table)

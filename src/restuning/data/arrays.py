@@ -39,8 +39,8 @@ def _arrays(
                       preprocessing.augmented(policy), keep=policy == "none")  # fmt: skip
 
     return Data(
-        name, part(train, augment), None if final else part(val, "none"), part(test, "none"),
-        names, identity=identity([(i, labels[i]) for s in splits for i in s]),
+        name, part(train, augment), None if final or not val else part(val, "none"),
+        part(test, "none") if test else None, names, identity=identity([(i, labels[i]) for s in splits for i in s]),
     )  # fmt: skip
 
 
@@ -50,13 +50,18 @@ def from_torchvision(
     """A torchvision data set that has been downloaded before."""
     sets = require("torchvision.datasets", "transformers", f"the data set torchvision:{name}")
     cls = getattr(sets, name, None)
-    if cls is None:
+    if not isinstance(cls, type) or not issubclass(cls, sets.VisionDataset):
         raise UnknownNameError("torchvision has no such data set", where=name, fix="e.g. CIFAR100")
     try:
         try:
             parts = cls(root, train=True), cls(root, train=False)
         except TypeError:
             parts = cls(root, split="train"), cls(root, split="test")
+    except TypeError:
+        raise DataError(
+            "a torchvision data set without a training and a test part", where=name,
+            fix="save its images as class folders and give that folder",
+        ) from None  # fmt: skip
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(
             "a torchvision data set is not there", where=f"{name} in {root}",
@@ -83,6 +88,9 @@ def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool)
             found=str(error).splitlines()[0][:200], fix="check the name, the network or the folder",
         ) from None  # fmt: skip
     parts = sets if isinstance(sets, dict) else {"train": sets}
+    if "train" not in parts:
+        raise DataError("a data set without a train split", where=name,
+                        found=f"splits {', '.join(parts)}", fix="rename one to train")  # fmt: skip
     column = next((c for c in ("label", "labels", "fine_label") if c in parts["train"].features),
                   None)  # fmt: skip
     picture = next((c for c in ("image", "img") if c in parts["train"].features), None)
@@ -90,9 +98,14 @@ def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool)
         raise DataError("no image and label columns", where=name,
                         found=", ".join(parts["train"].features), fix="rename them")  # fmt: skip
     feature = parts["train"].features[column]
+    if feature.dtype == "string":
+        raise DataError(
+            "labels are words, not class numbers", where=f"{name}, column {column}",
+            fix=f'number them once: dataset.class_encode_column("{column}")',
+        )  # fmt: skip
     images: list[Any] = []
     labels: list[int] = []
-    bounds = []
+    bounds: list[list[int]] = []
     for key in ("train", "validation", "test"):
         start = len(labels)
         if key in parts:
@@ -100,6 +113,16 @@ def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool)
             labels += [int(y) for y in parts[key][column]]
         bounds.append(list(range(start, len(labels))))
     names = list(getattr(feature, "names", None) or map(str, range(max(labels) + 1)))
+    wrong = [y for y in labels if not 0 <= y < len(names)]
+    if wrong:
+        raise DataError(
+            "labels outside the classes", where=f"{name}, column {column}",
+            found=f"{len(wrong)} such as {wrong[0]} (an unlabelled split?)",
+            fix="leave that split out",
+        )  # fmt: skip
     if not bounds[2]:
-        bounds = stratified([labels[i] for i in bounds[0]], (0.7, 0.1), SPLIT_SEED)
+        # Only what is missing is drawn; a validation split that was brought stays as it is.
+        shares = (0.8,) if bounds[1] else (0.7, 0.1)
+        drawn = stratified([labels[i] for i in bounds[0]], shares, SPLIT_SEED)
+        bounds = [drawn[0], bounds[1], drawn[1]] if bounds[1] else drawn
     return _arrays(Path(name).name, images, labels, bounds, names, preprocessing, augment, final)

@@ -19,6 +19,9 @@ from restuning._errors import DataError
 CACHED_PIXELS = 300_000_000
 """Values kept decoded in memory (1.2 GB in fp32); beyond, images are decoded each time."""
 
+LONGEST_TEXT = 256
+"""Tokens of a text that are read, where the backbone takes as many."""
+
 SPLIT_SEED = 0
 """Splits that a data set does not bring are drawn once, with this seed, never the run's."""
 
@@ -72,12 +75,22 @@ def decode(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                # Pillow would clip 16 bits to white.
+                high = np.asarray(image).astype(np.int64) // 257
+                return Image.fromarray(high.astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except FileNotFoundError:
         raise DataError(
             "an image is missing", where=str(path), fix="restore it, or correct the list"
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise DataError(
             "an image cannot be read", where=str(path), found=str(error)[:200],
             fix="restore the file, or leave such files out with --skip-bad",
@@ -196,8 +209,9 @@ def text_batch(tokenizer: Any) -> Callable[[Sequence[tuple[str, int]]], Any]:
     """Texts and labels to `(dict of tensors, labels)`, padded to the longest of the batch."""
 
     def collate(samples: Sequence[tuple[str, int]]) -> tuple[dict[str, Tensor], Tensor]:
+        longest = min(LONGEST_TEXT, getattr(tokenizer, "model_max_length", None) or LONGEST_TEXT)
         texts, labels = zip(*samples, strict=True)
-        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=256,
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest,
                           return_tensors="pt")  # fmt: skip
         return dict(batch), torch.tensor(labels)
 

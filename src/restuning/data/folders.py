@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     from restuning.backbones import Preprocessing
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+LABEL_DIGITS = 9
+"""A label with more is a damaged line, not a class."""
+
+MOST_CLASSES = 1_000_000
+"""Beyond, one damaged label would ask for as many names."""
+
 _LISTS = {"train": "train800.txt", "val": "val200.txt", "final": "train800val200.txt"}
 
 
@@ -43,16 +50,23 @@ def _files(
     return Data(
         path.name, ImageFiles(train, preprocessing.augmented(augment), keep=augment == "none"),
         None if final else part("val"), part("test"), labels, skipped=skipped,
-        identity=identity([(p.relative_to(path), y) for s in splits.values() for p, y in s]),
+        identity=identity(
+            # The size stands for the contents: a replaced image is another sample.
+            [(f"{os.path.relpath(p, path)} {_bytes(p)}", y) for s in splits.values() for p, y in s]
+        ),
     )  # fmt: skip
+
+
+def _bytes(file: Path) -> int:
+    return file.stat().st_size if file.exists() else -1
 
 
 def _class_folders(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
     samples = [
         (file, labels.index(folder.name))
-        for folder in sorted(p for p in path.iterdir() if p.is_dir())
+        for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _IMAGES
+        if file.suffix.lower() in _IMAGES and not file.name.startswith(".")
     ]
     counts = {labels[y] for _, y in samples}
     empty = [name for name in labels if name not in counts and (path / name).is_dir()]
@@ -70,6 +84,11 @@ def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
         key: next((path / n for n in names if (path / n).is_dir()), None)
         for key, names in aliases.items()
     }
+    if found["train"] is None and (found["val"] or found["test"]):
+        raise DataError(
+            "a folder with val or test but no train", where=str(path),
+            found=", ".join(str(p.name) for p in found.values() if p), fix="add train/CLASS/...",
+        )  # fmt: skip
     base = found["train"] or path
     labels = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(labels) < 2:
@@ -81,7 +100,10 @@ def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
     if found["train"] is not None:
         for key in ("val", "test"):
             folder = found[key]
-            inside = {p.name for p in folder.iterdir() if p.is_dir()} if folder else set()
+            inside = (
+                {p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."}
+                if folder else set()
+            )  # fmt: skip
             extra = inside - set(labels)
             if extra:
                 raise DataError(
@@ -115,7 +137,7 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isascii() or not label.isdigit():
+        if not name or not label.isascii() or not label.isdigit() or len(label) > LABEL_DIGITS:
             raise DataError(
                 "a line of a list is malformed", where=f"{file}, line {number}",
                 found=line[:80], fix="write `images/xxx.jpg label` with a label from 0",
@@ -127,7 +149,15 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
 def _vtab(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
     names = {"train": _LISTS["train"], "val": _LISTS["val"], "test": "test.txt"}
     splits = {k: read_list(path / v) for k, v in names.items() if (path / v).exists()}
+    if not splits.get("train"):
+        raise DataError("an empty training list", where=str(path / names["train"]),
+                        fix="write lines of `images/xxx.jpg label`")  # fmt: skip
     highest = max((y for s in splits.values() for _, y in s), default=-1)
+    if highest >= MOST_CLASSES:
+        raise DataError(
+            "a label is too large to be a class number", where=str(path), found=str(highest),
+            fix="correct the lists",
+        )  # fmt: skip
     described = path / "task.json"
     labels = [str(i) for i in range(highest + 1)]
     if described.exists():

@@ -45,7 +45,7 @@ def load_data(
     path = Path(name).expanduser()
     scheme, _, rest = name.partition(":")
     if path.suffix == ".csv" or (path.is_dir() and (path / "train.csv").exists()):
-        return from_csv(path, backbone, text, label)
+        return from_csv(path, backbone, text, label, final)
     if backbone.preprocessing is None:
         raise DataError(
             "a text backbone needs text", where=name, fix="give a csv file, or an image backbone"

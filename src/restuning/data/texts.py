@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def _csv_rows(file: Path, text: str, label: str) -> list[tuple[str, str]]:
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             columns = reader.fieldnames or []
             if text not in columns or label not in columns:
@@ -23,14 +23,22 @@ def _csv_rows(file: Path, text: str, label: str) -> list[tuple[str, str]]:
                     "a csv lacks a column", where=str(file), found=f"columns {list(columns)[:8]}",
                     fix="name them with --text and --label",
                 )  # fmt: skip
-            return [(row[text] or "", row[label] or "") for row in reader]
+            rows = []
+            for row in reader:
+                if not (row[label] or "").strip():
+                    raise DataError(
+                        "a text has no label", where=f"{file}, line {reader.line_num}",
+                        found=(row[text] or "")[:60], fix="give it one, or remove the line",
+                    )  # fmt: skip
+                rows.append((row[text] or "", row[label]))
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             "a csv cannot be read", where=str(file), found=str(error)[:200], fix="restore it"
         ) from None
 
 
-def from_csv(path: Path, backbone: Backbone, text: str, label: str) -> Data:
+def from_csv(path: Path, backbone: Backbone, text: str, label: str, final: bool) -> Data:
     """A csv file, or a folder with train.csv and optionally val.csv and test.csv."""
     if backbone.tokenizer is None:
         raise DataError(
@@ -58,7 +66,8 @@ def from_csv(path: Path, backbone: Backbone, text: str, label: str) -> Data:
             raise DataError("classes that training does not have", where=f"{path} ({key})",
                             found=", ".join(sorted(unknown)[:5]), fix="correct the label column")  # fmt: skip
         splits[key] = [(t, labels.index(y)) for t, y in pairs]
+    train = splits["train"] + (splits.get("val", []) if final else [])
     return Data(
-        path.stem, splits["train"], splits.get("val"), splits.get("test"), labels, "text",
+        path.stem, train, None if final else splits.get("val"), splits.get("test"), labels, "text",
         text_batch(backbone.tokenizer), identity=identity([p for s in splits.values() for p in s]),
     )  # fmt: skip

@@ -1,12 +1,12 @@
 """Features computed once: a store of taps on disk under a content key, and training from it."""
 
+from restuning.features.cached import Cached as Cached
+from restuning.features.cached import StoredFeatures as StoredFeatures
+from restuning.features.codec import DTYPES as DTYPES
 from restuning.features.extract import Forecast as Forecast
 from restuning.features.extract import build as build
 from restuning.features.extract import forecast as forecast
 from restuning.features.extract import place as place
-from restuning.features.cached import Cached as Cached
-from restuning.features.cached import StoredFeatures as StoredFeatures
-from restuning.features.codec import DTYPES as DTYPES
 from restuning.features.key import StoreKey as StoreKey
 from restuning.features.key import Tap as Tap
 from restuning.features.key import store_key as store_key

@@ -130,7 +130,14 @@ def build(
                 shards = [s for s in plan if (s.split, s.view) == (split, view)]
                 _extract(host, key, folder, shards, dataset, batch_size, workers, collate,
                          wait, lambda rows: bar.advance(line, rows))  # fmt: skip
-    finish(folder, key, plan)
+    # One of several writers finishes; the others find the manifest there.
+    claim = Claim.take(folder / "manifest.lock", wait=True)
+    try:
+        if not (folder / MANIFEST).exists():
+            finish(folder, key, plan)
+    finally:
+        if claim is not None:
+            claim.give_back()
     return Store(folder)
 
 

@@ -1,0 +1,137 @@
+"""Weights from files: safetensors, and npz for timm's ViTs; strictly, or an error that names keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from restuning._errors import BackboneError
+
+_HEADS = ("head.", "head_dist.", "fc.", "classifier.", "heads.", "last_linear.")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a weights file strictly; a classifier head that the headless model lacks is left out.
+
+    Raises:
+        BackboneError: Not a safetensors or npz file, or its keys or shapes do not fit.
+    """
+    if path.suffix == ".npz" and hasattr(model, "load_pretrained"):
+        try:
+            _refuse_other_depth(model, path)
+            model.load_pretrained(str(path))  # type: ignore[operator]
+        except (OSError, KeyError, ValueError, RuntimeError, BadZipFile, EOFError) as error:
+            raise BackboneError(
+                "weights do not fit", where=str(path), found=f"{type(error).__name__}: {error}",
+                fix="check that they belong to this architecture",
+            ) from None  # fmt: skip
+        return
+    if path.suffix != ".safetensors":
+        raise BackboneError(
+            "not a weights file we read", where=str(path), found=path.suffix or "no suffix",
+            fix="convert it to safetensors (pickled checkpoints are not opened, for safety)",
+        )  # fmt: skip
+    try:
+        given = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(
+            "weights cannot be read", where=str(path), found=str(error), fix="fetch the file again"
+        ) from None
+    if hasattr(model, "config") and hasattr(type(model), "from_pretrained"):
+        _load_transformers(model, given, path)
+        return
+    own = model.state_dict()
+    given = {k: v for k, v in given.items() if k in own or not k.startswith(_HEADS)}
+    _fit_positions(model, given)
+    _refuse_mismatch(own, given, path)
+    model.load_state_dict(given, strict=True)
+
+
+def _refuse_other_depth(model: nn.Module, path: Path) -> None:
+    """Timm reads as many blocks as the model has, whatever the archive holds."""
+    with np.load(path) as archive:
+        found = {m[0] for key in archive for m in re.findall(r"(encoderblock_(\d+))", key)}
+    blocks = len(getattr(model, "blocks", ()))
+    if found and blocks and len(found) != blocks:
+        raise ValueError(f"{len(found)} blocks in the file, {blocks} in the model")
+
+
+def _load_transformers(model: nn.Module, given: dict[str, Tensor], path: Path) -> None:
+    """Transformers renames keys between a file and a model, so it loads its own files."""
+    try:
+        made, report = type(model).from_pretrained(  # type: ignore[attr-defined]
+            None, config=model.config, state_dict=given, output_loading_info=True
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BackboneError(
+            "weights do not fit", where=str(path), found=str(error)[:300],
+            fix="check that they belong to this architecture",
+        ) from None  # fmt: skip
+    refuse_missing(report, str(path))
+    model.load_state_dict(made.state_dict())
+
+
+def refuse_missing(report: Any, where: str) -> None:
+    """Refuse a transformers model that had to draw weights at random.
+
+    Raises:
+        BackboneError: Weights other than a pooler's (which classifiers do not bring) are missing,
+            or have other shapes.
+    """
+    missing = [k for k in report["missing_keys"] if "pooler." not in k]
+    shapes = [str(k) for k in report.get("mismatched_keys", ())]
+    if missing or shapes:
+        raise BackboneError(
+            "weights do not fit", where=where,
+            found=f"{len(missing)} missing: {', '.join(sorted(missing)[:4])}; "
+            f"{len(shapes)} of another shape: {', '.join(shapes[:2])}",
+            fix="check that they belong to this architecture",
+        )  # fmt: skip
+
+
+def _fit_positions(model: nn.Module, given: dict[str, Tensor]) -> None:
+    """Resample a timm ViT's position embedding where it runs at another image size."""
+    own, stored = getattr(model, "pos_embed", None), given.get("pos_embed")
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if own is None or stored is None or grid is None or own.shape[1] == stored.shape[1]:
+        return
+    tokens: Any = getattr(model, "num_prefix_tokens", 0)
+    prefix = 0 if getattr(model, "no_embed_class", False) else int(tokens)
+    if (
+        stored.dim() == 3
+        and round((stored.shape[1] - prefix) ** 0.5) ** 2 + prefix == stored.shape[1]
+    ):
+        from timm.layers import resample_abs_pos_embed
+
+        given["pos_embed"] = resample_abs_pos_embed(
+            stored.float(), new_size=list(grid), num_prefix_tokens=prefix
+        )
+
+
+def _refuse_mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+    problems = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
+        "of another shape": [
+            f"{k} {tuple(given[k].shape)}, wanted {tuple(own[k].shape)}"
+            for k in sorted(own.keys() & given.keys())
+            if own[k].shape != given[k].shape
+        ],
+    }
+    if any(problems.values()):
+        raise BackboneError(
+            "weights do not fit", where=str(path),
+            found="; ".join(
+                f"{len(keys)} {kind}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
+                for kind, keys in problems.items() if keys
+            ),
+            fix="check that they belong to this architecture and carry its library's own keys",
+        )  # fmt: skip

@@ -1,0 +1,42 @@
+"""What all commands share: the application, options, and tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Res-Tuning: small tuners beside a frozen backbone, and a bypass that detaches them.",
+    epilog="[bold]Start here:[/bold]  restuning train digits",
+)  # fmt: skip
+console = Console()
+
+BackboneName = Annotated[
+    str, typer.Option(help="restuning-tiny, timm:NAME, hf:NAME or torchvision:NAME")
+]
+Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
+Random = Annotated[bool, typer.Option("--random", help="Random weights from the seed")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave corrupt images out, and count")]
+
+
+def plain(value: Any) -> str:
+    """A value in one cell."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def show_rows(rows: list[dict[str, Any]], title: str) -> None:
+    """Rows as a table."""
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()])
+    console.print(table)
