@@ -17,6 +17,7 @@ from restuning import methods
 from restuning._errors import RestuningError, TrainingError
 from restuning.data import Data
 from restuning.features import StoredFeatures
+from restuning.files import save
 from restuning.host import Host
 from restuning.task import Task
 from restuning.train.arms import evaluate_arm, form, train_arms
@@ -105,6 +106,8 @@ def sweep(
         options: Options of the method that the grid does not name.
         card: For the task folders of the final runs: `backbone`, `preprocessing`, `labels`.
         say: Told after each epoch: arms done, arms in all, the best so far in words.
+
+    The tasks of the final runs are left in `out/final/seed-N.task`.
 
     Returns:
         As `sweep.json`: `settings` (with `val_accuracy` by seed, mean and std), `best`, and `final`
@@ -248,6 +251,13 @@ class _Sweep:
         seconds = (time.perf_counter() - started) / len(part)
         for (arm, task, settings), result in zip(part, results, strict=True):
             alive = result.died_at is None
+            if test is not None:
+                task.labels = self.card.get("labels")
+                save(
+                    task, self.host, self.out / kind / f"seed-{arm.seed}.task",
+                    backbone=str(self.card.get("backbone", "")),
+                    preprocessing=self.card.get("preprocessing"),
+                )  # fmt: skip
             _write(self.file(kind, arm), {
                 "setting": dict(arm.setting), "seed": arm.seed, "settings": settings.to_dict(),
                 "val_accuracy": result.val_accuracy[-1] if result.val_accuracy and alive else None,

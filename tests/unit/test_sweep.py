@@ -1,0 +1,167 @@
+"""Arms trained together are the arms trained alone, and a sweep chooses without the test set."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import restuning
+from restuning import FitSettings, Host, RestuningError, load, methods
+from restuning._errors import TrainingError
+from restuning.data import load_data
+from restuning.features import Cached
+from restuning.train import evaluate, fit
+from restuning.train.arms import form, train_arms
+from restuning.train.stored import stored
+from restuning.train.sweep import parse_grid, sweep
+
+ALONE_TOLERANCE = 1e-5
+"""Stacked products round elsewhere than single ones."""
+RUN = {"epochs": 2, "batch_size": 32}
+CLASSES = 10
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    backbone = restuning.load_backbone("restuning-tiny")
+    host = Host(backbone.model, *backbone.example)
+    data = load_data("digits", backbone)
+    for part in ("train", "val", "test"):
+        setattr(data, part, torch.utils.data.Subset(getattr(data, part), range(100)))
+    needs = methods.build("res-tuning-bypass", host, CLASSES).needs(host.readout_rule)
+    kept = stored(host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2)
+    return host, data, kept
+
+
+def made(host, seed=0, method="res-tuning-bypass", **options):
+    torch.manual_seed(seed)
+    return methods.build(method, host, CLASSES, **options)
+
+
+@pytest.mark.parametrize("method", ["res-tuning-bypass", "bypass-horizontal", "linear"])
+def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
+    host, data, kept = world
+    fed = kept.data(data, final=False)
+    each = [
+        FitSettings(lr=1e-3, weight_decay=1e-2, **RUN),
+        FitSettings(lr=2e-3, weight_decay=0.0, clip=0.1, label_smoothing=0.1, **RUN),
+    ]
+    arms = train_arms(host, [made(host, method=method) for _ in each], each, fed.train, fed.val)
+    for number, (own, arm) in enumerate(zip(each, arms, strict=True)):
+        task = made(host, method=method)
+        tuned = Cached(host, task, kept.store)
+        result = fit(tuned, fed.train, fed.val, settings=own, out=tmp_path / str(number),
+                     collate=fed.collate)  # fmt: skip
+        for name, value in task.state_dict().items():
+            torch.testing.assert_close(
+                arm.task.state_dict()[name], value, atol=ALONE_TOLERANCE, rtol=ALONE_TOLERANCE
+            )
+        assert arm.val_accuracy == pytest.approx([e["val_accuracy"] for e in result.history])
+        assert arm.train_loss == pytest.approx(result.train_loss, rel=ALONE_TOLERANCE)
+
+
+def test_an_arm_that_turns_nan_dies_alone(world):
+    host, data, kept = world
+    fed = kept.data(data, final=False)
+    calm, wild = FitSettings(lr=1e-3, **RUN), FitSettings(lr=1e30, **RUN)
+    alone = train_arms(host, [made(host)], [calm], fed.train, fed.val)[0]
+    both = train_arms(host, [made(host), made(host)], [wild, calm], fed.train, fed.val)
+    assert both[0].died_at is not None
+    assert both[1].died_at is None
+    for name, value in alone.task.state_dict().items():
+        torch.testing.assert_close(
+            both[1].task.state_dict()[name], value, atol=ALONE_TOLERANCE, rtol=ALONE_TOLERANCE
+        )
+
+
+def test_tasks_of_other_shapes_are_of_another_form(world):
+    host = world[0]
+    assert form(made(host)) == form(made(host, seed=1))
+    assert form(made(host)) != form(made(host, rank=4))
+    assert form(made(host)) != form(made(host, scale="channel"))
+
+
+def test_arms_that_cannot_share_a_bank_are_refused(world):
+    host, data, kept = world
+    fed = kept.data(data, final=False)
+    each = [FitSettings(epochs=1), FitSettings(epochs=2)]
+    with pytest.raises(TrainingError, match="epochs"):
+        train_arms(host, [made(host), made(host)], each, fed.train, None)
+
+
+def run(world, out, grid=None, seeds=(0, 1), **more):
+    host, data, kept = world
+    return sweep(
+        host, more.pop("method", "res-tuning-bypass"), kept.data(data, final=False),
+        kept.data(data, final=True), grid or {"lr": [1e-3, 5e-3], "rank": [2, 4]}, seeds=seeds,
+        base=FitSettings(**RUN), out=out, card={"backbone": "restuning-tiny"}, **more,
+    )  # fmt: skip
+
+
+def test_a_sweep_chooses_on_validation_and_tests_the_choice_over_seeds(world, tmp_path):
+    host, data, kept = world
+    report = run(world, tmp_path)
+    means = [row["mean"] for row in report["settings"]]
+    assert len(means) == 4
+    assert report["best"]["mean"] == max(means)
+    assert len(report["final"]["test_accuracy"]) == 2
+    task = load(tmp_path / "final" / "seed-0.task", host)
+    fed = kept.data(data, final=True)
+    found = evaluate(Cached(host, task, kept.store), fed.test, collate=fed.collate)["accuracy"]
+    assert found == pytest.approx(report["final"]["test_accuracy"][0])
+    assert json.loads((tmp_path / "sweep.json").read_text())["best"] == report["best"]
+
+
+def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(world, tmp_path):
+    whole = run(world, tmp_path / "whole")
+    told = []
+
+    def stop(done, total, best):
+        told.append(done)
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "stopped", say=stop)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "stopped/arms").glob("*.json")}
+    assert 0 < len(before) < 8
+    again = run(world, tmp_path / "stopped")
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "stopped/arms").glob("*.json")}
+    assert {n: after[n] for n in before} == before
+    assert again["settings"] == whole["settings"]
+    assert again["final"] == whole["final"]
+
+
+def test_another_sweep_in_the_same_folder_is_refused(world, tmp_path):
+    run(world, tmp_path, grid={"lr": [1e-3]}, seeds=[0])
+    with pytest.raises(TrainingError, match="another sweep"):
+        run(world, tmp_path, grid={"lr": [2e-3]}, seeds=[0])
+
+
+def test_tuners_inside_the_backbone_are_refused_in_words(world, tmp_path):
+    with pytest.raises(TrainingError, match="inside the backbone"):
+        run(world, tmp_path, grid={"lr": [1e-3]}, method="res-tuning")
+
+
+def test_a_sweep_whose_arms_all_die_says_so(world, tmp_path):
+    with pytest.raises(TrainingError, match="NaN"):
+        run(world, tmp_path, grid={"lr": [1e30]})
+
+
+def test_a_grid_reads_as_it_is_written():
+    found = parse_grid("lr=1e-3,3e-3, rank=4,8 scale=none,channel")
+    assert found == {"lr": [0.001, 0.003], "rank": [4, 8], "scale": ["none", "channel"]}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="lr=,1e-3 rank.x", max_size=20))
+def test_any_text_is_a_grid_or_is_refused_in_words(text):
+    try:
+        grid = parse_grid(text)
+    except RestuningError as error:
+        assert error.fix
+    else:
+        assert grid
+        assert all(grid.values())
