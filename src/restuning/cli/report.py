@@ -16,7 +16,7 @@ _COLOURS = ("#8c8c8c", "#2a6fbb", "#d9822b", "#3a9a5b", "#8e5ea2")
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """One row a method."""
     table = Table(title="result", title_justify="left")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for column in ("test accuracy", "trained", "without head", "memory above weights", "time"):
         table.add_column(column, justify="right")
     for row in rows:

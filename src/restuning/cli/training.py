@@ -39,12 +39,12 @@ class Default:
     lr: float
 
 
-OTHERWISE = Default(15, 2e-3)
+OTHERWISE = Default(15, 5e-3)
 DEFAULTS = {
-    "linear": Default(20, 1e-2),
-    "res-tuning-bypass": Default(30, 5e-3),
-    "bypass-horizontal": Default(30, 5e-3),
-    "bypass-vertical": Default(30, 5e-3),
+    "linear": Default(100, 3e-2),
+    "res-tuning-bypass": Default(30, 1e-2),
+    "bypass-horizontal": Default(30, 1e-2),
+    "bypass-vertical": Default(30, 1e-2),
     "full": Default(20, 2e-4),
 }
 

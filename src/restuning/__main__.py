@@ -1,0 +1,6 @@
+"""`python -m restuning` is `restuning`."""
+
+from restuning.cli import main
+
+if __name__ == "__main__":
+    main()
