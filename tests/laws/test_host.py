@@ -53,9 +53,7 @@ def test_two_threads_never_mix_their_tasks(host):
     def work(index):
         torch.set_num_threads(1)
         with torch.no_grad():
-            wrong.extend(
-                1 for _ in range(30) if not torch.equal(tasks[index](X), expected[index])
-            )
+            wrong.extend(1 for _ in range(30) if not torch.equal(tasks[index](X), expected[index]))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
     [t.start() for t in threads]
@@ -90,8 +88,9 @@ def test_using_gives_the_tuned_stream_and_nests(host):
 
 
 def test_a_bypass_is_refused_inside_the_backbone(host):
-    with pytest.raises(MapsError, match="beside the backbone"), host.using(
-        drawn(host, "res-tuning-bypass").task
+    with (
+        pytest.raises(MapsError, match="beside the backbone"),
+        host.using(drawn(host, "res-tuning-bypass").task),
     ):
         pass
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from awake import tiny_vit, wake
-from zoo.table import NOT_YET, ZOO
 
+from awake import tiny_vit, wake
 from restuning import Host, Needs, Task, Tuned, methods
 from restuning.tuners import Tuner
+from zoo.table import NOT_YET, ZOO
 
 NAMES = sorted(set(ZOO) - set(NOT_YET))
 

@@ -1,6 +1,5 @@
 """The library against the paper in plain lines: outputs and gradients, on three backbones."""
 
-
 import pytest
 import torch
 import transformers

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import torch
-from awake import tiny_vit
 from torch.utils.data import Dataset
 
+from awake import tiny_vit
 from restuning import Host, Needs, RestuningError
 from restuning.features import build, store_key
 

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from awake import tiny_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from awake import tiny_vit
 from restuning import Bank, Host, RestuningError, Together, Tuned, methods
 
 ALONE_TOLERANCE = 1e-5

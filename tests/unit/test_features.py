@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from awake import tiny_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_script import Noise, host_and_key
 from torch.utils.data import DataLoader
 
 import restuning
+from awake import tiny_vit
 from restuning import FitSettings, Host, RestuningError, Tuned, methods
 from restuning._errors import StoreError
 from restuning.data import load_data
@@ -106,7 +106,9 @@ def test_a_damaged_store_is_refused_in_words(tmp_path, harm):
         manifest.write_text(manifest.read_text()[:100])
     else:
         values = json.loads(manifest.read_text())
-        values["key"]["schema" if harm == "schema" else "tokens"] = 99 if harm == "schema" else "all"
+        values["key"]["schema" if harm == "schema" else "tokens"] = (
+            99 if harm == "schema" else "all"
+        )
         manifest.write_text(json.dumps(values))
     with pytest.raises(StoreError) as error:
         Store(store.path).verify()

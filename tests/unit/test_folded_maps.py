@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from awake import tiny_vit
 
+from awake import tiny_vit
 from restuning import Host, ResPrefix, ResPrompt
 from restuning.sites import LentMaps
 

@@ -24,7 +24,9 @@ PRINTED = {  # ViT-B/16, 100 classes; paper.md 1.5, derived from the paper's tab
 
 @pytest.fixture(scope="module")
 def host():
-    return Host(timm.create_model("vit_base_patch16_224", num_classes=0), torch.zeros(1, 3, 224, 224))
+    return Host(
+        timm.create_model("vit_base_patch16_224", num_classes=0), torch.zeros(1, 3, 224, 224)
+    )
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -72,9 +72,8 @@ ZOO = {
     "hf roberta": (of_hf("RobertaModel", "RobertaConfig", image=False, **WORDS), 2, True),
     "hf llama": (of_hf("LlamaModel", "LlamaConfig", image=False, **WORDS), 2, False),
     "hf gpt2": (of_hf("GPT2Model", "GPT2Config", image=False, vocab_size=60, n_embd=48, n_layer=2,
-                      n_head=4), 0, False),
+                      n_head=4), 2, True),
     "torchvision vit": (tv_vit, 2, True),
     "torchvision swin": (tv_swin, 4, False),
 }  # fmt: skip
-# GPT-2 keeps its weights in Conv1D modules, which the finder does not take for linear maps yet.
-NOT_YET = {"hf gpt2"}
+NOT_YET: set[str] = set()

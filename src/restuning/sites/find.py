@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
 from restuning.sites.families import declared_sites
+from restuning.sites.linear import is_linear
 from restuning.sites.maps import Maps, propose, prove
 from restuning.sites.readout import Readout, ReadoutListener
 from restuning.sites.site import Op, Site, Sites
@@ -61,7 +62,7 @@ class Finder:
             for path, container in model.named_modules()
             if isinstance(container, (nn.ModuleList, nn.Sequential))
             for name, child in container.named_children()
-            if any(isinstance(m, nn.Linear) for m in child.modules())
+            if any(is_linear(m) for m in child.modules())
             and next(child.children(), None) is not None
         }
 

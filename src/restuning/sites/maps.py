@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning.sites.linear import is_linear, weight_of
+
 PROOF_TOLERANCE = 1e-4
 """Largest error of the recomputed attention, relative to its maximum: fp32 fused kernels differ
 from plain softmax by about 1e-6."""
 
-_FUSED = ("qkv", "in_proj", "query_key_value", "Wqkv")
+_FUSED = ("qkv", "in_proj", "query_key_value", "Wqkv", "c_attn")
 _SEPARATE = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -27,7 +29,7 @@ _SEPARATE = (
     ("to_q", "to_k", "to_v"),
     ("q_lin", "k_lin", "v_lin"),
 )
-_OUT = ("out_proj", "o_proj", "proj", "output.dense", "to_out.0", "dense", "out_lin", "o")
+_OUT = ("out_proj", "o_proj", "proj", "output.dense", "to_out.0", "dense", "c_proj", "out_lin", "o")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class LentMaps:
             y = module(x)
         else:
             packed = self.maps.form == "packed"
-            weight = module.in_proj_weight if packed else module.weight
+            weight = module.in_proj_weight if packed else weight_of(module)
             bias = module.in_proj_bias if packed else module.bias
             part = slice(third * weight.shape[0] // 3, (third + 1) * weight.shape[0] // 3)
             y = F.linear(x, weight[part], None if bias is None else bias[part])
@@ -107,7 +109,7 @@ class LentMaps:
     def out(self, y: Tensor) -> Tensor:
         """W_o without its bias, `... h n e -> ... n d`."""
         module: Any = self._of[self.maps.out]
-        weight = module.out_proj.weight if self.maps.form == "packed" else module.weight
+        weight = module.out_proj.weight if self.maps.form == "packed" else weight_of(module)
         return F.linear(y.transpose(-3, -2).flatten(-2), weight)
 
     def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
@@ -115,7 +117,7 @@ class LentMaps:
         tokens = keys.shape[-2] * self.heads
         module: Any = self._of[self.maps.q]
         packed = self.maps.form == "packed"
-        weight = module.in_proj_weight if packed else module.weight
+        weight = module.in_proj_weight if packed else weight_of(module)
         if self.maps.q_norm or tokens >= weight.shape[-1] or weight.dim() != 2:
             return None
         bias = module.in_proj_bias if packed else module.bias
@@ -129,7 +131,7 @@ class LentMaps:
         if bias is not None:
             shift = (keys @ bias.view(self.heads, -1, 1)).flatten()
         owner: Any = self._of[self.maps.out]
-        out = owner.out_proj.weight if packed else owner.weight
+        out = owner.out_proj.weight if packed else weight_of(owner)
         mixed = values @ out.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
         return into, shift, mixed.flatten(0, 1)
 
@@ -152,7 +154,7 @@ def propose(model: nn.Module, path: str) -> Maps | None:
             return None
         scale = module.head_dim**-0.5
         return Maps("packed", path, path, path, path, module.num_heads, scale)
-    linear = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linear = {name: m for name, m in module.named_modules() if is_linear(m)}
 
     def find(*names: str) -> str | None:
         for name in names:
@@ -178,14 +180,14 @@ def propose(model: nn.Module, path: str) -> Maps | None:
         for side in ("q_norm", "k_norm")
     }
     if fused:
-        width = model.get_submodule(fused).weight.shape[0] // 3  # type: ignore[union-attr, operator]
+        width = weight_of(model.get_submodule(fused)).shape[0] // 3
         scale = _number(module, "scale", "scaling") or (int(width) // heads) ** -0.5
         return Maps("fused", fused, fused, fused, out, int(heads), float(scale), "",
                     norms["q_norm"], norms["k_norm"])  # fmt: skip
     for names in _SEPARATE:
         q, k, v = (find(name) for name in names)
         if q and k and v:
-            width = model.get_submodule(q).weight.shape[0]  # type: ignore[union-attr, operator]
+            width = weight_of(model.get_submodule(q)).shape[0]
             scale = _number(module, "scale", "scaling") or (int(width) // heads) ** -0.5
             return Maps("separate", q, k, v, out, int(heads), float(scale), "",
                         norms["q_norm"], norms["k_norm"])  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from restuning.sites.linear import is_linear, width_in
 from restuning.sites.site import Layout, Op
 
 SUM_TOLERANCE = 1e-5
@@ -104,7 +105,7 @@ def outermost(calls: list[Heard], pattern: re.Pattern[str]) -> Heard | None:
         c
         for c in calls
         if (pattern.search(kind_of(c.module)) or pattern.search(c.path.split(".")[-1]))
-        and any(isinstance(m, (nn.Linear, nn.MultiheadAttention)) for m in c.module.modules())
+        and any(is_linear(m) or isinstance(m, nn.MultiheadAttention) for m in c.module.modules())
     ]
     return min(fits, key=lambda c: c.start, default=None)
 
@@ -118,7 +119,7 @@ def operation(inside: list[Heard]) -> tuple[Op | None, Heard | None]:
     ffn = outermost(inside, FFN)
     if ffn is not None:
         return "ffn", ffn
-    linear = [c for c in inside if isinstance(c.module, nn.Linear)]
+    linear = [c for c in inside if is_linear(c.module)]
     return ("ffn", linear[0]) if len(linear) >= 2 else (None, None)
 
 
@@ -126,7 +127,7 @@ def layout_of(left: Tensor, module: nn.Module) -> tuple[Layout, int]:
     """Axes and width of a stream, told from the widths that the module maps."""
     if left.dim() != 4:
         return "b n d", left.shape[-1]
-    widths = {m.in_features for m in module.modules() if isinstance(m, nn.Linear)}
+    widths = {width_in(m) for m in module.modules() if is_linear(m)}
     if left.shape[-1] in widths:
         return "b h w d", left.shape[-1]
     return "b d h w", left.shape[1]

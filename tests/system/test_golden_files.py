@@ -1,0 +1,117 @@
+"""Files of format 1 that lie in the repository load today and mean what they meant."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from golden import make
+from safetensors.torch import load_file
+
+from restuning import describe, load, save
+from restuning._errors import FormatError
+from restuning.files import FORMAT
+
+OTHER_KERNELS = 1e-4
+"""Another machine and another torch sum fp32 products in another order."""
+TELLING = 100 * OTHER_KERNELS
+"""Logits of two tasks, two inputs or two classes differ by more, or equality would say nothing."""
+LARGEST = 60_000
+"""Bytes of a golden folder: it is committed."""
+
+
+@pytest.fixture(scope="module")
+def host():
+    return make.host()
+
+
+@pytest.fixture(params=make.METHODS)
+def golden(request):
+    return make.HERE / f"{request.param}.task"
+
+
+@pytest.fixture
+def copy(golden, tmp_path):
+    return shutil.copytree(golden, tmp_path / golden.name)
+
+
+def stored_logits():
+    answers = json.loads((make.HERE / "logits.json").read_text(encoding="utf-8"))
+    return {name: torch.tensor(rows) for name, rows in answers.items()}
+
+
+def test_a_golden_task_loads_and_gives_the_logits_stored_beside_it(golden, host):
+    theirs = stored_logits()[golden.stem]
+    ours = make.logits(host, load(golden, host))
+    torch.testing.assert_close(ours, theirs, atol=OTHER_KERNELS, rtol=OTHER_KERNELS)
+
+
+def test_the_stored_logits_tell_tasks_inputs_and_classes_apart():
+    answers = list(stored_logits().values())
+    assert (answers[0] - answers[1]).abs().max() > TELLING
+    for rows in answers:
+        assert torch.pdist(rows).min() > TELLING
+        assert torch.pdist(rows.T).min() > TELLING
+
+
+def test_every_tensor_of_a_golden_task_takes_part_in_its_logits(golden, host):
+    task = load(golden, host)
+    theirs = make.logits(host, task)
+    for name, parameter in task.named_parameters():
+        with torch.no_grad():
+            kept = parameter.clone()
+            parameter.add_(make.whole_numbers(tuple(kept.shape), start=7))
+            assert (make.logits(host, task) - theirs).abs().max() > OTHER_KERNELS, name
+            parameter.copy_(kept)
+
+
+def test_today_the_library_writes_the_same_file(golden, host, tmp_path):
+    """A change of what is written, without a new format number, would break older libraries."""
+    again = save(load(golden, host), host, tmp_path / golden.name, backbone="golden",
+                 preprocessing=make.PREPROCESSING)  # fmt: skip
+    ours, theirs = describe(again), describe(golden)
+    assert ours.pop("library").split()[0] == theirs.pop("library").split()[0]
+    assert ours == theirs
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (again, golden))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_the_script_beside_them_makes_them_again(golden, tmp_path):
+    make.make(tmp_path)
+    for name in ("weights.safetensors", "README.md"):
+        assert (tmp_path / golden.name / name).read_bytes() == (golden / name).read_bytes(), name
+
+
+def test_golden_folders_are_small_and_hold_no_pickle(golden):
+    files = [p for p in golden.rglob("*") if p.is_file()]
+    assert {p.name for p in files} == {"task.json", "weights.safetensors", "README.md"}
+    assert sum(p.stat().st_size for p in files) < LARGEST
+
+
+@pytest.mark.parametrize("newer", [FORMAT + 1, FORMAT + 41])
+def test_a_newer_format_is_refused_with_both_numbers(copy, host, newer):
+    file = copy / "task.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": newer}))
+    for refused in (lambda: describe(copy), lambda: load(copy, host)):
+        with pytest.raises(FormatError) as error:
+            refused()
+        words = error.value.found.replace(",", " ").split()
+        assert {str(newer), str(FORMAT)} <= set(words)
+        assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+def test_truncated_weights_are_refused(copy, host, share):
+    weights = copy / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(FormatError) as error:
+        load(copy, host)
+    assert str(weights) in str(error.value)
+
+
+def test_missing_weights_are_refused(copy, host):
+    (copy / "weights.safetensors").unlink()
+    with pytest.raises(FormatError, match="weights"):
+        load(copy, host)

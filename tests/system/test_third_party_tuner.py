@@ -1,0 +1,179 @@
+"""A tuner of another distribution: installed as pip would leave it, used in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+PATIENCE = 120
+KIND = "soft_sign"
+NAME = "restuning-softsign"
+
+MODULE = '''
+"""A tuner as a stranger would write it: no decorator, only an entry point."""
+
+import torch
+from torch import nn
+
+from restuning import Tuner
+
+
+class SoftSign(Tuner):
+    def __init__(self, dim, steep=1.0):
+        super().__init__()
+        self.dim, self.steep = dim, steep
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.normal_(self.weight)
+
+    def forward(self, x, view=None):
+        return self.weight * torch.nn.functional.softsign(self.steep * x)
+'''
+
+PRELUDE = f"""
+import sys, json, torch
+sys.path.insert(0, {str(TESTS)!r})
+torch.set_num_threads(1)
+from awake import tiny_vit, wake
+from restuning import Host, Task, Tuned, load, save
+from restuning._errors import RestuningError
+from restuning.tuners import from_spec, kinds
+
+images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+host = Host(tiny_vit(seed=3), images[:1])
+
+def task_with(make):
+    head = torch.nn.Linear(host.dim, 3)
+    task = Task.inline(host.sites.pick("ffn"), lambda site: make(site.dim), head)
+    return wake(task, seed=4)
+
+def logits(task):
+    with torch.no_grad():
+        return Tuned(host, task).eval()(images)
+"""
+
+
+def distribution(folder, module=MODULE):
+    """What `pip install` leaves: the module, and a dist-info that names the entry point."""
+    folder.mkdir()
+    (folder / "soft_sign_tuner.py").write_text(module)
+    info = folder / "restuning_softsign-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(
+        f"[restuning.tuners]\n{KIND} = soft_sign_tuner:SoftSign\n"
+    )
+    (info / "INSTALLER").write_text("pip\n")
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+    record = [*names, f"{info.name}/RECORD"]
+    (info / "RECORD").write_text("".join(f"{n},,\n" for n in record))
+    return folder
+
+
+def python(code, *packages):
+    """A fresh process with the distributions installed; its last line, as JSON."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, packages))
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+        env=environment, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    return distribution(tmp_path_factory.mktemp("site") / "packages")
+
+
+@pytest.fixture(scope="module")
+def saved(installed, tmp_path_factory):
+    """A task saved by one process, and the logits it had there."""
+    folder = tmp_path_factory.mktemp("tasks") / "soft.task"
+    return folder, python(
+        f"""
+        cls = kinds()[{KIND!r}]
+        tuner = from_spec({{"kind": {KIND!r}, "dim": 8, "steep": 2.5}})
+        task = task_with(lambda dim: cls(dim, steep=2.5))
+        bare = task_with(lambda dim: cls(dim, steep=2.5))
+        for p in bare.tuners.parameters():
+            p.data.zero_()
+        save(task, host, {str(folder)!r})
+        found = {{"module": cls.__module__, "spec": tuner.spec(), "kind": cls.kind}}
+        found |= {{"logits": logits(task).tolist(), "bare": logits(bare).tolist()}}
+        print(json.dumps(found))
+        """,
+        installed,
+    )
+
+
+def test_an_installed_distribution_adds_its_tuner_to_the_table(saved):
+    _, found = saved
+    assert found["module"] == "soft_sign_tuner"
+    assert found["kind"] == KIND
+
+
+def test_its_spec_builds_it_and_comes_back(saved):
+    assert saved[1]["spec"] == {"kind": KIND, "dim": 8, "steep": 2.5}
+
+
+def test_it_changes_the_logits_of_an_inline_task(saved):
+    assert saved[1]["logits"] != saved[1]["bare"]
+
+
+def test_a_fresh_process_loads_its_task_and_gives_the_same_logits(saved, installed):
+    folder, found = saved
+    logits = f"print(json.dumps(logits(load({str(folder)!r}, host)).tolist()))"
+    assert python(logits, installed) == found["logits"]
+
+
+def test_a_task_is_saved_whole_where_the_class_was_imported_by_hand(installed, tmp_path, saved):
+    """Nobody has asked for the table yet: the tuner must know its kind all the same."""
+    folder = tmp_path / "hand.task"
+    spec = python(
+        f"""
+        from soft_sign_tuner import SoftSign
+        task = task_with(lambda dim: SoftSign(dim, steep=2.5))
+        save(task, host, {str(folder)!r})
+        print(json.dumps(task.spec()["tuners"]))
+        """,
+        installed,
+    )
+    assert {s["kind"] for s in spec.values()} == {KIND}
+    logits = f"print(json.dumps(logits(load({str(folder)!r}, host)).tolist()))"
+    assert python(logits, installed) == saved[1]["logits"]
+
+
+ERROR_OF_LOADING = """
+try:
+    load({folder!r}, host)
+except RestuningError as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def test_without_the_distribution_the_error_names_the_kind_and_what_to_do(saved):
+    kind, words = python(ERROR_OF_LOADING.format(folder=str(saved[0])))
+    assert kind == "UnknownNameError"
+    assert KIND in words
+    assert "install the package" in words
+
+
+def test_a_distribution_that_does_not_import_is_named_in_the_error(saved, tmp_path):
+    broken = distribution(tmp_path / "packages", "import a_module_that_is_not_there\n")
+    _, words = python(ERROR_OF_LOADING.format(folder=str(saved[0])), broken)
+    assert KIND in words
+    assert "a_module_that_is_not_there" in words
+
+
+def test_a_distribution_that_does_not_import_leaves_the_other_tuners_alone(tmp_path):
+    broken = distribution(tmp_path / "packages", "import a_module_that_is_not_there\n")
+    assert "res_adapter" in python("print(json.dumps(sorted(kinds())))", broken)
