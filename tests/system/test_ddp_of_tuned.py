@@ -13,8 +13,8 @@ METHODS = ("res-tuning", "res-tuning-bypass")
 PROCESSES, STEPS, BATCH, CLASSES = 2, 4, 8, 5
 SUM_ORDER = 1e-5
 """The gradient is summed in halves: fp32 rounds in another order, and four steps carry it on."""
-MOVED = 100 * SUM_ORDER
-"""What counts as trained: far more than the tolerance, or equality would say nothing."""
+MOVED = 5 * SUM_ORDER
+"""What counts as trained: more than the tolerance, or equality would say nothing."""
 
 
 def example():

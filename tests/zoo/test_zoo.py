@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from awake import wake
 from restuning import Host, NoSitesError, Task, Tuned, Tuner, methods
 from restuning.sites import first_tensor
+from restuning.sites.linear import is_linear
 from zoo.table import NOT_YET, ZOO
 
 STEP = 0.25
@@ -107,8 +107,8 @@ def test_a_step_gives_gradients_to_the_task_alone_and_to_all_of_it(member, metho
             p.copy_(torch.randn_like(p) * 0.2)
     forwards, backwards = [], []
     model.register_forward_hook(lambda *_: forwards.append(1))
-    first_norm = next(m for m in model.modules() if isinstance(m, nn.Linear))
-    first_norm.register_full_backward_hook(lambda *_: backwards.append(1))
+    first_map = next(m for m in model.modules() if is_linear(m))
+    first_map.register_full_backward_hook(lambda *_: backwards.append(1))
     logits = Tuned(host, task).train()(*args, **kwargs)
     logits.square().sum().backward()
     assert len(forwards) == 1

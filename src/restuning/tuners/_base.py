@@ -135,6 +135,9 @@ class Tuner(nn.Module, ABC):
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this tuner again, as JSON."""
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        if not self.kind:
+            # Imported by hand: the table that would have named it was not asked for yet.
+            kinds()
         return {"kind": self.kind, **{name: _to_json(getattr(self, name)) for name in names}}
 
     def extra_repr(self) -> str:
@@ -145,6 +148,8 @@ class Tuner(nn.Module, ABC):
 
 
 _TABLE: dict[str, type[Tuner]] = {}
+_BROKEN: dict[str, str] = {}
+"""Kinds whose package does not import, and why."""
 T = TypeVar("T", bound=type[Tuner])
 
 
@@ -163,12 +168,18 @@ def kinds() -> dict[str, type[Tuner]]:
     """The table of tuners: ours, and those that installed packages give by entry point.
 
     A package adds one with `[project.entry-points."restuning.tuners"]`, `kind = "module:Class"`.
+    One that does not import is left out, and named when its kind is asked for.
     """
     for point in entry_points(group=ENTRY_POINTS):
-        if point.name not in _TABLE:
+        if point.name in _TABLE:
+            continue
+        try:
             cls = point.load()
-            cls.kind = point.name
-            _TABLE[point.name] = cls
+        except Exception as error:  # noqa: BLE001 (a stranger's module fails in any way it likes)
+            _BROKEN[point.name] = f"{point.value} fails: {type(error).__name__}: {error}"
+            continue
+        cls.kind = point.name
+        _TABLE[point.name] = cls
     return dict(_TABLE)
 
 
@@ -184,6 +195,11 @@ def from_spec(spec: Mapping[str, Any]) -> Tuner:
             "not the spec of a tuner", found=repr(spec)[:200], fix='give {"kind": ...}'
         )
     table = _TABLE if spec["kind"] in _TABLE else kinds()
+    if spec["kind"] not in table and spec["kind"] in _BROKEN:
+        raise UnknownNameError(
+            "a package registers this tuner but does not import", where=spec["kind"],
+            found=_BROKEN[spec["kind"]], fix="repair or reinstall the package",
+        )  # fmt: skip
     if spec["kind"] not in table:
         raise UnknownNameError(
             "no tuner of this kind",

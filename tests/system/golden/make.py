@@ -3,7 +3,7 @@
 They stand for files that users already have. Run it only for a new format, into new names.
 
 Backbone, tasks and input are filled by whole numbers (no generator of random numbers, no sine):
-every value is a fraction of 1024, so that all machines and all versions of torch agree to the bit.
+every value is a fraction of 4096, so that all machines and all versions of torch agree to the bit.
 """
 
 import json
@@ -33,7 +33,8 @@ def fill(module: nn.Module, start: int) -> None:
     """Every parameter by its place in the order of names; norms stay near one."""
     with torch.no_grad():
         for place, (name, p) in enumerate(sorted(module.named_parameters())):
-            p.copy_(whole_numbers(tuple(p.shape), start + place))
+            # A quarter: larger values close every gelu, and then weights behind it mean nothing.
+            p.copy_(whole_numbers(tuple(p.shape), start + place) / 4)
             if "norm" in name and name.endswith("weight"):
                 p.add_(1)
 
