@@ -18,6 +18,7 @@ from restuning.cli.frame import (
     BackboneName,
     Json,
     Random,
+    RowStream,
     SkipBad,
     Weights,
     app,
@@ -156,21 +157,20 @@ def predict(
     predictor = runs.Predictor.load(
         folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad
     )
-    rows = []
+    table = None if as_json else RowStream(predictor.widths(images, top, several=bool(tasks)))
     for image, answers in predictor.answers(images, batch_size, top):
         single = next(iter(answers.values()))
-        if as_json:
+        if table is None:
             found = {"tasks": answers} if tasks else {"predictions": single}
             typer.echo(json.dumps({"image": str(image), **found}))
         elif tasks:
-            rows.append({"image": image, **{t: _percent(best[0]) for t, best in answers.items()}})
+            table.row({"image": image, **{t: _percent(best[0]) for t, best in answers.items()}})
         else:
-            row = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
-            rows.append({"image": image, **row})
-    if not as_json:
-        show_rows(
-            rows, f"{len(folders)} tasks, {predictor.together.forwards} backbone forward(s) a batch"
-        )
+            best = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
+            table.row({"image": image, **best})
+    if table is not None:
+        typer.echo(f"{len(folders)} task{'s' * (len(folders) > 1)}, "
+                   f"{predictor.together.forwards} backbone forward(s) a batch")  # fmt: skip
     if predictor.skipped:
         typer.echo(f"{len(predictor.skipped)} corrupt files skipped", err=True)
 

@@ -106,9 +106,7 @@ class Predictor:
         self, images: Sequence[Path], batch_size: int, top: int
     ) -> Iterator[tuple[Path, dict[str, list[dict[str, Any]]]]]:
         """Each image with its best classes by task, as soon as its batch is done."""
-        files: list[Path] = []
-        for path in images:
-            files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = _files(images)
         device = next(self.together.host.model.parameters()).device
         for start in range(0, len(files), batch_size):
             names, tensors = [], []
@@ -128,12 +126,33 @@ class Predictor:
             for row, name in enumerate(names):
                 yield name, {t: self._best(t, values[row], top) for t, values in chances.items()}
 
+    def widths(self, images: Sequence[Path], top: int, *, several: bool) -> dict[str, int]:
+        """Columns of the table of answers, wide enough for every label."""
+
+        def widest(task: str) -> int:
+            return max(map(len, self.labels[task] or ["0000"])) + len(" (100.0%)")
+
+        paths = {"image": max((len(str(file)) for file in _files(images)), default=0)}
+        if several:
+            return paths | {task: widest(task) for task in self.labels}
+        (task,) = self.labels
+        classes = len(self.labels[task] or []) or top
+        return paths | {f"{place + 1}": widest(task) for place in range(min(top, classes))}
+
     def _best(self, task: str, chances: torch.Tensor, top: int) -> list[dict[str, Any]]:
         best, labels = chances.topk(min(top, len(chances))), self.labels[task]
         return [
             {"label": labels[i] if labels else str(i), "probability": p}
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    """Every file named, and every file in a folder named."""
+    files: list[Path] = []
+    for path in images:
+        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return files
 
 
 def _name(task: Path) -> str:
