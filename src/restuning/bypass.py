@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning import fused
 from restuning._errors import TunerShapeError
 from restuning.sites import Site, Sites
 from restuning.tuners import Tuner, from_spec
@@ -170,6 +171,14 @@ class Bypass(nn.Module):
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
         gates = self.gate.sigmoid()
+        if self._fuses(streams):
+            layers = zip(self.horizontal, self.vertical, strict=True)
+            across, below = zip(
+                *((fused.adapters(h, _one), fused.adapters(v, _one)) for h, v in layers),
+                strict=True,
+            )
+            flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
+            return fused.run(flat, gates[None], across, below).view(streams[-1].shape)
         state = streams[0]
         for layer, stream in enumerate(streams[1:]):
             across = _beside(self.horizontal[layer], stream)
@@ -181,6 +190,18 @@ class Bypass(nn.Module):
             # Written as one interpolation: below + lambda (across - below).
             state = torch.lerp(below, across, gates[layer].to(across.dtype))
         return state
+
+    def _fuses(self, streams: Sequence[Tensor]) -> bool:
+        """Whether the gradient by hand applies; a compiler or a transform records its own."""
+        x = streams[0]
+        return (
+            not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and not torch.is_autocast_enabled(x.device.type)
+            and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
+            and not len(self.resample)
+            and fused.fits([*self.horizontal, *self.vertical])
+        )
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
@@ -214,6 +235,10 @@ _SAME_WIDTH: Any = _SameWidth()
 
 def _or_identity(tuner: Tuner | None) -> nn.Module:
     return nn.Identity() if tuner is None else tuner
+
+
+def _one(parameter: Tensor) -> Tensor:
+    return parameter.unsqueeze(0)
 
 
 def _beside(tuner: nn.Module, x: Tensor) -> Tensor:
