@@ -170,16 +170,9 @@ class Bypass(nn.Module):
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
-        gates = self.gate.sigmoid()
-        if self._fuses(streams):
-            layers = zip(self.horizontal, self.vertical, strict=True)
-            across, below = zip(
-                *((fused.adapters(h, _one), fused.adapters(v, _one)) for h, v in layers),
-                strict=True,
-            )
-            flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
-            return fused.run(flat, gates[None], across, below).view(streams[-1].shape)
-        state = streams[0]
+        if self.fuses(streams):
+            return self.fused(taps, _one)[0]
+        gates, state = self.gate.sigmoid(), streams[0]
         for layer, stream in enumerate(streams[1:]):
             across = _beside(self.horizontal[layer], stream)
             below = _beside(self.vertical[layer], state)
@@ -191,8 +184,11 @@ class Bypass(nn.Module):
             state = torch.lerp(below, across, gates[layer].to(across.dtype))
         return state
 
-    def _fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Whether the gradient by hand applies; a compiler or a transform records its own."""
+    def fuses(self, streams: Sequence[Tensor]) -> bool:
+        """Whether `fused` applies: equal widths, plain adapters or none, nothing random.
+
+        A compiler or a functional transform records the bypass as it is written.
+        """
         x = streams[0]
         return (
             not torch.compiler.is_compiling()
@@ -202,6 +198,25 @@ class Bypass(nn.Module):
             and not len(self.resample)
             and fused.fits([*self.horizontal, *self.vertical])
         )
+
+    def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """The last states of k bypasses of this form in few products; see `fused.py`.
+
+        Args:
+            taps: As for the bypass.
+            of: A parameter of this bypass to the k stacked ones, `k ...`.
+
+        Shape:
+            Returns `k b ...`, the rest as the taps.
+        """
+        streams = [taps[name].detach() for name in self.taps]
+        across, below = (
+            [fused.adapters(tuner, of) for tuner in side]
+            for side in (self.horizontal, self.vertical)
+        )
+        flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
+        state = fused.run(flat, of(self.gate).sigmoid(), across, below)
+        return state.unflatten(1, streams[-1].shape[:-1])
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
