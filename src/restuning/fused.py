@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from restuning.tuners import DropPath, ResAdapter, Scaled, Tuner
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward.default,
     "relu": lambda g, x: g * (x > 0),
@@ -44,22 +44,31 @@ class Adapters(NamedTuple):
     activation: str
 
 
-def taken_apart(tuner: nn.Module) -> tuple[ResAdapter, nn.Parameter | None] | None:
-    """The adapter of a tuner and its learned scale; None for what is no plain adapter."""
+def taken_apart(
+    tuner: nn.Module, *, at_rest: bool = False
+) -> tuple[ResAdapter, nn.Parameter | None] | None:
+    """The adapter of a tuner and its learned scale; None for what is no plain adapter.
+
+    Args:
+        tuner: Any.
+        at_rest: As it is at inference: a dropped path is random only while it trains.
+    """
     if isinstance(tuner, DropPath):
-        # Its contribution is random while it trains.
-        return None if tuner.training and tuner.p else taken_apart(tuner.tuner)
+        random = tuner.training and tuner.p > 0 and not at_rest
+        return None if random else taken_apart(tuner.tuner, at_rest=at_rest)
     if isinstance(tuner, Scaled) and tuner.form in ("none", "scalar", "channel"):
-        inner = taken_apart(tuner.tuner)
+        inner = taken_apart(tuner.tuner, at_rest=at_rest)
         if inner is None or inner[1] is not None:
             return None
         return inner[0], None if tuner.form == "none" else tuner.scale
     return (tuner, None) if type(tuner) is ResAdapter else None
 
 
-def fits(tuners: Sequence[nn.Module]) -> bool:
-    """Whether these are all plain adapters (or no tuners)."""
-    return all(not isinstance(t, Tuner) or taken_apart(t) is not None for t in tuners)
+def fits(tuners: Sequence[nn.Module], *, at_rest: bool = False) -> bool:
+    """Whether these are all plain adapters, or no tuners."""
+    return all(
+        not isinstance(t, Tuner) or taken_apart(t, at_rest=at_rest) is not None for t in tuners
+    )
 
 
 def adapters(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> Adapters | None:
@@ -71,7 +80,7 @@ def adapters(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> Adapters
     """
     if not isinstance(tuner, Tuner):
         return None
-    parts = taken_apart(tuner)
+    parts = taken_apart(tuner, at_rest=True)
     assert parts is not None
     adapter, scale = parts
     up, bias = of(adapter.up.weight), of(adapter.up.bias)  # type: ignore[arg-type]
@@ -162,9 +171,7 @@ class _Run(torch.autograd.Function):
         for layer, (stream, pair) in enumerate(zip(streams[1:], layers, strict=True)):
             there = [(p, x) for p, x in zip(pair, (stream, state), strict=True) if p is not None]
             before = [lower(x, p.down, p.shift) for p, x in there]
-            hidden = [
-                _ACTIVATIONS[p.activation](b) for (p, _), b in zip(there, before, strict=True)
-            ]
+            hidden = [ACTIVATIONS[p.activation](b) for (p, _), b in zip(there, before, strict=True)]
             up = mixed(*pair, gate[:, layer])
             after, columns = step(state, stream, hidden, up, gate[:, layer])
             if keep:
