@@ -121,8 +121,8 @@ class _Arms:
     def __init__(self, host: Host, tasks: Sequence[Task], settings: Sequence[FitSettings]) -> None:
         self.host, self.members, self.settings = host, list(tasks), settings
         self.device = next(host.model.parameters()).device
-        self.template = tasks[0].train()
-        weights, self.buffers = stack_module_state([t.to(self.device) for t in tasks])  # type: ignore[arg-type]
+        self.template = tasks[0]
+        weights, self.buffers = stack_module_state([t.to(self.device).train() for t in tasks])  # type: ignore[arg-type]
         self.weights: dict[str, Tensor] = {
             n: w.detach().clone().requires_grad_() for n, w in weights.items()
         }
