@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning import fused
 from restuning._errors import TunerShapeError
 from restuning.sites import Site, Sites
 from restuning.tuners import Tuner, from_spec
@@ -169,8 +170,9 @@ class Bypass(nn.Module):
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
-        gates = self.gate.sigmoid()
-        state = streams[0]
+        if self.fuses(streams):
+            return self.fused(taps, _one)[0]
+        gates, state = self.gate.sigmoid(), streams[0]
         for layer, stream in enumerate(streams[1:]):
             across = _beside(self.horizontal[layer], stream)
             below = _beside(self.vertical[layer], state)
@@ -181,6 +183,40 @@ class Bypass(nn.Module):
             # Written as one interpolation: below + lambda (across - below).
             state = torch.lerp(below, across, gates[layer].to(across.dtype))
         return state
+
+    def fuses(self, streams: Sequence[Tensor]) -> bool:
+        """Whether `fused` applies: equal widths, plain adapters or none, nothing random.
+
+        A compiler or a functional transform records the bypass as it is written.
+        """
+        x = streams[0]
+        return (
+            not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and not torch.is_autocast_enabled(x.device.type)
+            and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
+            and not len(self.resample)
+            and fused.fits([*self.horizontal, *self.vertical])
+        )
+
+    def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """The last states of k bypasses of this form in few products; see `fused.py`.
+
+        Args:
+            taps: As for the bypass.
+            of: A parameter of this bypass to the k stacked ones, `k ...`.
+
+        Shape:
+            Returns `k b ...`, the rest as the taps.
+        """
+        streams = [taps[name].detach() for name in self.taps]
+        across, below = (
+            [fused.adapters(tuner, of) for tuner in side]
+            for side in (self.horizontal, self.vertical)
+        )
+        flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
+        state = fused.run(flat, of(self.gate).sigmoid(), across, below)
+        return state.unflatten(1, streams[-1].shape[:-1])
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
@@ -214,6 +250,10 @@ _SAME_WIDTH: Any = _SameWidth()
 
 def _or_identity(tuner: Tuner | None) -> nn.Module:
     return nn.Identity() if tuner is None else tuner
+
+
+def _one(parameter: Tensor) -> Tensor:
+    return parameter.unsqueeze(0)
 
 
 def _beside(tuner: nn.Module, x: Tensor) -> Tensor:

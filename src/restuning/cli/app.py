@@ -80,6 +80,9 @@ def train(
     ] = False,
     store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
     cache_dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8")] = "fp32",
+    cache_precision: Annotated[
+        str, typer.Option(help="Features computed in fp32 or bf16")
+    ] = "fp32",
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start over")] = False,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +101,16 @@ def train(
         )  # fmt: skip
 
     source = training.Source(
-        data, augment, final, skip_bad, text, label, not no_cache, store, cache_dtype
+        data,
+        augment,
+        final,
+        skip_bad,
+        text,
+        label,
+        not no_cache,
+        store,
+        cache_dtype,
+        cache_precision,
     )
     rows = training.train(
         source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,

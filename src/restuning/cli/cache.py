@@ -47,7 +47,7 @@ def build(
         augmented = crops.load(loaded).train
     kept = stored(
         host, loaded, source.load(loaded, plain=True), needs, root=source.root or default_root(),
-        views=views, augmented=augmented, dtype=source.dtype, batch_size=batch_size,
+        views=views, augmented=augmented, dtype=source.dtype, precision=source.precision, batch_size=batch_size,
         workers=workers, say=lambda line: console.print(line, highlight=False),
     )  # fmt: skip
     if kept is None:
@@ -91,6 +91,7 @@ def facts(path: Path) -> dict[str, Any]:
         "taps": [f"{tap.name} {list(tap.shape)}" for tap in key.taps],
         "tokens": key.tokens,
         "dtype": key.dtype,
+        "precision": key.precision,
         "bytes an input": key.bytes_per_row,
         "bytes": store.bytes,
         "largest relative error": max((e["relative"] for e in errors), default=0.0),

@@ -62,6 +62,7 @@ class Source:
         cache: Train from stored features where that is exact.
         root: Where stores lie.
         dtype: How stored values are kept.
+        precision: What the backbone computes stored values in.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Source:
     cache: bool = True
     root: Path | None = None
     dtype: str = "fp32"
+    precision: str = "fp32"
 
     def load(self, backbone: Backbone, *, plain: bool = False) -> Data:
         """The data set; `plain` without augmentation and with its splits apart."""
@@ -92,6 +94,7 @@ class Source:
         return stored(
             host, backbone, self.load(backbone, plain=True), task.needs(host.readout_rule),
             root=self.root or default_root(), views=VIEWS_OF[self.augment], dtype=self.dtype,
+            precision=self.precision,
             workers=workers, limit=BY_ITSELF, say=say,
         )  # fmt: skip
 
@@ -199,7 +202,8 @@ def _train_one(
         "data": {"name": data.name, "identity": data.identity, "skipped": data.skipped},
         "features": None if kept is None else {
             "store": str(kept.store.path), "digest": kept.store.key.digest,
-            "tokens": kept.store.key.tokens, "dtype": kept.store.key.dtype, "views": kept.views,
+            "tokens": kept.store.key.tokens, "dtype": kept.store.key.dtype,
+            "precision": kept.store.key.precision, "views": kept.views,
             "bytes": kept.store.bytes, "built_seconds": kept.seconds,
         },
         "settings": settings.to_dict(),

@@ -68,15 +68,19 @@ class StoredFeatures(Dataset):
         self, indices: Sequence[int], views: Sequence[int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Taps and labels of a batch."""
-        rows = torch.empty(len(indices), self.store.key.values_per_row)
+        at = torch.as_tensor(list(indices))
         groups: dict[tuple[str, int], list[int]] = {}
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
             split = self.places[index][0]
             groups.setdefault((split, view if split == "train" else 0), []).append(position)
-        for (split, view), positions in groups.items():
-            wanted = [self.places[indices[p]][1] for p in positions]
-            rows[torch.tensor(positions)] = self.store.rows(split, view, wanted)
-        return self.store.taps(rows), self.labels[torch.as_tensor(list(indices))]
+        parts = [
+            self.store.rows(split, view, [self.places[indices[p]][1] for p in positions])
+            for (split, view), positions in groups.items()
+        ]
+        if len(parts) == 1:
+            return self.store.taps(parts[0]), self.labels[at]
+        order = torch.tensor([p for positions in groups.values() for p in positions])
+        return self.store.taps(torch.cat(parts)[order.argsort()]), self.labels[at]
 
 
 def as_is(batch: Any) -> Any:

@@ -116,7 +116,7 @@ class Store:
             self._held[(split, view)] = held
         at = torch.as_tensor(indices, dtype=torch.long)
         if held is not None:
-            return held[at]
+            return held.index_select(0, at)
         out = torch.empty(len(at), self.key.values_per_row)
         for shard in self._shards[(split, view)]:
             inside = (at >= shard["start"]) & (at < shard["stop"])
