@@ -130,15 +130,19 @@ def measure(args: Any, row: str) -> dict[str, Any]:
 def main() -> None:
     """Measure all rows and write the JSON."""
     parser = arguments(__doc__, __file__)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--cached-batch", type=int, default=1024)
-    parser.add_argument("--backbones", nargs="*", default=[*ARCHITECTURES, *OTHERS])
+    parser.add_argument("--backbones", nargs="*", default=list(ARCHITECTURES),
+                        help=f"also {', '.join(OTHERS)}")  # fmt: skip
     parser.add_argument("--modes", nargs="*", default=MODES)
     args = started(parser)
     if args.one:
         print(json.dumps(measure(args, args.one)))
         return
+    from restuning.forecast import Cost, measure_rates
+
     rows, skipped = [], {}
+    rates = measure_rates(args.device)
     for name in args.backbones:
         for mode in args.modes:
             row = apart(args, f"{name}/{mode}")
@@ -156,10 +160,19 @@ def main() -> None:
                 f"step {row['step_seconds_measured'] or 0:.3f} s  forecast took {row['forecast_seconds']:.2f} s",
                 flush=True,
             )  # fmt: skip
+    forwards = {r["backbone"]: r for r in rows if r["mode"] == "forward-only"}
+    for row in rows:
+        base = forwards.get(row["backbone"])
+        if base and row["mode"] != "cached-bypass":
+            one, other = (Cost(**r["cost"]).seconds(rates) for r in (row, base))
+            row["time_over_forward"] = {"forecast": one / other}
+            if args.steps:
+                measured = row["step_seconds_measured"] / base["step_seconds_measured"]
+                row["time_over_forward"]["measured"] = measured
     main_rows = [r for r in rows if r["backbone"] in ARCHITECTURES]
     write(
         args, "one AdamW step, 224 px, fp32: forecast from shapes beside measurement", rows=rows,
-        not_measured=skipped,
+        rates=vars(rates), not_measured=skipped,
         targets=[
             target("largest error of peak memory on ViT-Ti, S and B",
                    max((abs(r["peak_error"]) for r in main_rows), default=None), 0.15),

@@ -1,7 +1,16 @@
 """What training will take, found from shapes alone: memory, time, stores, and what to choose."""
 
+from restuning.forecast.beside import Run as Run
+from restuning.forecast.beside import forecast_run as forecast_run
+from restuning.forecast.budget import Option as Option
+from restuning.forecast.budget import Recommendation as Recommendation
+from restuning.forecast.budget import largest_batch as largest_batch
+from restuning.forecast.budget import parse_bytes as parse_bytes
+from restuning.forecast.budget import recommend as recommend
+from restuning.forecast.grid import BankRates as BankRates
+from restuning.forecast.grid import GridForecast as GridForecast
+from restuning.forecast.grid import forecast_grid as forecast_grid
 from restuning.forecast.methods import OnTaps as OnTaps
-from restuning.forecast.methods import build_task as build_task
 from restuning.forecast.methods import forecast_task as forecast_task
 from restuning.forecast.methods import load_drawn as load_drawn
 from restuning.forecast.methods import load_shapes as load_shapes

@@ -10,7 +10,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+
+def _fused_attention(x: tuple, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Products of `nn.MultiheadAttention`'s inference kernel: four maps, scores and their sum."""
+    b, n, d = x
+    return 8 * b * n * d * d + 4 * b * n * n * d
+
+
+FORMULAS = {
+    **flop_registry,
+    torch.ops.aten._native_multi_head_attention: shape_wrapper(_fused_attention),
+}
+"""Operations whose flops are counted: torch's own table, and one it lacks."""
 
 FREE = {"prim::device", "profiler::_record_function_enter_new", "profiler::_record_function_exit"}
 """Calls that compute nothing."""
@@ -79,25 +92,34 @@ class Ledger(TorchDispatchMode):
                 for t in (*tree_leaves((args, kwargs)), *results)
                 if isinstance(t, Tensor)
             )
-        count = flop_registry.get(func._overloadpacket)
+        count = FORMULAS.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         return out
 
 
-def saved(weights: Iterable[Tensor]) -> tuple[torch.autograd.graph.saved_tensors_hooks, dict]:
-    """A context that notes what autograd saves for backward, and the note: storage to bytes.
+class Saved:
+    """Notes what autograd saves for backward while its hooks are on.
 
     Args:
         weights: Tensors that are there anyway and are left out.
     """
-    known = {w.untyped_storage()._cdata for w in weights}
-    seen: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self._known = {w.untyped_storage()._cdata for w in weights}
+        self._seen: dict[int, weakref.ref] = {}
+
+    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """The context."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def bytes(self) -> int:
+        """Of storages that are saved still, each once: parts of a graph may be dropped again."""
+        alive = [seen() for seen in self._seen.values()]
+        return sum(storage.nbytes() for storage in alive if storage is not None)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            seen[storage._cdata] = storage.nbytes()
+        if storage._cdata not in self._known:
+            self._seen[storage._cdata] = weakref.ref(storage)
         return tensor
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), seen

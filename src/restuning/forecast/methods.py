@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning import methods
 from restuning.backbones import Backbone, load_backbone
 from restuning.bypass import Needs
 from restuning.features import Cached
@@ -54,11 +53,6 @@ def _real(value: Any) -> Any:
     if value.is_floating_point():
         return torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value.dtype)
     return torch.ones(value.shape, dtype=value.dtype)
-
-
-def build_task(method: str, host: Host, classes: int, options: Mapping[str, Any] | None = None) -> Task:
-    """A task of a method; only its shapes matter."""
-    return methods.build(method, host, num_classes=classes, **(options or {}))
 
 
 def storable(task: Task) -> bool:

@@ -42,7 +42,7 @@ def measure_rates(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Ra
 
         def calls() -> None:
             for _ in range(100):
-                small + small
+                torch.add(small, small)
 
         started = _median(calls, 5, device) / 100
     flops = 2 * x.shape[0] * x.shape[1] * w.shape[1]

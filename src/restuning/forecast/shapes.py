@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
+
+from restuning.forecast.ledger import FORMULAS
 
 
 def shapes_only() -> FakeTensorMode:
@@ -75,19 +75,18 @@ class AbsentWeights(TorchDispatchMode):
         self._drawn: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """One operation."""
-        kwargs = dict(kwargs or {})
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        named: dict[str, Any] = kwargs or {}
+        tensors = [t for t in tree_leaves((args, named)) if isinstance(t, Tensor)]
         absent = [t for t in tensors if t.is_meta]
         if not absent or len(absent) == len(tensors):
-            return func(*args, **kwargs)
-        if func._overloadpacket in flop_registry or "embedding" in func._schema.name:
-            args, kwargs = tree_map(_to_meta, (args, kwargs))
-            return tree_map(self._noise, func(*args, **kwargs))
-        args, kwargs = tree_map(self._draw, (args, kwargs))
-        return func(*args, **kwargs)
+            return func(*args, **named)
+        if func._overloadpacket in FORMULAS or "embedding" in func._schema.name:
+            out = func(*tree_map(_to_meta, args), **tree_map(_to_meta, named))
+            return tree_map(self._noise, out)
+        return func(*tree_map(self._draw, args), **tree_map(self._draw, named))
 
     def _noise(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

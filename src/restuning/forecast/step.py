@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning.forecast.ledger import Ledger, saved
+from restuning.forecast.ledger import Ledger, Saved
 from restuning.forecast.rates import Rates
 from restuning.forecast.shapes import batch_of, shapes_only, weightless
 
@@ -89,7 +89,8 @@ def forecast_step(
     """Run one training step of any module on tensors that have shapes only.
 
     The module's own forward, autograd and torch's AdamW run; a `Ledger` follows every storage. So
-    nothing is known here about methods, and nothing needs to be.
+    nothing is known here about methods, and nothing needs to be. With something to train the copy
+    is in training mode, as in `fit`; else in eval mode.
 
     Args:
         module: What is trained: `Tuned`, `Cached`, a PEFT model, ... Left as it is; its weights
@@ -127,17 +128,18 @@ def forecast_step(
         inputs = _first(inputs, size)
     measure = loss or _cross_entropy
     before = ledger.start()
-    noting, seen = saved(weights)
-    grad = torch.no_grad() if optimiser is None else nullcontext()
+    noted, saved_bytes = Saved(weights), 0
+    fake.train(optimiser is not None)
     with ledger, mode:
         for number in range(min(pieces, 2)):
             # Gradients of the first piece are there while the second runs; later ones are alike.
-            with grad, noting if number == 0 and optimiser is not None else nullcontext():
+            with torch.no_grad() if optimiser is None else noted.hooks():
                 with _autocast(precision, device):
                     output = call(fake, inputs)
                 value = measure(output)
                 del output
             if optimiser is not None:
+                saved_bytes = noted.bytes() if number == 0 else saved_bytes
                 value.backward()
             del value
     if optimiser is not None:
@@ -146,7 +148,7 @@ def forecast_step(
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
     return StepForecast(
-        batch, weights_bytes, _bytes(own), optimiser_bytes, input_bytes, sum(seen.values()),
+        batch, weights_bytes, _bytes(own), optimiser_bytes, input_bytes, saved_bytes,
         ledger.peak - before, Cost(ledger.flops, ledger.moved, ledger.calls),
     )  # fmt: skip
 
