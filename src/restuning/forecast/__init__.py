@@ -19,6 +19,7 @@ from restuning.forecast.methods import store_bytes as store_bytes
 from restuning.forecast.methods import tap_shapes as tap_shapes
 from restuning.forecast.rates import Rates as Rates
 from restuning.forecast.rates import measure_rates as measure_rates
+from restuning.forecast.shapes import AbsentWeights as AbsentWeights
 from restuning.forecast.step import Cost as Cost
 from restuning.forecast.step import StepForecast as StepForecast
 from restuning.forecast.step import call as call
