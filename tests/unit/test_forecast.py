@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def world(kind):
     """A host on a small network, and one input."""
     if kind == "bert":
         ids = torch.arange(12).unsqueeze(0)
-        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        # One token is padding: transformers drops a mask that masks nothing, by its values.
+        example = {"input_ids": ids, "attention_mask": (ids < 11).long()}
         return Host(tiny_bert(), **example), example
     model = small_swin() if kind == "swin" else tiny_vit()
     return Host(model, torch.randn(IMAGE)), (torch.randn(IMAGE),)
@@ -189,7 +191,8 @@ def test_checkpointing_and_pieces_save_memory_and_cost_time():
     plain = forecast.forecast_task(host, task, example, 64)
     again = forecast.forecast_task(host, task, example, 64, checkpointing=True)
     parts = forecast.forecast_task(host, task, example, 64, pieces=4)
-    assert again.peak_bytes < plain.peak_bytes / 2
+    assert again.saved_bytes < plain.saved_bytes / 5
+    assert again.peak_bytes < 0.7 * plain.peak_bytes
     assert again.cost.flops > plain.cost.flops
     assert plain.peak_bytes / 5 < parts.peak_bytes < plain.peak_bytes / 3
     assert type(host.model.get_submodule("blocks.0")).__name__ == "Block"
@@ -247,12 +250,12 @@ def test_the_largest_batch_fits_and_the_next_does_not(fixed, slope, budget):
 
 
 @given(st.integers(1, 10**8), st.integers(1, 500))
-def test_memory_that_grows_in_steps_still_fits(budget, block):
+def test_memory_that_grows_in_steps_is_never_exceeded(budget, block):
     def told(batch):
-        return synthetic(1000, 1, -(-batch // block) * block * 100)
+        return replace(synthetic(1000, 0, batch), peak_bytes=-(-batch // block) * block * 100)
 
     best = forecast.largest_batch(told, budget)
-    assert best == 0 or told(best).total_bytes <= budget
+    assert told(max(best, 1)).total_bytes <= budget or best == 0 and told(1).total_bytes > budget
 
 
 def option(method, form, largest):
@@ -263,11 +266,13 @@ def test_what_is_recommended_fits_the_budget():
     options = [option("linear", "cached", 900), option("res-tuning-bypass", "cached", 500),
                option("res-tuning", "live", 8), option("res-tuning", "checkpointing", 40),
                option("full", "live", 0)]  # fmt: skip
-    found = forecast.recommend(options, 32)
-    assert (found.option.method, found.option.form, found.batch) == ("res-tuning", "checkpointing", 32)
+    found = forecast.recommend(options, 64)
+    assert (found.option.method, found.option.form, found.batch) == ("res-tuning", "live", 8)
+    assert "--accumulate 8" in found.why
+    options[2] = option("res-tuning", "live", 4)
     found = forecast.recommend(options, 64)
     assert (found.option.method, found.option.form, found.batch) == ("res-tuning", "checkpointing", 40)
-    assert "--accumulate 2" in found.why
+    assert "2 pieces of 32" in found.why
     none = [option("res-tuning", "live", 0), option("linear", "cached", 3)]
     found = forecast.recommend(none, 64)
     assert (found.option.method, found.batch) == ("linear", 3)

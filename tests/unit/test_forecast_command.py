@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from restuning._errors import ForecastError
@@ -51,10 +52,11 @@ def test_a_method_that_borrows_maps_is_planned_with_drawn_weights():
     assert [o["form"] for o in found["options"]] == ["live", "checkpointing"]
 
 
-def test_the_table_is_for_people():
-    done = runner.invoke(app, ["plan", "--method", "linear", "--images", "50"], env={"COLUMNS": "200"})
+def test_the_table_is_for_people(monkeypatch):
+    monkeypatch.setattr(planning, "console", Console(width=200))
+    done = runner.invoke(app, ["plan", "--method", "linear", "--images", "50"])
     assert done.exit_code == 0
-    for word in ("largest batch", "step / forward", "take", "class token"):
+    for word in ("largest batch", "step / forward", "take", "class token", "store"):
         assert (word in done.stdout) == (word != "largest batch")
 
 

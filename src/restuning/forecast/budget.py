@@ -15,6 +15,9 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 MOST = 65536
 """Batches above this are not looked for."""
 
+MOST_FORECASTS = 5
+"""Of a search for a batch; where memory is a straight line the first proposal is right."""
+
 
 def parse_bytes(text: str) -> int:
     """`8GB` as 8,000,000,000, `8GiB` as 8,589,934,592; also K, M, T and plain bytes.
@@ -45,27 +48,23 @@ def largest_batch(
         budget: Bytes for everything: weights, moments, the batch and the peak above them.
         first: A forecast that is there already.
     """
-    low = forecast(1)
-    if low.total_bytes > budget:
+    fits = forecast(1)
+    if fits.total_bytes > budget:
         return 0
-    high = first if first is not None and first.batch > 1 else forecast(32)
-    best = high.batch if high.total_bytes <= budget else 1
-    for _ in range(4):
-        slope = max(1.0, (high.total_bytes - low.total_bytes) / (high.batch - low.batch))
-        guess = min(MOST, int(low.batch + (budget - low.total_bytes) / slope))
-        if guess <= best:
+    found, over = first if first is not None and first.batch > 1 else forecast(32), MOST + 1
+    for _ in range(MOST_FORECASTS):
+        grown = max(1, found.total_bytes - fits.total_bytes)
+        inputs = found.batch - fits.batch
+        if found.total_bytes <= budget:
+            fits = found
+        else:
+            over = found.batch
+        guess = fits.batch + (budget - fits.total_bytes) * inputs // grown
+        guess = min(guess, over - 1)
+        if guess <= fits.batch:
             break
         found = forecast(guess)
-        if found.total_bytes <= budget:
-            best, low = guess, found
-            if guess == MOST or found.total_bytes + slope > budget:
-                break
-            high = high if high.batch > guess else forecast(guess + 1)
-        else:
-            high = found
-            if high.batch == low.batch + 1:
-                break
-    return best
+    return found.batch if found.total_bytes <= budget else fits.batch
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,10 @@ FORMS = ("cached", "live", "checkpointing")
 """From fastest to slowest; all three train the same."""
 
 
+SMALLEST = 8
+"""Inputs of a piece below which a form that fits more of them is preferred."""
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """What to take, and in words why."""
@@ -115,8 +118,8 @@ def recommend(options: Sequence[Option], batch: int) -> Recommendation | None:
     """The most accurate method that fits, in its fastest form; None if nothing fits.
 
     A method fits if the batch asked for does, or a smaller one that `--accumulate` makes up for:
-    a step in pieces is the same step. Whole batches are preferred to pieces of a method, and pieces
-    to a less accurate method.
+    a step in pieces is the same step and costs no more flops, where checkpointing costs one forward
+    more. So pieces come first, unless they are too small to keep a processor busy.
 
     Args:
         options: With `largest_batch` where there is a budget.
@@ -128,7 +131,8 @@ def recommend(options: Sequence[Option], batch: int) -> Recommendation | None:
     def rank(option: Option) -> tuple:
         most = batch if option.largest_batch is None else option.largest_batch
         form = FORMS.index(option.form)
-        return order.get(option.method.partition("[")[0], 0), most < batch, form, -most
+        small = most < min(batch, SMALLEST)
+        return order.get(option.method.partition("[")[0], 0), small, form, -most
 
     fitting = [o for o in known if o.largest_batch is None or o.largest_batch >= 1]
     if not fitting:
