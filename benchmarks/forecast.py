@@ -1,4 +1,4 @@
-"""What the planner predicts beside what is measured: memory and time of one training step.
+"""What the planner predicts beside what is measured: memory of one training step, and its time.
 
     python benchmarks/forecast.py
 
@@ -6,18 +6,18 @@ ViT-Ti/16, ViT-S/16 and ViT-B/16 (timm architectures, random weights), 224 px, f
 for forward-only, linear, full, LoRA (PEFT, r 8), res-tuning, its bypass, and the bypass on stored
 features; and backbones of other kinds. Each row is a process of its own: it forecasts from shapes,
 then builds and measures. Measured is the peak above weights, optimiser state and the batch, as in
-`step.py`, and what autograd saves. Rows on stored features take `--cached-batch` inputs: with 16
+`step.py`, and what autograd saves. Times are not measured again: those of `step.py` stand beside
+the forecasts. Rows on stored features take `--cached-batch` inputs: with 16
 class tokens a step is about one megabyte, less than the allocator's own wandering.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 from typing import Any
 
 import rivals
-from common import apart, arguments, peak_of, saved_bytes, seconds, started, target, write
+from common import RESULTS, apart, arguments, peak_of, saved_bytes, started, target, write
 
 ARCHITECTURES = {
     "vit_tiny_patch16_224": 16,
@@ -26,6 +26,8 @@ ARCHITECTURES = {
 }
 OTHERS = {"swin_tiny_patch4_window7_224": 4, "mixer_s32_224": 16, "bert": 8}
 MODES = ("forward-only", "linear", "full", "lora", "res-tuning", "bypass", "cached-bypass")
+TIMED = "vit_small_patch16_224"
+"""What `step.py` measures, at the same batch: its times stand beside these forecasts."""
 CLASSES = 100
 TOKENS = 128
 """Of a text in the rows on BERT."""
@@ -115,13 +117,12 @@ def measure(args: Any, row: str) -> dict[str, Any]:
     step()
     inputs, labels = wide(example, batch), torch.zeros(batch, dtype=torch.long)
     peak = peak_of(lambda: (step(), step()), args.device)
-    times = [seconds(step, args.device) for _ in range(args.steps)]
     kept = saved_bytes(loss, [*module.parameters(), *module.buffers()]) if trained else 0
     return {
         "backbone": name, "mode": mode, "batch": batch,
-        "peak_bytes": {"forecast": told.peak_bytes, "measured": peak},
+        "peak_bytes": {"forecast": told.above_bytes, "measured": peak},
+        "scratch_bytes": told.scratch_bytes,
         "saved_bytes": {"forecast": told.saved_bytes, "measured": kept},
-        "step_seconds_measured": statistics.median(times) if times else None,
         "cost": {"flops": told.cost.flops, "moved": told.cost.moved, "calls": told.cost.calls},
         "forecast_seconds": seconds_of_forecast,
     }  # fmt: skip
@@ -130,7 +131,6 @@ def measure(args: Any, row: str) -> dict[str, Any]:
 def main() -> None:
     """Measure all rows and write the JSON."""
     parser = arguments(__doc__, __file__)
-    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--cached-batch", type=int, default=1024)
     parser.add_argument("--backbones", nargs="*", default=list(ARCHITECTURES),
                         help=f"also {', '.join(OTHERS)}")  # fmt: skip
@@ -157,18 +157,22 @@ def main() -> None:
                 f"{name:30s} {mode:14s} batch {row['batch']:5d}   peak {told / 2**20:7.1f} "
                 f"forecast {found / 2**20:7.1f} measured MiB {row['peak_error']:+6.1%}   saved "
                 f"{row['saved_bytes']['forecast']} {row['saved_bytes']['measured']}  "
-                f"step {row['step_seconds_measured'] or 0:.3f} s  forecast took {row['forecast_seconds']:.2f} s",
+                f"forecast took {row['forecast_seconds']:.2f} s",
                 flush=True,
             )  # fmt: skip
+    steps = RESULTS / f"step-{args.device}.json"
+    measured = {} if not steps.exists() else {
+        r["mode"].replace("res-tuning-bypass", "bypass"): r["time_over_forward"]
+        for r in json.loads(steps.read_text())["rows"]
+    }  # fmt: skip
     forwards = {r["backbone"]: r for r in rows if r["mode"] == "forward-only"}
     for row in rows:
         base = forwards.get(row["backbone"])
         if base and row["mode"] != "cached-bypass":
             one, other = (Cost(**r["cost"]).seconds(rates) for r in (row, base))
             row["time_over_forward"] = {"forecast": one / other}
-            if args.steps:
-                measured = row["step_seconds_measured"] / base["step_seconds_measured"]
-                row["time_over_forward"]["measured"] = measured
+            if row["backbone"] == TIMED and row["mode"] in measured:
+                row["time_over_forward"]["measured"] = measured[row["mode"]]
     main_rows = [r for r in rows if r["backbone"] in ARCHITECTURES]
     write(
         args, "one AdamW step, 224 px, fp32: forecast from shapes beside measurement", rows=rows,

@@ -130,7 +130,7 @@ def main() -> None:
     def forecast_all() -> None:
         for mode in MODES:
             step, model = step_of(mode, args.layers)
-            moving = step.optimiser_bytes + step.input_bytes + step.peak_bytes
+            moving = step.optimiser_bytes + step.input_bytes + step.above_bytes
             totals = {"bf16": step.total_bytes}
             for bits in (8, 4) if mode != "full" else ():
                 extra = step.weights_bytes - 2 * sum(p.numel() for p in backbone_of(model))
@@ -142,12 +142,12 @@ def main() -> None:
             rows.append({
                 "mode": mode, "weights_bytes": step.weights_bytes,
                 "trained_bytes": step.trained_bytes, "optimiser_bytes": step.optimiser_bytes,
-                "saved_bytes": step.saved_bytes, "peak_bytes_above_weights": step.peak_bytes,
+                "saved_bytes": step.saved_bytes, "peak_bytes_above_weights": step.above_bytes,
                 "input_bytes": step.input_bytes, "flops": step.cost.flops,
                 "total_bytes": totals,
             })  # fmt: skip
             told = "  ".join(f"{k} {v / 1e9:6.2f} GB" for k, v in totals.items())
-            print(f"{mode:26s} above weights {step.peak_bytes / 1e9:6.2f} GB  saved "
+            print(f"{mode:26s} above weights {step.above_bytes / 1e9:6.2f} GB  saved "
                   f"{step.saved_bytes / 1e9:6.2f} GB   in all: {told}", flush=True)  # fmt: skip
 
     used = peak_of(forecast_all, "cpu")

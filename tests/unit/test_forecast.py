@@ -239,7 +239,7 @@ def test_training_from_a_store_is_forecast_as_it_runs():
 
 def synthetic(fixed, slope, batch):
     cost = forecast.Cost(0, 0, 0)
-    return StepForecast(batch, fixed, 0, 0, 0, 0, slope * batch, cost)
+    return StepForecast(batch, fixed, 0, 0, 0, 0, slope * batch, 0, cost)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 10**5), st.integers(1, 10**8))

@@ -202,7 +202,7 @@ def _show(
     request, forward = planner.request, planner.forward
     table = Table(
         title=f"{request.backbone}, batch {request.batch}: weights "
-        f"{_size(forward.weights_bytes)}, one forward {_size(forward.peak_bytes)} above them and "
+        f"{_size(forward.weights_bytes)}, one forward {_size(forward.above_bytes)} above them and "
         f"about {_time(forward.cost.seconds(planner.rates))}", title_justify="left",
     )  # fmt: skip
     columns = ["method", "form", "reads", "memory", "above weights", "saved", "step / forward"]
@@ -214,7 +214,7 @@ def _show(
     for option in options:
         step = option.step
         cells = [option.method, option.form, option.reads, _size(step.total_bytes),
-                 _size(step.peak_bytes), _size(step.saved_bytes),
+                 _size(step.above_bytes), _size(step.saved_bytes),
                  f"{option.time_over_forward:.2f}"]  # fmt: skip
         if request.splits:
             cells += [_time(option.seconds), _size(option.store_bytes)]

@@ -41,11 +41,12 @@ class Ledger(TorchDispatchMode):
         flops: Of products, convolutions and attention, as `torch.utils.flop_counter` counts them.
         moved: Bytes read and written by operations that are not views.
         calls: Operations that are not views.
+        operands: Bytes of what the largest product reads.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.flops = self.moved = self.calls = 0
+        self.live = self.peak = self.flops = self.moved = self.calls = self.operands = 0
         self._held: dict[int, weakref.ref] = {}
 
     def hold(self, tensors: Iterable[Any]) -> bool:
@@ -73,7 +74,7 @@ class Ledger(TorchDispatchMode):
     def start(self) -> int:
         """Forget the peak and the counts; what is held stays. Returns the bytes held."""
         self.peak = self.live
-        self.flops = self.moved = self.calls = 0
+        self.flops = self.moved = self.calls = self.operands = 0
         return self.live
 
     def __torch_dispatch__(
@@ -86,16 +87,18 @@ class Ledger(TorchDispatchMode):
             return out
         results = tree_leaves(out)
         if self.hold(results) or func._schema.is_mutable:
+            read = _bytes(tree_leaves((args, kwargs)))
             self.calls += 1
-            self.moved += sum(
-                t.numel() * t.element_size()
-                for t in (*tree_leaves((args, kwargs)), *results)
-                if isinstance(t, Tensor)
-            )
-        count = FORMULAS.get(func._overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **kwargs, out_val=out)
+            self.moved += read + _bytes(results)
+            count = FORMULAS.get(func._overloadpacket)
+            if count is not None:
+                self.flops += count(*args, **kwargs, out_val=out)
+                self.operands = max(self.operands, read)
         return out
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
 
 
 class Saved:

@@ -17,6 +17,10 @@ from restuning.forecast.shapes import batch_of, shapes_only, weightless
 
 Loss = Callable[[Any], Tensor]
 
+SCRATCH = 2 * 2**20
+"""Bytes that each thread of the CPU's matrix library keeps for packed blocks of operands: 1.5 (width
+192) to 2.5 MiB (width 384 and 768) with MKL, in `benchmarks/forecast.py` with one thread and two."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -51,7 +55,8 @@ class StepForecast:
         optimiser_bytes: AdamW's two moments.
         input_bytes: The batch itself.
         saved_bytes: What autograd saves for backward; shared storage once, weights left out.
-        peak_bytes: Most memory at once above weights, moments and the batch.
+        peak_bytes: Most memory of tensors at once above weights, moments and the batch.
+        scratch_bytes: What the threads of a CPU's matrix library keep besides.
         cost: Of the step.
     """
 
@@ -62,16 +67,22 @@ class StepForecast:
     input_bytes: int
     saved_bytes: int
     peak_bytes: int
+    scratch_bytes: int
     cost: Cost
+
+    @property
+    def above_bytes(self) -> int:
+        """What a process grows by in the step: what `benchmarks/step.py` measures."""
+        return self.peak_bytes + self.scratch_bytes
 
     @property
     def total_bytes(self) -> int:
         """Everything at the peak."""
-        return self.weights_bytes + self.optimiser_bytes + self.input_bytes + self.peak_bytes
+        return self.weights_bytes + self.optimiser_bytes + self.input_bytes + self.above_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {**asdict(self), "total_bytes": self.total_bytes}
+        return {**asdict(self), "above_bytes": self.above_bytes, "total_bytes": self.total_bytes}
 
 
 def forecast_step(
@@ -149,8 +160,14 @@ def forecast_step(
             optimiser.zero_grad(set_to_none=True)
     return StepForecast(
         batch, weights_bytes, _bytes(own), optimiser_bytes, input_bytes, saved_bytes,
-        ledger.peak - before, Cost(ledger.flops, ledger.moved, ledger.calls),
+        ledger.peak - before, _scratch(ledger, device), Cost(ledger.flops, ledger.moved, ledger.calls),
     )  # fmt: skip
+
+
+def _scratch(ledger: Ledger, device: str) -> int:
+    if torch.device(device).type != "cpu":
+        return 0
+    return torch.get_num_threads() * min(SCRATCH, ledger.operands)
 
 
 def forecast_forward(
