@@ -22,6 +22,7 @@ from restuning.cli.report import comparison, show
 from restuning.data import Data, load_data
 from restuning.features import Cached, default_root
 from restuning.files import save
+from restuning.forecast import Run, forecast_run
 from restuning.host import Host
 from restuning.task import Task
 from restuning.train import FitSettings, evaluate, fit
@@ -196,6 +197,10 @@ def _train_one(
         "train_loss": result.train_loss,
         "steps": result.steps,
         "memory_measure": result.memory_measure,
+        "forecast": forecast_run(Run(
+            tuned, fed.train, fed.val, fed.collate, settings.batch_size, settings.accumulate,
+            settings.epochs, settings.precision, settings.ema is not None,
+        )),
         "backbone": backbone.name,
         "weights": backbone.weights,
         "fingerprint": host.fingerprint(),
