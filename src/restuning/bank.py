@@ -11,7 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, TunerShapeError, UnknownNameError
-from restuning.bypass import Bypass, Needs, readout_of
+from restuning.bypass import Bypass, Needs, Tokens, readout_of
+from restuning.sites import one_token
 from restuning.task import Task
 from restuning.tuners import DropPath, ResAdapter, Scaled, Tuner
 
@@ -60,10 +61,11 @@ class Bank(nn.Module):
         self.names = tuple(tasks)
         self.labels = {name: task.labels for name, task in tasks.items()}
         needs = [t.bypass.needs(str(t.pool)) if t.bypass is not None
-                 else Needs(("last",), "cls" if t.pool == "cls" else "all")
+                 else Needs(("last",), _token(t.pool))
                  for t in tasks.values()]  # fmt: skip
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
-        tokens = "all" if any(need.tokens == "all" for need in needs) else "cls"
+        kinds = {need.tokens for need in needs}
+        tokens = kinds.pop() if len(kinds) == 1 else "all"
         self.keep = Needs(tuple(taps), tokens)
         groups: dict[str, dict[str, Task]] = {}
         for name, task in tasks.items():
@@ -167,8 +169,10 @@ class _Stack(nn.Module):
             members, device=self.gate.device
         )  # fmt: skip
         gate = self.gate if pick is None else self.gate[pick]
-        token = self.pool == "cls"
-        streams = [taps[name][:, :1] if token else taps[name] for name in self.taps]
+        streams = [taps[name] for name in self.taps]
+        if self.pool in ("cls", "last"):
+            mask = getattr(taps, "mask", None)
+            streams = [one_token(stream, str(self.pool), mask) for stream in streams]
         shape = streams[-1].shape
         state = streams[0].reshape(-1, shape[-1])
         for layer, stream in enumerate(streams[1:]):
@@ -257,10 +261,15 @@ def _stacked(tuners: list[nn.Module]) -> nn.Module:
     return _StackedAdapter([p[0] for p in parts if p], [p[1] for p in parts if p])
 
 
+def _token(pool: str | None) -> Tokens:
+    return pool if pool in ("cls", "last") else "all"  # type: ignore[return-value]
+
+
 def _stacks(task: Task) -> bool:
     bypass = task.bypass
     return (
         bypass is not None
+        and not bypass.residual
         and len(set(bypass.dims)) == 1
         and all(_taken_apart(t) is not None for t in bypass.tuners)
     )

@@ -19,6 +19,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
 from restuning.host import Host
+from restuning.sites import one_token
 from restuning.task import Task
 from restuning.train.optimiser import learning_rate
 from restuning.train.randomness import Order
@@ -138,8 +139,9 @@ class _Arms:
         """`k b c`."""
         if self.template.bypass is None:
             taps = {"last": taps[self.last]}
-        if self.template.needs(self.host.readout_rule).tokens == "cls":
-            taps = {name: tap[:, :1] for name, tap in taps.items()}
+        tokens = self.template.needs(self.host.readout_rule).tokens
+        if tokens != "all":
+            taps = {name: one_token(tap, tokens) for name, tap in taps.items()}
         fed = {name: tap.to(self.device) for name, tap in taps.items()}
 
         def one(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
