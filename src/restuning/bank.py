@@ -64,8 +64,8 @@ class Bank(nn.Module):
                  else Needs(("last",), _token(t.pool))
                  for t in tasks.values()]  # fmt: skip
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
-        kinds = {need.tokens for need in needs}
-        tokens = kinds.pop() if len(kinds) == 1 else "all"
+        kinds: set[Tokens] = {need.tokens for need in needs}
+        tokens: Tokens = kinds.pop() if len(kinds) == 1 else "all"
         self.keep = Needs(tuple(taps), tokens)
         groups: dict[str, dict[str, Task]] = {}
         for name, task in tasks.items():

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from restuning._errors import TrainingError
 
-
 IGNORED = -100
 """Label of tokens that do not count."""
 
