@@ -101,7 +101,8 @@ def test_an_encoder_decoder_classifies_with_its_encoder(tmp_path):
     assert type(backbone.model).__name__ == "T5EncoderModel"
 
 
-def test_the_authors_pooling_is_the_default(encoder, tmp_path):
+def test_the_authors_pooling_is_the_default(tmp_path):
+    encoder = folders.bert(tmp_path / "bert")
     assert load_backbone(f"hf:{encoder}").pool is None
     (encoder / "1_Pooling").mkdir()
     said = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}

@@ -30,14 +30,18 @@ class TextBatch:
     def __init__(self, tokenizer: Any, longest: int = LONGEST_TEXT) -> None:
         if longest < 1:
             raise DataError("texts need a token", found=f"max_tokens={longest}", fix="give 1 or more")
-        most = getattr(tokenizer, "model_max_length", None) or longest
-        self.tokenizer, self.longest = tokenizer, min(longest, most)
+        self.tokenizer, self.longest = tokenizer, longest
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a text that are read, and no more than the backbone takes."""
+        return min(self.longest, getattr(self.tokenizer, "model_max_length", None) or self.longest)
 
     def tokens(self, texts: Sequence[Any], **how: Any) -> Any:
         """The backbone's input, `b n` each."""
         batch = self.tokenizer(
             list(texts), padding=True, padding_side="right", truncation=True,
-            max_length=self.longest, return_tensors="pt", **how,
+            max_length=self.limit, return_tensors="pt", **how,
         )  # fmt: skip
         if batch["input_ids"].shape[1] == 0:
             # A tokenizer without special tokens makes nothing of an empty text.
@@ -56,7 +60,7 @@ class TextBatch:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for a task file and the key of a store."""
-        return {"kind": "text", "max_tokens": self.longest}
+        return {"kind": "text", "max_tokens": self.limit}
 
 
 class TagBatch(TextBatch):
@@ -100,7 +104,7 @@ class TagBatch(TextBatch):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {"kind": "tags", "max_tokens": self.longest}
+        return {"kind": "tags", "max_tokens": self.limit}
 
 
 def text_batch(tokenizer: Any, values: Mapping[str, Any]) -> TextBatch:
