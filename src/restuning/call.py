@@ -233,7 +233,7 @@ def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     if view is not None and view.maps.module in call.given:
         view = view.during(call.given[view.maps.module])
     try:
-        with real_tokens(call.mask(x)) if tuner.mixes_tokens else nullcontext():
+        with real_tokens(call.mask(x, appended=True)) if tuner.mixes_tokens else nullcontext():
             total = tuner.added(y, x, view)
     except TunerShapeError as error:
         where = f"{error.where} at {site.name}"

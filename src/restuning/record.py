@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from restuning._errors import MapsError, SiteNotReachedError
@@ -51,15 +52,20 @@ class Call:
         call.real = self.real
         return call
 
-    def mask(self, stream: Tensor) -> Tensor | None:
+    def mask(self, stream: Tensor, *, appended: bool = False) -> Tensor | None:
         """Which tokens of a stream are real, `b n`; None where all are.
 
         With a cache of earlier tokens the mask is longer than the stream, which is its end.
+
+        Args:
+            stream: The stream.
+            appended: With those that a stem prompt appended, which are real.
         """
         length = stream.shape[1] - self.appended
         if self.real is None or stream.dim() != 3 or self.real.shape[1] < length:
             return None
-        return self.real[:, self.real.shape[1] - length :]
+        own = self.real[:, self.real.shape[1] - length :]
+        return F.pad(own, (0, self.appended), value=True) if appended else own
 
     def keep(self, tap: str, stream: Tensor) -> None:
         """Keep a tap, only the tokens that are needed."""
@@ -74,9 +80,9 @@ class Call:
 
     def features(self, readout: Callable[..., Tensor]) -> Features:
         """What was kept, with the readout on loan and the mask of the last stack."""
-        some = next(iter(self.kept.values()), None)
-        whole = self.needs.tokens == "all" and some is not None
-        return Features(self.kept, readout, self.mask(some) if whole else None)  # type: ignore[arg-type]
+        last = next(reversed(self.kept.values()), None)
+        whole = self.needs.tokens == "all" and last is not None
+        return Features(self.kept, readout, self.mask(last) if whole else None)  # type: ignore[arg-type]
 
 
 @contextmanager

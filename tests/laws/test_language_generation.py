@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from awake import wake
-from restuning import Host, Tuned, methods
+from restuning import Host, ResPrefix, Scaled, Task, Tuned, methods
 from restuning._errors import MapsError
 from restuning.sites.linear import is_linear
 from zoo.language import ALL, DECODERS, TWO_STACKS, awake_task, batch, close, example, texts
@@ -52,6 +52,29 @@ def test_cached_decoding_equals_uncached_in_every_token_and_logit(member, method
     close(logits, uncached, CACHED_TOLERANCE)
     after, _ = generated(model, given)
     assert torch.equal(after, bare)
+
+
+@pytest.mark.parametrize("form", ["none", "exact"])
+@pytest.mark.parametrize("name", TWO_STACKS)
+def test_tuners_beside_cross_attention_decode_with_a_cache_too(name, form):
+    model = ALL[name].make()
+    host = Host(model, **example(ALL[name]))
+
+    def plan(site):
+        prefix = ResPrefix(site.dim, length=3, width=site.maps.key_width)
+        with torch.no_grad():
+            prefix.v.mul_(5)
+        return Scaled(prefix, form)
+
+    task = Task.inline(host.sites.pick("cross"), plan)
+    given = asked(model, texts((6, 4, 5)))
+    _, untuned = generated(model, given)
+    with host.using(task):
+        tokens, logits = generated(model, given)
+        again, uncached = generated(model, given, cache=False)
+    assert torch.equal(tokens, again)
+    assert (logits[:, 0] - untuned[:, 0]).abs().max() > 100 * CACHED_TOLERANCE
+    close(logits, uncached, CACHED_TOLERANCE)
 
 
 @pytest.mark.parametrize("method", ["res-tuning[mha=prefix,ffn=prompt]", "res-tuning-bypass"])
