@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from restuning import stack
 from restuning._errors import FormatError, TunerShapeError, UnknownNameError
-from restuning.bypass import Needs, readout_of
+from restuning.bypass import Needs, Tokens, readout_of
 from restuning.stack import Stack
 from restuning.task import Task
 
@@ -51,10 +51,11 @@ class Bank(nn.Module):
         self.names = tuple(tasks)
         self.labels = {name: task.labels for name, task in tasks.items()}
         needs = [t.bypass.needs(str(t.pool)) if t.bypass is not None
-                 else Needs(("last",), "cls" if t.pool == "cls" else "all")
+                 else Needs(("last",), _token(t.pool))
                  for t in tasks.values()]  # fmt: skip
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
-        tokens = "all" if any(need.tokens == "all" for need in needs) else "cls"
+        kinds: set[Tokens] = {need.tokens for need in needs}
+        tokens: Tokens = kinds.pop() if len(kinds) == 1 else "all"
         self.keep = Needs(tuple(taps), tokens)
         groups: dict[str, dict[str, Task]] = {}
         for name, task in tasks.items():
@@ -119,6 +120,10 @@ class _One(nn.Module):
             for name, task in zip(self.names, self.tasks, strict=True)
             if name in names
         }
+
+
+def _token(pool: str | None) -> Tokens:
+    return pool if pool in ("cls", "last") else "all"  # type: ignore[return-value]
 
 
 def _form(name: str, task: Task) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from restuning import fused
 from restuning._errors import TunerShapeError
 from restuning.sites import Site, Sites
-from restuning.tuners import Tuner, from_spec
+from restuning.tuners import Tuner, from_spec, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]
-Tokens = Literal["cls", "all"]
+Tokens = Literal["cls", "last", "all"]
 
 LAST_GATE = 3.0
 """Start of the last lambda's logit: sigmoid(3) = 0.95, close to the linear probe (lambda_L = 1)
@@ -33,7 +34,7 @@ class Needs:
 
     Attributes:
         taps: `block.0` ... `block.L`.
-        tokens: "cls" (the class token only) or "all".
+        tokens: "cls" (the class token only), "last" (the last real token only) or "all".
     """
 
     taps: tuple[str, ...]
@@ -44,24 +45,29 @@ class Features(dict[str, Tensor]):
     """Taps of one forward by name, with the frozen readout on loan.
 
     Attributes:
-        readout: Final norm and pooling, `(state, pool) -> feature`.
+        readout: Final norm and pooling, `(state, pool, mask) -> feature`.
+        mask: Which tokens are real, `b n`; None where all are.
     """
 
-    def __init__(self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor],
+        mask: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(taps)
-        self.readout = readout
+        self.readout, self.mask = readout, mask
 
 
 def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) -> Any:
-    """The readout that was given, else the one that came with the features.
+    """The readout that was given, else the one that came with the features, with their mask.
 
     Raises:
         TunerShapeError: Neither.
     """
+    if isinstance(taps, Features):
+        lent = taps.readout if given is None else given
+        return lent if taps.mask is None else partial(lent, mask=taps.mask)
     if given is not None:
         return given
-    if isinstance(taps, Features):
-        return taps.readout
     raise TunerShapeError(
         "a task needs the backbone's readout",
         found="plain taps without one",
@@ -107,12 +113,16 @@ class Bypass(nn.Module):
         dims: Their widths.
         horizontal: L tuners (or None each) on the taps x_1 ... x_L.
         vertical: L tuners (or None each) on the states x_0' ... x_{L-1}'.
+        residual: Return `x_L + (x_L' - m_L)`, where m is the same recursion without tuners: what
+            the tuners changed is added to the backbone's own last stream. With tuners that start
+            as no change the backbone's output is then exact at the start, whatever the lambdas.
 
     Shape:
         taps: mapping of name to `b n d_l`. Returns the last state, `b n d_L`.
 
     Cost: with 24 Res-Adapters of rank 10 on ViT-B/16, 387,312 parameters and 12 lambdas.
-    Start: lambda 0.5 as a neutral choice (the paper's is not known), the last one 0.95; with
+    Start: lambda 0.5 as a neutral choice (the paper's is not known), the last one 0.95 (0.5 if
+    residual, where it is not needed to stay close to the backbone); with
     tuners that start as no change this is linear probing to within 5 % of the vertical state.
     Reference: arXiv 2310.19859 section 3, Fig. 3(c). The authors' released code has no lambda.
     """
@@ -123,8 +133,10 @@ class Bypass(nn.Module):
         dims: Sequence[int],
         horizontal: Sequence[Tuner | None],
         vertical: Sequence[Tuner | None],
+        residual: bool = False,
     ) -> None:
         super().__init__()
+        self.residual = residual
         layers = len(taps) - 1
         if not layers == len(dims) - 1 == len(horizontal) == len(vertical):
             raise TunerShapeError(
@@ -144,18 +156,25 @@ class Bypass(nn.Module):
                 if dims[layer] != dims[layer + 1]
             }
         )
-        with torch.no_grad():
-            self.gate[-1] = LAST_GATE
+        if not residual:
+            with torch.no_grad():
+                self.gate[-1] = LAST_GATE
 
     @classmethod
-    def plan(cls, sites: Sites, horizontal: Plan | None, vertical: Plan | None) -> Bypass:
-        """A bypass over all block sites, its tuners given by plans (None: the identity)."""
-        blocks = [s for s in sites.values() if s.op == "block"]
+    def plan(
+        cls, sites: Sites, horizontal: Plan | None, vertical: Plan | None, residual: bool = False
+    ) -> Bypass:
+        """A bypass over all block sites (of the decoder in an encoder-decoder).
+
+        Its tuners are given by plans; None is the identity.
+        """
+        start = list(sites.stems)[-1]
+        blocks = [s for s in sites.last_stack.values() if s.op == "block"]
         dims = [blocks[0].dim, *[s.dim for s in blocks]]
         across = [horizontal(s) if horizontal else None for s in blocks]
         # A vertical tuner works on the state before the layer, hence on that state's width.
         below = [vertical(blocks[max(i - 1, 0)]) if vertical else None for i in range(len(blocks))]
-        return cls(["block.0", *[s.name for s in blocks]], dims, across, below)
+        return cls([start, *[s.name for s in blocks]], dims, across, below, residual)
 
     @property
     def tuners(self) -> list[Tuner]:
@@ -163,19 +182,28 @@ class Bypass(nn.Module):
         return [t for t in [*self.horizontal, *self.vertical] if isinstance(t, Tuner)]
 
     def needs(self, pool: str) -> Needs:
-        """What is read: the class token alone if no tuner mixes tokens and pool is "cls"."""
+        """What is read: one token if no tuner mixes tokens and pool is "cls" or "last"."""
         token_wise = not any(t.mixes_tokens for t in self.tuners) and not len(self.resample)
-        return Needs(self.taps, "cls" if pool == "cls" and token_wise else "all")
+        return Needs(self.taps, pool if pool in ("cls", "last") and token_wise else "all")  # type: ignore[arg-type]
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
         if self.fuses(streams):
             return self.fused(taps, _one)[0]
+        with real_tokens(getattr(taps, "mask", None)):
+            state = self._run(streams, _beside)
+        if not self.residual:
+            return state
+        return streams[-1] + (state - self._run(streams, lambda tuner, x: x))
+
+    def _run(
+        self, streams: Sequence[Tensor], beside: Callable[[nn.Module, Tensor], Tensor]
+    ) -> Tensor:
         gates, state = self.gate.sigmoid(), streams[0]
         for layer, stream in enumerate(streams[1:]):
-            across = _beside(self.horizontal[layer], stream)
-            below = _beside(self.vertical[layer], state)
+            across = beside(self.horizontal[layer], stream)
+            below = beside(self.vertical[layer], state)
             if str(layer) in self.resample:
                 below = self.resample[str(layer)](below, across)
             elif below.shape != across.shape:
@@ -185,7 +213,7 @@ class Bypass(nn.Module):
         return state
 
     def fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Whether `fused` applies: equal widths, plain adapters or none, nothing random.
+        """Whether `fused` applies: equal widths, plain adapters or none, nothing random or residual.
 
         A compiler or a functional transform records the bypass as it is written.
         """
@@ -196,6 +224,7 @@ class Bypass(nn.Module):
             and not torch.is_autocast_enabled(x.device.type)
             and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
             and not len(self.resample)
+            and not self.residual
             and fused.fits([*self.horizontal, *self.vertical])
         )
 
@@ -225,6 +254,7 @@ class Bypass(nn.Module):
             "dims": list(self.dims),
             "horizontal": [t.spec() if isinstance(t, Tuner) else None for t in self.horizontal],
             "vertical": [t.spec() if isinstance(t, Tuner) else None for t in self.vertical],
+            "residual": self.residual,
         }
 
     @classmethod
@@ -234,7 +264,8 @@ class Bypass(nn.Module):
             [from_spec(s) if s is not None else None for s in spec[side]]
             for side in ("horizontal", "vertical")
         )
-        return cls(spec["taps"], spec["dims"], across, below)
+        residual = bool(spec.get("residual", False))
+        return cls(spec["taps"], spec["dims"], across, below, residual)
 
 
 class _SameWidth:

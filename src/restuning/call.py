@@ -1,70 +1,83 @@
-"""The record of one call, and what the hooks do with it. Registers nothing: `host.py` does.
+"""What the hooks do with the record of a call. Registers nothing: `host.py` does.
 
-A hook holds only plain data (its slot and its sites). What changes from call to call travels in a
-`Call` of the calling thread; a hook that finds none returns what it was given.
+A hook holds only plain data (its slot and its sites). What changes from call to call travels in the
+`Call` of the calling thread (`record.py`); a hook that finds none returns what it was given.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import RecomputedError, TunerShapeError
-from restuning.bypass import Needs
-from restuning.sites import LentMaps, Site, first_tensor
-from restuning.tuners import Tuner
-
-_local = threading.local()
-_trained: set[str] = set()
-"""Slots of hosts that ran a task with gradients: only these can meet a recomputation."""
+from restuning._errors import MapsError, RecomputedError, TunerShapeError
+from restuning.bypass import Features
+from restuning.record import Call, current, trained
+from restuning.sites import Site, first_tensor, given, has_past, returned_bias
+from restuning.tuners import Tuner, real_tokens
 
 
-class Call:
-    """The record of one call: what is in use, what was seen. Lives in one thread."""
+def around(path: str) -> list[str]:
+    """The modules around a path, the model ("") first."""
+    names = path.split(".")
+    return [".".join(names[:i]) for i in range(len(names))]
 
-    def __init__(
-        self, tuners: Mapping[str, Tuner], needs: Needs, views: Mapping[int, LentMaps], last: str
-    ) -> None:
-        self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
-        self.entered: dict[str, Tensor] = {}
-        self.kept: dict[str, Tensor] = {}
-        self.masks: dict[int, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.reached: set[str] = set()
-        self.appended = 0
 
-    def again(self) -> Call:
-        """A fresh record of the same task, for a block that is recomputed."""
-        return Call(self.tuners, Needs(()), self.views, self.last)
+def place_of_mask(module: nn.Module) -> int | None:
+    """Where a module's forward takes `attention_mask`; None where it does not."""
+    names = list(inspect.signature(module.forward).parameters)
+    return names.index("attention_mask") if "attention_mask" in names else None
 
-    def keep(self, tap: str, stream: Tensor) -> None:
-        """Keep a tap, only the tokens that are needed."""
-        if self.appended:
-            stream = stream[:, : -self.appended]
-        if self.needs.tokens == "cls":
-            stream = stream[:, :1]
-            # A slice would hold the whole stream in memory; a copy of one token lets it go.
-            stream = stream if stream.requires_grad else stream.clone()
-        self.kept[tap] = stream
+
+@dataclass(frozen=True)
+class Padding:
+    """Notes which tokens are real, where a model or one of its stacks is told.
+
+    A stack's own mask comes after the model's and counts for its layers; one that is given in
+    another form (BERT's encoder gets a mask of scores) leaves the model's as it is.
+    """
+
+    slot: str
+    place: int
+    outermost: bool
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A forward pre-hook."""
+        call: Call | None = current(self.slot)
+        if call is None:
+            return
+        given = self.place < len(args) or "attention_mask" in kwargs
+        mask = args[self.place] if self.place < len(args) else kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            call.real = mask.bool()
+        elif mask is None and (given or self.outermost):
+            call.real = None
+        if call.looks_ahead:
+            call.cache = kwargs.get("cache", kwargs.get("past_key_values"))
+            if has_past(call.cache):
+                raise MapsError(
+                    "a tuner that looks at all tokens cannot decode with a cache",
+                    found="one token at a time is shown to it (a gate averages over tokens)",
+                    fix="generate(..., use_cache=False), or tuners that work token by token",
+                )
 
 
 @dataclass(frozen=True)
 class Enter:
-    """Notes the stream that enters a site; at the stem keeps tap 0 and adds tokens."""
+    """Notes the stream that enters a site; at a stem keeps its tap and adds tokens."""
 
     slot: str
     sites: tuple[Site, ...]
-    stem: bool
+    stem: str
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook."""
-        call: Call | None = getattr(_local, self.slot, None)
+        call: Call | None = current(self.slot)
         if call is None:
             return None
         x = first_tensor(args) if args else kwargs.get("hidden_states", first_tensor(kwargs))
@@ -72,9 +85,9 @@ class Enter:
             return None
         changed = False
         if self.stem:
-            if "block.0" in call.tuners:
-                tuner = call.tuners["block.0"]
-                call.reached.add("block.0")
+            if self.stem in call.tuners:
+                tuner = call.tuners[self.stem]
+                call.reached.add(self.stem)
                 delta = tuner(x)
                 if tuner.appends:
                     call.appended = tuner.appends
@@ -82,8 +95,8 @@ class Enter:
                 else:
                     delta = x + delta
                 x, changed = delta, True
-            if "block.0" in call.needs.taps:
-                call.keep("block.0", x)
+            if self.stem in call.needs.taps:
+                call.keep(self.stem, x)
         for site in self.sites:
             if site.name in call.tuners:
                 call.entered[site.name] = x
@@ -96,19 +109,62 @@ class Enter:
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Notes the mask an attention was given, for tuners that repeat its softmax."""
+class Beside:
+    """Notes what an attention is given beside the stream, for tuners that repeat its softmax."""
 
     slot: str
-    layer: int
+    path: str
+    relative: bool
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook."""
-        call: Call | None = getattr(_local, self.slot, None)
-        if call is not None and call.tuners:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == 1:
-                    call.masks[self.layer] = value
+        call: Call | None = current(self.slot)
+        if call is None or not call.lends:
+            return None
+        call.given[self.path] = given(module, args, kwargs)
+        if call.appended and (self.relative or call.given[self.path].rope is not None):
+            raise MapsError(
+                "tokens appended at the stem have no place among relative positions",
+                where=self.path, fix="use the method vpt-deep or prefix",
+            )
+        if not call.appended or call.given[self.path].mask is None:
+            return None
+        tokens = (first_tensor(args) if args else first_tensor(kwargs)).shape[1]  # type: ignore[union-attr]
+
+        def longer(value: Any) -> Any:
+            return _seen_too(value, tokens) if _is_mask(value) else value
+
+        return tuple(map(longer, args)), {k: longer(v) for k, v in kwargs.items()}
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == 1
+
+
+def _seen_too(mask: Tensor, tokens: int) -> Tensor:
+    """A mask in which appended tokens are seen, and see what the token before them sees."""
+    more = tokens - mask.shape[-1]
+    if more <= 0:
+        return mask
+    seen = mask.new_ones(()) if mask.dtype == torch.bool else mask.new_zeros(())
+    mask = torch.cat([mask, seen.expand(*mask.shape[:-1], more)], -1)
+    if mask.shape[-2] == 1:
+        return mask
+    return torch.cat([mask, mask[..., -1:, :].expand(*mask.shape[:2], more, -1)], -2)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Notes the relative-position bias that an attention returns beside its output (T5)."""
+
+    slot: str
+    path: str
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """A forward hook."""
+        call: Call | None = current(self.slot)
+        if call is not None and self.path in call.given:
+            call.given[self.path] = call.given[self.path]._replace(bias=returned_bias(output))
 
 
 @dataclass(frozen=True)
@@ -120,7 +176,7 @@ class Leave:
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook."""
-        call: Call | None = getattr(_local, self.slot, None)
+        call: Call | None = current(self.slot)
         if call is None:
             _refuse_recomputation(self)
             return output
@@ -144,11 +200,18 @@ class Leave:
                 if site.name == call.last and call.appended:
                     output = _replaced(output, lambda t: t[:, : -call.appended])  # noqa: B023
                     call.appended = 0
+                if site.name == call.last and call.bypass is not None:
+                    state = call.bypass(Features(call.kept, _no_readout, call.mask(call.kept[site.name])))
+                    output = _replaced(output, lambda _: state)  # noqa: B023
         return output
 
 
+def _no_readout(*_: Any, **__: Any) -> Tensor:
+    raise AssertionError("a bypass inside a forward makes a state, and the backbone reads it out")
+
+
 def _refuse_recomputation(hook: Leave) -> None:
-    if torch.compiler.is_compiling() or hook.slot not in _trained:
+    if torch.compiler.is_compiling() or hook.slot not in trained:
         return
     if torch._C._current_graph_task_id() != -1:
         raise RecomputedError(
@@ -166,11 +229,12 @@ def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     x = y if tuner.reads == "output" else call.entered.pop(site.name)
     if site.layout == "b d h w":
         x, y = x.movedim(1, -1), y.movedim(1, -1)
-    view = call.views.get(site.layer) if tuner.needs_view else None
-    if view is not None and site.layer in call.masks:
-        view = view.masked(call.masks[site.layer])
+    view = call.views.get(site.name) if tuner.needs_view else None
+    if view is not None and view.maps.module in call.given:
+        view = view.during(call.given[view.maps.module])
     try:
-        total = tuner.added(y, x, view)
+        with real_tokens(call.mask(x, appended=True)) if tuner.mixes_tokens else nullcontext():
+            total = tuner.added(y, x, view)
     except TunerShapeError as error:
         where = f"{error.where} at {site.name}"
         raise TunerShapeError(error.what, where=where, found=error.found, fix=error.fix) from None
@@ -190,28 +254,3 @@ def _replaced(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     name = next(k for k, v in output.items() if isinstance(v, Tensor))
     output[name] = change(output[name])
     return output
-
-
-@contextmanager
-def in_use(slot: str, call: Call | None) -> Iterator[None]:
-    """The hooks of a slot see this record in this thread, and what was there before afterwards."""
-    before = getattr(_local, slot, None)
-    with_gradient = call is not None and call.tuners and torch.is_grad_enabled()
-    # A compiled graph needs no guard against recomputation, and must not carry this effect.
-    if with_gradient and not torch.compiler.is_compiling():
-        _trained.add(slot)
-    setattr(_local, slot, call)
-    try:
-        yield
-    finally:
-        setattr(_local, slot, before)
-
-
-def current(slot: str) -> Call | None:
-    """The record in use in this thread."""
-    return getattr(_local, slot, None)
-
-
-def idle(slot: str) -> None:
-    """Make a slot known to this thread: a first use after compilation would cost a second graph."""
-    setattr(_local, slot, None)

@@ -220,9 +220,9 @@ A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
 ```python
 import restuning
 backbone = restuning.load_backbone("{backbone}")
-host = restuning.Host(backbone.model, *backbone.example)
+host = restuning.Host(backbone.model, *backbone.example, **backbone.kwargs)
 task = restuning.load("{name}", host)
-logits = restuning.Tuned(host, task)(images)
+logits = restuning.Tuned(host, task)(images)  # for texts: (**tokens)
 ```
 {f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import MapsError, NoSitesError, SiteNotReachedError
-from restuning.bypass import Features, Needs
-from restuning.call import Call, Enter, Leave, Mask, idle, in_use
+from restuning._errors import MapsError, NoSitesError
+from restuning.bypass import Bypass, Features, Needs
+from restuning.call import Beside, Bias, Enter, Leave, Padding, around, place_of_mask
 from restuning.fingerprint import fingerprint
 from restuning.recompute import checkpoint_blocks
-from restuning.sites import Finder, LentMaps, Readout, Site, Sites
+from restuning.record import Call, check, idle, in_use, roll_call
+from restuning.sites import Finder, LentMaps, Readout, Site, Sites, returns_bias
 from restuning.tuners import Tuner
 
 
@@ -104,7 +105,7 @@ class Host(nn.Module):
         self._slot = f"host_{uuid.uuid4().hex}"
         idle(self._slot)
         self._views = {
-            s.layer: LentMaps(model, s.maps) for s in self.sites.values() if s.maps is not None
+            s.name: LentMaps(model, s.maps) for s in self.sites.values() if s.maps is not None
         }
         self._last = self.sites.taps[-1]
         self._register()
@@ -115,17 +116,28 @@ class Host(nn.Module):
         for site in self.sites.values():
             enters.setdefault(site.enter, []).append(site)
             leaves.setdefault(site.leave, []).append(site)
-        stem = next(s.enter for s in self.sites.values() if s.op == "block")
-        enters.setdefault(stem, [])
+        stems = {site.enter: tap for tap, site in self.sites.stems.items()}
+        for path in stems:
+            enters.setdefault(path, [])
+        for path in dict.fromkeys(p for stem in stems for p in around(stem)):
+            place = place_of_mask(self.model.get_submodule(path))
+            if place is not None:
+                self.model.get_submodule(path).register_forward_pre_hook(
+                    Padding(self._slot, place, not path), with_kwargs=True
+                )
         for path, sites in enters.items():
             self.model.get_submodule(path).register_forward_pre_hook(
-                Enter(self._slot, tuple(sites), path == stem), with_kwargs=True
+                Enter(self._slot, tuple(sites), stems.get(path, "")), with_kwargs=True
             )
-        for site in self.sites.values():
-            if site.op == "mha" and site.maps is not None:
-                self.model.get_submodule(site.module).register_forward_pre_hook(
-                    Mask(self._slot, site.layer), with_kwargs=True
-                )
+        attentions = [s for s in self.sites.values() if s.op in ("mha", "cross")]
+        for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):
+            module = self.model.get_submodule(path)
+            relative = returns_bias(module)
+            module.register_forward_pre_hook(
+                Beside(self._slot, path, relative), with_kwargs=True
+            )
+            if relative:
+                module.register_forward_hook(Bias(self._slot, path))
         for path, sites in leaves.items():
             self.model.get_submodule(path).register_forward_hook(Leave(self._slot, tuple(sites)))
 
@@ -144,17 +156,19 @@ class Host(nn.Module):
         """The backbone's own output."""
         return self.model(*args, **kwargs)
 
-    def readout(self, state: Tensor, pool: str | None = None) -> Tensor:
-        """The frozen final norm and pooling, `b n d -> b d`, on loan to tasks."""
+    def readout(
+        self, state: Tensor, pool: str | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:
             rule = Readout(rule.norm, pool, rule.dim, rule.skip)  # type: ignore[arg-type]
-        return rule(self.model, state)
+        return rule(self.model, state, mask)
 
     def features(
         self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
     ) -> Features:
-        """Taps of one forward, without gradient; they carry the readout with them.
+        """Taps of one forward, without gradient; they carry the readout and the mask with them.
 
         Args:
             args: The backbone's input.
@@ -165,10 +179,6 @@ class Host(nn.Module):
             NoSitesError: A tap has no such name.
         """
         needs = keep if isinstance(keep, Needs) else Needs(tuple(keep or self.sites.taps))
-        return Features(self.taps(needs, *args, **kwargs), self.readout)
-
-    def taps(self, needs: Needs, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """What `features` returns, as a plain dictionary."""
         for tap in needs.taps:
             if tap != "last" and tap not in self.sites.taps:
                 raise NoSitesError(
@@ -177,13 +187,14 @@ class Host(nn.Module):
         call = Call({}, needs, self._views, self._last)
         with torch.no_grad(), in_use(self._slot, call):
             self.model(*args, **kwargs)
-        self._roll_call(call)
-        return {tap: call.kept[tap] for tap in needs.taps}
+        roll_call(call)
+        call.kept = {tap: call.kept[tap] for tap in needs.taps}
+        return call.features(self.readout)
 
     def tuned(
         self, tuners: Mapping[str, Tuner], needs: Needs, *args: Any,
-        weights: Mapping[str, Tensor] | None = None, **kwargs: Any,
-    ) -> tuple[dict[str, Tensor], Any]:  # fmt: skip
+        weights: Mapping[str, Tensor] | None = None, bypass: Bypass | None = None, **kwargs: Any,
+    ) -> tuple[Features, Any]:  # fmt: skip
         """One forward with tuners in use: the kept streams, and the backbone's own output.
 
         Args:
@@ -191,74 +202,50 @@ class Host(nn.Module):
             needs: What to keep; the tap "last" is the last stream.
             args: The backbone's input.
             weights: Tensors that take the place of the backbone's for this forward.
+            bypass: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
-        call = Call(tuners, needs, self._views, self._last)
-        self._check(tuners)
+        call = Call(tuners, needs, self._views, self._last, bypass)
+        check(tuners, self.sites, self._views)
         with in_use(self._slot, call):
             if weights:
                 output = torch.func.functional_call(self.model, dict(weights), args, kwargs)
             else:
                 output = self.model(*args, **kwargs)
-        self._roll_call(call)
-        return call.kept, output
+        roll_call(call)
+        return call.features(self.readout), output
 
     @contextmanager
     def using(self, task: Any) -> Iterator[None]:
-        """Every forward of the backbone in this thread and block uses the task's tuners.
+        """Every forward of the backbone in this thread and block uses the task.
 
-        For the user's own loop, `generate()` and pipelines. None switches tuners off. Do not hold
-        it across an `await`.
+        For the user's own loop, `generate()` and pipelines. Tuners run at their sites; a bypass
+        without a head gives the last stream, which the backbone's own final norm and output map
+        then read. None switches a task off. Do not hold it across an `await`.
 
         Args:
-            task: An inline task (anything with `inline_tuners`), or None.
+            task: An inline task, or a bypass task without a head; or None.
 
         Raises:
-            MapsError: The task is a bypass, which has nothing inside the backbone.
+            MapsError: The task is a bypass with a head, which reads a state of its own.
         """
         if task is None:
             with in_use(self._slot, None):
                 yield
             return
-        if getattr(task, "bypass", None) is not None:
+        bypass = getattr(task, "bypass", None)
+        if bypass is not None and task.head is not None:
             raise MapsError(
-                "a bypass task runs beside the backbone, not inside it",
+                "a bypass task with a head runs beside the backbone, not inside it",
                 fix="call Tuned(host, task)(x), or task(host.features(x, keep=...), host.readout)",
             )
-        self._check(task.inline_tuners)
-        call = Call(task.inline_tuners, Needs(()), self._views, self._last)
+        check(task.inline_tuners, self.sites, self._views)
+        needs = Needs(bypass.taps if bypass is not None else ())
+        call = Call(task.inline_tuners, needs, self._views, self._last, bypass)
         with in_use(self._slot, call):
             yield
-        if call.reached:
-            self._roll_call(call)
-
-    def _check(self, tuners: Mapping[str, Tuner]) -> None:
-        if torch.compiler.is_compiling():
-            return
-        for name, tuner in tuners.items():
-            if name == "block.0":
-                continue
-            site = self.sites[name]
-            if tuner.needs_view and site.layer not in self._views:
-                raise MapsError(
-                    f"{tuner.kind} needs the frozen attention maps of its layer",
-                    where=f"{name} ({site.module})",
-                    found=f"W_q, W_k, W_v, W_o of {type(self.model).__name__} could not be "
-                    "proved by one forward (rotary or relative positions, grouped queries?)",
-                    fix='use query="stream", or add a row to sites/families.py',
-                )
-
-    def _roll_call(self, call: Call) -> None:
-        missing = [n for n in call.tuners if n not in call.reached]
-        missing += [t for t in call.needs.taps if t not in call.kept]
-        if missing:
-            raise SiteNotReachedError(
-                f"{len(missing)} sites were never reached in this forward",
-                where=", ".join(missing[:4]),
-                found="their modules did not run, or were replaced after Host(...) was built "
-                "(quantisation, LoRA)",
-                fix="build the Host last; after host.release() if there was one before",
-            )
+        if call.reached or call.kept:
+            roll_call(call)
 
     def checkpoint(self, on: bool = True) -> None:
         """Activation checkpointing of every block that keeps the tuners.

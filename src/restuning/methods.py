@@ -54,7 +54,8 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
             or prompt.
         host: The frozen backbone.
         num_classes: Width of a new linear head; None for no head.
-        options: `rank` (bottleneck or length), `scale` (a form of `Scaled`), `zero` (start as no
+        options: `residual` (of a bypass: its state is added to the backbone's own last stream;
+            the default where there is no head, for generation), `rank` (bottleneck or length), `scale` (a form of `Scaled`), `zero` (start as no
             change: the default wherever it costs no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all").
 
@@ -71,7 +72,7 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
             found=f"did you mean {' or '.join(near)}?" if near else "",
             fix=f"one of: {', '.join(METHODS)}",
         )
-    known = {"rank", "scale", "zero", "query", "layers", "drop_path", "pool"}
+    known = {"rank", "scale", "zero", "query", "layers", "drop_path", "pool", "residual"}
     if options.keys() - known:
         raise UnknownNameError(
             "no such option",
@@ -126,8 +127,10 @@ def _adapter(site: Site, options: Options) -> Tuner:
 
 
 def _prefix(site: Site, options: Options) -> Tuner:
-    return ResPrefix(site.dim, length=options.get("rank", RANK), query=options.get("query", "mha"),
-                     heads=_heads(site), zero=options.get("zero", True))  # fmt: skip
+    query = options.get("query", "mha")
+    own = site.maps.key_width if site.maps is not None and query == "mha" else site.dim
+    return ResPrefix(site.dim, length=options.get("rank", RANK), query=query, heads=_heads(site),
+                     zero=options.get("zero", True), width=None if own == site.dim else own)  # fmt: skip
 
 
 def _prompt(site: Site, options: Options) -> Tuner:
@@ -139,7 +142,8 @@ _KINDS = {"adapter": _adapter, "prefix": _prefix, "prompt": _prompt}
 
 
 def _heads(site: Site) -> int:
-    return site.maps.heads if site.maps is not None else 1
+    heads = site.maps.heads if site.maps is not None else 1
+    return heads if site.dim % heads == 0 else 1
 
 
 def _dropped(tuner: Tuner, options: Options) -> Tuner:
@@ -193,8 +197,9 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
             return _dropped(tuner if form == "none" else Scaled(tuner, form), options)
 
         return Task.bypass_of(
-            host.sites, plan if horizontal else None, head, vertical=plan if vertical else None
-        )
+            host.sites, plan if horizontal else None, head, vertical=plan if vertical else None,
+            residual=options.get("residual", head is None),
+        )  # fmt: skip
 
     return build_task
 

@@ -11,7 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
-from restuning.call import current, in_use
+from restuning.record import current, in_use
 from restuning.sites import Sites
 
 

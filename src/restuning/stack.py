@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from restuning import fused
 from restuning.bypass import Bypass
 from restuning.fused import ACTIVATIONS, Adapters, lower, mixed, step
+from restuning.sites import one_token
 from restuning.task import Task
 from restuning.tuners import Tuner
 
@@ -27,7 +28,7 @@ column passes gelu, relu and silu as zero and changes nothing."""
 def form(task: Task) -> str | None:
     """Tasks of one form share a stack; None for a task that does not stack."""
     bypass = task.bypass
-    if bypass is None or len(set(bypass.dims)) > 1:
+    if bypass is None or bypass.residual or len(set(bypass.dims)) > 1:
         return None
     if not fused.fits(bypass.tuners, at_rest=True):
         return None
@@ -92,8 +93,10 @@ class Stack(nn.Module):
         pick = None if len(members) == len(self.names) else torch.tensor(
             members, device=self.gate.device
         )  # fmt: skip
-        token = self.pool == "cls"
-        streams = [taps[name][:, :1] if token else taps[name] for name in self.taps]
+        streams = [taps[name] for name in self.taps]
+        if self.pool in ("cls", "last"):
+            mask = getattr(taps, "mask", None)
+            streams = [one_token(stream, str(self.pool), mask) for stream in streams]
         shape = streams[-1].shape
         flat = [stream.reshape(-1, shape[-1]).to(self.gate.dtype) for stream in streams]
         gate, state = _of(self.gate, pick), flat[0]

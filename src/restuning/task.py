@@ -89,6 +89,7 @@ class Task(nn.Module):
         head: nn.Linear | None = None,
         *,
         vertical: Plan | None = None,
+        residual: bool = False,
         **settings: Any,
     ) -> Task:
         """A side network on all block taps: Res-Tuning-Bypass.
@@ -98,9 +99,10 @@ class Task(nn.Module):
             plan: Horizontal tuners, `Site -> Tuner | None`; None for none.
             head: Head on the feature.
             vertical: Vertical tuners; None for none.
+            residual: Add what the tuners changed to the backbone's own last stream; see `Bypass`.
             settings: `pool`, `method`, `labels`.
         """
-        return cls(bypass=Bypass.plan(sites, plan, vertical), head=head, **settings)
+        return cls(bypass=Bypass.plan(sites, plan, vertical, residual), head=head, **settings)
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -112,7 +114,7 @@ class Task(nn.Module):
         pool = self.pool or readout.pool
         if self.bypass is not None:
             return self.bypass.needs(pool)
-        return Needs(("last",), "cls" if pool == "cls" else "all")
+        return Needs(("last",), pool if pool in ("cls", "last") else "all")  # type: ignore[arg-type]
 
     def forward(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor] | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError
+from restuning.bypass import Bypass, Features, Needs
 from restuning.host import Host
 from restuning.task import Task
 
@@ -16,7 +17,8 @@ class Tuned(nn.Module):
     """`Tuned(host, task)(x)` gives the task's logits; only the task's parameters train.
 
     An inline task runs its tuners inside the backbone's forward. A bypass task runs the backbone
-    once without gradient, keeping only what it needs, and then its side network.
+    once without gradient, keeping only what it needs, and then its side network. A task without
+    a head and a pool gives the backbone's own output: its logits and loss, for a language model.
 
     Args:
         host: The frozen backbone.
@@ -33,19 +35,12 @@ class Tuned(nn.Module):
         super().__init__()
         self.host, self.task = host, task
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Logits of one batch."""
         host, task = self.host, self.task
-        needs = task.needs(host.readout_rule)
         if task.bypass is not None:
-            taps = host.taps(needs, *args, **kwargs)
-            if any(tap.grad_fn is not None for tap in taps.values()):
-                raise TrainingError(
-                    "a tap of a bypass has a gradient graph",
-                    found="something switched gradients on inside the backbone's forward",
-                    fix="remove hooks such as enable_input_require_grads",
-                )
-            return task(taps, host.readout)
+            return self._beside(*args, **kwargs)
+        needs = task.needs(host.readout_rule)
         weights = {n.replace("/", "."): w for n, w in task.weights.items()}
         tuners = task.inline_tuners
         # Linear probing has nothing to differentiate in the backbone.
@@ -57,7 +52,24 @@ class Tuned(nn.Module):
                 return self._with_trained_readout(kept, weights)
         return task(kept, host.readout)
 
-    def _with_trained_readout(self, kept: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
+    def _beside(self, *args: Any, **kwargs: Any) -> Any:
+        """A bypass: its head on taps, or without one its state under the backbone's own output."""
+        host, task = self.host, self.task
+        bypass: Bypass = task.bypass  # type: ignore[assignment]
+        inside = task.head is None and task.pool is None
+        if inside:
+            kept, output = host.tuned({}, Needs(bypass.taps), *args, bypass=bypass, **kwargs)
+        else:
+            kept, output = host.features(*args, keep=task.needs(host.readout_rule), **kwargs), None
+        if any(tap.grad_fn is not None for tap in kept.values()):
+            raise TrainingError(
+                "a tap of a bypass has a gradient graph",
+                found="something switched gradients on inside the backbone's forward",
+                fix="remove hooks such as enable_input_require_grads",
+            )
+        return output if inside else task(kept, host.readout)
+
+    def _with_trained_readout(self, kept: Features, weights: dict[str, Tensor]) -> Tensor:
         """The readout's norm, too, is one of the trained weights of full fine-tuning."""
         rule = self.host.readout_rule
         if not rule.norm:

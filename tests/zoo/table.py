@@ -70,7 +70,7 @@ ZOO = {
                          True),
     "hf bert": (of_hf("BertModel", "BertConfig", image=False, **WORDS), 2, True),
     "hf roberta": (of_hf("RobertaModel", "RobertaConfig", image=False, **WORDS), 2, True),
-    "hf llama": (of_hf("LlamaModel", "LlamaConfig", image=False, **WORDS), 2, False),
+    "hf llama": (of_hf("LlamaModel", "LlamaConfig", image=False, **WORDS), 2, True),
     "hf gpt2": (of_hf("GPT2Model", "GPT2Config", image=False, vocab_size=60, n_embd=48, n_layer=2,
                       n_head=4), 2, True),
     "torchvision vit": (tv_vit, 2, True),

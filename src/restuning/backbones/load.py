@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from restuning._errors import BackboneError, UnknownNameError, require
 from restuning.backbones.preprocessing import Preprocessing
+from restuning.backbones.text import text_parts
 from restuning.backbones.weights import load_weights, refuse_missing
 
 _TINY = Path(__file__).parent / "tiny"
@@ -38,6 +39,8 @@ class Backbone:
         preprocessing: For images, else None.
         tokenizer: For text, else None.
         weights: "embedded", "pretrained", "random" or a file.
+        pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
+            (sentence-transformers); None leaves it to the readout that was found.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Backbone:
     preprocessing: Preprocessing | None = None
     tokenizer: Any = None
     weights: str = "pretrained"
+    pool: str | None = None
 
 
 def load_backbone(
@@ -86,7 +90,7 @@ def load_backbone(
     backbone.model.eval()
     return Backbone(
         name, backbone.model, backbone.example, backbone.kwargs, backbone.preprocessing,
-        backbone.tokenizer, source,
+        backbone.tokenizer, source, backbone.pool,
     )  # fmt: skip
 
 
@@ -155,17 +159,17 @@ def _hf(name: str, fetch: bool) -> Backbone:
         config = getattr(config, "vision_config", config)
         kind = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
         cls = getattr(hf, kind.get(config.model_type, "AutoModel"))
+        texts = not hasattr(config, "image_size")
+        if texts and config.is_encoder_decoder and type(config) in hf.MODEL_FOR_TEXT_ENCODING_MAPPING:
+            # A text is classified by the encoder alone; to generate, give Host the whole model.
+            cls = hf.AutoModelForTextEncoding
         if fetch:
             model, report = cls.from_pretrained(name, output_loading_info=True)
             refuse_missing(report, name)
         else:
             model = getattr(cls, "from_config", cls)(config)
-        if not hasattr(config, "image_size"):
-            tokenizer = hf.AutoTokenizer.from_pretrained(name)
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            example = dict(tokenizer("an example of a text", return_tensors="pt"))
-            return Backbone("", model, (), example, None, tokenizer)
+        if texts:
+            return Backbone("", model, (), **text_parts(hf, name))
         try:
             processor = hf.AutoImageProcessor.from_pretrained(name).to_dict()
         except (OSError, ValueError, ImportError):

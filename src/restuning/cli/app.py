@@ -12,20 +12,24 @@ from rich.console import Console
 from restuning import methods
 from restuning._version import __version__
 from restuning.cli import inspect as looks
+from restuning.cli import predicting, training
 from restuning.cli import run as runs
-from restuning.cli import training
 from restuning.cli.frame import (
     BackboneName,
     Json,
+    Label,
+    MaxTokens,
     Random,
     RowStream,
     SkipBad,
+    Text,
     Weights,
     app,
     console,
     plain,
     show_rows,
 )
+from restuning.data import LONGEST_TEXT
 from restuning.train import FitSettings
 
 
@@ -44,9 +48,11 @@ def _top(
 
 @app.command(epilog="[bold]Examples[/bold]\n\nrestuning train digits\n\n"
              "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224\n\n"
+             "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
+             "--text review --label verdict\n\n"
              "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
 def train(
-    data: Annotated[str, typer.Argument(help="digits, a folder, a csv, torchvision:N or hf:N")],
+    data: Annotated[str, typer.Argument(help="digits, a folder, a csv, a conll, torchvision:N or hf:N")],
     method: Annotated[
         str | None, typer.Option(help="One method; without it linear, res-tuning and bypass")
     ] = None,
@@ -72,8 +78,12 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that load data")] = 0,
     final: Annotated[bool, typer.Option("--final", help="Train on train and val")] = False,
     skip_bad: SkipBad = False,
-    text: Annotated[str, typer.Option(help="Text column of a csv")] = "text",
-    label: Annotated[str, typer.Option(help="Label column of a csv")] = "label",
+    text: Text = "text",
+    label: Label = "label",
+    max_tokens: MaxTokens = LONGEST_TEXT,
+    pool: Annotated[
+        str | None, typer.Option(help="cls, mean, last; default: as the backbone does")
+    ] = None,
     track: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb")] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Run the backbone in every epoch")
@@ -89,7 +99,7 @@ def train(
     """Train a task on a frozen backbone; without --method compare three methods."""
     chosen = [method] if method else list(training.COMPARED)
     options = {"rank": rank} | ({"scale": scale} if scale else {}) | (
-        {"drop_path": drop_path} if drop_path else {})  # fmt: skip
+        {"drop_path": drop_path} if drop_path else {}) | ({"pool": pool} if pool else {})  # fmt: skip
 
     def settings(name: str) -> FitSettings:
         default = training.DEFAULTS.get(name.partition("[")[0], training.OTHERWISE)
@@ -101,16 +111,8 @@ def train(
         )  # fmt: skip
 
     source = training.Source(
-        data,
-        augment,
-        final,
-        skip_bad,
-        text,
-        label,
-        not no_cache,
-        store,
-        cache_dtype,
-        cache_precision,
+        data, augment, final, skip_bad, text, label, not no_cache, store, cache_dtype,
+        cache_precision, max_tokens,
     )
     rows = training.train(
         source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
@@ -130,8 +132,8 @@ def eval(  # noqa: A001
     random: Random = False,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
-    text: str = "text",
-    label: str = "label",
+    text: Text = "text",
+    label: Label = "label",
     as_json: Json = False,
 ) -> None:
     """Accuracy of a saved task on the test split of a data set."""
@@ -146,9 +148,16 @@ def eval(  # noqa: A001
 
 
 @app.command(epilog="[bold]Examples[/bold]\n\nrestuning predict photo.jpg --task pets.task --top 3\n\n"
-             "restuning predict photos/ --tasks pets.task,scenes.task,quality.task --json")  # fmt: skip
+             "restuning predict photos/ --tasks pets.task,scenes.task,quality.task --json\n\n"
+             "restuning predict 'a film to remember' --task reviews.task\n\n"
+             "restuning predict new.csv --task reviews.task --text review --json")  # fmt: skip
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images or folders; for a text task texts, .csv, .txt (a text a line), or -"
+        ),
+    ],
     task: Annotated[Path | None, typer.Option(help="Task folder")] = None,
     tasks: Annotated[
         str | None,
@@ -160,31 +169,37 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show")] = 1,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
+    text: Text = "text",
     as_json: Json = False,
 ) -> None:
-    """Label images with one task or many; a table, or one JSON line an image as it is done."""
+    """Label images or texts with one task or many; a table, or one JSON line each as it is done."""
     folders = [*([task] if task else []), *(Path(t) for t in (tasks or "").split(",") if t)]
     if not folders:
         raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
-    predictor = runs.Predictor.load(
-        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad
+    predictor = predicting.Predictor.load(
+        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text
     )
-    table = None if as_json else RowStream(predictor.widths(images, top, several=bool(tasks)))
-    for image, answers in predictor.answers(images, batch_size, top):
+    named = predictor.inputs.named(inputs)
+    table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
+    for name, answers in predictor.answers(named, batch_size, top):
         single = next(iter(answers.values()))
         if table is None:
             found = {"tasks": answers} if tasks else {"predictions": single}
-            typer.echo(json.dumps({"image": str(image), **found}))
+            typer.echo(json.dumps({predictor.inputs.kind: name, **found}))
+        elif predictor.inputs.kind == "words":
+            tagged = [f"{w} ({_percent(best[0])})" for w, best in zip(name, single, strict=True)]
+            table.row({"words": " ".join(tagged)})
         elif tasks:
-            table.row({"image": image, **{t: _percent(best[0]) for t, best in answers.items()}})
+            best_of = {t: _percent(best[0]) for t, best in answers.items()}
+            table.row({predictor.inputs.kind: name, **best_of})
         else:
             best = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
-            table.row({"image": image, **best})
+            table.row({predictor.inputs.kind: name, **best})
     if table is not None:
         typer.echo(f"{len(folders)} task{'s' * (len(folders) > 1)}, "
                    f"{predictor.together.forwards} backbone forward(s) a batch")  # fmt: skip
-    if predictor.skipped:
-        typer.echo(f"{len(predictor.skipped)} corrupt files skipped", err=True)
+    if predictor.inputs.skipped:
+        typer.echo(f"{len(predictor.inputs.skipped)} corrupt files skipped", err=True)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nrestuning sites timm:swin_tiny_patch4_window7_224 --random")  # fmt: skip

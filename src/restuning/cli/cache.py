@@ -37,9 +37,10 @@ def build(
     if torch.cuda.is_available():
         host.cuda()
     if tokens == "auto":
-        tokens = "cls" if host.readout_rule.pool == "cls" else "all"
-    if tokens not in ("cls", "all"):
-        raise StoreError("no such tokens", found=tokens, fix="give auto, cls or all")
+        pool = host.readout_rule.pool
+        tokens = pool if pool in ("cls", "last") else "all"
+    if tokens not in ("cls", "last", "all"):
+        raise StoreError("no such tokens", found=tokens, fix="give auto, cls, last or all")
     needs = Needs(host.sites.taps, tokens)  # type: ignore[arg-type]
     augmented = None
     if views > 2:
@@ -53,7 +54,7 @@ def build(
     if kept is None:
         raise StoreError(
             "texts have different lengths, so all their tokens cannot be stored",
-            where=source.name, fix="give --tokens cls, or train live",
+            where=source.name, fix="give --tokens cls or last, or train live",
         )  # fmt: skip
     return {**facts(kept.store.path), "built_seconds": kept.seconds}
 

@@ -24,6 +24,9 @@ BackboneName = Annotated[
 Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
 Random = Annotated[bool, typer.Option("--random", help="Random weights from the seed")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read")]
+Text = Annotated[str, typer.Option(help="Text column of a csv")]
+Label = Annotated[str, typer.Option(help="Label column of a csv")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of a text that are read")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave corrupt images out, and count")]
 
 

@@ -19,7 +19,7 @@ from restuning._version import __version__
 from restuning.backbones import Backbone, load_backbone
 from restuning.cli.inspect import proofs
 from restuning.cli.report import comparison, show
-from restuning.data import Data, load_data
+from restuning.data import LONGEST_TEXT, Data, load_data
 from restuning.features import Cached, default_root
 from restuning.files import save
 from restuning.forecast import Run, forecast_run
@@ -64,6 +64,7 @@ class Source:
         root: Where stores lie.
         dtype: How stored values are kept.
         precision: What the backbone computes stored values in.
+        max_tokens: Tokens of a text that are read.
     """
 
     name: str
@@ -76,13 +77,14 @@ class Source:
     root: Path | None = None
     dtype: str = "fp32"
     precision: str = "fp32"
+    max_tokens: int = LONGEST_TEXT
 
     def load(self, backbone: Backbone, *, plain: bool = False) -> Data:
         """The data set; `plain` without augmentation and with its splits apart."""
         return load_data(
             self.name, backbone, augment="none" if plain else self.augment,
             skip_bad=self.skip_bad, final=False if plain else self.final, text=self.text,
-            label=self.label,
+            label=self.label, max_tokens=self.max_tokens,
         )  # fmt: skip
 
     def features(
@@ -124,12 +126,15 @@ def train(
     if torch.cuda.is_available():
         host.cuda()
     rule = host.readout_rule
+    # Every word of a tagged text is answered; else its one vector is what the authors make of it.
+    pool = options.get("pool") or ("all" if data.kind == "tags" else loaded.pool)
+    options = {**options, "pool": pool} if pool else options
     console.print(
         f"[bold]backbone[/bold]  {backbone}: {type(loaded.model).__name__}, "
         f"{host.sites.layers} layers, weights {loaded.weights}\n"
         f"[bold]sites[/bold]     {proofs(host)}\n"
-        f"[bold]readout[/bold]   {rule.pool} after {rule.norm or 'no norm'}, width {rule.dim} "
-        f"({rule.proof})\n[bold]data[/bold]      {data.describe()}"
+        f"[bold]readout[/bold]   {pool or rule.pool} after {rule.norm or 'no norm'}, width "
+        f"{rule.dim} ({'given' if pool else rule.proof})\n[bold]data[/bold]      {data.describe()}"
     )
     single = len(chosen) == 1
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -222,7 +227,8 @@ def _train_one(
     }  # fmt: skip
     save(
         task, host, out / f"{data.name}.task", backbone=backbone.name,
-        preprocessing=backbone.preprocessing.to_dict() if backbone.preprocessing else None,
+        preprocessing=data.notes.get("preprocessing")
+        or (backbone.preprocessing.to_dict() if backbone.preprocessing else None),
         results={"test accuracy": tested["accuracy"], "seed": settings.seed},
     )  # fmt: skip
     (out / "metrics.json").write_text(json.dumps(more, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,9 +17,6 @@ from restuning._errors import DataError
 
 CACHED_PIXELS = 300_000_000
 """Values kept decoded in memory (1.2 GB in fp32); beyond, images are decoded each time."""
-
-LONGEST_TEXT = 256
-"""Tokens of a text that are read, where the backbone takes as many."""
 
 SPLIT_SEED = 0
 """Splits that a data set does not bring are drawn once, with this seed, never the run's."""
@@ -34,10 +30,11 @@ class Data:
         name: What it is called in tables and folders.
         train, val, test: Map-style data sets of `(x, label)`; None where absent.
         labels: Class names, in the order of the labels.
-        kind: "image" or "text".
+        kind: "image", "text", or "tags" (a label for every word).
         collate: Samples to a batch; None for torch's default.
         skipped: Corrupt files left out (`skip_bad`).
         identity: sha256 over sample names and labels.
+        notes: What a task file stores beside: "preprocessing" of texts.
     """
 
     name: str
@@ -203,16 +200,3 @@ def stratified(labels: Sequence[int], shares: Sequence[float], seed: int) -> lis
             split += order[at:to].tolist()
             at = to
     return [sorted(split) for split in splits]
-
-
-def text_batch(tokenizer: Any) -> Callable[[Sequence[tuple[str, int]]], Any]:
-    """Texts and labels to `(dict of tensors, labels)`, padded to the longest of the batch."""
-
-    def collate(samples: Sequence[tuple[str, int]]) -> tuple[dict[str, Tensor], Tensor]:
-        longest = min(LONGEST_TEXT, getattr(tokenizer, "model_max_length", None) or LONGEST_TEXT)
-        texts, labels = zip(*samples, strict=True)
-        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest,
-                          return_tensors="pt")  # fmt: skip
-        return dict(batch), torch.tensor(labels)
-
-    return collate

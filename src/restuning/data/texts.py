@@ -1,4 +1,4 @@
-"""Texts and labels from csv files."""
+"""Texts and labels from csv files, and tagged words from CoNLL files."""
 
 from __future__ import annotations
 
@@ -7,30 +7,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError
-from restuning.data.data import SPLIT_SEED, Data, identity, stratified, text_batch
+from restuning.data.data import SPLIT_SEED, Data, identity, stratified
+from restuning.data.tokens import LONGEST_TEXT, TagBatch, TextBatch
 
 if TYPE_CHECKING:
     from restuning.backbones import Backbone
 
+PARTS = ("train", "val", "test")
+TAGGED = (".conll", ".iob", ".iob2")
 
-def _csv_rows(file: Path, text: str, label: str) -> list[tuple[str, str]]:
+
+def csv_rows(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
+    """Texts and labels of a csv with a header; labels are "" if no label column is asked for.
+
+    Raises:
+        DataError: Unreadable, or without the columns, or a label is missing.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             columns = reader.fieldnames or []
-            if text not in columns or label not in columns:
+            if text not in columns or (label is not None and label not in columns):
                 raise DataError(
                     "a csv lacks a column", where=str(file), found=f"columns {list(columns)[:8]}",
-                    fix="name them with --text and --label",
+                    fix="name them with --text and --label" if label else "name it with --text",
                 )  # fmt: skip
             rows = []
             for row in reader:
-                if not (row[label] or "").strip():
+                if label is not None and not (row[label] or "").strip():
                     raise DataError(
                         "a text has no label", where=f"{file}, line {reader.line_num}",
                         found=(row[text] or "")[:60], fix="give it one, or remove the line",
                     )  # fmt: skip
-                rows.append((row[text] or "", row[label]))
+                rows.append((row[text] or "", row[label] if label is not None else ""))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
@@ -38,36 +47,101 @@ def _csv_rows(file: Path, text: str, label: str) -> list[tuple[str, str]]:
         ) from None
 
 
-def from_csv(path: Path, backbone: Backbone, text: str, label: str, final: bool) -> Data:
+def from_csv(
+    path: Path, backbone: Backbone, text: str, label: str, final: bool,
+    longest: int = LONGEST_TEXT,
+) -> Data:  # fmt: skip
     """A csv file, or a folder with train.csv and optionally val.csv and test.csv."""
+    tokenizer = _tokenizer(path, backbone)
+    if path.is_dir():
+        files = {k: path / f"{k}.csv" for k in PARTS}
+        rows = {k: csv_rows(f, text, label) for k, f in files.items() if f.exists()}
+    else:
+        whole = csv_rows(path, text, label)
+        known = sorted({y for _, y in whole})
+        parts = stratified([known.index(y) for _, y in whole], (0.7, 0.1), SPLIT_SEED)
+        rows = {k: [whole[i] for i in p] for k, p in zip(PARTS, parts, strict=True)}
+    labels = sorted({y for _, y in rows["train"]}, key=lambda y: (len(y), y))
+    _check_classes(path, labels, {k: {y for _, y in pairs} for k, pairs in rows.items()})
+    splits = {k: [(t, labels.index(y)) for t, y in pairs] for k, pairs in rows.items()}
+    return _data(path, "text", splits, labels, TextBatch(tokenizer, longest), final)
+
+
+def from_conll(path: Path, backbone: Backbone, final: bool, longest: int = LONGEST_TEXT) -> Data:
+    """Tagged words: a file, or a folder with train.conll and optionally val.conll and test.conll.
+
+    A word a line, its tag in the last column; an empty line ends a sentence.
+    """
+    tokenizer = _tokenizer(path, backbone)
+    if path.is_dir():
+        found = {k: path / f"{k}{e}" for k in PARTS for e in TAGGED if (path / f"{k}{e}").exists()}
+        rows = {k: _sentences(file) for k, file in found.items()}
+    else:
+        whole = _sentences(path)
+        parts = stratified([0] * len(whole), (0.7, 0.1), SPLIT_SEED)
+        rows = {k: [whole[i] for i in p] for k, p in zip(PARTS, parts, strict=True)}
+    used = {k: {tag for _, tags in sentences for tag in tags} for k, sentences in rows.items()}
+    labels = sorted(used["train"], key=lambda y: (y != "O", y))
+    _check_classes(path, labels, used)
+    places = {tag: i for i, tag in enumerate(labels)}
+    splits = {k: [(words, [places[t] for t in tags]) for words, tags in sentences]
+              for k, sentences in rows.items()}  # fmt: skip
+    return _data(path, "tags", splits, labels, TagBatch(tokenizer, longest), final)
+
+
+def _sentences(file: Path) -> list[tuple[list[str], list[str]]]:
+    sentences: list[tuple[list[str], list[str]]] = [([], [])]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            "a file of tagged words cannot be read", where=str(file), found=str(error)[:200],
+            fix="restore it",
+        ) from None  # fmt: skip
+    for number, line in enumerate(lines, 1):
+        if line.startswith("-DOCSTART-"):
+            continue
+        columns = line.split()
+        if not columns:
+            sentences.append(([], []))
+        elif len(columns) < 2:
+            raise DataError(
+                "a word has no tag", where=f"{file}, line {number}", found=line[:60],
+                fix="write a word and its tag on every line",
+            )  # fmt: skip
+        else:
+            sentences[-1][0].append(columns[0])
+            sentences[-1][1].append(columns[-1])
+    return [s for s in sentences if s[0]]
+
+
+def _tokenizer(path: Path, backbone: Backbone) -> Any:
     if backbone.tokenizer is None:
         raise DataError(
             "text needs a language backbone", where=str(path), found=f"backbone {backbone.name}",
             fix="give one, e.g. --backbone hf:sentence-transformers/all-MiniLM-L6-v2",
         )  # fmt: skip
-    if path.is_dir():
-        files = {k: path / f"{k}.csv" for k in ("train", "val", "test")}
-        rows = {k: _csv_rows(f, text, label) for k, f in files.items() if f.exists()}
-    else:
-        whole = _csv_rows(path, text, label)
-        known = sorted({y for _, y in whole})
-        parts = stratified([known.index(y) for _, y in whole], (0.7, 0.1), SPLIT_SEED)
-        rows = {
-            k: [whole[i] for i in p] for k, p in zip(("train", "val", "test"), parts, strict=True)
-        }
-    labels = sorted({y for _, y in rows["train"]}, key=lambda y: (len(y), y))
+    return backbone.tokenizer
+
+
+def _check_classes(path: Path, labels: list[str], used: dict[str, set[str]]) -> None:
     if len(labels) < 2:
         raise DataError("a classification needs two classes", where=str(path),
                         found=f"{len(labels)}", fix="check the label column")  # fmt: skip
-    splits: dict[str, Any] = {}
-    for key, pairs in rows.items():
-        unknown = {y for _, y in pairs} - set(labels)
+    for part, classes in used.items():
+        unknown = classes - set(labels)
         if unknown:
-            raise DataError("classes that training does not have", where=f"{path} ({key})",
+            raise DataError("classes that training does not have", where=f"{path} ({part})",
                             found=", ".join(sorted(unknown)[:5]), fix="correct the label column")  # fmt: skip
-        splits[key] = [(t, labels.index(y)) for t, y in pairs]
+
+
+def _data(
+    path: Path, kind: str, splits: dict[str, list[Any]], labels: list[str], collate: TextBatch,
+    final: bool,
+) -> Data:  # fmt: skip
     train = splits["train"] + (splits.get("val", []) if final else [])
     return Data(
-        path.stem, train, None if final else splits.get("val"), splits.get("test"), labels, "text",
-        text_batch(backbone.tokenizer), identity=identity([p for s in splits.values() for p in s]),
+        path.stem, train, None if final else splits.get("val"), splits.get("test"), labels, kind,
+        collate, identity=identity([p for s in splits.values() for p in s]),
+        notes={"preprocessing": collate.to_dict()},
     )  # fmt: skip

@@ -14,6 +14,7 @@ from restuning.bypass import Needs
 from restuning.features.store import Store
 from restuning.features.views import drawn_view
 from restuning.host import Host
+from restuning.sites import one_token
 from restuning.task import Task
 
 
@@ -113,12 +114,12 @@ class Cached(nn.Module):
                 f"tokens {needs.tokens}", fix="build one for this method: `restuning cache`",
             )  # fmt: skip
         self._last = host.sites.taps[-1]
-        self._cls = needs.tokens == "cls" and store.key.tokens == "all"
+        self._one = needs.tokens if store.key.tokens == "all" else "all"
 
     def forward(self, **taps: Tensor) -> Tensor:
         """Logits, `b c`."""
-        if self._cls:
-            taps = {name: tap[:, :1] for name, tap in taps.items()}
+        if self._one != "all":
+            taps = {name: one_token(tap, self._one) for name, tap in taps.items()}
         if self.task.bypass is None:
             taps = {"last": taps[self._last]}
         return self.task(taps, self.host.readout)
@@ -127,7 +128,7 @@ class Cached(nn.Module):
 def covers(store: Store, needs: Needs, last: str) -> bool:
     """Whether a store holds all that is needed."""
     wanted = {last if tap == "last" else tap for tap in needs.taps}
-    tokens = store.key.tokens == "all" or needs.tokens == "cls"
+    tokens = store.key.tokens in ("all", needs.tokens)
     return wanted <= {tap.name for tap in store.key.taps} and tokens
 
 

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
 from restuning.sites.families import declared_sites
+from restuning.sites.given import CONTEXT, given, returned_bias, returns_bias
 from restuning.sites.linear import is_linear
-from restuning.sites.maps import Maps, propose, prove
+from restuning.sites.maps import Maps
+from restuning.sites.prove import propose, prove
 from restuning.sites.readout import Readout, ReadoutListener
 from restuning.sites.site import Op, Site, Sites
+from restuning.sites.stacks import parts
 from restuning.sites.sums import (
     ATTENTION,
     FFN,
@@ -32,8 +35,6 @@ from restuning.sites.sums import (
     outermost,
     sums,
 )
-
-_CROSS = ("encoder_hidden_states", "key_value_states", "context")
 
 
 @dataclass(eq=False, slots=True)
@@ -65,6 +66,7 @@ class Finder:
             if any(is_linear(m) for m in child.modules())
             and next(child.children(), None) is not None
         }
+        self.candidates -= parts(model, self.candidates)
 
     def enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A module is about to run."""
@@ -79,7 +81,9 @@ class Finder:
         if path in self.candidates and x is not None and x.dim() >= 3:
             self.open.append(_Open(path, x.clone()))
         call = Heard(path, module, self.clock, None)
-        call.cross = any(kwargs.get(name) is not None for name in _CROSS)
+        call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
+        if self.open:
+            call.given = given(module, args, kwargs)
         # Clones, because a later in-place operation would change what was seen.
         if x is not None and any(o.stream.numel() == x.numel() for o in self.open):
             call.entered = x.clone()
@@ -94,6 +98,8 @@ class Finder:
         y = y.detach() if y is not None and y.is_floating_point() else None
         if y is not None and any(o.stream.numel() == y.numel() for o in self.open):
             call.left = y.clone()
+        if self.open and returns_bias(call.module):
+            call.given = call.given._replace(bias=returned_bias(output))
         for block in self.open:
             block.calls.append(call)
         if self.open and self.open[-1].path == path:
@@ -154,8 +160,10 @@ class Finder:
                 continue
             if op in {s.op for s in found}:
                 continue
-            if op == "mha":
-                maps = self._maps(module, entered.entered, inside, calls, own)
+            lent = None
+            if op in ("mha", "cross"):
+                lent = self._maps(module, entered.entered, inside, calls, own, branch)
+                maps = lent if op == "mha" else maps
             same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
             found.append(
                 self._site(
@@ -165,7 +173,7 @@ class Finder:
                     module.path,
                     branch,
                     "residual",
-                    maps,
+                    lent,
                     same.index(branch),
                     len(same),
                 )
@@ -194,7 +202,7 @@ class Finder:
         rows = declared_sites(type(own.module).__name__, block.path)
         found = [replace(s, **rows.get(s.op, {})) for s in found]
         # A layer lends its maps to all its sites: queries of FFN and block tuners come from there.
-        found = [replace(s, maps=maps, name=f"{s.op}.{layer}") for s in found]
+        found = [s if s.op == "cross" else replace(s, maps=maps) for s in found]
         own_site = self._site("block", layer, block.path, block.path, own, "shape", maps, 0, 1)
         self.sites += [*found, own_site]
         self.readout.block(own.left)
@@ -211,8 +219,9 @@ class Finder:
                     layout, proof, maps)  # fmt: skip
 
     def _maps(
-        self, module: Heard, stream: Tensor, inside: list[Heard], calls: list[Heard], own: Heard
-    ) -> Maps | None:
+        self, module: Heard, stream: Tensor, inside: list[Heard], calls: list[Heard], own: Heard,
+        leave: Heard,
+    ) -> Maps | None:  # fmt: skip
         # A post-norm attention ends after its own sum; then only its inner part is in the branch.
         parent = module.path.rpartition(".")[0]
         proposal = propose(self.model, module.path) or (
@@ -232,11 +241,8 @@ class Finder:
             None,
         )
 
-        def seen(path: str) -> tuple[Tensor, Tensor] | None:
-            for call in [*calls, own]:
-                # A fused map is wider than the stream: its output is not kept, nor needed.
-                if call.path == path and call.entered is not None:
-                    return call.entered, call.left if call.left is not None else call.entered
-            return None
+        def heard(path: str) -> Heard | None:
+            return next((c for c in [*calls, own] if c.path == path), None)
 
-        return prove(self.model, replace(proposal, norm=norm.path if norm else ""), seen)
+        maps = replace(proposal, norm=norm.path if norm else "")
+        return prove(self.model, maps, heard, leave)

@@ -25,3 +25,9 @@ def weight_of(module: nn.Module) -> Tensor:
 def width_in(module: nn.Module) -> int:
     """Width of what it reads."""
     return int(weight_of(module).shape[1])
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Its bias, `out`, or None."""
+    bias: Any = module.bias
+    return bias

@@ -40,10 +40,16 @@ class Readout:
     pool_first: bool = False
     proof: str = "assumed"
 
-    def __call__(self, model: nn.Module, state: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, state: Tensor, mask: Tensor | None = None) -> Tensor:
         """`b n d` (or `b h w d`, `b d h w`) to `b d`; `b n d` for "all".
 
-        A class token alone (`b 1 d`) is a valid state for "cls".
+        A class or last token alone (`b 1 d`) is a valid state for "cls" and "last".
+
+        Args:
+            model: The backbone, whose norm is used.
+            state: The last stream.
+            mask: Which tokens are real, `b n`: "mean" is over real tokens, "cls" the first and
+                "last" the last of them, wherever the padding is.
         """
         norm = model.get_submodule(self.norm) if self.norm else None
         if norm is not None and not self.pool_first:
@@ -52,12 +58,40 @@ class Readout:
             state = state.flatten(1, 2) if state.shape[-1] == self.dim else state.flatten(2).mT
         if self.pool == "all":
             return state
-        pooled = {
-            "cls": lambda: state[:, 0],
-            "mean": lambda: state[:, self.skip :].mean(1),
-            "last": lambda: state[:, -1],
-        }[self.pool]()
+        if self.pool == "mean":
+            pooled = mean_of(state, mask, self.skip)
+        else:
+            pooled = one_token(state, self.pool, mask)[:, 0]
         return norm(pooled) if norm is not None and self.pool_first else pooled
+
+
+def one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Tensor:
+    """The first ("cls") or last ("last") real token, `b n d -> b 1 d`."""
+    if mask is None or state.shape[1] == 1:
+        return state[:, :1] if which == "cls" else state[:, -1:]
+    steps = torch.arange(1, state.shape[1] + 1, device=state.device)
+    # The largest of 1, 2, ... at real tokens is the last of them, that of n, n - 1, ... the first.
+    order = steps if which == "last" else steps.flip(0)
+    place = (fitted(mask, state) * order).argmax(1)
+    return state.gather(1, place[:, None, None].expand(-1, 1, state.shape[-1]))
+
+
+def mean_of(state: Tensor, mask: Tensor | None = None, skip: int = 0) -> Tensor:
+    """Mean over real tokens but the first `skip`, `b n d -> b d`."""
+    state = state[:, skip:]
+    if mask is None:
+        return state.mean(1)
+    real = fitted(mask, state).unsqueeze(-1)
+    # What a backbone leaves at padding may be anything, also NaN.
+    total = torch.where(real, state, torch.zeros_like(state)).sum(1)
+    return total / real.sum(1).clamp(min=1).to(state.dtype)
+
+
+def fitted(mask: Tensor, state: Tensor) -> Tensor:
+    """The mask of the last n tokens, `b m -> b n`, repeated where a state holds several tasks."""
+    mask = mask[:, mask.shape[1] - state.shape[1] :]
+    times = state.shape[0] // mask.shape[0]
+    return mask if times == 1 else mask.repeat(times, 1)
 
 
 class ReadoutListener:

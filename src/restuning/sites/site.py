@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from restuning._errors import NoSitesError
 from restuning.sites.maps import Maps
+from restuning.sites.stacks import starts
 
 Op = Literal["mha", "cross", "ffn", "block"]
 Layout = Literal["b n d", "b h w d", "b d h w"]
@@ -104,9 +105,27 @@ class Sites(Mapping[str, Site]):
         return max((site.layer for site in self.values()), default=0)
 
     @property
+    def stems(self) -> dict[str, Site]:
+        """Taps of embedding outputs, and the block each of them enters.
+
+        `block.0`, and in an encoder-decoder `start.l`, what enters the decoder's first layer l.
+        """
+        layers = starts(self.values())
+        return {"start." + str(layer) if layer > layers[0] else "block.0": self[f"block.{layer}"]
+                for layer in layers}  # fmt: skip
+
+    @property
     def taps(self) -> tuple[str, ...]:
-        """`block.0` (the embedding output) to `block.L`."""
-        return ("block.0", *[s.name for s in self.values() if s.op == "block"])
+        """`block.0` (the embedding output) to `block.L`, with a `start.l` before a decoder."""
+        before = {site.name: tap for tap, site in self.stems.items()}
+        names = [s.name for s in self.values() if s.op == "block"]
+        return tuple(tap for n in names for tap in ([before[n], n] if n in before else [n]))
+
+    @property
+    def last_stack(self) -> Sites:
+        """The layers that the readout is the end of: all, or those of the decoder alone."""
+        first = starts(self.values())[-1]
+        return Sites(s for s in self.values() if s.layer >= first)
 
     def pick(self, *ops: Op, layers: slice | Iterable[int] = slice(None)) -> Sites:
         """The sites of some operations and layers.

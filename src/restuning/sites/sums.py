@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from restuning.sites.given import Given
 from restuning.sites.linear import is_linear, width_in
 from restuning.sites.site import Layout, Op
 
@@ -29,6 +30,7 @@ class Heard:
     start: int
     entered: Tensor | None
     cross: bool = False
+    given: Given = Given()  # noqa: RUF009
     end: int = -1
     left: Tensor | None = None
 

@@ -18,6 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
 from restuning.host import Host
+from restuning.sites import one_token
 from restuning.task import Task
 from restuning.train.optimiser import adamw, learning_rate, parameter_groups
 from restuning.train.randomness import Order
@@ -147,8 +148,9 @@ class _Arms:
         """`k b c`."""
         if self.template.bypass is None:
             taps = {"last": taps[self.last]}
-        if self.template.needs(self.host.readout_rule).tokens == "cls":
-            taps = {name: tap[:, :1] for name, tap in taps.items()}
+        tokens = self.template.needs(self.host.readout_rule).tokens
+        if tokens != "all":
+            taps = {name: one_token(tap, tokens) for name, tap in taps.items()}
         fed = {name: tap.to(self.device) for name, tap in taps.items()}
         if self._fuses(fed):
             return self._fused(fed)

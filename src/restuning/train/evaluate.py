@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
 from restuning._errors import TrainingError
-from restuning.train.batch import bounds, check_labels, move, run
+from restuning.train.batch import IGNORED, bounds, check_labels, move, run, score
 
 
 def evaluate(
@@ -25,7 +24,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     between: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Accuracy, mean cross entropy (without label smoothing) and count.
+    """Accuracy, mean cross entropy (without label smoothing) and count, of examples or of tokens.
 
     The model is left in the mode it was in. Order and batch size do not matter.
 
@@ -69,10 +68,12 @@ def evaluate(
                 lowest, highest = bounds(labels)
                 inputs, labels = move(inputs, labels, device)
                 logits = run(tuned, inputs)
-                check_labels(lowest, highest, logits.shape[1])
-                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-                sums[1] += (logits.argmax(1) == labels).sum()
-                sums[2] += len(labels)
+                check_labels(lowest, highest, logits.shape[-1])
+                if labels.ndim == 2:
+                    counted = labels != IGNORED
+                    logits, labels = logits[counted], labels[counted]
+                loss, hits = score(logits, labels)
+                sums += torch.stack([loss, hits.to(loss.dtype), loss.new_tensor(len(labels))])
     finally:
         for module, mode in training.items():
             module.training = mode

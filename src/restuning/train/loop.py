@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError
 from restuning.train import checkpoint
-from restuning.train.batch import bounds, check_labels, move, pieces, run
+from restuning.train.batch import bounds, check_labels, move, pieces, run, score
 from restuning.train.curves import draw_curves
 from restuning.train.ema import Ema
 from restuning.train.evaluate import evaluate
@@ -175,12 +174,9 @@ class Loop:
             exchange = place == len(parts) - 1
             with nullcontext() if exchange else self.accelerator.no_sync(self.model):
                 logits = run(self.model, x)
-                check_labels(lowest, highest, logits.shape[1])
-                loss = F.cross_entropy(
-                    logits, y, reduction="sum", label_smoothing=self.settings.label_smoothing
-                )
+                check_labels(lowest, highest, logits.shape[-1])
+                loss, hits = score(logits, y, self.settings.label_smoothing)
                 self.accelerator.backward(loss * weight)
-            hits = (logits.detach().argmax(1) == y).sum()
             sums += torch.stack([loss.detach(), hits.to(loss.dtype)]) * counts
         if self.settings.clip is not None:
             self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)

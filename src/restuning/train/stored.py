@@ -75,7 +75,7 @@ def why_not(task: Task, augment: str) -> str:
 
 def wanted(host: Host, needs: Needs) -> Needs:
     """What to store: every tap where that is one token each, so that methods share a store."""
-    return Needs(host.sites.taps, "cls") if needs.tokens == "cls" else Needs(
+    return Needs(host.sites.taps, needs.tokens) if needs.tokens != "all" else Needs(
         tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps), "all"
     )  # fmt: skip
 
@@ -95,7 +95,9 @@ def keyed(
         for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
         if split is not None
     }
-    description = backbone.preprocessing.to_dict() if backbone.preprocessing else {"kind": "text"}
+    description = data.notes.get("preprocessing") or (
+        backbone.preprocessing.to_dict() if backbone.preprocessing else {"kind": "text"}
+    )
     return store_key(
         host, needs, backbone.kwargs or backbone.example, backbone=backbone.name,
         preprocessing=description, data=data.name, identity=data.identity, splits=splits,
@@ -128,7 +130,7 @@ def stored(
     Raises:
         StoreError: It cannot be built, or one that is there is damaged.
     """
-    if data.kind == "text" and needs.tokens == "all":
+    if data.kind != "image" and needs.tokens == "all":
         return None
     key = keyed(host, backbone, data, wanted(host, needs), views, dtype, precision)
     found = _covering(root, key)
@@ -154,7 +156,7 @@ def stored(
 
 
 def _form(key: StoreKey) -> str:
-    tokens = "class token" if key.tokens == "cls" else "all tokens"
+    tokens = {"cls": "class token", "last": "last token"}.get(key.tokens, "all tokens")
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
     computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
     return (

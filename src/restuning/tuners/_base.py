@@ -32,16 +32,24 @@ class View(Protocol):
     heads: int
     scale: float
 
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values that the layer itself attends to in this forward, `b h m d/h` each."""
+        ...
+
+    def split(self, x: Tensor) -> Tensor:
+        """Learned keys or values as heads, `... r w -> ... h r d/h`; w is the layer's key width."""
+        ...
+
     def norm(self, x: Tensor) -> Tensor:
         """The attention branch's own norm, `b n d -> b n d`."""
         ...
 
     def q(self, x: Tensor) -> Tensor:
-        """W_q x split into heads, `... n d -> ... h n d/h`."""
+        """W_q x split into heads, turned to its tokens' positions, `... n d -> ... h n d/h`."""
         ...
 
     def k(self, x: Tensor) -> Tensor:
-        """W_k x split into heads, `... n d -> ... h n d/h`."""
+        """W_k x split into heads, at no position, `... n d -> ... h n d/h`."""
         ...
 
     def v(self, x: Tensor) -> Tensor:
@@ -61,7 +69,7 @@ class View(Protocol):
         """
         ...
 
-    def mask(self, queries: Tensor) -> Tensor | None:
+    def mask(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         """What the layer itself adds to its attention scores in this forward, or None."""
         ...
 
@@ -86,6 +94,11 @@ class Tuner(nn.Module, ABC):
     #: Tokens appended to the stream at the stem (VPT-shallow only).
     appends: int = 0
     dim: int
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a token's delta depends on later tokens: then it cannot decode with a cache."""
+        return self.mixes_tokens
 
     @abstractmethod
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:

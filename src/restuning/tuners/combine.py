@@ -37,6 +37,11 @@ class Sum(Tuner):
         return any(t.mixes_tokens for t in self.tuners)  # type: ignore[union-attr]
 
     @property
+    def looks_ahead(self) -> bool:
+        """As any of them."""
+        return any(t.looks_ahead for t in self.tuners)  # type: ignore[union-attr]
+
+    @property
     def needs_view(self) -> bool:  # type: ignore[override]
         """If any of them does."""
         return any(t.needs_view for t in self.tuners)  # type: ignore[union-attr]
@@ -81,6 +86,11 @@ class DropPath(Tuner):
     def mixes_tokens(self) -> bool:  # type: ignore[override]
         """As the tuner inside."""
         return self.tuner.mixes_tokens
+
+    @property
+    def looks_ahead(self) -> bool:
+        """As the tuner inside."""
+        return self.tuner.looks_ahead
 
     @property
     def needs_view(self) -> bool:  # type: ignore[override]

@@ -18,10 +18,15 @@ class ResPrefix(AttentionTuner):
         length: Number r of prefix tokens. The paper uses 10 in every layer.
         query: "mha" or "stream"; see `AttentionTuner`.
         heads: Heads for `query="stream"`; with "mha" the layer's own number is used.
+        width: Width of a key and a value, where it is not d: `site.maps.key_width` of layers with
+            grouped queries or heads of their own size. None is d.
         zero: Start as no change (V_pre zero).
 
     Shape:
         x: `(*b, n, d) -> (*b, n, d)`.
+
+    Keys stand at no position, as those that a cache is filled with: in layers with rotary positions
+    the queries are turned, the prefix is not.
 
     Cost: `2*r*d` parameters, `2*d*d + 4*r*d` flops a token with "mha" (Q and W_o), else `4*r*d`.
     Start: Xavier-uniform, as in the authors' code.
@@ -37,12 +42,13 @@ class ResPrefix(AttentionTuner):
         query: Query = "mha",
         heads: int = 1,
         zero: bool = False,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.length, self.heads, self.zero = dim, length, heads, zero
+        self.dim, self.length, self.heads, self.zero, self.width = dim, length, heads, zero, width
         self.query: Query = query
-        self.k = nn.Parameter(torch.empty(length, dim))
-        self.v = nn.Parameter(torch.empty(length, dim))
+        self.k = nn.Parameter(torch.empty(length, width or dim))
+        self.v = nn.Parameter(torch.empty(length, width or dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -54,5 +60,7 @@ class ResPrefix(AttentionTuner):
 
     def keys_values(self, view: View | None) -> tuple[Tensor, Tensor]:
         """The prefix, split into heads."""
-        heads = self.heads if self.query == "stream" else required(view, self).heads
-        return split_heads(self.k, heads), split_heads(self.v, heads)
+        if self.query == "stream":
+            return split_heads(self.k, self.heads), split_heads(self.v, self.heads)
+        lent = required(view, self)
+        return lent.split(self.k), lent.split(self.v)

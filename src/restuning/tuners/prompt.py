@@ -14,7 +14,7 @@ class ResPrompt(AttentionTuner):
     r"""Prompt tuning, unbound: `OP(x) + Attn(Q, x_pro W_k, x_pro W_v) W_o`, all W the layer's own.
 
     The prompt passes the branch's norm first, as every token does, which is what makes the exact
-    form equal VPT-deep.
+    form equal VPT-deep. It stands at no position: in layers with rotary positions at position 0.
 
     Args:
         dim: Width d of the stream.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from restuning._errors import UnknownNameError
 from restuning.tuners._base import Tuner, View, attend, tuner
 from restuning.tuners.attention import AttentionTuner, required
+from restuning.tuners.padding import mean_of_tokens
 
 Form = Literal["none", "scalar", "channel", "gate", "exact"]
 FORMS = ("none", "scalar", "channel", "gate", "exact")
@@ -23,7 +24,7 @@ class Scaled(Tuner):
     - "scalar": one learned number, start 1.
     - "channel": one learned number a channel, start 1. The paper's choice (best in the authors'
       ablation) for the dual Res-Adapter.
-    - "gate": `mean over tokens of sigmoid(W x)`, one number a sample.
+    - "gate": `mean over real tokens of sigmoid(W x)`, one number a sample.
     - "exact": the lambda of the paper's identity, which also takes from the frozen path:
       `OP(x) + W_o lambda (Attn(Q, K_t, V_t) - Attn(Q, K, V))`,
       `lambda = sigmoid(LSE(Q K_t) - LSE(Q K))`, per sample, head and query. With it prefix and
@@ -72,6 +73,11 @@ class Scaled(Tuner):
         return self.form in ("gate", "exact") or self.tuner.mixes_tokens
 
     @property
+    def looks_ahead(self) -> bool:
+        """The gate's mean does; the exact form sees what the layer sees."""
+        return self.form == "gate" or self.tuner.looks_ahead
+
+    @property
     def needs_view(self) -> bool:  # type: ignore[override]
         """As the tuner inside."""
         return self.tuner.needs_view
@@ -89,7 +95,7 @@ class Scaled(Tuner):
         if self.form in ("scalar", "channel"):
             return self.tuner.scaled(x, view, self.scale.expand(self.dim))
         if self.form == "gate":
-            return self.tuner(x, view) * self.gate(x).sigmoid().mean(-2, keepdim=True)
+            return self.tuner(x, view) * mean_of_tokens(self.gate(x).sigmoid())
         if self.form == "exact":
             return self._exact(x, view)
         return self.tuner(x, view)
@@ -107,8 +113,6 @@ class Scaled(Tuner):
         lent = required(view, self)
         assert isinstance(self.tuner, AttentionTuner)
         queries, ours, ours_lse = self.tuner.attended(x, view)
-        tokens = lent.norm(x)
-        theirs, theirs_lse = attend(
-            queries, lent.k(tokens), lent.v(tokens), lent.scale, lent.mask(queries)
-        )
+        keys, values = lent.keys_values(lent.norm(x))
+        theirs, theirs_lse = attend(queries, keys, values, lent.scale, lent.mask(queries, keys))
         return lent.out((ours_lse - theirs_lse).sigmoid() * (ours - theirs))

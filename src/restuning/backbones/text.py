@@ -1,0 +1,35 @@
+"""Language backbones: tokenizer, example, and how their authors pool."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_MODES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+
+
+def text_parts(hf: Any, name: str) -> dict[str, Any]:
+    """`kwargs`, `tokenizer` and `pool` of a `Backbone`."""
+    tokenizer = hf.AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    example = dict(tokenizer("an example of a text", return_tensors="pt"))
+    return {"kwargs": example, "tokenizer": tokenizer, "pool": _pool(hf, name)}
+
+
+def _pool(hf: Any, name: str) -> str | None:
+    """What a sentence-transformers folder says of its pooling."""
+    file = hf.utils.cached_file(
+        name, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if file is None:
+        return None
+    said = json.loads(Path(file).read_text(encoding="utf-8"))
+    modes = [pool for key, pool in _MODES.items() if said.get(key)]
+    return modes[0] if len(modes) == 1 else said.get("pooling_mode")

@@ -1,0 +1,135 @@
+"""What a user names on the command line, as batches for a backbone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from restuning._errors import DataError
+from restuning.backbones import Preprocessing
+from restuning.data import TagBatch, TextBatch, csv_rows, decode
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs that belong together.
+
+    Attributes:
+        names: One each.
+        args, kwargs: The backbone's.
+        words: For every text the token that answers for each word; None where a text has one answer.
+    """
+
+    names: list[Any]
+    args: tuple[Tensor, ...] = ()
+    kwargs: dict[str, Tensor] = field(default_factory=dict)
+    words: list[dict[int, int]] | None = None
+
+
+class Inputs(Protocol):
+    """One kind of input."""
+
+    kind: str
+    skipped: list[Path]
+
+    def named(self, given: Sequence[str]) -> list[Any]:
+        """Every single input behind what the user gave."""
+        ...
+
+    def batch(self, names: Sequence[Any]) -> Batch:
+        """Some of them, ready."""
+        ...
+
+
+class Images:
+    """Image files and folders of them."""
+
+    kind = "image"
+
+    def __init__(self, preprocessing: Preprocessing, skip_bad: bool) -> None:
+        self.preprocessing, self.skip_bad = preprocessing, skip_bad
+        self.skipped: list[Path] = []
+
+    def named(self, given: Sequence[str]) -> list[str]:
+        """All files."""
+        files: list[Path] = []
+        for path in map(Path, given):
+            files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return list(map(str, files))
+
+    def batch(self, names: Sequence[str]) -> Batch:
+        """Decoded and prepared; corrupt files raise, or are left out and counted."""
+        kept, tensors = [], []
+        for name in names:
+            try:
+                tensors.append(self.preprocessing.image(decode(Path(name))))
+                kept.append(name)
+            except DataError:
+                if not self.skip_bad:
+                    raise
+                self.skipped.append(Path(name))
+        return Batch(kept, (torch.stack(tensors),) if tensors else ())
+
+
+class Texts:
+    """Texts as they stand, `-` for lines of the standard input, .csv and .txt files."""
+
+    kind = "text"
+
+    def __init__(self, collate: TextBatch, column: str) -> None:
+        self.collate, self.column = collate, column
+        self.skipped: list[Path] = []
+
+    def named(self, given: Sequence[str]) -> list[Any]:
+        """All texts.
+
+        Raises:
+            DataError: A .csv or .txt file is not there or cannot be read.
+        """
+        texts: list[str] = []
+        for each in given:
+            if each == "-":
+                texts += [line.rstrip("\n") for line in sys.stdin]
+            elif each.endswith(".csv"):
+                texts += [text for text, _ in csv_rows(Path(each), self.column, None)]
+            elif each.endswith(".txt"):
+                texts += _lines(Path(each))
+            else:
+                texts.append(each)
+        return texts
+
+    def batch(self, names: Sequence[Any]) -> Batch:
+        """Tokens of some texts."""
+        return Batch(list(names), kwargs=dict(self.collate.tokens(names)))
+
+
+class Sentences(Texts):
+    """Texts whose words, apart at white space, are each answered."""
+
+    kind = "words"
+
+    def named(self, given: Sequence[str]) -> list[Any]:
+        """All sentences, as lists of words."""
+        return [words for text in super().named(given) if (words := text.split())]
+
+    def batch(self, names: Sequence[Any]) -> Batch:
+        """Tokens of some sentences."""
+        assert isinstance(self.collate, TagBatch)
+        tokens, places = self.collate.placed(names)
+        return Batch(list(names), kwargs=tokens, words=places)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            "a file of texts cannot be read", where=str(file), found=str(error)[:200],
+            fix="give a file with a text a line",
+        ) from None  # fmt: skip

@@ -1,0 +1,34 @@
+"""Which tokens of this forward are real, for tuners that mix tokens; known to one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_local = threading.local()
+_local.mask = None
+
+
+@contextmanager
+def real_tokens(mask: Tensor | None) -> Iterator[None]:
+    """Tuners that run inside see this mask, `b n`; None where every token is real."""
+    before = getattr(_local, "mask", None)
+    _local.mask = mask
+    try:
+        yield
+    finally:
+        _local.mask = before
+
+
+def mean_of_tokens(x: Tensor) -> Tensor:
+    """Mean over the real tokens, `b n d -> b 1 d`."""
+    mask: Tensor | None = getattr(_local, "mask", None)
+    if mask is None:
+        return x.mean(-2, keepdim=True)
+    real = mask.unsqueeze(-1)
+    total = torch.where(real, x, torch.zeros_like(x)).sum(-2, keepdim=True)
+    return total / real.sum(-2, keepdim=True).clamp(min=1).to(x.dtype)

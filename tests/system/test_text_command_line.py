@@ -1,0 +1,119 @@
+"""Text from csv to prediction, through the command line in this process."""
+
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from restuning import load_backbone
+from restuning.cli.app import app
+from zoo import folders
+
+ROWS = [(f"{a} {word} film" + " very" * (i % 4), word)
+        for i in range(15) for a in ("a", "the") for word in ("good", "bad")]  # fmt: skip
+TAGGED = [
+    [("ann", "PER"), ("in", "O"), ("paris", "LOC")],
+    [("bob", "PER"), ("and", "O"), ("ann", "PER"), ("in", "O"), ("berlin", "LOC")],
+    [("paris", "LOC"), ("and", "O"), ("berlin", "LOC")],
+    [("the", "O"), ("film", "O"), ("in", "O"), ("paris", "LOC")],
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return folders.bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+def run(*args):
+    done = CliRunner().invoke(app, [str(a) for a in args])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    with (tmp_path / "reviews.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("review", "verdict"), *ROWS])
+    return tmp_path / "reviews.csv"
+
+
+COLUMNS = ("--text", "review", "--label", "verdict")
+
+
+@pytest.mark.parametrize("method", ["linear", "res-tuning", "res-tuning-bypass"])
+def test_a_csv_is_learned_evaluated_and_predicted(encoder, reviews, tmp_path, method):
+    out = tmp_path / "run"
+    row = json.loads(
+        run("train", reviews, "--backbone", f"hf:{encoder}", *COLUMNS, "--method", method, "--epochs", 12,
+            "--batch-size", 8, "--lr", "1e-2", "--max-tokens", 6, "--pool", "mean", "--out", out,
+            "--store", tmp_path / "store", "--json")
+    )  # fmt: skip
+    assert row["test_accuracy"] > 0.9
+    task = out / "reviews.task"
+    assert json.loads((task / "task.json").read_text())["preprocessing"] == {
+        "kind": "text", "max_tokens": 6}  # fmt: skip
+    again = json.loads(run("eval", task, reviews, *COLUMNS, "--json"))
+    assert again["accuracy"] == row["test_accuracy"]
+    lines = run("predict", "a good film", "the bad film very very", "--task", task, "--json")
+    found = [json.loads(line) for line in lines.splitlines()]
+    assert [f["text"] for f in found] == ["a good film", "the bad film very very"]
+    assert [f["predictions"][0]["label"] for f in found] == ["good", "bad"]
+    lines = run("predict", reviews, "--text", "review", "--task", task, "--json").splitlines()
+    right = [json.loads(x)["predictions"][0]["label"] == y for x, (_, y) in zip(lines, ROWS, strict=True)]
+    assert sum(right) > 0.9 * len(ROWS)
+    (tmp_path / "more.txt").write_text("a bad film\n\nthe good film\n")
+    assert len(run("predict", tmp_path / "more.txt", "--task", task, "--json").splitlines()) == 2
+    assert "good" in run("predict", "a good film", "--task", task)
+
+
+def test_tagged_words_are_learned_and_predicted_word_by_word(encoder, tmp_path):
+    text = "\n\n".join("\n".join(f"{w} {t}" for w, t in s) for s in TAGGED * 8)
+    (tmp_path / "names.conll").write_text(text)
+    out = tmp_path / "run"
+    row = json.loads(
+        run("train", tmp_path / "names.conll", "--backbone", f"hf:{encoder}", "--method", "res-tuning-bypass",
+            "--epochs", 20, "--batch-size", 8, "--lr", "1e-2", "--out", out, "--json")
+    )  # fmt: skip
+    assert row["test_accuracy"] > 0.9
+    answer = json.loads(run("predict", "bob in paris", "--task", out / "names.task", "--json"))
+    assert answer["words"] == ["bob", "in", "paris"]
+    assert [best[0]["label"] for best in answer["predictions"]] == ["PER", "O", "LOC"]
+
+
+def test_a_decoder_without_a_padding_token_learns_from_its_last_token(tmp_path, reviews):
+    decoder = folders.gpt2(tmp_path / "gpt2")
+    store = tmp_path / "store"
+    row = json.loads(
+        run("train", reviews, "--backbone", f"hf:{decoder}", *COLUMNS, "--method", "res-tuning-bypass",
+            "--epochs", 12, "--batch-size", 8, "--lr", "1e-2", "--out", tmp_path / "run", "--store", store,
+            "--json")
+    )  # fmt: skip
+    assert row["test_accuracy"] > 0.9
+    manifest = json.loads(next(store.glob("*/manifest.json")).read_text())
+    assert '"tokens": "last"' in json.dumps(manifest)
+    empty = json.loads(run("predict", "", "--task", tmp_path / "run" / "reviews.task", "--json"))
+    assert empty["predictions"][0]["probability"] > 0
+
+
+def test_an_encoder_decoder_classifies_with_its_encoder(tmp_path):
+    backbone = load_backbone(f"hf:{folders.t5(tmp_path / 't5')}")
+    assert type(backbone.model).__name__ == "T5EncoderModel"
+
+
+def test_the_authors_pooling_is_the_default(tmp_path):
+    encoder = folders.bert(tmp_path / "bert")
+    assert load_backbone(f"hf:{encoder}").pool is None
+    (encoder / "1_Pooling").mkdir()
+    said = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (encoder / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    assert load_backbone(f"hf:{encoder}").pool == "mean"
+
+
+def test_a_text_file_that_is_not_there_is_named(encoder, reviews, tmp_path):
+    out = tmp_path / "run"
+    run("train", reviews, "--backbone", f"hf:{encoder}", *COLUMNS, "--method", "linear", "--epochs", 1,
+        "--out", out, "--store", tmp_path / "store", "--json")  # fmt: skip
+    done = CliRunner().invoke(app, ["predict", "absent.csv", "--task", str(out / "reviews.task")])
+    assert done.exit_code != 0
+    assert "absent.csv" in str(done.exception)
