@@ -21,7 +21,7 @@ from restuning._errors import ForecastError, MapsError
 from restuning.features import build, viewed
 from restuning.forecast.beside import Run, forecast_run
 from restuning.forecast.ledger import Ledger
-from restuning.forecast.step import StepForecast
+from restuning.forecast.step import SCRATCH, StepForecast
 
 BATCH = 6
 CLASSES = 5
@@ -168,6 +168,15 @@ def test_a_step_costs_no_memory_and_leaves_the_module_alone():
     assert all(p.grad is None for p in module.parameters())
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
     assert module(*example).shape == (1, CLASSES)
+
+
+def test_scratch_is_by_thread_and_never_more_than_the_operands():
+    small = forecast.forecast_forward(nn.Linear(4, 4, bias=False), torch.zeros(1, 4), 2)
+    large = forecast.forecast_forward(nn.Linear(4096, 64), torch.zeros(1, 4096), 4096)
+    threads = torch.get_num_threads()
+    assert small.scratch_bytes == threads * 4 * (2 * 4 + 4 * 4)
+    assert large.scratch_bytes == threads * SCRATCH
+    assert large.total_bytes - large.peak_bytes > large.scratch_bytes
 
 
 def test_views_are_free_and_what_is_let_go_is_subtracted():

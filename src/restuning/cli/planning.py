@@ -40,8 +40,7 @@ class Request:
         batch: Inputs of a step.
         epochs: None for each method's default.
         budget: Bytes, or None.
-        precision: Autocast.
-        dtype: Of a store.
+        precision, dtype: Of autocast, of a store.
         options: Of the methods.
     """
 
@@ -78,9 +77,9 @@ class Planner:
             return self._options(method, self.drawn)
 
     def _options(self, method: str, host: Host) -> list[forecast.Option]:
-        own = {k: v for k, v in self.request.options.items()
-               if not (method == "adaptformer" and k == "rank")}  # fmt: skip
-        task = methods.build(method, host, num_classes=self.request.classes, **own)
+        task = methods.build(
+            method, host, num_classes=self.request.classes, **self.request.options
+        )
         if forecast.storable(task):
             forms = ("cached", "live")
         else:
