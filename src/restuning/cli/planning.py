@@ -224,12 +224,9 @@ def _show(
     console.print(table)
     if found is None:
         console.print("nothing fits: a smaller backbone or more memory is needed")
-        return
-    option = found.option
-    console.print(
-        f"[bold]take[/bold]  {option.method}, {option.form} ({option.reads}), batch {found.batch}: "
-        f"{found.why}", highlight=False,
-    )  # fmt: skip
+    else:
+        words = f"{found.option.method}, {found.option.form} ({found.option.reads})"
+        console.print(f"[bold]take[/bold]  {words}, batch {found.batch}: {found.why}", highlight=False)
 
 
 def _size(value: int | None) -> str:
@@ -290,7 +287,7 @@ def plan(
         splits = {name: len(part) for name, part in parts.items() if part is not None}
     request = Request(
         backbone, classes or (found.num_classes if found else 100), splits, batch, epochs, budget,
-        precision, check_dtype(cache_dtype), {"rank": rank},
+        precision, check_dtype(cache_dtype), {} if method == "adaptformer" else {"rank": rank},
     )  # fmt: skip
     report = run(request, [method] if method else list(COMPARED), loaded, host, to)
     if arms is not None:
