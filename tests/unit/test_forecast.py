@@ -21,7 +21,7 @@ from restuning._errors import ForecastError, MapsError
 from restuning.features import build, viewed
 from restuning.forecast.beside import Run, forecast_run
 from restuning.forecast.ledger import Ledger
-from restuning.forecast.step import StepForecast
+from restuning.forecast.step import SCRATCH, StepForecast
 
 BATCH = 6
 CLASSES = 5
@@ -170,6 +170,15 @@ def test_a_step_costs_no_memory_and_leaves_the_module_alone():
     assert module(*example).shape == (1, CLASSES)
 
 
+def test_scratch_is_by_thread_and_never_more_than_the_operands():
+    small = forecast.forecast_forward(nn.Linear(4, 4, bias=False), torch.zeros(1, 4), 2)
+    large = forecast.forecast_forward(nn.Linear(4096, 64), torch.zeros(1, 4096), 4096)
+    threads = torch.get_num_threads()
+    assert small.scratch_bytes == threads * 4 * (2 * 4 + 4 * 4)
+    assert large.scratch_bytes == threads * SCRATCH
+    assert large.total_bytes - large.peak_bytes > large.scratch_bytes
+
+
 def test_views_are_free_and_what_is_let_go_is_subtracted():
     with Ledger() as ledger:
         x = torch.ones(100)
@@ -194,6 +203,7 @@ def test_checkpointing_and_pieces_save_memory_and_cost_time():
     assert again.saved_bytes < plain.saved_bytes / 5
     assert again.peak_bytes < 0.7 * plain.peak_bytes
     assert again.cost.flops > plain.cost.flops
+    assert parts.cost.flops == plain.cost.flops
     assert plain.peak_bytes / 5 < parts.peak_bytes < plain.peak_bytes / 3
     assert type(host.model.get_submodule("blocks.0")).__name__ == "Block"
 

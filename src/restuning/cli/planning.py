@@ -40,8 +40,7 @@ class Request:
         batch: Inputs of a step.
         epochs: None for each method's default.
         budget: Bytes, or None.
-        precision: Autocast.
-        dtype: Of a store.
+        precision, dtype: Of autocast, of a store.
         options: Of the methods.
     """
 
@@ -78,9 +77,9 @@ class Planner:
             return self._options(method, self.drawn)
 
     def _options(self, method: str, host: Host) -> list[forecast.Option]:
-        own = {k: v for k, v in self.request.options.items()
-               if not (method == "adaptformer" and k == "rank")}  # fmt: skip
-        task = methods.build(method, host, num_classes=self.request.classes, **own)
+        task = methods.build(
+            method, host, num_classes=self.request.classes, **self.request.options
+        )
         if forecast.storable(task):
             forms = ("cached", "live")
         else:
@@ -225,12 +224,9 @@ def _show(
     console.print(table)
     if found is None:
         console.print("nothing fits: a smaller backbone or more memory is needed")
-        return
-    option = found.option
-    console.print(
-        f"[bold]take[/bold]  {option.method}, {option.form} ({option.reads}), batch {found.batch}: "
-        f"{found.why}", highlight=False,
-    )  # fmt: skip
+    else:
+        words = f"{found.option.method}, {found.option.form} ({found.option.reads})"
+        console.print(f"[bold]take[/bold]  {words}, batch {found.batch}: {found.why}", highlight=False)
 
 
 def _size(value: int | None) -> str:
@@ -291,7 +287,7 @@ def plan(
         splits = {name: len(part) for name, part in parts.items() if part is not None}
     request = Request(
         backbone, classes or (found.num_classes if found else 100), splits, batch, epochs, budget,
-        precision, check_dtype(cache_dtype), {"rank": rank},
+        precision, check_dtype(cache_dtype), {} if method == "adaptformer" else {"rank": rank},
     )  # fmt: skip
     report = run(request, [method] if method else list(COMPARED), loaded, host, to)
     if arms is not None:

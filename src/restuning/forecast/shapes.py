@@ -30,20 +30,15 @@ def like(tensor: Tensor, mode: FakeTensorMode, device: str = "cpu") -> Tensor:
     return fake
 
 
-def weightless(
-    module: nn.Module, mode: FakeTensorMode, device: str = "cpu", *, apart: tuple[Any, ...] = ()
-) -> nn.Module:
+def weightless(module: nn.Module, mode: FakeTensorMode, device: str = "cpu") -> nn.Module:
     """A copy of a module, hooks and all, without its weights; they may be on `meta` already.
 
     Args:
         module: Left as it is.
         mode: Of `shapes_only()`.
         device: Whose kernels are to be forecast; none such needs to be here.
-        apart: Objects that the copy shares instead of copying (an open store).
     """
-    memo: dict[int, Any] = {id(thing): thing for thing in apart}
-    for tensor in (*module.parameters(), *module.buffers()):
-        memo[id(tensor)] = like(tensor, mode, device)
+    memo = {id(t): like(t, mode, device) for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, memo)
 
 

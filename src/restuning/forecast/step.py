@@ -36,6 +36,17 @@ class Cost:
     moved: int
     calls: int
 
+    def plus(self, other: Cost, times: int = 1) -> Cost:
+        """This, and another so many times."""
+        return Cost(
+            self.flops + times * other.flops, self.moved + times * other.moved,
+            self.calls + times * other.calls,
+        )  # fmt: skip
+
+    def minus(self, other: Cost) -> Cost:
+        """What this has more than another."""
+        return self.plus(other, -1)
+
     def seconds(self, rates: Rates) -> float:
         """Time at a machine's rates: products, traffic and calls one after the other."""
         return (
@@ -95,7 +106,6 @@ def forecast_step(
     precision: str = "no",
     pieces: int = 1,
     device: str = "cpu",
-    apart: tuple[Any, ...] = (),
 ) -> StepForecast:
     """Run one training step of any module on tensors that have shapes only.
 
@@ -114,17 +124,15 @@ def forecast_step(
         precision: "no", or "bf16" and "fp16" for autocast.
         pieces: Parts the batch is run in (gradient accumulation).
         device: Whose kernels are used; none such needs to be here.
-        apart: Objects of the module that are shared instead of copied.
 
     Cost: 0.1 to 2 s, whatever the size of the weights; no memory.
     """
     mode, ledger = shapes_only(), Ledger()
     parameters = [p for p in module.parameters() if p.requires_grad] if trained is None else trained
-    copied = nn.ModuleDict({"module": module})
-    names = {id(p): n for n, p in copied.named_parameters(remove_duplicate=False)}
-    fake = weightless(copied, mode, device, apart=apart)["module"]  # type: ignore[index]
-    by_name = dict(nn.ModuleDict({"module": fake}).named_parameters(remove_duplicate=False))
-    own = [by_name[names[id(p)]] for p in parameters]
+    names = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
+    fake = weightless(module, mode, device)
+    copies = dict(fake.named_parameters(remove_duplicate=False))
+    own = [copies[names[id(p)]] for p in parameters]
     weights = [*fake.parameters(), *fake.buffers()]
     ledger.hold(weights)
     weights_bytes = ledger.live
@@ -140,6 +148,7 @@ def forecast_step(
     measure = loss or _cross_entropy
     before = ledger.start()
     noted, saved_bytes = Saved(weights), 0
+    done = [Cost(0, 0, 0)]
     fake.train(optimiser is not None)
     with ledger, mode:
         for number in range(min(pieces, 2)):
@@ -153,15 +162,21 @@ def forecast_step(
                 saved_bytes = noted.bytes() if number == 0 else saved_bytes
                 value.backward()
             del value
+            done.append(_cost(ledger))
     if optimiser is not None:
         # Outside the mode: AdamW counts its steps in real tensors.
         with ledger:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+    cost = _cost(ledger).plus(done[-1].minus(done[-2]), max(0, pieces - 2))
     return StepForecast(
         batch, weights_bytes, _bytes(own), optimiser_bytes, input_bytes, saved_bytes,
-        ledger.peak - before, _scratch(ledger, device), Cost(ledger.flops, ledger.moved, ledger.calls),
+        ledger.peak - before, _scratch(ledger, device), cost,
     )  # fmt: skip
+
+
+def _cost(ledger: Ledger) -> Cost:
+    return Cost(ledger.flops, ledger.moved, ledger.calls)
 
 
 def _scratch(ledger: Ledger, device: str) -> int:
