@@ -67,7 +67,7 @@ def tap_shapes(host: Host, needs: Needs, example: Any) -> dict[str, Tensor]:
     taps = tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps)
     args, kwargs = positional(batch_of(example, 1, mode))
     with mode:
-        return fake.taps(Needs(taps, needs.tokens), *args, **kwargs)
+        return dict(fake.features(*args, keep=Needs(taps, needs.tokens), **kwargs))
 
 
 def store_bytes(taps: Mapping[str, Tensor], rows: int, dtype: str = "fp32") -> int:
@@ -91,7 +91,7 @@ class OnTaps(Cached):
     def __init__(self, host: Host, task: Task) -> None:
         nn.Module.__init__(self)
         self.host, self.task = host, task
-        self._last, self._cls = host.sites.taps[-1], False
+        self._last, self._one = host.sites.taps[-1], "all"
 
 
 @contextmanager
