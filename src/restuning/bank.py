@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from restuning._errors import FormatError, TunerShapeError, UnknownNameError
 from restuning.bypass import Bypass, Needs, readout_of
-from restuning.task import Task
+from restuning.task import TOKENS, Task
 from restuning.tuners import DropPath, ResAdapter, Scaled, Tuner
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
@@ -60,11 +60,17 @@ class Bank(nn.Module):
         self.names = tuple(tasks)
         self.labels = {name: task.labels for name, task in tasks.items()}
         needs = [t.bypass.needs(str(t.pool)) if t.bypass is not None
-                 else Needs(("last",), "cls" if t.pool == "cls" else "all")
+                 else Needs(("last",), TOKENS.get(str(t.pool), "all"))
                  for t in tasks.values()]  # fmt: skip
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
-        tokens = "all" if any(need.tokens == "all" for need in needs) else "cls"
-        self.keep = Needs(tuple(taps), tokens)
+        kinds = {need.tokens for need in needs}
+        if "pool" in kinds and len(kinds) > 1:
+            raise FormatError(
+                "tasks of one bank must read the backbone alike",
+                found=", ".join(f"{n}: {t.pool}" for n, t in tasks.items()),
+                fix='give tasks of readout "own" a bank of their own',
+            )
+        self.keep = Needs(tuple(taps), "all" if "all" in kinds else needs[0].tokens)
         groups: dict[str, dict[str, Task]] = {}
         for name, task in tasks.items():
             groups.setdefault(_form(name, task), {})[name] = task

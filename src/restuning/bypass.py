@@ -7,7 +7,7 @@ from its tuners and the readout, so that nothing else has to be kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from restuning.sites import Site, Sites
 from restuning.tuners import Tuner, from_spec
 
 Plan = Callable[[Site], "Tuner | None"]
-Tokens = Literal["cls", "all"]
+Tokens = Literal["cls", "all", "pool"]
 
 LAST_GATE = 3.0
 """Start of the last lambda's logit: sigmoid(3) = 0.95, close to the linear probe (lambda_L = 1)
@@ -32,7 +32,8 @@ class Needs:
 
     Attributes:
         taps: `block.0` ... `block.L`.
-        tokens: "cls" (the class token only) or "all".
+        tokens: "cls" (the class token only), "all", or "pool": one vector a tap, the mean over its
+            tokens, and for the last tap the backbone's own feature.
     """
 
     taps: tuple[str, ...]
@@ -68,16 +69,30 @@ def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) 
     )
 
 
+RESAMPLE_RANK = 64
+"""Channels between two stages: ResNet-50 would otherwise spend 2.7 million parameters there."""
+
+
 class Resample(nn.Module):
     """Fits a state to the next stage of a hierarchy: `pool(x) W`, average pooling over the grid.
 
+    Args:
+        dim: Width of the state.
+        to: Width of the next stage.
+
     Shape:
         x: `b h w d` or `b n d`; like: the next tap. Returns a tensor of like's shape.
+
+    Cost: W has `dim * to + to` parameters, or, where that is less, goes through 64 channels.
     """
 
     def __init__(self, dim: int, to: int) -> None:
         super().__init__()
-        self.width = nn.Linear(dim, to)
+        whole = nn.Linear(dim, to)
+        thin = RESAMPLE_RANK * (dim + to) < dim * to
+        self.width: nn.Module = whole if not thin else nn.Sequential(
+            nn.Linear(dim, RESAMPLE_RANK, bias=False), nn.Linear(RESAMPLE_RANK, to)
+        )  # fmt: skip
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
         """Pool tokens to like's grid, then map the width."""
@@ -109,6 +124,10 @@ class Bypass(nn.Module):
 
     Shape:
         taps: mapping of name to `b n d_l`. Returns the last state, `b n d_L`.
+
+    On maps and hierarchies (readout "own") every tap is one vector: x_l the mean of the stream over
+    its grid, x_L the backbone's own feature, and a learned linear map between widths. This is a
+    form of its own, not a short cut: mean(h(x)) = h(mean(x)) holds only for affine h.
 
     Cost: with 24 Res-Adapters of rank 10 on ViT-B/16, 387,312 parameters and 12 lambdas.
     Start: lambda 0.5 as a neutral choice (the paper's is not known), the last one 0.95; with
@@ -147,14 +166,27 @@ class Bypass(nn.Module):
             self.gate[-1] = LAST_GATE
 
     @classmethod
-    def plan(cls, sites: Sites, horizontal: Plan | None, vertical: Plan | None) -> Bypass:
-        """A bypass over all block sites, its tuners given by plans (None: the identity)."""
+    def plan(
+        cls, sites: Sites, horizontal: Plan | None, vertical: Plan | None, own: int | None = None
+    ) -> Bypass:
+        """A bypass over all block sites, its tuners given by plans (None: the identity).
+
+        Args:
+            sites: The host's.
+            horizontal: Tuners on the taps.
+            vertical: Tuners on the states.
+            own: Width of the backbone's own feature where that is x_L (readout "own").
+        """
         blocks = [s for s in sites.values() if s.op == "block"]
-        dims = [blocks[0].dim, *[s.dim for s in blocks]]
-        across = [horizontal(s) if horizontal else None for s in blocks]
+        names = ["block.0", *[s.name for s in blocks]]
+        first = replace(blocks[0], dim=blocks[0].dim_in or blocks[0].dim)
+        states = [first, *blocks]
+        if own is not None:
+            states[-1] = replace(blocks[-1], dim=own)
+        across = [horizontal(s) if horizontal else None for s in states[1:]]
         # A vertical tuner works on the state before the layer, hence on that state's width.
-        below = [vertical(blocks[max(i - 1, 0)]) if vertical else None for i in range(len(blocks))]
-        return cls(["block.0", *[s.name for s in blocks]], dims, across, below)
+        below = [vertical(s) if vertical else None for s in states[:-1]]
+        return cls(names, [s.dim for s in states], across, below)
 
     @property
     def tuners(self) -> list[Tuner]:
@@ -162,7 +194,20 @@ class Bypass(nn.Module):
         return [t for t in [*self.horizontal, *self.vertical] if isinstance(t, Tuner)]
 
     def needs(self, pool: str) -> Needs:
-        """What is read: the class token alone if no tuner mixes tokens and pool is "cls"."""
+        """What is read: one vector a tap for "own"; the class token alone for "cls" if no tuner
+        mixes tokens; else all tokens.
+
+        Raises:
+            TunerShapeError: A tuner mixes tokens where the readout leaves one vector.
+        """
+        if pool == "own":
+            mixing = next((t for t in self.tuners if t.mixes_tokens), None)
+            if mixing is not None:
+                raise TunerShapeError(
+                    "a bypass on the backbone's own feature has one vector a tap", where=mixing.kind,
+                    found="a tuner that mixes tokens", fix='give the task pool="mean" or "all"',
+                )  # fmt: skip
+            return Needs(self.taps, "pool")
         token_wise = not any(t.mixes_tokens for t in self.tuners) and not len(self.resample)
         return Needs(self.taps, "cls" if pool == "cls" and token_wise else "all")
 

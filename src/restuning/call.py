@@ -29,9 +29,11 @@ class Call:
     """The record of one call: what is in use, what was seen. Lives in one thread."""
 
     def __init__(
-        self, tuners: Mapping[str, Tuner], needs: Needs, views: Mapping[int, LentMaps], last: str
-    ) -> None:
+        self, tuners: Mapping[str, Tuner], needs: Needs, views: Mapping[int, LentMaps], last: str,
+        rows: int = 0,
+    ) -> None:  # fmt: skip
         self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
+        self.rows = rows
         self.entered: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
         self.masks: dict[int, Tensor] = {}
@@ -41,26 +43,37 @@ class Call:
 
     def again(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
-        return Call(self.tuners, Needs(()), self.views, self.last)
+        return Call(self.tuners, Needs(()), self.views, self.last, self.rows)
 
-    def keep(self, tap: str, stream: Tensor) -> None:
-        """Keep a tap, only the tokens that are needed."""
+    def keep(self, tap: str, stream: Tensor, channels_first: bool = False) -> None:
+        """Keep a tap with channels last, only the tokens that are needed."""
+        if channels_first:
+            stream = stream.movedim(1, -1)
         if self.appended:
             stream = stream[:, : -self.appended]
         if self.needs.tokens == "cls":
             stream = stream[:, :1]
             # A slice would hold the whole stream in memory; a copy of one token lets it go.
             stream = stream if stream.requires_grad else stream.clone()
+        if self.needs.tokens == "pool" and tap not in ("last", self.last):
+            # Windows or patches folded into the batch (MobileViT) are tokens of one input.
+            stream = stream.reshape(self.rows or stream.shape[0], -1, stream.shape[-1])
+            stream = stream.mean(1, keepdim=True)
         self.kept[tap] = stream
 
 
 @dataclass(frozen=True)
 class Enter:
-    """Notes the stream that enters a site; at the stem keeps tap 0 and adds tokens."""
+    """Notes the stream that enters a site; at the stem keeps tap 0 and adds tokens.
+
+    `dim` is the width of tap 0, `maps` whether the first block has channels first.
+    """
 
     slot: str
     sites: tuple[Site, ...]
     stem: bool
+    dim: int = 0
+    maps: bool = False
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook."""
@@ -83,7 +96,8 @@ class Enter:
                     delta = x + delta
                 x, changed = delta, True
             if "block.0" in call.needs.taps:
-                call.keep("block.0", x)
+                first = x.shape[1] == self.dim and (self.maps or x.shape[-1] != self.dim)
+                call.keep("block.0", x, first)
         for site in self.sites:
             if site.name in call.tuners:
                 call.entered[site.name] = x
@@ -140,7 +154,7 @@ class Leave:
                     if tap in call.needs.taps:
                         kept = first_tensor(output)
                         assert kept is not None
-                        call.keep(tap, kept)
+                        call.keep(tap, kept, site.channels_first)
                 if site.name == call.last and call.appended:
                     output = _replaced(output, lambda t: t[:, : -call.appended])  # noqa: B023
                     call.appended = 0
@@ -163,9 +177,13 @@ def _refuse_recomputation(hook: Leave) -> None:
 def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     y = first_tensor(output)
     assert y is not None
-    x = y if tuner.reads == "output" else call.entered.pop(site.name)
-    if site.layout == "b d h w":
+    entered = call.entered.pop(site.name)
+    x = y if tuner.reads == "output" or site.changes else entered
+    if site.channels_first:
         x, y = x.movedim(1, -1), y.movedim(1, -1)
+    grid = y.shape
+    if y.dim() > 3 and not tuner.needs_grid:
+        x, y = x.flatten(1, -2), y.flatten(1, -2)
     view = call.views.get(site.layer) if tuner.needs_view else None
     if view is not None and site.layer in call.masks:
         view = view.masked(call.masks[site.layer])
@@ -174,7 +192,8 @@ def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     except TunerShapeError as error:
         where = f"{error.where} at {site.name}"
         raise TunerShapeError(error.what, where=where, found=error.found, fix=error.fix) from None
-    if site.layout == "b d h w":
+    total = total.reshape(grid)
+    if site.channels_first:
         total = total.movedim(-1, 1)
     return _replaced(output, lambda _: total)
 

@@ -20,12 +20,23 @@ from restuning.bypass import Features, Needs
 from restuning.call import Call, Enter, Leave, Mask, idle, in_use
 from restuning.fingerprint import fingerprint
 from restuning.recompute import checkpoint_blocks
-from restuning.sites import Finder, LentMaps, Readout, Site, Sites
+from restuning.sites import (
+    Finder,
+    LentMaps,
+    Readout,
+    Site,
+    Sites,
+    StageFinder,
+    first_tensor,
+    vector_of,
+)
 from restuning.tuners import Tuner
 
 
 def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, Readout]:
     """Find the sites and the readout of a backbone by structure, proved by one forward.
+
+    A second forward looks for stages where the first has shown no residual sum.
 
     Args:
         model: The backbone, in eval mode.
@@ -35,7 +46,24 @@ def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, R
     Raises:
         NoSitesError: None found.
     """
-    finder, handles = Finder(model), []
+    finder = Finder(model)
+    output = _heard(model, finder, example, kwargs)
+    try:
+        return finder.found(output)
+    except NoSitesError:
+        stages = StageFinder(model)
+        output = _heard(model, stages, example, kwargs)
+        found = stages.found(output)
+        if found is None:
+            raise
+        return found
+
+
+def _heard(
+    model: nn.Module, finder: Finder | StageFinder, example: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """The output of one forward in which a finder heard every module."""
+    handles = []
     for path, module in model.named_modules():
 
         def enter(m: nn.Module, a: tuple, k: dict, path: str = path) -> None:
@@ -50,11 +78,10 @@ def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, R
         ]
     try:
         with torch.no_grad():
-            output = model(*map(_telling, example), **kwargs)
+            return model(*map(_telling, example), **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return finder.found(output)
 
 
 def _telling(value: Any) -> Any:
@@ -115,11 +142,13 @@ class Host(nn.Module):
         for site in self.sites.values():
             enters.setdefault(site.enter, []).append(site)
             leaves.setdefault(site.leave, []).append(site)
-        stem = next(s.enter for s in self.sites.values() if s.op == "block")
+        first = next(s for s in self.sites.values() if s.op == "block")
+        stem, width = first.enter, first.dim_in or first.dim
         enters.setdefault(stem, [])
         for path, sites in enters.items():
             self.model.get_submodule(path).register_forward_pre_hook(
-                Enter(self._slot, tuple(sites), path == stem), with_kwargs=True
+                Enter(self._slot, tuple(sites), path == stem, width, first.channels_first),
+                with_kwargs=True,
             )
         for site in self.sites.values():
             if site.op == "mha" and site.maps is not None:
@@ -148,7 +177,7 @@ class Host(nn.Module):
         """The frozen final norm and pooling, `b n d -> b d`, on loan to tasks."""
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:
-            rule = Readout(rule.norm, pool, rule.dim, rule.skip)  # type: ignore[arg-type]
+            rule = Readout(rule.norm, pool, rule.dim, rule.skip, maps=rule.maps)  # type: ignore[arg-type]
         return rule(self.model, state)
 
     def features(
@@ -174,11 +203,31 @@ class Host(nn.Module):
                 raise NoSitesError(
                     "no such tap", where=tap, fix=f"taps are block.0 to {self._last}"
                 )
-        call = Call({}, needs, self._views, self._last)
+        call = self._call({}, needs, args, kwargs)
         with torch.no_grad(), in_use(self._slot, call):
-            self.model(*args, **kwargs)
+            output = self.model(*args, **kwargs)
         self._roll_call(call)
+        self._own(call, output)
         return {tap: call.kept[tap] for tap in needs.taps}
+
+    def _call(self, tuners: Mapping[str, Tuner], needs: Needs, args: tuple, kwargs: dict) -> Call:
+        inputs = first_tensor(args)
+        inputs = first_tensor(kwargs) if inputs is None else inputs
+        rows = 0 if inputs is None else inputs.shape[0]
+        return Call(tuners, needs, self._views, self._last, rows)
+
+    def _own(self, call: Call, output: Any) -> None:
+        """Under tokens "pool" the last tap is the backbone's own vector, `b 1 d`."""
+        if call.needs.tokens != "pool":
+            return
+        for tap in ("last", self._last):
+            if tap in call.kept:
+                if self.readout_rule.pool == "own":
+                    vector = vector_of(output)
+                    assert vector is not None
+                else:
+                    vector = self.readout(call.kept[tap])
+                call.kept[tap] = vector.unsqueeze(1)
 
     def tuned(
         self, tuners: Mapping[str, Tuner], needs: Needs, *args: Any,
@@ -193,7 +242,7 @@ class Host(nn.Module):
             weights: Tensors that take the place of the backbone's for this forward.
             kwargs: The backbone's input by keyword.
         """
-        call = Call(tuners, needs, self._views, self._last)
+        call = self._call(tuners, needs, args, kwargs)
         self._check(tuners)
         with in_use(self._slot, call):
             if weights:
@@ -201,6 +250,7 @@ class Host(nn.Module):
             else:
                 output = self.model(*args, **kwargs)
         self._roll_call(call)
+        self._own(call, output)
         return call.kept, output
 
     @contextmanager

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, NoSitesError
-from restuning.bypass import Bypass, Needs, Plan, readout_of
+from restuning.bypass import Bypass, Needs, Plan, Tokens, readout_of
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
+
+
+TOKENS: dict[str, Tokens] = {"cls": "cls", "own": "pool"}
+"""Tokens of the last stream that a readout reads; all for any other."""
 
 
 class Task(nn.Module):
@@ -25,7 +29,7 @@ class Task(nn.Module):
         weights: Trained copies of backbone tensors by name with "/" for "." (full fine-tuning,
             BitFit); the backbone itself is never changed.
         head: `nn.Linear` on the feature, or None to return the backbone's own output.
-        pool: Readout this task uses ("cls", "mean", "last", "all"), None for the host's.
+        pool: Readout this task uses ("cls", "mean", "last", "all", "own"), None for the host's.
         method: Name of the method that built it.
         labels: Class names, in the order of the logits.
     """
@@ -89,6 +93,7 @@ class Task(nn.Module):
         head: nn.Linear | None = None,
         *,
         vertical: Plan | None = None,
+        own: int | None = None,
         **settings: Any,
     ) -> Task:
         """A side network on all block taps: Res-Tuning-Bypass.
@@ -98,9 +103,10 @@ class Task(nn.Module):
             plan: Horizontal tuners, `Site -> Tuner | None`; None for none.
             head: Head on the feature.
             vertical: Vertical tuners; None for none.
+            own: Width of the feature, `host.dim`, where the readout is "own" (maps, hierarchies).
             settings: `pool`, `method`, `labels`.
         """
-        return cls(bypass=Bypass.plan(sites, plan, vertical), head=head, **settings)
+        return cls(bypass=Bypass.plan(sites, plan, vertical, own), head=head, **settings)
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -112,7 +118,7 @@ class Task(nn.Module):
         pool = self.pool or readout.pool
         if self.bypass is not None:
             return self.bypass.needs(pool)
-        return Needs(("last",), "cls" if pool == "cls" else "all")
+        return Needs(("last",), TOKENS.get(pool, "all"))
 
     def forward(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor] | None = None

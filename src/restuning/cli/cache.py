@@ -21,6 +21,7 @@ from restuning.features import (
     stores,
 )
 from restuning.host import Host
+from restuning.task import TOKENS
 from restuning.train.stored import stored
 
 VERBS = ("ls", "info", "verify", "rm")
@@ -37,9 +38,9 @@ def build(
     if torch.cuda.is_available():
         host.cuda()
     if tokens == "auto":
-        tokens = "cls" if host.readout_rule.pool == "cls" else "all"
-    if tokens not in ("cls", "all"):
-        raise StoreError("no such tokens", found=tokens, fix="give auto, cls or all")
+        tokens = TOKENS.get(host.readout_rule.pool, "all")
+    if tokens not in ("cls", "all", "pool"):
+        raise StoreError("no such tokens", found=tokens, fix="give auto, cls, pool or all")
     needs = Needs(host.sites.taps, tokens)  # type: ignore[arg-type]
     augmented = None
     if views > 2:

@@ -123,7 +123,8 @@ class Cached(nn.Module):
 def covers(store: Store, needs: Needs, last: str) -> bool:
     """Whether a store holds all that is needed."""
     wanted = {last if tap == "last" else tap for tap in needs.taps}
-    tokens = store.key.tokens == "all" or needs.tokens == "cls"
+    kept = store.key.tokens
+    tokens = kept == needs.tokens or (kept == "all" and needs.tokens == "cls")
     return wanted <= {tap.name for tap in store.key.taps} and tokens
 
 

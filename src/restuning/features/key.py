@@ -39,7 +39,7 @@ class StoreKey:
     Attributes:
         backbone: Name, fingerprint and the digest of all weights.
         taps: What is kept, in order; a row is their values one after the other.
-        tokens: "cls" or "all".
+        tokens: "cls", "all" or "pool".
         dtype: How values are kept.
         preprocessing: How an image became an input.
         data: Name of the data set and the digest of its ordered samples.

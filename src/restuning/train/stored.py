@@ -75,7 +75,7 @@ def why_not(task: Task, augment: str) -> str:
 
 def wanted(host: Host, needs: Needs) -> Needs:
     """What to store: every tap where that is one token each, so that methods share a store."""
-    return Needs(host.sites.taps, "cls") if needs.tokens == "cls" else Needs(
+    return Needs(host.sites.taps, needs.tokens) if needs.tokens != "all" else Needs(
         tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps), "all"
     )  # fmt: skip
 
@@ -147,7 +147,7 @@ def stored(
 
 
 def _form(key: StoreKey) -> str:
-    tokens = "class token" if key.tokens == "cls" else "all tokens"
+    tokens = {"cls": "class token", "pool": "pooled"}.get(key.tokens, "all tokens")
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
     return (
         f"{len(key.taps)} taps, {tokens}, {key.dtype}{views}, {key.bytes_per_row:,} bytes an input"
@@ -170,7 +170,9 @@ def _covering(root: Path, key: StoreKey) -> Store | None:
             getattr(theirs, f) == getattr(key, f)
             for f in ("backbone", "dtype", "preprocessing", "data", "splits")
         )
-        enough = wide <= {t.name for t in theirs.taps} and theirs.tokens in (key.tokens, "all")
+        enough = wide <= {t.name for t in theirs.taps} and (
+            theirs.tokens == key.tokens or (theirs.tokens == "all" and key.tokens == "cls")
+        )
         if same and enough and theirs.views[: len(key.views)] == key.views:
             return store
     return None

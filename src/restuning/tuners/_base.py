@@ -81,6 +81,8 @@ class Tuner(nn.Module, ABC):
     mixes_tokens: bool = False
     #: Whether `forward` must be given the layer's frozen attention maps.
     needs_view: bool = False
+    #: Whether a map is given as `b h w d`; all other tuners see its grid as tokens, `b n d`.
+    needs_grid: bool = False
     #: What is fed in: the residual stream, or OP's output.
     reads: Reads = "stream"
     #: Tokens appended to the stream at the stem (VPT-shallow only).

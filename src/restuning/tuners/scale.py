@@ -76,6 +76,11 @@ class Scaled(Tuner):
         """As the tuner inside."""
         return self.tuner.needs_view
 
+    @property
+    def needs_grid(self) -> bool:  # type: ignore[override]
+        """As the tuner inside."""
+        return self.tuner.needs_grid
+
     def reset_parameters(self) -> None:
         """Scales at their start; the gate as torch draws a linear map; then the tuner's own."""
         if self.form in ("scalar", "channel"):
