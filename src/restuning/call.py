@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from restuning._errors import RecomputedError, TunerShapeError
 from restuning.bypass import Needs
-from restuning.sites import LentMaps, Site, first_tensor
+from restuning.sites import LentMaps, Readout, Site, first_tensor, vector_of
 from restuning.tuners import Tuner
 
 _local = threading.local()
@@ -60,6 +60,20 @@ class Call:
             stream = stream.reshape(self.rows or stream.shape[0], -1, stream.shape[-1])
             stream = stream.mean(1, keepdim=True)
         self.kept[tap] = stream
+
+    def own(self, output: Any, rule: Readout, readout: Callable[[Tensor], Tensor]) -> None:
+        """Under tokens "pool" the last tap is the backbone's own feature, `b 1 d`.
+
+        Args:
+            output: The backbone's.
+            rule: How its feature is read.
+            readout: That, as a function of the last stream.
+        """
+        for tap in ("last", self.last) if self.needs.tokens == "pool" else ():
+            if tap in self.kept:
+                vector = vector_of(output) if rule.pool == "own" else readout(self.kept[tap])
+                assert vector is not None
+                self.kept[tap] = vector.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -209,6 +223,13 @@ def _replaced(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     name = next(k for k, v in output.items() if isinstance(v, Tensor))
     output[name] = change(output[name])
     return output
+
+
+def rows_of(args: tuple, kwargs: dict[str, Any]) -> int:
+    """Inputs in a batch; 0 where there is no tensor that would tell."""
+    x = first_tensor(args)
+    x = first_tensor(kwargs) if x is None else x
+    return 0 if x is None else x.shape[0]
 
 
 @contextmanager

@@ -17,19 +17,10 @@ from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError, SiteNotReachedError
 from restuning.bypass import Features, Needs
-from restuning.call import Call, Enter, Leave, Mask, idle, in_use
+from restuning.call import Call, Enter, Leave, Mask, idle, in_use, rows_of
 from restuning.fingerprint import fingerprint
 from restuning.recompute import checkpoint_blocks
-from restuning.sites import (
-    Finder,
-    LentMaps,
-    Readout,
-    Site,
-    Sites,
-    StageFinder,
-    first_tensor,
-    vector_of,
-)
+from restuning.sites import Finder, LentMaps, Readout, Site, Sites, StageFinder, telling
 from restuning.tuners import Tuner
 
 
@@ -46,15 +37,11 @@ def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, R
     Raises:
         NoSitesError: None found.
     """
-    finder = Finder(model)
-    output = _heard(model, finder, example, kwargs)
+    finder, stages = Finder(model), StageFinder(model)
     try:
-        return finder.found(output)
+        return finder.found(_heard(model, finder, example, kwargs))
     except NoSitesError:
-        stages = StageFinder(model)
-        output = _heard(model, stages, example, kwargs)
-        found = stages.found(output)
-        if found is None:
+        if (found := stages.found(_heard(model, stages, example, kwargs))) is None:
             raise
         return found
 
@@ -78,20 +65,10 @@ def _heard(
         ]
     try:
         with torch.no_grad():
-            return model(*map(_telling, example), **kwargs)
+            return model(*map(telling, example), **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _telling(value: Any) -> Any:
-    """An example whose values differ: a constant image would let wrong sums pass as right."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
-        return value
-    if bool((value == value.flatten()[0]).all()):
-        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-        return noise.to(value)
-    return value
 
 
 class Host(nn.Module):
@@ -137,14 +114,13 @@ class Host(nn.Module):
         self._register()
 
     def _register(self) -> None:
-        enters: dict[str, list[Site]] = {}
+        first = next(s for s in self.sites.values() if s.op == "block")
+        stem, width = first.enter, first.dim_in or first.dim
+        enters: dict[str, list[Site]] = {stem: []}
         leaves: dict[str, list[Site]] = {}
         for site in self.sites.values():
             enters.setdefault(site.enter, []).append(site)
             leaves.setdefault(site.leave, []).append(site)
-        first = next(s for s in self.sites.values() if s.op == "block")
-        stem, width = first.enter, first.dim_in or first.dim
-        enters.setdefault(stem, [])
         for path, sites in enters.items():
             self.model.get_submodule(path).register_forward_pre_hook(
                 Enter(self._slot, tuple(sites), path == stem, width, first.channels_first),
@@ -203,31 +179,12 @@ class Host(nn.Module):
                 raise NoSitesError(
                     "no such tap", where=tap, fix=f"taps are block.0 to {self._last}"
                 )
-        call = self._call({}, needs, args, kwargs)
+        call = Call({}, needs, self._views, self._last, rows_of(args, kwargs))
         with torch.no_grad(), in_use(self._slot, call):
             output = self.model(*args, **kwargs)
         self._roll_call(call)
-        self._own(call, output)
+        call.own(output, self.readout_rule, self.readout)
         return {tap: call.kept[tap] for tap in needs.taps}
-
-    def _call(self, tuners: Mapping[str, Tuner], needs: Needs, args: tuple, kwargs: dict) -> Call:
-        inputs = first_tensor(args)
-        inputs = first_tensor(kwargs) if inputs is None else inputs
-        rows = 0 if inputs is None else inputs.shape[0]
-        return Call(tuners, needs, self._views, self._last, rows)
-
-    def _own(self, call: Call, output: Any) -> None:
-        """Under tokens "pool" the last tap is the backbone's own vector, `b 1 d`."""
-        if call.needs.tokens != "pool":
-            return
-        for tap in ("last", self._last):
-            if tap in call.kept:
-                if self.readout_rule.pool == "own":
-                    vector = vector_of(output)
-                    assert vector is not None
-                else:
-                    vector = self.readout(call.kept[tap])
-                call.kept[tap] = vector.unsqueeze(1)
 
     def tuned(
         self, tuners: Mapping[str, Tuner], needs: Needs, *args: Any,
@@ -242,7 +199,7 @@ class Host(nn.Module):
             weights: Tensors that take the place of the backbone's for this forward.
             kwargs: The backbone's input by keyword.
         """
-        call = self._call(tuners, needs, args, kwargs)
+        call = Call(tuners, needs, self._views, self._last, rows_of(args, kwargs))
         self._check(tuners)
         with in_use(self._slot, call):
             if weights:
@@ -250,7 +207,7 @@ class Host(nn.Module):
             else:
                 output = self.model(*args, **kwargs)
         self._roll_call(call)
-        self._own(call, output)
+        call.own(output, self.readout_rule, self.readout)
         return call.kept, output
 
     @contextmanager

@@ -13,7 +13,6 @@ from restuning.bypass import Bypass, Needs, Plan, Tokens, readout_of
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
 
-
 TOKENS: dict[str, Tokens] = {"cls": "cls", "own": "pool"}
 """Tokens of the last stream that a readout reads; all for any other."""
 

@@ -35,7 +35,9 @@ def cache(
     weights: Weights = None,
     random: Random = False,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 (a scale a channel)")] = "fp32",
-    tokens: Annotated[str, typer.Option(help="auto (what the readout needs), cls, pool, all")] = "auto",
+    tokens: Annotated[
+        str, typer.Option(help="auto (what the readout needs), cls, pool, all")
+    ] = "auto",
     views: Annotated[int, typer.Option(help="1; 2 with mirror images; more: random crops")] = 1,
     store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
     batch_size: int = 32,

@@ -10,3 +10,4 @@ from restuning.sites.site import Op as Op
 from restuning.sites.site import Site as Site
 from restuning.sites.site import Sites as Sites
 from restuning.sites.stages import StageFinder as StageFinder
+from restuning.sites.stages import telling as telling

@@ -144,7 +144,9 @@ class Finder:
             or getattr(self.model.get_submodule(s.module), "is_causal", False) is True
             for s in sites
         )
-        readout = self.readout.found(output, causal=causal, maps=is_hierarchy(sites))
+        readout = self.readout.found(
+            output, causal=causal, hierarchy=is_hierarchy(sites), first=sites[-1].channels_first
+        )
         if sites[-1].op == "block" and readout.proof == "exact":
             sites[-1] = replace(sites[-1], proof="residual")
         return Sites(sites), readout

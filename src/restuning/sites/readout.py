@@ -106,18 +106,20 @@ class ReadoutListener:
         if self.waiting and path == self.waiting and y is not None:
             self.norm_out, self.waiting = y.clone(), ""
 
-    def found(self, output: Any, *, causal: bool, maps: bool) -> Readout:
+    def found(self, output: Any, *, causal: bool, hierarchy: bool, first: bool) -> Readout:
         """The readout; "assumed" where no value of the backbone confirms it.
 
         Args:
             output: The backbone's.
             causal: Whether its layers mask the future.
-            maps: Whether its streams are maps or a hierarchy.
+            hierarchy: Whether its streams are maps, or change their width on the way.
+            first: Whether its last stream has channels first.
         """
         assert self.last is not None
         own = vector_of(output)
-        if maps and own is not None:
-            return Readout("", "own", own.shape[-1], proof="exact")
+        # The norm is kept for tasks that ask for a pooled or dense readout of their own.
+        if hierarchy and own is not None:
+            return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
         if self.guess is not None:
             assert self.norm_out is not None
             pool, skip = self.guess
@@ -131,12 +133,11 @@ class ReadoutListener:
         if match:
             return Readout(self.norm, match[0], dim, match[1], proof="exact")
         if own is not None:
-            return Readout("", "own", own.shape[-1], proof="exact")
+            return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
         names = [name for name, _ in self.model.named_parameters()]
         has_class_token = any(_CLASS_TOKENS.search(name) for name in names)
         keeps_it = has_class_token and _tokens(normed, dim).shape[1] % 2 == 1
         pool: Pool = "last" if causal else "cls" if keeps_it else "mean"
-        first = normed.dim() == 4 and normed.shape[-1] != dim
         return Readout(self.norm, pool, dim, maps=first)
 
     def _width(self, normed: Tensor, seen: list[Tensor]) -> int:

@@ -123,3 +123,13 @@ def _digest(x: Any) -> Digest | None:
         return None
     raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return tuple(x.shape), hashlib.blake2b(raw.numpy().tobytes(), digest_size=16).digest()
+
+
+def telling(value: Any) -> Any:
+    """An example whose values differ: a constant image would let wrong sums pass as right."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
+        return value
+    if bool((value == value.flatten()[0]).all()):
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(value)
+    return value

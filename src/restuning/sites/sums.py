@@ -84,10 +84,17 @@ def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
             and _adds(stream.entered, branch.left, target)
         ]
         if matches:
-            best = max(matches, key=lambda m: m[2].end)
+            # A sum commutes: the stream is what was there first, in the branch's own layout.
+            best = max(matches, key=_rank)
             if not any(best[2] is known[2] for known in found):
                 found.append(best)
     return found
+
+
+def _rank(match: tuple[int, Heard, Heard]) -> tuple[bool, int, int]:
+    start, stream, branch = match
+    assert stream.entered is not None and branch.left is not None
+    return stream.entered.shape == branch.left.shape, -start, branch.end
 
 
 class _Outputs:
