@@ -141,6 +141,15 @@ def test_parallel_branches_count_as_a_sum():
     assert Host(Net().eval(), X[:1]).sites.layers == 2
 
 
+@pytest.mark.parametrize("name", ["resnet18", "test_nfnet", "test_convnext", "test_vit"])
+def test_half_precision_shows_the_same_sites(name):
+    wanted = Host(cnn(name), torch.zeros(1, 3, 160, 160)).sites
+    found = Host(cnn(name).bfloat16(), torch.zeros(1, 3, 160, 160).bfloat16()).sites
+    assert [(s.name, s.leave, s.layout) for s in found.values()] == [
+        (s.name, s.leave, s.layout) for s in wanted.values()
+    ]
+
+
 def test_what_is_no_sum_is_no_block():
     class Gate(nn.Module):
         def __init__(self):

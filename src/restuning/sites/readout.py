@@ -32,8 +32,8 @@ class Readout:
         skip: Tokens at the start left out of a mean.
         pool_first: Whether the backbone pools before its norm.
         dim: Width of the feature.
-        maps: Whether the norm reads `b d h w`.
         proof: "exact" if it equals a value seen in the backbone's own forward, else "assumed".
+        maps: Whether the norm reads `b d h w`.
     """
 
     norm: str
@@ -41,8 +41,8 @@ class Readout:
     dim: int
     skip: int = 0
     pool_first: bool = False
-    maps: bool = False
     proof: str = "assumed"
+    maps: bool = False
 
     def __call__(self, model: nn.Module, state: Tensor) -> Tensor:
         """`b n d` (or `b h w d`) to `b d`; `b n d` for "all".

@@ -58,7 +58,12 @@ def equal(a: Tensor, b: Tensor) -> bool:
 def probed(x: Tensor) -> Tensor:
     """A few values spread over a tensor: what differs there need not be compared whole."""
     flat = x.reshape(-1)
-    return flat[:: max(1, flat.numel() // PROBES)][:PROBES].double()
+    return flat[:: max(1, flat.numel() // PROBES)][:PROBES].cpu().double()
+
+
+def _rounding(x: Tensor) -> float:
+    """Largest rounding error of a sum that was written as x."""
+    return 2 * torch.finfo(x.dtype).eps * float(x.abs().max())
 
 
 def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
@@ -118,7 +123,7 @@ class _Outputs:
             return []
         t = probed(target)
         error = (self.rows[target.numel()] - (t - probed(stream))).abs().amax(1)
-        fits = error <= SUM_TOLERANCE * (1 + t.abs().max())
+        fits = error <= SUM_TOLERANCE * (1 + t.abs().max()) + _rounding(target)
         return [self.calls[target.numel()][i] for i in fits.nonzero().flatten().tolist()]
 
 
@@ -161,27 +166,33 @@ def is_residual(calls: list[Heard], own: Heard) -> bool:
 
 
 def _two_terms(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor) -> bool:
-    apart = [i for i, row in enumerate(rows) if not _proportional(row, t)]
+    alike = _proportional(torch.cat([rows, t[None]]))
+    apart = (~alike[-1, :-1]).nonzero().flatten().tolist()
     for i in apart:
         rest = t - rows[i]
-        others = [j for j in apart if j != i and not _proportional(rows[j], rows[i])]
+        others = [j for j in apart if not alike[i, j]]
         if not others:
             continue
         b = rows[others]
         factor = (b @ rest) / (b * b).sum(1).clamp_min(1e-30)
         error = (rest - factor[:, None] * b).abs().amax(1)
-        for place in (error <= SUM_TOLERANCE * rest.abs().max()).nonzero().flatten().tolist():
-            whole = target - terms[i].reshape(target.shape)
-            branch = terms[others[place]].reshape(target.shape) * factor[place].to(whole.dtype)
-            if (whole - branch).abs().max() <= 10 * SUM_TOLERANCE * whole.abs().max():
+        limit = SUM_TOLERANCE * rest.abs().max() + _rounding(target)
+        # What vanishes in rounding is no branch: anything would fit.
+        if rest.abs().max() < 4 * limit:
+            continue
+        for place in (error <= limit).nonzero().flatten().tolist():
+            whole = target.float() - terms[i].reshape(target.shape)
+            branch = terms[others[place]].reshape(target.shape) * float(factor[place])
+            if (whole - branch).abs().max() <= 10 * limit:
                 return True
     return False
 
 
-def _proportional(a: Tensor, b: Tensor) -> bool:
-    """Whether one is a multiple of the other: a copy, a constant scale, or nothing at all."""
-    size = (a * a).sum() * (b * b).sum()
-    return bool((a * b).sum() ** 2 >= (1 - 1e-9) * size)
+def _proportional(rows: Tensor) -> Tensor:
+    """Which rows are multiples of which: copies, constant scales, or nothing at all."""
+    products = rows @ rows.T
+    sizes = products.diagonal()
+    return products**2 >= (1 - 1e-9) * sizes[:, None] * sizes
 
 
 def _parallel(calls: list[Heard], own: Heard, target: Tensor) -> bool:
@@ -195,7 +206,7 @@ def _parallel(calls: list[Heard], own: Heard, target: Tensor) -> bool:
         return False
     total = torch.stack([c.left.reshape(-1) for c in outer]).sum(0)  # type: ignore[union-attr]
     error = (total - target.reshape(-1)).abs().max()
-    return bool(error <= SUM_TOLERANCE * target.abs().max())
+    return bool(error <= SUM_TOLERANCE * target.abs().max() + 2 * _rounding(target))
 
 
 def kind_of(module: nn.Module) -> str:
