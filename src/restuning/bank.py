@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from restuning import stack
 from restuning._errors import FormatError, TunerShapeError, UnknownNameError
-from restuning.bypass import Needs, Tokens, readout_of
+from restuning.bypass import Needs, Tokens, readout_of, tokens_of
 from restuning.stack import Stack
 from restuning.task import Task
 
@@ -28,7 +28,8 @@ class Bank(nn.Module):
         names: Of the tasks.
 
     Raises:
-        FormatError: A task has tuners inside the backbone, or does not say what it reads.
+        FormatError: A task has tuners inside the backbone, does not say what it reads, or reads
+            pooled vectors where another reads tokens.
 
     Cost: per input and task, `4 * L * (2 d r)` flops and `2 L d` values of state on one token.
     """
@@ -51,10 +52,16 @@ class Bank(nn.Module):
         self.names = tuple(tasks)
         self.labels = {name: task.labels for name, task in tasks.items()}
         needs = [t.bypass.needs(str(t.pool)) if t.bypass is not None
-                 else Needs(("last",), _token(t.pool))
+                 else Needs(("last",), tokens_of(t.pool))
                  for t in tasks.values()]  # fmt: skip
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
         kinds: set[Tokens] = {need.tokens for need in needs}
+        if "pool" in kinds and len(kinds) > 1:
+            raise FormatError(
+                "tasks of one bank must read the backbone alike",
+                found=", ".join(f"{n}: {t.pool}" for n, t in tasks.items()),
+                fix='give tasks of readout "own" a bank of their own',
+            )
         tokens: Tokens = kinds.pop() if len(kinds) == 1 else "all"
         self.keep = Needs(tuple(taps), tokens)
         groups: dict[str, dict[str, Task]] = {}
@@ -120,10 +127,6 @@ class _One(nn.Module):
             for name, task in zip(self.names, self.tasks, strict=True)
             if name in names
         }
-
-
-def _token(pool: str | None) -> Tokens:
-    return pool if pool in ("cls", "last") else "all"  # type: ignore[return-value]
 
 
 def _form(name: str, task: Task) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from restuning import fused
 from restuning.bypass import Bypass
 from restuning.fused import ACTIVATIONS, Adapters, lower, mixed, step
+from restuning.resample import on_grid
 from restuning.sites import one_token
 from restuning.task import Task
 from restuning.tuners import Tuner
@@ -100,8 +102,10 @@ class Stack(nn.Module):
         shape = streams[-1].shape
         flat = [stream.reshape(-1, shape[-1]).to(self.gate.dtype) for stream in streams]
         gate, state = _of(self.gate, pick), flat[0]
+        grids = [stream.shape[1:-1] for stream in streams]
         for number, (layer, stream) in enumerate(zip(self.layers, flat[1:], strict=True)):
-            state = layer(state, stream, gate[:, number], pick)
+            fit = partial(_on_grid, before=grids[number], after=grids[number + 1])
+            state = layer(state, stream, gate[:, number], pick, fit)
         feature = readout(state.reshape(-1, *shape[1:]), pool=self.pool)
         feature = feature.unflatten(0, (len(members), -1))
         if self.classes[0] is None:
@@ -126,16 +130,30 @@ class _Layer(nn.Module):
                 self.register_buffer(f"{side}_shift", part.shift)
         self.register_buffer("up", mixed(across, below, gate))
 
-    def forward(self, state: Tensor, stream: Tensor, gate: Tensor, pick: Tensor | None) -> Tensor:
-        """`m d` or `k m d`, and `m d`, to `k m d`."""
-        hidden = [
-            ACTIVATIONS[kind](lower(x, _of(getattr(self, f"{side}_down"), pick),
-                                    _of(getattr(self, f"{side}_shift"), pick)))
+    def forward(
+        self, state: Tensor, stream: Tensor, gate: Tensor, pick: Tensor | None,
+        fit: Callable[[Tensor], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """`m d` or `k m d`, and `m d`, to `k m d`; `fit` brings rows of the state to the stream's grid."""
+        hidden = {
+            side: ACTIVATIONS[kind](lower(x, _of(getattr(self, f"{side}_down"), pick),
+                                          _of(getattr(self, f"{side}_shift"), pick)))
             for side, x, kind in zip(("across", "below"), (stream, state), self.kinds, strict=True)
             if kind is not None
-        ]  # fmt: skip
-        up = self.up
-        return step(state, stream, hidden, None if up is None else _of(up, pick), gate)[0]  # type: ignore[arg-type]
+        }  # fmt: skip
+        if "below" in hidden:
+            # A mean over the grid and the last product commute.
+            hidden["below"] = fit(hidden["below"])
+        up = None if self.up is None else _of(self.up, pick)  # type: ignore[arg-type]
+        return step(fit(state), stream, list(hidden.values()), up, gate)[0]
+
+
+def _on_grid(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """Average pooling of rows `... (b before) c` to `... (b after) c`."""
+    if before == after:
+        return x
+    states = x.unflatten(-2, (-1, *before)).flatten(0, -len(before) - 2)
+    return on_grid(states, after).reshape(*x.shape[:-2], -1, x.shape[-1])
 
 
 def _of(tensor: Tensor, pick: Tensor | None) -> Tensor:

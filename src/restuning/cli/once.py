@@ -38,7 +38,9 @@ def cache(
     precision: Annotated[
         str, typer.Option(help="What the backbone computes in: fp32 or bf16")
     ] = "fp32",
-    tokens: Annotated[str, typer.Option(help="auto (as the readout needs), cls, last, all")] = "auto",
+    tokens: Annotated[
+        str, typer.Option(help="auto (what the readout needs), cls, last, pool, all")
+    ] = "auto",
     views: Annotated[int, typer.Option(help="1; 2 with mirror images; more: random crops")] = 1,
     store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
     batch_size: int = 32,

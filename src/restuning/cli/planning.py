@@ -15,7 +15,7 @@ from rich.table import Table
 from restuning import forecast, methods
 from restuning._errors import ForecastError, MapsError, NoSitesError
 from restuning.backbones import Backbone, load_backbone
-from restuning.bypass import Needs
+from restuning.bypass import IN_WORDS, Needs
 from restuning.cli import training
 from restuning.cli.frame import BackboneName, Json, SkipBad, app, console
 from restuning.data import load_data
@@ -120,7 +120,7 @@ class Planner:
 
 
 def _words(needs: Needs) -> str:
-    tokens = "class token" if needs.tokens == "cls" else "all tokens"
+    tokens = IN_WORDS[needs.tokens]
     return f"{len(needs.taps)} taps, {tokens}" if len(needs.taps) > 1 else f"last tap, {tokens}"
 
 

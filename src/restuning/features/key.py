@@ -39,7 +39,7 @@ class StoreKey:
     Attributes:
         backbone: Name, fingerprint and the digest of all weights.
         taps: What is kept, in order; a row is their values one after the other.
-        tokens: "cls", "last" or "all".
+        tokens: "cls", "last", "all" or "pool"; see `Needs`.
         dtype: How values are kept.
         precision: What the backbone computed in: "fp32", or "bf16" by autocast.
         preprocessing: How an image became an input.

@@ -91,7 +91,7 @@ class OnTaps(Cached):
     def __init__(self, host: Host, task: Task) -> None:
         nn.Module.__init__(self)
         self.host, self.task = host, task
-        self._last, self._one = host.sites.taps[-1], "all"
+        self._last, self._tokens = host.sites.taps[-1], "all"
 
 
 @contextmanager

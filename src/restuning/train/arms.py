@@ -17,8 +17,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
+from restuning.features.cached import narrowed
 from restuning.host import Host
-from restuning.sites import one_token
 from restuning.task import Task
 from restuning.train.optimiser import adamw, learning_rate, parameter_groups
 from restuning.train.randomness import Order
@@ -149,9 +149,7 @@ class _Arms:
         if self.template.bypass is None:
             taps = {"last": taps[self.last]}
         tokens = self.template.needs(self.host.readout_rule).tokens
-        if tokens != "all":
-            taps = {name: one_token(tap, tokens) for name, tap in taps.items()}
-        fed = {name: tap.to(self.device) for name, tap in taps.items()}
+        fed = {name: tap.to(self.device) for name, tap in narrowed(taps, tokens).items()}
         if self._fuses(fed):
             return self._fused(fed)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from restuning._errors import StoreError
 from restuning.backbones import Backbone
-from restuning.bypass import Needs
+from restuning.bypass import IN_WORDS, Needs, hold
 from restuning.data import Data
 from restuning.features import (
     Store,
@@ -156,11 +156,10 @@ def stored(
 
 
 def _form(key: StoreKey) -> str:
-    tokens = {"cls": "class token", "last": "last token"}.get(key.tokens, "all tokens")
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
     computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
     return (
-        f"{len(key.taps)} taps, {tokens}, {key.dtype}{computed}{views}, "
+        f"{len(key.taps)} taps, {IN_WORDS[key.tokens]}, {key.dtype}{computed}{views}, "
         f"{key.bytes_per_row:,} bytes an input"
     )
 
@@ -181,7 +180,7 @@ def _covering(root: Path, key: StoreKey) -> Store | None:
             getattr(theirs, f) == getattr(key, f)
             for f in ("backbone", "dtype", "precision", "preprocessing", "data", "splits")
         )
-        enough = wide <= {t.name for t in theirs.taps} and theirs.tokens in (key.tokens, "all")
+        enough = wide <= {t.name for t in theirs.taps} and hold(theirs.tokens, key.tokens)
         if same and enough and theirs.views[: len(key.views)] == key.views:
             return store
     return None
