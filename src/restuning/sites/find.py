@@ -20,6 +20,7 @@ from restuning.sites.families import declared_sites
 from restuning.sites.linear import is_linear
 from restuning.sites.maps import Maps, propose, prove
 from restuning.sites.readout import Readout, ReadoutListener
+from restuning.sites.residual import is_residual
 from restuning.sites.site import Op, Site, Sites
 from restuning.sites.sums import (
     ATTENTION,
@@ -29,7 +30,6 @@ from restuning.sites.sums import (
     equal,
     first_tensor,
     is_conv,
-    is_residual,
     kind_of,
     layout_of,
     operation,
