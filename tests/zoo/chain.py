@@ -21,8 +21,9 @@ from restuning.sites import first_tensor, vector_of
 
 Made = tuple[nn.Module, tuple, dict[str, Any]]
 CLASSES = 3
-BATCH_TOLERANCE = 1e-3
-"""One image alone or in a batch: other kernels, relative to the largest logit."""
+BATCH_TOLERANCE = 1e-2
+"""One input alone or in a batch, relative to the largest logit: other kernels round elsewhere, and
+batch norms of small variance magnify it (3e-3 was seen). Inputs that mix differ by its whole size."""
 
 
 @dataclass
@@ -96,7 +97,8 @@ def _links(passed: Passed, make: Callable[[], Made], compiled: bool) -> None:
     passed.parameters = sum(p.numel() for p in model.parameters())
     args, kwargs = tuple(map(_two, args)), {k: _two(v) for k, v in kwargs.items()}
     calibrate(model, args, kwargs)
-    reference = copy.deepcopy(model)
+    # Frozen first: nn.MultiheadAttention takes another kernel where a weight wants a gradient.
+    reference = copy.deepcopy(model.requires_grad_(False))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     passed.link = "sites"
     host = Host(model, *(a[:1] for a in args), **{k: v[:1] for k, v in kwargs.items()})

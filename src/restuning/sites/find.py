@@ -22,6 +22,7 @@ from restuning.sites.linear import is_linear
 from restuning.sites.maps import Maps
 from restuning.sites.prove import propose, prove
 from restuning.sites.readout import Readout, ReadoutListener
+from restuning.sites.residual import is_residual
 from restuning.sites.site import Op, Site, Sites
 from restuning.sites.stacks import is_hierarchy, parts
 from restuning.sites.sums import (
@@ -32,7 +33,6 @@ from restuning.sites.sums import (
     equal,
     first_tensor,
     is_conv,
-    is_residual,
     kind_of,
     layout_of,
     operation,
@@ -161,12 +161,8 @@ class Finder:
         """Blocks of a class whose sums were seen only later are put where they ran."""
         kinds = {layer.kind for layer in self.layers}
         known = {layer.sites[-1].module for layer in self.layers}
-        first = [
-            layer
-            for layer in self.plain
-            if layer.kind in kinds
-            and not any(_inside(layer.sites[-1].module, path) for path in known)
-        ]
+        plain = {layer.sites[-1].module: layer for layer in self.plain if layer.kind in kinds}
+        first = [layer for path, layer in plain.items() if not any(_inside(path, k) for k in known)]
         layers = sorted([*first, *self.layers], key=lambda layer: layer.start)
         return [
             replace(site, layer=number, name=f"{site.op}.{number}")

@@ -18,11 +18,10 @@ from restuning.sites.site import Layout, Op
 SUM_TOLERANCE = 1e-5
 """Largest error of a sum relative to the branch when it is not bit-equal (fused multiply-adds)."""
 
-ATTENTION = re.compile(r"attn|attention|xca|msa|mixer", re.I)
 PROBES = 64
-TAIL = 4
-"""Modules after a block's sum that are looked through: activation, attention left out, pooling."""
+"""Values by which tensors are told apart before they are compared whole."""
 
+ATTENTION = re.compile(r"attn|attention|xca|msa|mixer", re.I)
 FFN = re.compile(r"mlp|ffn|feed_?forward|intermediate|glu", re.I)
 NORM = re.compile(r"norm", re.I)
 
@@ -63,7 +62,7 @@ def probed(x: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // PROBES)][:PROBES].cpu().double()
 
 
-def _rounding(x: Tensor) -> float:
+def rounding(x: Tensor) -> float:
     """Largest rounding error of a sum that was written as x."""
     return 2 * torch.finfo(x.dtype).eps * float(x.abs().max())
 
@@ -125,7 +124,7 @@ class _Outputs:
             return []
         t = probed(target)
         error = (self.rows[target.numel()] - (t - probed(stream))).abs().amax(1)
-        fits = error <= SUM_TOLERANCE * (1 + t.abs().max()) + _rounding(target)
+        fits = error <= SUM_TOLERANCE * (1 + t.abs().max()) + rounding(target)
         return [self.calls[target.numel()][i] for i in fits.nonzero().flatten().tolist()]
 
 
@@ -136,79 +135,6 @@ def _adds(stream: Tensor | None, branch: Tensor | None, target: Tensor | None) -
         return False
     total = s + b
     return torch.equal(total, t) or bool((total - t).abs().max() <= SUM_TOLERANCE * b.abs().max())
-
-
-def is_residual(calls: list[Heard], own: Heard) -> bool:
-    """Whether a block returns `f(a + c b)` of two streams, f being modules at its end or nothing.
-
-    a and b are what modules inside read or returned: the block's input or a shortcut's output, and
-    a branch. c is any one number (NFNets scale their branches). Parallel branches count as well:
-    the sum of all that the modules which read the block's input return (RepVGG).
-    """
-    if own.left is None:
-        return False
-    targets, heads = [own.left], [own.left]
-    for _ in range(TAIL):
-        heads = [
-            c.entered
-            for c in calls
-            if c.left is not None and c.entered is not None
-            and any(equal(c.left, h) for h in heads) and not equal(c.left, c.entered)
-        ]  # fmt: skip
-        targets += heads
-    seen = [x for c in [own, *calls] for x in (c.entered, c.left if c is not own else None)]
-    for target in targets:
-        terms = [x for x in seen if x is not None and x.numel() == target.numel()]
-        if not terms:
-            continue
-        rows, t = torch.stack([probed(x) for x in terms]), probed(target)
-        if _two_terms(terms, rows, target, t) or _parallel(calls, own, target):
-            return True
-    return False
-
-
-def _two_terms(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor) -> bool:
-    alike = _proportional(torch.cat([rows, t[None]]))
-    apart = (~alike[-1, :-1]).nonzero().flatten().tolist()
-    for i in apart:
-        rest = t - rows[i]
-        others = [j for j in apart if not alike[i, j]]
-        if not others:
-            continue
-        b = rows[others]
-        factor = (b @ rest) / (b * b).sum(1).clamp_min(1e-30)
-        error = (rest - factor[:, None] * b).abs().amax(1)
-        limit = SUM_TOLERANCE * rest.abs().max() + _rounding(target)
-        # What vanishes in rounding is no branch: anything would fit.
-        if rest.abs().max() < 4 * limit:
-            continue
-        for place in (error <= limit).nonzero().flatten().tolist():
-            whole = target.float() - terms[i].reshape(target.shape)
-            branch = terms[others[place]].reshape(target.shape) * float(factor[place])
-            if (whole - branch).abs().max() <= 10 * limit:
-                return True
-    return False
-
-
-def _proportional(rows: Tensor) -> Tensor:
-    """Which rows are multiples of which: copies, constant scales, or nothing at all."""
-    products = rows @ rows.T
-    sizes = products.diagonal()
-    return products**2 >= (1 - 1e-9) * sizes[:, None] * sizes
-
-
-def _parallel(calls: list[Heard], own: Heard, target: Tensor) -> bool:
-    reads = [
-        c for c in calls
-        if c.entered is not None and c.left is not None and own.entered is not None
-        and c.left.numel() == target.numel() and equal(c.entered, own.entered)
-    ]  # fmt: skip
-    outer = [c for c in reads if not any(o.start < c.start and o.end > c.end for o in reads)]
-    if len(outer) < 2:
-        return False
-    total = torch.stack([c.left.reshape(-1) for c in outer]).sum(0)  # type: ignore[union-attr]
-    error = (total - target.reshape(-1)).abs().max()
-    return bool(error <= SUM_TOLERANCE * target.abs().max() + 2 * _rounding(target))
 
 
 def kind_of(module: nn.Module) -> str:
