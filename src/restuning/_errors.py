@@ -73,6 +73,10 @@ class FormatError(RestuningError):
     """A file is not what it should be: damaged, of an unknown version, or incomplete."""
 
 
+class HubError(RestuningError):
+    """A hub refused or cannot be reached."""
+
+
 class DataError(RestuningError):
     """A data set, an image or a list of labels cannot be read."""
 

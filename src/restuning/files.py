@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from restuning._errors import FormatError, WrongBackboneError, require
+from restuning._errors import FormatError, HubError, WrongBackboneError, require
 from restuning._version import __version__
 from restuning.host import Host
 from restuning.task import Task
@@ -145,14 +146,27 @@ def load(path: str | Path, host: Host, *, any_backbone: bool = False) -> Task:
 def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> str:
     """Upload a task folder to the Hugging Face hub; returns its address.
 
+    Args:
+        path: What `save` left.
+        repository: `user/name`; made if it is not there.
+        private: Of a repository that is made now.
+
     Raises:
         MissingExtraError: huggingface_hub is not installed.
+        HubError: Not logged in, not allowed, or the hub cannot be reached.
     """
     describe(path)
     hub = require("huggingface_hub", "hub", "pushing a task")
     api = hub.HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(folder_path=str(path), repo_id=repository))
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        return str(api.upload_folder(folder_path=str(path), repo_id=repository))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise HubError(
+            "the task was not pushed", where=repository, found=_first_line(error),
+            fix="log in with `hf auth login` (or set HF_TOKEN to a token that may write), and check "
+            "the name and the network; the folder here is as it was",
+        ) from None  # fmt: skip
 
 
 def _local(path: str | Path) -> Path:
@@ -165,8 +179,12 @@ def _local(path: str | Path) -> Path:
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise FormatError(
             "no such folder, and the hub gave no such task", where=str(path),
-            found=str(error).splitlines()[0][:200], fix="check the name and the network",
+            found=_first_line(error), fix="check the name and the network",
         ) from None  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _short(fingerprint: Mapping[str, Any]) -> str:
@@ -189,11 +207,11 @@ def _write(path: Path, text: str) -> None:
 
 def _card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:
     figures = "".join(f"| {k} | {v} |\n" for k, v in results.items())
+    base = _base_model(backbone)
     return f"""---
 library_name: restuning
 tags: [res-tuning, {"bypass" if task.bypass is not None else "inline"}]
-base_model: {backbone or "unknown"}
----
+{f"base_model: {base}{chr(10)}" if base else ""}---
 # {name}
 
 A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
@@ -207,3 +225,12 @@ task = restuning.load("{name}", host)
 logits = restuning.Tuned(host, task)(images)  # for texts: (**tokens)
 ```
 {f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
+
+
+def _base_model(backbone: str) -> str:
+    """The backbone's name on the hub; empty where it has none, for the hub refuses other names."""
+    source, _, name = backbone.partition(":")
+    if source == "hf" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return name
+    # timm's repositories are named after architecture and weights.
+    return f"timm/{name}" if source == "timm" and re.fullmatch(r"\w+\.\w+", name) else ""

@@ -79,6 +79,10 @@ def test_tagged_words_are_learned_and_predicted_word_by_word(encoder, tmp_path):
     answer = json.loads(run("predict", "bob in paris", "--task", out / "names.task", "--json"))
     assert answer["words"] == ["bob", "in", "paris"]
     assert [best[0]["label"] for best in answer["predictions"]] == ["PER", "O", "LOC"]
+    table = run("predict", "bob in paris", "ann and berlin", "--task", out / "names.task")
+    words = [line.split()[:2] for line in table.splitlines() if "%" in line]
+    assert words[:3] == [["bob", "PER"], ["in", "O"], ["paris", "LOC"]]
+    assert len(words) == 6
 
 
 def test_a_decoder_without_a_padding_token_learns_from_its_last_token(tmp_path, reviews):

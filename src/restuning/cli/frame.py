@@ -43,3 +43,21 @@ def show_rows(rows: list[dict[str, Any]], title: str) -> None:
     for row in rows:
         table.add_row(*[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()])
     console.print(table)
+
+
+class RowStream:
+    """A table that is printed row by row, as results come: widths are fixed beforehand.
+
+    Args:
+        widths: By column; a longer cell pushes its row to the right, and nothing is cut.
+    """
+
+    def __init__(self, widths: dict[str, int]) -> None:
+        self.widths = {name: max(width, len(name)) for name, width in widths.items()}
+        self.row({name: name for name in widths}, style="bold")
+
+    def row(self, cells: dict[str, Any], style: str = "") -> None:
+        """Print one row."""
+        padded = [f"{cells.get(name, '')!s:<{width}}" for name, width in self.widths.items()]
+        console.print("  ".join(padded).rstrip(), style=style, markup=False, highlight=False,
+                      soft_wrap=True)  # fmt: skip

@@ -106,6 +106,19 @@ class Predictor:
                     name = name[: len(batch.words[row])]
                 yield name, found
 
+    def widths(self, given: Sequence[str], top: int, *, several: bool) -> dict[str, int]:
+        """Columns of the table of answers, wide enough for every label."""
+
+        def widest(task: str) -> int:
+            return max(map(len, self.labels[task] or ["0000"])) + len(" (100.0%)")
+
+        first = {self.inputs.kind: max(map(self.inputs.width, self.inputs.named(given)), default=0)}
+        if several or self.inputs.kind == "words":
+            return first | {task: widest(task) for task in self.labels}
+        (task,) = self.labels
+        classes = len(self.labels[task] or []) or top
+        return first | {f"{place + 1}": widest(task) for place in range(min(top, classes))}
+
     def _best(self, task: str, chances: torch.Tensor, top: int) -> list[dict[str, Any]]:
         best, labels = chances.topk(min(top, len(chances))), self.labels[task]
         return [

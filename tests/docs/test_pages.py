@@ -1,0 +1,37 @@
+"""The Python of the README and of the docs runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [p for p in sorted((ROOT / "docs").glob("*.md")) if "```python" in p.read_text()]
+
+
+def run(page):
+    """All blocks of a page, in one session."""
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        exec(compile(code, page.name, "exec"), names)  # noqa: S102
+    return names
+
+
+def test_the_readme_code_runs_and_is_about_what_it_documents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(ROOT / "README.md")
+    assert (tmp_path / "runs" / "example" / "digits.task" / "task.json").exists()
+    assert set(names["answers"]) == {"a", "b"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_code_of_a_page_of_the_docs_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(page)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))],
+                         ids=lambda p: p.stem)  # fmt: skip
+def test_what_a_page_points_to_is_there(page):
+    for target in re.findall(r"\]\((?!http|#|mailto)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
