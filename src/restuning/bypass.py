@@ -270,7 +270,8 @@ class Bypass(nn.Module):
             "dims": list(self.dims),
             "horizontal": [t.spec() if isinstance(t, Tuner) else None for t in self.horizontal],
             "vertical": [t.spec() if isinstance(t, Tuner) else None for t in self.vertical],
-            "residual": self.residual,
+            # Only where it is so: files of before it stay what they are, byte for byte.
+            **({"residual": True} if self.residual else {}),
         }
 
     @classmethod

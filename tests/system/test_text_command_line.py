@@ -79,9 +79,19 @@ def test_tagged_words_are_learned_and_predicted_word_by_word(encoder, tmp_path):
     answer = json.loads(run("predict", "bob in paris", "--task", out / "names.task", "--json"))
     assert answer["words"] == ["bob", "in", "paris"]
     assert [best[0]["label"] for best in answer["predictions"]] == ["PER", "O", "LOC"]
+    table = run("predict", "bob in paris", "ann and berlin", "--task", out / "names.task")
+    words = [line.split()[:2] for line in table.splitlines() if "%" in line]
+    assert words[:3] == [["bob", "PER"], ["in", "O"], ["paris", "LOC"]]
+    assert len(words) == 6
 
 
-def test_a_decoder_without_a_padding_token_learns_from_its_last_token(tmp_path, reviews):
+def test_a_decoder_without_a_padding_token_learns_from_its_last_token(tmp_path):
+    """The last word decides, in texts of several lengths: a pad read in its place would not."""
+    reviews = tmp_path / "reviews.csv"
+    rows = [("a film" + " very" * (i % 5) + f" {word}", word)
+            for i in range(30) for word in ("good", "bad")]  # fmt: skip
+    with reviews.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("review", "verdict"), *rows])
     decoder = folders.gpt2(tmp_path / "gpt2")
     store = tmp_path / "store"
     row = json.loads(

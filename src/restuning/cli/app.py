@@ -179,22 +179,24 @@ def predict(
     predictor = predicting.Predictor.load(
         folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text
     )
-    named = predictor.inputs.named(inputs)
+    kind, named = predictor.inputs.kind, predictor.inputs.named(inputs)
     table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
     for name, answers in predictor.answers(named, batch_size, top):
         single = next(iter(answers.values()))
         if table is None:
             found = {"tasks": answers} if tasks else {"predictions": single}
-            typer.echo(json.dumps({predictor.inputs.kind: name, **found}))
-        elif predictor.inputs.kind == "words":
-            tagged = [f"{w} ({_percent(best[0])})" for w, best in zip(name, single, strict=True)]
-            table.row({"words": " ".join(tagged)})
+            typer.echo(json.dumps({kind: name, **found}))
+        elif kind == "words":
+            # A sentence is many answers: a line a word, and an empty line as the file had it.
+            for place, word in enumerate(name):
+                best_of = {t: _percent(best[place][0]) for t, best in answers.items()}
+                table.row({kind: word, **best_of})
+            table.row(dict.fromkeys([kind, *answers], ""))
         elif tasks:
-            best_of = {t: _percent(best[0]) for t, best in answers.items()}
-            table.row({predictor.inputs.kind: name, **best_of})
+            table.row({kind: name, **{t: _percent(best[0]) for t, best in answers.items()}})
         else:
             best = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
-            table.row({predictor.inputs.kind: name, **best})
+            table.row({kind: name, **best})
     if table is not None:
         typer.echo(f"{len(folders)} task{'s' * (len(folders) > 1)}, "
                    f"{predictor.together.forwards} backbone forward(s) a batch")  # fmt: skip

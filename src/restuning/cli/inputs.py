@@ -15,6 +15,9 @@ from restuning._errors import DataError
 from restuning.backbones import Preprocessing
 from restuning.data import TagBatch, TextBatch, csv_rows, decode
 
+LONGEST_CELL = 60
+"""Characters of a text up to which a table makes room for it."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -42,6 +45,10 @@ class Inputs(Protocol):
         """Every single input behind what the user gave."""
         ...
 
+    def width(self, name: Any) -> int:
+        """Characters it takes in a table."""
+        ...
+
     def batch(self, names: Sequence[Any]) -> Batch:
         """Some of them, ready."""
         ...
@@ -62,6 +69,10 @@ class Images:
         for path in map(Path, given):
             files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         return list(map(str, files))
+
+    def width(self, name: str) -> int:
+        """Of a path."""
+        return len(name)
 
     def batch(self, names: Sequence[str]) -> Batch:
         """Decoded and prepared; corrupt files raise, or are left out and counted."""
@@ -85,9 +96,10 @@ class Texts:
     def __init__(self, collate: TextBatch, column: str) -> None:
         self.collate, self.column = collate, column
         self.skipped: list[Path] = []
+        self.lines: list[str] | None = None
 
     def named(self, given: Sequence[str]) -> list[Any]:
-        """All texts.
+        """All texts; the standard input is read once.
 
         Raises:
             DataError: A .csv or .txt file is not there or cannot be read.
@@ -95,7 +107,8 @@ class Texts:
         texts: list[str] = []
         for each in given:
             if each == "-":
-                texts += [line.rstrip("\n") for line in sys.stdin]
+                self.lines = self.lines or [line.rstrip("\n") for line in sys.stdin]
+                texts += self.lines
             elif each.endswith(".csv"):
                 texts += [text for text, _ in csv_rows(Path(each), self.column, None)]
             elif each.endswith(".txt"):
@@ -103,6 +116,10 @@ class Texts:
             else:
                 texts.append(each)
         return texts
+
+    def width(self, name: Any) -> int:
+        """Of a text; long ones run over."""
+        return min(len(name), LONGEST_CELL)
 
     def batch(self, names: Sequence[Any]) -> Batch:
         """Tokens of some texts."""
@@ -117,6 +134,10 @@ class Sentences(Texts):
     def named(self, given: Sequence[str]) -> list[Any]:
         """All sentences, as lists of words."""
         return [words for text in super().named(given) if (words := text.split())]
+
+    def width(self, name: Any) -> int:
+        """Of the longest word."""
+        return max(map(len, name))
 
     def batch(self, names: Sequence[Any]) -> Batch:
         """Tokens of some sentences."""

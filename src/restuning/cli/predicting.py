@@ -119,11 +119,8 @@ class Predictor:
         def widest(task: str) -> int:
             return max(map(len, self.labels[task] or ["0000"])) + len(" (100.0%)")
 
-        kind = self.inputs.kind
-        if kind == "words":
-            return {kind: 0}
-        first = {kind: min(max((len(str(name)) for name in named), default=0), WIDEST)}
-        if several:
+        first = {self.inputs.kind: max(map(self.inputs.width, named), default=0)}
+        if several or self.inputs.kind == "words":
             return first | {task: widest(task) for task in self.labels}
         (task,) = self.labels
         classes = len(self.labels[task] or []) or top
