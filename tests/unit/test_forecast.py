@@ -217,6 +217,26 @@ def test_a_host_without_weights_finds_what_one_with_weights_finds(name):
     assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
 
 
+def test_a_language_model_without_weights_has_the_sites_of_one_with_weights():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=64, use_cache=False,
+    )  # fmt: skip
+    ids = torch.arange(8).unsqueeze(0)
+    drawn = Host(transformers.LlamaModel(config).eval(), input_ids=ids)
+    with torch.device("meta"):
+        model = transformers.LlamaModel(config).eval()
+    with forecast.AbsentWeights():
+        bare = Host(model, input_ids=ids)
+    assert bare.readout_rule == drawn.readout_rule
+    assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
+    task = methods.build("res-tuning", bare, num_classes=CLASSES)
+    told = forecast.forecast_task(bare, task, {"input_ids": ids}, 3)
+    found = forecast.forecast_task(drawn, task, {"input_ids": ids}, 3)
+    assert told == found
+
+
 def test_tuners_that_borrow_maps_are_refused_where_there_are_no_weights():
     backbone, bare = forecast.load_shapes("restuning-tiny")
     task = methods.build("vpt-deep", bare, num_classes=CLASSES)

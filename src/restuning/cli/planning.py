@@ -204,17 +204,17 @@ def _show(
         f"{_size(forward.weights_bytes)}, one forward {_size(forward.above_bytes)} above them and "
         f"about {_time(forward.cost.seconds(planner.rates))}", title_justify="left",
     )  # fmt: skip
-    columns = ["method", "form", "reads", "memory", "above weights", "saved", "step / forward"]
+    columns = ["method", "form", "reads", "memory", "above weights", "step / forward"]
     columns += ["run", "store"] if request.splits else []
     columns += ["largest batch"] if request.budget is not None else []
     for column in columns:
         right = columns.index(column) > 2
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        table.add_column(column, justify="right" if right else "left", overflow="fold",
+                         no_wrap=column in ("method", "form"))  # fmt: skip
     for option in options:
         step = option.step
         cells = [option.method, option.form, option.reads, _size(step.total_bytes),
-                 _size(step.above_bytes), _size(step.saved_bytes),
-                 f"{option.time_over_forward:.2f}"]  # fmt: skip
+                 _size(step.above_bytes), f"{option.time_over_forward:.2f}"]  # fmt: skip
         if request.splits:
             cells += [_time(option.seconds), _size(option.store_bytes)]
         if request.budget is not None:

@@ -76,7 +76,9 @@ class AbsentWeights(TorchDispatchMode):
         named: dict[str, Any] = kwargs or {}
         tensors = [t for t in tree_leaves((args, named)) if isinstance(t, Tensor)]
         absent = [t for t in tensors if t.is_meta]
-        if not absent or len(absent) == len(tensors):
+        # Moved to a real device, as positions are to that of the stream, a weight must be drawn.
+        moved = torch.device(named.get("device") or "meta").type != "meta"
+        if not absent or (len(absent) == len(tensors) and not moved):
             return func(*args, **named)
         if func._overloadpacket in FORMULAS or "embedding" in func._schema.name:
             out = func(*tree_map(_to_meta, args), **tree_map(_to_meta, named))

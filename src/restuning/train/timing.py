@@ -78,8 +78,7 @@ def measure_bank(
     Cost: three forwards of `images`, and about 30 steps of the bank.
     """
     positional, keyword = ((), dict(example)) if isinstance(example, dict) else (example, {})
-    tasks = [build() for _ in range(arms)]
-    needs = tasks[0].needs(host.readout_rule)
+    needs = build().needs(host.readout_rule)
     taps = tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps)
     device = next(host.model.parameters()).device
 
@@ -107,6 +106,7 @@ def measure_bank(
             for n in (steps * batch, evaluated)
         ]
         assert data[0] is not None
+        tasks = [build() for _ in range(arms)]
         start = time.perf_counter()
         train_arms(host, tasks, settings, data[0], data[1])
         return time.perf_counter() - start
