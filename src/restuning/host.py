@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError, SiteNotReachedError
 from restuning.bypass import Features, Needs
-from restuning.call import Call, Enter, Leave, Mask, idle, in_use
+from restuning.call import Call, Enter, Leave, Mask, forget, idle, in_use
 from restuning.fingerprint import fingerprint
 from restuning.recompute import checkpoint_blocks
 from restuning.sites import Finder, LentMaps, Readout, Site, Sites
@@ -279,6 +279,7 @@ class Host(nn.Module):
                     if getattr(hook, "slot", None) == self._slot:
                         del hooks[key]
                         module._forward_pre_hooks_with_kwargs.pop(key, None)
+        forget(self._slot)
 
     def __enter__(self) -> Host:
         """`with Host(...) as host:` releases the backbone at the end."""

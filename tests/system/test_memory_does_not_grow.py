@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from awake import tiny_vit
-from restuning import Host, Together, Tuned, methods
+from restuning import Host, Together, Tuned, call, methods
 
 FORWARDS, CYCLES = 1000, 100
 EARLY = 10
@@ -60,10 +60,11 @@ def test_a_hundred_attachments_leave_no_hook_host_or_tensor_behind():
 
     for _ in range(EARLY):
         turn()
-    before = tensors()
+    before, records = tensors(), len(vars(call._local)) + len(call._trained)
     for _ in range(CYCLES):
         turn()
     assert tensors() == before
+    assert len(vars(call._local)) + len(call._trained) == records
     assert hooks(model) == bare
     gc.collect()
     assert not any(host() is not None for host in hosts)
