@@ -27,6 +27,9 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+Side = Sequence[nn.Module] | nn.ModuleList
+
+
 class Adapters(NamedTuple):
     """`x + W_up phi(W_down x)` on one side of every layer, of k bypasses; scales are folded in.
 
@@ -63,9 +66,7 @@ def taken_apart(
     return (tuner, None) if type(tuner) is ResAdapter else None
 
 
-def form(
-    across: Sequence[nn.Module], below: Sequence[nn.Module], *, at_rest: bool = False
-) -> tuple[int, int, str] | None:
+def form(across: Side, below: Side, *, at_rest: bool = False) -> tuple[int, int, str] | None:
     """Rank of each side (0 for none) and activation, or None for what does not run fused.
 
     A side has a plain adapter of one rank in every layer or in none, and all one activation.
@@ -84,7 +85,7 @@ def form(
 
 
 def adapters(
-    side: Sequence[nn.Module], of: Callable[[nn.Parameter], Tensor]
+    side: Side, of: Callable[[nn.Parameter], Tensor]
 ) -> Adapters | None:  # fmt: skip
     """The stacked weights of one side, or None where it has no tuners.
 
@@ -181,7 +182,7 @@ def run(
     weights = [t for side in (across, below) if side is not None for t in side]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *weights))
     there = (across is not None, below is not None)
-    return _Run.apply(list(streams), there, activation, keep, gate, *weights)  # type: ignore[return-value]
+    return _Run.apply(list(streams), there, activation, keep, gate, *weights)  # type: ignore
 
 
 class _Run(torch.autograd.Function):
@@ -260,9 +261,12 @@ class _Run(torch.autograd.Function):
         return None, None, None, None, to_gate.t(), *found
 
 
-def _sides(there: Sequence[bool], weights: Sequence[Tensor]) -> list[Adapters | None]:
+def _sides(
+    there: Sequence[bool], weights: Sequence[Tensor]
+) -> tuple[Adapters | None, Adapters | None]:
     rest = iter(weights)
-    return [Adapters(*(next(rest) for _ in range(4))) if side else None for side in there]
+    across, below = (Adapters(*(next(rest) for _ in range(4))) if side else None for side in there)
+    return across, below
 
 
 def _stacked(found: list[Tensor]) -> Tensor:

@@ -48,6 +48,7 @@ class Stack(nn.Module):
         names: Of the tasks.
     """
 
+    gate: Tensor
     up: Tensor | None
     head: Tensor
     bias: Tensor
@@ -116,7 +117,7 @@ class Stack(nn.Module):
         return whole if pick is None else whole[:, pick]
 
 
-def _stacked(sides: Sequence[Sequence[nn.Module]]) -> Adapters | None:
+def _stacked(sides: Sequence[fused.Side]) -> Adapters | None:
     parts = [fused.adapters(side, lambda p: p.detach().unsqueeze(0)) for side in sides]
     whole = [p for p in parts if p is not None]
     if not whole:
