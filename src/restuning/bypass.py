@@ -229,7 +229,7 @@ class Bypass(nn.Module):
         return state
 
     def fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Whether `fused` applies: equal widths, plain adapters or none, nothing random or residual.
+        """Whether `fused` applies: equal shapes, a side's adapters all alike, nothing random or residual.
 
         A compiler or a functional transform records the bypass as it is written.
         """
@@ -241,7 +241,7 @@ class Bypass(nn.Module):
             and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
             and not len(self.resample)
             and not self.residual
-            and fused.fits([*self.horizontal, *self.vertical])
+            and fused.form(self.horizontal, self.vertical) is not None
         )
 
     def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
@@ -255,12 +255,11 @@ class Bypass(nn.Module):
             Returns `k b ...`, the rest as the taps.
         """
         streams = [taps[name].detach() for name in self.taps]
-        across, below = (
-            [fused.adapters(tuner, of) for tuner in side]
-            for side in (self.horizontal, self.vertical)
-        )
+        form = fused.form(self.horizontal, self.vertical)
+        assert form is not None
+        across, below = fused.adapters(self.horizontal, of), fused.adapters(self.vertical, of)
         flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
-        state = fused.run(flat, of(self.gate).sigmoid(), across, below)
+        state = fused.run(flat, of(self.gate).sigmoid(), across, below, form[2])
         return state.unflatten(1, streams[-1].shape[:-1])
 
     def spec(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 A bypass on class tokens is hundreds of tiny operations, and their bookkeeping costs more than they
 do. Here a layer is two products down and one product up, for one bypass or for K of one form at
-once, and backward is written out instead of recorded.
+once; what does not depend on the state is worked out for all layers together; and backward is
+written out instead of recorded.
 
-Letters in shapes: `k` bypasses, `m` rows (batch times tokens), `r` rank, `d` width, `L` layers.
+Letters in shapes: `L` layers, `k` bypasses, `m` rows (batch times tokens), `r` rank, `d` width.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from restuning.tuners import DropPath, ResAdapter, Scaled, Tuner
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward.default,
     "relu": lambda g, x: g * (x > 0),
@@ -26,22 +27,23 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+Side = Sequence[nn.Module] | nn.ModuleList
+
+
 class Adapters(NamedTuple):
-    """`x + W_up phi(W_down x)` of k bypasses at one place; scales are folded in.
+    """`x + W_up phi(W_down x)` on one side of every layer, of k bypasses; scales are folded in.
 
     Attributes:
-        down: `k r d`.
-        shift: `k r`.
-        up: `k d r`.
-        bias: `k d`.
-        activation: phi.
+        down: `L k r d`.
+        shift: `L k r`.
+        up: `L k d r`.
+        bias: `L k d`.
     """
 
     down: Tensor
     shift: Tensor
     up: Tensor
     bias: Tensor
-    activation: str
 
 
 def taken_apart(
@@ -64,22 +66,39 @@ def taken_apart(
     return (tuner, None) if type(tuner) is ResAdapter else None
 
 
-def fits(tuners: Sequence[nn.Module], *, at_rest: bool = False) -> bool:
-    """Whether these are all plain adapters, or no tuners."""
-    return all(
-        not isinstance(t, Tuner) or taken_apart(t, at_rest=at_rest) is not None for t in tuners
-    )
+def form(across: Side, below: Side, *, at_rest: bool = False) -> tuple[int, int, str] | None:
+    """Rank of each side (0 for none) and activation, or None for what does not run fused.
+
+    A side has a plain adapter of one rank in every layer or in none, and all one activation.
+    """
+    ranks, activations = [], set()
+    for side in (across, below):
+        parts = [taken_apart(t, at_rest=at_rest) for t in side if isinstance(t, Tuner)]
+        found = {None if part is None else part[0].rank for part in parts}
+        if None in found or len(found) > 1 or len(parts) not in (0, len(side)):
+            return None
+        activations |= {part[0].activation for part in parts if part is not None}
+        ranks.append(next(iter(found), 0))
+    if len(activations) > 1:
+        return None
+    return ranks[0], ranks[1], next(iter(activations), "gelu")
 
 
-def adapters(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> Adapters | None:
-    """The stacked weights at one place, or None where there is no tuner.
+def adapters(
+    side: Side, of: Callable[[nn.Parameter], Tensor]
+) -> Adapters | None:  # fmt: skip
+    """The stacked weights of one side, or None where it has no tuners.
 
     Args:
-        tuner: One of the k, or of their common form.
-        of: A parameter of it to the k stacked ones, `k ...`.
+        side: Tuners of every layer.
+        of: A parameter to the k stacked ones, `k ...`.
     """
-    if not isinstance(tuner, Tuner):
+    if not isinstance(side[0], Tuner):
         return None
+    return Adapters(*map(torch.stack, zip(*(_folded(tuner, of) for tuner in side), strict=True)))
+
+
+def _folded(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> tuple[Tensor, ...]:
     parts = taken_apart(tuner, at_rest=True)
     assert parts is not None
     adapter, scale = parts
@@ -90,161 +109,186 @@ def adapters(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> Adapters
         up, bias = up * each.unsqueeze(-1), bias * each
     if adapter.factor != 1.0:
         up, bias = up * adapter.factor, bias * adapter.factor
-    down, shift = of(adapter.down.weight), of(adapter.down.bias)  # type: ignore[arg-type]
-    return Adapters(down, shift, up, bias, adapter.activation)
-
-
-def run(
-    streams: Sequence[Tensor], gate: Tensor, across: Sequence[Adapters | None],
-    below: Sequence[Adapters | None],
-) -> Tensor:  # fmt: skip
-    """The last state of k bypasses on shared taps, `k m d`; see `Bypass`.
-
-    Args:
-        streams: x_0 ... x_L, `m d` each; no gradient towards them.
-        gate: lambda, `k L`, after the sigmoid.
-        across: Horizontal adapters of each layer.
-        below: Vertical adapters of each layer.
-
-    Cost: per layer and bypass `8 m r d` flops forward, `16 m r d` backward; what is kept for
-    backward is one state a layer.
-    """
-    kinds, weights = [], []
-    for pair in zip(across, below, strict=True):
-        kinds.append(tuple(None if p is None else p.activation for p in pair))
-        weights += [t for p in pair if p is not None for t in p[:4]]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *weights))
-    return _Run.apply(list(streams), kinds, keep, gate, *weights)  # type: ignore[return-value]
-
-
-def lower(x: Tensor, down: Tensor, shift: Tensor) -> Tensor:
-    """`W_down x + b` as `k m r`, for x shared by all (`m d`, then one product) or `k m d`."""
-    k, r, d = down.shape
-    if x.dim() == 3 and k > 1:
-        return torch.baddbmm(shift.unsqueeze(1), x, down.mT)
-    x = x.reshape(-1, d)
-    return torch.addmm(shift.reshape(-1), x, down.reshape(-1, d).t()).view(-1, k, r).transpose(0, 1)
+    return of(adapter.down.weight), of(adapter.down.bias), up, bias  # type: ignore[arg-type]
 
 
 def mixed(across: Adapters | None, below: Adapters | None, gate: Tensor) -> Tensor | None:
-    """`[lambda W_up | (1 - lambda) W_up' | bias]` of one layer, transposed: `k (2r + 1) d`.
+    """`[lambda W_up | (1 - lambda) W_up' | bias]` of every layer, transposed: `L k (2r + 1) d`.
 
     Args:
         across: Horizontal.
         below: Vertical.
-        gate: lambda of the layer, `k`.
+        gate: lambda, `L k`.
     """
-    gates = [(p, g.view(-1, 1, 1)) for p, g in ((across, gate), (below, 1 - gate)) if p is not None]
-    if not gates:
+    gate = gate[..., None, None]
+    shares = [(p, s) for p, s in ((across, gate), (below, 1 - gate)) if p is not None]
+    if not shares:
         return None
-    bias = sum(p.bias.unsqueeze(1) * g for p, g in gates)
-    return torch.cat([*(p.up.mT * g for p, g in gates), bias], 1)  # type: ignore[list-item]
+    bias = sum(p.bias.unsqueeze(2) * share for p, share in shares)
+    return torch.cat([*(p.up.mT * share for p, share in shares), bias], 2)  # type: ignore[list-item]
 
 
-def step(
-    state: Tensor, stream: Tensor, hidden: Sequence[Tensor], up: Tensor | None, gate: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """`x_l'` from `x_{l-1}'`, and the hidden values it was made of, `k m (2r + 1)`.
+def climb(
+    streams: Sequence[Tensor], gate: Tensor, downs: Sequence[tuple[Tensor, Tensor] | None],
+    up: Tensor | None, activation: str, kept: list[Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """The last state from the taps, `k m d`.
 
     Args:
-        state: `k m d`, or `m d` for all.
-        stream: `m d`.
-        hidden: After the activation, `k m r` each, in the order of `mixed`.
+        streams: x_0 ... x_L, `m d` each.
+        gate: lambda, `L k`.
+        downs: W_down and its bias of the horizontal and the vertical side.
         up: What `mixed` gives.
-        gate: lambda of the layer, `k`.
+        activation: phi.
+        kept: Receives, a layer, the state before it and the values before and after phi.
     """
-    after = torch.lerp(state, stream, gate.view(-1, 1, 1))
-    if up is None:
-        return after, None
-    ones = after.new_ones(()).expand(*after.shape[:2], 1)
-    columns = torch.cat([*hidden, ones], -1)
-    return after.baddbmm_(columns, up), columns
+    state = streams[0]
+    lams = gate[..., None, None].unbind()
+    ups = () if up is None else up.unbind()
+    sides = [None if side is None else (side[0].unbind(), side[1].unbind()) for side in downs]
+    for layer, stream in enumerate(streams[1:]):
+        after = torch.lerp(state, stream, lams[layer])
+        if kept is not None:
+            kept.append(state)
+        if ups:
+            lowered = [_lower(x, side[0][layer], side[1][layer]) for x, side in
+                       zip((stream, state), sides, strict=True) if side is not None]  # fmt: skip
+            before = torch.cat(lowered, -1)
+            ones = after.new_ones(()).expand(*after.shape[:2], 1)
+            columns = torch.cat([_ACTIVATIONS[activation](before), ones], -1)
+            after.baddbmm_(columns, ups[layer])
+            if kept is not None:
+                kept += [before, columns]
+        state = after
+    return state
+
+
+def run(
+    streams: Sequence[Tensor], gate: Tensor, across: Adapters | None, below: Adapters | None,
+    activation: str,
+) -> Tensor:  # fmt: skip
+    """The last state of k bypasses on shared taps, `k m d`, with its gradient; see `Bypass`.
+
+    Args:
+        streams: x_0 ... x_L, `m d` each; no gradient towards them.
+        gate: lambda, `k L`, after the sigmoid.
+        across: Horizontal adapters.
+        below: Vertical adapters.
+        activation: phi.
+
+    Cost: per layer and bypass `8 m r d` flops forward, `16 m r d` backward; what is kept for
+    backward is one state a layer.
+    """
+    weights = [t for side in (across, below) if side is not None for t in side]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *weights))
+    there = (across is not None, below is not None)
+    return _Run.apply(list(streams), there, activation, keep, gate, *weights)  # type: ignore
 
 
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, streams: list[Tensor], kinds: list, keep: bool, gate: Tensor, *weights: Tensor
+        ctx: Any, streams: list[Tensor], there: tuple[bool, bool], activation: str, keep: bool,
+        gate: Tensor, *weights: Tensor,
     ) -> Tensor:  # fmt: skip
         """See `run`."""
-        state, kept, layers = streams[0], [], _layers(kinds, weights)
-        for layer, (stream, pair) in enumerate(zip(streams[1:], layers, strict=True)):
-            there = [(p, x) for p, x in zip(pair, (stream, state), strict=True) if p is not None]
-            before = [lower(x, p.down, p.shift) for p, x in there]
-            hidden = [ACTIVATIONS[p.activation](b) for (p, _), b in zip(there, before, strict=True)]
-            up = mixed(*pair, gate[:, layer])
-            after, columns = step(state, stream, hidden, up, gate[:, layer])
-            if keep:
-                kept += [state, stream, columns, up, *before]
-            state = after
-        if keep:
-            ctx.kinds, ctx.given = kinds, len(weights)
-            ctx.save_for_backward(gate, *weights, *kept)
+        sides = _sides(there, weights)
+        gate = gate.t()
+        up = mixed(*sides, gate)
+        downs = [None if side is None else (side.down, side.shift) for side in sides]
+        kept: list[Tensor] | None = [] if keep else None
+        state = climb(streams, gate, downs, up, activation, kept)
+        if kept is not None:
+            ctx.there, ctx.activation = there, activation
+            ctx.counts = len(weights), len(streams) - 1
+            ctx.save_for_backward(gate, up, *weights, *streams[1:], *kept)
         return state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple:
         """Gradients of the gates and weights, from the last layer to the first."""
-        gate, *rest = ctx.saved_tensors
-        layers, kept = _layers(ctx.kinds, rest[: ctx.given]), rest[ctx.given :]
-        of_gate = torch.empty_like(gate)
-        found: list[list[Tensor]] = []
+        gate, up, *rest = ctx.saved_tensors
+        number, layers = ctx.counts
+        across, below = _sides(ctx.there, rest[:number])
+        streams, kept = rest[number : number + layers], rest[number + layers :]
+        each = len(kept) // layers
+        others = (1 - gate)[..., None, None].unbind()
+        lowest = across.down.shape[2] if across is not None else 0
+        of_gate: list[Tensor] = []
+        of_up: list[Tensor] = []
+        of_before: list[Tensor] = []
+        of_down: tuple[list[Tensor], list[Tensor]] = ([], [])
         g = g.contiguous()
-        for layer in range(len(layers) - 1, -1, -1):
-            pair, lam = layers[layer], gate[:, layer].view(-1, 1, 1)
-            number = 4 + sum(p is not None for p in pair)
-            state, stream, columns, up, *before = kept[-number:]
-            kept = kept[:-number]
-            of_gate[:, layer] = _inner(g, stream) - _inner(g, state)
-            further = g * (1 - lam) if layer else None
-            here: list[Tensor] = []
+        for layer in range(layers - 1, -1, -1):
+            state, *inner = kept[layer * each : (layer + 1) * each]
+            stream = streams[layer]
+            of_gate.append(
+                torch.linalg.vecdot(g.flatten(1), (stream - state).expand_as(g).flatten(1))
+            )
+            further = g * others[layer] if layer else g
             if up is not None:
-                of_columns, of_up = g @ up.mT, columns.mT @ g
-                of_bias, at = of_up[:, -1], 0
-                for p, x, share, sign in (
-                    (pair[0], stream, lam, 1), (pair[1], state, 1 - lam, -1),
-                ):  # fmt: skip
-                    if p is None:
-                        continue
-                    part = slice(at, at + p.down.shape[1])
-                    at = part.stop
-                    own = of_up[:, part]
-                    # Of lambda W_up: to lambda and to W_up.
-                    of_gate[:, layer] += sign * (
-                        (own * p.up.mT).sum((1, 2)) + (of_bias * p.bias).sum(1)
-                    )
-                    inner = _DERIVATIVES[p.activation](
-                        of_columns[..., part].contiguous(), before.pop(0).contiguous()
-                    )
-                    here += [_of_down(inner, x), inner.sum(1), (own * share).mT,
-                             of_bias * share[..., 0]]  # fmt: skip
-                    if sign < 0 and further is not None:
-                        further = further.baddbmm_(inner, p.down)
-            found.append(here)
-            g = further  # type: ignore[assignment]
-        return None, None, None, of_gate, *(t for here in reversed(found) for t in here)
+                before, columns = inner
+                of_up.append(columns.mT @ g)
+                of_hidden = (g @ up[layer].mT)[..., :-1].contiguous()
+                own = _DERIVATIVES[ctx.activation](of_hidden, before)
+                of_before.append(own.sum(1))
+                if across is not None:
+                    of_down[0].append(_of_down(own[..., :lowest], stream))
+                if below is not None:
+                    of_down[1].append(_of_down(own[..., lowest:], state))
+                    if layer:
+                        further.baddbmm_(own[..., lowest:], below.down[layer])
+            g = further
+        to_gate = _stacked(of_gate)
+        found: list[Tensor] = []
+        if up is not None:
+            ups, befores, at = _stacked(of_up), _stacked(of_before), 0
+            bias = ups[:, :, -1]
+            for side, share, sign, downs in (
+                (across, gate, 1, of_down[0]), (below, 1 - gate, -1, of_down[1]),
+            ):  # fmt: skip
+                if side is None:
+                    continue
+                part = slice(at, at + side.down.shape[2])
+                at = part.stop
+                own = ups[:, :, part]
+                # Of lambda W_up: to lambda and to W_up.
+                of_both = (own * side.up.mT).sum((2, 3)) + (bias * side.bias).sum(2)
+                to_gate = to_gate + sign * of_both
+                found += [_stacked(downs), befores[:, :, part],
+                          (own * share[..., None, None]).mT, bias * share[..., None]]  # fmt: skip
+        return None, None, None, None, to_gate.t(), *found
 
 
-def _layers(kinds: Sequence, weights: Sequence[Tensor]) -> list[tuple]:
+def _sides(
+    there: Sequence[bool], weights: Sequence[Tensor]
+) -> tuple[Adapters | None, Adapters | None]:
     rest = iter(weights)
-    return [
-        tuple(None if kind is None else Adapters(*(next(rest) for _ in range(4)), kind)
-              for kind in pair)
-        for pair in kinds
-    ]  # fmt: skip
+    across, below = (Adapters(*(next(rest) for _ in range(4))) if side else None for side in there)
+    return across, below
 
 
-def _inner(g: Tensor, x: Tensor) -> Tensor:
-    """Inner products over rows and channels, `k`."""
-    flat = g.flatten(1)
-    if x.dim() == 2:
-        return flat @ x.reshape(-1)
-    return torch.linalg.vecdot(flat, x.flatten(1))
+def _stacked(found: list[Tensor]) -> Tensor:
+    """What was found from the last layer to the first."""
+    return torch.stack(found[::-1])
+
+
+def _lower(x: Tensor, down: Tensor, shift: Tensor) -> Tensor:
+    """`W_down x + b` as `k m r`, for x shared by all (`m d`, then one product) or `k m d`."""
+    k, r, d = down.shape
+    if k == 1:
+        return torch.addmm(shift[0], x.reshape(-1, d), down[0].t()).unsqueeze(0)
+    if x.dim() == 3:
+        return torch.baddbmm(shift.unsqueeze(1), x, down.mT)
+    flat = torch.addmm(shift.reshape(-1), x, down.reshape(-1, d).t())
+    return flat.view(-1, k, r).transpose(0, 1)
 
 
 def _of_down(inner: Tensor, x: Tensor) -> Tensor:
     k, m, r = inner.shape
-    if x.dim() == 3 and k > 1:
+    if k == 1:
+        return (inner[0].t() @ x.reshape(m, -1)).unsqueeze(0)
+    if x.dim() == 3:
         return inner.mT @ x
-    return (inner.transpose(0, 1).reshape(m, k * r).t() @ x.reshape(m, -1)).view(k, r, -1)
+    return (inner.transpose(0, 1).reshape(m, k * r).t() @ x).view(k, r, -1)

@@ -20,7 +20,7 @@ from restuning.bypass import Bypass, Features, Needs
 from restuning.call import Beside, Bias, Enter, Leave, Padding, around, place_of_mask
 from restuning.fingerprint import fingerprint
 from restuning.recompute import checkpoint_blocks
-from restuning.record import Call, check, idle, in_use, roll_call, rows_of
+from restuning.record import Call, check, forget, idle, in_use, roll_call, rows_of
 from restuning.sites import (
     Finder,
     LentMaps,
@@ -281,6 +281,7 @@ class Host(nn.Module):
                     if getattr(hook, "slot", None) == self._slot:
                         del hooks[key]
                         module._forward_pre_hooks_with_kwargs.pop(key, None)
+        forget(self._slot)
 
     def __enter__(self) -> Host:
         """`with Host(...) as host:` releases the backbone at the end."""

@@ -210,3 +210,9 @@ def current(slot: str) -> Call | None:
 def idle(slot: str) -> None:
     """Make a slot known to this thread: a first use after compilation would cost a second graph."""
     setattr(_local, slot, None)
+
+
+def forget(slot: str) -> None:
+    """A released host leaves nothing behind in this thread."""
+    trained.discard(slot)
+    vars(_local).pop(slot, None)

@@ -60,15 +60,18 @@ def test_a_store_gives_back_what_the_backbone_computed(tmp_path, dtype, tokens):
     assert (dtype == "fp32") == (max(e["largest"] for e in store.manifest["error"].values()) == 0)
 
 
-def test_rows_read_from_files_equal_rows_held_in_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_read_from_files_equal_rows_held_in_memory(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("restuning.features.extract.SHARD_ROWS", 8)
-    host, key = host_and_key(splits=SPLITS)
+    host, key = host_and_key(dtype, splits=SPLITS)
     store = build(host, key, tmp_path, parts(), batch_size=4, progress=False)
     assert len([s for s in store.manifest["shards"] if s["split"] == "train"]) > 1
     indices = [19, 2, 2, 11, 8, 7]
     held = store.rows("train", 0, indices)
     monkeypatch.setattr("restuning.features.store.IN_MEMORY", 0)
     assert torch.equal(Store(store.path).rows("train", 0, indices), held)
+    with pytest.raises(IndexError):
+        Store(store.path).rows("train", 0, [20])
 
 
 def test_the_key_changes_with_everything_that_the_values_depend_on():

@@ -9,7 +9,7 @@ from restuning.tuners import DropPath, ResAdapter, Scaled
 
 WRITTEN_TOLERANCE = 1e-5
 """The same sums in another order, in fp32."""
-DIM, LAYERS, ROWS = 12, 4, 6
+DIM, LAYERS, ROWS = 12, 4, 7
 
 
 def adapter(activation="gelu", form="none", factor=1.0, rank=3):
@@ -22,8 +22,8 @@ def bypass(horizontal=True, vertical=True, **options):
     taps = [f"block.{i}" for i in range(LAYERS + 1)]
     made = Bypass(
         taps, [DIM] * (LAYERS + 1),
-        [adapter(**options) if horizontal and i != 1 else None for i in range(LAYERS)],
-        [adapter(**options) if vertical and i != 2 else None for i in range(LAYERS)],
+        [adapter(**options) if horizontal else None for _ in range(LAYERS)],
+        [adapter(**{"rank": 2, **options}) if vertical else None for _ in range(LAYERS)],
     )  # fmt: skip
     with torch.no_grad():
         for p in made.parameters():
@@ -54,6 +54,7 @@ def answer(net, features):
 )  # fmt: skip
 def test_fused_equals_written_in_value_and_gradient(monkeypatch, shape, options):
     net, features = bypass(**options), taps(*shape)
+    assert net.fuses(list(features.values()))
     state, gradients = answer(net, features)
     monkeypatch.setattr(Bypass, "fuses", lambda self, streams: False)
     written, theirs = answer(net, features)
@@ -74,13 +75,12 @@ def test_the_gradient_by_hand_is_the_numerical_one(arms):
         return torch.randn(*shape, dtype=torch.double, requires_grad=True)
 
     gate = torch.rand(arms, 3, dtype=torch.double, requires_grad=True)
-    shapes = [(arms, 2, 5), (arms, 2), (arms, 5, 2), (arms, 5)]
-    weights = [drawn(*shape) for _ in range(5) for shape in shapes]
+    shapes = [(3, arms, 2, 5), (3, arms, 2), (3, arms, 5, 2), (3, arms, 5)]
+    weights = [drawn(*shape) for _ in range(2) for shape in shapes]
 
     def value(gate, *weights):
-        groups = [fused.Adapters(*weights[i : i + 4], "gelu") for i in range(0, 20, 4)]
-        across = [groups[0], None, groups[1]]
-        return fused.run(streams, gate, across, [groups[2], groups[3], groups[4]])
+        across, below = fused.Adapters(*weights[:4]), fused.Adapters(*weights[4:])
+        return fused.run(streams, gate, across, below, "gelu")
 
     assert gradcheck(value, (gate, *weights))
 
@@ -101,11 +101,24 @@ def test_k_bypasses_at_once_are_each_of_them_alone():
 
 
 def test_what_is_no_plain_adapter_is_left_to_autograd():
-    dropped = DropPath(adapter(), 0.5)
-    assert not fused.fits([dropped.train()])
-    assert fused.fits([dropped.eval()])
-    assert not fused.fits([adapter(form="gate")])
-    assert fused.fits([adapter(form="channel"), torch.nn.Identity()])
+    plain, dropped = [adapter(), adapter()], [adapter(), DropPath(adapter(), 0.5)]
+    assert fused.form(plain, plain) == (3, 3, "gelu")
+    assert fused.form(plain, dropped) is None
+    assert fused.form(plain, dropped, at_rest=True) == (3, 3, "gelu")
+    assert fused.form([adapter(form="gate")] * 2, plain) is None
+    assert fused.form([adapter(), adapter(rank=2)], plain) is None
+    assert fused.form([adapter(), torch.nn.Identity()], plain) is None
+    assert fused.form([adapter("relu")] * 2, plain) is None
+    assert fused.form([torch.nn.Identity()] * 2, [adapter(form="channel")] * 2) == (0, 3, "gelu")
+
+
+def test_a_bypass_with_gaps_runs_as_it_is_written():
+    net, features = bypass(), taps(ROWS, 1)
+    net.horizontal[1] = torch.nn.Identity()
+    assert not net.fuses(list(features.values()))
+    state, gradients = answer(net, features)
+    assert state.shape == (ROWS, 1, DIM)
+    assert all(g.abs().max() > 0 for g in gradients.values())
 
 
 def test_what_backward_needs_is_one_state_a_layer():

@@ -17,9 +17,6 @@ from restuning.files import describe, load
 from restuning.host import Host
 from restuning.together import Together
 
-WIDEST = 72
-"""Characters of an input's column; longer texts push the rest of their row."""
-
 
 @dataclass(frozen=True)
 class Predictor:

@@ -127,7 +127,9 @@ class _Arms:
         self.weights: dict[str, Tensor] = {
             n: w.detach().clone().requires_grad_() for n, w in weights.items()
         }
-        self.stacked = {p: self.weights[n] for n, p in self.template.named_parameters()}
+        self.stacked: dict[Tensor, Tensor] = {
+            p: self.weights[n] for n, p in self.template.named_parameters()
+        }
         # The slices of one arm share memory with the stack, so one optimiser is told K rates.
         self.slices = [[w.detach()[k] for w in self.weights.values()] for k in range(len(tasks))]
         self.groups = [
