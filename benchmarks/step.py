@@ -1,28 +1,37 @@
 """Peak memory above the weights and time of one training step, every method in its own process.
 
-    python benchmarks/step.py --out benchmarks/results/step-cpu.json
+    python benchmarks/step.py
 
 ViT-S/16, batch 16, 224 px, fp32, random weights (they change neither memory nor time). On CPU the
 measured processes run with glibc told to give memory back; without that, peaks wander threefold.
 Rows: forward-only, linear, full, full + checkpointing, LoRA r8 (PEFT), LoRA + checkpointing,
 ms-swift's ResTuning (when installed), and ours. Beside the peak stand the bytes that autograd
-saves for backward. Times are medians over `--steps` steps after two warm-ups; every ratio is
-against forward-only of the same run.
+saves for backward. Times are medians over `--steps` steps after three warm-ups; every ratio is
+against forward-only of the same run. Ratios of time that are claimed come from one more process,
+in which forward-only, both of ours and LoRA take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
+
+import rivals
+from common import (
+    KEEP,
+    apart,
+    arguments,
+    in_turns,
+    paired,
+    peak_of,
+    saved_bytes,
+    seconds,
+    spread,
+    started,
+    target,
+    write,
+)
 
 MODES = [
     "forward-only",
@@ -35,218 +44,155 @@ MODES = [
     "res-tuning",
     "res-tuning-bypass",
 ]
-GIVE_BACK = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "MALLOC_TOP_PAD_": "0",
-}
+OURS = ("res-tuning", "res-tuning-bypass")
+PAIRED = ("forward-only", "res-tuning-bypass", "res-tuning", "lora")
+"""Run in turns in one more process: ratios of times across processes wander by a tenth."""
+
 CLASSES = 100
 
 
-def build(mode: str, device: str) -> tuple[Any, Any, Any]:
-    """The step's module, what to optimise, and the host of ours (or None)."""
+def build(mode: str, device: str) -> Any:
+    """The module whose step is measured."""
     import timm
     import torch
-    from torch import nn
 
     torch.manual_seed(0)
-    classes = 0 if mode in ("res-tuning", "res-tuning-bypass", "forward-only") else CLASSES
+    classes = 0 if mode in (*OURS, "forward-only") else CLASSES
     model = timm.create_model("vit_small_patch16_224", num_classes=classes).to(device)
-    example = torch.randn(1, 3, 224, 224, device=device)
     if mode == "forward-only":
-        return model.eval().requires_grad_(False), [], None
-    if mode.startswith("res-tuning"):
+        return model.eval().requires_grad_(False)
+    if mode in OURS:
         import restuning
 
-        host = restuning.Host(model, example)
+        host = restuning.Host(model, torch.randn(1, 3, 224, 224, device=device))
         task = restuning.methods.build(mode, host, num_classes=CLASSES).to(device)
-        return restuning.Tuned(host, task).train(), list(task.parameters()), host
+        return restuning.Tuned(host, task).train()
+    checkpointing = mode.endswith("checkpointing")
     if mode.startswith("lora"):
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"], modules_to_save=["head"])
-        model = get_peft_model(model, config)
-        if mode.endswith("checkpointing"):
-            model.base_model.model.set_grad_checkpointing(True)
-        return model.train(), [p for p in model.parameters() if p.requires_grad], None
+        return rivals.lora(model, checkpointing=checkpointing).to(device)
     if mode == "ms-swift-restuning":
-        from swift.tuners import ResTuningConfig, Swift
-
-        model.requires_grad_(False)
-        config = ResTuningConfig(
-            dims=384, root_modules=r".*blocks.0$", stem_modules=r".*blocks\.\d+$",
-            target_modules=r"norm", tuner_cfg="res_adapter",
-        )  # fmt: skip
-        model = Swift.prepare_model(model, config)
-        nn.init.zeros_(model.head.bias)
-        model.head.requires_grad_(True)
-        return model.train(), [p for p in model.parameters() if p.requires_grad], None
+        return rivals.swift(model).to(device)
     if mode == "linear":
-        model.requires_grad_(False)
-        model.head.requires_grad_(True)
-    if mode.endswith("checkpointing"):
-        model.set_grad_checkpointing(True)
-    return model.train(), [p for p in model.parameters() if p.requires_grad], None
+        return rivals.linear(model)
+    return rivals.full(model, checkpointing=checkpointing)
 
 
-def peak_bytes(device: str) -> int:
-    """Highest memory of this process so far."""
-    import torch
+class Step:
+    """One training step of a mode (a forward for forward-only), on a batch of the given size."""
 
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(ln for ln in status.read_text().splitlines() if ln.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def __init__(self, mode: str, args: argparse.Namespace) -> None:
+        import torch
 
+        self.mode, self.module = mode, build(mode, args.device)
+        self.trained = rivals.trained(self.module)
+        self.x = torch.randn(args.batch, 3, 224, 224, device=args.device)
+        self.y = torch.randint(CLASSES, (args.batch,), device=args.device)
+        self.optimiser = torch.optim.AdamW(self.trained, lr=1e-3) if self.trained else None
 
-def now_bytes(device: str) -> int:
-    """Memory of this process now."""
-    import torch
+    def loss(self, size: int | None = None) -> Any:
+        """Of the batch, or of its first images."""
+        import torch
+        import torch.nn.functional as F  # noqa: N812
 
-    if device == "cuda":
-        return torch.cuda.memory_allocated()
-    line = next(
-        ln for ln in Path("/proc/self/status").read_text().splitlines() if ln.startswith("VmRSS")
-    )
-    return int(line.split()[1]) * 1024
-
-
-def saved_bytes(run: Any, parameters: list[Any]) -> int:
-    """Bytes that autograd saves for backward, parameters and shared storage counted once."""
-    import torch
-
-    weights = {p.untyped_storage().data_ptr() for p in parameters}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss = run()
-    del loss
-    return sum(seen.values())
-
-
-def measure(mode: str, batch: int, steps: int, device: str) -> dict[str, Any]:
-    """One mode, measured in this process."""
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-
-    module, trained, _ = build(mode, device)
-    x = torch.randn(batch, 3, 224, 224, device=device)
-    y = torch.randint(CLASSES, (batch,), device=device)
-
-    def loss() -> Any:
-        if mode == "forward-only":
+        if self.optimiser is None:
             with torch.no_grad():
-                return module(x).sum()
-        return F.cross_entropy(module(x), y)
+                return self.module(self.x[:size]).sum()
+        return F.cross_entropy(self.module(self.x[:size]), self.y[:size])
 
-    optimiser = torch.optim.AdamW(trained, lr=1e-3) if trained else None
-
-    def step() -> None:
-        value = loss()
-        if optimiser is not None:
+    def __call__(self, size: int | None = None) -> None:
+        """Make the step."""
+        value = self.loss(size)
+        if self.optimiser is not None:
             value.backward()
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+
+
+def measure(args: argparse.Namespace, mode: str) -> dict[str, Any]:
+    """One mode, measured in this process."""
+    step = Step(mode, args)
+
+    def twice() -> None:
+        step()
+        step()
 
     # One image first: lazy initialisations and the optimiser's state are not the step's memory.
-    small, x = x, x[:1]
-    labels, y = y, y[:1]
-    step()
-    x, y = small, labels
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-    before = now_bytes(device)
-    step()
-    step()
-    peak = peak_bytes(device) - before
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    saved = 0 if mode == "forward-only" else saved_bytes(loss, list(module.parameters()))
+    step(1)
+    peak = peak_of(twice, args.device)
+    times = [seconds(step, args.device) for _ in range(args.steps)]
+    saved = saved_bytes(step.loss, list(step.module.parameters())) if step.trained else 0
     return {
         "mode": mode,
         "peak_bytes_above_weights": peak,
         "saved_for_backward_bytes": saved,
-        "step_seconds_median": statistics.median(times),
-        "step_seconds_min": min(times),
-        "step_seconds_max": max(times),
-        "trained_parameters": sum(p.numel() for p in trained),
+        "step_seconds": spread(times),
+        "trained_parameters": sum(p.numel() for p in step.trained),
     }
+
+
+def in_one_process(args: argparse.Namespace) -> dict[str, Any]:
+    """Steps of the modes that are compared in time, in turns."""
+    times = in_turns({mode: Step(mode, args) for mode in PAIRED if mode in args.modes},
+                     args.steps, args.device)  # fmt: skip
+    return {
+        "seconds": {mode: spread(values) for mode, values in times.items()},
+        "over_forward": {m: paired(t, times["forward-only"]) for m, t in times.items()},
+        "res_tuning_over_lora": paired(times["res-tuning"], times["lora"])
+        if {"res-tuning", "lora"} <= set(times) else None,
+    }  # fmt: skip
 
 
 def main() -> None:
     """Measure all modes and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step-cpu.json"))
+    parser = arguments(__doc__, __file__)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--modes", nargs="*", default=MODES)
-    parser.add_argument("--one", help="measure one mode in this process and print JSON")
-    args = parser.parse_args()
+    args = started(parser)
     if args.one:
-        import torch
-
-        torch.set_num_threads(args.threads)
-        print(json.dumps(measure(args.one, args.batch, args.steps, args.device)))
+        one = in_one_process(args) if args.one == "in turns" else measure(args, args.one)
+        print(json.dumps(one))
         return
-    environment = {**os.environ, **GIVE_BACK, "OMP_NUM_THREADS": str(args.threads)}
     rows, skipped = [], {}
     for mode in args.modes:
-        command = [sys.executable, __file__, "--one", mode, "--batch", str(args.batch), "--steps",
-                   str(args.steps), "--threads", str(args.threads), "--device", args.device]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            skipped[mode] = done.stderr.strip().splitlines()[-1]
-            print(f"{mode:22s} not measured: {skipped[mode]}")
+        row = apart(args, mode)
+        if "not_measured" in row:
+            skipped[mode] = row["not_measured"]
+            print(f"{mode:22s} not measured: {skipped[mode]}", flush=True)
             continue
-        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        row = rows[-1]
+        rows.append(row)
         print(
             f"{mode:22s} peak {row['peak_bytes_above_weights'] / 2**20:7.0f} MiB   saved "
             f"{row['saved_for_backward_bytes'] / 2**20:7.0f} MiB   step "
-            f"{row['step_seconds_median']:.3f} s"
-        )
-    base = next((r for r in rows if r["mode"] == "forward-only"), None)
-    for row in rows:
-        if base:
-            row["memory_over_forward"] = (
-                row["peak_bytes_above_weights"] / base["peak_bytes_above_weights"]
-            )
-            row["time_over_forward"] = row["step_seconds_median"] / base["step_seconds_median"]
-    import timm
-    import torch
+            f"{row['step_seconds']['median']:.3f} s", flush=True
+        )  # fmt: skip
+    by_mode = {row["mode"]: row for row in rows}
 
-    result = {
-        "what": "ViT-S/16, 224 px, fp32, one AdamW step",
-        "command": f"python benchmarks/step.py --batch {args.batch} --steps {args.steps} "
-        f"--threads {args.threads} --device {args.device}",
-        "batch": args.batch,
-        "threads": args.threads,
-        "device": args.device if args.device == "cpu" else torch.cuda.get_device_name(),
-        "machine": platform.processor() or platform.machine(),
-        "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "rows": rows,
-        "not_measured": skipped,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    def ratio(mode: str, base: str, key: str) -> float | None:
+        if mode not in by_mode or base not in by_mode:
+            return None
+        one, other = by_mode[mode][key], by_mode[base][key]
+        return one["median"] / other["median"] if isinstance(one, dict) else one / other
+
+    for row in rows:
+        row["memory_over_forward"] = ratio(row["mode"], "forward-only", "peak_bytes_above_weights")
+        row["time_over_forward"] = ratio(row["mode"], "forward-only", "step_seconds")
+    memory, turns = "peak_bytes_above_weights", apart(args, "in turns", KEEP)
+    over = turns.get("over_forward", {}).get("res-tuning-bypass", {})
+    write(
+        args, f"ViT-S/16, 224 px, fp32, batch {args.batch}, one AdamW step",
+        batch=args.batch, rows=rows, in_turns=turns, not_measured=skipped,
+        targets=[
+            target("live bypass, peak memory over forward-only",
+                   ratio("res-tuning-bypass", "forward-only", memory), 1.12),
+            target("live bypass, step time over forward-only, in turns",
+                   over.get("median"), 1.1),
+            target("Res-Tuning, peak memory over PEFT LoRA",
+                   ratio("res-tuning", "lora", memory), 1.0),
+            target("Res-Tuning, step time over PEFT LoRA, in turns",
+                   (turns.get("res_tuning_over_lora") or {}).get("median"), 1.0),
+        ],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

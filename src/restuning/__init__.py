@@ -27,6 +27,7 @@ from restuning.train import FitSettings as FitSettings
 from restuning.train import evaluate as evaluate
 from restuning.train import fit as fit
 from restuning.tuned import Tuned as Tuned
+from restuning.tuners import ConvAdapter as ConvAdapter
 from restuning.tuners import DropPath as DropPath
 from restuning.tuners import ResAdapter as ResAdapter
 from restuning.tuners import ResPrefix as ResPrefix

@@ -89,6 +89,10 @@ class TrainingError(RestuningError):
     """Training cannot start or go on."""
 
 
+class ForecastError(RestuningError):
+    """A forecast cannot be made, or was asked for in terms that cannot be read."""
+
+
 class MissingExtraError(RestuningError, ImportError):
     """An optional dependency is not installed."""
 

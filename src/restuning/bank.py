@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning import stack
 from restuning._errors import FormatError, TunerShapeError, UnknownNameError
-from restuning.bypass import Bypass, Needs, Tokens, readout_of
-from restuning.sites import one_token
+from restuning.bypass import Needs, Tokens, readout_of, tokens_of
+from restuning.stack import Stack
 from restuning.task import Task
-from restuning.tuners import DropPath, ResAdapter, Scaled, Tuner
-
-RANKS = (4, 8, 16, 32, 64, 128, 256)
-"""Ranks are padded with zeros to one of these, so that tasks of near ranks share one stack: a zero
-column passes gelu, relu and silu as zero and changes nothing."""
-
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 class Bank(nn.Module):
@@ -38,7 +28,8 @@ class Bank(nn.Module):
         names: Of the tasks.
 
     Raises:
-        FormatError: A task has tuners inside the backbone, or does not say what it reads.
+        FormatError: A task has tuners inside the backbone, does not say what it reads, or reads
+            pooled vectors where another reads tokens.
 
     Cost: per input and task, `4 * L * (2 d r)` flops and `2 L d` values of state on one token.
     """
@@ -61,18 +52,24 @@ class Bank(nn.Module):
         self.names = tuple(tasks)
         self.labels = {name: task.labels for name, task in tasks.items()}
         needs = [t.bypass.needs(str(t.pool)) if t.bypass is not None
-                 else Needs(("last",), _token(t.pool))
+                 else Needs(("last",), tokens_of(t.pool))
                  for t in tasks.values()]  # fmt: skip
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
         kinds: set[Tokens] = {need.tokens for need in needs}
+        if "pool" in kinds and len(kinds) > 1:
+            raise FormatError(
+                "tasks of one bank must read the backbone alike",
+                found=", ".join(f"{n}: {t.pool}" for n, t in tasks.items()),
+                fix='give tasks of readout "own" a bank of their own',
+            )
         tokens: Tokens = kinds.pop() if len(kinds) == 1 else "all"
         self.keep = Needs(tuple(taps), tokens)
         groups: dict[str, dict[str, Task]] = {}
         for name, task in tasks.items():
             groups.setdefault(_form(name, task), {})[name] = task
         self.groups = nn.ModuleList(
-            _Stack(group) if _stacks(next(iter(group.values()))) else _One(group)
-            for group in groups.values()
+            _One(group) if form.startswith("alone ") else Stack(group)
+            for form, group in groups.items()
         )
         self.eval().requires_grad_(False)
 
@@ -132,174 +129,10 @@ class _One(nn.Module):
         }
 
 
-class _Stack(nn.Module):
-    """Bypasses of adapters of one form. Letters: `k` tasks, `m` rows (batch times tokens)."""
-
-    gate: Tensor
-    head: Tensor
-    bias: Tensor
-
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
-        super().__init__()
-        self.names = tuple(tasks)
-        members = list(tasks.values())
-        first = members[0]
-        bypasses: list[Bypass] = [t.bypass for t in members]  # type: ignore[misc]
-        self.taps, self.pool = bypasses[0].taps, first.pool
-        self.classes = [t.head.out_features if t.head is not None else None for t in members]
-        self.across = nn.ModuleList(
-            _stacked([b.horizontal[i] for b in bypasses]) for i in range(len(self.taps) - 1)
-        )
-        self.below = nn.ModuleList(
-            _stacked([b.vertical[i] for b in bypasses]) for i in range(len(self.taps) - 1)
-        )
-        self.register_buffer("gate", torch.stack([b.gate.detach().sigmoid() for b in bypasses]))
-        if first.head is not None:
-            widest = max(t.head.out_features for t in members)  # type: ignore[union-attr]
-            heads = [_padded_head(t.head, widest) for t in members]  # type: ignore[arg-type]
-            self.register_buffer("head", torch.stack([w for w, _ in heads]))
-            self.register_buffer("bias", torch.stack([b for _, b in heads]))
-
-    def forward(
-        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], names: list[str]
-    ) -> dict[str, Tensor]:
-        """Logits by name."""
-        members = [self.names.index(n) for n in names]
-        pick = None if len(members) == len(self.names) else torch.tensor(
-            members, device=self.gate.device
-        )  # fmt: skip
-        gate = self.gate if pick is None else self.gate[pick]
-        streams = [taps[name] for name in self.taps]
-        if self.pool in ("cls", "last"):
-            mask = getattr(taps, "mask", None)
-            streams = [one_token(stream, str(self.pool), mask) for stream in streams]
-        shape = streams[-1].shape
-        state = streams[0].reshape(-1, shape[-1])
-        for layer, stream in enumerate(streams[1:]):
-            below = self.below[layer](state, len(members), pick)
-            across = self.across[layer](stream.reshape(-1, shape[-1]), len(members), pick)
-            state = torch.lerp(below, across, gate[:, layer].to(across.dtype)[:, None, None])
-        feature = readout(state.reshape(-1, *shape[1:]), pool=self.pool)
-        feature = feature.unflatten(0, (len(members), -1))
-        if self.classes[0] is None:
-            return dict(zip(names, feature, strict=True))
-        head = self.head if pick is None else self.head[pick]
-        bias = self.bias if pick is None else self.bias[pick]
-        if feature.dim() > 3:
-            bias = bias[:, None]
-        logits = torch.einsum("k...d,kcd->k...c", feature.to(head.dtype), head) + bias[:, None]
-        return {n: logits[i, ..., : self.classes[m]] for i, (n, m) in
-                enumerate(zip(names, members, strict=True))}  # fmt: skip
-
-
-class _StackedAdapter(nn.Module):
-    """`x + s W_up phi(W_down x)` of k tasks; the scale is folded in."""
-
-    down: Tensor
-    shift: Tensor
-    up: Tensor
-    bias: Tensor
-
-    def __init__(self, adapters: list[ResAdapter], scales: list[Tensor | None]) -> None:
-        super().__init__()
-        rank = next((r for r in RANKS if r >= max(a.rank for a in adapters)), None)
-        rank = rank or max(a.rank for a in adapters)
-        self.activation = adapters[0].activation
-        down, shift, up, bias = [], [], [], []
-        for adapter, scale in zip(adapters, scales, strict=True):
-            more = rank - adapter.rank
-            weight, offset = (t.detach() for t in adapter._up(scale))
-            down.append(F.pad(adapter.down.weight.detach(), (0, 0, 0, more)))
-            shift.append(F.pad(adapter.down.bias.detach(), (0, more)))
-            up.append(F.pad(weight, (0, more)))
-            bias.append(offset)
-        self.register_buffer("down", torch.stack(down))
-        self.register_buffer("shift", torch.stack(shift))
-        self.register_buffer("up", torch.stack(up))
-        self.register_buffer("bias", torch.stack(bias))
-
-    def forward(self, x: Tensor, count: int, pick: Tensor | None) -> Tensor:
-        """`m d` shared by all, or `k m d`, to `k m d`."""
-        down, shift, up, bias = (
-            t if pick is None else t[pick] for t in (self.down, self.shift, self.up, self.bias)
-        )
-        if x.dim() == 2:
-            hidden = F.linear(x, down.flatten(0, 1), shift.flatten())
-            hidden = hidden.unflatten(1, (count, -1)).transpose(0, 1)
-            x = x.expand(count, *x.shape)
-        else:
-            hidden = torch.baddbmm(shift.unsqueeze(1), x, down.mT)
-        hidden = _ACTIVATIONS[self.activation](hidden)
-        return torch.baddbmm(x + bias.unsqueeze(1), hidden, up.mT)
-
-
-class _Same(nn.Module):
-    """No tuner here."""
-
-    def forward(self, x: Tensor, count: int, pick: Tensor | None) -> Tensor:
-        """`m d` or `k m d` to `k m d`."""
-        return x if x.dim() == 3 else x.expand(count, *x.shape)
-
-
-def _taken_apart(tuner: Tuner) -> tuple[ResAdapter, Tensor | None] | None:
-    """The adapter and its scale a channel; None for what does not stack."""
-    if isinstance(tuner, DropPath):
-        return _taken_apart(tuner.tuner)
-    if isinstance(tuner, Scaled) and tuner.form in ("none", "scalar", "channel"):
-        inner = _taken_apart(tuner.tuner)
-        if inner is None or inner[1] is not None:
-            return None
-        scale = None if tuner.form == "none" else tuner.scale.expand(tuner.dim)
-        return inner[0], scale
-    return (tuner, None) if type(tuner) is ResAdapter else None
-
-
-def _stacked(tuners: list[nn.Module]) -> nn.Module:
-    if not isinstance(tuners[0], Tuner):
-        return _Same()
-    parts = [_taken_apart(t) for t in tuners]  # type: ignore[arg-type]
-    return _StackedAdapter([p[0] for p in parts if p], [p[1] for p in parts if p])
-
-
-def _token(pool: str | None) -> Tokens:
-    return pool if pool in ("cls", "last") else "all"  # type: ignore[return-value]
-
-
-def _stacks(task: Task) -> bool:
-    bypass = task.bypass
-    return (
-        bypass is not None
-        and not bypass.residual
-        and len(set(bypass.dims)) == 1
-        and all(_taken_apart(t) is not None for t in bypass.tuners)
-    )
-
-
 def _form(name: str, task: Task) -> str:
     """Tasks of one form share a stack."""
-    if task.bypass is None or not _stacks(task):
-        return f"alone {name}"
-
-    def one(tuner: nn.Module) -> Any:
-        if not isinstance(tuner, Tuner):
-            return None
-        parts = _taken_apart(tuner)
-        assert parts is not None
-        rank = next((r for r in RANKS if r >= parts[0].rank), parts[0].rank)
-        return [rank, parts[0].activation]
-
-    bypass = task.bypass
-    return json.dumps([
-        bypass.taps, bypass.dims, [one(t) for t in bypass.horizontal],
-        [one(t) for t in bypass.vertical], task.pool, task.head is None,
-    ])  # fmt: skip
-
-
-def _padded_head(head: nn.Linear, classes: int) -> tuple[Tensor, Tensor]:
-    more = classes - head.out_features
-    weight = F.pad(head.weight.detach(), (0, 0, 0, more))
-    bias = head.bias.detach() if head.bias is not None else weight.new_zeros(head.out_features)
-    return weight, F.pad(bias, (0, more))
+    form = stack.form(task)
+    return f"alone {name}" if form is None else form
 
 
 def _check_taps(features: Mapping[str, Tensor], needs: Needs) -> None:

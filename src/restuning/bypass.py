@@ -7,20 +7,25 @@ from its tuners and the readout, so that nothing else has to be kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning import fused
 from restuning._errors import TunerShapeError
+from restuning.resample import Resample, on_grid
 from restuning.sites import Site, Sites
 from restuning.tuners import Tuner, from_spec, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]
-Tokens = Literal["cls", "last", "all"]
+Tokens = Literal["cls", "last", "all", "pool"]
+
+IN_WORDS: dict[str, str] = {
+    "cls": "class token", "last": "last token", "all": "all tokens", "pool": "pooled",
+}  # fmt: skip
 
 LAST_GATE = 3.0
 """Start of the last lambda's logit: sigmoid(3) = 0.95, close to the linear probe (lambda_L = 1)
@@ -33,11 +38,27 @@ class Needs:
 
     Attributes:
         taps: `block.0` ... `block.L`.
-        tokens: "cls" (the class token only), "last" (the last real token only) or "all".
+        tokens: "cls" (the class token only), "last" (the last real token only), "all", or "pool":
+            one vector a tap, the mean over its tokens, and for the last tap the backbone's own
+            feature.
     """
 
     taps: tuple[str, ...]
     tokens: Tokens = "all"
+
+
+def tokens_of(pool: str | None) -> Tokens:
+    """What a readout reads of the last stream: one token, the backbone's own vector, or all."""
+    of: dict[str | None, Tokens] = {"cls": "cls", "last": "last", "own": "pool"}
+    return of.get(pool, "all")
+
+
+def hold(kept: str, wanted: str) -> bool:
+    """Whether tokens that were kept hold those that are wanted: all hold the first and the last.
+
+    What is pooled is in no other: the last of it is the backbone's own feature.
+    """
+    return kept == wanted or (kept == "all" and wanted in ("cls", "last"))
 
 
 class Features(dict[str, Tensor]):
@@ -74,33 +95,6 @@ def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) 
     )
 
 
-class Resample(nn.Module):
-    """Fits a state to the next stage of a hierarchy: `pool(x) W`, average pooling over the grid.
-
-    Shape:
-        x: `b h w d` or `b n d`; like: the next tap. Returns a tensor of like's shape.
-    """
-
-    def __init__(self, dim: int, to: int) -> None:
-        super().__init__()
-        self.width = nn.Linear(dim, to)
-
-    def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        """Pool tokens to like's grid, then map the width."""
-        if x.shape[1:-1] != like.shape[1:-1]:
-            if x.dim() == 4:
-                pooled = F.adaptive_avg_pool2d(x.movedim(-1, 1), (like.shape[1], like.shape[2]))
-                x = pooled.movedim(1, -1)
-            else:
-                side, to = int(x.shape[1] ** 0.5), int(like.shape[1] ** 0.5)
-                if side**2 == x.shape[1] and to**2 == like.shape[1]:
-                    grid = x.mT.unflatten(-1, (side, side))
-                    x = F.adaptive_avg_pool2d(grid, to).flatten(2).mT
-                else:
-                    x = F.adaptive_avg_pool1d(x.mT, like.shape[1]).mT
-        return self.width(x)
-
-
 class Bypass(nn.Module):
     r"""`x_0' = x_0`, `x_l' = lambda_l h_l(x_l) + (1 - lambda_l) v_l(x_{l-1}')`.
 
@@ -117,7 +111,11 @@ class Bypass(nn.Module):
             as no change the backbone's output is then exact at the start, whatever the lambdas.
 
     Shape:
-        taps: mapping of name to `b n d_l`. Returns the last state, `b n d_L`.
+        taps: mapping of name to `b n d_l` (or `b h w d_l`). Returns the last state, `b n d_L`.
+
+    On maps and hierarchies (readout "own") every tap is one vector: x_l the mean of the stream over
+    its grid, x_L the backbone's own feature, and a learned linear map between widths. This is a
+    form of its own, not a short cut: mean(h(x)) = h(mean(x)) holds only for affine h.
 
     Cost: with 24 Res-Adapters of rank 10 on ViT-B/16, 387,312 parameters and 12 lambdas.
     Start: lambda 0.5 as a neutral choice (the paper's is not known), the last one 0.95 (0.5 if
@@ -161,19 +159,28 @@ class Bypass(nn.Module):
 
     @classmethod
     def plan(
-        cls, sites: Sites, horizontal: Plan | None, vertical: Plan | None, residual: bool = False
-    ) -> Bypass:
+        cls, sites: Sites, horizontal: Plan | None, vertical: Plan | None, *,
+        own: int | None = None, residual: bool = False,
+    ) -> Bypass:  # fmt: skip
         """A bypass over all block sites (of the decoder in an encoder-decoder).
 
-        Its tuners are given by plans; None is the identity.
+        Args:
+            sites: The host's.
+            horizontal: Tuners on the taps; None is the identity.
+            vertical: Tuners on the states; None is the identity.
+            own: Width of the backbone's own feature where that is x_L (readout "own").
+            residual: See the class.
         """
         start = list(sites.stems)[-1]
         blocks = [s for s in sites.last_stack.values() if s.op == "block"]
-        dims = [blocks[0].dim, *[s.dim for s in blocks]]
-        across = [horizontal(s) if horizontal else None for s in blocks]
+        states = [replace(blocks[0], dim=blocks[0].dim_in or blocks[0].dim), *blocks]
+        if own is not None:
+            states[-1] = replace(blocks[-1], dim=own)
+        across = [horizontal(s) if horizontal else None for s in states[1:]]
         # A vertical tuner works on the state before the layer, hence on that state's width.
-        below = [vertical(blocks[max(i - 1, 0)]) if vertical else None for i in range(len(blocks))]
-        return cls([start, *[s.name for s in blocks]], dims, across, below, residual)
+        below = [vertical(s) if vertical else None for s in states[:-1]]
+        names, dims = [start, *[s.name for s in blocks]], [s.dim for s in states]
+        return cls(names, dims, across, below, residual)
 
     @property
     def tuners(self) -> list[Tuner]:
@@ -181,13 +188,25 @@ class Bypass(nn.Module):
         return [t for t in [*self.horizontal, *self.vertical] if isinstance(t, Tuner)]
 
     def needs(self, pool: str) -> Needs:
-        """What is read: one token if no tuner mixes tokens and pool is "cls" or "last"."""
-        token_wise = not any(t.mixes_tokens for t in self.tuners) and not len(self.resample)
-        return Needs(self.taps, pool if pool in ("cls", "last") and token_wise else "all")  # type: ignore[arg-type]
+        """What is read: what the readout reads, or all tokens where they are mixed on the way.
+
+        Raises:
+            TunerShapeError: A tuner mixes tokens where the readout leaves one vector.
+        """
+        tokens, mixing = tokens_of(pool), next((t for t in self.tuners if t.mixes_tokens), None)
+        if tokens == "pool" and mixing is not None:
+            raise TunerShapeError(
+                "a bypass on the backbone's own feature has one vector a tap", where=mixing.kind,
+                found="a tuner that mixes tokens", fix='give the task pool="mean" or "all"',
+            )  # fmt: skip
+        token_wise = mixing is None and not len(self.resample)
+        return Needs(self.taps, tokens if tokens == "pool" or token_wise else "all")
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
+        if self.fuses(streams):
+            return self.fused(taps, _one)[0]
         with real_tokens(getattr(taps, "mask", None)):
             state = self._run(streams, _beside)
         if not self.residual:
@@ -197,18 +216,51 @@ class Bypass(nn.Module):
     def _run(
         self, streams: Sequence[Tensor], beside: Callable[[nn.Module, Tensor], Tensor]
     ) -> Tensor:
-        gates = self.gate.sigmoid()
-        state = streams[0]
+        gates, state = self.gate.sigmoid(), streams[0]
         for layer, stream in enumerate(streams[1:]):
             across = beside(self.horizontal[layer], stream)
             below = beside(self.vertical[layer], state)
             if str(layer) in self.resample:
                 below = self.resample[str(layer)](below, across)
-            elif below.shape != across.shape:
-                below = Resample.forward(_SAME_WIDTH, below, across)
+            else:
+                below = on_grid(below, across.shape[1:-1])
             # Written as one interpolation: below + lambda (across - below).
             state = torch.lerp(below, across, gates[layer].to(across.dtype))
         return state
+
+    def fuses(self, streams: Sequence[Tensor]) -> bool:
+        """Whether `fused` applies: equal shapes, a side's adapters all alike, nothing random or residual.
+
+        A compiler or a functional transform records the bypass as it is written.
+        """
+        x = streams[0]
+        return (
+            not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and not torch.is_autocast_enabled(x.device.type)
+            and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
+            and not len(self.resample)
+            and not self.residual
+            and fused.form(self.horizontal, self.vertical) is not None
+        )
+
+    def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """The last states of k bypasses of this form in few products; see `fused.py`.
+
+        Args:
+            taps: As for the bypass.
+            of: A parameter of this bypass to the k stacked ones, `k ...`.
+
+        Shape:
+            Returns `k b ...`, the rest as the taps.
+        """
+        streams = [taps[name].detach() for name in self.taps]
+        form = fused.form(self.horizontal, self.vertical)
+        assert form is not None
+        across, below = fused.adapters(self.horizontal, of), fused.adapters(self.vertical, of)
+        flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
+        state = fused.run(flat, of(self.gate).sigmoid(), across, below, form[2])
+        return state.unflatten(1, streams[-1].shape[:-1])
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
@@ -232,19 +284,12 @@ class Bypass(nn.Module):
         return cls(spec["taps"], spec["dims"], across, below, residual)
 
 
-class _SameWidth:
-    """A resampling of the grid alone, where the width stays."""
-
-    @staticmethod
-    def width(x: Tensor) -> Tensor:
-        return x
-
-
-_SAME_WIDTH: Any = _SameWidth()
-
-
 def _or_identity(tuner: Tuner | None) -> nn.Module:
     return nn.Identity() if tuner is None else tuner
+
+
+def _one(parameter: Tensor) -> Tensor:
+    return parameter.unsqueeze(0)
 
 
 def _beside(tuner: nn.Module, x: Tensor) -> Tensor:

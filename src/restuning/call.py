@@ -69,11 +69,15 @@ class Padding:
 
 @dataclass(frozen=True)
 class Enter:
-    """Notes the stream that enters a site; at a stem keeps its tap and adds tokens."""
+    """Notes the stream that enters a site; at a stem keeps its tap and adds tokens.
+
+    `first` is the block that a stem enters.
+    """
 
     slot: str
     sites: tuple[Site, ...]
-    stem: str
+    stem: str = ""
+    first: Site | None = None
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook."""
@@ -96,7 +100,8 @@ class Enter:
                     delta = x + delta
                 x, changed = delta, True
             if self.stem in call.needs.taps:
-                call.keep(self.stem, x)
+                assert self.first is not None
+                call.keep(self.stem, x, self.first.enters_channels_first(x))
         for site in self.sites:
             if site.name in call.tuners:
                 call.entered[site.name] = x
@@ -196,12 +201,14 @@ class Leave:
                     if tap in call.needs.taps:
                         kept = first_tensor(output)
                         assert kept is not None
-                        call.keep(tap, kept)
+                        call.keep(tap, kept, site.channels_first)
                 if site.name == call.last and call.appended:
                     output = _replaced(output, lambda t: t[:, : -call.appended])  # noqa: B023
                     call.appended = 0
                 if site.name == call.last and call.bypass is not None:
-                    state = call.bypass(Features(call.kept, _no_readout, call.mask(call.kept[site.name])))
+                    mask = call.mask(call.kept[site.name])
+                    state = call.bypass(Features(call.kept, _no_readout, mask))
+                    state = state.movedim(-1, 1) if site.channels_first else state
                     output = _replaced(output, lambda _: state)  # noqa: B023
         return output
 
@@ -226,9 +233,13 @@ def _refuse_recomputation(hook: Leave) -> None:
 def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     y = first_tensor(output)
     assert y is not None
-    x = y if tuner.reads == "output" else call.entered.pop(site.name)
-    if site.layout == "b d h w":
+    entered = call.entered.pop(site.name)
+    x = y if tuner.reads == "output" or site.changes else entered
+    if site.channels_first:
         x, y = x.movedim(1, -1), y.movedim(1, -1)
+    grid = y.shape
+    if y.dim() > 3 and not tuner.needs_grid:
+        x, y = x.flatten(1, -2), y.flatten(1, -2)
     view = call.views.get(site.name) if tuner.needs_view else None
     if view is not None and view.maps.module in call.given:
         view = view.during(call.given[view.maps.module])
@@ -238,7 +249,8 @@ def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     except TunerShapeError as error:
         where = f"{error.where} at {site.name}"
         raise TunerShapeError(error.what, where=where, found=error.found, fix=error.fix) from None
-    if site.layout == "b d h w":
+    total = total.reshape(grid)
+    if site.channels_first:
         total = total.movedim(-1, 1)
     return _replaced(output, lambda _: total)
 

@@ -20,13 +20,24 @@ from restuning.bypass import Bypass, Features, Needs
 from restuning.call import Beside, Bias, Enter, Leave, Padding, around, place_of_mask
 from restuning.fingerprint import fingerprint
 from restuning.recompute import checkpoint_blocks
-from restuning.record import Call, check, idle, in_use, roll_call
-from restuning.sites import Finder, LentMaps, Readout, Site, Sites, returns_bias
+from restuning.record import Call, check, forget, idle, in_use, roll_call, rows_of
+from restuning.sites import (
+    Finder,
+    LentMaps,
+    Readout,
+    Site,
+    Sites,
+    StageFinder,
+    returns_bias,
+    telling,
+)
 from restuning.tuners import Tuner
 
 
 def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, Readout]:
     """Find the sites and the readout of a backbone by structure, proved by one forward.
+
+    A second forward looks for stages where the first has shown no residual sum.
 
     Args:
         model: The backbone, in eval mode.
@@ -36,7 +47,20 @@ def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, R
     Raises:
         NoSitesError: None found.
     """
-    finder, handles = Finder(model), []
+    finder, stages = Finder(model), StageFinder(model)
+    try:
+        return finder.found(_heard(model, finder, example, kwargs))
+    except NoSitesError:
+        if (found := stages.found(_heard(model, stages, example, kwargs))) is None:
+            raise
+        return found
+
+
+def _heard(
+    model: nn.Module, finder: Finder | StageFinder, example: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """The output of one forward in which a finder heard every module."""
+    handles = []
     for path, module in model.named_modules():
 
         def enter(m: nn.Module, a: tuple, k: dict, path: str = path) -> None:
@@ -51,21 +75,10 @@ def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, R
         ]
     try:
         with torch.no_grad():
-            output = model(*map(_telling, example), **kwargs)
+            return model(*map(telling, example), **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return finder.found(output)
-
-
-def _telling(value: Any) -> Any:
-    """An example whose values differ: a constant image would let wrong sums pass as right."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
-        return value
-    if bool((value == value.flatten()[0]).all()):
-        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-        return noise.to(value)
-    return value
 
 
 class Host(nn.Module):
@@ -116,7 +129,7 @@ class Host(nn.Module):
         for site in self.sites.values():
             enters.setdefault(site.enter, []).append(site)
             leaves.setdefault(site.leave, []).append(site)
-        stems = {site.enter: tap for tap, site in self.sites.stems.items()}
+        stems = {site.enter: (tap, site) for tap, site in self.sites.stems.items()}
         for path in stems:
             enters.setdefault(path, [])
         for path in dict.fromkeys(p for stem in stems for p in around(stem)):
@@ -127,7 +140,7 @@ class Host(nn.Module):
                 )
         for path, sites in enters.items():
             self.model.get_submodule(path).register_forward_pre_hook(
-                Enter(self._slot, tuple(sites), stems.get(path, "")), with_kwargs=True
+                Enter(self._slot, tuple(sites), *stems.get(path, ())), with_kwargs=True
             )
         attentions = [s for s in self.sites.values() if s.op in ("mha", "cross")]
         for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):
@@ -162,7 +175,7 @@ class Host(nn.Module):
         """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:
-            rule = Readout(rule.norm, pool, rule.dim, rule.skip)  # type: ignore[arg-type]
+            rule = Readout(rule.norm, pool, rule.dim, rule.skip, maps=rule.maps)  # type: ignore[arg-type]
         return rule(self.model, state, mask)
 
     def features(
@@ -184,10 +197,11 @@ class Host(nn.Module):
                 raise NoSitesError(
                     "no such tap", where=tap, fix=f"taps are block.0 to {self._last}"
                 )
-        call = Call({}, needs, self._views, self._last)
+        call = Call({}, needs, self._views, self._last, rows=rows_of(args, kwargs))
         with torch.no_grad(), in_use(self._slot, call):
-            self.model(*args, **kwargs)
+            output = self.model(*args, **kwargs)
         roll_call(call)
+        call.own(output, self.readout_rule, self.readout)
         call.kept = {tap: call.kept[tap] for tap in needs.taps}
         return call.features(self.readout)
 
@@ -205,7 +219,7 @@ class Host(nn.Module):
             bypass: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
-        call = Call(tuners, needs, self._views, self._last, bypass)
+        call = Call(tuners, needs, self._views, self._last, bypass, rows_of(args, kwargs))
         check(tuners, self.sites, self._views)
         with in_use(self._slot, call):
             if weights:
@@ -213,6 +227,7 @@ class Host(nn.Module):
             else:
                 output = self.model(*args, **kwargs)
         roll_call(call)
+        call.own(output, self.readout_rule, self.readout)
         return call.features(self.readout), output
 
     @contextmanager
@@ -266,6 +281,7 @@ class Host(nn.Module):
                     if getattr(hook, "slot", None) == self._slot:
                         del hooks[key]
                         module._forward_pre_hooks_with_kwargs.pop(key, None)
+        forget(self._slot)
 
     def __enter__(self) -> Host:
         """`with Host(...) as host:` releases the backbone at the end."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from restuning._errors import UnknownNameError
+from restuning._errors import NoSitesError, UnknownNameError
 from restuning.host import Host
 from restuning.sites import Site
 from restuning.task import Task
@@ -55,9 +55,10 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
         host: The frozen backbone.
         num_classes: Width of a new linear head; None for no head.
         options: `residual` (of a bypass: its state is added to the backbone's own last stream;
-            the default where there is no head, for generation), `rank` (bottleneck or length), `scale` (a form of `Scaled`), `zero` (start as no
-            change: the default wherever it costs no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
-            `drop_path` (probability), `pool` ("cls", "mean", "last", "all").
+            the default where there is no head, for generation), `rank` (bottleneck or length),
+            `scale` (a form of `Scaled`), `zero` (start as no change: the default wherever it costs
+            no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
+            `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
 
     Raises:
         UnknownNameError: No such method, tuner or option.
@@ -160,10 +161,15 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
     def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
         combination = options.get("combination", default)
 
+        inside = {s.layer for s in host.sites.values() if s.op in combination and s.op != "block"}
+        everywhere = "combination" not in options and set(combination.values()) == {"adapter"}
+
         def plan(site: Site) -> Tuner | None:
-            if site.op not in combination:
+            # A convolutional layer has no MHA or FFN: what is tuned is its block.
+            alone = everywhere and site.op == "block" and site.layer not in inside
+            if site.op not in combination and not alone:
                 return None
-            tuner = _KINDS[combination[site.op]](site, options)
+            tuner = _KINDS[combination.get(site.op, "adapter")](site, options)
             form = "channel" if len(combination) > 1 and site.op != "block" else "none"
             form = options.get("scale", form)
             start = 1.0
@@ -173,9 +179,11 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
             tuner = tuner if form == "none" else Scaled(tuner, form, start=start)
             return _dropped(tuner, options)
 
-        for op in combination:
-            host.sites.pick(op)  # type: ignore[arg-type]
-        sites = host.sites.pick(*combination, layers=options.get("layers", slice(None)))  # type: ignore[arg-type]
+        if not everywhere:
+            for op in combination:
+                host.sites.pick(op)  # type: ignore[arg-type]
+        layers = options.get("layers", slice(None))
+        sites = host.sites.pick(*combination, "block", layers=layers)  # type: ignore[arg-type]
         return Task.inline(sites, plan, head)
 
     return build_task
@@ -196,9 +204,13 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
             form = options.get("scale", "none")
             return _dropped(tuner if form == "none" else Scaled(tuner, form), options)
 
+        rule = host.readout_rule
+        # Without head and readout the state takes the place of the last stream, not of a feature.
+        pool = options.get("pool") or (None if head is None else rule.pool)
+        own = rule.dim if pool == "own" else None
         return Task.bypass_of(
             host.sites, plan if horizontal else None, head, vertical=plan if vertical else None,
-            residual=options.get("residual", head is None),
+            own=own, residual=options.get("residual", head is None),
         )  # fmt: skip
 
     return build_task
@@ -220,7 +232,13 @@ def _bitfit(host: Host, head: nn.Linear | None, options: Options) -> Task:
 
 
 def _vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
-    dim = host.sites.pick("block", layers=[1])["block.1"].dim
+    site = host.sites.pick("block", layers=[1])["block.1"]
+    if site.layout != "b n d":
+        raise NoSitesError(
+            "tokens cannot be appended to a map", where=type(host.model).__name__,
+            found=f"a stream {site.layout}", fix="use res-tuning or res-tuning-bypass",
+        )  # fmt: skip
+    dim = site.dim
     return Task(head=head, tuners={"block.0": StemPrompt(dim, length=options.get("rank", RANK))})
 
 
@@ -228,7 +246,8 @@ METHODS: dict[str, Method] = {
     "linear": Method(_linear, "a linear head on the frozen feature", "-"),
     "res-tuning": Method(
         _combined({"mha": "adapter", "ffn": "adapter"}),
-        "dual: Res-Adapter beside MHA and FFN, channel scales", f"{PAPER}, Tables 2b and 3a",
+        "dual: Res-Adapter beside MHA and FFN, channel scales (convolutions: beside each block)",
+        f"{PAPER}, Tables 2b and 3a",
     ),
     "res-tuning-bypass": Method(
         _bypass(True, True), "side network, horizontal and vertical Res-Adapters, no gradient "

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from restuning._errors import MapsError, SiteNotReachedError
 from restuning.bypass import Bypass, Features, Needs
-from restuning.sites import Given, LentMaps, Sites, one_token
+from restuning.sites import (
+    Given,
+    LentMaps,
+    Readout,
+    Sites,
+    first_tensor,
+    mean_of,
+    one_token,
+    vector_of,
+)
 from restuning.tuners import Tuner
 
 _local = threading.local()
@@ -25,14 +34,23 @@ trained: set[str] = set()
 
 
 class Call:
-    """The record of one call: what is in use, what was seen. Lives in one thread."""
+    """The record of one call: what is in use, what was seen. Lives in one thread.
+
+    Args:
+        tuners: In use, by site name.
+        needs: What to keep.
+        views: Attention maps by site name.
+        last: Name of the last tap.
+        bypass: Whose state takes the place of the last stream.
+        rows: Inputs in the batch; 0 where that is the stream's first axis.
+    """
 
     def __init__(
         self, tuners: Mapping[str, Tuner], needs: Needs, views: Mapping[str, LentMaps], last: str,
-        bypass: Bypass | None = None,
+        bypass: Bypass | None = None, rows: int = 0,
     ) -> None:  # fmt: skip
         self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
-        self.bypass = bypass
+        self.bypass, self.rows = bypass, rows
         self.entered: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
         self.given: dict[str, Given] = {}
@@ -48,7 +66,7 @@ class Call:
 
     def again(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
-        call = Call(self.tuners, Needs(()), self.views, self.last)
+        call = Call(self.tuners, Needs(()), self.views, self.last, rows=self.rows)
         call.real = self.real
         return call
 
@@ -67,22 +85,53 @@ class Call:
         own = self.real[:, self.real.shape[1] - length :]
         return F.pad(own, (0, self.appended), value=True) if appended else own
 
-    def keep(self, tap: str, stream: Tensor) -> None:
-        """Keep a tap, only the tokens that are needed."""
+    def keep(self, tap: str, stream: Tensor, channels_first: bool = False) -> None:
+        """Keep a tap with channels last, only the tokens that are needed."""
+        if channels_first:
+            stream = stream.movedim(1, -1)
         mask = self.mask(stream)
         if self.appended:
             stream = stream[:, : -self.appended]
-        if self.needs.tokens != "all":
+        if self.needs.tokens in ("cls", "last"):
             stream = one_token(stream, self.needs.tokens, mask)
             # A slice would hold the whole stream in memory; a copy of one token lets it go.
             stream = stream if stream.requires_grad or mask is not None else stream.clone()
+        elif self.needs.tokens == "pool" and tap not in ("last", self.last):
+            # Windows or patches folded into the batch (MobileViT) are tokens of one input.
+            stream = stream.reshape(self.rows or stream.shape[0], -1, stream.shape[-1])
+            stream = mean_of(stream, mask).unsqueeze(1)
         self.kept[tap] = stream
+
+    def own(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:
+        """Under tokens "pool" the last tap is the backbone's own feature, `b 1 d`.
+
+        Args:
+            output: The backbone's.
+            rule: How its feature is read.
+            readout: That, as a function of the last stream and its mask.
+        """
+        for tap in ("last", self.last) if self.needs.tokens == "pool" else ():
+            if tap in self.kept:
+                stream = self.kept[tap]
+                vector = (
+                    vector_of(output) if rule.pool == "own"
+                    else readout(stream, mask=self.mask(stream))
+                )  # fmt: skip
+                assert vector is not None
+                self.kept[tap] = vector.unsqueeze(1)
 
     def features(self, readout: Callable[..., Tensor]) -> Features:
         """What was kept, with the readout on loan and the mask of the last stack."""
         last = next(reversed(self.kept.values()), None)
         whole = self.needs.tokens == "all" and last is not None
         return Features(self.kept, readout, self.mask(last) if whole else None)  # type: ignore[arg-type]
+
+
+def rows_of(args: tuple, kwargs: Mapping[str, Any]) -> int:
+    """Inputs in a batch; 0 where there is no tensor that would tell."""
+    x = first_tensor(args)
+    x = first_tensor(dict(kwargs)) if x is None else x
+    return 0 if x is None else x.shape[0]
 
 
 @contextmanager
@@ -161,3 +210,9 @@ def current(slot: str) -> Call | None:
 def idle(slot: str) -> None:
     """Make a slot known to this thread: a first use after compilation would cost a second graph."""
     setattr(_local, slot, None)
+
+
+def forget(slot: str) -> None:
+    """A released host leaves nothing behind in this thread."""
+    trained.discard(slot)
+    vars(_local).pop(slot, None)

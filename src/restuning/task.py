@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, NoSitesError
-from restuning.bypass import Bypass, Needs, Plan, readout_of
+from restuning.bypass import Bypass, Needs, Plan, readout_of, tokens_of
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
 
@@ -25,7 +25,7 @@ class Task(nn.Module):
         weights: Trained copies of backbone tensors by name with "/" for "." (full fine-tuning,
             BitFit); the backbone itself is never changed.
         head: `nn.Linear` on the feature, or None to return the backbone's own output.
-        pool: Readout this task uses ("cls", "mean", "last", "all"), None for the host's.
+        pool: Readout this task uses ("cls", "mean", "last", "all", "own"), None for the host's.
         method: Name of the method that built it.
         labels: Class names, in the order of the logits.
     """
@@ -89,6 +89,7 @@ class Task(nn.Module):
         head: nn.Linear | None = None,
         *,
         vertical: Plan | None = None,
+        own: int | None = None,
         residual: bool = False,
         **settings: Any,
     ) -> Task:
@@ -99,10 +100,12 @@ class Task(nn.Module):
             plan: Horizontal tuners, `Site -> Tuner | None`; None for none.
             head: Head on the feature.
             vertical: Vertical tuners; None for none.
+            own: Width of the feature, `host.dim`, where the readout is "own" (maps, hierarchies).
             residual: Add what the tuners changed to the backbone's own last stream; see `Bypass`.
             settings: `pool`, `method`, `labels`.
         """
-        return cls(bypass=Bypass.plan(sites, plan, vertical, residual), head=head, **settings)
+        bypass = Bypass.plan(sites, plan, vertical, own=own, residual=residual)
+        return cls(bypass=bypass, head=head, **settings)
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -114,7 +117,7 @@ class Task(nn.Module):
         pool = self.pool or readout.pool
         if self.bypass is not None:
             return self.bypass.needs(pool)
-        return Needs(("last",), pool if pool in ("cls", "last") else "all")  # type: ignore[arg-type]
+        return Needs(("last",), tokens_of(pool))
 
     def forward(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor] | None = None

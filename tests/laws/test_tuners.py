@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from restuning import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, Sum, Tuner
-from restuning.tuners import from_spec, kinds
+from restuning.tuners import ConvAdapter, from_spec, kinds
 
 SAMPLES = {
     "res_adapter": lambda: ResAdapter(16, rank=3),
@@ -16,6 +16,7 @@ SAMPLES = {
     "res_prompt": lambda: ResPrompt(16, length=3, query="stream", heads=2),
     "scaled": lambda: Scaled(ResAdapter(16, rank=3), "channel"),
     "sum": lambda: Sum(ResAdapter(16, rank=3), ResPrefix(16, length=2, query="stream")),
+    "conv_adapter": lambda: ConvAdapter(16, rank=3, prefix=1),
     "drop_path": lambda: DropPath(ResAdapter(16, rank=3), 0.5),
 }
 OTHER_SHAPE = {"stem_prompt"}  # appends tokens, is no delta

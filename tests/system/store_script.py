@@ -34,11 +34,12 @@ class Noise(Dataset):
         return torch.randn(3, 32, 32, generator=generator), index % 5
 
 
-def host_and_key(dtype="fp32", views=("plain",), seed=0, splits=None, tokens="cls"):
+def host_and_key(dtype="fp32", views=("plain",), seed=0, splits=None, tokens="cls",
+                 precision="fp32"):  # fmt: skip
     host = Host(tiny_vit(seed), torch.zeros(1, 3, 32, 32))
     key = store_key(
         host, Needs(host.sites.taps, tokens), (torch.zeros(1, 3, 32, 32),), backbone="tiny",
-        preprocessing={"size": 32}, data="noise", identity="0", dtype=dtype, views=views,
+        preprocessing={"size": 32}, data="noise", identity="0", dtype=dtype, views=views, precision=precision,
         splits=splits or {"train": COUNT},
     )  # fmt: skip
     return host, key

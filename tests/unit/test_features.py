@@ -60,15 +60,18 @@ def test_a_store_gives_back_what_the_backbone_computed(tmp_path, dtype, tokens):
     assert (dtype == "fp32") == (max(e["largest"] for e in store.manifest["error"].values()) == 0)
 
 
-def test_rows_read_from_files_equal_rows_held_in_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_read_from_files_equal_rows_held_in_memory(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("restuning.features.extract.SHARD_ROWS", 8)
-    host, key = host_and_key(splits=SPLITS)
+    host, key = host_and_key(dtype, splits=SPLITS)
     store = build(host, key, tmp_path, parts(), batch_size=4, progress=False)
     assert len([s for s in store.manifest["shards"] if s["split"] == "train"]) > 1
     indices = [19, 2, 2, 11, 8, 7]
     held = store.rows("train", 0, indices)
     monkeypatch.setattr("restuning.features.store.IN_MEMORY", 0)
     assert torch.equal(Store(store.path).rows("train", 0, indices), held)
+    with pytest.raises(IndexError):
+        Store(store.path).rows("train", 0, [20])
 
 
 def test_the_key_changes_with_everything_that_the_values_depend_on():
@@ -78,7 +81,8 @@ def test_the_key_changes_with_everything_that_the_values_depend_on():
                 splits={"train": 96})  # fmt: skip
     needs, x = restuning.Needs(host.sites.taps, "cls"), (torch.zeros(1, 3, 32, 32),)
     keys = [key, other_weights, host_and_key("fp16")[1], host_and_key(views=view_names(2))[1],
-            host_and_key(tokens="all")[1], host_and_key(splits={"train": 95})[1]]  # fmt: skip
+            host_and_key(tokens="all")[1], host_and_key(splits={"train": 95})[1],
+            host_and_key(precision="bf16")[1]]  # fmt: skip
     keys += [store_key(host, needs, x, **{**more, **change}) for change in (
         {"preprocessing": {"size": 64}}, {"data": "other"}, {"identity": "1"})]  # fmt: skip
     keys.append(store_key(host, restuning.Needs(host.sites.taps[1:], "cls"), x, **more))
@@ -148,6 +152,21 @@ def test_values_that_cannot_be_stored_are_refused_in_words(value, dtype):
     with pytest.raises(StoreError) as error:
         encode(torch.full((2, 3), value), dtype)
     assert error.value.fix
+
+
+def test_features_computed_in_bf16_are_those_of_autocast_under_a_key_of_their_own(tmp_path):
+    host, key = host_and_key(splits=SPLITS, precision="bf16")
+    store = build(host, key, tmp_path, parts(), batch_size=20, progress=False)
+    images = torch.stack([Noise(20)[i][0] for i in range(20)])
+    with torch.autocast("cpu", torch.bfloat16):
+        live = host.features(images, keep=restuning.Needs(host.sites.taps, "cls"))
+    whole = host.features(images, keep=restuning.Needs(host.sites.taps, "cls"))
+    for name, value in store.taps(store.rows("train", 0, range(20))).items():
+        assert torch.equal(value, live[name].float())
+    assert not torch.equal(value, whole[name])
+    assert Store(store.path).key == key
+    with pytest.raises(StoreError):
+        host_and_key(precision="fp8")
 
 
 @pytest.mark.parametrize("augment", ["none", "flip"])

@@ -21,7 +21,8 @@ from restuning.backbones.weights import load_weights, refuse_missing
 _TINY = Path(__file__).parent / "tiny"
 SCHEMES = {
     "restuning-tiny": "embedded, 32 px, no download",
-    "timm:NAME": "e.g. timm:vit_base_patch16_224.orig_in21k; NAME@160 runs it at 160 px",
+    "timm:NAME": "e.g. timm:vit_base_patch16_224.orig_in21k; NAME@160 runs it at 160 px, "
+    "NAME:pad_type=same,bn_eps=1e-3 gives timm arguments",
     "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
     "torchvision:NAME": "e.g. torchvision:vit_b_16",
 }
@@ -114,8 +115,9 @@ def _timm(name: str, fetch: bool) -> Backbone:
     import timm
     from timm.data import resolve_model_data_config
 
+    name, _, given = name.partition(":")
     name, _, size = name.partition("@")
-
+    arguments = _arguments(given, name)
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         raise UnknownNameError(
@@ -126,7 +128,7 @@ def _timm(name: str, fetch: bool) -> Backbone:
             "not an image size", where=f"{name}@{size}", fix="write pixels, e.g. @160"
         )
     with _reaching_hub(name):
-        model = _timm_model(timm, name, fetch, int(size) if size else None)
+        model = _timm_model(timm, name, fetch, int(size) if size else None, arguments)
     data = resolve_model_data_config(model)
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
@@ -142,14 +144,40 @@ def _timm(name: str, fetch: bool) -> Backbone:
     return Backbone("", model, (torch.zeros(1, *shape),), {}, preprocessing)
 
 
-def _timm_model(timm: Any, name: str, fetch: bool, size: int | None) -> nn.Module:
+def _timm_model(
+    timm: Any, name: str, fetch: bool, size: int | None, arguments: dict[str, Any]
+) -> nn.Module:
     """Convolutional networks take any size; those with position embeddings must be told it."""
+    arguments = {"pretrained": fetch, "num_classes": 0, **arguments}
     if size is not None:
         try:
-            return timm.create_model(name, pretrained=fetch, num_classes=0, img_size=size)
+            return timm.create_model(name, img_size=size, **arguments)
         except TypeError:
             pass
-    return timm.create_model(name, pretrained=fetch, num_classes=0)
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        raise UnknownNameError(
+            "timm's architecture takes no such argument", where=name, found=str(error)[:200],
+            fix="give those of its class, e.g. timm:mobilenetv2_035:pad_type=same,bn_eps=1e-3",
+        ) from None  # fmt: skip
+
+
+def _arguments(given: str, name: str) -> dict[str, Any]:
+    """`pad_type=same,bn_eps=1e-3` as keyword arguments; what reads as JSON is not a string."""
+    arguments: dict[str, Any] = {}
+    for part in filter(None, given.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier() or key in ("pretrained", "num_classes", "img_size"):
+            raise UnknownNameError(
+                "not an argument of a timm architecture", where=f"{name}:{given}", found=part,
+                fix="write name=value, e.g. pad_type=same,bn_eps=1e-3; a size as NAME@160",
+            )  # fmt: skip
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    return arguments
 
 
 def _hf(name: str, fetch: bool) -> Backbone:

@@ -90,6 +90,9 @@ def train(
     ] = False,
     store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
     cache_dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8")] = "fp32",
+    cache_precision: Annotated[
+        str, typer.Option(help="Features computed in fp32 or bf16")
+    ] = "fp32",
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start over")] = False,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +111,8 @@ def train(
         )  # fmt: skip
 
     source = training.Source(
-        data, augment, final, skip_bad, text, label, not no_cache, store, cache_dtype, max_tokens
+        data, augment, final, skip_bad, text, label, not no_cache, store, cache_dtype,
+        cache_precision, max_tokens,
     )
     rows = training.train(
         source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
@@ -175,9 +179,9 @@ def predict(
     predictor = predicting.Predictor.load(
         folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text
     )
-    kind = predictor.inputs.kind
-    table = None if as_json else RowStream(predictor.widths(inputs, top, several=bool(tasks)))
-    for name, answers in predictor.answers(inputs, batch_size, top):
+    kind, named = predictor.inputs.kind, predictor.inputs.named(inputs)
+    table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
+    for name, answers in predictor.answers(named, batch_size, top):
         single = next(iter(answers.values()))
         if table is None:
             found = {"tasks": answers} if tasks else {"predictions": single}

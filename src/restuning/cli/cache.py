@@ -11,7 +11,7 @@ from rich.console import Console
 
 from restuning._errors import StoreError
 from restuning.backbones import load_backbone
-from restuning.bypass import Needs
+from restuning.bypass import IN_WORDS, Needs, tokens_of
 from restuning.cli.training import Source
 from restuning.features import (
     Store,
@@ -37,10 +37,9 @@ def build(
     if torch.cuda.is_available():
         host.cuda()
     if tokens == "auto":
-        pool = host.readout_rule.pool
-        tokens = pool if pool in ("cls", "last") else "all"
-    if tokens not in ("cls", "last", "all"):
-        raise StoreError("no such tokens", found=tokens, fix="give auto, cls, last or all")
+        tokens = tokens_of(host.readout_rule.pool)
+    if tokens not in IN_WORDS:
+        raise StoreError("no such tokens", found=tokens, fix="give auto, cls, last, pool or all")
     needs = Needs(host.sites.taps, tokens)  # type: ignore[arg-type]
     augmented = None
     if views > 2:
@@ -48,7 +47,7 @@ def build(
         augmented = crops.load(loaded).train
     kept = stored(
         host, loaded, source.load(loaded, plain=True), needs, root=source.root or default_root(),
-        views=views, augmented=augmented, dtype=source.dtype, batch_size=batch_size,
+        views=views, augmented=augmented, dtype=source.dtype, precision=source.precision, batch_size=batch_size,
         workers=workers, say=lambda line: console.print(line, highlight=False),
     )  # fmt: skip
     if kept is None:
@@ -92,6 +91,7 @@ def facts(path: Path) -> dict[str, Any]:
         "taps": [f"{tap.name} {list(tap.shape)}" for tap in key.taps],
         "tokens": key.tokens,
         "dtype": key.dtype,
+        "precision": key.precision,
         "bytes an input": key.bytes_per_row,
         "bytes": store.bytes,
         "largest relative error": max((e["relative"] for e in errors), default=0.0),

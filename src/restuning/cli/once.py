@@ -35,7 +35,12 @@ def cache(
     weights: Weights = None,
     random: Random = False,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 (a scale a channel)")] = "fp32",
-    tokens: Annotated[str, typer.Option(help="auto (as the readout needs), cls, last, all")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="What the backbone computes in: fp32 or bf16")
+    ] = "fp32",
+    tokens: Annotated[
+        str, typer.Option(help="auto (what the readout needs), cls, last, pool, all")
+    ] = "auto",
     views: Annotated[int, typer.Option(help="1; 2 with mirror images; more: random crops")] = 1,
     store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
     batch_size: int = 32,
@@ -48,7 +53,13 @@ def cache(
     """Compute a data set's features once. Run it in several terminals to share the work."""
     if what not in caches.VERBS:
         source = training.Source(
-            what, skip_bad=skip_bad, text=text, label=label, root=store, dtype=dtype
+            what,
+            skip_bad=skip_bad,
+            text=text,
+            label=label,
+            root=store,
+            dtype=dtype,
+            precision=precision,
         )
         facts = caches.build(
             source, backbone=backbone, weights=weights, random=random, tokens=tokens, views=views,
@@ -97,6 +108,9 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder; the same folder resumes")] = None,
     store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
     cache_dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8")] = "fp32",
+    cache_precision: Annotated[
+        str, typer.Option(help="Features computed in fp32 or bf16")
+    ] = "fp32",
     skip_bad: SkipBad = False,
     text: str = "text",
     label: str = "label",
@@ -105,7 +119,9 @@ def sweep(
     """Train a grid of settings from features computed once; choose on val, test the choice."""
     default = training.DEFAULTS.get(method.partition("[")[0], training.OTHERWISE)
     base = FitSettings(epochs=epochs or default.epochs, batch_size=batch_size, lr=default.lr)
-    source = training.Source(data, augment, False, skip_bad, text, label, True, store, cache_dtype)
+    source = training.Source(
+        data, augment, False, skip_bad, text, label, True, store, cache_dtype, cache_precision
+    )
     report = sweeping.run(
         source, method, grid, seeds, base, backbone=backbone, weights=weights, random=random,
         out=out, console=Console(stderr=True) if as_json else console,

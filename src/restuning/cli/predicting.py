@@ -77,13 +77,17 @@ class Predictor:
         return cls(Together(host, ready), labels, inputs)
 
     def answers(
-        self, given: Sequence[str], batch_size: int, top: int
+        self, named: Sequence[Any], batch_size: int, top: int
     ) -> Iterator[tuple[Any, dict[str, list[Any]]]]:
         """Each input with its best classes by task, as soon as its batch is done.
 
         For tagged words there is a list of best classes for every word.
+
+        Args:
+            named: What `inputs.named` gives.
+            batch_size: Inputs of one forward.
+            top: Classes of one answer.
         """
-        named = self.inputs.named(given)
         device = next(self.together.host.model.parameters()).device
         for start in range(0, len(named), batch_size):
             batch = self.inputs.batch(named[start : start + batch_size])
@@ -106,13 +110,13 @@ class Predictor:
                     name = name[: len(batch.words[row])]
                 yield name, found
 
-    def widths(self, given: Sequence[str], top: int, *, several: bool) -> dict[str, int]:
+    def widths(self, named: Sequence[Any], top: int, *, several: bool) -> dict[str, int]:
         """Columns of the table of answers, wide enough for every label."""
 
         def widest(task: str) -> int:
             return max(map(len, self.labels[task] or ["0000"])) + len(" (100.0%)")
 
-        first = {self.inputs.kind: max(map(self.inputs.width, self.inputs.named(given)), default=0)}
+        first = {self.inputs.kind: max(map(self.inputs.width, named), default=0)}
         if several or self.inputs.kind == "words":
             return first | {task: widest(task) for task in self.labels}
         (task,) = self.labels

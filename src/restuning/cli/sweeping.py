@@ -40,7 +40,7 @@ def run(
     probe = methods.build(method, host, num_classes=plain.num_classes)
     kept = stored(
         host, loaded, plain, probe.needs(host.readout_rule), root=source.root or default_root(),
-        views=VIEWS_OF[source.augment], dtype=source.dtype,
+        views=VIEWS_OF[source.augment], dtype=source.dtype, precision=source.precision,
         say=lambda line: console.print(line, highlight=False),
     )  # fmt: skip
     if kept is None:

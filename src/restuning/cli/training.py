@@ -22,6 +22,7 @@ from restuning.cli.report import comparison, show
 from restuning.data import LONGEST_TEXT, Data, load_data
 from restuning.features import Cached, default_root
 from restuning.files import save
+from restuning.forecast import Run, forecast_run
 from restuning.host import Host
 from restuning.task import Task
 from restuning.train import FitSettings, evaluate, fit
@@ -62,6 +63,7 @@ class Source:
         cache: Train from stored features where that is exact.
         root: Where stores lie.
         dtype: How stored values are kept.
+        precision: What the backbone computes stored values in.
         max_tokens: Tokens of a text that are read.
     """
 
@@ -74,6 +76,7 @@ class Source:
     cache: bool = True
     root: Path | None = None
     dtype: str = "fp32"
+    precision: str = "fp32"
     max_tokens: int = LONGEST_TEXT
 
     def load(self, backbone: Backbone, *, plain: bool = False) -> Data:
@@ -94,6 +97,7 @@ class Source:
         return stored(
             host, backbone, self.load(backbone, plain=True), task.needs(host.readout_rule),
             root=self.root or default_root(), views=VIEWS_OF[self.augment], dtype=self.dtype,
+            precision=self.precision,
             workers=workers, limit=BY_ITSELF, say=say,
         )  # fmt: skip
 
@@ -198,13 +202,18 @@ def _train_one(
         "train_loss": result.train_loss,
         "steps": result.steps,
         "memory_measure": result.memory_measure,
+        "forecast": forecast_run(Run(
+            tuned, fed.train, fed.val, fed.collate, settings.batch_size, settings.accumulate,
+            settings.epochs, settings.precision, settings.ema is not None,
+        )),
         "backbone": backbone.name,
         "weights": backbone.weights,
         "fingerprint": host.fingerprint(),
         "data": {"name": data.name, "identity": data.identity, "skipped": data.skipped},
         "features": None if kept is None else {
             "store": str(kept.store.path), "digest": kept.store.key.digest,
-            "tokens": kept.store.key.tokens, "dtype": kept.store.key.dtype, "views": kept.views,
+            "tokens": kept.store.key.tokens, "dtype": kept.store.key.dtype,
+            "precision": kept.store.key.precision, "views": kept.views,
             "bytes": kept.store.bytes, "built_seconds": kept.seconds,
         },
         "settings": settings.to_dict(),

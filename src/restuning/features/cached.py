@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
-from restuning.bypass import Needs
+from restuning.bypass import Needs, Tokens, hold
 from restuning.features.store import Store
 from restuning.features.views import drawn_view
 from restuning.host import Host
@@ -69,15 +69,19 @@ class StoredFeatures(Dataset):
         self, indices: Sequence[int], views: Sequence[int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Taps and labels of a batch."""
-        rows = torch.empty(len(indices), self.store.key.values_per_row)
+        at = torch.as_tensor(list(indices))
         groups: dict[tuple[str, int], list[int]] = {}
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
             split = self.places[index][0]
             groups.setdefault((split, view if split == "train" else 0), []).append(position)
-        for (split, view), positions in groups.items():
-            wanted = [self.places[indices[p]][1] for p in positions]
-            rows[torch.tensor(positions)] = self.store.rows(split, view, wanted)
-        return self.store.taps(rows), self.labels[torch.as_tensor(list(indices))]
+        parts = [
+            self.store.rows(split, view, [self.places[indices[p]][1] for p in positions])
+            for (split, view), positions in groups.items()
+        ]
+        if len(parts) == 1:
+            return self.store.taps(parts[0]), self.labels[at]
+        order = torch.tensor([p for positions in groups.values() for p in positions])
+        return self.store.taps(torch.cat(parts)[order.argsort()]), self.labels[at]
 
 
 def as_is(batch: Any) -> Any:
@@ -110,22 +114,26 @@ class Cached(nn.Module):
                 f"tokens {needs.tokens}", fix="build one for this method: `restuning cache`",
             )  # fmt: skip
         self._last = host.sites.taps[-1]
-        self._one = needs.tokens if store.key.tokens == "all" else "all"
+        self._tokens: Tokens = needs.tokens if store.key.tokens == "all" else "all"
 
     def forward(self, **taps: Tensor) -> Tensor:
         """Logits, `b c`."""
-        if self._one != "all":
-            taps = {name: one_token(tap, self._one) for name, tap in taps.items()}
         if self.task.bypass is None:
             taps = {"last": taps[self._last]}
-        return self.task(taps, self.host.readout)
+        return self.task(narrowed(taps, self._tokens), self.host.readout)
+
+
+def narrowed(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]:
+    """The tokens that are needed of stored taps, of which all or just those were kept."""
+    if tokens not in ("cls", "last"):
+        return taps
+    return {name: one_token(tap, tokens) for name, tap in taps.items()}
 
 
 def covers(store: Store, needs: Needs, last: str) -> bool:
     """Whether a store holds all that is needed."""
     wanted = {last if tap == "last" else tap for tap in needs.taps}
-    tokens = store.key.tokens in ("all", needs.tokens)
-    return wanted <= {tap.name for tap in store.key.taps} and tokens
+    return wanted <= {tap.name for tap in store.key.taps} and hold(store.key.tokens, needs.tokens)
 
 
 def refuse_other_backbone(host: Host, store: Store) -> None:

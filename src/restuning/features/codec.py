@@ -11,6 +11,7 @@ from torch import Tensor
 from restuning._errors import StoreError
 
 DTYPES = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _ON_DISK = {"fp32": np.float32, "bf16": np.uint16, "fp16": np.float16, "int8": np.int8}
 
@@ -26,6 +27,20 @@ def check_dtype(dtype: str) -> str:
             "features cannot be stored in this form", found=dtype, fix=f"one of {', '.join(DTYPES)}"
         )
     return dtype
+
+
+def check_precision(precision: str) -> str:
+    """The name itself.
+
+    Raises:
+        StoreError: Not one of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise StoreError(
+            "features cannot be computed in this precision", found=str(precision),
+            fix=f"one of {', '.join(PRECISIONS)}",
+        )  # fmt: skip
+    return precision
 
 
 def encode(rows: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -29,6 +29,10 @@ SHARD_ROWS = 512
 """The most a killed process loses: 512 forwards, about a minute of one CPU core on ViT-S."""
 
 
+TIMED = 4
+"""Inputs of the forward that a forecast times."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What building a store will take.
@@ -69,13 +73,15 @@ def forecast(
     def repeated(value: Any) -> Any:
         return value.expand(batch_size, *value.shape[1:]) if isinstance(value, Tensor) else value
 
+    # A few inputs are enough: a forward of a whole batch, twice, is a cost of its own.
+    batch_size = min(batch_size, TIMED)
     start = 0.0
     for _ in range(2):
         start = time.perf_counter()
         if isinstance(example, Mapping):
-            host.features(keep=_needs(key), **{k: repeated(v) for k, v in example.items()})
+            computed(host, key, {k: repeated(v) for k, v in example.items()})
         else:
-            host.features(*map(repeated, example), keep=_needs(key))
+            computed(host, key, *map(repeated, example))
     seconds = (time.perf_counter() - start) / batch_size * key.rows
     place = next(p for p in [root, *root.absolute().parents] if p.exists())
     return Forecast(key.rows, key.rows * key.bytes_per_row, shutil.disk_usage(place).free, seconds)
@@ -146,6 +152,15 @@ def place(root: Path, key: StoreKey) -> Path:
     return Path(root) / f"{key.data['name']}-{key.digest[:12]}"
 
 
+def computed(host: Host, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
+    """The taps that a store keeps of one batch (a tensor, or a mapping by keyword)."""
+    device = next(host.model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=key.precision == "bf16"):
+        if inputs and isinstance(inputs[0], Mapping):
+            return host.features(keep=_needs(key), **inputs[0])
+        return host.features(*inputs, keep=_needs(key))
+
+
 def _needs(key: StoreKey) -> Needs:
     return Needs(tuple(tap.name for tap in key.taps), key.tokens)  # type: ignore[arg-type]
 
@@ -213,10 +228,9 @@ def _extract(
         for inputs, answers in loader:
             shard, stop = queue.pop(0)
             if isinstance(inputs, Mapping):
-                on = {k: v.to(device) for k, v in inputs.items()}
-                taps = host.features(keep=_needs(key), **on)
+                taps = computed(host, key, {k: v.to(device) for k, v in inputs.items()})
             else:
-                taps = host.features(inputs.to(device), keep=_needs(key))
+                taps = computed(host, key, inputs.to(device))
             parts.append(_row(taps, key))
             labels += [int(y) for y in answers]
             advance(len(answers))

@@ -87,6 +87,7 @@ class Store:
                 what = "it is missing" if found is None else f"{found} bytes, written were {size}"
                 raise _damaged(file, what)
         self._held: dict[tuple[str, int], Tensor] = {}
+        self._maps: dict[str, tuple[np.ndarray, Any]] = {}
 
     @property
     def bytes(self) -> int:
@@ -116,13 +117,8 @@ class Store:
             self._held[(split, view)] = held
         at = torch.as_tensor(indices, dtype=torch.long)
         if held is not None:
-            return held[at]
-        out = torch.empty(len(at), self.key.values_per_row)
-        for shard in self._shards[(split, view)]:
-            inside = (at >= shard["start"]) & (at < shard["stop"])
-            if inside.any():
-                out[inside] = self._decoded(shard, (at[inside] - shard["start"]).numpy())
-        return out
+            return held.index_select(0, at)
+        return self._read(split, view, at.numpy())
 
     def taps(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows as taps, `b r` to `b n d` each (views, no copies)."""
@@ -131,13 +127,37 @@ class Store:
             for tap, part in zip(self.key.taps, self.key.slices.values(), strict=True)
         }
 
-    def _decoded(self, shard: Mapping[str, Any], rows: np.ndarray | None = None) -> Tensor:
-        raw = np.load(self.path / shard["files"][0]["file"], mmap_mode="r")
-        shape = (shard["stop"] - shard["start"], self.key.values_per_row)
-        if raw.shape != shape or raw.dtype != on_disk(self.key.dtype):
-            raise _damaged(self.path / shard["files"][0]["file"], f"{raw.dtype} {raw.shape}")
-        scales = np.load(self.path / shard["files"][1]["file"]) if len(shard["files"]) > 1 else None
-        return decode(np.array(raw if rows is None else raw[rows]), self.key.dtype, scales)
+    def _read(self, split: str, view: int, at: np.ndarray) -> Tensor:
+        """Rows from the files, one copy each: shards are small, a batch meets most of them."""
+        shards = self._shards[(split, view)]
+        starts = np.array([shard["start"] for shard in shards])
+        which = np.searchsorted(starts, at, side="right") - 1
+        opened = [self._opened(shard) for shard in shards]
+        raw = np.empty((len(at), self.key.values_per_row), on_disk(self.key.dtype))
+        places = zip(which.tolist(), (at - starts[which]).tolist(), strict=True)
+        for place, (shard, row) in enumerate(places):
+            raw[place] = opened[shard][0][row]
+        scales = None
+        if self.key.dtype == "int8":
+            scales = np.stack([opened[shard][1] for shard in which.tolist()])
+        return decode(raw, self.key.dtype, scales)
+
+    def _decoded(self, shard: Mapping[str, Any]) -> Tensor:
+        raw, scales = self._opened(shard)
+        return decode(np.array(raw), self.key.dtype, scales)
+
+    def _opened(self, shard: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
+        """A shard's memory map and its scales, opened once."""
+        file = shard["files"][0]["file"]
+        if file not in self._maps:
+            # A plain view: indexing the memory map itself makes an object of its kind each time.
+            raw = np.load(self.path / file, mmap_mode="r").view(np.ndarray)
+            shape = (shard["stop"] - shard["start"], self.key.values_per_row)
+            if raw.shape != shape or raw.dtype != on_disk(self.key.dtype):
+                raise _damaged(self.path / file, f"{raw.dtype} {raw.shape}")
+            more = shard["files"][1:]
+            self._maps[file] = raw, np.load(self.path / more[0]["file"]) if more else None
+        return self._maps[file]
 
     def __reduce__(self) -> tuple:
         """A worker process opens the folder itself."""

@@ -12,6 +12,9 @@ from restuning.sites.maps import Maps as Maps
 from restuning.sites.readout import Readout as Readout
 from restuning.sites.readout import mean_of as mean_of
 from restuning.sites.readout import one_token as one_token
+from restuning.sites.readout import vector_of as vector_of
 from restuning.sites.site import Op as Op
 from restuning.sites.site import Site as Site
 from restuning.sites.site import Sites as Sites
+from restuning.sites.stages import StageFinder as StageFinder
+from restuning.sites.stages import telling as telling

@@ -1,8 +1,10 @@
 """Structure proposes, one recorded forward proves: `next stream == stream + leave output`.
 
-A block is an innermost member of a `ModuleList` or `Sequential` in which such a sum is seen. For
-each sum the stream read, the operation and the *latest* module of the branch are kept, so that a
-tuner is added at the residual sum: after LayerScale and drop-path, which differ per family.
+A block is an innermost member of a `ModuleList` or `Sequential` in which such a sum is seen, and
+any other member of the same class (a first block of a stage that has no shortcut). For each sum
+around an attention or MLP the stream read, the operation and the *latest* module of the branch are
+kept, so that a tuner is added at the residual sum: after LayerScale and drop-path, which differ
+per family. Where no sum is seen at all, `stages.py` looks for stages.
 The finder only listens; the forward and its hooks belong to `host.py`.
 """
 
@@ -20,8 +22,9 @@ from restuning.sites.linear import is_linear
 from restuning.sites.maps import Maps
 from restuning.sites.prove import propose, prove
 from restuning.sites.readout import Readout, ReadoutListener
+from restuning.sites.residual import is_residual
 from restuning.sites.site import Op, Site, Sites
-from restuning.sites.stacks import parts
+from restuning.sites.stacks import is_hierarchy, parts
 from restuning.sites.sums import (
     ATTENTION,
     FFN,
@@ -29,6 +32,7 @@ from restuning.sites.sums import (
     Heard,
     equal,
     first_tensor,
+    is_conv,
     kind_of,
     layout_of,
     operation,
@@ -42,9 +46,19 @@ class _Open:
     """A candidate block whose forward is under way."""
 
     path: str
+    entered: Tensor
     stream: Tensor
     calls: list[Heard] = field(default_factory=list)
     outer: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Layer:
+    """The sites of one block, numbered at the end."""
+
+    start: int
+    kind: type[nn.Module]
+    sites: list[Site]
 
 
 class Finder:
@@ -53,8 +67,8 @@ class Finder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.readout = ReadoutListener(model)
-        self.sites: list[Site] = []
-        self.layer = 0
+        self.layers: list[_Layer] = []
+        self.plain: list[_Layer] = []
         self.clock = 0
         self.open: list[_Open] = []
         self.stack: list[Heard] = []
@@ -63,7 +77,7 @@ class Finder:
             for path, container in model.named_modules()
             if isinstance(container, (nn.ModuleList, nn.Sequential))
             for name, child in container.named_children()
-            if any(is_linear(m) for m in child.modules())
+            if any(is_linear(m) or is_conv(m) for m in child.modules())
             and next(child.children(), None) is not None
         }
         self.candidates -= parts(model, self.candidates)
@@ -79,14 +93,13 @@ class Finder:
         if all(block.outer for block in self.open):
             self.readout.enter(path, module, x)
         if path in self.candidates and x is not None and x.dim() >= 3:
-            self.open.append(_Open(path, x.clone()))
+            self.open.append(_Open(path, x, x.clone()))
         call = Heard(path, module, self.clock, None)
         call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
-        if self.open:
+        if self._listening:
             call.given = given(module, args, kwargs)
-        # Clones, because a later in-place operation would change what was seen.
-        if x is not None and any(o.stream.numel() == x.numel() for o in self.open):
-            call.entered = x.clone()
+            # Clones, because a later in-place operation would change what was seen.
+            call.entered = None if x is None else x.clone()
         self.stack.append(call)
 
     def leave(self, path: str, output: Any) -> None:
@@ -96,19 +109,25 @@ class Finder:
         call.end = self.clock
         y = first_tensor(output)
         y = y.detach() if y is not None and y.is_floating_point() else None
-        if y is not None and any(o.stream.numel() == y.numel() for o in self.open):
-            call.left = y.clone()
-        if self.open and returns_bias(call.module):
-            call.given = call.given._replace(bias=returned_bias(output))
+        if self._listening:
+            call.left = None if y is None else y.clone()
+            if returns_bias(call.module):
+                call.given = call.given._replace(bias=returned_bias(output))
         for block in self.open:
-            block.calls.append(call)
+            if not block.outer:
+                block.calls.append(call)
         if self.open and self.open[-1].path == path:
             block = self.open.pop()
             if not block.outer and self._analyse(block, call):
                 for outer in self.open:
                     outer.outer = True
+                    outer.calls.clear()
         if all(block.outer for block in self.open):
             self.readout.leave(path, y)
+
+    @property
+    def _listening(self) -> bool:
+        return any(not block.outer for block in self.open)
 
     def found(self, output: Any) -> tuple[Sites, Readout]:
         """All sites and the readout.
@@ -116,41 +135,84 @@ class Finder:
         Raises:
             NoSitesError: There are none.
         """
-        if not self.sites:
+        if not self.layers:
             raise NoSitesError(
                 "no place to tune was found",
                 where=type(self.model).__name__,
-                found=f"{len(self.candidates)} repeated blocks, none with an attention or MLP "
-                "whose output is added to the stream",
+                found=f"{len(self.candidates)} repeated blocks, none whose output is a sum with "
+                "what it reads, and no chain of stages",
                 fix="give them yourself: Host(model, x, sites=Sites.declare([Site(...), ...]))",
             )
+        sites = self._numbered()
         causal = any(
             (s.maps is not None and s.maps.causal)
             or getattr(self.model.get_submodule(s.module), "is_causal", False) is True
-            for s in self.sites
+            for s in sites
         )
-        readout = self.readout.found(output, causal=causal)
-        if self.sites[-1].op == "block" and readout.proof == "exact":
-            self.sites[-1] = replace(self.sites[-1], proof="residual")
-        return Sites(self.sites), readout
+        hierarchy = is_hierarchy(Sites(sites).last_stack.values())
+        readout = self.readout.found(
+            output, causal=causal, hierarchy=hierarchy, first=sites[-1].channels_first
+        )
+        if sites[-1].op == "block" and readout.proof == "exact":
+            sites[-1] = replace(sites[-1], proof="residual")
+        return Sites(sites), readout
+
+    def _numbered(self) -> list[Site]:
+        """Blocks of a class whose sums were seen only later are put where they ran."""
+        kinds = {layer.kind for layer in self.layers}
+        known = {layer.sites[-1].module for layer in self.layers}
+        plain = {layer.sites[-1].module: layer for layer in self.plain if layer.kind in kinds}
+        first = [layer for path, layer in plain.items() if not any(_inside(path, k) for k in known)]
+        layers = sorted([*first, *self.layers], key=lambda layer: layer.start)
+        return [
+            replace(site, layer=number, name=f"{site.op}.{number}")
+            for number, layer in enumerate(layers, 1)
+            for site in layer.sites
+        ]
 
     def _prove_chain(self, x: Tensor | None) -> None:
         """The last block's output is a stream if the next module reads just that."""
-        if x is None or not self.sites or self.readout.last is None:
+        if x is None or not self.layers or self.readout.last is None:
             return
-        site = self.sites[-1]
-        if site.op == "block" and site.proof == "shape" and equal(x, self.readout.last):
-            self.sites[-1] = replace(site, proof="residual")
+        sites = self.layers[-1].sites
+        if sites[-1].proof == "shape" and equal(x, self.readout.last):
+            sites[-1] = replace(sites[-1], proof="residual")
 
     def _analyse(self, block: _Open, own: Heard) -> bool:
-        stream = block.stream
-        if own.left is None or own.left.numel() != stream.numel():
+        if own.left is None or own.left.dim() < 3:
             return False
+        if any(block.path == layer.sites[-1].module for layer in self.layers):
+            return True
         calls = sorted((c for c in block.calls if c is not own), key=lambda c: c.end)
-        found_sums = sums([own, *calls], own)
-        layer = self.layer + 1
         found: list[Site] = []
-        maps: Maps | None = None
+        if own.left.numel() == block.stream.numel():
+            found = self._operations(block.stream, own, calls)
+        kind = type(own.module)
+        rows = declared_sites(kind.__name__, block.path)
+        found = [replace(s, **rows.get(s.op, {})) for s in found]
+        maps = next((s.maps for s in found if s.op == "mha" and s.maps is not None), None)
+        _, dim_in = layout_of(block.stream, own.module, [own, *calls])
+        # A first activation in place leaves nothing of the stream that a tuner could still read.
+        changes = own.left.shape != block.stream.shape or not equal(block.entered, block.stream)
+        site = self._site("block", block.path, block.path, own, [own, *calls], "shape")
+        site = replace(site, changes=changes, dim_in=dim_in, **rows.get("block", {}))
+        # A layer lends its maps to all its sites: queries of FFN and block tuners come from there.
+        found = [s if s.op == "cross" else replace(s, maps=maps) for s in [*found, site]]
+        layer = _Layer(own.start, kind, found)
+        named = kind not in _CONTAINERS
+        if len(found) > 1 or is_residual(calls, own) or (
+            named and any(kind is known.kind for known in self.layers)
+        ):  # fmt: skip
+            self.layers.append(layer)
+            self.readout.block(own.left)
+            return True
+        if named:
+            self.plain.append(layer)
+        return False
+
+    def _operations(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:
+        found_sums = sums([own, *calls], own)
+        found: list[Site] = []
         since = 0
         for start, entered, branch in found_sums:
             inside = [c for c in calls if c.start >= max(start, since) and c.end <= branch.end]
@@ -160,29 +222,19 @@ class Finder:
                 continue
             if op in {s.op for s in found}:
                 continue
-            lent = None
+            maps = None
             if op in ("mha", "cross"):
-                lent = self._maps(module, entered.entered, inside, calls, own, branch)
-                maps = lent if op == "mha" else maps
+                maps = self._maps(module, entered.entered, inside, calls, own, branch)
             same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
-            found.append(
-                self._site(
-                    op,
-                    layer,
-                    entered.path,
-                    module.path,
-                    branch,
-                    "residual",
-                    lent,
-                    same.index(branch),
-                    len(same),
-                )
-            )
+            site = self._site(op, entered.path, module.path, branch, calls, "residual")
+            found.append(replace(site, nth=same.index(branch), calls=len(same), maps=maps))
         for op, pattern in (("mha", ATTENTION), ("ffn", FFN)):
             fallback = outermost(calls, pattern)
             if fallback is None or op in {s.op for s in found} or fallback.left is None:
                 continue
             if fallback.entered is None or [c.path for c in calls].count(fallback.path) > 1:
+                continue
+            if not fallback.entered.numel() == fallback.left.numel() == stream.numel():
                 continue
             before = [
                 c
@@ -193,30 +245,17 @@ class Finder:
                 and c.entered is not None
             ]
             enter = before[0].path if before else fallback.path
-            found.append(
-                self._site(op, layer, enter, fallback.path, fallback, "shape", maps, 0, 1)  # type: ignore[arg-type]
-            )
-        if not found:
-            return False
-        self.layer = layer
-        rows = declared_sites(type(own.module).__name__, block.path)
-        found = [replace(s, **rows.get(s.op, {})) for s in found]
-        # A layer lends its maps to all its sites: queries of FFN and block tuners come from there.
-        found = [s if s.op == "cross" else replace(s, maps=maps) for s in found]
-        own_site = self._site("block", layer, block.path, block.path, own, "shape", maps, 0, 1)
-        self.sites += [*found, own_site]
-        self.readout.block(own.left)
-        return True
+            found.append(self._site(op, enter, fallback.path, fallback, calls, "shape"))  # type: ignore[arg-type]
+        return found
 
     def _site(
-        self, op: Op, layer: int, enter: str, module: str, leave: Heard, proof: Any,
-        maps: Maps | None, nth: int, calls: int,
-    ) -> Site:  # fmt: skip
+        self, op: Op, enter: str, module: str, leave: Heard, calls: list[Heard], proof: Any
+    ) -> Site:
+        """One site, without its layer, which is known at the end."""
         left = leave.left
         assert left is not None
-        layout, dim = layout_of(left, self.model.get_submodule(module))
-        return Site(f"{op}.{layer}", op, layer, dim, enter, module, leave.path, nth, calls,
-                    layout, proof, maps)  # fmt: skip
+        layout, dim = layout_of(left, self.model.get_submodule(module), calls)
+        return Site(op, op, 0, dim, enter, module, leave.path, layout=layout, proof=proof)
 
     def _maps(
         self, module: Heard, stream: Tensor, inside: list[Heard], calls: list[Heard], own: Heard,
@@ -246,3 +285,11 @@ class Finder:
 
         maps = replace(proposal, norm=norm.path if norm else "")
         return prove(self.model, maps, heard, leave)
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Their class says nothing about what they compute."""
+
+
+def _inside(path: str, other: str) -> bool:
+    return f"{path}.".startswith(f"{other}.")

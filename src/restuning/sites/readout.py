@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Pool = Literal["cls", "mean", "last", "all"]
+Pool = Literal["cls", "mean", "last", "all", "own"]
 
 MATCH_TOLERANCE = 1e-5
 """Largest error between our pooled feature and the backbone's, relative to its maximum."""
@@ -26,11 +26,14 @@ class Readout:
 
     Attributes:
         norm: Path of the frozen final norm, "" for none.
-        pool: "cls", "mean", "last" or "all" (no pooling, for dense tasks).
+        pool: "cls", "mean", "last", "all" (no pooling, for dense tasks), or "own": the vector that
+            the backbone itself returns, whatever it does after its last block. Maps and
+            hierarchies are read so, and a last stream whose pooling is not one of these.
         skip: Tokens at the start left out of a mean.
         pool_first: Whether the backbone pools before its norm.
         dim: Width of the feature.
         proof: "exact" if it equals a value seen in the backbone's own forward, else "assumed".
+        maps: Whether the norm reads `b d h w`.
     """
 
     norm: str
@@ -39,11 +42,13 @@ class Readout:
     skip: int = 0
     pool_first: bool = False
     proof: str = "assumed"
+    maps: bool = False
 
     def __call__(self, model: nn.Module, state: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`b n d` (or `b h w d`, `b d h w`) to `b d`; `b n d` for "all".
+        """`b n d` (or `b h w d`) to `b d`; `b n d` for "all".
 
-        A class or last token alone (`b 1 d`) is a valid state for "cls" and "last".
+        A class or last token alone (`b 1 d`) is a valid state for "cls" and "last", the backbone's
+        own vector (`b 1 d`) the only one for "own".
 
         Args:
             model: The backbone, whose norm is used.
@@ -51,11 +56,14 @@ class Readout:
             mask: Which tokens are real, `b n`: "mean" is over real tokens, "cls" the first and
                 "last" the last of them, wherever the padding is.
         """
+        if self.pool == "own":
+            return state[:, 0]
         norm = model.get_submodule(self.norm) if self.norm else None
         if norm is not None and not self.pool_first:
-            state = norm(state)
+            # A norm of maps reads channels first; streams are kept with channels last.
+            state = norm(state.movedim(-1, 1)).movedim(1, -1) if self.maps else norm(state)
         if state.dim() == 4:
-            state = state.flatten(1, 2) if state.shape[-1] == self.dim else state.flatten(2).mT
+            state = state.flatten(1, 2)
         if self.pool == "all":
             return state
         if self.pool == "mean":
@@ -132,14 +140,25 @@ class ReadoutListener:
         if self.waiting and path == self.waiting and y is not None:
             self.norm_out, self.waiting = y.clone(), ""
 
-    def found(self, output: Any, *, causal: bool) -> Readout:
-        """The readout; "assumed" where no value of the backbone confirms it."""
+    def found(self, output: Any, *, causal: bool, hierarchy: bool, first: bool) -> Readout:
+        """The readout; "assumed" where no value of the backbone confirms it.
+
+        Args:
+            output: The backbone's.
+            causal: Whether its layers mask the future.
+            hierarchy: Whether its streams are maps, or change their width on the way.
+            first: Whether its last stream has channels first.
+        """
         assert self.last is not None
+        own = vector_of(output)
+        # The norm is kept for tasks that ask for a pooled or dense readout of their own.
+        if hierarchy and own is not None:
+            return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
         if self.guess is not None:
             assert self.norm_out is not None
             pool, skip = self.guess
             dim = self.norm_out.shape[-1]
-            return Readout(self.norm, pool, dim, skip, pool == "mean", "exact")
+            return Readout(self.norm, pool, dim, skip, pool == "mean", proof="exact")
         normed = self.norm_out if self.norm_out is not None else self.last
         outputs = output.values() if isinstance(output, dict) else [output]
         seen = [t for t in outputs if isinstance(t, Tensor) and t.dim() == 2] + self.pooled
@@ -147,11 +166,13 @@ class ReadoutListener:
         match = _pooling(_tokens(normed, dim), seen)
         if match:
             return Readout(self.norm, match[0], dim, match[1], proof="exact")
+        if own is not None:
+            return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
         names = [name for name, _ in self.model.named_parameters()]
         has_class_token = any(_CLASS_TOKENS.search(name) for name in names)
         keeps_it = has_class_token and _tokens(normed, dim).shape[1] % 2 == 1
         pool: Pool = "last" if causal else "cls" if keeps_it else "mean"
-        return Readout(self.norm, pool, dim)
+        return Readout(self.norm, pool, dim, maps=first)
 
     def _width(self, normed: Tensor, seen: list[Tensor]) -> int:
         if normed.dim() != 4:
@@ -160,6 +181,20 @@ class ReadoutListener:
         return (
             normed.shape[1] if normed.shape[1] in widths - {normed.shape[-1]} else normed.shape[-1]
         )
+
+
+def vector_of(output: Any) -> Tensor | None:
+    """The backbone's own feature in its output: a tensor `b d` (or `b d 1 1`), if there is one."""
+    if isinstance(output, dict):
+        values = [output.get("pooler_output"), *output.values()]
+    else:
+        values = output if isinstance(output, (tuple, list)) else [output]
+    for value in values:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
+            continue
+        if set(value.shape[2:]) <= {1}:
+            return value.flatten(1)
+    return None
 
 
 def _tokens(x: Tensor, dim: int) -> Tensor:

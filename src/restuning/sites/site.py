@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from restuning._errors import NoSitesError
 from restuning.sites.maps import Maps
 from restuning.sites.stacks import starts
 
 Op = Literal["mha", "cross", "ffn", "block"]
-Layout = Literal["b n d", "b h w d", "b d h w"]
+Layout = Literal["b n d", "b d n", "b h w d", "b d h w"]
 Proof = Literal["residual", "shape", "declared"]
 
 
@@ -29,9 +31,13 @@ class Site:
         leave: Path of the module whose output is added to the stream; a tuner is added to it.
         nth, calls: The leave module's call that counts, of how many in one forward (some
             backbones share one drop-path module between both sums of a block).
-        layout: Axes of the stream.
-        proof: "residual": `next == stream + leave output` was seen in one forward; "shape": only
-            the shapes fit; "declared": given by hand or by a row of `families.py`.
+        layout: Axes of the stream; tuners and taps always have channels last.
+        changes: Whether a tuner reads OP's output here, because what enters has another width or
+            grid (the first block of a stage), or is overwritten in place.
+        dim_in: Width of what enters a block, 0 for d.
+        proof: "residual": `next == stream + leave output` was seen in one forward (block: what it
+            returns is what the next module reads); "shape": only the shapes fit; "declared": given
+            by hand or by a row of `families.py`.
         maps: The frozen attention maps of this layer, if they were proved.
     """
 
@@ -47,6 +53,8 @@ class Site:
     layout: Layout = "b n d"
     proof: Proof = "residual"
     maps: Maps | None = None
+    changes: bool = False
+    dim_in: int = 0
 
     @property
     def key(self) -> str:
@@ -56,7 +64,19 @@ class Site:
     @property
     def reads(self) -> str:
         """Where a tuner reads, in words."""
+        if self.changes:
+            return f"output of {self.leave}"
         return f"input of {self.enter or 'the model'}"
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether channels stand before the grid in the backbone."""
+        return self.layout in ("b d n", "b d h w")
+
+    def enters_channels_first(self, x: Tensor) -> bool:
+        """Whether what enters this block has its channels before the grid, told by its width."""
+        width = self.dim_in or self.dim
+        return x.shape[1] == width and (self.channels_first or x.shape[-1] != width)
 
     @property
     def adds(self) -> str:

@@ -1,4 +1,4 @@
-"""Which repeated blocks are layers, and where the stacks of an encoder-decoder begin."""
+"""Which repeated blocks are layers, where the stacks of an encoder-decoder begin, what a hierarchy is."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ def parts(model: nn.Module, candidates: Iterable[str]) -> set[str]:
     """Candidates that are parts of one layer, not layers.
 
     T5 keeps self-attention, cross-attention and feed-forward of a layer in a list: inside another
-    candidate, two or more members, no two of one class.
+    candidate, two or more members, no two of one class. (What a `Sequential` holds is a chain.)
     """
     known = set(candidates)
     found: set[str] = set()
     for path in known:
         container = path.rpartition(".")[0]
         owner = container.rpartition(".")[0]
-        if owner not in known:
+        held = model.get_submodule(container)
+        if owner not in known or not isinstance(held, nn.ModuleList):
             continue
-        classes = [type(m) for m in model.get_submodule(container).children()]
+        classes = [type(m) for m in held.children()]
         if len(classes) > 1 and len(set(classes)) == len(classes):
             found.add(path)
     return found
@@ -42,3 +43,9 @@ def starts(sites: Iterable[Site]) -> list[int]:
             found.append(site.layer)
         before = container
     return found
+
+
+def is_hierarchy(sites: Iterable[Site]) -> bool:
+    """Whether streams are maps, or change their width on the way."""
+    blocks = [s for s in sites if s.op == "block"]
+    return len({s.dim for s in blocks}) > 1 or any(s.layout != "b n d" for s in blocks)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from restuning.sites.given import Given
 from restuning.sites.linear import is_linear, width_in
@@ -15,6 +17,9 @@ from restuning.sites.site import Layout, Op
 
 SUM_TOLERANCE = 1e-5
 """Largest error of a sum relative to the branch when it is not bit-equal (fused multiply-adds)."""
+
+PROBES = 64
+"""Values by which tensors are told apart before they are compared whole."""
 
 ATTENTION = re.compile(r"attn|attention|xca|msa|mixer", re.I)
 FFN = re.compile(r"mlp|ffn|feed_?forward|intermediate|glu", re.I)
@@ -51,6 +56,17 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
 
 
+def probed(x: Tensor) -> Tensor:
+    """A few values spread over a tensor: what differs there need not be compared whole."""
+    flat = x.reshape(-1)
+    return flat[:: max(1, flat.numel() // PROBES)][:PROBES].cpu().double()
+
+
+def rounding(x: Tensor) -> float:
+    """Largest rounding error of a sum that was written as x."""
+    return 2 * torch.finfo(x.dtype).eps * float(x.abs().max())
+
+
 def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
     """All `(time of the stream, who reads it, branch)` with `next == stream + branch output`."""
     streams: list[Heard] = []
@@ -60,6 +76,7 @@ def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
             for s in streams
         ):
             streams.append(call)
+    outputs = _Outputs([c for c in calls if c is not own and c.left is not None])
     nexts = [(s.start, s.entered) for s in streams[1:]] + [(own.end, own.left)]
     found: list[tuple[int, Heard, Heard]] = []
     for when, target in nexts:
@@ -67,29 +84,53 @@ def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
             (stream.start, stream, branch)
             for stream in streams
             if stream.start < when
-            for branch in calls
-            if branch is not own
-            and branch.left is not None
-            and branch.start >= stream.start
+            for branch in outputs.near(stream.entered, target)
+            if branch.start >= stream.start
             and branch.end <= when
             and _adds(stream.entered, branch.left, target)
         ]
         if matches:
-            best = max(matches, key=lambda m: m[2].end)
+            # A sum commutes: the stream is what was there first, in the branch's own layout.
+            best = max(matches, key=_rank)
             if not any(best[2] is known[2] for known in found):
                 found.append(best)
     return found
 
 
-def _adds(stream: Tensor | None, branch: Tensor, target: Tensor | None) -> bool:
-    if stream is None or target is None:
-        return False
-    if not stream.numel() == branch.numel() == target.numel():
-        return False
+def _rank(match: tuple[int, Heard, Heard]) -> tuple[bool, int, int]:
+    start, stream, branch = match
+    assert stream.entered is not None and branch.left is not None
+    return stream.entered.shape == branch.left.shape, -start, branch.end
+
+
+class _Outputs:
+    """Outputs by size, with their probes as rows: what may be `target - stream`."""
+
+    def __init__(self, calls: list[Heard]) -> None:
+        self.calls: dict[int, list[Heard]] = {}
+        for call in calls:
+            assert call.left is not None
+            self.calls.setdefault(call.left.numel(), []).append(call)
+        self.rows = {
+            size: torch.stack([probed(c.left) for c in same])  # type: ignore[arg-type]
+            for size, same in self.calls.items()
+        }
+
+    def near(self, stream: Tensor | None, target: Tensor | None) -> list[Heard]:
+        """The calls whose output may be target - stream."""
+        if stream is None or target is None or stream.numel() != target.numel():
+            return []
+        if target.numel() not in self.rows:
+            return []
+        t = probed(target)
+        error = (self.rows[target.numel()] - (t - probed(stream))).abs().amax(1)
+        fits = error <= SUM_TOLERANCE * (1 + t.abs().max()) + rounding(target)
+        return [self.calls[target.numel()][i] for i in fits.nonzero().flatten().tolist()]
+
+
+def _adds(stream: Tensor | None, branch: Tensor | None, target: Tensor | None) -> bool:
+    assert stream is not None and branch is not None and target is not None
     s, b, t = stream.reshape(-1), branch.reshape(-1), target.reshape(-1)
-    few = slice(0, 64)
-    if (s[few] + b[few] - t[few]).abs().max() > SUM_TOLERANCE * (1 + t[few].abs().max()):
-        return False
     if torch.equal(s, t):
         return False
     total = s + b
@@ -101,13 +142,27 @@ def kind_of(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def outermost(calls: list[Heard], pattern: re.Pattern[str]) -> Heard | None:
-    """The first call, not inside another such call, whose class or own name fits."""
+def is_conv(module: nn.Module) -> bool:
+    """Whether a module is a convolution."""
+    return isinstance(module, _ConvNd)
+
+
+def outermost(calls: list[Heard], pattern: re.Pattern[str], *, conv: bool = False) -> Heard | None:
+    """The first call, not inside another such call, whose class or own name fits.
+
+    Args:
+        calls: To choose from.
+        pattern: Of the name.
+        conv: Whether a convolution may take the place of a linear map.
+    """
     fits = [
         c
         for c in calls
         if (pattern.search(kind_of(c.module)) or pattern.search(c.path.split(".")[-1]))
-        and any(is_linear(m) or isinstance(m, nn.MultiheadAttention) for m in c.module.modules())
+        and any(
+            is_linear(m) or isinstance(m, nn.MultiheadAttention) or (conv and is_conv(m))
+            for m in c.module.modules()
+        )
     ]
     return min(fits, key=lambda c: c.start, default=None)
 
@@ -118,18 +173,53 @@ def operation(inside: list[Heard]) -> tuple[Op | None, Heard | None]:
     if attention is not None:
         cross = any(c.cross for c in inside if c.path.startswith(attention.path))
         return ("cross" if cross else "mha"), attention
-    ffn = outermost(inside, FFN)
+    ffn = outermost(inside, FFN, conv=True)
     if ffn is not None:
         return "ffn", ffn
-    linear = [c for c in inside if is_linear(c.module)]
+    # A linear map of a pooled vector belongs to a gate over channels (squeeze and excitation).
+    linear = [c for c in inside if is_linear(c.module) and _reads_tokens(c)]
     return ("ffn", linear[0]) if len(linear) >= 2 else (None, None)
 
 
-def layout_of(left: Tensor, module: nn.Module) -> tuple[Layout, int]:
-    """Axes and width of a stream, told from the widths that the module maps."""
+def _reads_tokens(call: Heard) -> bool:
+    return call.entered is None or call.entered.dim() >= 3
+
+
+def layout_of(left: Tensor, module: nn.Module, calls: list[Heard]) -> tuple[Layout, int]:
+    """Axes and width of a stream.
+
+    Proved by a module that reads or returns a tensor of its shape and whose own axes are known (a
+    convolution and a batch norm have channels first, a linear map last); a module that met the
+    very stream counts before one that met its shape. Else told from the widths it maps.
+    """
+    last: Layout = "b n d" if left.dim() != 4 else "b h w d"
+    first: Layout = "b d n" if left.dim() != 4 else "b d h w"
+    votes: list[Layout] = []
+    for call in calls:
+        axes = axes_of(call.module, first, last)
+        for x in (call.entered, call.left):
+            if axes is None or x is None or x.shape != left.shape:
+                continue
+            if equal(x, left):
+                return axes, left.shape[1 if axes == first else -1]
+            votes.append(axes)
+    if votes:
+        axes = max(votes, key=votes.count)
+        return axes, left.shape[1 if axes == first else -1]
     if left.dim() != 4:
-        return "b n d", left.shape[-1]
+        return last, left.shape[-1]
     widths = {width_in(m) for m in module.modules() if is_linear(m)}
-    if left.shape[-1] in widths:
-        return "b h w d", left.shape[-1]
-    return "b d h w", left.shape[1]
+    widths |= {m.in_channels for m in module.modules() if isinstance(m, _ConvNd)}
+    if left.shape[1] in widths and left.shape[-1] not in widths:
+        return first, left.shape[1]
+    return last, left.shape[-1]
+
+
+def axes_of(module: nn.Module, first: Layout, last: Layout) -> Layout | None:
+    """Where a module has its channels, if its kind says so."""
+    if isinstance(module, (_ConvNd, _BatchNorm, nn.GroupNorm)):
+        return first
+    # Subclasses of LayerNorm are often made for maps with channels first.
+    if is_linear(module) or type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+        return last
+    return None

@@ -12,21 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
+from restuning.features.cached import narrowed
 from restuning.host import Host
-from restuning.sites import one_token
 from restuning.task import Task
-from restuning.train.optimiser import learning_rate
+from restuning.train.optimiser import adamw, learning_rate, parameter_groups
 from restuning.train.randomness import Order
 from restuning.train.settings import FitSettings
-
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""AdamW's, as torch's defaults that `fit` uses."""
 
 EVALUATED = 256
 """Inputs of one evaluation batch."""
@@ -84,21 +80,22 @@ def train_arms(
     order = Order(len(train), first.batch_size, first.epochs, first.seed)
     warmup = round(first.warmup * order.per_epoch)
     history: list[list[float]] = []
-    sums = torch.zeros(len(tasks), dtype=torch.float64)
+    sums = torch.zeros(len(tasks), dtype=torch.float64, device=arms.device)
     for step in range(order.total):
         indices = order.batch(step)
         taps, labels = train.gather(indices, _views(train, first.seed, step, order, indices))
         rate = [
             learning_rate(step, total=order.total, warmup=warmup, peak=one.lr) for one in settings
         ]
-        sums += arms.step(taps, labels, rate, step + 1).double().cpu() * len(indices)
+        sums += arms.step(taps, labels, rate, step + 1).double() * len(indices)
         if (step + 1) % order.per_epoch == 0:
             accuracy = arms.accuracy(val) if val is not None else []
             history.append(accuracy)
             each_epoch(len(history), accuracy)
             last, sums = sums / len(train), torch.zeros_like(sums)
+    died = arms.died()
     return [
-        ArmResult(task, [e[k] for e in history if e], float(last[k]), arms.died_at[k])
+        ArmResult(task, [e[k] for e in history if e], float(last[k]), died[k])
         for k, task in enumerate(arms.tasks())
     ]
 
@@ -120,76 +117,104 @@ def _views(
 
 
 class _Arms:
-    """Stacked weights and moments of K tasks."""
+    """Stacked weights of K tasks, and an optimiser for each."""
 
     def __init__(self, host: Host, tasks: Sequence[Task], settings: Sequence[FitSettings]) -> None:
         self.host, self.members, self.settings = host, list(tasks), settings
         self.device = next(host.model.parameters()).device
-        self.template = tasks[0].train()
-        weights, self.buffers = stack_module_state([t.to(self.device) for t in tasks])  # type: ignore[arg-type]
+        self.template = tasks[0]
+        weights, self.buffers = stack_module_state([t.to(self.device).train() for t in tasks])  # type: ignore[arg-type]
         self.weights: dict[str, Tensor] = {
             n: w.detach().clone().requires_grad_() for n, w in weights.items()
         }
-        self.first = {n: torch.zeros_like(w) for n, w in self.weights.items()}
-        self.second = {n: torch.zeros_like(w) for n, w in self.weights.items()}
-        self.died_at: list[int | None] = [None] * len(tasks)
+        self.stacked: dict[Tensor, Tensor] = {
+            p: self.weights[n] for n, p in self.template.named_parameters()
+        }
+        # The slices of one arm share memory with the stack, so one optimiser is told K rates.
+        self.slices = [[w.detach()[k] for w in self.weights.values()] for k in range(len(tasks))]
+        self.groups = [
+            parameter_groups((p.requires_grad_() for p in own), one.weight_decay)
+            for own, one in zip(self.slices, settings, strict=True)
+        ]
+        self.optimiser = adamw([g for own in self.groups for g in own], lr=0.0)
+        self.smoothing = torch.tensor(
+            [s.label_smoothing for s in settings], device=self.device
+        ).unsqueeze(1)
+        self.limits = torch.tensor(
+            [math.inf if s.clip is None else s.clip for s in settings], device=self.device
+        )
+        self.died_at = torch.zeros(len(tasks), dtype=torch.long, device=self.device)
         self.last = host.sites.taps[-1]
 
-    def logits(self, taps: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, taps: Mapping[str, Tensor]) -> Tensor:
         """`k b c`."""
         if self.template.bypass is None:
             taps = {"last": taps[self.last]}
         tokens = self.template.needs(self.host.readout_rule).tokens
-        if tokens != "all":
-            taps = {name: one_token(tap, tokens) for name, tap in taps.items()}
-        fed = {name: tap.to(self.device) for name, tap in taps.items()}
+        fed = {name: tap.to(self.device) for name, tap in narrowed(taps, tokens).items()}
+        if self._fuses(fed):
+            return self._fused(fed)
 
         def one(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             return functional_call(self.template, (own, buffers), (fed, self.host.readout))
 
-        # With one arm nothing is stacked in vain; random masks differ from arm to arm.
-        return vmap(one, randomness="different")(dict(weights), dict(self.buffers))
+        # Random masks differ from arm to arm.
+        return vmap(one, randomness="different")(dict(self.weights), dict(self.buffers))
+
+    def _fuses(self, taps: Mapping[str, Tensor]) -> bool:
+        bypass = self.template.bypass
+        return (
+            bypass is not None
+            and self.template.head is not None
+            and bypass.fuses([taps[name] for name in bypass.taps])
+        )
+
+    def _fused(self, taps: Mapping[str, Tensor]) -> Tensor:
+        bypass, head = self.template.bypass, self.template.head
+        assert bypass is not None
+        assert head is not None
+        state = bypass.fused(taps, self.stacked.__getitem__)
+        feature = self.host.readout(state.flatten(0, 1), pool=self.template.pool)
+        feature = feature.unflatten(0, (len(self.members), -1))
+        weight, bias = self.stacked[head.weight], self.stacked[head.bias]
+        return torch.baddbmm(bias.unsqueeze(1), feature, weight.mT)
 
     def step(
         self, taps: Mapping[str, Tensor], labels: Tensor, rates: Sequence[float], number: int
     ) -> Tensor:
         """One AdamW step of every arm; their mean losses, `k`."""
-        logits = self.logits(taps, self.weights)
-        labels = labels.to(self.device)
-        losses = torch.stack(
-            [F.cross_entropy(each, labels, label_smoothing=one.label_smoothing)
-             for each, one in zip(logits.float(), self.settings, strict=True)]
-        )  # fmt: skip
-        for k, loss in enumerate(losses.tolist()):
-            if self.died_at[k] is None and not math.isfinite(loss):
-                self.died_at[k] = number
-        names = list(self.weights)
+        losses = self._losses(self.logits(taps).float(), labels.to(self.device))
         # The sum keeps arms apart: each loss depends on the weights of its own arm alone.
-        gradients = torch.autograd.grad(losses.sum(), [self.weights[n] for n in names])
-        self._update(dict(zip(names, gradients, strict=True)), rates, number)
-        return losses.detach()
+        gradients = torch.autograd.grad(losses.sum(), list(self.weights.values()))
+        losses = losses.detach()
+        self.died_at += number * ((self.died_at == 0) & ~losses.isfinite())
+        self._update([g.contiguous() for g in gradients], rates)
+        return losses
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of every arm with its own label smoothing, `k b c -> k`."""
+        likelihood = logits.log_softmax(-1)
+        right = likelihood.gather(-1, labels.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
+        smooth = right + self.smoothing * (likelihood.mean(-1) - right)
+        return -smooth.mean(1)
 
     @torch.no_grad()
-    def _update(self, gradients: dict[str, Tensor], rates: Sequence[float], number: int) -> None:
-        rate = torch.tensor(rates, device=self.device)
-        decay = torch.tensor([s.weight_decay for s in self.settings], device=self.device)
+    def _update(self, gradients: list[Tensor], rates: Sequence[float]) -> None:
         if any(s.clip is not None for s in self.settings):
-            norms = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()  # type: ignore[union-attr]
-            limits = torch.tensor(
-                [math.inf if s.clip is None else s.clip for s in self.settings], device=self.device
-            )
-            factor = (limits / (norms + 1e-6)).clamp(max=1.0)
-            gradients = {n: g * _wide(factor, g) for n, g in gradients.items()}
-        one, two = BETAS
-        corrected, root = 1 - one**number, math.sqrt(1 - two**number)
-        for name, weight in self.weights.items():
-            gradient, first, second = gradients[name], self.first[name], self.second[name]
-            if weight.dim() > 2:
-                # As `parameter_groups`: matrices decay; one dimension more for the arms.
-                weight.mul_(1 - _wide(rate * decay, weight))
-            first.lerp_(gradient, 1 - one)
-            second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
-            weight.sub_(_wide(rate / corrected, weight) * first / (second.sqrt() / root + EPSILON))
+            norms = sum(g.flatten(1).square().sum(1) for g in gradients).sqrt()  # type: ignore[union-attr]
+            factor = (self.limits / (norms + 1e-6)).clamp(max=1.0)
+            gradients = [g * factor.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
+        for k, own in enumerate(self.slices):
+            for weight, gradient in zip(own, gradients, strict=True):
+                weight.grad = gradient[k]
+        rate = iter([r for own, r in zip(self.groups, rates, strict=True) for _ in own])
+        for group in self.optimiser.param_groups:
+            group["lr"] = next(rate)
+        self.optimiser.step()
+
+    def died(self) -> list[int | None]:
+        """Steps (from 1) at which arms were lost."""
+        return [number or None for number in self.died_at.tolist()]
 
     @torch.no_grad()
     def accuracy(self, data: StoredFeatures) -> list[float]:
@@ -199,10 +224,10 @@ class _Arms:
         for start in range(0, len(data), EVALUATED):
             indices = list(range(start, min(start + EVALUATED, len(data))))
             taps, labels = data.gather(indices, [0] * len(indices))
-            found = self.logits(taps, self.weights).argmax(-1).cpu()
+            found = self.logits(taps).argmax(-1).cpu()
             right += (found == labels).sum(1)
         self.template.train()
-        alive = [died is None for died in self.died_at]
+        alive = [died is None for died in self.died()]
         return [float(r) / len(data) if ok else 0.0 for r, ok in zip(right, alive, strict=True)]
 
     def tasks(self) -> list[Task]:
@@ -212,10 +237,6 @@ class _Arms:
             task.load_state_dict({**task.state_dict(), **own})
             task.eval()
         return self.members
-
-
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def form(task: Task) -> Any:

@@ -106,6 +106,8 @@ class Loop:
             )
         )  # fmt: skip
         bar.start()
+        # Once: an evaluation leaves the mode as it was, and a backbone has hundreds of modules.
+        self.model.train()
         try:
             while True:
                 if self.step == (len(self.history) + 1) * self.order.per_epoch:
@@ -165,7 +167,6 @@ class Loop:
         seed_everything("step", self.settings.seed, self.step, self.rank)
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate(self.step)
-        self.model.train()
         sums = torch.zeros(2, device=self.accelerator.device)
         parts = list(pieces(inputs, labels, self.settings.accumulate))
         for place, part in enumerate(parts):

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from restuning._errors import TrainingError
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
+def parameter_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict]:
     """Two groups: matrices decay; biases, scales and gates do not.
 
     Decided by the number of dimensions, not by name: a gate of a user's own tuner is spared too.
@@ -41,7 +41,17 @@ def build_optimiser(task: nn.Module, *, lr: float, weight_decay: float) -> torch
             found="no parameter with requires_grad",
             fix="choose a method with tuners, or a task with a head",
         )
-    return torch.optim.AdamW(groups, lr=lr)
+    return adamw(groups, lr=lr)
+
+
+def adamw(groups: list[dict], *, lr: float) -> torch.optim.AdamW:
+    """AdamW as one pass over each weight, where the device has that (CPU and CUDA do).
+
+    Tuners are a hundred small tensors: one operation after the other costs more than the backward
+    pass through them.
+    """
+    devices = {p.device.type for group in groups for p in group["params"]}
+    return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu", "cuda"})
 
 
 def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from restuning._errors import StoreError
 from restuning.backbones import Backbone
-from restuning.bypass import Needs
+from restuning.bypass import IN_WORDS, Needs, hold
 from restuning.data import Data
 from restuning.features import (
     Store,
@@ -81,7 +81,13 @@ def wanted(host: Host, needs: Needs) -> Needs:
 
 
 def keyed(
-    host: Host, backbone: Backbone, data: Data, needs: Needs, views: int, dtype: str
+    host: Host,
+    backbone: Backbone,
+    data: Data,
+    needs: Needs,
+    views: int,
+    dtype: str,
+    precision: str = "fp32",
 ) -> StoreKey:
     """The key of the store of these features."""
     splits = {
@@ -95,14 +101,14 @@ def keyed(
     return store_key(
         host, needs, backbone.kwargs or backbone.example, backbone=backbone.name,
         preprocessing=description, data=data.name, identity=data.identity, splits=splits,
-        views=view_names(views), dtype=dtype,
+        views=view_names(views), dtype=dtype, precision=precision,
     )  # fmt: skip
 
 
 def stored(
     host: Host, backbone: Backbone, data: Data, needs: Needs, *, root: Path, views: int = 1,
-    augmented: Any = None, dtype: str = "fp32", batch_size: int = 32, workers: int = 0,
-    limit: int | None = None, say: Callable[[str], None] = lambda line: None,
+    augmented: Any = None, dtype: str = "fp32", precision: str = "fp32", batch_size: int = 32,
+    workers: int = 0, limit: int | None = None, say: Callable[[str], None] = lambda line: None,
 ) -> Stored | None:  # fmt: skip
     """Open a store that covers what is needed, or build it.
 
@@ -115,6 +121,7 @@ def stored(
         views: Of the training split.
         augmented: The training data with random augmentation, for views beyond two.
         dtype: How values are kept.
+        precision: What the backbone computes in.
         batch_size: Of the extraction.
         workers: Processes that read inputs.
         limit: Bytes above which None is returned instead of building.
@@ -125,7 +132,7 @@ def stored(
     """
     if data.kind != "image" and needs.tokens == "all":
         return None
-    key = keyed(host, backbone, data, wanted(host, needs), views, dtype)
+    key = keyed(host, backbone, data, wanted(host, needs), views, dtype, precision)
     found = _covering(root, key)
     if found is not None:
         say(f"{_form(found.key)}: reused {found.path}")
@@ -149,10 +156,11 @@ def stored(
 
 
 def _form(key: StoreKey) -> str:
-    tokens = {"cls": "class token", "last": "last token"}.get(key.tokens, "all tokens")
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
+    computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
     return (
-        f"{len(key.taps)} taps, {tokens}, {key.dtype}{views}, {key.bytes_per_row:,} bytes an input"
+        f"{len(key.taps)} taps, {IN_WORDS[key.tokens]}, {key.dtype}{computed}{views}, "
+        f"{key.bytes_per_row:,} bytes an input"
     )
 
 
@@ -170,9 +178,9 @@ def _covering(root: Path, key: StoreKey) -> Store | None:
         theirs = store.key
         same = all(
             getattr(theirs, f) == getattr(key, f)
-            for f in ("backbone", "dtype", "preprocessing", "data", "splits")
+            for f in ("backbone", "dtype", "precision", "preprocessing", "data", "splits")
         )
-        enough = wide <= {t.name for t in theirs.taps} and theirs.tokens in (key.tokens, "all")
+        enough = wide <= {t.name for t in theirs.taps} and hold(theirs.tokens, key.tokens)
         if same and enough and theirs.views[: len(key.views)] == key.views:
             return store
     return None

@@ -11,6 +11,7 @@ from restuning.tuners._base import tuner as tuner
 from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath
 from restuning.tuners.combine import Sum as Sum
+from restuning.tuners.conv import ConvAdapter as ConvAdapter
 from restuning.tuners.padding import real_tokens as real_tokens
 from restuning.tuners.prefix import ResPrefix as ResPrefix
 from restuning.tuners.prompt import ResPrompt as ResPrompt

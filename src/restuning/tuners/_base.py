@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, TunerShapeError, UnknownNameError
@@ -89,6 +88,8 @@ class Tuner(nn.Module, ABC):
     mixes_tokens: bool = False
     #: Whether `forward` must be given the layer's frozen attention maps.
     needs_view: bool = False
+    #: Whether a map is given as `b h w d`; all other tuners see its grid as tokens, `b n d`.
+    needs_grid: bool = False
     #: What is fed in: the residual stream, or OP's output.
     reads: Reads = "stream"
     #: Tokens appended to the stream at the stem (VPT-shallow only).
@@ -263,38 +264,3 @@ def _from_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_from_json(item) for item in value]
     return value
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """`... n d -> ... h n d/h`."""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
-
-
-def merge_heads(y: Tensor) -> Tensor:
-    """`... h n e -> ... n h*e`."""
-    return y.transpose(-3, -2).flatten(-2)
-
-
-def added_product(y: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`y + hidden W^T + b` in one product, `(..., d), (..., r), (d, r), (d) -> (..., d)`.
-
-    The bias rides along as one more column of the small factors.
-    """
-    if hidden.dtype != y.dtype or not y.is_contiguous():
-        # A product under autocast would round the stream; a strided one would copy it.
-        return y + torch.nn.functional.linear(hidden, weight, bias).reshape(y.shape)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    if bias is not None:
-        flat = torch.cat([flat, flat.new_ones(()).expand(flat.shape[0], 1)], 1)
-        weight = torch.cat([weight, bias.unsqueeze(1)], 1)
-    return torch.addmm(y.reshape(-1, y.shape[-1]), flat, weight.t()).view(y.shape)
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention and its log-sum-exp, `... h n e -> (... h n e, ... h n 1)`."""
-    scores = (q * scale) @ k.transpose(-2, -1)
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1) @ v, torch.logsumexp(scores, -1, keepdim=True)

@@ -6,7 +6,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
-from restuning.tuners._base import Reads, Tuner, View, added_product, tuner
+from restuning.tuners._base import Reads, Tuner, View, tuner
+from restuning.tuners.products import added_product
 
 BIAS_STD = 1e-6
 """Standard deviation of the biases, as in the authors' code."""

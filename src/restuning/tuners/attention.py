@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from restuning._errors import MapsError
-from restuning.tuners._base import Tuner, View, added_product, attend, merge_heads, split_heads
+from restuning.tuners._base import Tuner, View
+from restuning.tuners.products import added_product, attend, merge_heads, split_heads
 
 Query = Literal["mha", "stream"]
 

@@ -46,6 +46,11 @@ class Sum(Tuner):
         """If any of them does."""
         return any(t.needs_view for t in self.tuners)  # type: ignore[union-attr]
 
+    @property
+    def needs_grid(self) -> bool:  # type: ignore[override]
+        """If any of them does."""
+        return any(t.needs_grid for t in self.tuners)  # type: ignore[union-attr]
+
     def reset_parameters(self) -> None:
         """Each tuner's own start."""
         for each in self.tuners:
@@ -96,6 +101,11 @@ class DropPath(Tuner):
     def needs_view(self) -> bool:  # type: ignore[override]
         """As the tuner inside."""
         return self.tuner.needs_view
+
+    @property
+    def needs_grid(self) -> bool:  # type: ignore[override]
+        """As the tuner inside."""
+        return self.tuner.needs_grid
 
     def reset_parameters(self) -> None:
         """The tuner's own start."""

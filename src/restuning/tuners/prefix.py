@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from restuning.tuners._base import View, split_heads, tuner
+from restuning.tuners._base import View, tuner
 from restuning.tuners.attention import AttentionTuner, Query, required
+from restuning.tuners.products import split_heads
 
 
 @tuner("res_prefix")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
-from restuning.tuners._base import Tuner, View, attend, tuner
+from restuning.tuners._base import Tuner, View, tuner
 from restuning.tuners.attention import AttentionTuner, required
 from restuning.tuners.padding import mean_of_tokens
+from restuning.tuners.products import attend
 
 Form = Literal["none", "scalar", "channel", "gate", "exact"]
 FORMS = ("none", "scalar", "channel", "gate", "exact")
@@ -81,6 +82,11 @@ class Scaled(Tuner):
     def needs_view(self) -> bool:  # type: ignore[override]
         """As the tuner inside."""
         return self.tuner.needs_view
+
+    @property
+    def needs_grid(self) -> bool:  # type: ignore[override]
+        """As the tuner inside."""
+        return self.tuner.needs_grid
 
     def reset_parameters(self) -> None:
         """Scales at their start; the gate as torch draws a linear map; then the tuner's own."""

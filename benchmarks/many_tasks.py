@@ -1,0 +1,171 @@
+"""Many tasks on the same images: one backbone forward and a bank, against one model a task.
+
+    python benchmarks/many_tasks.py
+
+ViT-S/16 and ViT-B/16, batch 8, fp32, bypasses of rank 10 with heads of 10 to 100 classes. In
+turns: the backbone alone, the backbone and a bank of 1, 19 and 64 tasks, one Res-Tuning model, and
+one of ms-swift's bypass (when installed). N models cost N times one: that row is extrapolated, and
+says so. Memory is measured in processes of their own: the peak of one batch above what is held,
+with and without the bank.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import rivals
+from common import apart, arguments, in_turns, paired, peak_of, spread, started, target, write
+
+MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
+COUNTS = (1, 19, 64)
+
+
+def world(args: Any, name: str, counts: tuple[int, ...]) -> tuple[Any, Any, dict[int, Any]]:
+    """Images, a host and banks by number of tasks."""
+    import timm
+    import torch
+
+    import restuning
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).to(args.device)
+    x = torch.randn(args.batch, 3, 224, 224, device=args.device)
+    host = restuning.Host(model, x[:1])
+
+    def task(number: int) -> Any:
+        built = restuning.methods.build(
+            "res-tuning-bypass", host, num_classes=10 + number % 91, zero=False
+        )
+        built.pool = host.readout_rule.pool
+        return built.to(args.device)
+
+    banks = {n: restuning.Bank({f"task {i}": task(i) for i in range(n)}) for n in counts if n}
+    return x, host, banks
+
+
+def memory(args: Any, name: str, count: int) -> dict[str, Any]:
+    """Peak of one batch above the weights, with a bank of so many tasks (0: none)."""
+    import torch
+
+    x, host, banks = world(args, name, (count,))
+    held = sum(b.numel() * b.element_size() for b in banks[count].buffers()) if count else 0
+
+    def run() -> None:
+        with torch.no_grad():
+            if not count:
+                host(x)
+            else:
+                banks[count](host.features(x, keep=banks[count].keep))
+
+    run()
+    return {"tasks": count, "peak_bytes": peak_of(run, args.device), "bank_bytes": held}
+
+
+def times(args: Any, name: str) -> dict[str, Any]:
+    """All rows of one backbone."""
+    import timm
+    import torch
+
+    import restuning
+
+    x, host, banks = world(args, name, COUNTS)
+    tuned = restuning.Tuned(
+        host, restuning.methods.build("res-tuning", host, num_classes=100).to(args.device)
+    )
+    bare = timm.create_model(name, num_classes=0).to(args.device).eval()
+
+    def with_bank(bank: Any) -> Any:
+        return lambda: bank(host.features(x, keep=bank.keep))
+
+    runs = {"backbone": lambda: bare(x)}
+    runs |= {f"{n} tasks": with_bank(bank) for n, bank in banks.items()}
+    runs["one Res-Tuning model"] = lambda: tuned(x)
+    missing = None
+    try:
+        model = timm.create_model(name, num_classes=100).to(args.device)
+        swift = rivals.swift(model).to(args.device).eval()
+        runs["one ms-swift bypass"] = lambda: swift(x)
+    except ImportError as error:
+        missing = str(error)
+    with torch.no_grad():
+        measured = in_turns(runs, args.rounds, args.device, warm=2)
+        features = {n: host.features(x, keep=bank.keep) for n, bank in banks.items()}
+        alone = in_turns(
+            {f"bank of {n}": (lambda n=n, bank=bank: bank(features[n])) for n, bank in banks.items()},
+            5 * args.rounds, args.device,
+        )  # fmt: skip
+        compiled = in_turns(compiled_banks(banks, features, host), 5 * args.rounds, args.device) \
+            if args.compile else {}  # fmt: skip
+    base = measured["backbone"]
+    over = {n: paired(t, base) for n, t in measured.items()}
+    backbone = spread(base)["median"]
+    # A bank takes milliseconds beside a forward whose own spread is larger: timed alone, too.
+    bank_over = {n: spread(t)["median"] / backbone for n, t in alone.items()}
+    n = 19
+    extrapolated = {
+        f"{n} Res-Tuning models": n * over["one Res-Tuning model"]["median"],
+        f"{n} ms-swift bypasses": n * over["one ms-swift bypass"]["median"]
+        if "one ms-swift bypass" in over else None,
+    }  # fmt: skip
+    return {
+        "model": name,
+        "seconds": {k: spread(v) for k, v in {**measured, **alone, **compiled}.items()},
+        "over_backbone": over,
+        "bank_alone_over_backbone": bank_over,
+        "extrapolated_over_backbone": extrapolated,
+        "not_measured": missing,
+    }
+
+
+def compiled_banks(banks: dict[int, Any], features: dict[int, Any], host: Any) -> dict[str, Any]:
+    """The same banks under torch.compile, to see where that wins."""
+    import torch
+
+    runs = {}
+    for n, bank in banks.items():
+        made = torch.compile(bank)
+        runs[f"compiled bank of {n}"] = lambda n=n, made=made: made(dict(features[n]), host.readout)
+    return runs
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    parser = arguments(__doc__, __file__)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--compile", action="store_true", help="also time compiled banks")
+    args = started(parser)
+    if args.one:
+        name, _, count = args.one.partition("=")
+        print(json.dumps(times(args, name) if count == "times" else memory(args, name, int(count))))
+        return
+    rows, targets = [], []
+    for name in args.models:
+        row = apart(args, f"{name}=times")
+        if "model" not in row:
+            raise SystemExit(f"{name}: {row['not_measured']}")
+        row["memory"] = [apart(args, f"{name}={n}") for n in (0, 19, 64)]
+        rows.append(row)
+        bare = row["memory"][0]["peak_bytes"]
+        for n, limit in ((19, 1.05), (64, 1.10)):
+            targets.append(
+                target(f"{name}: {n} tasks over one backbone forward",
+                       1 + row["bank_alone_over_backbone"][f"bank of {n}"], limit)
+            )  # fmt: skip
+            targets.append(
+                target(f"{name}: {n} tasks over one backbone forward, end to end in turns",
+                       row["over_backbone"][f"{n} tasks"]["median"], limit)
+            )  # fmt: skip
+        for entry in row["memory"][1:]:
+            targets.append(
+                target(f"{name}: peak memory of a batch with {entry['tasks']} tasks over without",
+                       entry["peak_bytes"] / bare, 1.02)
+            )  # fmt: skip
+    write(args, f"N tasks on the same {args.batch} images, fp32", batch=args.batch, rows=rows,
+          targets=targets)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Writes `docs/backbones.md` from the zoo's result: `python docs/draw_backbones.py`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULT = HERE.parent / "benchmarks" / "results" / "zoo.jsonl"
+
+TEXT = """# Backbones
+
+Every backbone below went through one chain (`tests/zoo/chain.py`), with random weights and at a
+small image size where it takes one: find the sites and prove them by one forward; attach Res-Tuning
+inside; one training step that gives gradients to the task alone, and to all of it; the same for the
+bypass, whose taps carry no graph; one input alone answers as it does in a batch; the backbone's
+output and state, batch-norm statistics included, are equal bit for bit; save, load, the same
+logits; release, no hook left.
+
+{summary}
+
+`python tests/zoo/run.py` repeats all of it and goes on where it was killed (`{versions}`; the run
+below took {minutes:.0f} minutes of one CPU core), `pytest -m slow tests/zoo/test_chain.py` does so under
+pytest, and CI runs a sample. This page is drawn from `benchmarks/results/zoo.jsonl` by
+`python docs/draw_backbones.py`.
+
+*sites* counts operations over all layers of the smallest member; a layer without attention and MLP
+(a convolutional block, or a stage where a network has no sums) is tuned beside its block. *proof*:
+share of the family's sites whose sum, or for a block whose reader, was seen. *inline*, *bypass*:
+members that pass. *reads*: what the bypass keeps of each tap: the class token, one pooled vector,
+or all tokens. *one graph*: whether `torch.compile(fullgraph=True)` traces the smallest member with
+both tasks.
+
+## Maps and hierarchies
+
+Streams that are maps (`b c h w` or `b h w c`) or change their width on the way are found like any
+other. The layout belongs to the site and is proved by modules whose axes are known; tuners and taps
+always have channels last, and tuners that mix no tokens see a grid as tokens. A block that changes
+the width or the grid has no input of its output's shape: a tuner there reads its output.
+
+The feature is the vector that the backbone itself returns (readout "own"), with whatever it does
+after its last block, so give a headless one. **The bypass on them is a form of its own**: x_0 ...
+x_(L-1) are the streams' means over their grid, x_L is that feature, and a learned linear map (over
+64 channels where that is smaller) takes the state from one width to the next. Keeping one mean
+instead of all tokens would be *exact* only for affine tuners, since mean(h(x)) = h(mean(x)) needs
+that; with Res-Adapters it is another function of the backbone, chosen because every tap then costs
+one vector, linear probing stays its start (lambda_L near 1, tuners no change), and a store holds a
+few kilobytes an image. A plain ViT with a mean readout keeps all tokens, as in the paper. Tuners
+that mix tokens (`ConvAdapter`) run inside the backbone, or in a bypass with `pool="mean"`, which
+resamples the grid by average pooling.
+
+## By family
+
+| family | architectures | inline | bypass | layers | sites of the smallest | proof | reads | one graph | parameters (smallest) |
+|---|---:|---:|---:|---|---|---:|---|---|---:|
+{table}
+
+## Not passing
+
+{broken}
+"""
+
+
+def latest() -> list[dict[str, Any]]:
+    """The last line of every name, in the order of the file."""
+    rows = map(json.loads, RESULT.read_text(encoding="utf-8").splitlines())
+    return list({row["name"]: row for row in rows}.values())
+
+
+def page(rows: list[dict[str, Any]], versions: str) -> str:
+    """The whole page."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda r: (_library(r) != "timm", r["family"], r["name"])):
+        families.setdefault(_family(row), []).append(row)
+    broken = [r for r in rows if not r["ok"]]
+    summary = " ".join(
+        f"**{library}: {sum(r['ok'] for r in mine)} of {len(mine)} pass the whole chain "
+        f"({100 * sum(r['ok'] for r in mine) / len(mine):.1f} %).**"
+        for library in ("timm", "transformers", "torchvision")
+        if (mine := [r for r in rows if _library(r) == library])
+    )
+    return TEXT.format(
+        summary=f"{summary} timm: every architecture up to 20 million parameters, and the smallest "
+        "of each family whose members are all larger (up to 100 million).",
+        versions=versions, minutes=sum(r["seconds"] for r in rows) / 60,
+        table="\n".join(_line(name, members) for name, members in families.items()),
+        broken="\n".join(
+            f"- `{r['name']}`: {r['link']}: {r['reason'].replace('|', '/')}" for r in broken
+        ) or "None.",
+    )  # fmt: skip
+
+
+def _line(name: str, rows: list[dict[str, Any]]) -> str:
+    smallest = min(rows, key=lambda r: r["parameters"] or 1e12)
+    proofs = sum((Counter(r["proofs"]) for r in rows), Counter())
+    total = sum(proofs.values())
+    layers = [r["sites"].get("block", 0) for r in rows if r["sites"]]
+    after = ("inline", "bypass")
+    reached = {
+        form: sum(r["ok"] or (bool(r[form]) and not r["link"].startswith(after[: i + 1]))
+                  for r in rows)
+        for i, form in enumerate(after)
+    }  # fmt: skip
+    cells = [
+        name, str(len(rows)), str(reached["inline"]), str(reached["bypass"]),
+        "-" if not layers else f"{min(layers)} to {max(layers)}" if len(set(layers)) > 1
+        else str(layers[0]),
+        ", ".join(f"{n} {op}" for op, n in smallest["sites"].items()) or "none",
+        f"{100 * proofs['residual'] / total:.0f} %" if total else "-",
+        ", ".join(sorted({_READS[r["tokens"]] for r in rows if r["tokens"]})) or "-",
+        {True: "yes", False: "no", None: "not tried"}[
+            next((r["compiles"] for r in rows if r["compiles"] is not None), None)
+        ],
+        f"{smallest['parameters'] / 1e6:.1f} M",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+_READS = {"cls": "class token", "pool": "pooled", "all": "all tokens"}
+
+
+def _library(row: dict[str, Any]) -> str:
+    return row["name"].partition(":")[0]
+
+
+def _family(row: dict[str, Any]) -> str:
+    library, _, name = row["name"].partition(":")
+    return f"timm {row['family']}" if library == "timm" else f"{library} {name}"
+
+
+if __name__ == "__main__":
+    import timm
+    import torch
+    import torchvision
+    import transformers
+
+    libraries = (torch, timm, transformers, torchvision)
+    found = ", ".join(f"{m.__name__} {m.__version__.partition('+')[0]}" for m in libraries)
+    (HERE / "backbones.md").write_text(page(latest(), found), encoding="utf-8")

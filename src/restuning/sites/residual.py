@@ -1,0 +1,104 @@
+"""Whether a block of any kind returns a sum of two streams: how blocks of CNNs are known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from restuning.sites.sums import SUM_TOLERANCE, Heard, equal, probed, rounding
+
+TAIL = 4
+"""Modules after a block's sum that are looked through: an activation, dropout, an empty gate."""
+
+
+def is_residual(calls: list[Heard], own: Heard) -> bool:
+    """Whether a block returns `f(a + c b)` of two streams, f being modules at its end or nothing.
+
+    a and b are what modules inside read or returned: the block's input or a shortcut's output, and
+    a branch. c is any one number (NFNets scale their branches). Parallel branches count as well:
+    the sum of all that the modules which read the block's input return (RepVGG).
+    """
+    if own.left is None:
+        return False
+    targets, heads = [own.left], [own.left]
+    for _ in range(TAIL):
+        heads = [
+            c.entered
+            for c in calls
+            if c.left is not None and c.entered is not None
+            and any(equal(c.left, h) for h in heads) and not equal(c.left, c.entered)
+        ]  # fmt: skip
+        targets += heads
+    seen = [x for c in [own, *calls] for x in (c.entered, c.left if c is not own else None)]
+    for target in targets:
+        terms = [x for x in seen if x is not None and x.numel() == target.numel()]
+        if not terms:
+            continue
+        rows, t = torch.stack([probed(x) for x in terms]), probed(target)
+        shortcuts = _readers(calls, own, target)
+        if (
+            _two_terms(terms, rows, target, t)
+            or _parallel(shortcuts, target)
+            or _plus_nothing(calls, own, shortcuts, target)
+        ):
+            return True
+    return False
+
+
+def _two_terms(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor) -> bool:
+    alike = _proportional(torch.cat([rows, t[None]]))
+    apart = (~alike[-1, :-1]).nonzero().flatten().tolist()
+    for i in apart:
+        rest = t - rows[i]
+        others = [j for j in apart if not alike[i, j]]
+        if not others:
+            continue
+        b = rows[others]
+        factor = (b @ rest) / (b * b).sum(1).clamp_min(1e-30)
+        error = (rest - factor[:, None] * b).abs().amax(1)
+        limit = SUM_TOLERANCE * rest.abs().max() + rounding(target)
+        # What vanishes in rounding is no branch: anything would fit.
+        if rest.abs().max() < 4 * limit:
+            continue
+        for place in (error <= limit).nonzero().flatten().tolist():
+            whole = target.float() - terms[i].reshape(target.shape)
+            branch = terms[others[place]].reshape(target.shape) * float(factor[place])
+            if (whole - branch).abs().max() <= 10 * limit:
+                return True
+    return False
+
+
+def _proportional(rows: Tensor) -> Tensor:
+    """Which rows are multiples of which: copies, constant scales, or nothing at all."""
+    products = rows @ rows.T
+    sizes = products.diagonal()
+    return products**2 >= (1 - 1e-9) * sizes[:, None] * sizes
+
+
+def _readers(calls: list[Heard], own: Heard, target: Tensor) -> list[Heard]:
+    """The outermost modules that read the block's input and return a tensor of the target's size."""
+    reads = [
+        c for c in calls
+        if c.entered is not None and c.left is not None and own.entered is not None
+        and c.left.numel() == target.numel() and equal(c.entered, own.entered)
+    ]  # fmt: skip
+    return [c for c in reads if not any(o.start < c.start and o.end > c.end for o in reads)]
+
+
+def _plus_nothing(calls: list[Heard], own: Heard, outer: list[Heard], target: Tensor) -> bool:
+    """Whether a shortcut alone is left: fresh ResNets start with branches of zeros."""
+    nothing = any(
+        c.left is not None and c.left.numel() == target.numel() and not c.left.any() for c in calls
+    )
+    shortcuts = [own.entered, *[c.left for c in outer]]
+    return nothing and bool(target.any()) and any(
+        s is not None and equal(s, target) for s in shortcuts
+    )  # fmt: skip
+
+
+def _parallel(outer: list[Heard], target: Tensor) -> bool:
+    if len(outer) < 2:
+        return False
+    total = torch.stack([c.left.reshape(-1) for c in outer]).sum(0)  # type: ignore[union-attr]
+    error = (total - target.reshape(-1)).abs().max()
+    return bool(error <= SUM_TOLERANCE * target.abs().max() + 2 * rounding(target))

@@ -1,0 +1,135 @@
+"""Stages of a network without residual sums (VGG, DenseNet, Inception): where its grid changes.
+
+A stage ends at the last *cut* before the grid changes. A cut is a module whose output is what the
+next module reads, while nothing that runs later reads anything older: from there on the network is
+a function of that one tensor. The first stage is the embedding, `block.0`; the others are sites.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning.sites.readout import Readout, vector_of
+from restuning.sites.site import Site, Sites
+from restuning.sites.sums import Heard, first_tensor, layout_of
+
+Digest = tuple[tuple[int, ...], bytes]
+
+
+@dataclass(eq=False, slots=True)
+class _Ran:
+    """One call, its tensors as digests: a whole network's streams are not kept."""
+
+    path: str
+    start: int
+    entered: Digest | None
+    end: int = -1
+    left: Digest | None = None
+    sample: Tensor | None = None
+
+
+class StageFinder:
+    """Listens to one forward (`enter`, `leave` of every module) and says where its stages end."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.clock = 0
+        self.stack: list[_Ran] = []
+        self.calls: list[_Ran] = []
+
+    def enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A module is about to run."""
+        self.clock += 1
+        x = first_tensor(args)
+        x = first_tensor(kwargs) if x is None else x
+        self.stack.append(_Ran(path, self.clock, _digest(x)))
+
+    def leave(self, path: str, output: Any) -> None:
+        """A module has returned."""
+        self.clock += 1
+        call = self.stack.pop()
+        y = first_tensor(output)
+        call.end, call.left = self.clock, _digest(y)
+        if y is not None and y.dim() == 4:
+            call.sample = y.detach()
+        self.calls.append(call)
+
+    def found(self, output: Any) -> tuple[Sites, Readout] | None:
+        """Stages after the first, and the backbone's own vector as readout; None without either."""
+        own = vector_of(output)
+        ends = self._ends()
+        if own is None or len(ends) < 2:
+            return None
+        sites = [
+            self._site(number, before, end)
+            for number, (before, end) in enumerate(zip(ends[:-1], ends[1:], strict=True), 1)
+        ]
+        return Sites(sites), Readout("", "own", own.shape[-1], proof="exact")
+
+    def _ends(self) -> list[tuple[_Ran, _Ran]]:
+        """Last cut of every grid, with the module that reads it."""
+        by_start = sorted(self.calls, key=lambda c: c.start)
+        times = [c.path for c in self.calls]
+        once = {path for path in times if times.count(path) == 1}
+        ends: dict[tuple[int, ...], tuple[_Ran, _Ran]] = {}
+        for call in sorted(self.calls, key=lambda c: (c.end, -c.start)):
+            if call.path not in once or call.left is None or call.sample is None or not call.path:
+                continue
+            grid = call.left[0][2:]
+            if set(grid) == {1}:
+                continue
+            reader = next((c for c in by_start if c.start > call.end and c.path in once), None)
+            if reader is None or reader.entered != call.left or not self._cuts(call):
+                continue
+            ends[grid] = (call, reader)
+        return list(ends.values())
+
+    def _cuts(self, call: _Ran) -> bool:
+        older = {d for c in self.calls if c.start <= call.end for d in (c.entered,)}
+        older |= {c.left for c in self.calls if c.end < call.end}
+        older -= {call.left, None}
+        return not any(c.start > call.end and c.entered in older for c in self.calls)
+
+    def _site(self, number: int, before: tuple[_Ran, _Ran], end: tuple[_Ran, _Ran]) -> Site:
+        last, reader = end
+        assert last.sample is not None
+        heard = [
+            Heard(c.path, self.model.get_submodule(c.path), c.start, last.sample)
+            for c in (reader, *self.calls)
+            if c.entered == last.left
+        ]
+        heard += [
+            Heard(c.path, self.model.get_submodule(c.path), c.start, None, left=c.sample)
+            for c in self.calls
+            if c.sample is not None and c.sample.shape == last.sample.shape
+        ]
+        layout, dim = layout_of(last.sample, self.model.get_submodule(last.path), heard)
+        assert before[0].sample is not None
+        # Streams of one network are laid out alike.
+        dim_in = before[0].sample.shape[1 if layout == "b d h w" else -1]
+        return Site(
+            f"block.{number}", "block", number, dim, before[1].path, last.path, last.path,
+            layout=layout, changes=True, dim_in=dim_in,
+        )  # fmt: skip
+
+
+def _digest(x: Any) -> Digest | None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return None
+    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return tuple(x.shape), hashlib.blake2b(raw.numpy().tobytes(), digest_size=16).digest()
+
+
+def telling(value: Any) -> Any:
+    """An example whose values differ: a constant image would let wrong sums pass as right."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
+        return value
+    if bool((value == value.flatten()[0]).all()):
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(value)
+    return value

@@ -1,0 +1,70 @@
+"""Forwards and attachments leave nothing behind."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from awake import tiny_vit
+from restuning import Host, Together, Tuned, methods, record
+
+FORWARDS, CYCLES = 1000, 100
+EARLY = 10
+"""Turns after which caches of the first calls are there."""
+
+
+def tensors():
+    gc.collect()
+    # By type, not isinstance: that would wake lazy proxies of other libraries.
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("method", ["res-tuning", "res-tuning-bypass", "prefix", "bank"])
+def test_a_thousand_forwards_leave_no_tensor_behind(method):
+    host = Host(tiny_vit(depth=1, embed_dim=16, num_heads=2), torch.zeros(1, 3, 32, 32))
+    if method == "bank":
+        tasks = {n: methods.build("res-tuning-bypass", host, num_classes=2) for n in "abc"}
+        run = Together(host, tasks)
+    else:
+        run = Tuned(host, methods.build(method, host, num_classes=2))
+    x = torch.randn(1, 3, 32, 32)
+
+    def turn():
+        answer = run(x)
+        if method != "bank":
+            answer.sum().backward()
+
+    for _ in range(EARLY):
+        turn()
+    before = tensors()
+    for _ in range(FORWARDS):
+        turn()
+    assert tensors() == before
+
+
+def test_a_hundred_attachments_leave_no_hook_host_or_tensor_behind():
+    model, x = tiny_vit(depth=1, embed_dim=16, num_heads=2), torch.randn(1, 3, 32, 32)
+    bare = hooks(model)
+    hosts = []
+
+    def turn():
+        with Host(model, x) as host:
+            hosts.append(weakref.ref(host))
+            assert hooks(model) > bare
+            Tuned(host, methods.build("res-tuning", host, num_classes=2))(x).sum().backward()
+
+    for _ in range(EARLY):
+        turn()
+    before, records = tensors(), len(vars(record._local)) + len(record.trained)
+    for _ in range(CYCLES):
+        turn()
+    assert tensors() == before
+    assert len(vars(record._local)) + len(record.trained) == records
+    assert hooks(model) == bare
+    gc.collect()
+    assert not any(host() is not None for host in hosts)
