@@ -6,10 +6,12 @@ Backbone: MiniLM-L6 (22 million parameters), as the package carries it. Tasks: `
 `sst2` (2 sentiments), 1000 training, 200 validation and 1000 test texts each, as csv folders in
 `$RESTUNING_DATA/text`. Every method reads the mean over real tokens through one linear head. LoRA
 and Res-Tuning have one budget: rank 10, the same epochs, batch, precision and grid of learning
-rates. The bypass and linear probing train on features that were computed once; the bypass is residual
-and takes over the head of the linear probe of its seed, so that it starts at the probe's solution.
-Learning rates are chosen by validation accuracy at seed 0 (ties by loss); the last checkpoint of each of three seeds
-is tested, once. Resumable: a run whose result is there is not run again.
+rates. The bypass and linear probing train on features that were computed once. A bypass starts in one
+of two ways: "probe", residual and with the head of the linear probe of its seed, or "mixed", all
+lambdas 0.5, so that earlier layers are heard (at 0.95 the last layer is nearly alone, and a lambda
+moves by little more than the learning rate in a step). Learning rate and start are chosen by
+validation accuracy at seed 0 (ties by loss); the last checkpoint of each of three seeds is tested,
+once. Resumable: a run whose result is there is not run again.
 
 About 15 minutes of one CPU core; writes `recipes/text.json` and the table in `docs/text.md`. Expected:
 bypass above linear probing, Res-Tuning not below LoRA, on the mean of both tasks.
@@ -47,12 +49,12 @@ RANK = 10
 INLINE = {"epochs": 2, "batch_size": 16, "precision": "bf16"}
 STORED = {"epochs": 10, "batch_size": 32}
 GRIDS = {
-    "linear": (3e-3, 1e-2, 3e-2, 1e-1),
-    "lora": (1e-3, 4e-3),
-    "res-tuning": (1e-3, 4e-3),
-    "res-tuning-bypass": (3e-4, 1e-3, 3e-3),
+    "linear": ((3e-3, ""), (1e-2, ""), (3e-2, ""), (1e-1, "")),
+    "lora": ((1e-3, ""), (4e-3, "")),
+    "res-tuning": ((1e-3, ""), (4e-3, "")),
+    "res-tuning-bypass": ((3e-4, "probe"), (1e-3, "probe"), (1e-3, "mixed"), (4e-3, "mixed")),
 }
-"""Linear probing costs next to nothing, so that its grid is the widest."""
+"""Learning rate and start. Linear probing costs next to nothing, so that its rates go furthest."""
 
 
 class Lora(nn.Module):
@@ -131,7 +133,7 @@ class Bench:
         self.data = load_data(str(DATA / name), backbone, max_tokens=TOKENS)
         self.host = Host(backbone.model, **backbone.kwargs)
         self.kept: dict[str, list[Any]] = {}
-        self.chosen: dict[str, float] = {}
+        self.chosen: dict[str, tuple[float, str]] = {}
 
     def features(self, part: str) -> list[Any]:
         """Of a split."""
@@ -139,7 +141,7 @@ class Bench:
             self.kept[part] = computed(self.host, self.data, getattr(self.data, part))
         return self.kept[part]
 
-    def built(self, method: str, seed: int) -> nn.Module:
+    def built(self, method: str, start: str, seed: int) -> nn.Module:
         """The module that is trained, at its start."""
         classes = self.data.num_classes
         if method == "lora":
@@ -148,24 +150,33 @@ class Bench:
             options = {} if method == "linear" else {"rank": RANK}
             task = methods.build(method, self.host, classes, pool="mean", **options)
             return (OnFeatures if method == "linear" else Tuned)(self.host, task)
-        task = methods.build(method, self.host, classes, pool="mean", rank=RANK, residual=True)
-        probe = self.work / f"{self.name}-linear-{self.chosen['linear']}-{seed}" / "head.pt"
-        if not probe.exists():
-            self.run("linear", self.chosen["linear"], seed, test=False)
-        task.head.load_state_dict(torch.load(probe, weights_only=True))
+        task = methods.build(
+            method, self.host, classes, pool="mean", rank=RANK, residual=start == "probe"
+        )
+        if start == "mixed":
+            with torch.no_grad():
+                task.bypass.gate.zero_()
+        else:
+            lr, _ = self.chosen["linear"]
+            probe = self.work / f"{self.name}-linear-{lr}-{seed}" / "head.pt"
+            if not probe.exists():
+                self.run("linear", lr, "", seed, test=False)
+            task.head.load_state_dict(torch.load(probe, weights_only=True))
         return OnFeatures(self.host, task)
 
-    def run(self, method: str, lr: float, seed: int, *, test: bool) -> dict[str, Any]:
+    def run(
+        self, method: str, lr: float, start: str, seed: int, *, test: bool
+    ) -> dict[str, Any]:
         """Train once; a result that is there is read."""
-        folder = self.work / f"{self.name}-{method}-{lr}-{seed}"
+        folder = self.work / "-".join(filter(None, (self.name, method, start, str(lr), str(seed))))
         file = folder / ("tested.json" if test else "result.json")
         if file.exists():
-            return json.loads(file.read_text())
+            return {"start": start, **json.loads(file.read_text())}
         started = time.process_time()
         torch.manual_seed(seed)
         stored = method in ("linear", "res-tuning-bypass")
         settings = FitSettings(lr=lr, seed=seed, **(STORED if stored else INLINE))
-        tuned, collate = self.built(method, seed), self.data.collate
+        tuned, collate = self.built(method, start, seed), self.data.collate
         if stored:
             collate = partial(padded, only_last=method == "linear")
         fed = {p: self.features(p) if stored else getattr(self.data, p)
@@ -175,7 +186,7 @@ class Bench:
         if method == "linear":
             torch.save(tuned.task.head.state_dict(), folder / "head.pt")
         result = {
-            "task": self.name, "method": method, "lr": lr, "seed": seed,
+            "task": self.name, "method": method, "lr": lr, "start": start, "seed": seed,
             "val_accuracy": fitted.val_accuracy, "val_loss": fitted.val_loss,
             "tuner_parameters": sum(p.numel() for n, p in tuned.task.named_parameters()
                                     if not n.startswith("head")),
@@ -188,7 +199,7 @@ class Bench:
         unfinished = file.with_suffix(".partial")
         unfinished.write_text(json.dumps(result, indent=1) + "\n")
         unfinished.replace(file)
-        print(f"{self.name:8s} {method:18s} lr {lr:<6} seed {seed}  val {fitted.val_accuracy:.3f}"
+        print(f"{self.name:8s} {method:18s} {start:5s} lr {lr:<6} seed {seed}  val {fitted.val_accuracy:.3f}"
               + (f"  test {result['test_accuracy']:.3f}" if test else ""), flush=True)  # fmt: skip
         return result
 
@@ -210,11 +221,12 @@ def main() -> None:
     for name in TASKS:
         bench = Bench(name, backbone, folder, args.work)
         for method in args.methods.split(","):
-            tried = [bench.run(method, lr, 0, test=False) for lr in GRIDS[method]]
+            tried = [bench.run(method, *setting, 0, test=False) for setting in GRIDS[method]]
             searched += tried
-            best = max(tried, key=lambda r: (r["val_accuracy"], -r["val_loss"]))["lr"]
-            bench.chosen[method] = best
-            rows += [bench.run(method, best, seed, test=True) for seed in range(args.seeds)]
+            best = max(tried, key=lambda r: (r["val_accuracy"], -r["val_loss"]))
+            bench.chosen[method] = best["lr"], best["start"]
+            rows += [bench.run(method, *bench.chosen[method], seed, test=True)
+                     for seed in range(args.seeds)]  # fmt: skip
     if set(args.methods.split(",")) == set(GRIDS):
         report(rows, searched, args.seeds)
 
@@ -225,13 +237,14 @@ def report(rows: list[dict[str, Any]], searched: list[dict[str, Any]], seeds: in
     def cell(values: list[float]) -> str:
         return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
 
-    lines = ["| method | " + " | ".join(TASKS) + " | mean | parameters without head | learning rates |",
+    lines = ["| method | " + " | ".join(TASKS) + " | mean | parameters without head | chosen |",
              "|---|" + "---:|" * (len(TASKS) + 2) + "---|"]  # fmt: skip
     for method in GRIDS:
         mine = [r for r in rows if r["method"] == method]
         by_task = [[r["test_accuracy"] for r in mine if r["task"] == t] for t in TASKS]
         means = [statistics.mean(pair) for pair in zip(*by_task, strict=True)]
-        rates = ", ".join(f"{next(r['lr'] for r in mine if r['task'] == t):g}" for t in TASKS)
+        firsts = [next(r for r in mine if r["task"] == t) for t in TASKS]
+        rates = ", ".join(f"{r['lr']:g} {r['start']}".strip() for r in firsts)
         lines.append(
             f"| {method} | " + " | ".join(map(cell, by_task)) + f" | {cell(means)} | "
             f"{mine[0]['tuner_parameters']:,} | {rates} |"
