@@ -118,7 +118,7 @@ def _line(name: str, rows: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-_READS = {"cls": "class token", "pool": "pooled", "all": "all tokens"}
+_READS = {"cls": "class token", "last": "last token", "pool": "pooled", "all": "all tokens"}
 
 
 def _library(row: dict[str, Any]) -> str:
