@@ -24,7 +24,7 @@ def test_the_readme_code_runs_and_is_about_what_it_documents(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     names = run(ROOT / "README.md")
     assert (tmp_path / "runs" / "example" / "digits.task" / "task.json").exists()
-    assert set(names["answers"]) == {"a", "b"}
+    assert set(names["answers"]) == {"digits", "again"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
