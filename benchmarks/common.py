@@ -75,8 +75,11 @@ def apart(
         one: Which row.
         allocator: Environment of glibc's malloc.
 
+    ms-swift brings so many packages that one may want it in an environment of its own: rows with
+    "swift" in their name run under `$SWIFT_PYTHON` where that is set.
+
     Returns:
-        The row, or `{"not_measured": reason}`.
+        The row with the versions it ran under, or `{"not_measured": reason}`.
     """
     hidden = ("file", "one", "out")
     options = []
@@ -89,8 +92,9 @@ def apart(
         elif value is not True:
             options.append(str(value))
     environment = {**os.environ, **allocator, "OMP_NUM_THREADS": str(args.threads)}
+    python = os.environ.get("SWIFT_PYTHON", sys.executable) if "swift" in one else sys.executable
     done = subprocess.run(
-        [sys.executable, str(args.file), *options, "--one", one],
+        [python, str(args.file), *options, "--one", one],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -15,7 +15,7 @@ import json
 from typing import Any
 
 import rivals
-from common import apart, arguments, in_turns, paired, peak_of, spread, started, target, write
+from common import KEEP, apart, arguments, in_turns, paired, peak_of, spread, started, target, write
 
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
 COUNTS = (1, 19, 64)
@@ -81,13 +81,6 @@ def times(args: Any, name: str) -> dict[str, Any]:
     runs = {"backbone": lambda: bare(x)}
     runs |= {f"{n} tasks": with_bank(bank) for n, bank in banks.items()}
     runs["one Res-Tuning model"] = lambda: tuned(x)
-    missing = None
-    try:
-        model = timm.create_model(name, num_classes=100).to(args.device)
-        swift = rivals.swift(model).to(args.device).eval()
-        runs["one ms-swift bypass"] = lambda: swift(x)
-    except ImportError as error:
-        missing = str(error)
     with torch.no_grad():
         measured = in_turns(runs, args.rounds, args.device, warm=2)
         features = {n: host.features(x, keep=bank.keep) for n, bank in banks.items()}
@@ -102,20 +95,28 @@ def times(args: Any, name: str) -> dict[str, Any]:
     backbone = spread(base)["median"]
     # A bank takes milliseconds beside a forward whose own spread is larger: timed alone, too.
     bank_over = {n: spread(t)["median"] / backbone for n, t in alone.items()}
-    n = 19
-    extrapolated = {
-        f"{n} Res-Tuning models": n * over["one Res-Tuning model"]["median"],
-        f"{n} ms-swift bypasses": n * over["one ms-swift bypass"]["median"]
-        if "one ms-swift bypass" in over else None,
-    }  # fmt: skip
     return {
         "model": name,
         "seconds": {k: spread(v) for k, v in {**measured, **alone, **compiled}.items()},
         "over_backbone": over,
         "bank_alone_over_backbone": bank_over,
-        "extrapolated_over_backbone": extrapolated,
-        "not_measured": missing,
     }
+
+
+def swift(args: Any, name: str) -> dict[str, Any]:
+    """One of ms-swift's bypasses against the bare backbone, in turns."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    x = torch.randn(args.batch, 3, 224, 224, device=args.device)
+    bare = timm.create_model(name, num_classes=0).to(args.device).eval()
+    model = rivals.swift(timm.create_model(name, num_classes=100).to(args.device))
+    model = model.to(args.device).eval()
+    with torch.no_grad():
+        found = in_turns({"backbone": lambda: bare(x), "model": lambda: model(x)}, args.rounds,
+                         args.device)  # fmt: skip
+    return {"over_backbone": paired(found["model"], found["backbone"])}
 
 
 def compiled_banks(banks: dict[int, Any], features: dict[int, Any], host: Any) -> dict[str, Any]:
@@ -138,14 +139,26 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also time compiled banks")
     args = started(parser)
     if args.one:
-        name, _, count = args.one.partition("=")
-        print(json.dumps(times(args, name) if count == "times" else memory(args, name, int(count))))
+        name, _, what = args.one.partition("=")
+        if what in ("times", "swift"):
+            row = (times if what == "times" else swift)(args, name)
+        else:
+            row = memory(args, name, int(what))
+        print(json.dumps(row))
         return
     rows, targets = [], []
     for name in args.models:
-        row = apart(args, f"{name}=times")
+        row = apart(args, f"{name}=times", KEEP)
         if "model" not in row:
             raise SystemExit(f"{name}: {row['not_measured']}")
+        rival = apart(args, f"{name}=swift", KEEP)
+        row["one_ms_swift_bypass"] = rival
+        one = row["over_backbone"]["one Res-Tuning model"]["median"]
+        row["extrapolated_over_backbone"] = {"19 Res-Tuning models": 19 * one}
+        if "over_backbone" in rival:
+            row["extrapolated_over_backbone"]["19 ms-swift bypasses"] = (
+                19 * rival["over_backbone"]["median"]
+            )
         row["memory"] = [apart(args, f"{name}={n}") for n in (0, 19, 64)]
         rows.append(row)
         bare = row["memory"][0]["peak_bytes"]

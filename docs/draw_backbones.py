@@ -22,8 +22,8 @@ logits; release, no hook left.
 {summary}
 
 `python tests/zoo/run.py` repeats all of it and goes on where it was killed (`{versions}`; the run
-below took {minutes:.0f} minutes of one CPU core), `pytest -m slow tests/zoo/test_chain.py` does so under
-pytest, and CI runs a sample. This page is drawn from `benchmarks/results/zoo.jsonl` by
+below took {minutes:.0f} minutes on a shared CPU core, tracing included), `pytest -m slow
+tests/zoo/test_chain.py` does so under pytest, and CI runs a sample. This page is drawn from `benchmarks/results/zoo.jsonl` by
 `python docs/draw_backbones.py`.
 
 *sites* counts operations over all layers of the smallest member; a layer without attention and MLP
@@ -118,7 +118,7 @@ def _line(name: str, rows: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-_READS = {"cls": "class token", "pool": "pooled", "all": "all tokens"}
+_READS = {"cls": "class token", "last": "last token", "pool": "pooled", "all": "all tokens"}
 
 
 def _library(row: dict[str, Any]) -> str:

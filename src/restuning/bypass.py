@@ -229,7 +229,7 @@ class Bypass(nn.Module):
         return state
 
     def fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Whether `fused` applies: equal shapes, a side's adapters all alike, nothing random or residual.
+        """Whether `fused` applies: equal shapes, adapters of a side alike, nothing random or residual.
 
         A compiler or a functional transform records the bypass as it is written.
         """

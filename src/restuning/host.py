@@ -139,8 +139,9 @@ class Host(nn.Module):
                     Padding(self._slot, place, not path), with_kwargs=True
                 )
         for path, sites in enters.items():
+            tap, first = stems.get(path, ("", None))
             self.model.get_submodule(path).register_forward_pre_hook(
-                Enter(self._slot, tuple(sites), *stems.get(path, ())), with_kwargs=True
+                Enter(self._slot, tuple(sites), tap, first), with_kwargs=True
             )
         attentions = [s for s in self.sites.values() if s.op in ("mha", "cross")]
         for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):

@@ -16,7 +16,7 @@ from torch import nn
 
 from restuning._errors import NoSitesError, UnknownNameError
 from restuning.host import Host
-from restuning.sites import Site
+from restuning.sites import POOLS, Site
 from restuning.task import Task
 from restuning.tuners import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, StemPrompt, Tuner
 
@@ -61,7 +61,7 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
 
     Raises:
-        UnknownNameError: No such method, tuner or option.
+        UnknownNameError: No such method, tuner, option or readout.
         NoSitesError: The backbone has no site of an operation the method tunes.
     """
     base, combination = _parsed(name)
@@ -79,6 +79,10 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
             "no such option",
             where=", ".join(sorted(options.keys() - known)),
             fix=f"{name} takes {', '.join(sorted(known))}",
+        )
+    if options.get("pool") not in (None, *POOLS):
+        raise UnknownNameError(
+            "no such readout", where=str(options["pool"]), fix=f"one of: {', '.join(POOLS)}"
         )
     if combination:
         options = {**options, "combination": combination}

@@ -49,3 +49,8 @@ def test_a_malformed_combination_is_refused(host, name):
 def test_an_unknown_option_is_refused(host):
     with pytest.raises(RestuningError, match="no such option"):
         methods.build("res-tuning", host, num_classes=3, rnk=4)
+
+
+def test_an_unknown_readout_is_refused(host):
+    with pytest.raises(RestuningError, match="no such readout"):
+        methods.build("linear", host, num_classes=2, pool="max")

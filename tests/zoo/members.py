@@ -67,6 +67,15 @@ def timm_names() -> dict[str, str]:
     return dict(sorted(chosen.items()))
 
 
+def smallest() -> list[str]:
+    """The smallest of every family that is run."""
+    sizes: dict[str, list[Any]] = json.loads(SIZES.read_text())
+    first: dict[str, tuple[int, str]] = {}
+    for name, family in timm_names().items():
+        first[family] = min(first.get(family, (10**12, "")), (sizes[name][0], name))
+    return [f"timm:{name}" for _, name in first.values()]
+
+
 def count() -> None:
     """Write `sizes.json`; about 5 minutes, because timm builds every architecture."""
     sizes = {}

@@ -239,7 +239,7 @@ def _without_last_map(model: nn.Module, head: str) -> None:
     """Norms and hidden layers of a torchvision head belong to the feature; its last map does not."""
     found = getattr(model, head)
     if isinstance(found, nn.Sequential):
-        last = max(i for i, m in enumerate(found) if isinstance(m, nn.Linear))
+        last = max(i for i, m in enumerate(found) if isinstance(m, (nn.Linear, nn.Conv2d)))
         found[last] = nn.Identity()
     else:
         setattr(model, head, nn.Identity())

@@ -82,7 +82,7 @@ def train(
     label: Label = "label",
     max_tokens: MaxTokens = LONGEST_TEXT,
     pool: Annotated[
-        str | None, typer.Option(help="cls, mean, last; default: as the backbone does")
+        str | None, typer.Option(help="cls, mean, last, own; default: as the backbone does")
     ] = None,
     track: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb")] = None,
     no_cache: Annotated[

@@ -24,7 +24,7 @@ from restuning.host import Host
 from restuning.train.settings import FitSettings
 from restuning.train.stored import wanted
 from restuning.train.sweep import TOGETHER
-from restuning.train.timing import measure_bank, read_seconds
+from restuning.train.timing import EVALUATED, measure_bank, read_seconds
 
 COMPARED = ("linear", "res-tuning-bypass", "res-tuning", "full")
 
@@ -178,6 +178,7 @@ def grid(
     measure = partial(
         measure_bank, host, build, loaded.kwargs or loaded.example, batch=request.batch,
         classes=request.classes, read=read_seconds(data.train) if data is not None else 0.0,
+        evaluated=min(EVALUATED, request.splits.get("val", EVALUATED)),
     )  # fmt: skip
     rates, single = measure(arms=min(arms, TOGETHER)), measure(arms=1)
     told = forecast.forecast_grid(

@@ -9,6 +9,7 @@ from restuning.sites.given import returned_bias as returned_bias
 from restuning.sites.given import returns_bias as returns_bias
 from restuning.sites.maps import LentMaps as LentMaps
 from restuning.sites.maps import Maps as Maps
+from restuning.sites.readout import POOLS as POOLS
 from restuning.sites.readout import Readout as Readout
 from restuning.sites.readout import mean_of as mean_of
 from restuning.sites.readout import one_token as one_token

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 Pool = Literal["cls", "mean", "last", "all", "own"]
+POOLS: tuple[str, ...] = get_args(Pool)
 
 MATCH_TOLERANCE = 1e-5
 """Largest error between our pooled feature and the backbone's, relative to its maximum."""

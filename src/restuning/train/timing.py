@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -16,8 +17,9 @@ from restuning.task import Task
 from restuning.train.arms import train_arms
 from restuning.train.settings import FitSettings
 
-STEPS = 12
-"""Of the longer of two timed runs; the shorter makes 4."""
+SHORT, LONG, ROUNDS = 4, 12, 3
+"""Steps of two timed runs, whose difference is free of what is done once, and how often: the median
+counts."""
 
 EVALUATED = 512
 """Inputs of the timed evaluation."""
@@ -61,7 +63,7 @@ class _Drawn:
 
 def measure_bank(
     host: Host, build: Callable[[], Task], example: Any, *, arms: int, batch: int, classes: int,
-    images: int = 32, read: float = 0.0,
+    images: int = 32, read: float = 0.0, evaluated: int = EVALUATED,
 ) -> BankRates:  # fmt: skip
     """Time the backbone on a few images, and a bank of arms on features of the same form.
 
@@ -75,7 +77,10 @@ def measure_bank(
         images: Of the timed forward, as features are extracted.
         read: Seconds for reading and decoding one image, added to its forward.
 
-    Cost: three forwards of `images`, and about 30 steps of the bank.
+        evaluated: Inputs of the timed evaluation: as many as there will be, as a small one costs
+            more an input.
+
+    Cost: three forwards of `images`, and 64 steps of the bank.
     """
     positional, keyword = ((), dict(example)) if isinstance(example, dict) else (example, {})
     needs = build().needs(host.readout_rule)
@@ -111,9 +116,13 @@ def measure_bank(
         train_arms(host, tasks, settings, data[0], data[1])
         return time.perf_counter() - start
 
-    run(2, EVALUATED)
-    short, long, with_val = run(4, 0), run(STEPS, 0), run(4, EVALUATED)
-    step = max(0.0, long - short) / (STEPS - 4)
+    run(2, evaluated)
+    steps, evaluations = [], []
+    for _ in range(ROUNDS):
+        short, long, with_val = run(SHORT, 0), run(LONG, 0), run(SHORT, evaluated)
+        steps.append((long - short) / (LONG - SHORT))
+        evaluations.append((with_val - short) / evaluated)
     return BankRates(
-        forward + read, step, max(0.0, with_val - short) / EVALUATED, arms
-    )
+        forward + read, max(0.0, statistics.median(steps)),
+        max(0.0, statistics.median(evaluations)), arms,
+    )  # fmt: skip

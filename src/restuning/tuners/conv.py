@@ -80,7 +80,8 @@ class ConvAdapter(Tuner):
                 found=f"{x.shape[1]} tokens, {self.prefix} of them before the grid",
                 fix="set prefix to the number of class and register tokens",
             )  # fmt: skip
-        grid = self._convolved(rest.unflatten(1, (side, side))).flatten(1, 2)
+        # A class token alone has no grid.
+        grid = self._convolved(rest.unflatten(1, (side, side))).flatten(1, 2) if side else rest
         if self.prefix:
             centre = self.depthwise.weight[:, 0, self.kernel // 2, self.kernel // 2]
             grid = torch.cat([first * centre + self.depthwise.bias, grid], 1)
