@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 RESULT = HERE.parent / "benchmarks" / "results" / "zoo.jsonl"
+SIZES = runpy.run_path(str(HERE.parent / "tests" / "zoo" / "sizes.py"))
 
 TEXT = """# Backbones
 
@@ -82,8 +84,9 @@ def page(rows: list[dict[str, Any]], versions: str) -> str:
         if (mine := [r for r in rows if _library(r) == library])
     )
     return TEXT.format(
-        summary=f"{summary} timm: every architecture up to 20 million parameters, and the smallest "
-        "of each family whose members are all larger (up to 100 million).",
+        summary=f"{summary} Of timm {len(SIZES['timm_names']())} architectures are meant: all up to "
+        f"{SIZES['CAP'] / 1e6:.0f} million parameters, and the smallest of each family whose members "
+        f"are all larger (up to {SIZES['LARGEST'] / 1e6:.0f} million).",
         versions=versions, minutes=sum(r["seconds"] for r in rows) / 60,
         table="\n".join(_line(name, members) for name, members in families.items()),
         broken="\n".join(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,15 +14,7 @@ import transformers as hf
 from torch import nn
 
 from zoo.chain import Made
-
-CAP = 20e6
-"""Parameters up to which an architecture of timm is run; above it the smallest of its family."""
-
-LARGEST = 100e6
-"""No family's smallest above this is built: 0.4 GB of weights."""
-
-SIZES = Path(__file__).with_name("sizes.json")
-"""`{timm name: [parameters, module]}`, by `python tests/zoo/run.py --count`."""
+from zoo.sizes import SIZES, timm_names
 
 PIXELS = (64, 128, 0)
 """Images tried in turn; 0 is the architecture's own size."""
@@ -54,26 +45,6 @@ def _timm_at(name: str, pixels: int) -> Made:
     if not isinstance(out, torch.Tensor) or out.dim() != 2:
         raise ValueError(f"returns no vector at {side} px")
     return model, (image,), {}
-
-
-def timm_names() -> dict[str, str]:
-    """Names to run and their family (timm's module)."""
-    sizes: dict[str, list[Any]] = json.loads(SIZES.read_text())
-    chosen = {n: family for n, (p, family) in sizes.items() if p <= CAP}
-    for family in {f for _, f in sizes.values()} - set(chosen.values()):
-        parameters, name = min((p, n) for n, (p, f) in sizes.items() if f == family)
-        if parameters <= LARGEST:
-            chosen[name] = family
-    return dict(sorted(chosen.items()))
-
-
-def smallest() -> list[str]:
-    """The smallest of every family that is run."""
-    sizes: dict[str, list[Any]] = json.loads(SIZES.read_text())
-    first: dict[str, tuple[int, str]] = {}
-    for name, family in timm_names().items():
-        first[family] = min(first.get(family, (10**12, "")), (sizes[name][0], name))
-    return [f"timm:{name}" for _, name in first.values()]
 
 
 def count() -> None:

@@ -36,7 +36,7 @@ def main() -> None:
 
     import torch
 
-    from zoo import chain, members
+    from zoo import chain, members, sizes
 
     if options.count:
         members.count()
@@ -52,7 +52,7 @@ def main() -> None:
         and (n not in rows or (options.again and not rows[n]["ok"]))
     ]  # fmt: skip
     if options.compile:
-        wanted = members.smallest()
+        wanted = sizes.smallest()
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"more than {options.seconds} s")
