@@ -206,7 +206,7 @@ class Bypass(nn.Module):
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
         if self.fuses(streams):
-            return self.fused(taps, _one)[0]
+            return self.fused(taps, _itself)[0]
         with real_tokens(getattr(taps, "mask", None)):
             state = self._run(streams, _beside)
         if not self.residual:
@@ -249,7 +249,7 @@ class Bypass(nn.Module):
 
         Args:
             taps: As for the bypass.
-            of: A parameter of this bypass to the k stacked ones, `k ...`.
+            of: A parameter of this bypass to the k stacked ones, `k ...`, or to itself (k = 1).
 
         Shape:
             Returns `k b ...`, the rest as the taps.
@@ -257,7 +257,7 @@ class Bypass(nn.Module):
         streams = [taps[name].detach() for name in self.taps]
         form = fused.form(self.horizontal, self.vertical)
         assert form is not None
-        across, below = fused.adapters(self.horizontal, of), fused.adapters(self.vertical, of)
+        across, below = fused.weights(self.horizontal, of), fused.weights(self.vertical, of)
         flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
         state = fused.run(flat, of(self.gate).sigmoid(), across, below, form[2])
         return state.unflatten(1, streams[-1].shape[:-1])
@@ -288,8 +288,8 @@ def _or_identity(tuner: Tuner | None) -> nn.Module:
     return nn.Identity() if tuner is None else tuner
 
 
-def _one(parameter: Tensor) -> Tensor:
-    return parameter.unsqueeze(0)
+def _itself(parameter: Tensor) -> Tensor:
+    return parameter
 
 
 def _beside(tuner: nn.Module, x: Tensor) -> Tensor:

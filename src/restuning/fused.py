@@ -84,18 +84,22 @@ def form(across: Side, below: Side, *, at_rest: bool = False) -> tuple[int, int,
     return ranks[0], ranks[1], next(iter(activations), "gelu")
 
 
-def adapters(
-    side: Side, of: Callable[[nn.Parameter], Tensor]
-) -> Adapters | None:  # fmt: skip
-    """The stacked weights of one side, or None where it has no tuners.
+def weights(side: Side, of: Callable[[nn.Parameter], Tensor]) -> list[Tensor]:
+    """W_down, its bias, W_up and its bias of every layer of one side; empty without tuners.
 
     Args:
         side: Tuners of every layer.
-        of: A parameter to the k stacked ones, `k ...`.
+        of: A parameter to what stands for it: itself, or the k stacked ones, `k ...`.
     """
-    if not isinstance(side[0], Tuner):
+    return [t for tuner in side if isinstance(tuner, Tuner) for t in _folded(tuner, of)]
+
+
+def stacked(side: Sequence[Tensor]) -> Adapters | None:
+    """What `weights` gives as one tensor a kind; one bypass alone is k = 1."""
+    if not side:
         return None
-    return Adapters(*map(torch.stack, zip(*(_folded(tuner, of) for tuner in side), strict=True)))
+    kinds = [torch.stack(list(side[kind::4])) for kind in range(4)]
+    return Adapters(*(kinds if kinds[0].dim() == 4 else (t.unsqueeze(1) for t in kinds)))
 
 
 def _folded(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> tuple[Tensor, ...]:
@@ -105,7 +109,7 @@ def _folded(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> tuple[Ten
     up, bias = of(adapter.up.weight), of(adapter.up.bias)  # type: ignore[arg-type]
     if scale is not None:
         # One number for all channels, or one each.
-        each = of(scale).reshape(len(up), -1)
+        each = of(scale).reshape(*up.shape[:-2], -1)
         up, bias = up * each.unsqueeze(-1), bias * each
     if adapter.factor != 1.0:
         up, bias = up * adapter.factor, bias * adapter.factor
@@ -164,44 +168,46 @@ def climb(
 
 
 def run(
-    streams: Sequence[Tensor], gate: Tensor, across: Adapters | None, below: Adapters | None,
+    streams: Sequence[Tensor], gate: Tensor, across: Sequence[Tensor], below: Sequence[Tensor],
     activation: str,
 ) -> Tensor:  # fmt: skip
     """The last state of k bypasses on shared taps, `k m d`, with its gradient; see `Bypass`.
 
     Args:
         streams: x_0 ... x_L, `m d` each; no gradient towards them.
-        gate: lambda, `k L`, after the sigmoid.
-        across: Horizontal adapters.
-        below: Vertical adapters.
+        gate: lambda, `k L` (or `L`, of one), after the sigmoid.
+        across: Horizontal `weights`.
+        below: Vertical `weights`.
         activation: phi.
 
     Cost: per layer and bypass `8 m r d` flops forward, `16 m r d` backward; what is kept for
     backward is one state a layer.
     """
-    weights = [t for side in (across, below) if side is not None for t in side]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *weights))
-    there = (across is not None, below is not None)
-    return _Run.apply(list(streams), there, activation, keep, gate, *weights)  # type: ignore
+    given = [*across, *below]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *given))
+    return _Run.apply(list(streams), len(across), activation, keep, gate, *given)  # type: ignore
 
 
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, streams: list[Tensor], there: tuple[bool, bool], activation: str, keep: bool,
-        gate: Tensor, *weights: Tensor,
+        ctx: Any, streams: list[Tensor], cut: int, activation: str, keep: bool, gate: Tensor,
+        *given: Tensor,
     ) -> Tensor:  # fmt: skip
         """See `run`."""
-        sides = _sides(there, weights)
-        gate = gate.t()
+        # Stacked here and not before: autograd would record one step a weight.
+        sides = stacked(given[:cut]), stacked(given[cut:])
+        ctx.alone = gate.dim() == 1
+        gate = gate.unsqueeze(1) if ctx.alone else gate.t()
         up = mixed(*sides, gate)
         downs = [None if side is None else (side.down, side.shift) for side in sides]
         kept: list[Tensor] | None = [] if keep else None
         state = climb(streams, gate, downs, up, activation, kept)
         if kept is not None:
-            ctx.there, ctx.activation = there, activation
-            ctx.counts = len(weights), len(streams) - 1
-            ctx.save_for_backward(gate, up, *weights, *streams[1:], *kept)
+            ctx.there, ctx.activation = [side is not None for side in sides], activation
+            ctx.layers = len(streams) - 1
+            flat = [t for side in sides if side is not None for t in side]
+            ctx.save_for_backward(gate, up, *flat, *streams[1:], *kept)
         return state
 
     @staticmethod
@@ -209,8 +215,11 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple:
         """Gradients of the gates and weights, from the last layer to the first."""
         gate, up, *rest = ctx.saved_tensors
-        number, layers = ctx.counts
-        across, below = _sides(ctx.there, rest[:number])
+        number, layers = 4 * sum(ctx.there), ctx.layers
+        flat = iter(rest[:number])
+        across, below = (
+            Adapters(*(next(flat) for _ in range(4))) if side else None for side in ctx.there
+        )
         streams, kept = rest[number : number + layers], rest[number + layers :]
         each = len(kept) // layers
         others = (1 - gate)[..., None, None].unbind()
@@ -240,10 +249,10 @@ class _Run(torch.autograd.Function):
                     if layer:
                         further.baddbmm_(own[..., lowest:], below.down[layer])
             g = further
-        to_gate = _stacked(of_gate)
+        to_gate = _upwards(of_gate)
         found: list[Tensor] = []
         if up is not None:
-            ups, befores, at = _stacked(of_up), _stacked(of_before), 0
+            ups, befores, at = _upwards(of_up), _upwards(of_before), 0
             bias = ups[:, :, -1]
             for side, share, sign, downs in (
                 (across, gate, 1, of_down[0]), (below, 1 - gate, -1, of_down[1]),
@@ -256,20 +265,16 @@ class _Run(torch.autograd.Function):
                 # Of lambda W_up: to lambda and to W_up.
                 of_both = (own * side.up.mT).sum((2, 3)) + (bias * side.bias).sum(2)
                 to_gate = to_gate + sign * of_both
-                found += [_stacked(downs), befores[:, :, part],
-                          (own * share[..., None, None]).mT, bias * share[..., None]]  # fmt: skip
-        return None, None, None, None, to_gate.t(), *found
+                kinds = [_upwards(downs), befores[:, :, part],
+                         (own * share[..., None, None]).mT, bias * share[..., None]]  # fmt: skip
+                if ctx.alone:
+                    kinds = [t.squeeze(1) for t in kinds]
+                found += [t for layer in zip(*kinds, strict=True) for t in layer]
+        to_gate = to_gate.squeeze(1) if ctx.alone else to_gate.t()
+        return None, None, None, None, to_gate, *found
 
 
-def _sides(
-    there: Sequence[bool], weights: Sequence[Tensor]
-) -> tuple[Adapters | None, Adapters | None]:
-    rest = iter(weights)
-    across, below = (Adapters(*(next(rest) for _ in range(4))) if side else None for side in there)
-    return across, below
-
-
-def _stacked(found: list[Tensor]) -> Tensor:
+def _upwards(found: list[Tensor]) -> Tensor:
     """What was found from the last layer to the first."""
     return torch.stack(found[::-1])
 

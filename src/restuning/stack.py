@@ -132,7 +132,7 @@ class Stack(nn.Module):
 
 
 def _stacked(sides: Sequence[fused.Side]) -> Adapters | None:
-    parts = [fused.adapters(side, lambda p: p.detach().unsqueeze(0)) for side in sides]
+    parts = [fused.stacked(fused.weights(side, lambda p: p.detach())) for side in sides]
     whole = [p for p in parts if p is not None]
     if not whole:
         return None

@@ -75,12 +75,11 @@ def test_the_gradient_by_hand_is_the_numerical_one(arms):
         return torch.randn(*shape, dtype=torch.double, requires_grad=True)
 
     gate = torch.rand(arms, 3, dtype=torch.double, requires_grad=True)
-    shapes = [(3, arms, 2, 5), (3, arms, 2), (3, arms, 5, 2), (3, arms, 5)]
-    weights = [drawn(*shape) for _ in range(2) for shape in shapes]
+    shapes = [(arms, 2, 5), (arms, 2), (arms, 5, 2), (arms, 5)]
+    weights = [drawn(*shape) for _ in range(2 * 3) for shape in shapes]
 
     def value(gate, *weights):
-        across, below = fused.Adapters(*weights[:4]), fused.Adapters(*weights[4:])
-        return fused.run(streams, gate, across, below, "gelu")
+        return fused.run(streams, gate, weights[:12], weights[12:], "gelu")
 
     assert gradcheck(value, (gate, *weights))
 
