@@ -17,9 +17,9 @@ from restuning.task import Task
 from restuning.train.arms import train_arms
 from restuning.train.settings import FitSettings
 
-SHORT, LONG, ROUNDS = 4, 12, 3
+SHORT, LONG, ROUNDS = 4, 20, 3
 """Steps of two timed runs, whose difference is free of what is done once, and how often: the median
-counts."""
+counts, as does that of forwards made in between, when a machine has come up to its speed."""
 
 EVALUATED = 512
 """Inputs of the timed evaluation."""
@@ -76,11 +76,10 @@ def measure_bank(
         classes: Of the head.
         images: Of the timed forward, as features are extracted.
         read: Seconds for reading and decoding one image, added to its forward.
-
         evaluated: Inputs of the timed evaluation: as many as there will be, as a small one costs
             more an input.
 
-    Cost: three forwards of `images`, and 64 steps of the bank.
+    Cost: four forwards of `images`, and some 140 steps of the bank.
     """
     positional, keyword = ((), dict(example)) if isinstance(example, dict) else (example, {})
     needs = build().needs(host.readout_rule)
@@ -92,37 +91,36 @@ def measure_bank(
             return value
         return value.expand(images, *value.shape[1:]).to(device)
 
-    seconds: list[float] = []
-    features: dict[str, Tensor] = {}
-    for _ in range(3):
-        start = time.perf_counter()
-        features = host.features(
+    def features() -> dict[str, Tensor]:
+        return host.features(
             *map(wide, positional), keep=type(needs)(taps, needs.tokens),
             **{k: wide(v) for k, v in keyword.items()},
         )  # fmt: skip
-        seconds.append(time.perf_counter() - start)
-    forward = min(seconds) / images
-    shapes = {name: tap[:1] for name, tap in features.items()}
 
-    def run(steps: int, evaluated: int) -> float:
-        settings = [FitSettings(epochs=1, batch_size=batch, seed=0)] * arms
-        data = [
-            cast(StoredFeatures, _Drawn(shapes, n, classes)) if n else None
-            for n in (steps * batch, evaluated)
-        ]
-        assert data[0] is not None
+    shapes = {name: tap[:1] for name, tap in features().items()}
+
+    def run(epochs: int, val: int) -> float:
+        # One step an epoch, so that evaluations are as many as steps.
+        settings = [FitSettings(epochs=epochs, batch_size=batch, seed=0)] * arms
+        train, held = (_Drawn(shapes, n, classes) for n in (batch, max(1, val)))
         tasks = [build() for _ in range(arms)]
-        start = time.perf_counter()
-        train_arms(host, tasks, settings, data[0], data[1])
-        return time.perf_counter() - start
+        return _seconds(lambda: train_arms(
+            host, tasks, settings, cast(StoredFeatures, train),
+            cast(StoredFeatures, held) if val else None,
+        ))  # fmt: skip
 
     run(2, evaluated)
-    steps, evaluations = [], []
+    forwards, steps, evaluations = [], [], []
     for _ in range(ROUNDS):
-        short, long, with_val = run(SHORT, 0), run(LONG, 0), run(SHORT, evaluated)
+        forwards.append(_seconds(features) / images)
+        short, long, with_val = run(SHORT, 0), run(LONG, 0), run(LONG, evaluated)
         steps.append((long - short) / (LONG - SHORT))
-        evaluations.append((with_val - short) / evaluated)
-    return BankRates(
-        forward + read, max(0.0, statistics.median(steps)),
-        max(0.0, statistics.median(evaluations)), arms,
-    )  # fmt: skip
+        evaluations.append((with_val - long) / LONG / evaluated)
+    step, evaluation = (max(0.0, statistics.median(t)) for t in (steps, evaluations))
+    return BankRates(statistics.median(forwards) + read, step, evaluation, arms)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
