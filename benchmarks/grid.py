@@ -70,8 +70,16 @@ def main() -> None:
     read = (time.perf_counter() - start) / 16
     start = time.perf_counter()
     bank, single = (
-        measure_bank(host, build, loaded.example, arms=k, batch=args.batch, classes=classes, read=read,
-                     evaluated=splits["val"])  # fmt: skip
+        measure_bank(
+            host,
+            build,
+            loaded.example,
+            arms=k,
+            batch=args.batch,
+            classes=classes,
+            read=read,
+            evaluated=splits["val"],
+        )  # fmt: skip
         for k in (arms, 1)
     )
     timing = time.perf_counter() - start

@@ -164,9 +164,7 @@ class Bench:
             task.head.load_state_dict(torch.load(probe, weights_only=True))
         return OnFeatures(self.host, task)
 
-    def run(
-        self, method: str, lr: float, start: str, seed: int, *, test: bool
-    ) -> dict[str, Any]:
+    def run(self, method: str, lr: float, start: str, seed: int, *, test: bool) -> dict[str, Any]:
         """Train once; a result that is there is read."""
         folder = self.work / "-".join(filter(None, (self.name, method, start, str(lr), str(seed))))
         file = folder / ("tested.json" if test else "result.json")

@@ -130,7 +130,8 @@ class Beside:
         if call.appended and (self.relative or call.given[self.path].rope is not None):
             raise MapsError(
                 "tokens appended at the stem have no place among relative positions",
-                where=self.path, fix="use the method vpt-deep or prefix",
+                where=self.path,
+                fix="use the method vpt-deep or prefix",
             )
         if not call.appended or call.given[self.path].mask is None:
             return None

@@ -147,9 +147,7 @@ class Host(nn.Module):
         for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):
             module = self.model.get_submodule(path)
             relative = returns_bias(module)
-            module.register_forward_pre_hook(
-                Beside(self._slot, path, relative), with_kwargs=True
-            )
+            module.register_forward_pre_hook(Beside(self._slot, path, relative), with_kwargs=True)
             if relative:
                 module.register_forward_hook(Bias(self._slot, path))
         for path, sites in leaves.items():
@@ -170,9 +168,7 @@ class Host(nn.Module):
         """The backbone's own output."""
         return self.model(*args, **kwargs)
 
-    def readout(
-        self, state: Tensor, pool: str | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
         """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:

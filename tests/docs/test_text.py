@@ -16,7 +16,9 @@ def test_the_text_tutorial_runs_and_does_what_it_says(tmp_path, monkeypatch):
     encoder, decoder = folders.bert(tmp_path / "encoder"), folders.gpt2(tmp_path / "decoder")
     code = code.replace("hf:sentence-transformers/all-MiniLM-L6-v2", f"hf:{encoder}")
     code = code.replace('"gpt2"', repr(str(decoder)))
-    rows = [(f"a {word} film" + " very" * (i % 3), word) for i in range(20) for word in ("good", "bad")]
+    rows = [
+        (f"a {word} film" + " very" * (i % 3), word) for i in range(20) for word in ("good", "bad")
+    ]
     with (tmp_path / "reviews.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("review", "verdict"), *rows])
     names: dict = {}

@@ -60,7 +60,9 @@ def test_a_csv_is_learned_evaluated_and_predicted(encoder, reviews, tmp_path, me
     assert [f["text"] for f in found] == ["a good film", "the bad film very very"]
     assert [f["predictions"][0]["label"] for f in found] == ["good", "bad"]
     lines = run("predict", reviews, "--text", "review", "--task", task, "--json").splitlines()
-    right = [json.loads(x)["predictions"][0]["label"] == y for x, (_, y) in zip(lines, ROWS, strict=True)]
+    right = [
+        json.loads(x)["predictions"][0]["label"] == y for x, (_, y) in zip(lines, ROWS, strict=True)
+    ]
     assert sum(right) > 0.9 * len(ROWS)
     (tmp_path / "more.txt").write_text("a bad film\n\nthe good film\n")
     assert len(run("predict", tmp_path / "more.txt", "--task", task, "--json").splitlines()) == 2

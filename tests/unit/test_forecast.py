@@ -208,7 +208,9 @@ def test_checkpointing_and_pieces_save_memory_and_cost_time():
     assert type(host.model.get_submodule("blocks.0")).__name__ == "Block"
 
 
-@pytest.mark.parametrize("name", ["restuning-tiny", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224"])
+@pytest.mark.parametrize(
+    "name", ["restuning-tiny", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224"]
+)
 def test_a_host_without_weights_finds_what_one_with_weights_finds(name):
     _, bare = forecast.load_shapes(name)
     _, drawn = forecast.load_drawn(name)
@@ -301,7 +303,11 @@ def test_what_is_recommended_fits_the_budget():
     assert "--accumulate 8" in found.why
     options[2] = option("res-tuning", "live", 4)
     found = forecast.recommend(options, 64)
-    assert (found.option.method, found.option.form, found.batch) == ("res-tuning", "checkpointing", 40)
+    assert (found.option.method, found.option.form, found.batch) == (
+        "res-tuning",
+        "checkpointing",
+        40,
+    )
     assert "2 pieces of 32" in found.why
     none = [option("res-tuning", "live", 0), option("linear", "cached", 3)]
     found = forecast.recommend(none, 64)

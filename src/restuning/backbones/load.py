@@ -188,7 +188,11 @@ def _hf(name: str, fetch: bool) -> Backbone:
         kind = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
         cls = getattr(hf, kind.get(config.model_type, "AutoModel"))
         texts = not hasattr(config, "image_size")
-        if texts and config.is_encoder_decoder and type(config) in hf.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        if (
+            texts
+            and config.is_encoder_decoder
+            and type(config) in hf.MODEL_FOR_TEXT_ENCODING_MAPPING
+        ):
             # A text is classified by the encoder alone; to generate, give Host the whole model.
             cls = hf.AutoModelForTextEncoding
         if fetch:

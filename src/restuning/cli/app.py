@@ -52,7 +52,9 @@ def _top(
              "--text review --label verdict\n\n"
              "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
 def train(
-    data: Annotated[str, typer.Argument(help="digits, a folder, a csv, a conll, torchvision:N or hf:N")],
+    data: Annotated[
+        str, typer.Argument(help="digits, a folder, a csv, a conll, torchvision:N or hf:N")
+    ],
     method: Annotated[
         str | None, typer.Option(help="One method; without it linear, res-tuning and bypass")
     ] = None,
@@ -111,8 +113,17 @@ def train(
         )  # fmt: skip
 
     source = training.Source(
-        data, augment, final, skip_bad, text, label, not no_cache, store, cache_dtype,
-        cache_precision, max_tokens,
+        data,
+        augment,
+        final,
+        skip_bad,
+        text,
+        label,
+        not no_cache,
+        store,
+        cache_dtype,
+        cache_precision,
+        max_tokens,
     )
     rows = training.train(
         source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,

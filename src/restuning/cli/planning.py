@@ -77,9 +77,7 @@ class Planner:
             return self._options(method, self.drawn)
 
     def _options(self, method: str, host: Host) -> list[forecast.Option]:
-        task = methods.build(
-            method, host, num_classes=self.request.classes, **self.request.options
-        )
+        task = methods.build(method, host, num_classes=self.request.classes, **self.request.options)
         if forecast.storable(task):
             forms = ("cached", "live")
         else:
@@ -158,7 +156,14 @@ def run(
 
 
 def grid(
-    request: Request, method: str, data: Any, *, arms: int, tasks: int, finals: int, console: Console
+    request: Request,
+    method: str,
+    data: Any,
+    *,
+    arms: int,
+    tasks: int,
+    finals: int,
+    console: Console,
 ) -> dict[str, Any]:
     """Time the backbone and a bank on this machine, and forecast a grid; returns it."""
     if not request.splits:
@@ -227,7 +232,9 @@ def _show(
         console.print("nothing fits: a smaller backbone or more memory is needed")
     else:
         words = f"{found.option.method}, {found.option.form} ({found.option.reads})"
-        console.print(f"[bold]take[/bold]  {words}, batch {found.batch}: {found.why}", highlight=False)
+        console.print(
+            f"[bold]take[/bold]  {words}, batch {found.batch}: {found.why}", highlight=False
+        )
 
 
 def _size(value: int | None) -> str:
@@ -265,7 +272,9 @@ def plan(
     rank: Annotated[int, typer.Option(help="Bottleneck or length of the tuners")] = methods.RANK,
     precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
     cache_dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
-    arms: Annotated[int | None, typer.Option(min=1, help="Runs of a grid (times this here)")] = None,
+    arms: Annotated[
+        int | None, typer.Option(min=1, help="Runs of a grid (times this here)")
+    ] = None,
     tasks: Annotated[int, typer.Option(min=1, help="Data sets of a grid")] = 1,
     finals: Annotated[int, typer.Option(min=0, help="Runs of a grid's choice")] = 3,
     skip_bad: SkipBad = False,

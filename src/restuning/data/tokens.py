@@ -29,7 +29,9 @@ class TextBatch:
 
     def __init__(self, tokenizer: Any, longest: int = LONGEST_TEXT) -> None:
         if longest < 1:
-            raise DataError("texts need a token", found=f"max_tokens={longest}", fix="give 1 or more")
+            raise DataError(
+                "texts need a token", found=f"max_tokens={longest}", fix="give 1 or more"
+            )
         self.tokenizer, self.longest = tokenizer, longest
 
     @property

@@ -82,7 +82,11 @@ def _forecast(run: Run) -> dict[str, Any]:
     step_seconds = step.cost.seconds(rates)
     seconds = steps * step_seconds + evaluated / size * forward.cost.seconds(rates)
     return {
-        "peak_memory_bytes": step.above_bytes + step.optimiser_bytes + step.input_bytes + kept + ema,
+        "peak_memory_bytes": step.above_bytes
+        + step.optimiser_bytes
+        + step.input_bytes
+        + kept
+        + ema,
         "step_peak_bytes": step.above_bytes,
         "saved_bytes": step.saved_bytes,
         "optimiser_bytes": step.optimiser_bytes,

@@ -142,5 +142,7 @@ def recommend(options: Sequence[Option], batch: int) -> Recommendation | None:
     why = f"the most accurate of {len(fitting)} ways that fit, in its fastest form"
     if most < batch:
         pieces = -(-batch // most)
-        why += f"; batch {batch} in {pieces} pieces of {-(-batch // pieces)} (--accumulate {pieces})"
+        why += (
+            f"; batch {batch} in {pieces} pieces of {-(-batch // pieces)} (--accumulate {pieces})"
+        )
     return Recommendation(best, most, why)

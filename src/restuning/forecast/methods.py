@@ -131,4 +131,3 @@ def forecast_task(
         return forecast_step(OnTaps(host, task), taps, batch, trained=trained, **more)
     with checkpointed(host, checkpointing):
         return forecast_step(Tuned(host, task).train(), example, batch, trained=trained, **more)
-

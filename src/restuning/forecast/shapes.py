@@ -109,7 +109,5 @@ class AbsentWeights(TorchDispatchMode):
 
 def _to_meta(value: Any) -> Any:
     if isinstance(value, Tensor) and not value.is_meta:
-        return torch.empty_strided(
-            value.size(), value.stride(), dtype=value.dtype, device="meta"
-        )
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
     return value

@@ -65,9 +65,7 @@ def propose(model: nn.Module, path: str) -> Maps | None:
     if not heads or not out or _number(module, *_CAPS):
         return None
     fused = find(*_FUSED)
-    separate = next(
-        (found for names in _SEPARATE if all(found := [find(n) for n in names])), None
-    )
+    separate = next((found for names in _SEPARATE if all(found := [find(n) for n in names])), None)
     if not fused and separate is None:
         return None
     q, k, v = (fused, fused, fused) if fused else (str(p) for p in separate or ())
