@@ -35,6 +35,25 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def size_in_words(value: int | None) -> str:
+    """Bytes as MB or GB."""
+    if value is None:
+        return ""
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+
+
+def time_in_words(seconds: float | None) -> str:
+    """Seconds as ms, s, min or h."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours:.0f} h {rest / 60:02.0f} min" if hours else f"{rest / 60:.1f} min"
+
+
 def show_rows(rows: list[dict[str, Any]], title: str) -> None:
     """Rows as a table."""
     table = Table(title=title, title_justify="left")

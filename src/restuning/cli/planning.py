@@ -17,7 +17,15 @@ from restuning._errors import ForecastError, MapsError, NoSitesError
 from restuning.backbones import Backbone, load_backbone
 from restuning.bypass import IN_WORDS, Needs
 from restuning.cli import training
-from restuning.cli.frame import BackboneName, Json, SkipBad, app, console
+from restuning.cli.frame import (
+    BackboneName,
+    Json,
+    SkipBad,
+    app,
+    console,
+    size_in_words,
+    time_in_words,
+)
 from restuning.data import load_data
 from restuning.features.codec import DTYPES, check_dtype
 from restuning.host import Host
@@ -192,8 +200,8 @@ def grid(
     )  # fmt: skip
     console.print(
         f"\n[bold]grid[/bold]  {tasks} x {arms} runs of {method}, and {finals} of each choice: "
-        f"{_time(told.seconds)} (features {_time(told.features)}, search {_time(told.search)}, "
-        f"final {_time(told.final)})\n  measured here: {rates.forward_seconds * 1e3:.1f} ms an "
+        f"{time_in_words(told.seconds)} (features {time_in_words(told.features)}, search {time_in_words(told.search)}, "
+        f"final {time_in_words(told.final)})\n  measured here: {rates.forward_seconds * 1e3:.1f} ms an "
         f"image, {rates.step_seconds * 1e3:.1f} ms a step of {rates.arms} arms",
         highlight=False,
     )  # fmt: skip
@@ -207,8 +215,8 @@ def _show(
     request, forward = planner.request, planner.forward
     table = Table(
         title=f"{request.backbone}, batch {request.batch}: weights "
-        f"{_size(forward.weights_bytes)}, one forward {_size(forward.above_bytes)} above them and "
-        f"about {_time(forward.cost.seconds(planner.rates))}", title_justify="left",
+        f"{size_in_words(forward.weights_bytes)}, one forward {size_in_words(forward.above_bytes)} above them and "
+        f"about {time_in_words(forward.cost.seconds(planner.rates))}", title_justify="left",
     )  # fmt: skip
     columns = ["method", "form", "reads", "memory", "above weights", "step / forward"]
     columns += ["run", "store"] if request.splits else []
@@ -219,10 +227,10 @@ def _show(
                          no_wrap=column in ("method", "form"))  # fmt: skip
     for option in options:
         step = option.step
-        cells = [option.method, option.form, option.reads, _size(step.total_bytes),
-                 _size(step.above_bytes), f"{option.time_over_forward:.2f}"]  # fmt: skip
+        cells = [option.method, option.form, option.reads, size_in_words(step.total_bytes),
+                 size_in_words(step.above_bytes), f"{option.time_over_forward:.2f}"]  # fmt: skip
         if request.splits:
-            cells += [_time(option.seconds), _size(option.store_bytes)]
+            cells += [time_in_words(option.seconds), size_in_words(option.store_bytes)]
         if request.budget is not None:
             cells.append(str(option.largest_batch or "none"))
         taken = found is not None and option is found.option
@@ -235,23 +243,6 @@ def _show(
         console.print(
             f"[bold]take[/bold]  {words}, batch {found.batch}: {found.why}", highlight=False
         )
-
-
-def _size(value: int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 1:
-        return f"{seconds * 1e3:.0f} ms"
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours:.0f} h {rest / 60:02.0f} min" if hours else (
-        f"{rest / 60:.1f} min" if rest >= 60 else f"{rest:.1f} s"
-    )  # fmt: skip
 
 
 @app.command(epilog="[bold]Examples[/bold]\n\nrestuning plan --data digits\n\n"
