@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -242,7 +243,7 @@ def versions() -> dict[str, str]:
 
 def command(args: argparse.Namespace) -> str:
     """The line that was run."""
-    return " ".join(["python", f"benchmarks/{args.file.name}", *sys.argv[1:]])
+    return shlex.join(["python", f"benchmarks/{args.file.name}", *sys.argv[1:]])
 
 
 def target(what: str, value: float | None, limit: float, *, at_least: bool = False) -> dict:

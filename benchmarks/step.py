@@ -171,12 +171,10 @@ def main() -> None:
     def ratio(mode: str, base: str, key: str) -> float | None:
         if mode not in by_mode or base not in by_mode:
             return None
-        one, other = by_mode[mode][key], by_mode[base][key]
-        return one["median"] / other["median"] if isinstance(one, dict) else one / other
+        return by_mode[mode][key] / by_mode[base][key]
 
     for row in rows:
         row["memory_over_forward"] = ratio(row["mode"], "forward-only", "peak_bytes_above_weights")
-        row["time_over_forward"] = ratio(row["mode"], "forward-only", "step_seconds")
     memory, turns = "peak_bytes_above_weights", apart(args, "in turns", KEEP)
     over = turns.get("over_forward", {}).get("res-tuning-bypass", {})
     write(

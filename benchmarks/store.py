@@ -19,7 +19,7 @@ from typing import Any
 
 from common import arguments, in_turns, paired, spread, started, target, write
 
-ROWS, BATCH = 20_000, 64
+ROWS, BATCH, READ_ROUNDS = 20_000, 64, 15
 
 
 def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
@@ -74,11 +74,11 @@ def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
     limit, of_store.IN_MEMORY = of_store.IN_MEMORY, 0
     times = in_turns(
         {"numpy": raw, "numpy, to fp32": raw_fp32, "store, from files": from_files},
-        args.rounds, args.device,
+        READ_ROUNDS, args.device,
     )  # fmt: skip
     of_store.IN_MEMORY = limit
     times |= in_turns(
-        {"numpy, to fp32, again": raw_fp32, "store, held": from_memory}, args.rounds, args.device
+        {"numpy, to fp32, again": raw_fp32, "store, held": from_memory}, READ_ROUNDS, args.device
     )
     count = BATCH * len(batches)
     store = Store(folder)
