@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and RLIMIT are 
 
 
 def start(root, sleep=0.0, limit=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, str(SCRIPT), str(root), str(sleep), str(limit)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
