@@ -19,6 +19,8 @@ DOCS = HERE.parent / "docs"
 PLOTS = DOCS / "benchmarks"
 OURS, OTHERS = "#1f6f8b", "#b9c2c9"
 ORDER = ("step", "overhead", "whole-run", "store", "many-tasks", "sweep", "growth")
+ELSEWHERE = ("forecast", "grid", "seven-billion")
+"""Results that `docs/planning.md` is about."""
 
 
 def number(value: Any) -> str:
@@ -165,6 +167,7 @@ def section(stem: str, result: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     """Write the page."""
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in RESULTS.glob("*.json")}
+    found = {stem: result for stem, result in found.items() if not stem.startswith(ELSEWHERE)}
 
     def place(stem: str) -> tuple[int, str]:
         first = next((i for i, name in enumerate(ORDER) if stem.startswith(name)), len(ORDER))
@@ -180,6 +183,7 @@ def main() -> None:
     ]  # fmt: skip
     for stem in sorted(found, key=place):
         lines += section(stem, found[stem])
+    lines += ["", "Forecasts beside what was measured stand in [planning](planning.md)."]
     notes = Path(HERE / "notes.md")
     if notes.exists():
         lines += ["", notes.read_text(encoding="utf-8").rstrip()]
