@@ -90,7 +90,9 @@ def bars(
     axes.bar_label(drawn, [f" {number(float(values[n]))}" for n in names], fontsize=8)
     if log:
         axes.set_xscale("log")
-    axes.set(xlabel=unit, title=title)
+    axes.set(xlabel=unit)
+    # Over the whole picture: names of rows take the left third of it.
+    figure.suptitle(title, x=0.02, ha="left")
     axes.margins(x=0.16)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
