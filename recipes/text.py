@@ -13,8 +13,8 @@ moves by little more than the learning rate in a step). Learning rate and start 
 validation accuracy of three seeds (ties by loss: 200 texts and one seed cannot tell rates apart); the
 last checkpoint of each of these seeds is tested, once. Resumable: a run whose result is there is not run again.
 
-About 20 minutes of one CPU core; writes `recipes/text.json` and the table in `docs/text.md`. Expected:
-bypass above linear probing, Res-Tuning not below LoRA, on the mean of both tasks.
+About 20 minutes of one CPU core; writes `recipes/text.json` and the table in `docs/text.md`. It has not
+run to its end yet, so nothing is expected of its figures.
 """
 
 from __future__ import annotations
