@@ -72,7 +72,9 @@ def test_a_bank_of_maps_answers_as_each_task_alone(make):
         answers = together(X)
         for name, task in tasks.items():
             alone = Tuned(host, task)(X)
-            assert torch.allclose(answers[name], alone, atol=SAME_TOLERANCE * float(alone.abs().max()))
+            assert torch.allclose(
+                answers[name], alone, atol=SAME_TOLERANCE * float(alone.abs().max())
+            )
 
 
 def test_a_bypass_of_one_width_runs_fused_on_pooled_vectors_and_equals_the_written_one(monkeypatch):
