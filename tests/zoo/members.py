@@ -55,7 +55,8 @@ def count() -> None:
             model = timm.create_model(name, num_classes=0)
         family = type(model).__module__.split(".")[-1]
         sizes[name] = [sum(p.numel() for p in model.parameters()), family]
-    SIZES.write_text(json.dumps(sizes, indent=0) + "\n")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sizes.items())
+    SIZES.write_text(f"{{\n{lines}\n}}\n")
 
 
 WIDE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
