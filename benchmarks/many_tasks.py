@@ -5,8 +5,7 @@
 ViT-S/16 and ViT-B/16, batch 8, fp32, bypasses of rank 10 with heads of 10 to 100 classes. In
 turns: the backbone alone, the backbone and a bank of 1, 19 and 64 tasks, one Res-Tuning model, and
 one of ms-swift's bypass (when installed). N models cost N times one: that row is extrapolated, and
-says so. Memory is measured in processes of their own: the peak of one batch above what is held,
-with and without the bank.
+says so. Memory: `many_tasks_memory.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 from typing import Any
 
 import rivals
-from common import KEEP, apart, arguments, in_turns, paired, peak_of, spread, started, target, write
+from common import KEEP, apart, arguments, in_turns, paired, spread, started, target, write
 
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
 COUNTS = (1, 19, 64)
@@ -42,35 +41,6 @@ def world(args: Any, name: str, counts: tuple[int, ...]) -> tuple[Any, Any, dict
 
     banks = {n: restuning.Bank({f"task {i}": task(i) for i in range(n)}) for n in counts if n}
     return x, host, banks
-
-
-def memory(args: Any, name: str, count: int) -> dict[str, Any]:
-    """Peak of one batch above the weights, with a bank of so many tasks and without.
-
-    Both in one process and after each other: what a process has freed before changes its peaks.
-    """
-    import torch
-
-    x, host, banks = world(args, name, (count,))
-    bank = banks[count]
-
-    def without() -> None:
-        with torch.no_grad():
-            host(x)
-
-    def run() -> None:
-        with torch.no_grad():
-            bank(host.features(x, keep=bank.keep))
-
-    run()
-    without()
-    peaks = [(peak_of(without, args.device), peak_of(run, args.device)) for _ in range(3)]
-    return {
-        "tasks": count,
-        "peak_bytes_without": max(p for p, _ in peaks),
-        "peak_bytes": max(p for _, p in peaks),
-        "bank_bytes": sum(b.numel() * b.element_size() for b in bank.buffers()),
-    }
 
 
 def times(args: Any, name: str) -> dict[str, Any]:
@@ -151,11 +121,7 @@ def main() -> None:
     args = started(parser)
     if args.one:
         name, _, what = args.one.partition("=")
-        if what in ("times", "swift"):
-            row = (times if what == "times" else swift)(args, name)
-        else:
-            row = memory(args, name, int(what))
-        print(json.dumps(row))
+        print(json.dumps((times if what == "times" else swift)(args, name)))
         return
     rows, targets = [], []
     for name in args.models:
@@ -170,7 +136,6 @@ def main() -> None:
             row["extrapolated_over_backbone"]["19 ms-swift bypasses"] = (
                 19 * rival["over_backbone"]["median"]
             )
-        row["memory"] = [apart(args, f"{name}={n}") for n in (19, 64)]
         rows.append(row)
         for n, limit in ((19, 1.05), (64, 1.10)):
             targets.append(
@@ -180,11 +145,6 @@ def main() -> None:
             targets.append(
                 target(f"{name}: {n} tasks over one backbone forward, end to end in turns",
                        row["over_backbone"][f"{n} tasks"]["median"], limit)
-            )  # fmt: skip
-        for entry in row["memory"]:
-            targets.append(
-                target(f"{name}: peak memory of a batch with {entry['tasks']} tasks over without",
-                       entry["peak_bytes"] / entry["peak_bytes_without"], 1.02)
             )  # fmt: skip
     write(args, f"N tasks on the same {args.batch} images, fp32", batch=args.batch, rows=rows,
           targets=targets)  # fmt: skip
