@@ -113,7 +113,7 @@ def plots(stem: str, result: Mapping[str, Any]) -> list[str]:
         hours = {r["method"]: r["seconds"] / 3600 for r in rows if "seconds" in r}
         return [bars(f"{stem}.png", result["what"], "hours (log scale)", hours,
                      lambda n: n.startswith("cached"), log=True)]  # fmt: skip
-    if stem.startswith("many-tasks"):
+    if stem.startswith("many-tasks") and "over_backbone" in rows[0]:
         pictures = []
         for row in rows:
             over = {n: v["median"] for n, v in row["over_backbone"].items()}
