@@ -55,6 +55,7 @@ def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_pa
     assert len(json.loads(done.stdout)["predictions"]) == 3
     done = restuning("predict", tmp_path, "--task", out / "digits.task")
     assert done.returncode == 1
+    assert done.stdout == ""
     assert "b.png" in done.stderr
     done = restuning("predict", tmp_path, "--task", out / "digits.task", "--skip-bad")
     assert done.returncode == 0

@@ -73,10 +73,16 @@ class RowStream:
 
     def __init__(self, widths: dict[str, int]) -> None:
         self.widths = {name: max(width, len(name)) for name, width in widths.items()}
-        self.row({name: name for name in widths}, style="bold")
+        self.begun = False
 
-    def row(self, cells: dict[str, Any], style: str = "") -> None:
-        """Print one row."""
+    def row(self, cells: dict[str, Any]) -> None:
+        """Print one row, the names of the columns before the first: an error comes without them."""
+        if not self.begun:
+            self.begun = True
+            self._print({name: name for name in self.widths}, "bold")
+        self._print(cells)
+
+    def _print(self, cells: dict[str, Any], style: str = "") -> None:
         padded = [f"{cells.get(name, '')!s:<{width}}" for name, width in self.widths.items()]
         console.print("  ".join(padded).rstrip(), style=style, markup=False, highlight=False,
                       soft_wrap=True)  # fmt: skip

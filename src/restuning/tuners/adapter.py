@@ -15,6 +15,16 @@ BIAS_STD = 1e-6
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
+def start_bottleneck(down: nn.Linear, up: nn.Linear, zero: bool) -> None:
+    """Draw a bottleneck as the authors' code does; with `zero` it starts as no change."""
+    for layer in (down, up):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.normal_(layer.bias, std=BIAS_STD)
+    if zero:
+        nn.init.zeros_(up.weight)
+        nn.init.zeros_(up.bias)
+
+
 @tuner("res_adapter")
 class ResAdapter(Tuner):
     r"""A bottleneck that runs beside an operation: `OP(x) + s * W_up phi(W_down x)`.
@@ -63,12 +73,7 @@ class ResAdapter(Tuner):
 
     def reset_parameters(self) -> None:
         """Draw the start values; see the class."""
-        for layer in (self.down, self.up):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.normal_(layer.bias, std=BIAS_STD)
-        if self.zero:
-            nn.init.zeros_(self.up.weight)
-            nn.init.zeros_(self.up.bias)
+        start_bottleneck(self.down, self.up, self.zero)
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:
         """Compute the delta; see the class."""

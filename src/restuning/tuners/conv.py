@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, View, tuner
-from restuning.tuners.adapter import BIAS_STD
+from restuning.tuners.adapter import start_bottleneck
 
 
 @tuner("conv_adapter")
@@ -58,14 +58,9 @@ class ConvAdapter(Tuner):
 
     def reset_parameters(self) -> None:
         """Draw the start values; see the class."""
-        for layer in (self.down, self.up):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.normal_(layer.bias, std=BIAS_STD)
+        start_bottleneck(self.down, self.up, self.zero)
         nn.init.dirac_(self.depthwise.weight, groups=self.rank)
         nn.init.zeros_(self.depthwise.bias)  # type: ignore[arg-type]
-        if self.zero:
-            nn.init.zeros_(self.up.weight)
-            nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:
         """Compute the delta; see the class."""
