@@ -1,0 +1,153 @@
+"""`restuning bench`: grids of tasks, methods and seeds under one protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from restuning._errors import BackboneError
+from restuning.bench import (
+    Event,
+    Job,
+    Protocol,
+    carry_out,
+    find_tasks,
+    open_grid,
+    parse_choices,
+    parse_entries,
+    plan,
+    read_results,
+)
+from restuning.cli.frame import BackboneName, Json, Weights, app, console
+from restuning.train import FitSettings
+
+DEFAULT_METHODS = "linear,lora,res-tuning,res-tuning-bypass"
+
+bench = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich",
+    help="Compare methods on a suite of tasks, all under one protocol.",
+)  # fmt: skip
+app.add_typer(bench, name="bench")
+
+Folder = Annotated[Path, typer.Argument(help="Folder that `bench run` left")]
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def sized(backbone: str, size: int | None) -> str:
+    """A backbone's name with the size of its images: `timm:NAME` at 112 is `timm:NAME@112`.
+
+    Raises:
+        BackboneError: It takes none.
+    """
+    if size is None:
+        return backbone
+    scheme, _, rest = backbone.partition(":")
+    name, colon, arguments = rest.partition(":")
+    if scheme != "timm" or "@" in name:
+        raise BackboneError("an image size is given to backbones of timm", where=backbone,
+                            fix="leave --image-size out")  # fmt: skip
+    return f"timm:{name}@{size}{colon}{arguments}"
+
+
+@bench.command("run", epilog="[bold]Examples[/bold]\n\n"
+               "restuning bench run digits --methods linear,res-tuning --seeds 2 --out runs/grid\n\n"
+               "restuning bench run vtab/ --tasks cifar100,elpv --methods linear,lora,res-tuning "
+               "--backbone timm:vit_tiny_patch16_224 --image-size 112 --epochs 20 --precision bf16 "
+               "--set lr=1e-3,5e-3 --jobs 2 --out grid")  # fmt: skip
+def run(
+    suite: Annotated[str, typer.Argument(help="Folder of tasks, one task, or a data set's name")],
+    out: Annotated[Path, typer.Option(help="Folder; the same folder goes on")],
+    tasks: Annotated[str | None, typer.Option(help="Names with commas; default all")] = None,
+    methods: Annotated[
+        str, typer.Option(help="NAME, NAME:option=value or LABEL=NAME:..., with commas")
+    ] = DEFAULT_METHODS,
+    seeds: Annotated[int, typer.Option(min=1, help="Final runs of every method and task")] = 3,
+    backbone: BackboneName = "restuning-tiny",
+    weights: Weights = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels, of a timm backbone")] = None,
+    epochs: Annotated[int, typer.Option(help="Of every run")] = 20,
+    batch_size: int = 64,
+    lr: Annotated[float, typer.Option(help="Highest rate, where none is chosen")] = 1e-3,
+    weight_decay: float = 1e-4,
+    drop_path: Annotated[float, typer.Option(help="Recorded; also an option of methods")] = 0.0,
+    label_smoothing: float = 0.0,
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm")] = None,
+    precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
+    choose: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Settings to choose on validation: lr=1e-3,5e-3, or "
+                     "METHOD:lr=... for one; also wd, rank, ..."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of each process")] = 1,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Run the backbone in every epoch, for all methods")
+    ] = False,
+    cache_dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8")] = "fp32",
+    store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the trained tasks")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train and test every method on every task with every seed; goes on where it was stopped."""
+    settings = FitSettings(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, clip=clip,
+        label_smoothing=label_smoothing, drop_path=drop_path, precision=precision,
+    )  # fmt: skip
+    protocol = Protocol(
+        sized(backbone, image_size), str(weights) if weights else None, settings,
+        parse_choices(choose or []), not no_cache, cache_dtype,
+    )  # fmt: skip
+    runs = plan(protocol, find_tasks(suite, _names(tasks)), parse_entries(methods), seeds)
+    left = open_grid(out, protocol, runs, retry)
+    job = Job(protocol, out, runs, store, keep, threads)
+    told = Console(stderr=True) if as_json else console
+    told.print(f"{len(runs)} runs, {len(left)} to make, in [bold]{out}[/bold]")
+    failed = watched(job, jobs, len(left), told)
+    results = read_results(out)
+    if as_json:
+        typer.echo(json.dumps({"runs": len(runs), "failed": failed, "out": str(out)}))
+    else:
+        told.print(f"{len(results)} results, {failed} failed; "
+                   f"`restuning bench report {out}` shows them")  # fmt: skip
+    if failed:
+        raise typer.Exit(1)
+
+
+def watched(job: Job, jobs: int, left: int, told: Console) -> int:
+    """Carry a grid out under a bar, or with a line for each run where there is no terminal."""
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.fields[now]}"))  # fmt: skip
+    bar = Progress(*columns, console=told, disable=not told.is_terminal)
+    now: dict[int, str] = {}
+    with bar:
+        line = bar.add_task("", total=left, now="")
+
+        def listen(event: Event) -> None:
+            if event.kind == "start":
+                now[event.worker] = event.what
+            else:
+                now.pop(event.worker, None)
+                bar.advance(line, event.kind != "end")
+                told.print(in_words(event), highlight=False, markup=False)
+            bar.update(line, now=" | ".join(now.values()))
+
+        return carry_out(job, jobs, listen)
+
+
+def in_words(event: Event) -> str:
+    """One line of a finished run."""
+    if event.accuracy is None:
+        return f"{event.kind:>7}  {event.what}"
+    return f"{event.accuracy:>7.2%}  {event.what} ({event.split})"
+
+
+__all__: list[Any] = ["bench", "run"]
