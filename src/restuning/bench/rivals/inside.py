@@ -60,12 +60,14 @@ def lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:
     Defaults are PEFT's (r 8, alpha 8, no dropout). On a fused map of ViT-B/16 that is
     12 x 8 x (768 + 2304) = 294,912 parameters: the 0.29 M that NOAH prints for LoRA on q and v
     (Zhang et al. 2022, Table 1), and Res-Tuning after it.
+
+    Options: `rank`, `alpha` (default the rank), `targets` (names of maps with + between them).
     """
     peft = require("peft", "rivals", "the rival lora")
-    rank = options.get("rank", LORA_RANK)
+    rank, targets = options.get("rank", LORA_RANK), options.get("targets", "qkv").split("+")
     config = peft.LoraConfig(
         r=rank, lora_alpha=options.get("alpha", rank), lora_dropout=0.0,
-        target_modules=options.get("targets", ["qkv"]),
+        target_modules=targets,
     )  # fmt: skip
     return peft.inject_adapter_in_model(config, model)
 
