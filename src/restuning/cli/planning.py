@@ -288,7 +288,7 @@ def plan(
         splits = {name: len(part) for name, part in parts.items() if part is not None}
     request = Request(
         backbone, classes or (found.num_classes if found else 100), splits, batch, epochs, budget,
-        precision, check_dtype(cache_dtype), {} if method == "adaptformer" else {"rank": rank},
+        precision, check_dtype(cache_dtype), {} if methods.own_rank(method) else {"rank": rank},
     )  # fmt: skip
     report = run(request, [method] if method else list(COMPARED), loaded, host, to)
     if arms is not None:

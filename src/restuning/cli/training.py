@@ -164,7 +164,7 @@ def _train_one(
     settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(settings.seed)
-    if method == "adaptformer":
+    if methods.own_rank(method):
         options.pop("rank", None)
     task = methods.build(method, host, num_classes=data.num_classes, **options)
     task.labels = data.labels

@@ -82,6 +82,11 @@ def names() -> list[str]:
     return list(METHODS)
 
 
+def own_rank(name: str | None) -> bool:
+    """Whether a method's default rank is its publication's, not `RANK`."""
+    return name in METHODS and METHODS[name].own_rank
+
+
 def table() -> list[tuple[str, str, str]]:
     """Name, what it is, and where its defaults come from."""
     return [(name, method.what, method.source) for name, method in METHODS.items()]
