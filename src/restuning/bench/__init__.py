@@ -1,7 +1,7 @@
 """Grids of tasks, methods and seeds under one protocol, and what is told about them."""
 
 from restuning.bench.bench import Bench as Bench
-from restuning.bench.bench import result_file as result_file
+from restuning.bench.facts import result_file as result_file
 from restuning.bench.grid import Entry as Entry
 from restuning.bench.grid import Protocol as Protocol
 from restuning.bench.grid import Run as Run

@@ -9,18 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from restuning import methods
 from restuning._errors import DataError, TrainingError
 from restuning.backbones import Backbone, load_backbone
 from restuning.bench import rivals
+from restuning.bench.facts import (
+    counted_memory,
+    data_facts,
+    head,
+    parameters,
+    result_file,
+    saved_bytes,
+    store_facts,
+)
 from restuning.bench.grid import Entry, Protocol, Run, Setting, searches, slug
 from restuning.bench.held import held
 from restuning.bench.measure import (
     INFERRED,
-    folder_bytes,
     hardware,
     inference_seconds,
     predictions,
@@ -28,8 +35,6 @@ from restuning.bench.measure import (
     versions,
 )
 from restuning.bench.record import (
-    FORMAT,
-    RUNS,
     WORK,
     packed,
     read_json,
@@ -39,9 +44,7 @@ from restuning.bench.record import (
 from restuning.bench.suites import SuiteTask
 from restuning.data import Data, load_data
 from restuning.features import Cached
-from restuning.files import save
 from restuning.fingerprint import weights_digest
-from restuning.forecast import forecast_step, forecast_task
 from restuning.host import Host
 from restuning.task import Task
 from restuning.train import FitSettings, fit
@@ -144,17 +147,24 @@ class Bench:
             "options": options,
             "chosen": chosen,
             "settings": settings.to_dict(),
-            "parameters": self._parameters(task),
+            "parameters": parameters(task, self.backbone.model),
             "steps": fitted.steps,
-            "data": self._facts(data),
-            "backbone": self._named(),
-            "features": None if kept is None else _store_facts(kept),
+            "data": data_facts(data.apart),
+            "backbone": {
+                "name": self.backbone.name,
+                "weights": Path(self.backbone.weights).name,
+                "digest": self.digest,
+            },
+            "features": store_facts(kept),
         }
         if final:
             live = tuned if kept is None else self._live(task)
-            result["file_bytes"] = self._saved(task, run, result["accuracy"])
-            result["memory"] = self._memory(run.entry, options, tuned, live, settings, data)
-            result["memory"] |= {
+            folder_of_task = self.work / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
+            result["file_bytes"] = saved_bytes(
+                task, self.host, self.backbone, folder_of_task, result["accuracy"], self.keep
+            )
+            result["memory"] = {
+                **self._memory(run, options, live, settings, data, kept is not None),
                 "process_peak_bytes": fitted.peak_memory_bytes,
                 "process_measure": fitted.memory_measure,
             }
@@ -254,89 +264,14 @@ class Bench:
             "among": [{**dict(setting), "validation_accuracy": value} for value, setting in found],
         }  # fmt: skip
 
-    def _parameters(self, task: nn.Module) -> dict[str, int]:
-        trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-        head = sum(p.numel() for p in task.head.parameters() if p.requires_grad)  # type: ignore[union-attr]
-        return {
-            "trained": trained, "without_head": trained - head,
-            "backbone": sum(p.numel() for p in self.backbone.model.parameters()),
-        }  # fmt: skip
-
     def _memory(
-        self, entry: Entry, options: dict[str, Any], fed: nn.Module, live: nn.Module,
-        settings: FitSettings, data: Loaded,
+        self, run: Run, options: dict[str, Any], live: nn.Module, settings: FitSettings,
+        data: Loaded, cached: bool,
     ) -> dict[str, Any]:  # fmt: skip
-        """Counted from shapes, once for each form of a method."""
-        key = f"{entry.method} {options} {data.apart.num_classes} {settings.batch_size}"
+        """Counted once for each form of a method."""
+        key = f"{run.entry.method} {options} {data.apart.num_classes} {settings.batch_size}"
         if key not in self.known:
-            task: Any = live.task
-            trained = [p for p in task.parameters() if p.requires_grad]
             example = self.backbone.example[0].to(self.device)
-            step = forecast_step(
-                live.train(), example, settings.batch_size, trained=trained,
-                precision=self.protocol.settings.precision, device=self.device.type,
-            )  # fmt: skip
-            shown = {"live_step_bytes": step.above_bytes, "optimiser_bytes": step.optimiser_bytes}
-            shown["step_bytes"] = step.above_bytes
-            if fed is not live:
-                stored_step = forecast_task(
-                    self.host, task, self.backbone.example[0], settings.batch_size, cached=True,
-                    precision=settings.precision, device=self.device.type,
-                )  # fmt: skip
-                shown["step_bytes"] = stored_step.above_bytes
-            self.known[key] = {**shown, "measure": "counted above weights, moments and batch"}
-            live.eval()
+            precision = self.protocol.settings.precision
+            self.known[key] = counted_memory(self.host, example, live, settings, precision, cached)
         return dict(self.known[key])
-
-    def _saved(self, task: nn.Module, run: Run, accuracy: float) -> int:
-        """Bytes of the task's folder, which is kept where that was asked for."""
-        folder = self.work / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
-        folder.mkdir(parents=True, exist_ok=True)
-        if _has_spec(task):
-            save(task, self.host, folder, backbone=self.backbone.name,  # type: ignore[arg-type]
-                 preprocessing=self.backbone.preprocessing.to_dict(),  # type: ignore[union-attr]
-                 results={"test accuracy": accuracy})  # fmt: skip
-        else:
-            trained = {n: p.detach().cpu().contiguous() for n, p in task.named_parameters()}
-            save_file(trained, folder / "weights.safetensors")
-        size = folder_bytes(folder)
-        if not self.keep:
-            shutil.rmtree(folder)
-        return size
-
-    def _facts(self, data: Loaded) -> dict[str, Any]:
-        sizes = {
-            name: 0 if split is None else len(split)
-            for name, split in (("train", data.apart.train), ("val", data.apart.val),
-                                ("test", data.apart.test))
-        }  # fmt: skip
-        return {"name": data.apart.name, "identity": data.apart.identity,
-                "classes": data.apart.num_classes, **sizes}  # fmt: skip
-
-    def _named(self) -> dict[str, Any]:
-        return {"name": self.backbone.name, "weights": Path(self.backbone.weights).name,
-                "digest": self.digest}  # fmt: skip
-
-
-def _has_spec(task: nn.Module) -> bool:
-    return isinstance(task, Task) and (task.bypass is None or hasattr(task.bypass, "spec"))
-
-
-def _store_facts(kept: Stored) -> dict[str, Any]:
-    key = kept.store.key
-    return {"tokens": key.tokens, "taps": len(key.taps), "dtype": key.dtype,
-            "precision": key.precision, "bytes": kept.store.bytes, "digest": key.digest[:16]}  # fmt: skip
-
-
-def head(run: Run) -> dict[str, Any]:
-    """What every result starts with, failed or done."""
-    return {
-        "format": FORMAT, "task": run.task.name, "group": run.task.group,
-        "label": run.entry.label, "method": run.entry.method, "stage": run.stage,
-        "seed": run.seed,
-    }  # fmt: skip
-
-
-def result_file(folder: Path, run: Run) -> Path:
-    """Where a run's result is or will be."""
-    return folder / RUNS / f"{run.name}.json"

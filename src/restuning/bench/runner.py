@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from restuning._errors import FormatError, RestuningError, TrainingError
-from restuning.bench.bench import Bench, head, result_file
+from restuning.bench.bench import Bench
+from restuning.bench.facts import head, result_file
 from restuning.bench.grid import Protocol, Run, searches
 from restuning.bench.measure import versions
 from restuning.bench.record import FORMAT, GRID, WORK, read_json, read_result, write_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from restuning.bench import (
     plan,
     read_results,
 )
+from restuning.bench.report import write_report
 from restuning.cli.frame import BackboneName, Json, Weights, app, console
 from restuning.train import FitSettings
 
@@ -77,7 +78,6 @@ def run(
     batch_size: int = 64,
     lr: Annotated[float, typer.Option(help="Highest rate, where none is chosen")] = 1e-3,
     weight_decay: float = 1e-4,
-    drop_path: Annotated[float, typer.Option(help="Recorded; also an option of methods")] = 0.0,
     label_smoothing: float = 0.0,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm")] = None,
     precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
@@ -100,7 +100,7 @@ def run(
     """Train and test every method on every task with every seed; goes on where it was stopped."""
     settings = FitSettings(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, clip=clip,
-        label_smoothing=label_smoothing, drop_path=drop_path, precision=precision,
+        label_smoothing=label_smoothing, precision=precision,
     )  # fmt: skip
     protocol = Protocol(
         sized(backbone, image_size), str(weights) if weights else None, settings,
@@ -120,6 +120,27 @@ def run(
                    f"`restuning bench report {out}` shows them")  # fmt: skip
     if failed:
         raise typer.Exit(1)
+
+
+@bench.command(
+    "report", epilog="[bold]Example[/bold]\n\nrestuning bench report grid --published vtab-1k"
+)
+def report(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="Default FOLDER/report")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Names with commas; default all")] = None,
+    methods: Annotated[str | None, typer.Option(help="Labels with commas; default all")] = None,
+    published: Annotated[
+        str | None, typer.Option(help="Papers' tables to show beside: vtab-1k, cifar100, fgvc, "
+                                 "combinations, bypass, original-unbound")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Method others are compared with")] = None,
+) -> None:  # fmt: skip
+    """Tables, plots and one HTML page, all from the JSON that the runs left."""
+    labels = [entry.label for entry in parse_entries(methods or "")]
+    page, text = write_report(folder, out or folder / "report", _names(tasks), labels,
+                              _names(published), against)  # fmt: skip
+    console.print(f"[bold]{page}[/bold] (one file, for a browser) and [bold]{text}[/bold]")
 
 
 def watched(job: Job, jobs: int, left: int, told: Console) -> int:
@@ -148,6 +169,3 @@ def in_words(event: Event) -> str:
     if event.accuracy is None:
         return f"{event.kind:>7}  {event.what}"
     return f"{event.accuracy:>7.2%}  {event.what} ({event.split})"
-
-
-__all__: list[Any] = ["bench", "run"]
