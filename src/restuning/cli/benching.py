@@ -23,8 +23,9 @@ from restuning.bench import (
     plan,
     read_results,
 )
+from restuning.bench.check import check_suite
 from restuning.bench.report import write_report
-from restuning.cli.frame import BackboneName, Json, Weights, app, console
+from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
 from restuning.train import FitSettings
 
 DEFAULT_METHODS = "linear,lora,res-tuning,res-tuning-bypass"
@@ -141,6 +142,29 @@ def report(
     page, text = write_report(folder, out or folder / "report", _names(tasks), labels,
                               _names(published), against)  # fmt: skip
     console.print(f"[bold]{page}[/bold] (one file, for a browser) and [bold]{text}[/bold]")
+
+
+@bench.command("check", epilog="[bold]Example[/bold]\n\nrestuning bench check vtab-1k data/vtab-1k")
+def check(
+    suite: Annotated[str, typer.Argument(help="vtab-1k, fgvc, or shared for any folder of tasks")],
+    folder: Annotated[Path, typer.Argument(help="Where it lies")],
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a suite on disk lacks, and print a digest of each task."""
+    found = check_suite(suite, folder)
+    if as_json:
+        typer.echo(json.dumps([each.row() for each in found], indent=1))
+    else:
+        show_rows(
+            [{"task": each.task, "examples": " + ".join(map(str, each.sizes.values())),
+              "digest": each.digest, "": "; ".join(each.problems) or "whole"} for each in found],
+            f"{suite} in {folder}",
+        )  # fmt: skip
+    wrong = sum(bool(each.problems) for each in found)
+    if wrong:
+        typer.echo(f"{wrong} of {len(found)} tasks are not whole; docs/bench.md says where they "
+                   "come from", err=True)  # fmt: skip
+        raise typer.Exit(1)
 
 
 def watched(job: Job, jobs: int, left: int, told: Console) -> int:
