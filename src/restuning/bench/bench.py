@@ -24,7 +24,7 @@ from restuning.bench.facts import (
     saved_bytes,
     store_facts,
 )
-from restuning.bench.grid import Entry, Protocol, Run, Setting, searches, slug
+from restuning.bench.grid import Entry, Protocol, Run, Setting, layers_of, searches, slug
 from restuning.bench.held import held
 from restuning.bench.measure import (
     INFERRED,
@@ -104,7 +104,11 @@ class Bench:
         started = time.perf_counter()
         data = self._data(run.task)
         setting, chosen = self._chosen(run)
-        options = self.protocol.options_of(run.entry, setting)
+        layers = self.host.sites.layers
+        options = {
+            k: layers_of(v, layers) if k in ("layers", "taps") else v
+            for k, v in self.protocol.options_of(run.entry, setting).items()
+        }
         settings = self.protocol.settings_of(setting, run.seed)
         torch.manual_seed(run.seed)
         tuned = self.build(run.entry, data.apart.num_classes, options)

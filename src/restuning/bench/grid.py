@@ -159,7 +159,7 @@ def parse_entry(text: str) -> Entry:
         TrainingError: It does not read so.
     """
     head, *pairs = text.strip().split(":")
-    named = re.fullmatch(r"([\w .+-]+)=(.+)", head)
+    named = re.fullmatch(r"([^=\[\]]+)=(.+)", head)
     method = named[2] if named else head
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -198,7 +198,7 @@ def parse_choices(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _value(text: str) -> Any:
-    """Numbers, true and false, layers as `1-6` or `1+3+5`, else words."""
+    """Numbers, true and false, layers as `1-6` or `1+3+5` (or in words, see `layers_of`), else words."""
     if re.fullmatch(r"\d+-\d+", text):
         first, last = map(int, text.split("-"))
         return list(range(first, last + 1))
@@ -208,6 +208,28 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def layers_of(words: Any, layers: int) -> Any:
+    """`first-3`, `last-1/2` (a share of them) and `every-2` as numbers of layers from 1.
+
+    Args:
+        words: As they were written; what is not of this form is returned as it is.
+        layers: Of the backbone.
+    """
+    read = re.fullmatch(r"(first|last|every)-(\d+)(?:/(\d+))?", str(words))
+    if read is None:
+        return words
+    number, share = int(read[2]), read[3]
+    if share:
+        number = max(1, round(layers * number / int(share)))
+    if number < 1 or number > layers:
+        raise TrainingError("no such layers", where=str(words), found=f"{layers} layers",
+                            fix="give first-3, last-1/2 or every-2")  # fmt: skip
+    numbers = list(range(1, layers + 1))
+    if read[1] == "first":
+        return numbers[:number]
+    return numbers[-number:] if read[1] == "last" else numbers[number - 1 :: number]
 
 
 def slug(text: str) -> str:

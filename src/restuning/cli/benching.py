@@ -23,6 +23,7 @@ from restuning.bench import (
     plan,
     read_results,
 )
+from restuning.bench.ablations import ABLATIONS, entries_of
 from restuning.bench.check import check_suite
 from restuning.bench.report import write_report
 from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
@@ -71,6 +72,9 @@ def run(
     methods: Annotated[
         str, typer.Option(help="NAME, NAME:option=value or LABEL=NAME:..., with commas")
     ] = DEFAULT_METHODS,
+    ablation: Annotated[
+        str | None, typer.Option(help=f"A list of methods in place of --methods: {', '.join(ABLATIONS)}")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of every method and task")] = 3,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
@@ -107,7 +111,8 @@ def run(
         sized(backbone, image_size), str(weights) if weights else None, settings,
         parse_choices(choose or []), not no_cache, cache_dtype,
     )  # fmt: skip
-    runs = plan(protocol, find_tasks(suite, _names(tasks)), parse_entries(methods), seeds)
+    entries = entries_of(ablation) if ablation else parse_entries(methods)
+    runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
     told = Console(stderr=True) if as_json else console

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import nn
 
+from restuning._errors import NoSitesError, UnknownNameError
+from restuning.bypass import Bypass
 from restuning.host import Host
 from restuning.methods.method import PAPER, Method, Options, adapter, dropped
 from restuning.sites import Site
@@ -24,23 +28,60 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
         # Without head and readout the state takes the place of the last stream, not of a feature.
         pool = options.get("pool") or (None if head is None else rule.pool)
         own = rule.dim if pool == "own" else None
-        return Task.bypass_of(
-            host.sites, plan if horizontal else None, head, vertical=plan if vertical else None,
+        bypass = Bypass.plan(
+            host.sites, plan if horizontal else None, plan if vertical else None,
             own=own, residual=options.get("residual", head is None),
         )  # fmt: skip
+        if options.get("taps"):
+            bypass = _on_taps(bypass, options["taps"])
+        if options.get("gate") is not None:
+            _fix_gate(bypass, float(options["gate"]))
+        return Task(bypass=bypass, head=head)
 
     return build_task
+
+
+def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
+    """The same bypass on fewer taps: those after some layers; the first and last always stay."""
+    last = len(bypass.taps) - 1
+    wrong = [n for n in layers if not 1 <= n <= last]
+    if wrong:
+        raise NoSitesError("no such tap", where=f"taps={wrong}", found=f"layers 1 to {last}",
+                           fix="give layers from 1")  # fmt: skip
+    kept = sorted({*layers, last})
+    sides = [
+        [t if isinstance(t := side[n - 1], Tuner) else None for n in kept]
+        for side in (bypass.horizontal, bypass.vertical)
+    ]
+    return Bypass(
+        [bypass.taps[0], *[bypass.taps[n] for n in kept]],
+        [bypass.dims[0], *[bypass.dims[n] for n in kept]], *sides, bypass.residual,
+    )  # fmt: skip
+
+
+def _fix_gate(bypass: Bypass, value: float) -> None:
+    """One lambda for all layers that is not learned."""
+    if not 0 < value < 1:
+        raise UnknownNameError("lambda out of its range", where="gate", found=str(value),
+                               fix="give a number between 0 and 1")  # fmt: skip
+    with torch.no_grad():
+        bypass.gate.fill_(math.log(value / (1 - value)))
+    bypass.gate.requires_grad_(False)
+
+
+TAKES = ("taps", "gate")
+"""`taps`: layers (from 1) whose taps are kept; `gate`: a fixed lambda, the same in every layer."""
 
 
 ROWS: dict[str, Method] = {
     "res-tuning-bypass": Method(
         _bypass(True, True), "side network, horizontal and vertical Res-Adapters, no gradient "
-        "in the backbone", f"{PAPER}, Table 3b",
+        "in the backbone", f"{PAPER}, Table 3b", TAKES,
     ),
     "bypass-horizontal": Method(
-        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b"
+        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b", TAKES
     ),
     "bypass-vertical": Method(
-        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b"
+        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b", TAKES
     ),
 }  # fmt: skip
