@@ -14,5 +14,6 @@ from restuning.bench.runner import Event as Event
 from restuning.bench.runner import Job as Job
 from restuning.bench.runner import carry_out as carry_out
 from restuning.bench.runner import open_grid as open_grid
+from restuning.bench.runner import protocol_of as protocol_of
 from restuning.bench.suites import SuiteTask as SuiteTask
 from restuning.bench.suites import find_tasks as find_tasks

@@ -19,12 +19,13 @@ from restuning.bench.facts import (
     counted_memory,
     data_facts,
     head,
+    kept_folder,
     parameters,
     result_file,
     saved_bytes,
     store_facts,
 )
-from restuning.bench.grid import Entry, Protocol, Run, Setting, layers_of, searches, slug
+from restuning.bench.grid import Entry, Protocol, Run, Setting, layers_of, searches
 from restuning.bench.held import held
 from restuning.bench.measure import (
     INFERRED,
@@ -102,7 +103,7 @@ class Bench:
             RestuningError: The run cannot be made (it is the caller who records that).
         """
         started = time.perf_counter()
-        data = self._data(run.task)
+        data = self.data(run.task)
         setting, chosen = self._chosen(run)
         layers = self.host.sites.layers
         options = {
@@ -163,7 +164,7 @@ class Bench:
         }
         if final:
             live = tuned if kept is None else self._live(task)
-            folder_of_task = self.work / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
+            folder_of_task = kept_folder(self.folder, run)
             result["file_bytes"] = saved_bytes(
                 task, self.host, self.backbone, folder_of_task, result["accuracy"], self.keep
             )
@@ -201,7 +202,7 @@ class Bench:
     def _live(self, task: Task) -> nn.Module:
         return Tuned(self.host, task)
 
-    def _data(self, task: SuiteTask) -> Loaded:
+    def data(self, task: SuiteTask) -> Loaded:
         """The task's images, held until another task's are asked for."""
         if self.loaded is None or self.loaded.task != task:
             self.loaded = None

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from restuning.backbones import Backbone
-from restuning.bench.grid import Run
+from restuning.bench.grid import Run, slug
 from restuning.bench.measure import folder_bytes
-from restuning.bench.record import FORMAT, RUNS
+from restuning.bench.record import FORMAT, RUNS, WORK
 from restuning.data import Data
 from restuning.files import save
 from restuning.forecast import forecast_step, forecast_task
@@ -34,6 +34,11 @@ def head(run: Run) -> dict[str, Any]:
 def result_file(folder: Path, run: Run) -> Path:
     """Where a run's result is or will be."""
     return folder / RUNS / f"{run.name}.json"
+
+
+def kept_folder(folder: Path, run: Run) -> Path:
+    """Where the task of a final run is saved, and stays with `--keep`."""
+    return folder / WORK / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
 
 
 def parameters(task: Any, backbone: nn.Module) -> dict[str, int]:

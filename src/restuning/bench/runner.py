@@ -22,6 +22,7 @@ from restuning.bench.grid import Protocol, Run, searches
 from restuning.bench.measure import versions
 from restuning.bench.record import FORMAT, GRID, WORK, read_json, read_result, write_json
 from restuning.features.claim import Claim
+from restuning.train import FitSettings
 
 POLL = 0.5
 """Seconds between two looks at what other processes have done."""
@@ -137,6 +138,29 @@ def _check_same(before: dict[str, Any], identity: dict[str, Any], folder: Path) 
     )  # fmt: skip
 
 
+def protocol_of(folder: Path, weights: Path | None = None) -> Protocol:
+    """The protocol a grid was run under, to load its backbone and tasks again.
+
+    Args:
+        folder: Of the grid.
+        weights: File of the backbone's weights, which may lie elsewhere here.
+
+    Raises:
+        FormatError: No grid is there, or its description is malformed.
+    """
+    try:
+        found = dict(read_json(folder / GRID)["protocol"])
+        settings = FitSettings(**{**found.pop("settings"), "seed": 0})
+        found.pop("choices")
+        return Protocol(**{**found, "weights": str(weights) if weights else None,
+                           "settings": settings})  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            "the description of a grid is malformed", where=str(folder / GRID),
+            found=f"{type(error).__name__}: {error}", fix="restore it, or run the grid again",
+        ) from None  # fmt: skip
+
+
 def carry_out(job: Job, jobs: int = 1, listen: Listener = lambda event: None) -> int:
     """Make every run of a grid that has no result, in processes side by side.
 
@@ -224,9 +248,10 @@ def work(job: Job, number: int, listen: Listener) -> None:
     has claimed; should that process die, its claim is free at the next look.
     """
     torch.set_num_threads(job.threads)
-    left = _turned([r for r in job.runs if not result_file(job.folder, r).exists()], number)
+    left = [run for run in job.runs if not result_file(job.folder, run).exists()]
     if not left:
         return
+    left = _turned(left, number)
     bench = Bench(job.protocol, job.folder, job.stores, job.keep)
     while left:
         made = [_claimed(job, bench, run, number, listen) for run in left if _ready(job, run)]

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from restuning._errors import BackboneError
 from restuning.bench import (
+    Bench,
     Event,
     Job,
     Protocol,
@@ -21,11 +23,13 @@ from restuning.bench import (
     parse_choices,
     parse_entries,
     plan,
+    protocol_of,
     read_results,
 )
 from restuning.bench.ablations import ABLATIONS, entries_of
 from restuning.bench.check import check_suite
 from restuning.bench.report import write_report
+from restuning.bench.robustness import IMAGES, robustness, robustness_table
 from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
 from restuning.train import FitSettings
 
@@ -147,6 +151,34 @@ def report(
     page, text = write_report(folder, out or folder / "report", _names(tasks), labels,
                               _names(published), against)  # fmt: skip
     console.print(f"[bold]{page}[/bold] (one file, for a browser) and [bold]{text}[/bold]")
+
+
+@bench.command(
+    "robust",
+    epilog="[bold]Example[/bold]\n\nrestuning bench run digits --keep --out grid\n\n"
+    "restuning bench robust digits grid --methods linear,res-tuning",
+)
+def robust(
+    suite: Annotated[str, typer.Argument(help="As for run")],
+    folder: Annotated[Path, typer.Argument(help="Of a grid that was run with --keep")],
+    tasks: Annotated[str | None, typer.Option(help="Names with commas; default all")] = None,
+    methods: Annotated[str, typer.Option(help="As for run")] = DEFAULT_METHODS,
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    images: Annotated[int, typer.Option(min=1, help="Test images of each task")] = IMAGES,
+    weights: Weights = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:  # fmt: skip
+    """Accuracy of trained tasks under common corruptions, FGSM and PGD."""
+    torch.set_num_threads(threads)
+    protocol = protocol_of(folder, weights)
+    worker = Bench(protocol, folder)
+    for run in plan(protocol, find_tasks(suite, _names(tasks)), parse_entries(methods), seeds):
+        if run.stage == "final":
+            found = robustness(worker, run, images)
+            console.print(f"{found['clean']:>7.2%}  {run}", highlight=False, markup=False)
+    text = robustness_table(folder).markdown()
+    (folder / "robustness.md").write_text(text, encoding="utf-8")
+    console.print(text, markup=False)
 
 
 @bench.command("check", epilog="[bold]Example[/bold]\n\nrestuning bench check vtab-1k data/vtab-1k")

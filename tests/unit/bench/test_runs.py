@@ -81,7 +81,7 @@ def test_held_images_are_what_the_data_set_gives(grid):
 
     job = grid()
     bench = Bench(job.protocol, job.folder)
-    loaded = bench._data(job.runs[0].task)
+    loaded = bench.data(job.runs[0].task)
     plain = load_data(job.runs[0].task.source, bench.backbone)
     for split in ("train", "val", "test"):
         ours, theirs = getattr(loaded.apart, split), getattr(plain, split)
