@@ -50,8 +50,8 @@ INLINE = {"epochs": 2, "batch_size": 16, "precision": "bf16"}
 STORED = {"epochs": 8, "batch_size": 32}
 GRIDS = {
     "linear": ((3e-3, ""), (1e-2, ""), (3e-2, ""), (1e-1, "")),
-    "lora": ((1e-3, ""), (4e-3, "")),
-    "res-tuning": ((1e-3, ""), (4e-3, "")),
+    "lora": ((1e-3, ""), (2e-3, ""), (4e-3, ""), (8e-3, "")),
+    "res-tuning": ((1e-3, ""), (2e-3, ""), (4e-3, ""), (8e-3, "")),
     "res-tuning-bypass": ((1e-3, "probe"), (4e-3, "mixed")),
 }
 """Learning rate and start. Linear probing costs next to nothing, so that its rates go furthest."""

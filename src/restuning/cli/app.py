@@ -29,6 +29,7 @@ from restuning.cli.frame import (
     plain,
     show_rows,
 )
+from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT
 from restuning.train import FitSettings
 
@@ -50,6 +51,7 @@ def _top(
              "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224\n\n"
              "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
              "--text review --label verdict\n\n"
+             "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 --zero-shot 'a photo of a {}, a pet.'\n\n"
              "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
 def train(
     data: Annotated[
@@ -85,6 +87,16 @@ def train(
     max_tokens: MaxTokens = LONGEST_TEXT,
     pool: Annotated[
         str | None, typer.Option(help="cls, mean, last, own; default: as the backbone does")
+    ] = None,
+    zero_shot: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start the head from class names in this prompt, e.g. 'a photo of a {}.'; "
+            "more than one are averaged; or a .txt file of prompts"
+        ),
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Class names for --zero-shot, a line each")
     ] = None,
     track: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb")] = None,
     no_cache: Annotated[
@@ -129,6 +141,7 @@ def train(
         source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
         options=options, resume=not no_resume,
         console=Console(stderr=True) if as_json else console,
+        zero_shot=ZeroShot(tuple(zero_shot), class_names) if zero_shot else None,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(rows if method is None else rows[0], indent=1))
