@@ -20,7 +20,11 @@ def is_residual(calls: list[Heard], own: Heard) -> bool:
     """
     if own.left is None:
         return False
-    targets, heads = [own.left], [own.left]
+    targets = [own.left]
+    if own.left.dim() == 4 and not own.left.is_contiguous():
+        # A block may compute with channels last and turn what it returns (MaxViT).
+        targets.append(own.left.movedim(1, -1))
+    heads = list(targets)
     for _ in range(TAIL):
         heads = [
             c.entered
