@@ -134,8 +134,8 @@ def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, An
 
 
 def _text(model: Any, encoder: nn.Module, tokenize: Any, projection: Any = None) -> TextTower:
-    bias = getattr(model, "logit_bias", None)
+    scale, bias = model.logit_scale, getattr(model, "logit_bias", None)
     return TextTower(
-        encoder, tokenize, float(model.logit_scale.detach().exp()),
-        0.0 if bias is None else float(bias.detach()), projection,
+        encoder, tokenize, 1.0 if scale.is_meta else float(scale.detach().exp()),
+        0.0 if bias is None or bias.is_meta else float(bias.detach()), projection,
     ).eval()  # fmt: skip

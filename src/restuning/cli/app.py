@@ -67,6 +67,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data")] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one step")] = 64,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate")] = None,
+    lambda_rate: Annotated[float, typer.Option(help="Of the bypass's lambda, times lr")] = 1.0,
     weight_decay: Annotated[float, typer.Option(help="Not on biases, scales and lambda")] = 1e-4,
     warmup_epochs: Annotated[float | None, typer.Option(help="Default: a tenth of epochs")] = None,
     label_smoothing: float = 0.0,
@@ -119,7 +120,7 @@ def train(
         default = training.DEFAULTS.get(name.partition("[")[0], training.OTHERWISE)
         return FitSettings(
             epochs=epochs or default.epochs, batch_size=batch_size, lr=lr or default.lr,
-            weight_decay=weight_decay, warmup_epochs=warmup_epochs,
+            lambda_rate=lambda_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
             label_smoothing=label_smoothing, precision=precision, accumulate=accumulate, clip=clip,
             drop_path=drop_path, ema=ema, seed=seed, workers=workers, track=tuple(track or ()),
         )  # fmt: skip

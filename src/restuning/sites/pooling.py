@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning.sites.linear import is_linear, width_in
-from restuning.sites.readout import Pool, Readout, mapped
+from restuning.sites.linear import is_linear
+from restuning.sites.readout import Pool, Readout
 
 MATCH_TOLERANCE = 1e-5
 """Largest error between our pooled feature and the backbone's, relative to its maximum."""
@@ -37,7 +38,7 @@ class ReadoutListener:
         self.guess: tuple[Pool, int] | None = None
         self.waiting = ""
         self.pooled: list[Tensor] = []
-        self.linear: list[str] = []
+        self.linear: list[tuple[str, Tensor, Tensor | None]] = []
 
     def block(self, output: Tensor) -> None:
         """A block has returned: whatever was heard before it is no readout."""
@@ -53,7 +54,7 @@ class ReadoutListener:
         if x.dim() == 2:
             self.pooled.append(x.clone())
             if is_linear(module):
-                self.linear.append(path)
+                self.linear.append((path, x.clone(), None))
         if "norm" not in type(module).__name__.lower() or self.norm:
             return
         if x.numel() == self.last.numel() and torch.equal(x.reshape(-1), self.last.reshape(-1)):
@@ -65,6 +66,8 @@ class ReadoutListener:
 
     def leave(self, path: str, y: Tensor | None) -> None:
         """A module outside all blocks has returned."""
+        if self.linear and self.linear[-1][0] == path and y is not None:
+            self.linear[-1] = (*self.linear[-1][:2], y.clone())
         if self.waiting and path == self.waiting and y is not None:
             self.norm_out, self.waiting = y.clone(), ""
 
@@ -119,16 +122,21 @@ class ReadoutListener:
             tokens = _tokens(normed, self._width(normed, self.pooled))
             found = [(*each[:2], False, each[2]) for each in _candidates(tokens)]
         for pool, skip, pool_first, feature in found:
-            for path in ("", *self._maps(feature.shape[-1], own.shape[-1])):
-                value = mapped(self.model, path, feature) if path else feature
+            for path, value in self._projected(feature, own.shape[-1]):
                 if value.shape == own.shape and _close(F.normalize(value, dim=-1), own):
                     return replace(rule, pool=pool, skip=skip, pool_first=pool_first, project=path)
         return rule
 
-    def _maps(self, width: int, to: int) -> list[str]:
-        """What may project a pooled feature: linear maps that read one, and plain matrices."""
-        linear = [p for p in self.linear if width_in(self.model.get_submodule(p)) == width]
-        return linear + [n for n, p in self.model.named_parameters() if p.shape == (width, to)]
+    def _projected(self, feature: Tensor, to: int) -> Iterator[tuple[str, Tensor]]:
+        """A pooled feature itself, and what maps make of it: linear ones that read it, matrices."""
+        yield "", feature
+        for path, entered, left in self.linear:
+            # Heard, not computed again: so it holds for models whose weights are not there.
+            if left is not None and entered.shape == feature.shape and _close(entered, feature):
+                yield path, left
+        for name, matrix in self.model.named_parameters():
+            if matrix.shape == (feature.shape[-1], to) and not matrix.is_meta:
+                yield name, feature @ matrix
 
     def _width(self, normed: Tensor, seen: list[Tensor]) -> int:
         if normed.dim() != 4:
