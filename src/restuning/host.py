@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ class Host(nn.Module):
         """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:
-            rule = Readout(rule.norm, pool, rule.dim, rule.skip, maps=rule.maps)  # type: ignore[arg-type]
+            rule = replace(rule, pool=pool, pool_first=False)  # type: ignore[arg-type]
         return rule(self.model, state, mask)
 
     def features(

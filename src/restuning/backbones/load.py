@@ -1,10 +1,10 @@
-"""Backbones by name: `restuning-tiny`, `timm:NAME`, `hf:NAME`, `torchvision:NAME`."""
+"""Backbones by name: embedded, of timm, transformers, torchvision, open_clip."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, UnknownNameError, require
+from restuning.backbones.pairs import clip_parts, image_preprocessing, openclip_parts
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.text import text_parts
+from restuning.backbones.towers import TextTower
 from restuning.backbones.weights import load_weights, refuse_missing
 
 _TINY = Path(__file__).parent / "tiny"
@@ -25,7 +27,12 @@ SCHEMES = {
     "NAME:pad_type=same,bn_eps=1e-3 gives timm arguments",
     "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
     "torchvision:NAME": "e.g. torchvision:vit_b_16",
+    "clip:NAME": "the image tower of a CLIP or SigLIP of transformers, and its text tower beside "
+    "it, e.g. clip:openai/clip-vit-base-patch32, or a folder",
+    "openclip:NAME/TAG": "the same of open_clip, e.g. openclip:ViT-B-32/laion2b_s34b_b79k, or "
+    "openclip:local-dir:FOLDER",
 }
+PAIRS = {"clip": clip_parts, "openclip": openclip_parts}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Backbone:
         weights: "embedded", "pretrained", "random" or a file.
         pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
             (sentence-transformers); None leaves it to the readout that was found.
+        text: The text tower of a vision-language model, else None.
     """
 
     name: str
@@ -52,6 +60,13 @@ class Backbone:
     tokenizer: Any = None
     weights: str = "pretrained"
     pool: str | None = None
+    text: TextTower | None = None
+
+
+def with_text_tower(name: str) -> str:
+    """The name under which a backbone is loaded with its text tower: `hf:NAME` is `clip:NAME`."""
+    scheme, _, rest = name.partition(":")
+    return f"clip:{rest}" if scheme == "hf" else name
 
 
 def load_backbone(
@@ -80,19 +95,21 @@ def load_backbone(
         backbone = _tiny(fetch)
     elif scheme in loaders and rest:
         backbone = loaders[scheme](rest, fetch)
+    elif scheme in PAIRS and rest:
+        with _reaching_hub(rest):
+            # Weights belong to both towers, so they are loaded before these are told apart.
+            parts = PAIRS[scheme](rest, fetch, None if weights is None else Path(weights))
+        backbone = Backbone("", **parts)
     else:
         raise UnknownNameError(
             "no such backbone", where=name,
             fix="; ".join(f"{k} ({v})" for k, v in SCHEMES.items()),
         )  # fmt: skip
-    if weights is not None:
+    if weights is not None and backbone.text is None:
         load_weights(backbone.model, Path(weights))
     source = str(weights) if weights else "random" if random else backbone.weights
     backbone.model.eval()
-    return Backbone(
-        name, backbone.model, backbone.example, backbone.kwargs, backbone.preprocessing,
-        backbone.tokenizer, source, backbone.pool,
-    )  # fmt: skip
+    return replace(backbone, name=name, weights=source)
 
 
 def _tiny(fetch: bool) -> Backbone:
@@ -202,19 +219,10 @@ def _hf(name: str, fetch: bool) -> Backbone:
             model = getattr(cls, "from_config", cls)(config)
         if texts:
             return Backbone("", model, (), **text_parts(hf, name))
-        try:
-            processor = hf.AutoImageProcessor.from_pretrained(name).to_dict()
-        except (OSError, ValueError, ImportError):
-            processor = {}
-    size = config.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
     half = (0.5, 0.5, 0.5)
-    filters = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-    preprocessing = Preprocessing(
-        size, tuple(processor.get("image_mean") or half), tuple(processor.get("image_std") or half),
-        filters.get(processor.get("resample", 3), "bicubic"),
-    )  # fmt: skip
-    return Backbone("", model, (torch.zeros(1, 3, *size),), {}, preprocessing)
+    preprocessing = image_preprocessing(hf, name, config.image_size, (half, half))
+    example = torch.zeros(1, 3, *preprocessing.size)
+    return Backbone("", model, (example,), {}, preprocessing)
 
 
 def _torchvision(name: str, fetch: bool) -> Backbone:

@@ -29,6 +29,7 @@ from restuning.cli.frame import (
     plain,
     show_rows,
 )
+from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT
 from restuning.train import FitSettings
 
@@ -50,6 +51,7 @@ def _top(
              "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224\n\n"
              "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
              "--text review --label verdict\n\n"
+             "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 --zero-shot 'a photo of a {}, a pet.'\n\n"
              "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
 def train(
     data: Annotated[
@@ -65,6 +67,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data")] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one step")] = 64,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate")] = None,
+    lambda_rate: Annotated[float, typer.Option(help="Of the bypass's lambda, times lr")] = 1.0,
     weight_decay: Annotated[float, typer.Option(help="Not on biases, scales and lambda")] = 1e-4,
     warmup_epochs: Annotated[float | None, typer.Option(help="Default: a tenth of epochs")] = None,
     label_smoothing: float = 0.0,
@@ -85,6 +88,16 @@ def train(
     max_tokens: MaxTokens = LONGEST_TEXT,
     pool: Annotated[
         str | None, typer.Option(help="cls, mean, last, own; default: as the backbone does")
+    ] = None,
+    zero_shot: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start the head from class names in this prompt, e.g. 'a photo of a {}.'; "
+            "more than one are averaged; or a .txt file of prompts"
+        ),
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Class names for --zero-shot, a line each")
     ] = None,
     track: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb")] = None,
     no_cache: Annotated[
@@ -107,7 +120,7 @@ def train(
         default = training.DEFAULTS.get(name.partition("[")[0], training.OTHERWISE)
         return FitSettings(
             epochs=epochs or default.epochs, batch_size=batch_size, lr=lr or default.lr,
-            weight_decay=weight_decay, warmup_epochs=warmup_epochs,
+            lambda_rate=lambda_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
             label_smoothing=label_smoothing, precision=precision, accumulate=accumulate, clip=clip,
             drop_path=drop_path, ema=ema, seed=seed, workers=workers, track=tuple(track or ()),
         )  # fmt: skip
@@ -129,6 +142,7 @@ def train(
         source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
         options=options, resume=not no_resume,
         console=Console(stderr=True) if as_json else console,
+        zero_shot=ZeroShot(tuple(zero_shot), class_names) if zero_shot else None,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(rows if method is None else rows[0], indent=1))

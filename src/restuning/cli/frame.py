@@ -19,7 +19,8 @@ app = typer.Typer(
 console = Console()
 
 BackboneName = Annotated[
-    str, typer.Option(help="restuning-tiny, timm:NAME, hf:NAME or torchvision:NAME")
+    str,
+    typer.Option(help="restuning-tiny, or a name of timm:, hf:, torchvision:, clip:, openclip:"),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
 Random = Annotated[bool, typer.Option("--random", help="Random weights from the seed")]

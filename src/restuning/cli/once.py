@@ -95,7 +95,10 @@ def cache(
 def sweep(
     data: Annotated[str, typer.Argument(help="As for train; needs a val split")],
     grid: Annotated[
-        str, typer.Option(help="lr=1e-3,5e-3,rank=5,10; also wd, clip, batch, epochs, scale, ...")
+        str,
+        typer.Option(
+            help="lr=1e-3,5e-3,rank=5,10; also lambda, wd, clip, batch, epochs, scale, ..."
+        ),
     ],
     method: Annotated[str, typer.Option(help="A bypass method, or linear")] = "res-tuning-bypass",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting")] = 3,

@@ -16,9 +16,10 @@ from torch import nn
 
 from restuning import methods
 from restuning._version import __version__
-from restuning.backbones import Backbone, load_backbone
+from restuning.backbones import Backbone, load_backbone, with_text_tower
 from restuning.cli.inspect import proofs
 from restuning.cli.report import comparison, show
+from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT, Data, load_data
 from restuning.features import Cached, default_root
 from restuning.files import save
@@ -114,14 +115,18 @@ def train(
     options: dict[str, Any],
     resume: bool,
     console: Console,
+    zero_shot: ZeroShot | None = None,
 ) -> list[dict[str, Any]]:
     """Train one method or compare several; returns one row a method."""
     for method in chosen:
         settings(method)
     first = settings(chosen[0])
     torch.manual_seed(first.seed)
+    if zero_shot is not None:
+        backbone = with_text_tower(backbone)
     loaded = load_backbone(backbone, weights=weights, random=random)
     data = source.load(loaded)
+    head = None if zero_shot is None else zero_shot.head(loaded, data.labels)
     host = Host(loaded.model, *loaded.example, **loaded.kwargs)
     if torch.cuda.is_available():
         host.cuda()
@@ -144,8 +149,8 @@ def train(
     for method in chosen:
         to = folder if single else folder / folder_name(method)
         rows.append(
-            _train_one(method, host, source, data, loaded, settings(method), to, dict(options),
-                       resume, console)
+            _train_one(method, host, source, data, loaded, settings(method), to,
+                       dict(options), resume, console, head)
         )  # fmt: skip
     if not single:
         comparison(rows, folder, f"{data.name} on {backbone}")
@@ -162,11 +167,12 @@ def folder_name(method: str) -> str:
 def _train_one(
     method: str, host: Host, source: Source, data: Data, backbone: Backbone,
     settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
+    head: nn.Linear | None,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(settings.seed)
     if methods.own_rank(method):
         options.pop("rank", None)
-    task = methods.build(method, host, num_classes=data.num_classes, **options)
+    task = methods.build(method, host, num_classes=data.num_classes, head=head, **options)
     task.labels = data.labels
     device = next(host.model.parameters()).device
     task = task.to(device)
@@ -180,6 +186,10 @@ def _train_one(
     )  # fmt: skip
     fed = data if kept is None else kept.data(data, final=source.final)
     tuned: nn.Module = Tuned(host, task) if kept is None else Cached(host, task, kept.store)
+    start = None
+    if head is not None and fed.val is not None:
+        start = evaluate(tuned, fed.val, settings.batch_size, fed.collate)["accuracy"]
+        console.print(f"  zero-shot: {start:.1%} on validation, before any training")
     result = fit(
         tuned, fed.train, fed.val, settings=settings, out=out, collate=fed.collate, resume=resume
     )
@@ -198,6 +208,7 @@ def _train_one(
     }
     more = {
         **row,
+        "zero_shot_val_accuracy": start,
         "val_accuracy": result.val_accuracy,
         "train_loss": result.train_loss,
         "steps": result.steps,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from restuning._errors import UnknownNameError
+from restuning.heads import head_of
 from restuning.host import Host
 from restuning.methods import bypasses, combined, embedded, weights
 from restuning.methods.method import COMMON, Method
@@ -25,7 +26,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-def build(name: str, host: Host, num_classes: int | None = None, **options: Any) -> Task:
+def build(
+    name: str, host: Host, num_classes: int | None = None, *, head: nn.Linear | None = None,
+    **options: Any,
+) -> Task:  # fmt: skip
     """Build a task by the name of its method.
 
     Args:
@@ -33,8 +37,11 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
             or prompt.
         host: The frozen backbone.
         num_classes: Width of a new linear head; None for no head.
+        head: A head that is there already, e.g. of a text tower; it is copied. A bypass is then
+            residual, so that training starts at exactly what this head answers.
         options: `residual` (of a bypass: its state is added to the backbone's own last stream;
-            the default where there is no head, for generation), `rank` (bottleneck or length),
+            the default where there is no head, for generation, or one that is given), `rank`
+            (bottleneck or length),
             `scale` (a form of `Scaled`), `zero` (start as no change: the default wherever it costs
             no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
@@ -42,6 +49,7 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
     Raises:
         UnknownNameError: No such method, tuner, option or readout.
         NoSitesError: The backbone has no site of an operation the method tunes.
+        TunerShapeError: The head that is given reads another width than the feature's.
     """
     base, combination = combined.parsed(name)
     if base not in METHODS:
@@ -65,10 +73,9 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
         )
     if combination:
         options = {**options, "combination": combination}
-    head = nn.Linear(host.dim, num_classes) if num_classes else None
     if head is not None:
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
+        options = {"residual": True, **options}
+    head = head_of(host.dim, num_classes, head)
     task = METHODS[base].build(host, head, options)
     task.method, task.pool = name, options.get("pool")
     if head is not None:

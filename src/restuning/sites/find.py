@@ -20,8 +20,9 @@ from restuning.sites.families import declared_sites
 from restuning.sites.given import CONTEXT, given, returned_bias, returns_bias
 from restuning.sites.linear import is_linear
 from restuning.sites.maps import Maps
+from restuning.sites.pooling import ReadoutListener
 from restuning.sites.prove import propose, prove
-from restuning.sites.readout import Readout, ReadoutListener
+from restuning.sites.readout import Readout
 from restuning.sites.residual import is_residual
 from restuning.sites.site import Op, Site, Sites
 from restuning.sites.stacks import is_hierarchy, parts

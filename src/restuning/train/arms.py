@@ -20,7 +20,7 @@ from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
 from restuning.host import Host
 from restuning.task import Task
-from restuning.train.optimiser import adamw, learning_rate, parameter_groups
+from restuning.train.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
 from restuning.train.randomness import Order
 from restuning.train.settings import FitSettings
 
@@ -59,7 +59,7 @@ def train_arms(
     Args:
         host: Lends its readout.
         tasks: Bypass tasks (or heads alone) whose weights have the same shapes.
-        settings: One each; all but `lr`, `weight_decay`, `clip` and `label_smoothing` equal.
+        settings: One each; all but `lr`, `lambda_rate`, `weight_decay`, `clip` and `label_smoothing` equal.
         train: Stored features.
         val: Stored features, evaluated after every epoch.
         each_epoch: Told the number of the epoch and the arms' validation accuracies.
@@ -132,8 +132,14 @@ class _Arms:
         }
         # The slices of one arm share memory with the stack, so one optimiser is told K rates.
         self.slices = [[w.detach()[k] for w in self.weights.values()] for k in range(len(tasks))]
+        lambdas = lambdas_of(self.template)
         self.groups = [
-            parameter_groups((p.requires_grad_() for p in own), one.weight_decay)
+            parameter_groups(
+                [p.requires_grad_() for p in own],
+                one.weight_decay,
+                lambdas=[p for n, p in zip(self.weights, own, strict=True) if n in lambdas],
+                lambda_rate=one.lambda_rate,
+            )
             for own, one in zip(self.slices, settings, strict=True)
         ]
         self.optimiser = adamw([g for own in self.groups for g in own], lr=0.0)
@@ -209,7 +215,7 @@ class _Arms:
                 weight.grad = gradient[k]
         rate = iter([r for own, r in zip(self.groups, rates, strict=True) for _ in own])
         for group in self.optimiser.param_groups:
-            group["lr"] = next(rate)
+            group["lr"] = next(rate) * group["rate"]
         self.optimiser.step()
 
     def died(self) -> list[int | None]:

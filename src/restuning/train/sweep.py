@@ -24,7 +24,7 @@ from restuning.train.arms import evaluate_arm, form, train_arms
 from restuning.train.settings import FitSettings
 
 RATES = {
-    "lr": "lr", "wd": "weight_decay", "clip": "clip", "smoothing": "label_smoothing",
+    "lr": "lr", "lambda": "lambda_rate", "wd": "weight_decay", "clip": "clip", "smoothing": "label_smoothing",
     "batch": "batch_size", "epochs": "epochs",
 }  # fmt: skip
 """Keys of a grid that are settings of training; all others are options of the method."""
@@ -98,7 +98,7 @@ def sweep(
         method: A method whose task trains from stored features.
         search: Stored features, with validation data.
         final: The same with train and val as one, for the final runs.
-        grid: Values by setting: `lr`, `wd`, `clip`, `smoothing`, `batch`, `epochs`, or any option
+        grid: Values by setting: `lr`, `lambda` (its rate over the others'), `wd`, `clip`, `smoothing`, `batch`, `epochs`, or any option
             of the method (`rank`, `scale`, ...).
         seeds: Of the runs.
         base: Settings that the grid does not name.
