@@ -13,14 +13,14 @@ from torch import nn
 
 from restuning._errors import UnknownNameError
 from restuning.host import Host
-from restuning.methods import bypasses, combined, embedded, weights
+from restuning.methods import bypasses, combined, embedded, ours, weights
 from restuning.methods.method import COMMON, Method
 from restuning.sites import POOLS
 from restuning.task import Task
 
 METHODS: dict[str, Method] = {
     name: row
-    for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, embedded.ROWS)
+    for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, ours.ROWS, embedded.ROWS)
     for name, row in rows.items()
 }
 
