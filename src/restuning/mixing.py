@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
 from restuning.bypass import Needs
-from restuning.sites import mean_of, one_token
+from restuning.pooling import Pooling
 from restuning.tuners import Tuner, from_spec, real_tokens
 
 
@@ -23,19 +23,19 @@ class MixingBypass(nn.Module):
     r"""`s_k = M_k(s_{k-1} + W_k norm(x_k))`, and the feature `readout(x_L) + W_out pool(norm(s_K))`.
 
     x_k are the taps it reads, s_0 = 0, and M_k adds its tuners one after the other:
-    `s + tuner_1(s)`, then `s + tuner_2(s)`. `pool` is the token of the readout and the mean of
-    all, side by side. The norms have no parameters.
+    `s + tuner_1(s)`, then `s + tuner_2(s)`. `pool` is a `Pooling`. The norms have no parameters.
 
     Args:
         taps: Names of those that are read, in order; the last is the backbone's last stream.
         dims: Their widths.
         tuners: For every tap, its tuners of width w.
+        pool: Of the last state, of width w.
         drop_path: Chance to leave out a tuner's delta of a sample while training.
 
     Shape:
         taps: mapping of name to `b n d_k`. `feature` returns `b d_K`; `b n d_K` for pool "all".
 
-    Cost: `sum_k d_k w` and `2 w d_K` parameters beside the tuners'; its step holds streams of
+    Cost: `sum_k d_k w` and `f d_K` parameters beside the tuners' and the pooling's; its step holds streams of
     width w, not d, for the taps it reads, not for all layers.
     Start: W_out is zero: exactly linear probing, whatever the tuners.
     Reference: not in the paper. Side networks on detached features: Ladder Side-Tuning (Sung et al.
@@ -49,7 +49,7 @@ class MixingBypass(nn.Module):
 
     def __init__(
         self, taps: Sequence[str], dims: Sequence[int], tuners: Sequence[Sequence[Tuner]],
-        drop_path: float = 0.0,
+        pool: Pooling, drop_path: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = {t.dim for row in tuners for t in row}
@@ -64,7 +64,8 @@ class MixingBypass(nn.Module):
         self.width = widths.pop()
         self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
         self.mix = nn.ModuleList(nn.ModuleList(row) for row in tuners)
-        self.out = nn.Linear(2 * self.width, dims[-1], bias=False)
+        self.pool = pool
+        self.out = nn.Linear(pool.features, dims[-1], bias=False)
         nn.init.zeros_(self.out.weight)
 
     @property
@@ -92,15 +93,13 @@ class MixingBypass(nn.Module):
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """The last state s_K, `b n w`. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
-        state: Tensor | None = None
+        dtype = self.out.weight.dtype
+        state = torch.zeros((), dtype=dtype, device=streams[0].device)
         with real_tokens(getattr(taps, "mask", None)):
             for stream, enter, row in zip(streams, self.enter, self.mix, strict=True):
-                dtype = enter.weight.dtype
-                entered = enter(F.layer_norm(stream.to(dtype), stream.shape[-1:]))
-                state = entered if state is None else state + entered
+                state = state + enter(F.layer_norm(stream.to(dtype), stream.shape[-1:]))
                 for tuner in row:  # type: ignore[union-attr]
                     state = self._beside(tuner, state)
-        assert state is not None
         return F.layer_norm(state, state.shape[-1:])
 
     def _beside(self, tuner: Tuner, state: Tensor) -> Tensor:
@@ -114,17 +113,14 @@ class MixingBypass(nn.Module):
     ) -> Tensor:
         """The backbone's feature, corrected; see the class."""
         frozen = readout(taps[self.taps[-1]].detach(), pool=pool)
-        state, mask = self(taps), getattr(taps, "mask", None)
-        token = state if pool == "all" else one_token(state, _TOKEN.get(pool, "cls"), mask)
-        mean = mean_of(state, mask).unsqueeze(1)
-        change = self.out(torch.cat([token, mean.expand_as(token)], -1))
-        return frozen + (change if pool == "all" else change[:, 0])
+        return frozen + self.out(self.pool(self(taps), getattr(taps, "mask", None)))
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
         return {
             "kind": "mixing", "taps": list(self.taps), "dims": list(self.dims),
             "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]
+            "pool": {"token": self.pool.token, "grid": self.pool.grid},
             "drop_path": self.drop_path,
         }  # fmt: skip
 
@@ -132,7 +128,5 @@ class MixingBypass(nn.Module):
     def from_spec(cls, spec: Mapping[str, Any]) -> MixingBypass:
         """Build a bypass from its `spec`."""
         tuners = [[from_spec(s) for s in row] for row in spec["tuners"]]
-        return cls(spec["taps"], spec["dims"], tuners, spec["drop_path"])
-
-
-_TOKEN: dict[str | None, str] = {"last": "last"}
+        pool = Pooling(tuners[0][0].dim, **spec["pool"])
+        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"])

@@ -9,6 +9,7 @@ from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
 from restuning._errors import NoSitesError, TunerShapeError
 from restuning.mixing import MixingBypass
+from restuning.pooling import Pooling
 from restuning.tuners import ConvAdapter, LowRankAttention, real_tokens
 from zoo.table import NOT_YET, ZOO
 
@@ -116,7 +117,7 @@ def test_without_classes_it_is_refused_in_words():
 
 def test_taps_widths_and_tuners_must_agree():
     with pytest.raises(TunerShapeError, match="2 taps, 1 widths"):
-        MixingBypass(["block.1", "block.2"], [4], [[LowRankAttention(4, rank=4)]])
+        MixingBypass(["block.1", "block.2"], [4], [[LowRankAttention(4, rank=4)]], Pooling(4))
 
 
 def test_attention_sees_no_padding():

@@ -46,6 +46,7 @@ DEFAULTS = {
     "res-tuning-bypass": Default(30, 1e-2),
     "bypass-horizontal": Default(30, 1e-2),
     "bypass-vertical": Default(30, 1e-2),
+    "mixing-bypass": Default(30, 5e-3),
     "full": Default(20, 2e-4),
 }
 
@@ -164,8 +165,6 @@ def _train_one(
     settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(settings.seed)
-    if method == "adaptformer":
-        options.pop("rank", None)
     task = methods.build(method, host, num_classes=data.num_classes, **options)
     task.labels = data.labels
     device = next(host.model.parameters()).device

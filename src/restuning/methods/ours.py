@@ -8,11 +8,15 @@ from restuning._errors import NoSitesError
 from restuning.host import Host
 from restuning.methods.method import Method, Options
 from restuning.mixing import MixingBypass
+from restuning.pooling import Pooling, Token
 from restuning.task import Task
 from restuning.tuners import ConvAdapter, LowRankAttention, ResAdapter, Tuner
 
 WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
 """Chosen on the validation splits of three tasks; see `docs/mixing.md`."""
+
+
+_TOKEN: dict[str, Token] = {"cls": "cls", "last": "last", "all": "all"}
 
 
 def _mixing(host: Host, head: nn.Linear | None, options: Options) -> Task:
@@ -39,8 +43,10 @@ def _mixing(host: Host, head: nn.Linear | None, options: Options) -> Task:
         far = LowRankAttention(width, rank=width, heads=options.get("heads", HEADS))
         return [near, far]
 
+    pool = options.get("pool") or host.readout_rule.pool
     bypass = MixingBypass(
         [s.name for s in read], [s.dim for s in read], [tuners() for _ in read],
+        Pooling(width, token=_TOKEN.get(pool), grid=not host.padded),
         drop_path=options.get("drop_path", DROP_PATH),
     )  # fmt: skip
     return Task(bypass=bypass, head=head)

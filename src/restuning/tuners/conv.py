@@ -75,7 +75,7 @@ class ConvAdapter(Tuner):
         hidden = self.down(normed(x, self.norm))
         if x.dim() == 4:
             return self.up(F.gelu(self._convolved(hidden)))
-        prefix = self._before_the_grid(x.shape[1])
+        prefix = before_the_grid(x.shape[1], self.prefix)
         first, rest = hidden[:, :prefix], hidden[:, prefix:]
         side = math.isqrt(rest.shape[1])
         # A class token alone has no grid.
@@ -85,18 +85,23 @@ class ConvAdapter(Tuner):
             grid = torch.cat([first * centre + self.depthwise.bias, grid], 1)
         return self.up(F.gelu(grid))
 
-    def _before_the_grid(self, tokens: int) -> int:
-        given = range(MOST_PREFIX_TOKENS + 1) if self.prefix is None else [self.prefix]
-        for prefix in given:
-            rest = tokens - prefix
-            if rest >= 0 and math.isqrt(rest) ** 2 == rest:
-                return prefix
-        raise TunerShapeError(
-            "tokens form no square grid", where=self.kind,
-            found=f"{tokens} tokens, {given[0]} to {given[-1]} of them before the grid",
-            fix="set prefix to the number of class and register tokens",
-        )  # fmt: skip
-
     def _convolved(self, grid: Tensor) -> Tensor:
         """`b h w r -> b h w r`."""
         return self.depthwise(grid.movedim(-1, 1)).movedim(1, -1)
+
+
+def before_the_grid(tokens: int, prefix: int | None = None) -> int:
+    """How many tokens stand before a square grid: the number given, or the fewest that leave one.
+
+    Raises:
+        TunerShapeError: The rest forms no square.
+    """
+    given = range(MOST_PREFIX_TOKENS + 1) if prefix is None else [prefix]
+    for count in given:
+        rest = tokens - count
+        if rest >= 0 and math.isqrt(rest) ** 2 == rest:
+            return count
+    raise TunerShapeError(
+        "tokens form no square grid", found=f"{tokens} tokens, {given[0]} to {given[-1]} of them "
+        "before the grid", fix="set prefix to the number of class and register tokens",
+    )  # fmt: skip
