@@ -166,7 +166,7 @@ class Bench:
             "train": fitted.seconds,
             "train_cpu": None if resumed else used,
             "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
-            "features": 0.0 if kept is None else self._extraction(kept),
+            **self._extraction(kept),
             "test": test_seconds,
             "inference": seconds.get("tuned"),
             "bare_inference": seconds.get("bare"),
@@ -209,18 +209,26 @@ class Bench:
         needs = task.needs(self.host.readout_rule)
         if needs not in data.stores:
             precision = "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
-            data.stores[needs] = stored(
+            used = time.process_time()
+            data.stores[needs] = kept = stored(
                 self.host, self.backbone, data.apart, needs, root=self.stores,
                 dtype=self.protocol.dtype, precision=precision, limit=LARGEST_STORE,
             )  # fmt: skip
+            if kept is not None and kept.seconds:
+                took = {"seconds": kept.seconds, "cpu": time.process_time() - used}
+                write_json(self._built(kept), took)
         return data.stores[needs]
 
-    def _extraction(self, kept: Stored) -> float:
-        """Seconds that building a store took, whoever built it."""
-        file = self.stores / f"{kept.store.path.name}.seconds.json"
-        if kept.seconds:
-            write_json(file, {"seconds": kept.seconds})
-        return float(read_json(file)["seconds"]) if file.exists() else 0.0
+    def _extraction(self, kept: Stored | None) -> dict[str, float | None]:
+        """What building a store took, whoever built it: on the wall, and of the processor."""
+        if kept is None:
+            return {"features": 0.0, "features_cpu": 0.0}
+        file = self._built(kept)
+        found = read_json(file) if file.exists() else {}
+        return {"features": found.get("seconds", 0.0), "features_cpu": found.get("cpu")}
+
+    def _built(self, kept: Stored) -> Path:
+        return self.stores / f"{kept.store.path.name}.seconds.json"
 
     def _chosen(self, run: Run) -> tuple[Setting, dict[str, Any] | None]:
         """The setting of a run; of a final one, the best of its searches on validation."""

@@ -169,7 +169,8 @@ def parse_entry(text: str) -> Entry:
                 "not a method with options", where=text, found=pair or "nothing after a colon",
                 fix="write METHOD:option=value:option=value, e.g. res-tuning:rank=4",
             )  # fmt: skip
-        options[key] = _value(value)
+        read = _value(value)
+        options[key] = [read] if key == "layers" and isinstance(read, int) else read
     if not method:
         raise TrainingError("a method has no name", where=text, fix="write e.g. res-tuning")
     return Entry(named[1] if named else text.strip(), method, tuple(options.items()))
