@@ -61,6 +61,6 @@ ROWS: dict[str, Method] = {
         _embedded(("ffn",), lambda s, o: ResAdapter(
             s.dim, rank=o.get("rank", 64), activation="relu", zero=True, factor=0.1)),
         "AdaptFormer-64: a parallel ReLU adapter beside FFN, scale 0.1", "Chen et al. 2022",
-       
+
     ),
 }  # fmt: skip

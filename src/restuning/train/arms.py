@@ -18,6 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
+from restuning.bypass import Bypass
 from restuning.host import Host
 from restuning.task import Task
 from restuning.train.optimiser import adamw, learning_rate, parameter_groups
@@ -171,7 +172,7 @@ class _Arms:
 
     def _fused(self, taps: Mapping[str, Tensor]) -> Tensor:
         bypass, head = self.template.bypass, self.template.head
-        assert bypass is not None
+        assert isinstance(bypass, Bypass)
         assert head is not None
         state = bypass.fused(taps, self.stacked.__getitem__)
         feature = self.host.readout(state.flatten(0, 1), pool=self.template.pool)
