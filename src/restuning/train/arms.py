@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
+from restuning.bypass import Bypass
 from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
-from restuning.bypass import Bypass
 from restuning.host import Host
 from restuning.task import Task
 from restuning.train.optimiser import adamw, learning_rate, parameter_groups
