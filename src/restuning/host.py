@@ -95,6 +95,9 @@ class Host(nn.Module):
         readout: How the last stream becomes a feature; found otherwise.
         kwargs: The example's keyword arguments.
 
+    Attributes:
+        padded: Whether the backbone takes a padding mask: its tokens are a sequence.
+
     Raises:
         NoSitesError: No site was found.
 
@@ -133,9 +136,11 @@ class Host(nn.Module):
         stems = {site.enter: (tap, site) for tap, site in self.sites.stems.items()}
         for path in stems:
             enters.setdefault(path, [])
+        self.padded = False
         for path in dict.fromkeys(p for stem in stems for p in around(stem)):
             place = place_of_mask(self.model.get_submodule(path))
             if place is not None:
+                self.padded = True
                 self.model.get_submodule(path).register_forward_pre_hook(
                     Padding(self._slot, place, not path), with_kwargs=True
                 )

@@ -71,7 +71,9 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Not on biases, scales and lambda")] = 1e-4,
     warmup_epochs: Annotated[float | None, typer.Option(help="Default: a tenth of epochs")] = None,
     label_smoothing: float = 0.0,
-    rank: Annotated[int, typer.Option(help="Bottleneck or length of the tuners")] = methods.RANK,
+    rank: Annotated[
+        int | None, typer.Option(help=f"Bottleneck or length; most methods: {methods.RANK}")
+    ] = None,
     scale: Annotated[str | None, typer.Option(help="none, scalar, channel, gate, exact")] = None,
     drop_path: Annotated[float, typer.Option(help="Chance to leave a tuner out")] = 0.0,
     augment: Annotated[str, typer.Option(help="none, flip, timm, timm:POLICY")] = "none",
@@ -113,7 +115,7 @@ def train(
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
     chosen = [method] if method else list(training.COMPARED)
-    options = {"rank": rank} | ({"scale": scale} if scale else {}) | (
+    options = ({"rank": rank} if rank else {}) | ({"scale": scale} if scale else {}) | (
         {"drop_path": drop_path} if drop_path else {}) | ({"pool": pool} if pool else {})  # fmt: skip
 
     def settings(name: str) -> FitSettings:

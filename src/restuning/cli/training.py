@@ -47,6 +47,7 @@ DEFAULTS = {
     "res-tuning-bypass": Default(30, 1e-2),
     "bypass-horizontal": Default(30, 1e-2),
     "bypass-vertical": Default(30, 1e-2),
+    "mixing-bypass": Default(30, 5e-3),
     "full": Default(20, 2e-4),
 }
 
@@ -170,8 +171,6 @@ def _train_one(
     head: nn.Linear | None,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(settings.seed)
-    if methods.own_rank(method):
-        options.pop("rank", None)
     task = methods.build(method, host, num_classes=data.num_classes, head=head, **options)
     task.labels = data.labels
     device = next(host.model.parameters()).device

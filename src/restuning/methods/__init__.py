@@ -7,5 +7,4 @@ from restuning.methods.method import Options as Options
 from restuning.methods.named import METHODS as METHODS
 from restuning.methods.named import build as build
 from restuning.methods.named import names as names
-from restuning.methods.named import own_rank as own_rank
 from restuning.methods.named import table as table

@@ -55,12 +55,12 @@ ROWS: dict[str, Method] = {
         _embedded(("mha", "ffn"), lambda s, o: ResAdapter(
             s.dim, rank=o.get("rank", 64), reads="output", zero=o.get("zero", True))),
         "sequential adapters after MHA and FFN, bottleneck 64",
-        "Houlsby et al. 2019, arXiv 1902.00751, section 3.2", own_rank=True,
+        "Houlsby et al. 2019, arXiv 1902.00751, section 3.2",
     ),
     "adaptformer": Method(
         _embedded(("ffn",), lambda s, o: ResAdapter(
             s.dim, rank=o.get("rank", 64), activation="relu", zero=True, factor=0.1)),
         "AdaptFormer-64: a parallel ReLU adapter beside FFN, scale 0.1", "Chen et al. 2022",
-        own_rank=True,
+
     ),
 }  # fmt: skip

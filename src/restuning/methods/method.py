@@ -31,14 +31,12 @@ class Method:
         what: One line.
         source: Where the defaults come from.
         takes: Options it knows beside `COMMON`.
-        own_rank: Whether its default rank is its publication's and not `RANK`.
     """
 
     build: Callable[[Host, nn.Linear | None, Options], Task]
     what: str
     source: str
     takes: tuple[str, ...] = ()
-    own_rank: bool = False
 
 
 # The authors' code starts tuners at random (Xavier). On a pretrained ViT-Ti that destroys the features:

@@ -14,14 +14,14 @@ from torch import nn
 from restuning._errors import UnknownNameError
 from restuning.heads import head_of
 from restuning.host import Host
-from restuning.methods import bypasses, combined, embedded, weights
+from restuning.methods import bypasses, combined, embedded, ours, weights
 from restuning.methods.method import COMMON, Method
 from restuning.sites import POOLS
 from restuning.task import Task
 
 METHODS: dict[str, Method] = {
     name: row
-    for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, embedded.ROWS)
+    for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, ours.ROWS, embedded.ROWS)
     for name, row in rows.items()
 }
 
@@ -87,11 +87,6 @@ def build(
 def names() -> list[str]:
     """The methods, in the order of the table."""
     return list(METHODS)
-
-
-def own_rank(name: str | None) -> bool:
-    """Whether a method's default rank is its publication's, not `RANK`."""
-    return name in METHODS and METHODS[name].own_rank
 
 
 def table() -> list[tuple[str, str, str]]:
