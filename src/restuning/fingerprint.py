@@ -45,6 +45,11 @@ def weights_digest(model: nn.Module) -> str:
     return _digest(named, sorted(named))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs: where its first parameter is."""
+    return next(model.parameters()).device
+
+
 def _named(model: nn.Module) -> dict[str, Tensor]:
     return {n.replace(_CHECKPOINTED, ""): p for n, p in model.named_parameters() if p.numel()}
 

@@ -15,6 +15,8 @@ from typing import Any
 from torch import nn
 
 from restuning._errors import NoSitesError, UnknownNameError
+from restuning.engine import cannot_tune_inside
+from restuning.extractor import Extractor
 from restuning.host import Host
 from restuning.sites import POOLS, Site
 from restuning.task import Task
@@ -39,20 +41,22 @@ class Method:
         build: `(host, head, options) -> Task`.
         what: One line.
         source: Where the defaults come from.
+        inside: Whether it runs inside the backbone, which then must be a host.
     """
 
-    build: Callable[[Host, nn.Linear | None, Options], Task]
+    build: Callable[..., Task]
     what: str
     source: str
+    inside: bool = True
 
 
-def build(name: str, host: Host, num_classes: int | None = None, **options: Any) -> Task:
+def build(name: str, host: Extractor, num_classes: int | None = None, **options: Any) -> Task:
     """Build a task by the name of its method.
 
     Args:
         name: A name of `names()`, or `res-tuning[mha=...,ffn=...,block=...]` with adapter, prefix
             or prompt.
-        host: The frozen backbone.
+        host: The frozen backbone; an engine for methods that run beside it.
         num_classes: Width of a new linear head; None for no head.
         options: `residual` (of a bypass: its state is added to the backbone's own last stream;
             the default where there is no head, for generation), `rank` (bottleneck or length),
@@ -63,6 +67,7 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
     Raises:
         UnknownNameError: No such method, tuner, option or readout.
         NoSitesError: The backbone has no site of an operation the method tunes.
+        EngineError: The method runs inside the backbone, and that is an engine.
     """
     base, combination = _parsed(name)
     if base not in METHODS:
@@ -86,6 +91,9 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
         )
     if combination:
         options = {**options, "combination": combination}
+    inside = METHODS[base].inside or not num_classes
+    if inside and not isinstance(host, Host):
+        raise cannot_tune_inside(name if num_classes else f"{name} without a head")
     head = nn.Linear(host.dim, num_classes) if num_classes else None
     if head is not None:
         nn.init.trunc_normal_(head.weight, std=0.02)
@@ -202,7 +210,7 @@ def _embedded(op: str, make: Callable[[Site, Options], Tuner]) -> Callable[..., 
 
 
 def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
-    def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    def build_task(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         def plan(site: Site) -> Tuner:
             tuner: Tuner = _adapter(site, options)
             form = options.get("scale", "none")
@@ -220,7 +228,7 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
     return build_task
 
 
-def _linear(host: Host, head: nn.Linear | None, options: Options) -> Task:
+def _linear(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     return Task(head=head)
 
 
@@ -247,7 +255,7 @@ def _vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
 
 
 METHODS: dict[str, Method] = {
-    "linear": Method(_linear, "a linear head on the frozen feature", "-"),
+    "linear": Method(_linear, "a linear head on the frozen feature", "-", inside=False),
     "res-tuning": Method(
         _combined({"mha": "adapter", "ffn": "adapter"}),
         "dual: Res-Adapter beside MHA and FFN, channel scales (convolutions: beside each block)",
@@ -255,7 +263,7 @@ METHODS: dict[str, Method] = {
     ),
     "res-tuning-bypass": Method(
         _bypass(True, True), "side network, horizontal and vertical Res-Adapters, no gradient "
-        "in the backbone", f"{PAPER}, Table 3b",
+        "in the backbone", f"{PAPER}, Table 3b", inside=False,
     ),
     "res-tuning-single": Method(
         _combined({"ffn": "prompt"}), "Res-Prompt beside FFN", f"{PAPER}, Table 2a"
@@ -265,10 +273,12 @@ METHODS: dict[str, Method] = {
         "dual, and a Res-Adapter beside every block", f"{PAPER}, Table 2c",
     ),
     "bypass-horizontal": Method(
-        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b"
+        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b",
+        inside=False,
     ),
     "bypass-vertical": Method(
-        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b"
+        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b",
+        inside=False,
     ),
     "full": Method(_full, "all backbone weights, as a trained copy", "-"),
     "bitfit": Method(

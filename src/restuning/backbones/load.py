@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
-from restuning._errors import BackboneError, UnknownNameError, require
+from restuning._errors import BackboneError, EngineError, UnknownNameError, require
+from restuning.backbones.backbone import Backbone
+from restuning.backbones.engines.open import OPENERS, opened
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.text import text_parts
 from restuning.backbones.weights import load_weights, refuse_missing
@@ -25,33 +26,8 @@ SCHEMES = {
     "NAME:pad_type=same,bn_eps=1e-3 gives timm arguments",
     "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
     "torchvision:NAME": "e.g. torchvision:vit_b_16",
+    "onnx:FILE, openvino:FILE, pt2:FILE": "an engine that `restuning engine export` wrote",
 }
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A backbone with what is needed to feed it.
-
-    Attributes:
-        name: The name it was loaded by.
-        model: Headless, in eval mode.
-        example: One input, batch 1.
-        kwargs: The example's keyword inputs (text models).
-        preprocessing: For images, else None.
-        tokenizer: For text, else None.
-        weights: "embedded", "pretrained", "random" or a file.
-        pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
-            (sentence-transformers); None leaves it to the readout that was found.
-    """
-
-    name: str
-    model: nn.Module
-    example: tuple[Tensor, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    preprocessing: Preprocessing | None = None
-    tokenizer: Any = None
-    weights: str = "pretrained"
-    pool: str | None = None
 
 
 def load_backbone(
@@ -76,6 +52,8 @@ def load_backbone(
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
     fetch = weights is None and not random
     scheme, _, rest = name.partition(":")
+    if scheme in OPENERS and rest:
+        return _engine(name, scheme, rest, fetch)
     if name == "restuning-tiny":
         backbone = _tiny(fetch)
     elif scheme in loaders and rest:
@@ -93,6 +71,26 @@ def load_backbone(
         name, backbone.model, backbone.example, backbone.kwargs, backbone.preprocessing,
         backbone.tokenizer, source, backbone.pool,
     )  # fmt: skip
+
+
+def _engine(name: str, runtime: str, file: str, fetch: bool) -> Backbone:
+    if not fetch:
+        raise EngineError(
+            "an engine has its weights in its file", where=name,
+            found="--weights, --random, or a command that draws weights",
+            fix="leave them out, or name the PyTorch backbone",
+        )  # fmt: skip
+    engine, about = opened(runtime, file)
+    example = about.example()
+    weights = f"{about.weights} of {about.backbone}, {about.precision} in {runtime}"
+    if about.preprocessing is not None:
+        return Backbone(name, engine, tuple(example.values()), {},
+                        Preprocessing.from_dict(about.preprocessing), weights=weights)  # fmt: skip
+    source = about.backbone.removeprefix("hf:")
+    hf = require("transformers", "transformers", f"the tokenizer of {name}")
+    with _reaching_hub(source):
+        tokenizer = text_parts(hf, source)["tokenizer"]
+    return Backbone(name, engine, (), example, None, tokenizer, weights, about.pool)
 
 
 def _tiny(fetch: bool) -> Backbone:

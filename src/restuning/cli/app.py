@@ -15,6 +15,7 @@ from restuning.cli import inspect as looks
 from restuning.cli import predicting, training
 from restuning.cli import run as runs
 from restuning.cli.frame import (
+    AnyBackbone,
     BackboneName,
     Json,
     Label,
@@ -141,6 +142,7 @@ def eval(  # noqa: A001
     backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
     weights: Weights = None,
     random: Random = False,
+    any_backbone: AnyBackbone = False,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
     text: Text = "text",
@@ -150,7 +152,7 @@ def eval(  # noqa: A001
     """Accuracy of a saved task on the test split of a data set."""
     result = runs.evaluate_task(
         task, data, backbone=backbone, weights=weights, random=random, batch_size=batch_size,
-        skip_bad=skip_bad, text=text, label=label,
+        skip_bad=skip_bad, text=text, label=label, any_backbone=any_backbone,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, indent=1))
@@ -177,6 +179,7 @@ def predict(
     backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
     weights: Weights = None,
     random: Random = False,
+    any_backbone: AnyBackbone = False,
     top: Annotated[int, typer.Option(min=1, help="Classes to show")] = 1,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
@@ -188,8 +191,9 @@ def predict(
     if not folders:
         raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
     predictor = predicting.Predictor.load(
-        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text
-    )
+        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text,
+        any_backbone=any_backbone,
+    )  # fmt: skip
     kind, named = predictor.inputs.kind, predictor.inputs.named(inputs)
     table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
     for name, answers in predictor.answers(named, batch_size, top):

@@ -19,9 +19,14 @@ app = typer.Typer(
 console = Console()
 
 BackboneName = Annotated[
-    str, typer.Option(help="restuning-tiny, timm:NAME, hf:NAME or torchvision:NAME")
+    str,
+    typer.Option(help="restuning-tiny, timm:NAME, hf:NAME, torchvision:NAME, or onnx:FILE"),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
+AnyBackbone = Annotated[
+    bool,
+    typer.Option("--any-backbone", help="Also other weights, or another engine, of this backbone"),
+]
 Random = Annotated[bool, typer.Option("--random", help="Random weights from the seed")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read")]
 Text = Annotated[str, typer.Option(help="Text column of a csv")]

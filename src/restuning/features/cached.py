@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
 from restuning.bypass import Needs, Tokens, hold
+from restuning.extractor import Extractor
 from restuning.features.store import Store
 from restuning.features.views import drawn_view
-from restuning.host import Host
 from restuning.sites import one_token
 from restuning.task import Task
 
@@ -101,7 +101,7 @@ class Cached(nn.Module):
         StoreError: The store is of another backbone, or lacks what the task needs.
     """
 
-    def __init__(self, host: Host, task: Task, store: Store) -> None:
+    def __init__(self, host: Extractor, task: Task, store: Store) -> None:
         super().__init__()
         self.host, self.task = host, task
         refuse_other_backbone(host, store)
@@ -136,7 +136,7 @@ def covers(store: Store, needs: Needs, last: str) -> bool:
     return wanted <= {tap.name for tap in store.key.taps} and hold(store.key.tokens, needs.tokens)
 
 
-def refuse_other_backbone(host: Host, store: Store) -> None:
+def refuse_other_backbone(host: Extractor, store: Store) -> None:
     """Compare fingerprints.
 
     Raises:

@@ -1,0 +1,44 @@
+"""A backbone with what is needed to feed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from restuning.backbones.preprocessing import Preprocessing
+from restuning.extractor import Extractor
+from restuning.host import Host
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone with what is needed to feed it.
+
+    Attributes:
+        name: The name it was loaded by.
+        model: Headless, in eval mode; or an engine.
+        example: One input, batch 1.
+        kwargs: The example's keyword inputs (text models).
+        preprocessing: For images, else None.
+        tokenizer: For text, else None.
+        weights: "embedded", "pretrained", "random" or a file.
+        pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
+            (sentence-transformers); None leaves it to the readout that was found.
+    """
+
+    name: str
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    tokenizer: Any = None
+    weights: str = "pretrained"
+    pool: str | None = None
+
+    def host(self) -> Extractor:
+        """The engine, or a new host on the network."""
+        if isinstance(self.model, Extractor):
+            return self.model
+        return Host(self.model, *self.example, **self.kwargs)
