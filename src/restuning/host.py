@@ -29,6 +29,7 @@ from restuning.sites import (
     Site,
     Sites,
     StageFinder,
+    keep_backward,
     returns_bias,
     telling,
 )
@@ -111,6 +112,7 @@ class Host(Extractor):
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        keep_backward(model)
         found, seen = (
             (sites, readout) if sites and readout else find_sites(model, *example, **kwargs)
         )

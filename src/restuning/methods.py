@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from restuning._errors import NoSitesError, UnknownNameError
+from restuning.copies import copies
 from restuning.engine import cannot_tune_inside
 from restuning.extractor import Extractor
 from restuning.host import Host
@@ -68,6 +69,7 @@ def build(name: str, host: Extractor, num_classes: int | None = None, **options:
         UnknownNameError: No such method, tuner, option or readout.
         NoSitesError: The backbone has no site of an operation the method tunes.
         EngineError: The method runs inside the backbone, and that is an engine.
+        BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
     """
     base, combination = _parsed(name)
     if base not in METHODS:
@@ -233,13 +235,11 @@ def _linear(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
 
 
 def _full(host: Host, head: nn.Linear | None, options: Options) -> Task:
-    return Task(head=head, weights={n: p.clone() for n, p in host.model.named_parameters()})
+    return Task(head=head, weights=copies(host.model, lambda name, weight: True))
 
 
 def _bitfit(host: Host, head: nn.Linear | None, options: Options) -> Task:
-    weights = {
-        n: p.clone() for n, p in host.model.named_parameters() if n.endswith("bias") and p.dim() < 2
-    }
+    weights = copies(host.model, lambda name, weight: name.endswith("bias") and weight.dim() < 2)
     return Task(head=head, weights=weights)
 
 

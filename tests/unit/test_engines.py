@@ -87,6 +87,14 @@ def test_an_int8_engine_rounds_and_its_export_says_how_much(made):
     assert report.bytes < 0.6 * made[1]["onnx"].bytes
 
 
+def test_what_else_is_in_a_batch_does_not_change_an_int8_answer(made):
+    engine = open_engine("onnx", made[1]["int8"].file)
+    louder = torch.cat([X[:2], 20 * X[2:]])
+    together, alone = engine.features(louder), engine.features(X[:1])
+    for name, tap in alone.items():
+        assert torch.equal(together[name][:1], tap)
+
+
 def test_one_token_of_all_tokens_is_that_of_a_file_of_one_token(made):
     whole, single = open_engine("onnx", made[1]["all"].file), _open(made, "onnx")
     narrowed = whole.features(X, keep=Needs(("last",), "cls"))["last"]
@@ -277,7 +285,12 @@ def test_norms_are_taken_along_exactly(kind):
     x = torch.randn(2, 5, 5, 12)
     theirs = norm(x.movedim(-1, 1)).movedim(1, -1) if kind == "maps" else norm(x)
     assert torch.allclose(plain(x), theirs, atol=1e-5)
-    assert plain_norm(nn.BatchNorm2d(12).eval(), maps=True) is None or kind
+
+
+def test_a_norm_that_is_neither_is_not_taken_along():
+    norm = nn.BatchNorm2d(12).eval()
+    nn.init.normal_(norm.weight)
+    assert plain_norm(norm, maps=True) is None
 
 
 def _text(made) -> str:

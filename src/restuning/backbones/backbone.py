@@ -26,6 +26,7 @@ class Backbone:
         weights: "embedded", "pretrained", "random" or a file.
         pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
             (sentence-transformers); None leaves it to the readout that was found.
+        compiled: Whether a host compiles it (`torch.compile`), at the first forward of each kind.
     """
 
     name: str
@@ -36,9 +37,14 @@ class Backbone:
     tokenizer: Any = None
     weights: str = "pretrained"
     pool: str | None = None
+    compiled: bool = False
 
     def host(self) -> Extractor:
         """The engine, or a new host on the network."""
         if isinstance(self.model, Extractor):
             return self.model
-        return Host(self.model, *self.example, **self.kwargs)
+        host = Host(self.model, *self.example, **self.kwargs)
+        if self.compiled:
+            # In place, and with the host's hooks there: a compiled model ignores later ones.
+            self.model.compile()
+        return host

@@ -15,6 +15,7 @@ from torch import nn
 from restuning._errors import BackboneError, EngineError, UnknownNameError, require
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.engines.open import OPENERS, opened
+from restuning.backbones.forms import COMPILE, apply, split
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.text import text_parts
 from restuning.backbones.weights import load_weights, refuse_missing
@@ -27,6 +28,7 @@ SCHEMES = {
     "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
     "torchvision:NAME": "e.g. torchvision:vit_b_16",
     "onnx:FILE, openvino:FILE, pt2:FILE": "an engine that `restuning engine export` wrote",
+    "NAME+int8, NAME+nf4, NAME+compile": "a PyTorch backbone quantised, or compiled",
 }
 
 
@@ -43,6 +45,7 @@ def load_backbone(
     Raises:
         UnknownNameError: No such backbone.
         BackboneError: Weights are missing, mismatched or cannot be fetched.
+        EngineError: An engine's file cannot be opened.
         MissingExtraError: The library that has it is not installed.
     """
     loaders: dict[str, Callable[[str, bool], Backbone]] = {
@@ -51,10 +54,11 @@ def load_backbone(
     if weights is not None and not Path(weights).is_file():
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
     fetch = weights is None and not random
-    scheme, _, rest = name.partition(":")
+    plain, forms = split(name)
+    scheme, _, rest = plain.partition(":")
     if scheme in OPENERS and rest:
-        return _engine(name, scheme, rest, fetch)
-    if name == "restuning-tiny":
+        return _engine(name, scheme, rest, fetch, forms)
+    if plain == "restuning-tiny":
         backbone = _tiny(fetch)
     elif scheme in loaders and rest:
         backbone = loaders[scheme](rest, fetch)
@@ -66,14 +70,19 @@ def load_backbone(
     if weights is not None:
         load_weights(backbone.model, Path(weights))
     source = str(weights) if weights else "random" if random else backbone.weights
-    backbone.model.eval()
+    apply(backbone.model.eval(), forms, name)
     return Backbone(
         name, backbone.model, backbone.example, backbone.kwargs, backbone.preprocessing,
-        backbone.tokenizer, source, backbone.pool,
+        backbone.tokenizer, source, backbone.pool, COMPILE in forms,
     )  # fmt: skip
 
 
-def _engine(name: str, runtime: str, file: str, fetch: bool) -> Backbone:
+def _engine(name: str, runtime: str, file: str, fetch: bool, forms: tuple[str, ...]) -> Backbone:
+    if forms:
+        raise EngineError(
+            "an engine is what it was exported as", where=name, found=f"+{'+'.join(forms)}",
+            fix="leave it out; `restuning engine export --int8` quantises",
+        )  # fmt: skip
     if not fetch:
         raise EngineError(
             "an engine has its weights in its file", where=name,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from restuning import methods
 from restuning._version import __version__
+from restuning.backbones import joined
 from restuning.cli import inspect as looks
 from restuning.cli import predicting, training
 from restuning.cli import run as runs
@@ -20,6 +21,7 @@ from restuning.cli.frame import (
     Json,
     Label,
     MaxTokens,
+    Quantize,
     Random,
     RowStream,
     SkipBad,
@@ -62,6 +64,7 @@ def train(
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
+    quantize: Quantize = None,
     out: Annotated[Path | None, typer.Option(help="Folder; the same folder resumes a run")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data")] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one step")] = 64,
@@ -127,7 +130,7 @@ def train(
         max_tokens,
     )
     rows = training.train(
-        source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
+        source, chosen, settings, backbone=joined(backbone, quantize), weights=weights, random=random, out=out,
         options=options, resume=not no_resume,
         console=Console(stderr=True) if as_json else console,
     )  # fmt: skip

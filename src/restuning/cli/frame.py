@@ -23,6 +23,9 @@ BackboneName = Annotated[
     typer.Option(help="restuning-tiny, timm:NAME, hf:NAME, torchvision:NAME, or onnx:FILE"),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
+Quantize = Annotated[
+    str | None, typer.Option(help="int8 or nf4 (4 bit): the backbone's weights; as NAME+int8")
+]
 AnyBackbone = Annotated[
     bool,
     typer.Option("--any-backbone", help="Also other weights, or another engine, of this backbone"),

@@ -143,11 +143,12 @@ def refuse_other_backbone(host: Extractor, store: Store) -> None:
         StoreError: They differ.
     """
     ours = host.fingerprint()
-    theirs = {k: store.key.backbone.get(k) for k in ours}
+    beside = ("name", "all weights")
+    theirs = {k: v for k, v in store.key.backbone.items() if k not in beside}
     if theirs != ours:
-        different = [k for k in ours if ours[k] != theirs[k]]
+        different = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
         raise StoreError(
             "the store is of another backbone", where=str(store.path),
-            found="; ".join(f"{k}: {theirs[k]} stored, {ours[k]} here" for k in different),
+            found="; ".join(f"{k}: {theirs.get(k)} stored, {ours.get(k)} here" for k in different),
             fix="use the backbone it was built with, or build a store for this one",
         )  # fmt: skip

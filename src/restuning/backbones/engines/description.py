@@ -169,7 +169,9 @@ def plain_norm(norm: nn.Module, maps: bool) -> nn.Module | None:
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if not isinstance(weight, Tensor) or weight.dim() != 1:
         return None
-    eps = next((getattr(norm, n) for n in ("eps", "variance_epsilon") if hasattr(norm, n)), 1e-6)
+    given = next((getattr(norm, n) for n in ("eps", "variance_epsilon") if hasattr(norm, n)), None)
+    # What torch takes where nothing is said.
+    eps = torch.finfo(torch.float32).eps if given is None else given
     weight = weight.detach().float().cpu()
     layer = nn.LayerNorm(len(weight), eps)
     rms, shifted = nn.RMSNorm(len(weight), eps), nn.RMSNorm(len(weight), eps)
