@@ -10,7 +10,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from restuning._errors import MapsError, NoSitesError
 from restuning.bypass import Bypass, Features, Needs
 from restuning.call import Beside, Bias, Enter, Leave, Padding, around, place_of_mask
-from restuning.fingerprint import fingerprint
+from restuning.extractor import Extractor
+from restuning.fingerprint import device_of, fingerprint, weights_digest
 from restuning.recompute import checkpoint_blocks
 from restuning.record import Call, check, forget, idle, in_use, roll_call, rows_of
 from restuning.sites import (
@@ -29,6 +29,7 @@ from restuning.sites import (
     Site,
     Sites,
     StageFinder,
+    keep_backward,
     returns_bias,
     telling,
 )
@@ -82,7 +83,7 @@ def _heard(
             handle.remove()
 
 
-class Host(nn.Module):
+class Host(Extractor):
     """A frozen backbone, kept in eval mode, with the places to tune it.
 
     `host(x)` is the backbone's own output, bit for bit; its `state_dict` is under `model.` and
@@ -94,9 +95,6 @@ class Host(nn.Module):
         sites: Sites, where they are known or declared; found otherwise.
         readout: How the last stream becomes a feature; found otherwise.
         kwargs: The example's keyword arguments.
-
-    Attributes:
-        padded: Whether the backbone takes a padding mask: its tokens are a sequence.
 
     Raises:
         NoSitesError: No site was found.
@@ -114,6 +112,7 @@ class Host(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        keep_backward(model)
         found, seen = (
             (sites, readout) if sites and readout else find_sites(model, *example, **kwargs)
         )
@@ -160,9 +159,9 @@ class Host(nn.Module):
             self.model.get_submodule(path).register_forward_hook(Leave(self._slot, tuple(sites)))
 
     @property
-    def dim(self) -> int:
-        """Width of the feature a head reads."""
-        return self.readout_rule.dim
+    def device(self) -> torch.device:
+        """Where the backbone runs, also where its weights are kept elsewhere (offloaded)."""
+        return device_of(self.model)
 
     def train(self, mode: bool = True) -> Host:
         """Frozen is frozen: dropout stays off and BatchNorm statistics stay where they are."""
@@ -173,13 +172,6 @@ class Host(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's own output."""
         return self.model(*args, **kwargs)
-
-    def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
-        """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
-        rule = self.readout_rule
-        if pool is not None and pool != rule.pool:
-            rule = replace(rule, pool=pool, pool_first=False)  # type: ignore[arg-type]
-        return rule(self.model, state, mask)
 
     def features(
         self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
@@ -194,12 +186,7 @@ class Host(nn.Module):
         Raises:
             NoSitesError: A tap has no such name.
         """
-        needs = keep if isinstance(keep, Needs) else Needs(tuple(keep or self.sites.taps))
-        for tap in needs.taps:
-            if tap != "last" and tap not in self.sites.taps:
-                raise NoSitesError(
-                    "no such tap", where=tap, fix=f"taps are block.0 to {self._last}"
-                )
+        needs = self.asked(keep)
         call = Call({}, needs, self._views, self._last, rows=rows_of(args, kwargs))
         with torch.no_grad(), in_use(self._slot, call):
             output = self.model(*args, **kwargs)
@@ -297,3 +284,7 @@ class Host(nn.Module):
     def fingerprint(self) -> dict[str, Any]:
         """What a task file stores to know its backbone again; see `fingerprint.py`."""
         return fingerprint(self.model, self.sites)
+
+    def digest(self) -> str:
+        """sha256 over all weights, 16 hexadecimal digits; about 1 s a gigabyte."""
+        return weights_digest(self.model)

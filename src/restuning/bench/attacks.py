@@ -38,7 +38,8 @@ def logits_through(tuned: nn.Module, x: Tensor) -> Tensor:
     """Logits of images, differentiable in the images whatever the method detaches."""
     with _Through():
         if isinstance(tuned, Tuned) and tuned.task.bypass is not None:
-            host, task = tuned.host, tuned.task
+            host: Any = tuned.host
+            task = tuned.task
             kept, _ = host.tuned({}, task.needs(host.readout_rule), x)
             return task(kept, host.readout)
         return tuned(x)

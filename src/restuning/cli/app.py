@@ -11,14 +11,17 @@ from rich.console import Console
 
 from restuning import methods
 from restuning._version import __version__
+from restuning.backbones import joined
 from restuning.cli import inspect as looks
 from restuning.cli import predicting, training
 from restuning.cli import run as runs
 from restuning.cli.frame import (
+    AnyBackbone,
     BackboneName,
     Json,
     Label,
     MaxTokens,
+    Quantize,
     Random,
     RowStream,
     SkipBad,
@@ -63,6 +66,7 @@ def train(
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
+    quantize: Quantize = None,
     out: Annotated[Path | None, typer.Option(help="Folder; the same folder resumes a run")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data")] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one step")] = 64,
@@ -141,7 +145,7 @@ def train(
         max_tokens,
     )
     rows = training.train(
-        source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
+        source, chosen, settings, backbone=joined(backbone, quantize), weights=weights, random=random, out=out,
         options=options, resume=not no_resume,
         console=Console(stderr=True) if as_json else console,
         zero_shot=ZeroShot(tuple(zero_shot), class_names) if zero_shot else None,
@@ -157,6 +161,7 @@ def eval(  # noqa: A001
     backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
     weights: Weights = None,
     random: Random = False,
+    any_backbone: AnyBackbone = False,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
     text: Text = "text",
@@ -166,7 +171,7 @@ def eval(  # noqa: A001
     """Accuracy of a saved task on the test split of a data set."""
     result = runs.evaluate_task(
         task, data, backbone=backbone, weights=weights, random=random, batch_size=batch_size,
-        skip_bad=skip_bad, text=text, label=label,
+        skip_bad=skip_bad, text=text, label=label, any_backbone=any_backbone,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, indent=1))
@@ -193,6 +198,7 @@ def predict(
     backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
     weights: Weights = None,
     random: Random = False,
+    any_backbone: AnyBackbone = False,
     top: Annotated[int, typer.Option(min=1, help="Classes to show")] = 1,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
@@ -204,8 +210,9 @@ def predict(
     if not folders:
         raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
     predictor = predicting.Predictor.load(
-        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text
-    )
+        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text,
+        any_backbone=any_backbone,
+    )  # fmt: skip
     kind, named = predictor.inputs.kind, predictor.inputs.named(inputs)
     table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
     for name, answers in predictor.answers(named, batch_size, top):

@@ -177,7 +177,7 @@ def grid(
     if not request.splits:
         raise ForecastError("a grid is of data", fix="give --data or --images")
     loaded = load_backbone(request.backbone, random=True)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    host = loaded.host()
 
     def build() -> Any:
         return methods.build(method, host, num_classes=request.classes, **request.options)

@@ -21,10 +21,10 @@ from restuning.cli.inspect import proofs
 from restuning.cli.report import comparison, show
 from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT, Data, load_data
+from restuning.extractor import Extractor
 from restuning.features import Cached, default_root
 from restuning.files import save
 from restuning.forecast import Run, forecast_run
-from restuning.host import Host
 from restuning.task import Task
 from restuning.train import FitSettings, evaluate, fit
 from restuning.train.stored import BY_ITSELF, VIEWS_OF, Stored, stored, why_not
@@ -90,7 +90,12 @@ class Source:
         )  # fmt: skip
 
     def features(
-        self, task: Task, host: Host, backbone: Backbone, workers: int, say: Callable[[str], None]
+        self,
+        task: Task,
+        host: Extractor,
+        backbone: Backbone,
+        workers: int,
+        say: Callable[[str], None],
     ) -> Stored | None:
         """Stored features, where training from them is exact; None for live training."""
         reason = "--no-cache" if not self.cache else why_not(task, self.augment)
@@ -128,7 +133,7 @@ def train(
     loaded = load_backbone(backbone, weights=weights, random=random)
     data = source.load(loaded)
     head = None if zero_shot is None else zero_shot.head(loaded, data.labels)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    host = loaded.host()
     if torch.cuda.is_available():
         host.cuda()
     rule = host.readout_rule
@@ -166,14 +171,14 @@ def folder_name(method: str) -> str:
 
 
 def _train_one(
-    method: str, host: Host, source: Source, data: Data, backbone: Backbone,
+    method: str, host: Extractor, source: Source, data: Data, backbone: Backbone,
     settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
     head: nn.Linear | None,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(settings.seed)
     task = methods.build(method, host, num_classes=data.num_classes, head=head, **options)
     task.labels = data.labels
-    device = next(host.model.parameters()).device
+    device = host.device
     task = task.to(device)
     console.print(
         f"\n[bold]{method}[/bold]  {task.trainable_parameters():,} trainable parameters, "

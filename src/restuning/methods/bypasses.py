@@ -10,7 +10,7 @@ from torch import nn
 
 from restuning._errors import NoSitesError, UnknownNameError
 from restuning.bypass import Bypass
-from restuning.host import Host
+from restuning.extractor import Extractor
 from restuning.methods.method import PAPER, Method, Options, adapter, dropped
 from restuning.sites import Site
 from restuning.task import Task
@@ -18,7 +18,7 @@ from restuning.tuners import Scaled, Tuner
 
 
 def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
-    def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    def build_task(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         def plan(site: Site) -> Tuner:
             tuner: Tuner = adapter(site, options)
             form = options.get("scale", "none")
@@ -55,7 +55,7 @@ def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
     ]
     return Bypass(
         [bypass.taps[0], *[bypass.taps[n] for n in kept]],
-        [bypass.dims[0], *[bypass.dims[n] for n in kept]], *sides, bypass.residual,
+        [bypass.dims[0], *[bypass.dims[n] for n in kept]], sides[0], sides[1], bypass.residual,
     )  # fmt: skip
 
 
@@ -76,12 +76,14 @@ TAKES = ("taps", "gate")
 ROWS: dict[str, Method] = {
     "res-tuning-bypass": Method(
         _bypass(True, True), "side network, horizontal and vertical Res-Adapters, no gradient "
-        "in the backbone", f"{PAPER}, Table 3b", TAKES,
+        "in the backbone", f"{PAPER}, Table 3b", TAKES, inside=False,
     ),
     "bypass-horizontal": Method(
-        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b", TAKES
+        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b", TAKES,
+        inside=False,
     ),
     "bypass-vertical": Method(
-        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b", TAKES
+        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b", TAKES,
+        inside=False,
     ),
 }  # fmt: skip

@@ -6,9 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from restuning.host import Host
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import DropPath, ResAdapter, Tuner
@@ -31,12 +28,14 @@ class Method:
         what: One line.
         source: Where the defaults come from.
         takes: Options it knows beside `COMMON`.
+        inside: Whether it runs inside the backbone, which then must be a host.
     """
 
-    build: Callable[[Host, nn.Linear | None, Options], Task]
+    build: Callable[..., Task]
     what: str
     source: str
     takes: tuple[str, ...] = ()
+    inside: bool = True
 
 
 # The authors' code starts tuners at random (Xavier). On a pretrained ViT-Ti that destroys the features:

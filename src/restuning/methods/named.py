@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from restuning._errors import UnknownNameError
+from restuning.engine import cannot_tune_inside
+from restuning.extractor import Extractor
 from restuning.heads import head_of
 from restuning.host import Host
 from restuning.methods import bypasses, combined, embedded, ours, weights
@@ -27,7 +29,7 @@ METHODS: dict[str, Method] = {
 
 
 def build(
-    name: str, host: Host, num_classes: int | None = None, *, head: nn.Linear | None = None,
+    name: str, host: Extractor, num_classes: int | None = None, *, head: nn.Linear | None = None,
     **options: Any,
 ) -> Task:  # fmt: skip
     """Build a task by the name of its method.
@@ -35,7 +37,7 @@ def build(
     Args:
         name: A name of `names()`, or `res-tuning[mha=...,ffn=...,block=...]` with adapter, prefix
             or prompt.
-        host: The frozen backbone.
+        host: The frozen backbone; an engine for methods that run beside it.
         num_classes: Width of a new linear head; None for no head.
         head: A head that is there already, e.g. of a text tower; it is copied. A bypass is then
             residual, so that training starts at exactly what this head answers.
@@ -49,6 +51,8 @@ def build(
     Raises:
         UnknownNameError: No such method, tuner, option or readout.
         NoSitesError: The backbone has no site of an operation the method tunes.
+        EngineError: The method runs inside the backbone, and that is an engine.
+        BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
         TunerShapeError: The head that is given reads another width than the feature's.
     """
     base, combination = combined.parsed(name)
@@ -73,6 +77,9 @@ def build(
         )
     if combination:
         options = {**options, "combination": combination}
+    inside = METHODS[base].inside or not (num_classes or head)
+    if inside and not isinstance(host, Host):
+        raise cannot_tune_inside(name if num_classes or head else f"{name} without a head")
     if head is not None:
         options = {"residual": True, **options}
     head = head_of(host.dim, num_classes, head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from restuning._errors import NoSitesError
-from restuning.host import Host
+from restuning.extractor import Extractor
 from restuning.methods.method import Method, Options
 from restuning.mixing import MixingBypass
 from restuning.pooling import Pooling, Token
@@ -19,7 +19,7 @@ WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
 _TOKEN: dict[str, Token] = {"cls": "cls", "last": "last", "all": "all"}
 
 
-def _mixing(host: Host, head: nn.Linear | None, options: Options) -> Task:
+def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     if head is None:
         raise NoSitesError(
             "a mixing bypass makes a feature for a head", where="mixing-bypass",
@@ -55,6 +55,6 @@ def _mixing(host: Host, head: nn.Linear | None, options: Options) -> Task:
 ROWS: dict[str, Method] = {
     "mixing-bypass": Method(
         _mixing, "a narrow side network of attention and convolution on all tokens of six taps, "
-        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads"),
+        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads"), inside=False,
     ),
 }  # fmt: skip

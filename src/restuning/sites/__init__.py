@@ -7,6 +7,8 @@ from restuning.sites.given import given as given
 from restuning.sites.given import has_past as has_past
 from restuning.sites.given import returned_bias as returned_bias
 from restuning.sites.given import returns_bias as returns_bias
+from restuning.sites.linear import is_plain as is_plain
+from restuning.sites.linear import keep_backward as keep_backward
 from restuning.sites.maps import LentMaps as LentMaps
 from restuning.sites.maps import Maps as Maps
 from restuning.sites.pooling import vector_of as vector_of

@@ -17,9 +17,9 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
 from restuning.bypass import Bypass
+from restuning.extractor import Extractor
 from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
-from restuning.host import Host
 from restuning.task import Task
 from restuning.train.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
 from restuning.train.randomness import Order
@@ -47,7 +47,7 @@ class ArmResult:
 
 
 def train_arms(
-    host: Host,
+    host: Extractor,
     tasks: Sequence[Task],
     settings: Sequence[FitSettings],
     train: StoredFeatures,
@@ -120,9 +120,11 @@ def _views(
 class _Arms:
     """Stacked weights of K tasks, and an optimiser for each."""
 
-    def __init__(self, host: Host, tasks: Sequence[Task], settings: Sequence[FitSettings]) -> None:
+    def __init__(
+        self, host: Extractor, tasks: Sequence[Task], settings: Sequence[FitSettings]
+    ) -> None:
         self.host, self.members, self.settings = host, list(tasks), settings
-        self.device = next(host.model.parameters()).device
+        self.device = host.device
         self.template = tasks[0]
         weights, self.buffers = stack_module_state([t.to(self.device).train() for t in tasks])  # type: ignore[arg-type]
         self.weights: dict[str, Tensor] = {
@@ -251,7 +253,7 @@ def form(task: Task) -> Any:
     return tuple((n, tuple(w.shape)) for n, w in task.state_dict().items()), repr(task)
 
 
-def evaluate_arm(host: Host, task: Task, data: StoredFeatures) -> float:
+def evaluate_arm(host: Extractor, task: Task, data: StoredFeatures) -> float:
     """Accuracy of one task on stored features."""
     arms = _Arms(host, [task], [FitSettings()])
     return arms.accuracy(data)[0]
