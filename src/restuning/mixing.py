@@ -20,10 +20,12 @@ from restuning.tuners import Tuner, from_spec, real_tokens
 
 
 class MixingBypass(nn.Module):
-    r"""`s_k = M_k(s_{k-1} + W_k norm(x_k))`, and the feature `readout(x_L) + W_out pool(norm(s_K))`.
+    r"""`s_k = M_k(s_{k-1} + W_k norm(x_k))`; the feature is `readout(x_L)` and `pool(norm(s_K))`.
 
     x_k are the taps it reads, s_0 = 0, and M_k adds its tuners one after the other:
-    `s + tuner_1(s)`, then `s + tuner_2(s)`. `pool` is a `Pooling`. The norms have no parameters.
+    `s + tuner_1(s)`, then `s + tuner_2(s)`. `pool` is a `Pooling`. The norms have no parameters. Both
+    parts of the feature stand side by side: a sum (`readout(x_L) + W pool`) learned more slowly
+    on validation (`docs/mixing.md`).
 
     Args:
         taps: Names of those that are read, in order; the last is the backbone's last stream.
@@ -33,11 +35,11 @@ class MixingBypass(nn.Module):
         drop_path: Chance to leave out a tuner's delta of a sample while training.
 
     Shape:
-        taps: mapping of name to `b n d_k`. `feature` returns `b d_K`; `b n d_K` for pool "all".
+        taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all".
 
-    Cost: `sum_k d_k w` and `f d_K` parameters beside the tuners' and the pooling's; its step holds streams of
-    width w, not d, for the taps it reads, not for all layers.
-    Start: W_out is zero: exactly linear probing, whatever the tuners.
+    Cost: `sum_k d_k w` parameters beside the tuners' and the pooling's, and a head of f more inputs; a
+    step holds streams of width w, not d, for the taps it reads, not for all layers.
+    Start: with `widened(head)` exactly linear probing, whatever the tuners.
     Reference: not in the paper. Side networks on detached features: Ladder Side-Tuning (Sung et al.
     2022), LAST (Tang et al. 2024). Chosen on validation; see `docs/mixing.md`.
 
@@ -65,8 +67,6 @@ class MixingBypass(nn.Module):
         self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
         self.mix = nn.ModuleList(nn.ModuleList(row) for row in tuners)
         self.pool = pool
-        self.out = nn.Linear(pool.features, dims[-1], bias=False)
-        nn.init.zeros_(self.out.weight)
 
     @property
     def tuners(self) -> list[Tuner]:
@@ -93,7 +93,7 @@ class MixingBypass(nn.Module):
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """The last state s_K, `b n w`. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
-        dtype = self.out.weight.dtype
+        dtype = self.pool.value.weight.dtype
         state = torch.zeros((), dtype=dtype, device=streams[0].device)
         with real_tokens(getattr(taps, "mask", None)):
             for stream, enter, row in zip(streams, self.enter, self.mix, strict=True):
@@ -111,9 +111,18 @@ class MixingBypass(nn.Module):
     def feature(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
-        """The backbone's feature, corrected; see the class."""
+        """The backbone's feature and the side network's own, side by side; see the class."""
         frozen = readout(taps[self.taps[-1]].detach(), pool=pool)
-        return frozen + self.out(self.pool(self(taps), getattr(taps, "mask", None)))
+        own = self.pool(self(taps), getattr(taps, "mask", None))
+        return torch.cat([frozen.to(own.dtype), own], -1)
+
+    def widened(self, head: nn.Linear) -> nn.Linear:
+        """A head that reads both parts and answers as this one, which reads the first, does."""
+        wide = nn.Linear(head.in_features + self.pool.features, head.out_features)
+        with torch.no_grad():
+            wide.weight.zero_()[:, : head.in_features] = head.weight
+            wide.bias.copy_(head.bias) if head.bias is not None else wide.bias.zero_()
+        return wide
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""

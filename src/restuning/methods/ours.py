@@ -49,7 +49,7 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         Pooling(width, token=_TOKEN.get(pool), grid=not host.padded),
         drop_path=options.get("drop_path", DROP_PATH),
     )  # fmt: skip
-    return Task(bypass=bypass, head=head)
+    return Task(bypass=bypass, head=bypass.widened(head))
 
 
 ROWS: dict[str, Method] = {
