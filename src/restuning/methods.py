@@ -16,19 +16,22 @@ from torch import nn
 
 from restuning._errors import NoSitesError, UnknownNameError
 from restuning.host import Host
+from restuning.plans import KINDS, RANK, Options, adapter, dropped, film_adapter, prefix, prompt
 from restuning.sites import POOLS, Site
 from restuning.task import Task
-from restuning.tuners import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, StemPrompt, Tuner
+from restuning.tuners import (
+    ResAdapter,
+    ResPrompt,
+    Scaled,
+    StemPrompt,
+    Tuner,
+)
+from restuning.unet_bypass import UNetBypass
 
 PAPER = "Jiang et al. 2023, arXiv 2310.19859"
-RANK = 10
-"""Bottleneck, prefix and prompt length in every layer (paper, by its parameter counts)."""
-
 # The authors' code starts tuners at random (Xavier). On a pretrained ViT-Ti that destroys the features:
 # on caltech101, six epochs at 5e-3 end at 1 % on validation, and at 75 % from no change
 # (`recipes/paper/start.py`). So named methods start as no change; `zero=False` is the authors' start.
-
-Options = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
     """Build a task by the name of its method.
 
     Args:
-        name: A name of `names()`, or `res-tuning[mha=...,ffn=...,block=...]` with adapter, prefix
-            or prompt.
+        name: A name of `names()`, or `res-tuning[mha=...,cross=...,ffn=...,block=...]` with
+            adapter, prefix or prompt.
         host: The frozen backbone.
         num_classes: Width of a new linear head; None for no head.
         options: `residual` (of a bypass: its state is added to the backbone's own last stream;
@@ -59,6 +62,8 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
             `scale` (a form of `Scaled`), `zero` (start as no change: the default wherever it costs
             no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
+            On diffusion models also: `film` (tuners of a bypass know the time step: the default),
+            `time_scale` (see `FilmAdapter`), `kernel` and `form` (see `UNetBypass`).
 
     Raises:
         UnknownNameError: No such method, tuner, option or readout.
@@ -74,6 +79,7 @@ def build(name: str, host: Host, num_classes: int | None = None, **options: Any)
             fix=f"one of: {', '.join(METHODS)}",
         )
     known = {"rank", "scale", "zero", "query", "layers", "drop_path", "pool", "residual"}
+    known |= {"film", "time_scale", "kernel", "form"} if host.has_time else set()
     if options.keys() - known:
         raise UnknownNameError(
             "no such option",
@@ -115,44 +121,16 @@ def _parsed(name: str) -> tuple[str, dict[str, str]]:
     combination: dict[str, str] = {}
     for part in match[1].split(","):
         op, _, kind = part.strip().partition("=")
-        if op not in ("mha", "ffn", "block") or kind not in _KINDS or op in combination:
+        if op not in ("mha", "cross", "ffn", "block") or kind not in KINDS or op in combination:
             raise UnknownNameError(
                 "not a combination of Res-Tuners",
                 where=name,
                 found=part.strip() or "nothing",
-                fix="write e.g. res-tuning[mha=prompt,ffn=adapter]; operations mha, ffn, block, "
-                "tuners adapter, prefix, prompt",
+                fix="write e.g. res-tuning[mha=prompt,ffn=adapter]; operations mha, cross, ffn, "
+                "block, tuners adapter, prefix, prompt",
             )
         combination[op] = kind
     return "res-tuning", combination
-
-
-def _adapter(site: Site, options: Options) -> Tuner:
-    return ResAdapter(site.dim, rank=options.get("rank", RANK), zero=options.get("zero", True))
-
-
-def _prefix(site: Site, options: Options) -> Tuner:
-    query = options.get("query", "mha")
-    own = site.maps.key_width if site.maps is not None and query == "mha" else site.dim
-    return ResPrefix(site.dim, length=options.get("rank", RANK), query=query, heads=_heads(site),
-                     zero=options.get("zero", True), width=None if own == site.dim else own)  # fmt: skip
-
-
-def _prompt(site: Site, options: Options) -> Tuner:
-    return ResPrompt(site.dim, length=options.get("rank", RANK), query=options.get("query", "mha"),
-                     heads=_heads(site))  # fmt: skip
-
-
-_KINDS = {"adapter": _adapter, "prefix": _prefix, "prompt": _prompt}
-
-
-def _heads(site: Site) -> int:
-    heads = site.maps.heads if site.maps is not None else 1
-    return heads if site.dim % heads == 0 else 1
-
-
-def _dropped(tuner: Tuner, options: Options) -> Tuner:
-    return DropPath(tuner, options["drop_path"]) if options.get("drop_path") else tuner
 
 
 def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Options], Task]:
@@ -173,7 +151,7 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
             alone = everywhere and site.op == "block" and site.layer not in inside
             if site.op not in combination and not alone:
                 return None
-            tuner = _KINDS[combination.get(site.op, "adapter")](site, options)
+            tuner = KINDS[combination.get(site.op, "adapter")](site, options)
             form = "channel" if len(combination) > 1 and site.op != "block" else "none"
             form = options.get("scale", form)
             start = 1.0
@@ -181,7 +159,7 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
                 # A prompt's values are the layer's own map of it, never zero: its scale is.
                 form, start = ("channel" if form in ("none", "gate") else form), 0.0
             tuner = tuner if form == "none" else Scaled(tuner, form, start=start)
-            return _dropped(tuner, options)
+            return dropped(tuner, options)
 
         if not everywhere:
             for op in combination:
@@ -196,7 +174,7 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
 def _embedded(op: str, make: Callable[[Site, Options], Tuner]) -> Callable[..., Task]:
     def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
         sites = host.sites.pick(op, layers=options.get("layers", slice(None)))  # type: ignore[arg-type]
-        return Task.inline(sites, lambda site: _dropped(make(site, options), options), head)
+        return Task.inline(sites, lambda site: dropped(make(site, options), options), head)
 
     return build_task
 
@@ -204,11 +182,18 @@ def _embedded(op: str, make: Callable[[Site, Options], Tuner]) -> Callable[..., 
 def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
     def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
         def plan(site: Site) -> Tuner:
-            tuner: Tuner = _adapter(site, options)
+            film = options.get("film", host.has_time)
+            tuner: Tuner = (film_adapter if film else adapter)(site, options)
             form = options.get("scale", "none")
-            return _dropped(tuner if form == "none" else Scaled(tuner, form), options)
+            return dropped(tuner if form == "none" else Scaled(tuner, form), options)
 
         rule = host.readout_rule
+        if head is None and any(s.op == "stage" for s in host.sites.values()):
+            bypass = UNetBypass.plan(
+                host.sites, plan if horizontal else None, plan if vertical else None,
+                kernel=options.get("kernel", 1), form=options.get("form", "correct"),
+            )  # fmt: skip
+            return Task(bypass=bypass)
         # Without head and readout the state takes the place of the last stream, not of a feature.
         pool = options.get("pool") or (None if head is None else rule.pool)
         own = rule.dim if pool == "own" else None
@@ -275,11 +260,11 @@ METHODS: dict[str, Method] = {
         _bitfit, "the backbone's biases, as a trained copy", "Ben Zaken et al. 2022"
     ),
     "prefix": Method(
-        _embedded("mha", lambda s, o: Scaled(_prefix(s, {"zero": False, **o}), "exact")),
+        _embedded("mha", lambda s, o: Scaled(prefix(s, {"zero": False, **o}), "exact")),
         "prefix tuning: Res-Prefix on MHA with the exact lambda", f"Li and Liang 2021; {PAPER}",
     ),
     "vpt-deep": Method(
-        _embedded("mha", lambda s, o: Scaled(_prompt(s, o), "exact")),
+        _embedded("mha", lambda s, o: Scaled(prompt(s, o), "exact")),
         "VPT-deep: Res-Prompt on MHA with the exact lambda", f"Jia et al. 2022; {PAPER}",
     ),
     "vpt-shallow": Method(

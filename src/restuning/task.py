@@ -12,6 +12,7 @@ from restuning._errors import FormatError, NoSitesError
 from restuning.bypass import Bypass, Needs, Plan, readout_of, tokens_of
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
+from restuning.unet_bypass import UNetBypass, bypass_from_spec
 
 
 class Task(nn.Module):
@@ -34,7 +35,7 @@ class Task(nn.Module):
         self,
         *,
         tuners: Mapping[str, Tuner] | None = None,
-        bypass: Bypass | None = None,
+        bypass: Bypass | UNetBypass | None = None,
         weights: Mapping[str, Tensor] | None = None,
         head: nn.Linear | None = None,
         pool: str | None = None,
@@ -168,7 +169,7 @@ class Task(nn.Module):
         try:
             return cls(
                 tuners={name: from_spec(s) for name, s in spec["tuners"].items()},
-                bypass=Bypass.from_spec(spec["bypass"]) if spec["bypass"] else None,
+                bypass=bypass_from_spec(spec["bypass"], Bypass) if spec["bypass"] else None,
                 weights={n: torch.zeros(*shape) for n, shape in spec["weights"].items()},
                 head=nn.Linear(*spec["head"]) if spec["head"] else None,
                 pool=spec["pool"],

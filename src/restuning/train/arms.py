@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
+from restuning.bypass import Bypass
 from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
 from restuning.host import Host
@@ -164,14 +165,14 @@ class _Arms:
     def _fuses(self, taps: Mapping[str, Tensor]) -> bool:
         bypass = self.template.bypass
         return (
-            bypass is not None
+            isinstance(bypass, Bypass)
             and self.template.head is not None
             and bypass.fuses([taps[name] for name in bypass.taps])
         )
 
     def _fused(self, taps: Mapping[str, Tensor]) -> Tensor:
         bypass, head = self.template.bypass, self.template.head
-        assert bypass is not None
+        assert isinstance(bypass, Bypass)
         assert head is not None
         state = bypass.fused(taps, self.stacked.__getitem__)
         feature = self.host.readout(state.flatten(0, 1), pool=self.template.pool)

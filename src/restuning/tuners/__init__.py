@@ -12,6 +12,9 @@ from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath
 from restuning.tuners.combine import Sum as Sum
 from restuning.tuners.conv import ConvAdapter as ConvAdapter
+from restuning.tuners.film import FilmAdapter as FilmAdapter
+from restuning.tuners.film import at_time as at_time
+from restuning.tuners.film import time_now as time_now
 from restuning.tuners.padding import real_tokens as real_tokens
 from restuning.tuners.prefix import ResPrefix as ResPrefix
 from restuning.tuners.prompt import ResPrompt as ResPrompt
