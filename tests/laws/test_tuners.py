@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from restuning import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, Sum, Tuner
-from restuning.tuners import ConvAdapter, from_spec, kinds
+from restuning.tuners import ConvAdapter, FilmAdapter, at_time, from_spec, kinds
 
 SAMPLES = {
     "res_adapter": lambda: ResAdapter(16, rank=3),
@@ -17,9 +17,16 @@ SAMPLES = {
     "scaled": lambda: Scaled(ResAdapter(16, rank=3), "channel"),
     "sum": lambda: Sum(ResAdapter(16, rank=3), ResPrefix(16, length=2, query="stream")),
     "conv_adapter": lambda: ConvAdapter(16, rank=3, prefix=1),
+    "film_adapter": lambda: FilmAdapter(16, rank=3, zero=False),
     "drop_path": lambda: DropPath(ResAdapter(16, rank=3), 0.5),
 }
 OTHER_SHAPE = {"stem_prompt"}  # appends tokens, is no delta
+
+
+@pytest.fixture(autouse=True)
+def _some_time():
+    with at_time(torch.tensor([300.0])):
+        yield
 
 
 @pytest.fixture(params=sorted(set(kinds()) - OTHER_SHAPE))

@@ -105,7 +105,9 @@ class FilmAdapter(Tuner):
                 found="a forward without one", fix="use ResAdapter on backbones without time steps",
             )  # fmt: skip
         # As wide as the stream's rows, or one step for all of them.
-        film = self.film(time_features(steps.to(self.film.weight.device) * self.time_scale))
+        weight = self.film.weight
+        features = time_features(steps.to(weight.device) * self.time_scale)
+        film = self.film(features.to(weight.dtype))
         film = film.reshape(film.shape[0], *[1] * (x.dim() - 2), film.shape[1])
         scale, shift = film.chunk(2, -1)
         return torch.addcmul(shift, F.gelu(self.down(x)), 1 + scale)
