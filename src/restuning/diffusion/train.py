@@ -55,7 +55,7 @@ class Run:
     data: Encoded
     objective: Objective
     settings: DenoiserSettings
-    out: Path
+    out: Path | str
     fixed: Mapping[str, Any] | None = None
     backbone: str = ""
     draw: Callable[[int], None] | None = None
@@ -97,6 +97,7 @@ def train_denoiser(run: Run, *, resume: bool = True) -> dict[str, Any]:
 class _Loop:
     def __init__(self, run: Run, accelerator: Accelerator, interrupts: Interrupts) -> None:
         self.spec, self.accelerator, self.interrupts = run, accelerator, interrupts
+        self.out = Path(run.out)
         settings = run.settings
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.main = accelerator.is_main_process
@@ -119,12 +120,12 @@ class _Loop:
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     def run(self, resume: bool) -> dict[str, Any]:
-        folder = self.spec.out / "checkpoints"
+        folder = self.out / "checkpoints"
         snapshot = checkpoint.newest(folder, warn=self.main) if resume else None
         self.accelerator.wait_for_everyone()
         position = 0
         if snapshot is not None:
-            check_same_run(snapshot.state["run"], self.identity, self.spec.out)
+            check_same_run(snapshot.state["run"], self.identity, self.out)
             self.task.load_state_dict(snapshot.part("task"))
             self.step, self.losses = snapshot.state["step"], snapshot.state["losses"]
             self.seconds_before, position = snapshot.state["seconds"], snapshot.state["log"]
@@ -135,7 +136,7 @@ class _Loop:
                 self.ema.load(snapshot.part("ema"))
         elif self.main:
             checkpoint.clear(folder)
-        self.journal = Journal(self.spec.out / "log.jsonl", position) if self.main else None
+        self.journal = Journal(self.out / "log.jsonl", position) if self.main else None
         self.model.train()
         try:
             return self._steps(folder)
@@ -227,7 +228,7 @@ class _Loop:
             return
         self.task.eval()
         for name, task in self.spec.tasks.items():
-            save(task, self.spec.host, self.spec.out / f"{name}{suffix}.task",
+            save(task, self.spec.host, self.out / f"{name}{suffix}.task",
                  backbone=self.spec.backbone)  # fmt: skip
         if self.spec.draw is not None:
             with own_randomness():
