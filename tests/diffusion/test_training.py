@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.small import sampled, stable_diffusion, unet
-from restuning import Host, load, methods
+from restuning import Host, load, load_backbone, methods
 from restuning._errors import BackboneError, TrainingError
 from restuning.diffusion import (
     DenoiserSettings,
@@ -164,7 +164,7 @@ def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(
     folder(tmp_path / "images")
     words = (
         "images", "--pipeline", "sd", "--out", "run", "--steps", 4, "--batch-size", 2, "--rank", 4,
-        "--sample-every", 2, "--sample-steps", 2, "--ema", 0.9, "--device", "cpu", "--json",
+        "--sample-every", 2, "--sample-steps", 2, "--ema", 0.9, "--json",
     )  # fmt: skip
     done = command(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -174,6 +174,8 @@ def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(
         "step-000002.png", "step-000004.png",
     }  # fmt: skip
     assert (tmp_path / "run" / "style-000002.task" / "task.json").is_file()
+    backbone = load_backbone(f"diffusers:{tmp_path / 'sd'}")
+    assert "stage.1" in Host(backbone.model, *backbone.example, **backbone.kwargs).sites
     example = unet()
     host = Host(pipeline.unet, *example.args, **example.kwargs)
     task = load(tmp_path / "run" / "style.task", host)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, UnknownNameError, require
+from restuning.backbones.diffusion import load_text_to_image
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.text import text_parts
 from restuning.backbones.weights import load_weights, refuse_missing
@@ -25,6 +26,7 @@ SCHEMES = {
     "NAME:pad_type=same,bn_eps=1e-3 gives timm arguments",
     "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
     "torchvision:NAME": "e.g. torchvision:vit_b_16",
+    "diffusers:NAME": "the denoiser of a text-to-image pipeline, a folder or a hub name",
 }
 
 
@@ -71,6 +73,7 @@ def load_backbone(
     """
     loaders: dict[str, Callable[[str, bool], Backbone]] = {
         "timm": _timm, "hf": _hf, "torchvision": _torchvision,
+        "diffusers": _diffusers,
     }  # fmt: skip
     if weights is not None and not Path(weights).is_file():
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
@@ -215,6 +218,17 @@ def _hf(name: str, fetch: bool) -> Backbone:
         filters.get(processor.get("resample", 3), "bicubic"),
     )  # fmt: skip
     return Backbone("", model, (torch.zeros(1, 3, *size),), {}, preprocessing)
+
+
+def _diffusers(name: str, fetch: bool) -> Backbone:
+    if not fetch:
+        raise BackboneError(
+            "a pipeline is loaded with its own weights", where=f"diffusers:{name}",
+            fix="give a folder that pipeline.save_pretrained wrote, without --random and --weights",
+        )  # fmt: skip
+    parts = load_text_to_image(name)
+    example, named = parts.example
+    return Backbone("", parts.denoiser, example, dict(named))
 
 
 def _torchvision(name: str, fetch: bool) -> Backbone:

@@ -51,7 +51,6 @@ def train_image_generation(
     sample_steps: Annotated[int, typer.Option(help="Denoiser calls of a sample")] = 25,
     guidance: float = 7.5,
     store: Annotated[Path | None, typer.Option(help="Where latents are kept")] = None,
-    device: Annotated[str | None, typer.Option(help="Default: a GPU if there is one")] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start over")] = False,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +76,7 @@ def train_image_generation(
         sample_every=sample_every,
     )  # fmt: skip
     pairs = load_pairs(data)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = "cuda" if torch.cuda.is_available() else "cpu"
     parts = load_text_to_image(pipeline, device=where)
     objective = Objective(parts.objective, parts.alphas, min_snr)  # type: ignore[arg-type]
     encoded = encode(pairs, parts, size or parts.size, store or out.parent / "latents")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import Tensor
 
 from restuning._errors import TrainingError
@@ -25,6 +25,8 @@ from restuning.host import Host
 from restuning.task import Task
 from restuning.train import checkpoint
 from restuning.train.ema import Ema
+from restuning.train.failures import short_of_memory
+from restuning.train.fit import accelerated
 from restuning.train.identity import check_same_run
 from restuning.train.interrupts import Interrupts
 from restuning.train.journal import Journal
@@ -77,14 +79,16 @@ def train_denoiser(run: Run, *, resume: bool = True) -> dict[str, Any]:
     if len(run.data) == 0:
         raise TrainingError("there is nothing to train on", found="no images")
     settings = run.settings
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    with own_randomness(), Interrupts() as interrupts:
+    with (
+        accelerated(settings.precision, Path(run.out)) as accelerator,
+        own_randomness(),
+        Interrupts() as interrupts,
+    ):
         loop = _Loop(run, accelerator, interrupts)
         try:
             result = loop.run(resume)
+        except torch.OutOfMemoryError as error:
+            raise short_of_memory(error, settings) from None
         finally:
             accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)
             for task in run.tasks.values():
@@ -137,6 +141,9 @@ class _Loop:
         elif self.main:
             checkpoint.clear(folder)
         self.journal = Journal(self.out / "log.jsonl", position) if self.main else None
+        if snapshot is None:
+            # Step 0, too: a restart then has the same first weights, seeded or not.
+            self._save(folder)
         self.model.train()
         try:
             return self._steps(folder)
