@@ -10,6 +10,9 @@ from restuning._version import __version__ as __version__
 from restuning.backbones import export_engine as export_engine
 from restuning.backbones import load_backbone as load_backbone
 from restuning.bank import Bank as Bank
+from restuning.blend import Blend as Blend
+from restuning.blend import Guided as Guided
+from restuning.blend import Rows as Rows
 from restuning.bypass import Bypass as Bypass
 from restuning.bypass import Features as Features
 from restuning.bypass import Needs as Needs
@@ -33,6 +36,7 @@ from restuning.train import fit as fit
 from restuning.tuned import Tuned as Tuned
 from restuning.tuners import ConvAdapter as ConvAdapter
 from restuning.tuners import DropPath as DropPath
+from restuning.tuners import FilmAdapter as FilmAdapter
 from restuning.tuners import ResAdapter as ResAdapter
 from restuning.tuners import ResPrefix as ResPrefix
 from restuning.tuners import ResPrompt as ResPrompt
@@ -42,3 +46,4 @@ from restuning.tuners import Sum as Sum
 from restuning.tuners import Tuner as Tuner
 from restuning.tuners import View as View
 from restuning.tuners import tuner as tuner
+from restuning.unet_bypass import UNetBypass as UNetBypass

@@ -17,7 +17,7 @@ from restuning import fused
 from restuning._errors import TunerShapeError
 from restuning.resample import Resample, on_grid
 from restuning.sites import Site, Sites
-from restuning.tuners import Tuner, from_spec, real_tokens
+from restuning.tuners import Tuner, at_time, from_spec, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]
 Tokens = Literal["cls", "last", "all", "pool"]
@@ -66,14 +66,22 @@ class Features(dict[str, Tensor]):
     Attributes:
         readout: Final norm and pooling, `(state, pool, mask) -> feature`.
         mask: Which tokens are real, `b n`; None where all are.
+        time: Time steps of a diffusion model, `b` or `1`; None where there are none.
     """
 
     def __init__(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor],
-        mask: Tensor | None = None,
+        mask: Tensor | None = None, time: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__(taps)
-        self.readout, self.mask = readout, mask
+        self.readout, self.mask, self.time = readout, mask, time
+
+    def rows(self, start: int, every: int) -> Features:
+        """Those of every so manieth input."""
+        mask = None if self.mask is None else self.mask[start::every]
+        time = self.time
+        time = time if time is None or time.numel() == 1 else time[start::every]
+        return Features({n: t[start::every] for n, t in self.items()}, self.readout, mask, time)
 
 
 def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) -> Any:
@@ -205,7 +213,7 @@ class Bypass(nn.Module):
         streams = [taps[name].detach() for name in self.taps]
         if self.fuses(streams):
             return self.fused(taps, _itself)[0]
-        with real_tokens(getattr(taps, "mask", None)):
+        with real_tokens(getattr(taps, "mask", None)), at_time(getattr(taps, "time", None)):
             state = self._run(streams, _beside)
         if not self.residual:
             return state

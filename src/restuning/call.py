@@ -7,19 +7,18 @@ A hook holds only plain data (its slot and its sites). What changes from call to
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import MapsError, RecomputedError, TunerShapeError
+from restuning._errors import MapsError, RecomputedError
+from restuning.adding import added_at, delta_at, replaced
 from restuning.bypass import Features
 from restuning.record import Call, current, trained
-from restuning.sites import Site, first_tensor, given, has_past, returned_bias
-from restuning.tuners import Tuner, real_tokens
+from restuning.sites import Site, first_tensor, has_past, stream_in
+from restuning.spread import Spread
 
 
 def around(path: str) -> list[str]:
@@ -28,10 +27,42 @@ def around(path: str) -> list[str]:
     return [".".join(names[:i]) for i in range(len(names))]
 
 
-def place_of_mask(module: nn.Module) -> int | None:
-    """Where a module's forward takes `attention_mask`; None where it does not."""
+def place_of(name: str, module: nn.Module) -> int | None:
+    """Where a module's forward takes an argument of this name; None where it does not."""
     names = list(inspect.signature(module.forward).parameters)
-    return names.index("attention_mask") if "attention_mask" in names else None
+    return names.index(name) if name in names else None
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Notes the time step that a diffusion model is given."""
+
+    after: ClassVar[bool] = False
+    slot: str
+    place: int
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A forward pre-hook."""
+        call: Call | None = current(self.slot)
+        if call is None:
+            return
+        step = args[self.place] if self.place < len(args) else kwargs.get("timestep")
+        call.time = None if step is None else torch.as_tensor(step, dtype=torch.float32).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Brings together what came of several last streams, where the model returns."""
+
+    after: ClassVar[bool] = True
+    slot: str
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """A forward hook."""
+        call: Call | None = current(self.slot)
+        if call is None or not isinstance(call.bypass, Spread):
+            return output
+        return replaced(output, call.bypass.gather)
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,7 @@ class Padding:
     another form (BERT's encoder gets a mask of scores) leaves the model's as it is.
     """
 
+    after: ClassVar[bool] = False
     slot: str
     place: int
     outermost: bool
@@ -74,6 +106,7 @@ class Enter:
     `first` is the block that a stem enters.
     """
 
+    after: ClassVar[bool] = False
     slot: str
     sites: tuple[Site, ...]
     stem: str = ""
@@ -114,69 +147,68 @@ class Enter:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Notes what an attention is given beside the stream, for tuners that repeat its softmax."""
+class Via:
+    """Adds a tuner's delta to the stream that a module of a gated block reads.
 
+    The delta is worked out at the first such module, where the sum was made, and carried to the
+    others and to the block's end.
+    """
+
+    after: ClassVar[bool] = False
     slot: str
-    path: str
-    relative: bool
+    sites: tuple[Site, ...]
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """A forward pre-hook."""
+        """A forward pre-hook; it runs before the module's own `Enter`."""
         call: Call | None = current(self.slot)
-        if call is None or not call.lends:
+        if call is None:
             return None
-        call.given[self.path] = given(module, args, kwargs)
-        if call.appended and (self.relative or call.given[self.path].rope is not None):
-            raise MapsError(
-                "tokens appended at the stem have no place among relative positions",
-                where=self.path,
-                fix="use the method vpt-deep or prefix",
-            )
-        if not call.appended or call.given[self.path].mask is None:
-            return None
-        tokens = (first_tensor(args) if args else first_tensor(kwargs)).shape[1]  # type: ignore[union-attr]
-
-        def longer(value: Any) -> Any:
-            return _seen_too(value, tokens) if _is_mask(value) else value
-
-        return tuple(map(longer, args)), {k: longer(v) for k, v in kwargs.items()}
-
-
-def _is_mask(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == 1
-
-
-def _seen_too(mask: Tensor, tokens: int) -> Tensor:
-    """A mask in which appended tokens are seen, and see what the token before them sees."""
-    more = tokens - mask.shape[-1]
-    if more <= 0:
-        return mask
-    seen = mask.new_ones(()) if mask.dtype == torch.bool else mask.new_zeros(())
-    mask = torch.cat([mask, seen.expand(*mask.shape[:-1], more)], -1)
-    if mask.shape[-2] == 1:
-        return mask
-    return torch.cat([mask, mask[..., -1:, :].expand(*mask.shape[:2], more, -1)], -2)
+        for site in self.sites:
+            tuner = call.tuners.get(site.name)
+            if tuner is None or tuner.reads == "output":
+                continue
+            x = first_tensor(args) if args else kwargs["hidden_states"]
+            assert x is not None
+            if site.name not in call.carried:
+                call.carried[site.name] = delta_at(x, tuner, call, site)
+            x = x + call.carried[site.name]
+            if args:
+                args = (x, *args[1:])
+            else:
+                kwargs = {**kwargs, "hidden_states": x}
+        return args, kwargs
 
 
 @dataclass(frozen=True)
-class Bias:
-    """Notes the relative-position bias that an attention returns beside its output (T5)."""
+class Inside:
+    """Adds what a tuner makes of OP's own output, before the gate that follows OP."""
 
+    after: ClassVar[bool] = True
     slot: str
-    path: str
+    sites: tuple[Site, ...]
 
-    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook."""
         call: Call | None = current(self.slot)
-        if call is not None and self.path in call.given:
-            call.given[self.path] = call.given[self.path]._replace(bias=returned_bias(output))
+        if call is None:
+            return output
+        for site in self.sites:
+            tuner = call.tuners.get(site.name)
+            if tuner is not None and tuner.reads == "output":
+                call.entered.pop(site.name, None)
+                y = first_tensor(output)
+                assert y is not None
+                total = tuner.added(y, y)
+                output = replaced(output, lambda _: total)  # noqa: B023
+                call.reached.add(site.name)
+        return output
 
 
 @dataclass(frozen=True)
 class Leave:
     """Adds the tuner's delta where the operation's output meets the stream, and keeps taps."""
 
+    after: ClassVar[bool] = True
     slot: str
     sites: tuple[Site, ...]
 
@@ -192,25 +224,27 @@ class Leave:
                 call.counts[site.name] = count + 1
                 if count % site.calls != site.nth:
                     continue
-            if site.name in call.tuners:
+            if site.name in call.tuners and not (
+                site.gated and call.tuners[site.name].reads == "output"
+            ):
                 tuner = call.tuners[site.name]
-                output = _added(output, tuner, call, site)
+                output = added_at(output, tuner, call, site)
                 call.reached.add(site.name)
-            if site.op == "block":
+            if site.op in ("block", "stage"):
                 names = (site.name, "last") if site.name == call.last else (site.name,)
                 for tap in names:
                     if tap in call.needs.taps:
-                        kept = first_tensor(output)
+                        kept = stream_in(output, site.part)
                         assert kept is not None
                         call.keep(tap, kept, site.channels_first)
                 if site.name == call.last and call.appended:
-                    output = _replaced(output, lambda t: t[:, : -call.appended])  # noqa: B023
+                    output = replaced(output, lambda t: t[:, : -call.appended], site.part)  # noqa: B023
                     call.appended = 0
                 if site.name == call.last and call.bypass is not None:
                     mask = call.mask(call.kept[site.name])
-                    state = call.bypass(Features(call.kept, _no_readout, mask))
+                    state = call.bypass(Features(call.kept, _no_readout, mask, call.time))
                     state = state.movedim(-1, 1) if site.channels_first else state
-                    output = _replaced(output, lambda _: state)  # noqa: B023
+                    output = replaced(output, lambda _: state, site.part)  # noqa: B023
         return output
 
 
@@ -229,41 +263,3 @@ def _refuse_recomputation(hook: Leave) -> None:
             fix="switch it off and call host.checkpoint(), which keeps the tuners; "
             "or host.release() if no task is trained any more",
         )
-
-
-def _added(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
-    y = first_tensor(output)
-    assert y is not None
-    entered = call.entered.pop(site.name)
-    x = y if tuner.reads == "output" or site.changes else entered
-    if site.channels_first:
-        x, y = x.movedim(1, -1), y.movedim(1, -1)
-    grid = y.shape
-    if y.dim() > 3 and not tuner.needs_grid:
-        x, y = x.flatten(1, -2), y.flatten(1, -2)
-    view = call.views.get(site.name) if tuner.needs_view else None
-    if view is not None and view.maps.module in call.given:
-        view = view.during(call.given[view.maps.module])
-    try:
-        with real_tokens(call.mask(x, appended=True)) if tuner.mixes_tokens else nullcontext():
-            total = tuner.added(y, x, view)
-    except TunerShapeError as error:
-        where = f"{error.where} at {site.name}"
-        raise TunerShapeError(error.what, where=where, found=error.found, fix=error.fix) from None
-    total = total.reshape(grid)
-    if site.channels_first:
-        total = total.movedim(-1, 1)
-    return _replaced(output, lambda _: total)
-
-
-def _replaced(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same output with its first tensor changed."""
-    if isinstance(output, Tensor):
-        return change(output)
-    if isinstance(output, tuple):
-        return (change(output[0]), *output[1:])
-    if isinstance(output, list):
-        return [change(output[0]), *output[1:]]
-    name = next(k for k, v in output.items() if isinstance(v, Tensor))
-    output[name] = change(output[name])
-    return output

@@ -25,12 +25,14 @@ class Extractor(nn.Module):
         model: The network; of an engine what is left of it in PyTorch, its final norm.
         sites: Where it was tapped, and of a host where it can be tuned.
         readout_rule: How its last stream becomes a feature.
+        has_time: Whether it is given time steps: whether it is a diffusion model.
         padded: Whether it takes a padding mask: its tokens are a sequence, not a grid.
     """
 
     model: nn.Module
     sites: Sites
     readout_rule: Readout
+    has_time: bool = False
     padded: bool = False
 
     @property

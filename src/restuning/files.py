@@ -220,6 +220,8 @@ def _write(path: Path, text: str) -> None:
 def _card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:
     figures = "".join(f"| {k} | {v} |\n" for k, v in results.items())
     base = _base_model(backbone)
+    use = _IMAGE_USE if backbone.startswith("diffusers:") else _USE
+    use = use.format(backbone=backbone.removeprefix("diffusers:"), name=name)
     return f"""---
 library_name: restuning
 tags: [res-tuning, {"bypass" if task.bypass is not None else "inline"}]
@@ -230,19 +232,33 @@ A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
 {task.tuner_parameters():,} parameters without the head, {task.trainable_parameters():,} with it.
 
 ```python
-import restuning
+{use}```
+{f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
+
+
+_USE = """import restuning
 backbone = restuning.load_backbone("{backbone}")
 host = backbone.host()
 task = restuning.load("{name}", host)
 logits = restuning.Tuned(host, task)(images)  # for texts: (**tokens)
-```
-{f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
+"""
+
+_IMAGE_USE = """import restuning
+from restuning.backbones.diffusion import load_text_to_image
+
+parts = load_text_to_image("{backbone}")
+args, kwargs = parts.example
+host = restuning.Host(parts.denoiser, *args, **kwargs)
+task = restuning.load("{name}", host)
+with host.using(task):
+    images = parts.pipeline("a prompt").images
+"""
 
 
 def _base_model(backbone: str) -> str:
     """The backbone's name on the hub; empty where it has none, for the hub refuses other names."""
     source, _, name = backbone.partition(":")
-    if source == "hf" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if source in ("hf", "diffusers") and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return name
     # timm's repositories are named after architecture and weights.
     return f"timm/{name}" if source == "timm" and re.fullmatch(r"\w+\.\w+", name) else ""

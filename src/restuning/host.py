@@ -17,22 +17,23 @@ from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError
 from restuning.bypass import Bypass, Features, Needs
-from restuning.call import Beside, Bias, Enter, Leave, Padding, around, place_of_mask
+from restuning.call import Clock, Padding
 from restuning.extractor import Extractor
 from restuning.fingerprint import device_of, fingerprint, weights_digest
+from restuning.hooks import hooks_of
 from restuning.recompute import checkpoint_blocks
 from restuning.record import Call, check, forget, idle, in_use, roll_call, rows_of
 from restuning.sites import (
     Finder,
     LentMaps,
     Readout,
-    Site,
     Sites,
     StageFinder,
+    first_tensor,
     keep_backward,
-    returns_bias,
     telling,
 )
+from restuning.spread import Spread
 from restuning.tuners import Tuner
 
 
@@ -127,36 +128,14 @@ class Host(Extractor):
         self._register()
 
     def _register(self) -> None:
-        enters: dict[str, list[Site]] = {}
-        leaves: dict[str, list[Site]] = {}
-        for site in self.sites.values():
-            enters.setdefault(site.enter, []).append(site)
-            leaves.setdefault(site.leave, []).append(site)
-        stems = {site.enter: (tap, site) for tap, site in self.sites.stems.items()}
-        for path in stems:
-            enters.setdefault(path, [])
-        self.padded = False
-        for path in dict.fromkeys(p for stem in stems for p in around(stem)):
-            place = place_of_mask(self.model.get_submodule(path))
-            if place is not None:
-                self.padded = True
-                self.model.get_submodule(path).register_forward_pre_hook(
-                    Padding(self._slot, place, not path), with_kwargs=True
-                )
-        for path, sites in enters.items():
-            tap, first = stems.get(path, ("", None))
-            self.model.get_submodule(path).register_forward_pre_hook(
-                Enter(self._slot, tuple(sites), tap, first), with_kwargs=True
-            )
-        attentions = [s for s in self.sites.values() if s.op in ("mha", "cross")]
-        for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):
+        for path, hook in hooks_of(self._slot, self.model, self.sites):
             module = self.model.get_submodule(path)
-            relative = returns_bias(module)
-            module.register_forward_pre_hook(Beside(self._slot, path, relative), with_kwargs=True)
-            if relative:
-                module.register_forward_hook(Bias(self._slot, path))
-        for path, sites in leaves.items():
-            self.model.get_submodule(path).register_forward_hook(Leave(self._slot, tuple(sites)))
+            self.padded |= isinstance(hook, Padding)
+            self.has_time |= isinstance(hook, Clock)
+            if hook.after:
+                module.register_forward_hook(hook)
+            else:
+                module.register_forward_pre_hook(hook, with_kwargs=True)
 
     @property
     def device(self) -> torch.device:
@@ -220,6 +199,36 @@ class Host(Extractor):
         call.own(output, self.readout_rule, self.readout)
         return call.features(self.readout), output
 
+    def beside(
+        self, bypasses: Sequence[Any], *args: Any, base: bool = True, **kwargs: Any
+    ) -> Tensor:
+        """Predictions of a diffusion model and of k bypasses beside it, from one forward of it.
+
+        Returns `1+k ...` of the backbone's output, or `k ...` without `base`. Only what follows
+        the last block runs k times.
+
+        Args:
+            bypasses: `task.bypass` of bypass tasks without a head.
+            args: The backbone's input.
+            base: Whether the backbone's own prediction goes first.
+            kwargs: The backbone's input by keyword.
+
+        Raises:
+            MapsError: The backbone is no diffusion model.
+        """
+        if not self.has_time:
+            raise MapsError(
+                "predictions side by side are made by diffusion models",
+                found=f"{type(self.model).__name__}, whose forward takes no timestep",
+                fix="use Bank(tasks)(host.features(x, keep=...))",
+            )  # fmt: skip
+        spread = Spread(bypasses, base=base)
+        call = Call({}, Needs(spread.taps), self._views, self._last, spread)
+        with in_use(self._slot, call):
+            output = self.model(*args, **kwargs)
+        roll_call(call)
+        return first_tensor(output)  # type: ignore[return-value]
+
     @contextmanager
     def using(self, task: Any) -> Iterator[None]:
         """Every forward of the backbone in this thread and block uses the task.
@@ -229,7 +238,8 @@ class Host(Extractor):
         then read. None switches a task off. Do not hold it across an `await`.
 
         Args:
-            task: An inline task, or a bypass task without a head; or None.
+            task: An inline task, or a bypass task without a head; several of them as a `Blend` or
+                as `Rows`; or None.
 
         Raises:
             MapsError: The task is a bypass with a head, which reads a state of its own.

@@ -127,7 +127,7 @@ class MixingBypass(nn.Module):
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
         return {
-            "kind": "mixing", "taps": list(self.taps), "dims": list(self.dims),
+            "network": "mixing", "taps": list(self.taps), "dims": list(self.dims),
             "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]
             "pool": {"token": self.pool.token, "grid": self.pool.grid},
             "drop_path": self.drop_path,

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from restuning._errors import MapsError, SiteNotReachedError
-from restuning.bypass import Bypass, Features, Needs
+from restuning.bypass import Features, Needs
 from restuning.sites import (
     Given,
     LentMaps,
@@ -26,6 +26,7 @@ from restuning.sites import (
     one_token,
     vector_of,
 )
+from restuning.spread import Spread
 from restuning.tuners import Tuner
 
 _local = threading.local()
@@ -41,23 +42,25 @@ class Call:
         needs: What to keep.
         views: Attention maps by site name.
         last: Name of the last tap.
-        bypass: Whose state takes the place of the last stream.
+        bypass: Whose state takes the place of the last stream: a bypass, or several (`Spread`).
         rows: Inputs in the batch; 0 where that is the stream's first axis.
     """
 
     def __init__(
         self, tuners: Mapping[str, Tuner], needs: Needs, views: Mapping[str, LentMaps], last: str,
-        bypass: Bypass | None = None, rows: int = 0,
+        bypass: Any = None, rows: int = 0,
     ) -> None:  # fmt: skip
         self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
         self.bypass, self.rows = bypass, rows
         self.entered: dict[str, Tensor] = {}
+        self.carried: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
         self.given: dict[str, Given] = {}
         self.counts: dict[str, int] = {}
         self.reached: set[str] = set()
         self.appended = 0
         self.real: Tensor | None = None
+        self.time: Tensor | None = None
         self.cache: Any = None
         self.lends = any(t.needs_view or t.appends for t in tuners.values())
         self.looks_ahead = any(t.looks_ahead for t in tuners.values()) or (
@@ -67,7 +70,7 @@ class Call:
     def again(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
         call = Call(self.tuners, Needs(()), self.views, self.last, rows=self.rows)
-        call.real = self.real
+        call.real, call.time = self.real, self.time
         return call
 
     def mask(self, stream: Tensor, *, appended: bool = False) -> Tensor | None:
@@ -124,7 +127,8 @@ class Call:
         """What was kept, with the readout on loan and the mask of the last stack."""
         last = next(reversed(self.kept.values()), None)
         whole = self.needs.tokens == "all" and last is not None
-        return Features(self.kept, readout, self.mask(last) if whole else None)  # type: ignore[arg-type]
+        mask = self.mask(last) if whole else None  # type: ignore[arg-type]
+        return Features(self.kept, readout, mask, self.time)
 
 
 def rows_of(args: tuple, kwargs: Mapping[str, Any]) -> int:
@@ -147,6 +151,8 @@ def in_use(slot: str, call: Call | None) -> Iterator[None]:
         yield
     finally:
         setattr(_local, slot, before)
+        if call is not None and isinstance(call.bypass, Spread):
+            call.bypass.close()
 
 
 def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentMaps]) -> None:

@@ -13,6 +13,7 @@ from restuning.bypass import Bypass, Needs, Plan, readout_of, tokens_of
 from restuning.mixing import MixingBypass
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
+from restuning.unet_bypass import UNetBypass
 
 
 class Task(nn.Module):
@@ -35,7 +36,7 @@ class Task(nn.Module):
         self,
         *,
         tuners: Mapping[str, Tuner] | None = None,
-        bypass: Bypass | MixingBypass | None = None,
+        bypass: Bypass | MixingBypass | UNetBypass | None = None,
         weights: Mapping[str, Tensor] | None = None,
         head: nn.Linear | None = None,
         pool: str | None = None,
@@ -186,12 +187,12 @@ class Task(nn.Module):
             ) from None
 
 
-def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass:
-    """The side network that a spec describes; the paper's where it names no kind."""
-    kinds = {None: Bypass, "mixing": MixingBypass}
-    if spec.get("kind") not in kinds:
+def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass | UNetBypass:
+    """The side network that a spec describes; the paper's where it names none."""
+    kinds = {None: Bypass, "mixing": MixingBypass, "unet": UNetBypass}
+    if spec.get("network") not in kinds:
         raise FormatError(
-            "no bypass of this kind", found=repr(spec.get("kind")),
+            "no bypass of this kind", found=repr(spec.get("network")),
             fix="read it with the library version that wrote it",
         )  # fmt: skip
-    return kinds[spec.get("kind")].from_spec(spec)
+    return kinds[spec.get("network")].from_spec(spec)

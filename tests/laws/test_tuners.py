@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from restuning import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, Sum, Tuner
-from restuning.tuners import ContextAdapter, ConvAdapter, LowRankAttention, from_spec, kinds
+from restuning.tuners import (
+    ContextAdapter,
+    ConvAdapter,
+    FilmAdapter,
+    LowRankAttention,
+    at_time,
+    from_spec,
+    kinds,
+)
 
 SAMPLES = {
     "res_adapter": lambda: ResAdapter(16, rank=3),
@@ -19,9 +27,16 @@ SAMPLES = {
     "conv_adapter": lambda: ConvAdapter(16, rank=3, prefix=1),
     "low_rank_attention": lambda: LowRankAttention(16, rank=4, heads=2),
     "context_adapter": lambda: ContextAdapter(16, rank=3),
+    "film_adapter": lambda: FilmAdapter(16, rank=3, zero=False),
     "drop_path": lambda: DropPath(ResAdapter(16, rank=3), 0.5),
 }
 OTHER_SHAPE = {"stem_prompt"}  # appends tokens, is no delta
+
+
+@pytest.fixture(autouse=True)
+def _some_time():
+    with at_time(torch.tensor([300.0])):
+        yield
 
 
 @pytest.fixture(params=sorted(set(kinds()) - OTHER_SHAPE))

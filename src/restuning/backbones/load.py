@@ -15,6 +15,7 @@ from torch import nn
 
 from restuning._errors import BackboneError, EngineError, UnknownNameError, require
 from restuning.backbones.backbone import Backbone
+from restuning.backbones.diffusion import load_text_to_image
 from restuning.backbones.engines.open import OPENERS, opened
 from restuning.backbones.forms import COMPILE, apply, split
 from restuning.backbones.pairs import clip_parts, image_preprocessing, openclip_parts
@@ -35,6 +36,7 @@ SCHEMES = {
     "openclip:local-dir:FOLDER",
     "onnx:FILE, openvino:FILE, pt2:FILE": "an engine that `restuning engine export` wrote",
     "NAME+int8, NAME+nf4, NAME+compile": "a PyTorch backbone quantised, or compiled",
+    "diffusers:NAME": "the denoiser of a text-to-image pipeline, a folder or a hub name",
 }
 PAIRS = {"clip": clip_parts, "openclip": openclip_parts}
 
@@ -57,6 +59,7 @@ def load_backbone(
     """
     loaders: dict[str, Callable[[str, bool], Backbone]] = {
         "timm": _timm, "hf": _hf, "torchvision": _torchvision,
+        "diffusers": _diffusers,
     }  # fmt: skip
     if weights is not None and not Path(weights).is_file():
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
@@ -228,6 +231,17 @@ def _hf(name: str, fetch: bool) -> Backbone:
     preprocessing = image_preprocessing(hf, name, config.image_size, (half, half))
     example = torch.zeros(1, 3, *preprocessing.size)
     return Backbone("", model, (example,), {}, preprocessing)
+
+
+def _diffusers(name: str, fetch: bool) -> Backbone:
+    if not fetch:
+        raise BackboneError(
+            "a pipeline is loaded with its own weights", where=f"diffusers:{name}",
+            fix="give a folder that pipeline.save_pretrained wrote, without --random and --weights",
+        )  # fmt: skip
+    parts = load_text_to_image(name)
+    example, named = parts.example
+    return Backbone("", parts.denoiser, example, dict(named))
 
 
 def _torchvision(name: str, fetch: bool) -> Backbone:

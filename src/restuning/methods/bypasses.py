@@ -11,20 +11,27 @@ from torch import nn
 from restuning._errors import NoSitesError, UnknownNameError
 from restuning.bypass import Bypass
 from restuning.extractor import Extractor
-from restuning.methods.method import PAPER, Method, Options, adapter, dropped
+from restuning.methods.method import PAPER, Method, Options, adapter, dropped, film_adapter
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import Scaled, Tuner
+from restuning.unet_bypass import UNetBypass
 
 
 def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
     def build_task(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         def plan(site: Site) -> Tuner:
-            tuner: Tuner = adapter(site, options)
+            film = options.get("film", host.has_time)
+            tuner: Tuner = (film_adapter if film else adapter)(site, options)
             form = options.get("scale", "none")
             return dropped(tuner if form == "none" else Scaled(tuner, form), options)
 
         rule = host.readout_rule
+        if head is None and any(s.op == "stage" for s in host.sites.values()):
+            return Task(bypass=UNetBypass.plan(
+                host.sites, plan if horizontal else None, plan if vertical else None,
+                kernel=options.get("kernel", 1), form=options.get("form", "correct"),
+            ))  # fmt: skip
         # Without head and readout the state takes the place of the last stream, not of a feature.
         pool = options.get("pool") or (None if head is None else rule.pool)
         own = rule.dim if pool == "own" else None

@@ -27,13 +27,13 @@ def parsed(name: str) -> tuple[str, dict[str, str]]:
     combination: dict[str, str] = {}
     for part in match[1].split(","):
         op, _, kind = part.strip().partition("=")
-        if op not in ("mha", "ffn", "block") or kind not in _KINDS or op in combination:
+        if op not in ("mha", "cross", "ffn", "block") or kind not in _KINDS or op in combination:
             raise UnknownNameError(
                 "not a combination of Res-Tuners",
                 where=name,
                 found=part.strip() or "nothing",
-                fix="write e.g. res-tuning[mha=prompt,ffn=adapter]; operations mha, ffn, block, "
-                "tuners adapter, prefix, prompt",
+                fix="write e.g. res-tuning[mha=prompt,ffn=adapter]; operations mha, cross, ffn, "
+                "block, tuners adapter, prefix, prompt",
             )
         combination[op] = kind
     return "res-tuning", combination
@@ -48,9 +48,11 @@ def prefix(site: Site, options: Options) -> Tuner:
 
 
 def prompt(site: Site, options: Options) -> Tuner:
-    """A Res-Prompt with the layer's heads."""
-    return ResPrompt(site.dim, length=options.get("rank", RANK), query=options.get("query", "mha"),
-                     heads=_heads(site))  # fmt: skip
+    """A Res-Prompt with the layer's heads, of tokens of the sequence that the layer reads."""
+    query = options.get("query", "mha")
+    text = site.maps.context if site.maps is not None and query == "mha" else 0
+    return ResPrompt(site.dim, length=options.get("rank", RANK), query=query, heads=_heads(site),
+                     width=text or None)  # fmt: skip
 
 
 _KINDS = {"adapter": adapter, "prefix": prefix, "prompt": prompt}

@@ -8,7 +8,7 @@ from typing import Any
 
 from restuning.sites import Site
 from restuning.task import Task
-from restuning.tuners import DropPath, ResAdapter, Tuner
+from restuning.tuners import DropPath, FilmAdapter, ResAdapter, Tuner
 
 PAPER = "Jiang et al. 2023, arXiv 2310.19859"
 RANK = 10
@@ -17,6 +17,8 @@ RANK = 10
 Options = dict[str, Any]
 COMMON = frozenset({"rank", "scale", "zero", "query", "layers", "drop_path", "pool", "residual"})
 """Options of every method; see `build`."""
+OVER_TIME = frozenset({"film", "time_scale", "kernel", "form"})
+"""Options on diffusion models; see `build`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,14 @@ class Method:
 def adapter(site: Site, options: Options) -> Tuner:
     """A Res-Adapter of the site's width."""
     return ResAdapter(site.dim, rank=options.get("rank", RANK), zero=options.get("zero", True))
+
+
+def film_adapter(site: Site, options: Options) -> Tuner:
+    """A Res-Adapter that knows the time step of a diffusion model."""
+    return FilmAdapter(
+        site.dim, rank=options.get("rank", RANK), zero=options.get("zero", True),
+        time_scale=options.get("time_scale", 1.0),
+    )  # fmt: skip
 
 
 def dropped(tuner: Tuner, options: Options) -> Tuner:

@@ -17,7 +17,7 @@ from restuning.extractor import Extractor
 from restuning.heads import head_of
 from restuning.host import Host
 from restuning.methods import bypasses, combined, embedded, ours, weights
-from restuning.methods.method import COMMON, Method
+from restuning.methods.method import COMMON, OVER_TIME, Method
 from restuning.sites import POOLS
 from restuning.task import Task
 
@@ -35,8 +35,8 @@ def build(
     """Build a task by the name of its method.
 
     Args:
-        name: A name of `names()`, or `res-tuning[mha=...,ffn=...,block=...]` with adapter, prefix
-            or prompt.
+        name: A name of `names()`, or `res-tuning[mha=...,cross=...,ffn=...,block=...]` with
+            adapter, prefix or prompt.
         host: The frozen backbone; an engine for methods that run beside it.
         num_classes: Width of a new linear head; None for no head.
         head: A head that is there already, e.g. of a text tower; it is copied. A bypass is then
@@ -47,6 +47,8 @@ def build(
             `scale` (a form of `Scaled`), `zero` (start as no change: the default wherever it costs
             no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
+            On diffusion models also: `film` (tuners of a bypass know the time step: the default),
+            `time_scale` (see `FilmAdapter`), `kernel` and `form` (see `UNetBypass`).
 
     Raises:
         UnknownNameError: No such method, tuner, option or readout.
@@ -64,7 +66,7 @@ def build(
             found=f"did you mean {' or '.join(near)}?" if near else "",
             fix=f"one of: {', '.join(METHODS)}",
         )
-    known = COMMON.union(METHODS[base].takes)
+    known = COMMON.union(METHODS[base].takes, OVER_TIME if host.has_time else ())
     if options.keys() - known:
         raise UnknownNameError(
             "no such option",

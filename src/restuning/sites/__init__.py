@@ -21,3 +21,4 @@ from restuning.sites.site import Site as Site
 from restuning.sites.site import Sites as Sites
 from restuning.sites.stages import StageFinder as StageFinder
 from restuning.sites.stages import telling as telling
+from restuning.sites.sums import stream_in as stream_in

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-ROWS: dict[tuple[str, str], dict[str, str]] = {
-    # The gated branch of adaLN blocks: the sum is `x + gate * attn(...)`, the gate no module.
-}
+ROWS: dict[tuple[str, str], dict[str, str]] = {}
 
 
 def declared_sites(block: str, path: str) -> dict[str, dict[str, Any]]:

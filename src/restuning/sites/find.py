@@ -16,29 +16,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
+from restuning.sites.decoder import Held, decoder_stages, stage_paths
 from restuning.sites.families import declared_sites
+from restuning.sites.gated import gated_sums
 from restuning.sites.given import CONTEXT, given, returned_bias, returns_bias
 from restuning.sites.linear import is_linear
-from restuning.sites.maps import Maps
+from restuning.sites.operations import Operations
 from restuning.sites.pooling import ReadoutListener
-from restuning.sites.prove import propose, prove
 from restuning.sites.readout import Readout
 from restuning.sites.residual import is_residual
-from restuning.sites.site import Op, Site, Sites
+from restuning.sites.site import Site, Sites
 from restuning.sites.stacks import is_hierarchy, parts
 from restuning.sites.sums import (
-    ATTENTION,
-    FFN,
-    NORM,
     Heard,
     equal,
     first_tensor,
     is_conv,
-    kind_of,
     layout_of,
-    operation,
-    outermost,
-    sums,
+    part_of,
+    stream_in,
 )
 
 
@@ -68,6 +64,7 @@ class Finder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.readout = ReadoutListener(model)
+        self.operations = Operations(model)
         self.layers: list[_Layer] = []
         self.plain: list[_Layer] = []
         self.clock = 0
@@ -82,6 +79,8 @@ class Finder:
             and next(child.children(), None) is not None
         }
         self.candidates -= parts(model, self.candidates)
+        self.held = stage_paths(model)
+        self.ran: list[Held] = []
 
     def enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A module is about to run."""
@@ -97,6 +96,7 @@ class Finder:
             self.open.append(_Open(path, x, x.clone()))
         call = Heard(path, module, self.clock, None)
         call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
+        call.alone = len(args) + sum(v is not None for v in kwargs.values()) == 1
         if self._listening:
             call.given = given(module, args, kwargs)
             # Clones, because a later in-place operation would change what was seen.
@@ -108,10 +108,16 @@ class Finder:
         self.clock += 1
         call = self.stack.pop()
         call.end = self.clock
-        y = first_tensor(output)
+        block = self.open[-1] if self.open and self.open[-1].path == path else None
+        call.part = part_of(output, block.entered) if block is not None else None
+        y = stream_in(output, call.part)
         y = y.detach() if y is not None and y.is_floating_point() else None
+        if path in self.held and y is not None and y.dim() == 4:
+            self.ran.append(Held(path, y))
         if self._listening:
             call.left = None if y is None else y.clone()
+            # Tokens of both sequences in one attention: each reads itself and the other.
+            call.cross = call.cross and not _joint(output, call.given.context)
             if returns_bias(call.module):
                 call.given = call.given._replace(bias=returned_bias(output))
         for block in self.open:
@@ -145,6 +151,7 @@ class Finder:
                 fix="give them yourself: Host(model, x, sites=Sites.declare([Site(...), ...]))",
             )
         sites = self._numbered()
+        stages = decoder_stages(self.ran, [s for s in sites if s.op == "block"])
         causal = any(
             (s.maps is not None and s.maps.causal)
             or getattr(self.model.get_submodule(s.module), "is_causal", False) is True
@@ -156,7 +163,7 @@ class Finder:
         )
         if sites[-1].op == "block" and readout.proof == "exact":
             sites[-1] = replace(sites[-1], proof="residual")
-        return Sites(sites), readout
+        return Sites([*sites, *stages]), readout
 
     def _numbered(self) -> list[Site]:
         """Blocks of a class whose sums were seen only later are put where they ran."""
@@ -187,7 +194,7 @@ class Finder:
         calls = sorted((c for c in block.calls if c is not own), key=lambda c: c.end)
         found: list[Site] = []
         if own.left.numel() == block.stream.numel():
-            found = self._operations(block.stream, own, calls)
+            found = self.operations.of(block.stream, own, calls)
         kind = type(own.module)
         rows = declared_sites(kind.__name__, block.path)
         found = [replace(s, **rows.get(s.op, {})) for s in found]
@@ -195,13 +202,14 @@ class Finder:
         _, dim_in = layout_of(block.stream, own.module, [own, *calls])
         # A first activation in place leaves nothing of the stream that a tuner could still read.
         changes = own.left.shape != block.stream.shape or not equal(block.entered, block.stream)
-        site = self._site("block", block.path, block.path, own, [own, *calls], "shape")
-        site = replace(site, changes=changes, dim_in=dim_in, **rows.get("block", {}))
+        site = self.operations.site("block", block.path, block.path, own, [own, *calls], "shape")
+        site = replace(site, changes=changes, dim_in=dim_in, part=own.part, **rows.get("block", {}))
         # A layer lends its maps to all its sites: queries of FFN and block tuners come from there.
-        found = [s if s.op == "cross" else replace(s, maps=maps) for s in [*found, site]]
+        gated = any(s.gated for s in found)
+        found = [s if s.op == "cross" or gated else replace(s, maps=maps) for s in [*found, site]]
         layer = _Layer(own.start, kind, found)
         named = kind not in _CONTAINERS
-        if len(found) > 1 or is_residual(calls, own) or (
+        if len(found) > 1 or is_residual(calls, own) or gated_sums(calls, own, block.stream) or (
             named and any(kind is known.kind for known in self.layers)
         ):  # fmt: skip
             self.layers.append(layer)
@@ -211,85 +219,16 @@ class Finder:
             self.plain.append(layer)
         return False
 
-    def _operations(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:
-        found_sums = sums([own, *calls], own)
-        found: list[Site] = []
-        since = 0
-        for start, entered, branch in found_sums:
-            inside = [c for c in calls if c.start >= max(start, since) and c.end <= branch.end]
-            since = branch.end
-            op, module = operation(inside)
-            if op is None or module is None or entered.entered is None:
-                continue
-            if op in {s.op for s in found}:
-                continue
-            maps = None
-            if op in ("mha", "cross"):
-                maps = self._maps(module, entered.entered, inside, calls, own, branch)
-            same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
-            site = self._site(op, entered.path, module.path, branch, calls, "residual")
-            found.append(replace(site, nth=same.index(branch), calls=len(same), maps=maps))
-        for op, pattern in (("mha", ATTENTION), ("ffn", FFN)):
-            fallback = outermost(calls, pattern)
-            if fallback is None or op in {s.op for s in found} or fallback.left is None:
-                continue
-            if fallback.entered is None or [c.path for c in calls].count(fallback.path) > 1:
-                continue
-            if not fallback.entered.numel() == fallback.left.numel() == stream.numel():
-                continue
-            before = [
-                c
-                for c in calls
-                if c.left is not None
-                and NORM.search(kind_of(c.module))
-                and equal(c.left, fallback.entered)
-                and c.entered is not None
-            ]
-            enter = before[0].path if before else fallback.path
-            found.append(self._site(op, enter, fallback.path, fallback, calls, "shape"))  # type: ignore[arg-type]
-        return found
-
-    def _site(
-        self, op: Op, enter: str, module: str, leave: Heard, calls: list[Heard], proof: Any
-    ) -> Site:
-        """One site, without its layer, which is known at the end."""
-        left = leave.left
-        assert left is not None
-        layout, dim = layout_of(left, self.model.get_submodule(module), calls)
-        return Site(op, op, 0, dim, enter, module, leave.path, layout=layout, proof=proof)
-
-    def _maps(
-        self, module: Heard, stream: Tensor, inside: list[Heard], calls: list[Heard], own: Heard,
-        leave: Heard,
-    ) -> Maps | None:  # fmt: skip
-        # A post-norm attention ends after its own sum; then only its inner part is in the branch.
-        parent = module.path.rpartition(".")[0]
-        proposal = propose(self.model, module.path) or (
-            propose(self.model, parent) if parent != own.path else None
-        )
-        if proposal is None:
-            return None
-        norm = next(
-            (
-                c
-                for c in sorted(inside, key=lambda c: c.start)
-                if NORM.search(kind_of(c.module))
-                and c.end < module.start
-                and c.entered is not None
-                and equal(c.entered, stream)
-            ),
-            None,
-        )
-
-        def heard(path: str) -> Heard | None:
-            return next((c for c in [*calls, own] if c.path == path), None)
-
-        maps = replace(proposal, norm=norm.path if norm else "")
-        return prove(self.model, maps, heard, leave)
-
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Their class says nothing about what they compute."""
+
+
+def _joint(output: Any, context: Tensor | None) -> bool:
+    others = output[1:] if isinstance(output, tuple) else ()
+    return context is not None and any(
+        isinstance(t, Tensor) and t.shape == context.shape for t in others
+    )
 
 
 def _inside(path: str, other: str) -> bool:

@@ -37,6 +37,7 @@ class Maps:
         head_dim: Width e of a head.
         rope: Rotary positions: "" for none, "half" or "interleaved".
         direct: Whether W_o's output meets the stream as it is, with no LayerScale or norm between.
+        context: Width of the other sequence, where keys and values are made of one; 0 elsewhere.
     """
 
     form: str
@@ -55,6 +56,7 @@ class Maps:
     head_dim: int = 0
     rope: str = ""
     direct: bool = True
+    context: int = 0
 
     @property
     def key_width(self) -> int:

@@ -137,7 +137,8 @@ def prove(
             if error <= PROOF_TOLERANCE * target.abs().max():
                 same = leave.left is not None and leave.left.numel() == y.numel()
                 direct = same and torch.equal(leave.left.reshape(-1), y.reshape(-1))  # type: ignore[union-attr]
-                return replace(tried, direct=direct)
+                context = 0 if beside.context is None else beside.context.shape[-1]
+                return replace(tried, direct=direct, context=context)
     return None
 
 

@@ -12,7 +12,7 @@ from restuning._errors import NoSitesError
 from restuning.sites.maps import Maps
 from restuning.sites.stacks import starts
 
-Op = Literal["mha", "cross", "ffn", "block"]
+Op = Literal["mha", "cross", "ffn", "block", "stage"]
 Layout = Literal["b n d", "b d n", "b h w d", "b d h w"]
 Proof = Literal["residual", "shape", "declared"]
 
@@ -23,7 +23,8 @@ class Site:
 
     Attributes:
         name: `mha.3`; what files store. Layers count from 1; `block.0` is the embedding output.
-        op: The operation: mha, cross, ffn or block.
+        op: The operation: mha, cross, ffn or block; or stage, a module of a decoder on maps that
+            holds blocks (mid and up blocks of a UNet), numbered by themselves.
         layer: Layer number, 1 to L.
         dim: Width d of the stream here.
         enter: Path of the module whose first input is the stream x.
@@ -35,6 +36,12 @@ class Site:
         changes: Whether a tuner reads OP's output here, because what enters has another width or
             grid (the first block of a stage), or is overwritten in place.
         dim_in: Width of what enters a block, 0 for d.
+        part: Which of the leave module's outputs is the stream (joint blocks of text and image
+            return two); None for the first tensor.
+        gated: Whether a gate that is no module stands between OP and the sum (adaLN); `leave` is
+            then the block, whose output the tuner is added to.
+        via: Where gated: modules that read the stream between this sum and the block's end; the
+            tuner is added to what they read as well.
         proof: "residual": `next == stream + leave output` was seen in one forward (block: what it
             returns is what the next module reads); "shape": only the shapes fit; "declared": given
             by hand or by a row of `families.py`.
@@ -55,6 +62,9 @@ class Site:
     maps: Maps | None = None
     changes: bool = False
     dim_in: int = 0
+    part: int | None = None
+    gated: bool = False
+    via: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -82,7 +92,8 @@ class Site:
     def adds(self) -> str:
         """Where a tuner adds, in words."""
         call = f" (call {self.nth + 1} of {self.calls})" if self.calls > 1 else ""
-        return f"output of {self.leave}{call}"
+        before = "".join(f"input of {path}, " for path in self.via)
+        return f"{before}output of {self.leave}{call}"
 
 
 class Sites(Mapping[str, Site]):
@@ -136,9 +147,13 @@ class Sites(Mapping[str, Site]):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """`block.0` (the embedding output) to `block.L`, with a `start.l` before a decoder."""
+        """`block.0` (the embedding output) to `block.L`, with a `start.l` before a decoder.
+
+        After them `stage.1` to `stage.S`, where there are stages.
+        """
         before = {site.name: tap for tap, site in self.stems.items()}
-        names = [s.name for s in self.values() if s.op == "block"]
+        stages = [s.name for s in self.values() if s.op == "stage"]
+        names = [*(s.name for s in self.values() if s.op == "block"), *stages]
         return tuple(tap for n in names for tap in ([before[n], n] if n in before else [n]))
 
     @property

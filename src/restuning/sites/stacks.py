@@ -32,14 +32,18 @@ def parts(model: nn.Module, candidates: Iterable[str]) -> set[str]:
 
 
 def starts(sites: Iterable[Site]) -> list[int]:
-    """First layers of the stacks: 1, and that of a decoder which reads an encoder across."""
-    crossing = {s.layer for s in sites if s.op == "cross"}
+    """First layers of the stacks: 1, and that of a decoder, every layer of which reads across.
+
+    Elsewhere a layer that reads across stands in the one stack (UNets, gated cross-attention).
+    """
+    known = list(sites)
+    crossing = {s.layer for s in known if s.op == "cross"}
     found, before = [], None
-    for site in sites:
-        if site.op != "block":
-            continue
+    for site in (s for s in known if s.op == "block"):
         container = site.module.rpartition(".")[0]
-        if before is None or (container != before and site.layer in crossing):
+        later = {s.layer for s in known if s.layer >= site.layer}
+        begins = later <= crossing and site.layer == min(crossing)
+        if before is None or (container != before and begins):
             found.append(site.layer)
         before = container
     return found

@@ -38,6 +38,8 @@ class Heard:
     given: Given = Given()  # noqa: RUF009
     end: int = -1
     left: Tensor | None = None
+    part: int | None = None
+    alone: bool = False
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -49,6 +51,34 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, dict):
         return next((t for t in value.values() if isinstance(t, Tensor)), None)
     return None
+
+
+def stream_in(output: Any, part: int | None = None) -> Tensor | None:
+    """The stream among what a module returned: one of its outputs, or the first tensor."""
+    return first_tensor(output) if part is None else output[part]
+
+
+def part_of(output: Any, entered: Tensor | None) -> int | None:
+    """Which output of a block goes on with what entered it; None for the first tensor.
+
+    Blocks of text and image return both streams. The image's is told by its shape and, where texts
+    are as long, by its likeness: a residual stream resembles what entered.
+    """
+    if entered is None or not isinstance(output, (tuple, list)):
+        return None
+    fits = [i for i, t in enumerate(output) if isinstance(t, Tensor) and t.shape == entered.shape]
+    if not fits or output[fits[0]] is first_tensor(output) and len(fits) == 1:
+        return None
+    if len(fits) == 1:
+        return fits[0]
+    flat = entered.detach().flatten().double()
+
+    def likeness(i: int) -> float:
+        other = output[i].detach().flatten().double()
+        return float(flat @ other / (flat.norm() * other.norm()).clamp_min(1e-30))
+
+    best = max(fits, key=likeness)
+    return None if output[best] is first_tensor(output) else best
 
 
 def equal(a: Tensor, b: Tensor) -> bool:

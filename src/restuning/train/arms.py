@@ -173,7 +173,7 @@ class _Arms:
     def _fuses(self, taps: Mapping[str, Tensor]) -> bool:
         bypass = self.template.bypass
         return (
-            bypass is not None
+            isinstance(bypass, Bypass)
             and self.template.head is not None
             and bypass.fuses([taps[name] for name in bypass.taps])
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from restuning._errors import TrainingError
 from restuning.train.settings import FitSettings
@@ -23,7 +24,7 @@ def diverged(
     )
 
 
-def short_of_memory(error: Exception, settings: FitSettings) -> TrainingError:
+def short_of_memory(error: Exception, settings: Any) -> TrainingError:
     """The device has no room for a piece of a batch."""
     return TrainingError(
         "the device is out of memory",

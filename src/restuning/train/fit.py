@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +63,11 @@ def fit(
     settings = FitSettings() if settings is None else settings
     out = Path(out)
     _check(tuned, train, val, settings)
-    with _accelerator(settings, out) as accelerator, own_randomness(), Interrupts() as interrupts:
+    with (
+        accelerated(settings.precision, out, settings.track) as accelerator,
+        own_randomness(),
+        Interrupts() as interrupts,
+    ):
         own_forward = "forward" in vars(tuned)
         model = _placed(tuned, accelerator)
         try:
@@ -102,12 +106,13 @@ def _placed(tuned: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 
 @contextmanager
-def _accelerator(settings: FitSettings, out: Path) -> Iterator[Accelerator]:
+def accelerated(precision: str, out: Path, track: Sequence[str] = ()) -> Iterator[Accelerator]:
+    """Accelerate for one run; the next one may want another precision."""
     ours = not is_initialized()
     try:
         accelerator = Accelerator(
-            mixed_precision=settings.precision,
-            log_with=list(settings.track) or None,
+            mixed_precision=precision,
+            log_with=list(track) or None,
             project_dir=str(out),
             # The backbone is frozen, so its buffers are equal already.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -116,12 +121,12 @@ def _accelerator(settings: FitSettings, out: Path) -> Iterator[Accelerator]:
         if ours:
             AcceleratorState._reset_state()
         raise TrainingError(
-            "Accelerate cannot start", where=f"precision={settings.precision!r}",
+            "Accelerate cannot start", where=f"precision={precision!r}",
             found=str(error).splitlines()[0][:300],
             fix='choose precision="no" or "bf16", or another device',
         ) from None  # fmt: skip
     try:
-        if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        if precision == "fp16" and accelerator.device.type == "cpu":
             # torch would run it, but without the scaling that keeps small gradients above zero.
             raise TrainingError(
                 "fp16 trains on GPUs only",

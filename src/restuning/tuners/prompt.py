@@ -16,12 +16,15 @@ class ResPrompt(AttentionTuner):
 
     The prompt passes the branch's norm first, as every token does, which is what makes the exact
     form equal VPT-deep. It stands at no position: in layers with rotary positions at position 0.
+    At cross-attention the prompt are tokens of the other sequence, which pass no norm there.
 
     Args:
         dim: Width d of the stream.
         length: Number r of prompt tokens. The paper uses 10 in every layer.
         query: "mha" or "stream" (then `Attn(x, x_pro, x_pro)`); see `AttentionTuner`.
         heads: Heads for `query="stream"`.
+        width: Width of a prompt token at cross-attention: that of the other sequence,
+            `site.maps.context`. None is d.
 
     Shape:
         x: `(*b, n, d) -> (*b, n, d)`.
@@ -32,11 +35,19 @@ class ResPrompt(AttentionTuner):
     (gate beta) are dropped as in the figure; exact for VPT-deep, which replaces them each layer.
     """
 
-    def __init__(self, dim: int, *, length: int = 10, query: Query = "mha", heads: int = 1) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        length: int = 10,
+        query: Query = "mha",
+        heads: int = 1,
+        width: int | None = None,
+    ) -> None:
         super().__init__()
-        self.dim, self.length, self.heads = dim, length, heads
+        self.dim, self.length, self.heads, self.width = dim, length, heads, width
         self.query: Query = query
-        self.prompt = nn.Parameter(torch.empty(length, dim))
+        self.prompt = nn.Parameter(torch.empty(length, width or dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -49,7 +60,7 @@ class ResPrompt(AttentionTuner):
             tokens = split_heads(self.prompt, self.heads)
             return tokens, tokens
         lent = required(view, self)
-        tokens = lent.norm(self.prompt)
+        tokens = lent.norm(self.prompt) if self.width is None else self.prompt
         return lent.k(tokens), lent.v(tokens)
 
 

@@ -1,0 +1,186 @@
+"""Latents and text states of captioned images, computed once and kept under a content key.
+
+A text's states are larger than an image's latents, so they are kept once a caption. Latents are
+kept as mean and standard deviation, so that a cached run draws them anew as a live one would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restuning._errors import StoreError
+from restuning.diffusion.pairs import Pairs
+
+SCHEMA = 1
+
+
+class Encoder(Protocol):
+    """What makes numbers of images and captions."""
+
+    def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """`b 3 h w` in -1 to 1 to mean and standard deviation of latents, `b c h w` each."""
+        ...
+
+    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Captions to the denoiser's conditions by name, of b rows and one length."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on: digests of weights and tokenizer, as JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded pairs.
+
+    Attributes:
+        mean, std: Of the latents, `n c h w`.
+        texts: Conditions by name, one row a caption.
+        caption_of: Row of `texts` for every image, `n`.
+        empty: Conditions of the empty caption, of one row.
+        captions: One an image.
+        key: Content key, 16 hexadecimal digits.
+    """
+
+    mean: Tensor
+    std: Tensor
+    texts: Mapping[str, Tensor]
+    caption_of: Tensor
+    empty: Mapping[str, Tensor]
+    captions: tuple[str, ...]
+    key: str
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.caption_of)
+
+    def latents(self, rows: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Latents drawn from their distribution; their mean without a generator."""
+        index = torch.as_tensor(rows)
+        mean = self.mean[index]
+        if generator is None:
+            return mean
+        return mean + self.std[index] * torch.randn(mean.shape, generator=generator)
+
+    def conditions(self, rows: Sequence[int], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        """Conditions of some images, those of the empty caption where `dropped` (`b`) says so."""
+        index = self.caption_of[torch.as_tensor(rows)]
+        found = {}
+        for name, states in self.texts.items():
+            own = states[index]
+            if dropped is not None:
+                wide = dropped.view(-1, *[1] * (own.dim() - 1))
+                own = torch.where(wide, self.empty[name].to(own.dtype), own)
+            found[name] = own
+        return found
+
+
+def encode(
+    pairs: Pairs, encoder: Encoder, size: int, folder: str | Path | None = None, *,
+    batch: int = 16, progress: Callable[[int, int], None] | None = None,
+) -> Encoded:  # fmt: skip
+    """Encode pairs, or read what was encoded before under the same key.
+
+    Args:
+        pairs: Images and captions.
+        encoder: Of the denoiser's pipeline.
+        size: Side of the square that images are cut to, in pixels.
+        folder: Where stores lie, one folder a key; None keeps nothing.
+        batch: Images at once.
+        progress: Told images done and in all.
+
+    Raises:
+        StoreError: A store is damaged, or cannot be written.
+        DataError: An image cannot be read.
+    """
+    facts = {"schema": SCHEMA, "pairs": pairs.digest(), "size": size, **encoder.identity()}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    home = None if folder is None else Path(folder) / key
+    if home is not None and (home / "manifest.json").is_file():
+        return _read(home, pairs, key)
+    means, stds = [], []
+    with torch.no_grad():
+        for start in range(0, len(pairs), batch):
+            rows = range(start, min(start + batch, len(pairs)))
+            mean, std = encoder.images(torch.stack([pairs.image(i, size) for i in rows]))
+            means.append(mean.float().cpu())
+            stds.append(std.float().cpu())
+            if progress is not None:
+                progress(rows[-1] + 1, len(pairs))
+        unique = list(dict.fromkeys(pairs.captions))
+        parts = [encoder.texts(unique[i : i + batch]) for i in range(0, len(unique), batch)]
+        texts = {n: torch.cat([p[n].cpu() for p in parts]) for n in parts[0]}
+        empty = {n: t.cpu() for n, t in encoder.texts([""]).items()}
+    row = {caption: i for i, caption in enumerate(unique)}
+    found = Encoded(
+        torch.cat(means), torch.cat(stds), texts, torch.tensor([row[c] for c in pairs.captions]),
+        empty, pairs.captions, key,
+    )  # fmt: skip
+    if home is not None:
+        _write(home, found, facts)
+    return found
+
+
+def _write(home: Path, found: Encoded, facts: Mapping[str, Any]) -> None:
+    aside = home.with_name(f"{home.name}.{os.getpid()}.partial")
+    tensors = {"mean": found.mean, "std": found.std, "caption_of": found.caption_of}
+    tensors |= {f"text.{n}": t for n, t in found.texts.items()}
+    tensors |= {f"empty.{n}": t for n, t in found.empty.items()}
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        sums = {}
+        for name, tensor in tensors.items():
+            np.save(aside / f"{name}.npy", tensor.numpy())
+            sums[name] = _sum(aside / f"{name}.npy")
+        text = json.dumps({"facts": dict(facts), "files": sums}, indent=1)
+        (aside / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        try:
+            aside.replace(home)
+        except OSError:
+            # Another process has written the same numbers meanwhile.
+            if not (home / "manifest.json").is_file():
+                raise
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise StoreError(
+            "latents and texts could not be kept", where=str(home), found=str(error),
+            fix="free space or give another --store",
+        ) from None  # fmt: skip
+
+
+def _read(home: Path, pairs: Pairs, key: str) -> Encoded:
+    try:
+        files = json.loads((home / "manifest.json").read_text(encoding="utf-8"))["files"]
+        for name, digest in files.items():
+            if _sum(home / f"{name}.npy") != digest:
+                raise ValueError(f"{name}.npy is not what was written")
+        tensors = {n: torch.from_numpy(np.load(home / f"{n}.npy", mmap_mode="c")) for n in files}
+        texts = {n[5:]: t for n, t in tensors.items() if n.startswith("text.")}
+        empty = {n[6:]: t for n, t in tensors.items() if n.startswith("empty.")}
+        return Encoded(tensors["mean"], tensors["std"], texts, tensors["caption_of"], empty,
+                       pairs.captions, key)  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            "a store of latents is damaged", where=str(home), found=str(error)[:200],
+            fix="remove this folder; it is made again",
+        ) from None  # fmt: skip
+
+
+def _sum(file: Path) -> str:
+    whole = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            whole.update(block)
+    return whole.hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""How good a denoiser and its images are: held-out error by time, and distances between sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from restuning._errors import DataError
+from restuning.diffusion.encoded import Encoded
+from restuning.diffusion.objective import Objective
+from restuning.diffusion.sample import Denoiser
+from restuning.train.randomness import mixed
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Squared error of a denoiser's answers, without weights.
+
+    Attributes:
+        mean: Over all.
+        buckets: Over equal parts of time, from hardly noised to pure noise.
+    """
+
+    mean: float
+    buckets: list[float]
+
+
+@torch.no_grad()
+def held_out_error(
+    denoiser: Denoiser, objective: Objective, data: Encoded, *, buckets: int = 10,
+    rows: int | None = None, batch: int = 32, seed: int = 0,
+) -> HeldOut:  # fmt: skip
+    """The error on data that were not trained on, every image at one time of every bucket.
+
+    Noise and times are functions of the seed and the image, so all denoisers meet the same.
+
+    Args:
+        denoiser: To be judged.
+        objective: Its own.
+        data: Held out.
+        buckets: Parts of time.
+        rows: Images at most.
+        batch: Images at once.
+        seed: Of noise and times.
+    """
+    count = min(len(data), rows or len(data))
+    sums = torch.zeros(buckets, dtype=torch.float64)
+    for bucket in range(buckets):
+        for start in range(0, count, batch):
+            index = list(range(start, min(start + batch, count)))
+            draw = torch.Generator().manual_seed(mixed("held out", seed, bucket, start))
+            clean = data.latents(index)
+            noise = torch.randn(clean.shape, generator=draw)
+            share = (bucket + torch.rand(len(index), generator=draw)) / buckets
+            if objective.kind != "flow":
+                assert objective.alphas is not None
+                share = (share * len(objective.alphas)).long().clamp(max=len(objective.alphas) - 1)
+            noised = objective.noised(clean, noise, share)
+            answer = denoiser(noised.sample, noised.time, data.conditions(index))
+            sums[bucket] += (answer - noised.target).square().flatten(1).mean(1).double().sum()
+    means = (sums / count).tolist()
+    return HeldOut(sum(means) / buckets, means)
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """`|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` of two sets of features, `n d` and `m d`.
+
+    Only with Inception's features is it an FID; name it after the features it was taken on.
+
+    Raises:
+        DataError: A set has fewer than two rows.
+    """
+    if min(len(first), len(second)) < 2:
+        raise DataError(
+            "a distance between sets needs sets", found=f"{len(first)} and {len(second)} features",
+            fix="give at least two of each, better thousands",
+        )  # fmt: skip
+    a, b = first.double(), second.double()
+    one, two = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
+    roots = torch.linalg.eigvals(one @ two).real.clamp(min=0).sqrt().sum()
+    mean = (a.mean(0) - b.mean(0)).square().sum()
+    return float((mean + one.trace() + two.trace() - 2 * roots).clamp(min=0))
+
+
+def density_and_coverage(
+    real: Tensor, generated: Tensor, neighbours: int = 5
+) -> tuple[float, float]:
+    """How much of the generated set lies where real ones are, and how much of the real is met.
+
+    Balls around real samples reach their k-th real neighbour. Density is the mean number of balls
+    that a generated sample lies in, over k; coverage the share of balls that hold one.
+
+    Args:
+        real: Features, `n d`.
+        generated: Features, `m d`.
+        neighbours: k; 5 as the authors use it.
+
+    Reference: Naeem et al. 2020, arXiv 2002.09797.
+
+    Raises:
+        DataError: There are not more real samples than neighbours.
+    """
+    if len(real) <= neighbours or not len(generated):
+        raise DataError(
+            "density and coverage need more samples", found=f"{len(real)} real ones, "
+            f"{len(generated)} generated", fix=f"give more than {neighbours} real ones",
+        )  # fmt: skip
+    within = torch.cdist(real.double(), real.double())
+    radius = within.kthvalue(neighbours + 1, dim=1).values
+    inside = torch.cdist(real.double(), generated.double()) < radius[:, None]
+    density = inside.double().sum(0).mean() / neighbours
+    return float(density), float(inside.any(1).double().mean())

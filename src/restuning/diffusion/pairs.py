@@ -1,0 +1,191 @@
+"""Images with captions: a folder, or parquet files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from restuning._errors import DataError, require
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+IMAGE_COLUMNS = ("image", "jpg", "png")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Captions, and where their images are.
+
+    Attributes:
+        names: Of the images, as errors name them.
+        captions: One an image.
+        sources: Paths, or the bytes of a file.
+    """
+
+    names: tuple[str, ...]
+    captions: tuple[str, ...]
+    sources: tuple[Path | bytes, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    def image(self, index: int, size: int) -> Tensor:
+        """One image, its middle square, `3 size size` in -1 to 1.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        source = self.sources[index]
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                image = file.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(
+                "an image cannot be read", where=self.names[index], found=str(error)[:200],
+                fix="repair it or take it out",
+            ) from None  # fmt: skip
+        scale = size / min(image.size)
+        width, height = (max(size, round(s * scale)) for s in image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def digest(self) -> str:
+        """sha256 over captions and images in their order, 16 hexadecimal digits."""
+        whole = hashlib.sha256()
+        for name, caption, source in zip(self.names, self.captions, self.sources, strict=True):
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            for part in (name.encode(), caption.encode(), data):
+                whole.update(len(part).to_bytes(8, "little") + part)
+        return whole.hexdigest()[:16]
+
+
+def load_pairs(path: str | Path) -> Pairs:
+    """Read a folder of images with captions, a parquet file, or a folder of parquet files.
+
+    Captions of a folder stand in `metadata.jsonl` (`{"file_name": ..., "caption": ...}`),
+    `captions.csv` (columns `file_name` and `caption`), or beside each image in a `.txt` of its
+    name. A column may be named caption, text or prompt.
+
+    Raises:
+        DataError: Nothing there, no captions, or a malformed file.
+        MissingExtraError: pyarrow is not installed and the data are parquet.
+    """
+    root = Path(path)
+    if root.is_file() and root.suffix == ".parquet":
+        return _parquet([root])
+    if not root.is_dir():
+        raise DataError(
+            "no images with captions here", where=str(root), found="no folder and no .parquet file",
+            fix="give a folder of images with captions, or parquet",
+        )  # fmt: skip
+    tables = sorted(root.rglob("*.parquet"))
+    if tables:
+        return _parquet(tables)
+    found = list(_named(root))
+    if not found:
+        raise DataError(
+            "no images with captions here", where=str(root),
+            found="neither metadata.jsonl nor captions.csv, and no image with a .txt beside it",
+            fix='write metadata.jsonl: {"file_name": "a.png", "caption": "..."} a line',
+        )  # fmt: skip
+    for file, _ in found:
+        if not file.is_file():
+            raise DataError(
+                "a captioned image is missing", where=str(file),
+                fix="restore it or take its line out",
+            )  # fmt: skip
+    names = tuple(str(f.relative_to(root)) for f, _ in found)
+    return Pairs(names, tuple(c for _, c in found), tuple(f for f, _ in found))
+
+
+def _named(root: Path) -> Iterator[tuple[Path, str]]:
+    lines, table = root / "metadata.jsonl", root / "captions.csv"
+    try:
+        if lines.is_file():
+            text = lines.read_text(encoding="utf-8")
+            for number, line in enumerate(text.splitlines(), 1):
+                if line.strip():
+                    yield _row(root, json.loads(line), f"{lines}:{number}")
+        elif table.is_file():
+            with table.open(encoding="utf-8", newline="") as file:
+                for number, row in enumerate(csv.DictReader(file), 2):
+                    yield _row(root, row, f"{table}:{number}")
+        else:
+            for image in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
+                beside = image.with_suffix(".txt")
+                if beside.is_file():
+                    yield image, beside.read_text(encoding="utf-8").strip()
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(
+            "captions cannot be read", where=str(root), found=str(error)[:200],
+            fix="write UTF-8, one JSON object a line or a csv with a head",
+        ) from None  # fmt: skip
+
+
+def _row(root: Path, row: Any, where: str) -> tuple[Path, str]:
+    name = row.get("file_name") if isinstance(row, dict) else None
+    caption = next((row[c] for c in CAPTION_COLUMNS if isinstance(row, dict) and c in row), None)
+    if not isinstance(name, str) or not isinstance(caption, str):
+        raise DataError(
+            "a line names no image or no caption", where=where, found=str(row)[:120],
+            fix=f"give file_name and one of {', '.join(CAPTION_COLUMNS)}",
+        )  # fmt: skip
+    file = (root / name).resolve()
+    if root.resolve() not in file.parents:
+        raise DataError(
+            "a caption's image lies outside the folder", where=where, found=name,
+            fix="give names relative to the folder",
+        )  # fmt: skip
+    return root / name, caption.strip()
+
+
+def _parquet(files: list[Path]) -> Pairs:
+    parquet = require("pyarrow.parquet", "diffusion", "reading parquet")
+    names, captions, sources = [], [], []
+    for file in files:
+        try:
+            table = parquet.read_table(file)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                "a parquet file cannot be read", where=str(file), found=str(error)[:200],
+                fix="restore it from where it came from",
+            ) from None  # fmt: skip
+        text = next((c for c in CAPTION_COLUMNS if c in table.column_names), None)
+        image = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
+        if text is None or image is None:
+            raise DataError(
+                "a parquet file lacks images or captions", where=str(file),
+                found=f"columns {', '.join(table.column_names[:8])}",
+                fix=f"name them {IMAGE_COLUMNS[0]} and one of {', '.join(CAPTION_COLUMNS)}",
+            )  # fmt: skip
+        pictures, texts = table[image].to_pylist(), table[text].to_pylist()
+        for number, (picture, caption) in enumerate(zip(pictures, texts, strict=True)):
+            data = picture.get("bytes") if isinstance(picture, dict) else picture
+            where = f"{file.name}:{number}"
+            if not isinstance(data, bytes) or not isinstance(caption, str):
+                raise DataError(
+                    "a row holds no image or no caption", where=where,
+                    found=f"{type(data).__name__} and {type(caption).__name__}",
+                    fix="store the bytes of image files, and a string",
+                )  # fmt: skip
+            names.append(where)
+            captions.append(caption.strip())
+            sources.append(data)
+    if not names:
+        raise DataError("no images with captions here", where=str(files[0]), found="no rows")
+    return Pairs(tuple(names), tuple(captions), tuple(sources))

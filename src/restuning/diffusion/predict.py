@@ -1,0 +1,75 @@
+"""A denoiser with tasks, as one module: what is trained and wrapped for several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import TrainingError
+from restuning.host import Host
+from restuning.sites import first_tensor
+from restuning.task import Task
+from restuning.tuned import Tuned
+
+
+class Predictions(nn.Module):
+    """`(sample, time, conditions) -> k b ...`: the answers of k tasks to one noised batch.
+
+    Several bypasses share one backbone forward. A denoiser that also answers with a variance (twice
+    the channels) is read up to it.
+
+    Args:
+        host: The frozen denoiser.
+        tasks: One task, or several bypass tasks without a head.
+        fixed: Further keyword inputs of the denoiser, the same for all batches.
+
+    Raises:
+        TrainingError: Several tasks, not all of which are bypasses.
+    """
+
+    def __init__(
+        self, host: Host, tasks: Mapping[str, Task], fixed: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        if len(tasks) > 1 and any(t.bypass is None for t in tasks.values()):
+            raise TrainingError(
+                "only bypass tasks train on one backbone forward",
+                found=", ".join(f"{n}: {t.method}" for n, t in tasks.items()),
+                fix="train the others one at a time",
+            )
+        self.host, self.names, self.fixed = host, tuple(tasks), dict(fixed or {})
+        self.tasks = nn.ModuleList(tasks.values())
+        self.single = Tuned(host, self.tasks[0]) if len(tasks) == 1 else None  # type: ignore[arg-type]
+
+    @property
+    def task(self) -> nn.ModuleList:
+        """What is trained."""
+        return self.tasks
+
+    def forward(self, sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """Answers; see the class."""
+        inputs: dict[str, Any] = {"timestep": time, **conditions, **self.fixed}
+        if self.single is not None:
+            answer = first_tensor(self.single(sample, **inputs))
+            assert answer is not None
+            answer = answer.unsqueeze(0)
+        else:
+            bypasses = [t.bypass for t in self.tasks]
+            answer = self.host.beside(bypasses, sample, base=False, **inputs)
+        return answer if answer.shape[2] == sample.shape[1] else answer.chunk(2, 2)[0]
+
+
+def answers(host: Host, task: Any = None, fixed: Mapping[str, Any] | None = None) -> Any:
+    """A denoiser with a task (or a `Blend`, ...) in use, as `sample` wants one."""
+
+    def denoiser(sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        with host.using(task), torch.no_grad():
+            output = host.model(sample, timestep=time, **conditions, **(fixed or {}))
+        answer = first_tensor(output)
+        assert answer is not None
+        return answer if answer.shape[1] == sample.shape[1] else answer.chunk(2, 1)[0]
+
+    return denoiser

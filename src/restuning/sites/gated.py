@@ -1,0 +1,140 @@
+"""Sums with a gate that is no module, `next == stream + gate * OP(...)`: blocks with adaptive norms.
+
+A gate is one number for every sample and channel, the same for all tokens (adaLN-Zero of DiT, and
+of what followed it). So it need not be known: where `next - stream` is the branch times something
+that does not depend on the token, a gate is proved. A plain sum is one whose gate is 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from restuning.sites.sums import SUM_TOLERANCE, Heard, equal, rounding
+
+FEWEST_TOKENS = 3
+"""With fewer any difference is some multiple of any branch."""
+
+PROBED = 8
+"""Tokens and channels by which branches are told apart before they are compared whole."""
+
+
+class Step(NamedTuple):
+    """One sum of a block: `next = stream + gate * branch`.
+
+    Attributes:
+        since: When the stream was first read.
+        reader: The first module that read it.
+        branch: The call whose output is added.
+        plain: Whether the gate is 1.
+        via: Outermost modules that read the stream between this sum and the block's end.
+    """
+
+    since: int
+    reader: Heard
+    branch: Heard
+    plain: bool
+    via: tuple[str, ...]
+
+
+def gated_sums(calls: list[Heard], own: Heard, stream: Tensor) -> list[Step]:
+    """The chain of sums from what enters a block to what it returns; empty if none is proved.
+
+    Args:
+        calls: Inside the block, without its own.
+        own: The block's.
+        stream: What entered it.
+    """
+    if stream.dim() != 3 or stream.shape[1] < FEWEST_TOKENS or own.left is None:
+        return []
+    streams: list[Heard] = []
+    for call in sorted([own, *calls], key=lambda c: c.start):
+        x = call.entered
+        if x is None or x.shape != stream.shape or any(equal(x, s.entered) for s in streams):  # type: ignore[arg-type]
+            continue
+        streams.append(call)
+    targets = [(s.start, s.entered) for s in streams[1:]] + [(own.end, own.left)]
+    branches = [c for c in calls if c.left is not None and _same_tokens(c.left, stream)]
+    if not streams or not branches:
+        return []
+    probes = torch.stack([_probe(_tokens(c.left, stream)) for c in branches])  # type: ignore[arg-type]
+    chain: list[tuple[Heard, Tensor, Heard, bool]] = []
+    reader, value, since = streams[0], stream, streams[0].start
+    while not equal(value, own.left):
+        found = None
+        for when, target in targets:
+            if when <= since or target is None or equal(value, target):
+                continue
+            near = _near(_probe(target) - _probe(value), probes, target)
+            fits = [
+                (branches[i].end, branches[i], plain)
+                for i in near
+                if branches[i].start >= since
+                and branches[i].end <= when
+                and (plain := _adds(value, branches[i].left, target)) is not None  # type: ignore[arg-type]
+            ]
+            if fits:
+                _, branch, plain = max(fits, key=lambda f: f[0])
+                found = (when, target, branch, plain)
+                break
+        if found is None:
+            return []
+        when, target, branch, plain = found
+        chain.append((reader, target, branch, plain))
+        value, since = target, when
+        reader = next((s for s in streams if equal(s.entered, target)), own)  # type: ignore[arg-type]
+    between = [target for _, target, _, _ in chain[:-1]]
+    return [
+        Step(reader.start, reader, branch, plain, () if plain else _readers(calls, between[k:]))
+        for k, (reader, _, branch, plain) in enumerate(chain)
+    ]
+
+
+def _same_tokens(branch: Tensor, stream: Tensor) -> bool:
+    return (
+        branch.dim() == 3
+        and branch.shape[0] == stream.shape[0]
+        and branch.shape[1] >= stream.shape[1]
+        and branch.shape[2] == stream.shape[2]
+    )
+
+
+def _tokens(branch: Tensor, stream: Tensor) -> Tensor:
+    """The stream's tokens of a branch that holds those of a text before them."""
+    return branch[:, branch.shape[1] - stream.shape[1] :]
+
+
+def _probe(x: Tensor) -> Tensor:
+    return x[0, :PROBED, :PROBED].cpu().double()
+
+
+def _near(rest: Tensor, probes: Tensor, target: Tensor) -> list[int]:
+    gate = (rest * probes).sum(1, keepdim=True) / (probes**2).sum(1, keepdim=True).clamp_min(1e-30)
+    error = (rest - gate * probes).abs().amax((1, 2))
+    limit = SUM_TOLERANCE * rest.abs().max() + 4 * rounding(target)
+    return (error <= limit).nonzero().flatten().tolist()
+
+
+def _adds(stream: Tensor, branch: Tensor, target: Tensor) -> bool | None:
+    """Whether `target = stream + gate * branch` with a gate of 1; None if it is no such sum."""
+    rest = target - stream
+    branch = _tokens(branch, stream)
+    limit = SUM_TOLERANCE * rest.abs().max() + 4 * rounding(target)
+    # What vanishes in rounding is no branch: anything would fit.
+    if rest.abs().max() <= 4 * limit:
+        return None
+    if (rest - branch).abs().max() <= limit:
+        return True
+    squares = (branch**2).sum(1, keepdim=True).clamp_min(1e-30)
+    gate = (rest * branch).sum(1, keepdim=True) / squares
+    return False if (rest - gate * branch).abs().max() <= limit else None
+
+
+def _readers(calls: list[Heard], streams: list[Tensor]) -> tuple[str, ...]:
+    reads = [
+        c for c in calls if c.entered is not None and any(equal(c.entered, s) for s in streams)
+    ]
+    outer = [c for c in reads if not any(o.start < c.start and o.end > c.end for o in reads)]
+    return tuple(dict.fromkeys(c.path for c in sorted(outer, key=lambda c: c.start)))

@@ -1,0 +1,149 @@
+"""The operations of one block that was heard: which sums it computes, of what, and with which maps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from restuning.sites.gated import gated_sums
+from restuning.sites.maps import Maps
+from restuning.sites.prove import propose, prove
+from restuning.sites.site import Op, Site
+from restuning.sites.sums import (
+    ATTENTION,
+    FFN,
+    NORM,
+    Heard,
+    equal,
+    kind_of,
+    layout_of,
+    operation,
+    outermost,
+    sums,
+)
+
+
+class Operations:
+    """Finds the sites inside blocks of a backbone.
+
+    Args:
+        model: The backbone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def of(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:
+        """The sites of a block, without its own and without their layer, which is known later."""
+        found_sums = sums([own, *calls], own)
+        if not any(branch.end == max(c.end for c in calls) for _, _, branch in found_sums):
+            gated = self._gated(stream, own, calls)
+            if gated:
+                return gated
+        found: list[Site] = []
+        since = 0
+        for start, entered, branch in found_sums:
+            inside = [c for c in calls if c.start >= max(start, since) and c.end <= branch.end]
+            since = branch.end
+            op, module = operation(inside)
+            if op is None or module is None or entered.entered is None:
+                continue
+            if op in {s.op for s in found}:
+                continue
+            maps = None
+            if op in ("mha", "cross"):
+                maps = self._maps(module, entered.entered, inside, calls, own, branch)
+            same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
+            site = self.site(op, entered.path, module.path, branch, calls, "residual")
+            found.append(replace(site, nth=same.index(branch), calls=len(same), maps=maps))
+        for op, pattern in (("mha", ATTENTION), ("ffn", FFN)):
+            fallback = outermost(calls, pattern)
+            if fallback is None or op in {s.op for s in found} or fallback.left is None:
+                continue
+            if fallback.entered is None or [c.path for c in calls].count(fallback.path) > 1:
+                continue
+            if not fallback.entered.numel() == fallback.left.numel() == stream.numel():
+                continue
+            before = [
+                c
+                for c in calls
+                if c.left is not None
+                and NORM.search(kind_of(c.module))
+                and equal(c.left, fallback.entered)
+                and c.entered is not None
+            ]
+            enter = before[0].path if before else fallback.path
+            found.append(self.site(op, enter, fallback.path, fallback, calls, "shape"))  # type: ignore[arg-type]
+        return found
+
+    def _gated(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:
+        """Sites of a block whose branches pass a gate that is no module."""
+        found: list[Site] = []
+        since = 0
+        for step in gated_sums(calls, own, stream):
+            branch, first = step.branch, max(step.since, since)
+            inside = [c for c in calls if c.start >= first and c.end <= branch.end]
+            since = branch.end
+            op, module = operation(inside)
+            # An attention and a feed-forward side by side end in one map: that is their block.
+            side = outermost(inside, FFN, conv=True) if op == "mha" else None
+            if op is None or module is None or side is not None or op in {s.op for s in found}:
+                continue
+            entered = step.reader.entered
+            assert entered is not None
+            maps = None
+            if op in ("mha", "cross"):
+                maps = self._maps(module, entered, inside, calls, own, branch)
+                maps = maps if maps is not None and self._norm_alone(maps, entered, calls) else None
+            site = self.site(op, step.reader.path, module.path, branch, calls, "residual")
+            if not step.plain:
+                site = replace(site, leave=own.path, part=own.part, gated=True, via=step.via)
+            found.append(replace(site, maps=maps))
+        return found
+
+    def _norm_alone(self, maps: Maps, stream: Tensor, calls: list[Heard]) -> bool:
+        """Whether what W_q read is what the layer's norm, given nothing else, made of the stream."""
+        reads = next((c.entered for c in calls if c.path == maps.q), None)
+        norm = next((c for c in calls if c.path == maps.norm), None)
+        made = stream if norm is None else norm.left if norm.alone else None
+        return reads is not None and made is not None and equal(reads, made)
+
+    def site(
+        self, op: Op, enter: str, module: str, leave: Heard, calls: list[Heard], proof: Any
+    ) -> Site:
+        """One site, without its layer."""
+        left = leave.left
+        assert left is not None
+        layout, dim = layout_of(left, self.model.get_submodule(module), calls)
+        return Site(op, op, 0, dim, enter, module, leave.path, layout=layout, proof=proof)
+
+    def _maps(
+        self, module: Heard, stream: Tensor, inside: list[Heard], calls: list[Heard], own: Heard,
+        leave: Heard,
+    ) -> Maps | None:  # fmt: skip
+        # A post-norm attention ends after its own sum; then only its inner part is in the branch.
+        parent = module.path.rpartition(".")[0]
+        proposal = propose(self.model, module.path) or (
+            propose(self.model, parent) if parent != own.path else None
+        )
+        if proposal is None:
+            return None
+        norm = next(
+            (
+                c
+                for c in sorted(inside, key=lambda c: c.start)
+                if NORM.search(kind_of(c.module))
+                and c.end < module.start
+                and c.entered is not None
+                and equal(c.entered, stream)
+            ),
+            None,
+        )
+
+        def heard(path: str) -> Heard | None:
+            return next((c for c in [*calls, own] if c.path == path), None)
+
+        maps = replace(proposal, norm=norm.path if norm else "")
+        return prove(self.model, maps, heard, leave)

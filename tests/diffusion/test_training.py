@@ -1,0 +1,199 @@
+"""Training tasks of denoisers: to the end, whatever interrupts it, one or several at once."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from diffusion.small import sampled, stable_diffusion, unet
+from restuning import Host, load, load_backbone, methods
+from restuning._errors import BackboneError, TrainingError
+from restuning.diffusion import (
+    DenoiserSettings,
+    Encoded,
+    Objective,
+    Run,
+    linear_alphas,
+    train_denoiser,
+)
+
+pytest.importorskip("diffusers")
+
+
+ADAM = 5e-3
+"""Adam divides a gradient by its own size, so rounding decides where it is nearly zero; twelve steps
+at 1e-2 move a weight by a tenth."""
+
+
+def data(count=6):
+    draw = torch.Generator().manual_seed(5)
+    mean = torch.randn(count, 4, 8, 8, generator=draw)
+    texts = {"encoder_hidden_states": torch.randn(3, 5, 8, generator=draw)}
+    return Encoded(
+        mean, torch.full_like(mean, 0.1), texts, torch.arange(count) % 3,
+        {"encoder_hidden_states": torch.zeros(1, 5, 8)}, tuple("abc" * (count // 3)), "test",
+    )  # fmt: skip
+
+
+def host():
+    case = unet()
+    return Host(case.model, *case.args, **case.kwargs)
+
+
+def fresh(host, seed=0, method="res-tuning-bypass"):
+    torch.manual_seed(seed)
+    return methods.build(method, host, rank=4)
+
+
+def settings(**more):
+    return DenoiserSettings(
+        **{"steps": 12, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 4, **more}
+    )
+
+
+def trained(out, tasks, host, resume=True, draw=None, **more):
+    objective = Objective("epsilon", linear_alphas(), min_snr=5.0)
+    return train_denoiser(Run(host, tasks, data(), objective, settings(**more), out, draw=draw),
+                          resume=resume)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["res-tuning-bypass", "res-tuning[mha=adapter,ffn=adapter]"])
+def test_a_run_that_was_stopped_ends_with_the_same_weights_bit_for_bit(tmp_path, method):
+    backbone = host()
+    whole, broken = fresh(backbone, method=method), fresh(backbone, method=method)
+    trained(tmp_path / "whole", {"a": whole}, backbone, ema=0.9)
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "broken", {"a": broken}, backbone, ema=0.9, sample_every=7, draw=stop)
+    assert list((tmp_path / "broken" / "checkpoints").iterdir())
+    again = fresh(backbone, seed=9, method=method)
+    result = trained(tmp_path / "broken", {"a": again}, backbone, ema=0.9)
+    assert result["steps"] == 12
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    lines = [
+        json.loads(x)["step"] for x in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()
+    ]
+    assert lines == [10]
+    # A finished run returns its result, and the folder's task is the trained one.
+    other = fresh(backbone, seed=3, method=method)
+    assert trained(tmp_path / "broken", {"a": other}, backbone, ema=0.9) == result
+    stored = load(tmp_path / "broken" / "a.task", backbone)
+    assert all(
+        torch.equal(a, b) for a, b in zip(stored.parameters(), whole.parameters(), strict=True)
+    )
+
+
+def test_bypasses_that_train_together_end_where_each_would_alone(tmp_path):
+    backbone = host()
+    pair = {"a": fresh(backbone, 1), "b": fresh(backbone, 2)}
+    both = trained(tmp_path / "both", pair, backbone)
+    for name, seed in (("a", 1), ("b", 2)):
+        alone = fresh(backbone, seed)
+        result = trained(tmp_path / name, {name: alone}, backbone)
+        assert result["loss"][name] == pytest.approx(both["loss"][name], rel=1e-4)
+        for one, other in zip(pair[name].parameters(), alone.parameters(), strict=True):
+            assert (one - other).abs().max() < ADAM
+
+
+def test_a_step_of_k_bypasses_costs_one_backbone_forward(tmp_path):
+    backbone = host()
+    calls = []
+    handle = backbone.model.mid_block.register_forward_hook(lambda *_: calls.append(1))
+    trained(tmp_path, {n: fresh(backbone, i) for i, n in enumerate("abc")}, backbone, steps=3)
+    handle.remove()
+    assert len(calls) == 3
+    assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
+
+
+def test_training_lowers_the_error_on_its_data_and_accumulation_changes_little(tmp_path):
+    backbone = host()
+    tasks = [fresh(backbone), fresh(backbone)]
+    first = trained(
+        tmp_path / "a", {"a": tasks[0]}, backbone, steps=120, batch_size=6, caption_drop=0.0
+    )
+    line = json.loads((tmp_path / "a" / "log.jsonl").read_text().splitlines()[0])
+    assert first["loss"]["a"] < 0.9 * line["loss"]["a"]
+    trained(tmp_path / "b", {"a": tasks[0]}, backbone, steps=2, resume=False)
+    with pytest.raises(TrainingError, match="other settings"):
+        trained(tmp_path / "b", {"a": tasks[1]}, backbone, steps=3)
+    one, two = fresh(backbone), fresh(backbone)
+    trained(tmp_path / "c", {"a": one}, backbone, steps=2)
+    trained(tmp_path / "d", {"a": two}, backbone, steps=2, accumulate=2)
+    assert all(
+        torch.allclose(a, b, atol=1e-4)
+        for a, b in zip(one.parameters(), two.parameters(), strict=True)
+    )
+
+
+def test_several_inline_tasks_and_a_loss_that_is_not_finite_are_refused(tmp_path):
+    backbone = host()
+    inline = {n: fresh(backbone, method="res-tuning[mha=adapter,ffn=adapter]") for n in "ab"}
+    with pytest.raises(TrainingError, match="bypass"):
+        trained(tmp_path, inline, backbone)
+    with pytest.raises(TrainingError, match="finite"):
+        trained(tmp_path, {"a": fresh(backbone)}, backbone, lr=1e30, steps=12, clip=None)
+
+
+@pytest.mark.parametrize("value", [{"steps": 0}, {"lr": -1.0}, {"caption_drop": 1.0}, {"ema": 1.5}])
+def test_settings_out_of_range_are_refused(value):
+    with pytest.raises(TrainingError, match=next(iter(value))):
+        DenoiserSettings(**value)
+
+
+def command(*words, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "restuning", "train-image-generation", *map(str, words)],
+        capture_output=True, text=True, cwd=cwd, check=False, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(tmp_path):
+    from diffusion.test_pairs import folder
+
+    (tmp_path / "words").mkdir()
+    pipeline = stable_diffusion(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "sd")
+    (tmp_path / "images").mkdir()
+    folder(tmp_path / "images")
+    words = (
+        "images", "--pipeline", "sd", "--out", "run", "--steps", 4, "--batch-size", 2, "--rank", 4,
+        "--sample-every", 2, "--sample-steps", 2, "--ema", 0.9, "--json",
+    )  # fmt: skip
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["steps"] == 4 and row["parameters"] > 0
+    assert {p.name for p in (tmp_path / "run" / "samples").iterdir()} == {
+        "step-000002.png", "step-000004.png",
+    }  # fmt: skip
+    assert (tmp_path / "run" / "style-000002.task" / "task.json").is_file()
+    backbone = load_backbone(f"diffusers:{tmp_path / 'sd'}")
+    assert "stage.1" in Host(backbone.model, *backbone.example, **backbone.kwargs).sites
+    example = unet()
+    host = Host(pipeline.unet, *example.args, **example.kwargs)
+    task = load(tmp_path / "run" / "style.task", host)
+    before = sampled(pipeline, "shade 0")
+    with host.using(task):
+        assert not torch.equal(sampled(pipeline, "shade 0"), before)
+    again = command(*words, cwd=tmp_path)
+    assert json.loads(again.stdout) == row
+    for wrong in (("nowhere", *words[1:]), ("images", "--pipeline", "nothing", "--out", "x")):
+        failed = command(*wrong, cwd=tmp_path)
+        assert failed.returncode == 1
+        assert "Traceback" not in failed.stderr and "do:" in failed.stderr
+
+
+def test_a_pipeline_of_several_text_encoders_is_sent_to_python(tmp_path):
+    from restuning.backbones.diffusion import text_to_image
+
+    pipeline = stable_diffusion(tmp_path)
+    pipeline.register_modules(text_encoder=None)
+    with pytest.raises(BackboneError, match="Python"):
+        text_to_image(pipeline)
