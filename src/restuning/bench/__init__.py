@@ -8,12 +8,12 @@ from restuning.bench.grid import Run as Run
 from restuning.bench.grid import parse_choices as parse_choices
 from restuning.bench.grid import parse_entries as parse_entries
 from restuning.bench.grid import plan as plan
+from restuning.bench.opening import open_grid as open_grid
+from restuning.bench.opening import protocol_of as protocol_of
 from restuning.bench.record import read_result as read_result
 from restuning.bench.record import read_results as read_results
 from restuning.bench.runner import Event as Event
 from restuning.bench.runner import Job as Job
 from restuning.bench.runner import carry_out as carry_out
-from restuning.bench.runner import open_grid as open_grid
-from restuning.bench.runner import protocol_of as protocol_of
 from restuning.bench.suites import SuiteTask as SuiteTask
 from restuning.bench.suites import find_tasks as find_tasks

@@ -173,8 +173,7 @@ class Bench:
                 "process_peak_bytes": fitted.peak_memory_bytes,
                 "process_measure": fitted.memory_measure,
             }
-            images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]
-            seconds = inference_seconds(live, self.host, images, self.protocol.settings.precision)
+            seconds = self._inference(run, options, live, data)
         else:
             result["memory"], seconds = {}, {}
         result["seconds"] = {
@@ -268,6 +267,17 @@ class Bench:
             "validation_accuracy": best[0], "failed": len(runs) - len(found),
             "among": [{**dict(setting), "validation_accuracy": value} for value, setting in found],
         }  # fmt: skip
+
+    def _inference(
+        self, run: Run, options: dict[str, Any], live: nn.Module, data: Loaded
+    ) -> dict[str, float]:
+        """Measured once for each form of a method on each task: weights do not change it."""
+        key = f"inference {run.task.name} {run.entry.method} {options}"
+        if key not in self.known:
+            images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]
+            precision = self.protocol.settings.precision
+            self.known[key] = inference_seconds(live, self.host, images, precision)
+        return self.known[key]
 
     def _memory(
         self, run: Run, options: dict[str, Any], live: nn.Module, settings: FitSettings,

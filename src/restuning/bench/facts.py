@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from restuning._errors import FormatError
 from restuning.backbones import Backbone
 from restuning.bench.grid import Run, slug
 from restuning.bench.measure import folder_bytes
@@ -107,7 +108,7 @@ def saved_bytes(
     A task is saved as `restuning train` saves it; of a rival that is none, its trained tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(task, Task) and (task.bypass is None or hasattr(task.bypass, "spec")):
+    if isinstance(task, Task) and _restores(task):
         told = backbone.preprocessing
         save(task, host, folder, backbone=backbone.name,
              preprocessing=told.to_dict() if told else None,
@@ -119,3 +120,12 @@ def saved_bytes(
     if not keep:
         shutil.rmtree(folder)
     return size
+
+
+def _restores(task: Task) -> bool:
+    """Whether a task file holds all of it: a rival in the place of a bypass is none of ours."""
+    try:
+        Task.from_spec(task.spec())
+    except FormatError:
+        return False
+    return True

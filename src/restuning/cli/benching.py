@@ -29,6 +29,7 @@ from restuning.bench import (
 from restuning.bench.ablations import ABLATIONS, entries_of
 from restuning.bench.check import check_suite
 from restuning.bench.report import write_report
+from restuning.bench.rivals import RIVALS
 from restuning.bench.robustness import IMAGES, robustness, robustness_table
 from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
 from restuning.train import FitSettings
@@ -202,6 +203,19 @@ def check(
         typer.echo(f"{wrong} of {len(found)} tasks are not whole; docs/bench.md says where they "
                    "come from", err=True)  # fmt: skip
         raise typer.Exit(1)
+
+
+@bench.command("methods")
+def list_rivals(as_json: Json = False) -> None:
+    """What `bench run --methods` takes beside `restuning methods`."""
+    rows = [
+        {"name": name, "what": row.what, "source": row.source, "options": ", ".join(row.takes)}
+        for name, row in RIVALS.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        show_rows(rows, "rivals")
 
 
 def watched(job: Job, jobs: int, left: int, told: Console) -> int:

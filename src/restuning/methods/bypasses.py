@@ -56,10 +56,10 @@ def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
         raise NoSitesError("no such tap", where=f"taps={wrong}", found=f"layers 1 to {last}",
                            fix="give layers from 1")  # fmt: skip
     kept = sorted({*layers, last})
-    sides = [
+    across, below = (
         [t if isinstance(t := side[n - 1], Tuner) else None for n in kept]
         for side in (bypass.horizontal, bypass.vertical)
-    ]
+    )
     return Bypass(
         [bypass.taps[0], *[bypass.taps[n] for n in kept]],
         [bypass.dims[0], *[bypass.dims[n] for n in kept]], sides[0], sides[1], bypass.residual,

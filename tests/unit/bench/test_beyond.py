@@ -34,8 +34,8 @@ def pixels(count=4, seed=0):
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_a_corruption_keeps_form_and_seed_and_grows(kind):
-    # Smooth images: noise of single pixels would be removed by the blurs at once.
-    x = torch.nn.functional.interpolate(pixels(3)[:, :, :4, :4].float(), 64, mode="bilinear")
+    # Smooth over a few pixels, as photographs are.
+    x = torch.nn.functional.interpolate(pixels(3)[:, :, :28, :28].float(), 112, mode="bilinear")
     x = x.round().to(torch.uint8)
     changed = [corrupted(x, kind, s) for s in (1, 3, 5)]
     assert all(c.shape == x.shape and c.dtype == torch.uint8 for c in changed)
@@ -69,7 +69,9 @@ def test_the_gradient_in_the_pixels_is_the_numerical_one_even_where_a_method_det
             for s in (step, -step)
         )
     numerical = float((up - down) / (2 * step))
-    assert numerical == pytest.approx(float((gradient * direction).sum()), rel=DIFFERENCE_TOLERANCE)
+    assert numerical == pytest.approx(
+        float((gradient * direction).sum().detach()), rel=DIFFERENCE_TOLERANCE
+    )
     assert all(p.grad is None for p in tuned.parameters())
 
 
@@ -115,8 +117,8 @@ def test_tasks_that_were_not_kept_are_refused_in_words(grid):
 
 def data(world, seed, count=24):
     _, normalise = world
+    # Noise can only be learned by heart, which the next task is sure to disturb.
     x, y = pixels(count, seed), torch.arange(count) % 2
-    x[y == 1] //= 2 + seed
     held = HeldImages(x, y, normalise)
     return Data(f"d{seed}", held, None, held, ["a", "b"], collate=as_is)
 

@@ -107,3 +107,16 @@ def test_runs_that_have_results_are_not_made_again_and_failures_only_when_asked(
     assert carry_out(job) == 1
     assert [file.stat().st_mtime_ns for file in files] == before
     assert open_grid(job.folder, job.protocol, job.runs, retry=True) == [job.runs[1]]
+
+
+def test_every_rival_is_trained_tested_and_counted_alike(done):
+    names = "ssf,convpass,side-tuning,lst,res-tuning-after-norm,houlsby,bitfit,full,vpt-shallow"
+    _, results = done(methods=names)
+    assert [run.entry.label for run, _ in results] == names.split(",")
+    for run, result in results:
+        assert result["memory"].get("step_bytes", 0) > 0, (run.entry.label, result["memory"])
+        assert result["parameters"]["without_head"] > 0 and result["file_bytes"] > 0
+        assert result["seconds"]["inference"] > 0 and result["steps"] == 4
+    kinds = {run.entry.label: result["features"] for run, result in results}
+    assert kinds["lst"]["tokens"] == "all"
+    assert all(kind is None for label, kind in kinds.items() if label != "lst")

@@ -12,7 +12,9 @@ from restuning.bench.report.summary import Summary
 
 PALETTE = ("#2a6fbb", "#d9822b", "#3a9a5b", "#b8405e", "#7b5ea7", "#8a6d3b", "#3aa6a6", "#c24d9b",
            "#6b7280", "#a3b545", "#e0b400", "#1f4e5f")  # fmt: skip
-GROUP_COLOURS = {"natural": "#3a9a5b", "specialized": "#2a6fbb", "structured": "#d9822b"}
+
+NARROW = 3
+"""Costs within this ratio are shown on a linear axis: a logarithmic one would have no tick between."""
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
@@ -24,7 +26,7 @@ def scatter(
     summary: Summary, labels: Sequence[str], tasks: Sequence[str],
     of: Callable[[dict[str, Any]], Any], axis: str, scale: float = 1.0,
 ) -> str | None:  # fmt: skip
-    """Mean accuracy against a cost on a logarithmic axis; None where no run tells the cost."""
+    """Mean accuracy against a cost, logarithmic where it is wide; None where no run tells the cost."""
     points = []
     for label in labels:
         cost = summary.cost(label, tasks, of)
@@ -38,16 +40,17 @@ def scatter(
     own = colours(labels)
     positive = [x for _, x, _, _ in points if x > 0]
     # Zero (no parameter but the head) has no logarithm: it stands left of all others.
-    left = min(positive, default=1.0) / 4
+    left = min(positive, default=1.0) / (4 if len(positive) < len(points) else 1)
     for label, x, y, spread in points:
         at = x if x > 0 else left
         axes.errorbar(at, y, yerr=spread or None, fmt="o", ms=7, color=own[label], capsize=3)
         axes.annotate(label if x > 0 else f"{label} (0)", (at, y), xytext=(6, 5),
                       textcoords="offset points", fontsize=8, color=own[label])  # fmt: skip
-    axes.set_xscale("log")
-    axes.margins(x=0.18, y=0.12)
+    if max(x for _, x, _, _ in points) > NARROW * left:
+        axes.set_xscale("log")
+    axes.margins(x=0.25, y=0.12)
     axes.set_xlabel(axis)
-    axes.set_ylabel(f"mean accuracy in %, {len(tasks)} tasks")
+    axes.set_ylabel(f"accuracy in %, {_tasks(tasks)}")
     return _svg(figure, axes)
 
 
@@ -112,6 +115,10 @@ def ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str 
         f"mean rank over {len(tasks)} tasks; bars are the critical difference {limit:.2f}"
     )
     return _svg(figure, axes, grid="x")
+
+
+def _tasks(tasks: Sequence[str]) -> str:
+    return tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
 
 
 def _pyplot() -> Any:

@@ -159,6 +159,14 @@ class Ladder(nn.Module):
             state = block(mu[place] * low + (1 - mu[place]) * state)
         return self.up(state)
 
+    def spec(self) -> dict[str, Any]:
+        """What it is, for the identity of a run; task files do not hold ladders."""
+        return {
+            "ladder": list(self.taps),
+            "width": self.up.in_features,
+            "dim": self.up.out_features,
+        }
+
     def fuses(self, shapes: Any) -> bool:
         """It has no form in which several train at once."""
         return False

@@ -1,0 +1,76 @@
+"""`restuning bench` at the command line: exit codes, words, JSON."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from restuning import RestuningError
+from restuning.bench import Event
+from restuning.cli import benching
+from restuning.cli.app import app
+
+RUN = ["bench", "run", "--epochs", "1", "--seeds", "1", "--batch-size", "8"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_a_grid_is_run_and_reported(suite, tmp_path):
+    done = call(
+        *RUN, suite, "--tasks", "shades", "--methods", "linear", "--out", tmp_path / "g", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["runs"] == 1
+    told = call("bench", "report", tmp_path / "g", "--published", "cifar100")
+    assert told.exit_code == 0, told.output
+    text = (tmp_path / "g/report/report.md").read_text()
+    assert "shades (natural)" in text and "93.25" in text
+    assert (tmp_path / "g/work/.gitignore").read_text() == "*\n"
+
+
+def test_a_grid_with_a_failed_run_ends_with_exit_code_1(suite, tmp_path):
+    done = call(
+        *RUN, suite, "--tasks", "shades", "--methods", "res-tuning:layers=77", "--out", tmp_path
+    )
+    assert done.exit_code == 1 and "1 failed" in done.output
+
+
+def test_a_whole_suite_passes_the_check_and_a_broken_one_does_not(suite, tmp_path):
+    assert call("bench", "check", "shared", suite).exit_code == 0
+    shutil.copytree(suite, tmp_path / "broken")
+    (tmp_path / "broken/tones/images/test-0.png").unlink()
+    done = call("bench", "check", "shared", tmp_path / "broken", "--json")
+    assert done.exit_code == 1
+    rows = json.loads(done.stdout[: done.stdout.rindex("]") + 1])
+    assert [bool(r["problems"]) for r in rows] == [False, True]
+
+
+def test_rivals_are_listed():
+    rows = json.loads(call("bench", "methods", "--json").stdout)
+    assert {"lora", "ssf", "convpass", "side-tuning", "lst", "ms-swift"} <= {
+        r["name"] for r in rows
+    }
+    assert all(r["source"] for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "made"),
+    [("timm:vit", 112, "timm:vit@112"), ("timm:cnn:a=1", 64, "timm:cnn@64:a=1"),
+     ("restuning-tiny", None, "restuning-tiny")],
+)  # fmt: skip
+def test_an_image_size_becomes_part_of_the_backbones_name(name, size, made):
+    assert benching.sized(name, size) == made
+
+
+@pytest.mark.parametrize("name", ["restuning-tiny", "timm:vit@224", "hf:x/y"])
+def test_a_size_is_refused_where_none_is_taken(name):
+    with pytest.raises(RestuningError, match="image size"):
+        benching.sized(name, 112)
+
+
+def test_an_event_is_one_line():
+    assert benching.in_words(Event(0, "done", "a  b", 0.5, "test")) == " 50.00%  a  b (test)"
+    assert "failed" in benching.in_words(Event(0, "failed", "a  b  because"))
