@@ -168,8 +168,8 @@ def _on_cnn() -> str:
     cells = [f"{mean(s):.1f} ± {stdev(s):.1f}" for s in seeds]
     lines.append(f"| mean | {' | '.join(cells)} |")
     return (
-        f"MobileNetV2 at width 0.35 with ImageNet weights, 1000 training images a task, {found['seeds']} "
-        "seeds, test accuracy in per cent of the last checkpoint; eight settings a method, chosen on "
+        f"MobileNetV2 at width 0.35 with ImageNet weights at 112 px, 1000 training images a task, {found['seeds']} "
+        "seeds, test accuracy in per cent of the last checkpoint; four settings a method, chosen on "
         "validation (`python recipes/cnn.py`, full figures in `recipes/cnn.json`).\n\n"
         + "\n".join(lines)
     )

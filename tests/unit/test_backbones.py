@@ -455,6 +455,7 @@ PREPROCESSINGS = st.builds(
     std=st.tuples(NUMBERS, NUMBERS, NUMBERS),
     interpolation=st.sampled_from(["bicubic", "bilinear", "nearest"]),
     crop=st.floats(0.5, 1),
+    squash=st.booleans(),
 )
 
 
@@ -477,7 +478,7 @@ def test_a_preprocessing_survives_its_json(given):
     [
         {"size": [32]}, {"size": None}, {"mean": ["x"] * 3}, {"std": 3}, {"crop": "all"},
         {"interpolation": "no such filter"}, {"crop": 0}, {"size": [0, 32]}, {"std": [0, 1, 1]},
-        {"mean": [0.5]},
+        {"mean": [0.5]}, {"squash": "yes"},
     ],
 )  # fmt: skip
 def test_a_malformed_preprocessing_is_refused_when_read(change):
@@ -499,6 +500,21 @@ def test_an_image_is_prepared_as_timm_prepares_it(shape, size, crop, interpolati
         crop_pct=crop, crop_mode="center",
     )  # fmt: skip
     ours = Preprocessing((size, size), mean, std, interpolation, crop)
+    torch.testing.assert_close(ours.image(image), theirs(image), atol=SAME_PIXELS, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (224, 224)])
+def test_an_image_is_prepared_as_open_clip_prepares_it(shape, mode):
+    open_clip = pytest.importorskip("open_clip")
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    said = open_clip.transform.PreprocessCfg(
+        size=224, mean=mean, std=std, interpolation="bicubic", resize_mode=mode
+    )
+    theirs = open_clip.transform.image_transform_v2(said, is_train=False)
+    ours = Preprocessing((224, 224), mean, std, squash=mode == "squash")
     torch.testing.assert_close(ours.image(image), theirs(image), atol=SAME_PIXELS, rtol=0)
 
 

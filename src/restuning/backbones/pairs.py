@@ -52,7 +52,7 @@ def clip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
     )  # fmt: skip
     size = config.vision_config.image_size
     half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    preprocessing = image_preprocessing(hf, name, size, half if siglip else OPENAI)
+    preprocessing = image_preprocessing(hf, name, size, half if siglip else OPENAI, siglip)
     example = torch.zeros(1, 3, *preprocessing.size)
     prove(image, text, example,
           lambda pixels, tokens: model(pixel_values=pixels, **tokens).logits_per_image)  # fmt: skip
@@ -61,7 +61,7 @@ def clip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
 
 def image_preprocessing(
     hf: Any, name: str, size: int | tuple[int, int],
-    otherwise: tuple[tuple[float, ...], tuple[float, ...]],
+    otherwise: tuple[tuple[float, ...], tuple[float, ...]], squash: bool = False,
 ) -> Preprocessing:  # fmt: skip
     """What a folder's image processor says; mean and deviation as given where it has none."""
     try:
@@ -73,7 +73,7 @@ def image_preprocessing(
     return Preprocessing(
         size, tuple(said.get("image_mean") or otherwise[0]),
         tuple(said.get("image_std") or otherwise[1]),
-        filters.get(said.get("resample", 3), "bicubic"),
+        filters.get(said.get("resample", 3), "bicubic"), squash=squash,
     )  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, An
     preprocessing = Preprocessing(
         (size, size) if isinstance(size, int) else (size[0], size[1]),
         tuple(said["mean"]), tuple(said["std"]), said["interpolation"],
+        squash=said["resize_mode"] == "squash",
     )  # fmt: skip
     example = torch.zeros(1, 3, *preprocessing.size)
 

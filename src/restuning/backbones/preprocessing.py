@@ -30,6 +30,7 @@ class Preprocessing:
         mean, std: Per channel, of values in 0..1.
         interpolation: "bicubic", "bilinear" or "nearest".
         crop: Share of the resized image that the centre crop keeps.
+        squash: Resize the whole image to `size`, whatever its shape, and crop nothing (SigLIP).
     """
 
     size: tuple[int, int]
@@ -37,10 +38,13 @@ class Preprocessing:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop: float = 1.0
+    squash: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for a task file."""
-        return asdict(self)
+        values = asdict(self)
+        # Only where it is so: files and stores of before it stay what they are.
+        return values if self.squash else {k: v for k, v in values.items() if k != "squash"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -56,8 +60,10 @@ class Preprocessing:
                 tuple(map(float, values["std"])),  # type: ignore[arg-type]
                 str(values["interpolation"]),
                 float(values["crop"]),
+                values.get("squash", False),
             )
             if (
+                not isinstance(made.squash, bool) or
                 made.interpolation not in _FILTERS or not 0 < made.crop <= 1 or min(made.size) < 1
                 or len(made.mean) != 3 or len(made.std) != 3 or not all(s > 0 for s in made.std)
             ):  # fmt: skip
@@ -80,7 +86,9 @@ class Preprocessing:
         height, width = self.size
         # Sizes and corners are rounded as timm rounds them: its weights were trained so.
         to = math.floor(height / self.crop), math.floor(width / self.crop)
-        if height == width:
+        if self.squash:
+            resized = width, height
+        elif height == width:
             short = min(image.size)
             width_to, height_to = (
                 to[0] if s == short else int(to[0] * s / short) for s in image.size
