@@ -78,6 +78,15 @@ def test_the_task_is_tested_and_asked_on_the_engine_it_names(folder):
     assert answers["photos"] == answers["twin"]
 
 
+def test_a_sweep_trains_its_arms_on_features_of_the_engine(folder):
+    told = run("sweep", folder / "photos", "--grid", "lr=1e-3,1e-2", "--seeds", 1, "--epochs", 2,
+               "--backbone", f"onnx:{folder / 'tiny.onnx'}", "--store", folder / "stores",
+               "--out", folder / "sweep", "--json")  # fmt: skip
+    report = json.loads(told)
+    assert report["backbone"]["engine"]["precision"] == "int8"
+    assert report["arms"] == 2
+
+
 def test_another_backbone_is_refused_and_can_be_accepted(folder):
     task = folder / "run" / "photos.task"
     error = run("eval", task, folder / "photos", "--backbone", "restuning-tiny", code=1)

@@ -217,7 +217,7 @@ def _whole(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Exporters print pages and raise anything; of that, one error with its first line is left."""
+    """Exporters print pages and raise anything; of that, one error with the cause's first line is left."""
     quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -227,10 +227,13 @@ def _told(name: str) -> Iterator[None]:
     except RestuningError:
         raise
     except Exception as error:  # noqa: BLE001 (runtimes and exporters raise anything)
-        words = (str(error).strip().splitlines() or [""])[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        words = (str(cause).strip().splitlines() or [""])[0]
         raise EngineError(
             "the backbone cannot be exported", where=name,
-            found=f"{type(error).__name__}: {words[:300]}",
+            found=f"{type(cause).__name__}: {words[:300]}",
             fix="another --engine, or the PyTorch backbone",
         ) from None  # fmt: skip
     finally:
