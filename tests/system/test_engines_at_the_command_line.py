@@ -23,7 +23,8 @@ PADDED = 2e-4
 
 def run(*args, code=0):
     import restuning.cli.engines
-    import restuning.cli.once  # noqa: F401
+    import restuning.cli.once
+    import restuning.cli.planning  # noqa: F401
 
     done = CliRunner().invoke(app, [str(a) for a in args])
     if code:
@@ -76,6 +77,15 @@ def test_the_task_is_tested_and_asked_on_the_engine_it_names(folder):
     both = f"{folder / 'run' / 'photos.task'},{folder / 'twin.task'}"
     answers = json.loads(run("predict", photo, "--tasks", both, "--json"))["tasks"]
     assert answers["photos"] == answers["twin"]
+
+
+def test_a_sweep_trains_its_arms_on_features_of_the_engine(folder):
+    told = run("sweep", folder / "photos", "--grid", "lr=1e-3,1e-2", "--seeds", 1, "--epochs", 2,
+               "--backbone", f"onnx:{folder / 'tiny.onnx'}", "--store", folder / "stores",
+               "--out", folder / "sweep", "--json")  # fmt: skip
+    report = json.loads(told)
+    assert report["backbone"]["engine"]["precision"] == "int8"
+    assert report["arms"] == 2
 
 
 def test_another_backbone_is_refused_and_can_be_accepted(folder):

@@ -1,6 +1,7 @@
 """Engines: files that hold a backbone and its taps, and run without PyTorch's autograd."""
 
 import json
+import sys
 import threading
 
 import pytest
@@ -25,6 +26,7 @@ from restuning import (
     methods,
     save,
 )
+from restuning._errors import MissingExtraError
 from restuning.backbones import Backbone, Preprocessing, open_engine
 from restuning.backbones.engines.description import KEY, Description, plain_norm
 from restuning.features import Cached
@@ -235,6 +237,29 @@ def test_files_that_are_no_engines_are_refused(made, tmp_path):
             assert str(file) in str(error.value)
     with pytest.raises(RestuningError, match="does not say where its taps are"):
         open_engine("onnx", bare)
+
+
+@pytest.mark.parametrize(
+    ("library", "extra"),
+    [("onnxruntime", "onnx"), ("openvino", "openvino"), ("onnx", "onnx"), ("onnxscript", "onnx"),
+     ("torchao.quantization", "quantized"), ("bitsandbytes", "quantized")],
+)  # fmt: skip
+def test_a_missing_extra_prints_the_line_that_installs_it(
+    library, extra, made, tmp_path, monkeypatch
+):
+    file = made[1]["onnx"].file
+    uses = {
+        "onnxruntime": lambda: open_engine("onnx", file),
+        "openvino": lambda: open_engine("openvino", file),
+        "onnx": lambda: export_engine(_backbone(tiny_vit()), tmp_path / "x.onnx"),
+        "onnxscript": lambda: export_engine(_backbone(tiny_vit()), tmp_path / "x.onnx"),
+        "torchao.quantization": lambda: load_backbone("restuning-tiny+int8"),
+        "bitsandbytes": lambda: load_backbone("restuning-tiny+nf4"),
+    }
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'restuning\[{extra}\]'"):
+        uses[library]()
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_where_an_export_fails(tmp_path):

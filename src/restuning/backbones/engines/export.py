@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +54,24 @@ class Exported:
 
 
 class Taps(nn.Module):
-    """The taps of a host as a module that can be compiled and exported: `(inputs) -> b n d` each."""
+    """The taps of a host as a module that can be exported: positional inputs to `b n d` each.
 
-    def __init__(self, host: Host, needs: Needs) -> None:
+    Args:
+        host: The backbone.
+        needs: Taps, in the order of the outputs, and their tokens.
+        names: Of inputs that the backbone takes by keyword; torch.export loses its way in `**kwargs`.
+    """
+
+    def __init__(self, host: Host, needs: Needs, names: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.host, self.needs = host, needs
+        self.host, self.needs, self.names = host, needs, names
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
         """In the order of `needs.taps`."""
-        return tuple(self.host.features(*args, keep=self.needs, **kwargs).values())
+        if self.names:
+            named = dict(zip(self.names, args, strict=True))
+            return tuple(self.host.features(keep=self.needs, **named).values())
+        return tuple(self.host.features(*args, keep=self.needs).values())
 
 
 def export_engine(
@@ -104,9 +113,9 @@ def export_engine(
     kept: Any = tokens_of(host.readout_rule.pool) if tokens == "auto" else tokens
     names = tuple(backbone.kwargs) or ("input",)
     example = _example(backbone)
-    module = Taps(host, Needs(host.sites.taps, kept)).eval()
+    module = Taps(host, Needs(host.sites.taps, kept), tuple(backbone.kwargs)).eval()
     rule, norm = plain_readout(host.model, host.readout_rule)
-    one = [value[:1] for value in (*example[0], *example[1].values())]
+    one = [value[:1] for value in example]
     description = Description(
         backbone.name, backbone.weights, host.fingerprint(), precision,
         {n: (tuple(v.shape), str(v.dtype)[6:]) for n, v in zip(names, one, strict=True)},
@@ -114,7 +123,7 @@ def export_engine(
         backbone.preprocessing.to_dict() if backbone.preprocessing else None, backbone.pool,
     )  # fmt: skip
     with _told(backbone.name):
-        program = _program(module, *example)
+        program = _program(module, example)
         writer: Callable[..., None] = _write_onnx if runtime == "onnx" else _write_pt2
         with _whole(out) as partial:
             writer(program, partial, description)
@@ -129,23 +138,21 @@ def export_engine(
                     largest, relative)  # fmt: skip
 
 
-def _example(backbone: Backbone) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def _example(backbone: Backbone) -> tuple[Tensor, ...]:
     """Two inputs: one alone would fix the batch size. The second text ends in padding."""
     noise = torch.Generator().manual_seed(0)
     args = tuple(torch.randn(2, *x.shape[1:], generator=noise) for x in backbone.example)
     kwargs = {name: torch.cat([x, x]) for name, x in backbone.kwargs.items()}
     if "attention_mask" in kwargs:
         kwargs["attention_mask"][1, -1] = 0
-    return args, kwargs
+    return (*args, *kwargs.values())
 
 
-def _program(module: Taps, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
+def _program(module: Taps, example: tuple[Tensor, ...]) -> Any:
     free = torch.export.Dim.DYNAMIC
-    shapes: dict[str, Any] = {"args": tuple({0: free} for _ in args)} if args else {}
-    if kwargs:
-        each = {name: dict.fromkeys(range(x.dim()), free) for name, x in kwargs.items()}
-        shapes["kwargs"] = each
-    return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+    # Texts have any length, images one size.
+    shapes = tuple(dict.fromkeys(range(x.dim() if module.names else 1), free) for x in example)
+    return torch.export.export(module, example, dynamic_shapes={"args": shapes})
 
 
 def _write_onnx(program: Any, file: Path, description: Description) -> None:
@@ -180,16 +187,13 @@ def _write_pt2(program: Any, file: Path, description: Description) -> None:
 
 
 def _errors(
-    file: Path, runtime: str, module: Taps, names: tuple[str, ...],
-    example: tuple[tuple[Tensor, ...], Mapping[str, Tensor]],
-) -> tuple[float, float]:  # fmt: skip
+    file: Path, runtime: str, module: Taps, names: tuple[str, ...], example: tuple[Tensor, ...]
+) -> tuple[float, float]:
     """Largest absolute and relative error over taps, on three inputs (the example has two)."""
-    args, kwargs = example
-    more = [torch.cat([x, x[:1]]) for x in (*args, *kwargs.values())]
-    given = dict(zip(names, more, strict=True))
+    given = [torch.cat([x, x[:1]]) for x in example]
     with torch.no_grad():
-        ours = module(*more) if args else module(**given)
-    theirs = open_engine(runtime, file)(**given)
+        ours = module(*given)
+    theirs = open_engine(runtime, file)(**dict(zip(names, given, strict=True)))
     largest, relative = 0.0, 0.0
     for mine, other in zip(ours, theirs.values(), strict=True):
         difference = other.float() - mine.float()
@@ -217,7 +221,7 @@ def _whole(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Exporters print pages and raise anything; of that, one error with its first line is left."""
+    """Exporters print pages and raise anything; of that, one error with the cause's first line is left."""
     quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -227,10 +231,13 @@ def _told(name: str) -> Iterator[None]:
     except RestuningError:
         raise
     except Exception as error:  # noqa: BLE001 (runtimes and exporters raise anything)
-        words = (str(error).strip().splitlines() or [""])[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        words = (str(cause).strip().splitlines() or [""])[0]
         raise EngineError(
             "the backbone cannot be exported", where=name,
-            found=f"{type(error).__name__}: {words[:300]}",
+            found=f"{type(cause).__name__}: {words[:300]}",
             fix="another --engine, or the PyTorch backbone",
         ) from None  # fmt: skip
     finally:

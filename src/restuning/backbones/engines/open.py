@@ -117,10 +117,9 @@ def _pt2(file: Path) -> Opened:
 
     def start(description: Description) -> Run:
         module = program.module()
-        named = description.preprocessing is None
 
         def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-            return module(**inputs) if named else module(*inputs.values())
+            return module(*(inputs[name] for name in description.inputs))
 
         return run
 
