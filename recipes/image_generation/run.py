@@ -48,8 +48,8 @@ from restuning.train.randomness import Order, mixed
 
 METHODS = {
     "full": ("full", {}),
-    "full+checkpointing": ("full", {}),
-    "lora": ("lora", {"rank": 8}),
+    "full+checkpointing": ("plain", {}),
+    "lora": ("plain", {"rank": 8}),
     "res-tuning mha+cross+ffn": ("res-tuning[mha=adapter,cross=adapter,ffn=adapter]", {"rank": 8}),
     "res-tuning block": ("res-tuning[block=adapter]", {"rank": 10, "zero": True}),
     "bypass": ("res-tuning-bypass", {"rank": 32}),
@@ -124,13 +124,23 @@ def shift_sets(shift: str, seed: int) -> tuple[list[shapes.Scene], list[shapes.S
     return shapes.scenes(256, 100 + seed, kinds), shapes.scenes(256, 999, kinds), style
 
 
-def lora(args: argparse.Namespace, model: nn.Module, run: Run, rank: int, out: Path) -> Any:
-    """PEFT's LoRA on all attention maps, on the very batches that `train_denoiser` draws."""
-    from peft import LoraConfig
+def plain(model: Any, run: Run, rank: int | None) -> Any:
+    """A loop without this library, on the very batches that `train_denoiser` draws.
 
-    model.add_adapter(  # type: ignore[operator]
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    )
+    Args:
+        model: The denoiser.
+        run: Data, objective and settings.
+        rank: Of PEFT's LoRA on all attention maps; None trains all weights with checkpointing.
+    """
+    if rank is None:
+        model.requires_grad_(True).train()
+        model.enable_gradient_checkpointing()
+    else:
+        from peft import LoraConfig
+
+        model.requires_grad_(False)
+        maps = ["to_q", "to_k", "to_v", "to_out.0"]
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=maps))
     trained = [p for p in model.parameters() if p.requires_grad]
     settings, data = run.settings, run.data
     optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -196,20 +206,17 @@ def one(args: argparse.Namespace, method: str, shift: str, seed: int) -> None:
     weights, saved, seconds, count = list(model.parameters()), 0, 0.0, 0
     x, t = torch.randn(32, 3, shapes.SIZE, shapes.SIZE), torch.full((32,), 500)
     fed = data.conditions(list(range(32)))
-    if how == "lora":
-        model.requires_grad_(False)
+    if how == "plain":
         run = Run(None, {}, data, objective(), settings, folder, fixed)  # type: ignore[arg-type]
         start = time.process_time()
-        trained = lora(args, model, run, options["rank"], folder)
+        trained = plain(model, run, options.get("rank"))
         seconds, count = (time.process_time() - start) / args.steps, sum(p.numel() for p in trained)
         saved = saved_by(lambda: model(x, timestep=t, **fed, **fixed).sample, weights + trained)
-        denoiser = bare(model, fixed)
+        denoiser = bare(model.eval(), fixed)
     elif how == "frozen":
         denoiser = bare(model, fixed)
     else:
         host = hosted(model, args.network)
-        if method == "full+checkpointing":
-            host.checkpoint()
         task: Task = methods.build(how, host, **options)
         run = Run(host, {"task": task}, data, objective(), settings, folder, fixed)
         start = time.process_time()
