@@ -62,7 +62,7 @@ def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
     )
     return Bypass(
         [bypass.taps[0], *[bypass.taps[n] for n in kept]],
-        [bypass.dims[0], *[bypass.dims[n] for n in kept]], sides[0], sides[1], bypass.residual,
+        [bypass.dims[0], *[bypass.dims[n] for n in kept]], across, below, bypass.residual,
     )  # fmt: skip
 
 
