@@ -148,12 +148,6 @@ class Bypass(nn.Module):
             return state
         return streams[-1] + (state - self._run(streams, lambda tuner, x: x))
 
-    def feature(
-        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
-    ) -> Tensor:
-        """The readout of the last state, `b d`."""
-        return readout(self(taps), pool=pool)
-
     def _run(
         self, streams: Sequence[Tensor], beside: Callable[[nn.Module, Tensor], Tensor]
     ) -> Tensor:

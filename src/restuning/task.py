@@ -135,10 +135,11 @@ class Task(nn.Module):
             Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
         """
         lent = readout_of(taps, readout)
-        if self.bypass is not None:
+        if isinstance(self.bypass, MixingBypass):
             feature = self.bypass.feature(taps, lent, self.pool)
         else:
-            feature = lent(taps["last"], pool=self.pool)
+            state = self.bypass(taps) if self.bypass is not None else taps["last"]
+            feature = lent(state, pool=self.pool)
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
     def trainable_parameters(self) -> int:

@@ -5,7 +5,7 @@ An ordinary `nn.Module` that never sees a host, as `Bypass` is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -153,12 +153,6 @@ class UNetBypass(nn.Module):
         if self.kernel == 1:
             return _on_grid(channels(carried), like)
         return channels(_on_grid(carried, like).movedim(-1, 1)).movedim(1, -1)
-
-    def feature(
-        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
-    ) -> Tensor:
-        """The readout of the last state."""
-        return readout(self(taps), pool=pool)
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""

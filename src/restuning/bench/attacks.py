@@ -37,9 +37,9 @@ class _Through(TorchFunctionMode):
 def logits_through(tuned: nn.Module, x: Tensor) -> Tensor:
     """Logits of images, differentiable in the images whatever the method detaches."""
     with _Through():
-        if isinstance(tuned, Tuned) and tuned.task.bypass is not None:
+        task: Any = getattr(tuned, "task", None)
+        if isinstance(tuned, Tuned) and not (task.inline_tuners or len(task.weights)):
             host: Any = tuned.host
-            task = tuned.task
             kept, _ = host.tuned({}, task.needs(host.readout_rule), x)
             return task(kept, host.readout)
         return tuned(x)
