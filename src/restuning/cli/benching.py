@@ -128,7 +128,7 @@ def run(
         typer.echo(json.dumps({"runs": len(runs), "failed": failed, "out": str(out)}))
     else:
         told.print(f"{len(results)} results, {failed} failed; "
-                   f"`restuning bench report {out}` shows them")  # fmt: skip
+                   f"`restuning bench report {out}` shows them", soft_wrap=True)  # fmt: skip
     if failed:
         raise typer.Exit(1)
 
@@ -151,7 +151,9 @@ def report(
     labels = [entry.label for entry in parse_entries(methods or "")]
     page, text = write_report(folder, out or folder / "report", _names(tasks), labels,
                               _names(published), against)  # fmt: skip
-    console.print(f"[bold]{page}[/bold] (one file, for a browser) and [bold]{text}[/bold]")
+    console.print(
+        f"[bold]{page}[/bold] (one file, for a browser) and [bold]{text}[/bold]", soft_wrap=True
+    )
 
 
 @bench.command(
@@ -233,7 +235,7 @@ def watched(job: Job, jobs: int, left: int, told: Console) -> int:
             else:
                 now.pop(event.worker, None)
                 bar.advance(line, event.kind != "end")
-                told.print(in_words(event), highlight=False, markup=False)
+                told.print(in_words(event), highlight=False, markup=False, soft_wrap=True)
             bar.update(line, now=" | ".join(now.values()))
 
         return carry_out(job, jobs, listen)
