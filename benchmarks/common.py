@@ -40,7 +40,10 @@ KEEP = {
 }
 """glibc keeps freed memory: for rows where time counts, page faults are not what is measured."""
 
-PACKAGES = ("restuning", "torch", "timm", "numpy", "peft", "ms-swift", "scikit-learn")
+PACKAGES = (
+    "restuning", "torch", "timm", "numpy", "peft", "ms-swift", "scikit-learn", "onnxruntime",
+    "openvino", "torchao", "bitsandbytes",
+)  # fmt: skip
 
 
 def arguments(doc: str, file: str) -> argparse.ArgumentParser:

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     """A class of photos each for dark and light, an int8 engine, and a task trained on it."""
     folder = tmp_path_factory.mktemp("engine")
     random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 6)):
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
         for label, brightness in (("dark", 40), ("light", 200)):
             (folder / "photos" / split / label).mkdir(parents=True)
             for number in range(count):
