@@ -1,11 +1,13 @@
 """Res-Tuning: small tuners that run beside a frozen backbone, and a bypass that detaches them."""
 
 from restuning import methods as methods
+from restuning._errors import EngineError as EngineError
 from restuning._errors import NoSitesError as NoSitesError
 from restuning._errors import RestuningError as RestuningError
 from restuning._errors import SiteNotReachedError as SiteNotReachedError
 from restuning._errors import WrongBackboneError as WrongBackboneError
 from restuning._version import __version__ as __version__
+from restuning.backbones import export_engine as export_engine
 from restuning.backbones import load_backbone as load_backbone
 from restuning.bank import Bank as Bank
 from restuning.blend import Blend as Blend
@@ -15,6 +17,8 @@ from restuning.bypass import Bypass as Bypass
 from restuning.bypass import Features as Features
 from restuning.bypass import Needs as Needs
 from restuning.data import load_data as load_data
+from restuning.engine import Engine as Engine
+from restuning.extractor import Extractor as Extractor
 from restuning.files import describe as describe
 from restuning.files import load as load
 from restuning.files import push_to_hub as push_to_hub

@@ -65,6 +65,10 @@ class BackboneError(RestuningError):
     """A backbone or its weights could not be loaded."""
 
 
+class EngineError(RestuningError):
+    """An engine cannot be made, opened or run, or is asked for what engines cannot do."""
+
+
 class WrongBackboneError(RestuningError):
     """A task was trained on another backbone than the one it is given."""
 

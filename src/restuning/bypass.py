@@ -1,7 +1,6 @@
 """The side network of Res-Tuning-Bypass: taps in, last state out, no gradient towards the taps.
 
-An ordinary `nn.Module` that never sees a host. What it reads of the taps (its needs) is derived
-from its tuners and the readout, so that nothing else has to be kept.
+An ordinary `nn.Module` that never sees a host. Its needs follow from its tuners and the readout.
 """
 
 from __future__ import annotations
@@ -162,8 +161,7 @@ class Bypass(nn.Module):
             }
         )
         if not residual:
-            with torch.no_grad():
-                self.gate[-1] = LAST_GATE
+            nn.init.constant_(self.gate[-1:], LAST_GATE)
 
     @classmethod
     def plan(
@@ -220,6 +218,12 @@ class Bypass(nn.Module):
         if not self.residual:
             return state
         return streams[-1] + (state - self._run(streams, lambda tuner, x: x))
+
+    def feature(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
+    ) -> Tensor:
+        """The readout of the last state, `b d`."""
+        return readout(self(taps), pool=pool)
 
     def _run(
         self, streams: Sequence[Tensor], beside: Callable[[nn.Module, Tensor], Tensor]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from restuning._errors import FormatError, HubError, WrongBackboneError, require
 from restuning._version import __version__
-from restuning.host import Host
+from restuning.extractor import Extractor
 from restuning.task import Task
 
 FORMAT = 1
@@ -23,7 +23,7 @@ FORMAT = 1
 
 def save(
     task: Task,
-    host: Host,
+    host: Extractor,
     path: str | Path,
     *,
     backbone: str = "",
@@ -104,13 +104,14 @@ def describe(path: str | Path) -> dict[str, Any]:
     return description
 
 
-def load(path: str | Path, host: Host, *, any_backbone: bool = False) -> Task:
+def load(path: str | Path, host: Extractor, *, any_backbone: bool = False) -> Task:
     """Read a task folder, or a repository of the Hugging Face hub (`user/name`).
 
     Args:
         path: Folder or hub name.
         host: The host it will run on.
-        any_backbone: Accept other weights of the same shape (for study).
+        any_backbone: Accept other weights of the same shape, or another engine of the same
+            backbone, whose values differ by its rounding.
 
     Raises:
         WrongBackboneError: It was trained on another backbone.
@@ -119,16 +120,15 @@ def load(path: str | Path, host: Host, *, any_backbone: bool = False) -> Task:
     folder = _local(path)
     description = describe(folder)
     theirs, ours = description["backbone"]["fingerprint"], host.fingerprint()
-    shape = {k: v for k, v in theirs.items() if k != "weights"}
-    same_shape = shape == {k: v for k, v in ours.items() if k != "weights"}
-    if not same_shape or (theirs != ours and not any_backbone):
+    if (different := _difference(theirs, ours)) and (different == "backbone" or not any_backbone):
         name = description["backbone"]["name"]
+        accept = (
+            "" if different == "backbone" else "; any_backbone=True (--any-backbone) accepts it"
+        )
         raise WrongBackboneError(
-            "this task was trained on another backbone" if not same_shape
-            else "this task was trained on other weights of this architecture",
-            where=str(path),
-            found=f"trained on {_short(theirs)}; this host is {_short(ours)}",
-            fix=f"load the backbone named in task.json{f' ({name})' if name else ''}",
+            f"this task was trained on another {different}", where=str(path),
+            found=f"trained on {_short(theirs)}; this is {_short(ours)}",
+            fix=f"load the backbone named in task.json{f' ({name})' if name else ''}{accept}",
         )  # fmt: skip
     task = Task.from_spec(description["task"])
     weights = Path(folder) / "weights.safetensors"
@@ -139,7 +139,7 @@ def load(path: str | Path, host: Host, *, any_backbone: bool = False) -> Task:
             "the weights of a task cannot be read", where=str(weights), found=str(error)[:300],
             fix="restore weights.safetensors from where the task was saved",
         ) from None  # fmt: skip
-    device = next(host.model.parameters()).device
+    device = host.device
     return task.to(device).eval()
 
 
@@ -187,12 +187,24 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What two fingerprints differ in, in words; "" for nothing."""
+    names = {n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)}
+    if names - {"weights", "engine"}:
+        return "backbone"
+    if "weights" in names:
+        return "set of weights of this architecture"
+    return "engine of this backbone" if names else ""
+
+
 def _short(fingerprint: Mapping[str, Any]) -> str:
     f = fingerprint
     widths = ",".join(map(str, f.get("widths", [])))
+    engine = f.get("engine") or {}
+    ran = f", in {' '.join(map(str, engine.values()))}" if engine else ""
     return (
         f"{f.get('class')} ({f.get('layers')} layers, d={widths}, sites {f.get('sites')}, "
-        f"weights {f.get('weights')})"
+        f"weights {f.get('weights')}{ran})"
     )
 
 
@@ -226,7 +238,7 @@ A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
 
 _USE = """import restuning
 backbone = restuning.load_backbone("{backbone}")
-host = restuning.Host(backbone.model, *backbone.example, **backbone.kwargs)
+host = backbone.host()
 task = restuning.load("{name}", host)
 logits = restuning.Tuned(host, task)(images)  # for texts: (**tokens)
 """

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError
 from restuning.bypass import Bypass, Features, Needs
-from restuning.call import place_of
-from restuning.fingerprint import fingerprint
+from restuning.call import Padding, place_of
+from restuning.extractor import Extractor
+from restuning.fingerprint import device_of, fingerprint, weights_digest
 from restuning.hooks import hooks_of
 from restuning.recompute import checkpoint_blocks
 from restuning.record import Call, check, forget, idle, in_use, roll_call, rows_of
@@ -29,6 +30,7 @@ from restuning.sites import (
     Sites,
     StageFinder,
     first_tensor,
+    keep_backward,
     telling,
 )
 from restuning.spread import Spread
@@ -82,7 +84,7 @@ def _heard(
             handle.remove()
 
 
-class Host(nn.Module):
+class Host(Extractor):
     """A frozen backbone, kept in eval mode, with the places to tune it.
 
     `host(x)` is the backbone's own output, bit for bit; its `state_dict` is under `model.` and
@@ -111,6 +113,7 @@ class Host(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        keep_backward(model)
         found, seen = (
             (sites, readout) if sites and readout else find_sites(model, *example, **kwargs)
         )
@@ -125,7 +128,11 @@ class Host(nn.Module):
         self._register()
 
     def _register(self) -> None:
+        self.padded = False
+        # Whether the backbone is given time steps: whether it is a diffusion model.
+        self.has_time = place_of("timestep", self.model) is not None
         for path, hook in hooks_of(self._slot, self.model, self.sites):
+            self.padded = self.padded or isinstance(hook, Padding)
             module = self.model.get_submodule(path)
             if hook.after:
                 module.register_forward_hook(hook)
@@ -133,14 +140,9 @@ class Host(nn.Module):
                 module.register_forward_pre_hook(hook, with_kwargs=True)
 
     @property
-    def dim(self) -> int:
-        """Width of the feature a head reads."""
-        return self.readout_rule.dim
-
-    @property
-    def has_time(self) -> bool:
-        """Whether the backbone is given time steps: whether it is a diffusion model."""
-        return place_of("timestep", self.model) is not None
+    def device(self) -> torch.device:
+        """Where the backbone runs, also where its weights are kept elsewhere (offloaded)."""
+        return device_of(self.model)
 
     def train(self, mode: bool = True) -> Host:
         """Frozen is frozen: dropout stays off and BatchNorm statistics stay where they are."""
@@ -151,13 +153,6 @@ class Host(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's own output."""
         return self.model(*args, **kwargs)
-
-    def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
-        """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
-        rule = self.readout_rule
-        if pool is not None and pool != rule.pool:
-            rule = Readout(rule.norm, pool, rule.dim, rule.skip, maps=rule.maps)  # type: ignore[arg-type]
-        return rule(self.model, state, mask)
 
     def features(
         self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
@@ -172,12 +167,7 @@ class Host(nn.Module):
         Raises:
             NoSitesError: A tap has no such name.
         """
-        needs = keep if isinstance(keep, Needs) else Needs(tuple(keep or self.sites.taps))
-        for tap in needs.taps:
-            if tap != "last" and tap not in self.sites.taps:
-                raise NoSitesError(
-                    "no such tap", where=tap, fix=f"taps are block.0 to {self._last}"
-                )
+        needs = self.asked(keep)
         call = Call({}, needs, self._views, self._last, rows=rows_of(args, kwargs))
         with torch.no_grad(), in_use(self._slot, call):
             output = self.model(*args, **kwargs)
@@ -306,3 +296,7 @@ class Host(nn.Module):
     def fingerprint(self) -> dict[str, Any]:
         """What a task file stores to know its backbone again; see `fingerprint.py`."""
         return fingerprint(self.model, self.sites)
+
+    def digest(self) -> str:
+        """sha256 over all weights, 16 hexadecimal digits; about 1 s a gigabyte."""
+        return weights_digest(self.model)

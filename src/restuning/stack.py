@@ -27,7 +27,7 @@ column passes gelu, relu and silu as zero and changes nothing."""
 def form(task: Task) -> str | None:
     """Tasks of one form share a stack; None for a task that does not stack."""
     bypass = task.bypass
-    if bypass is None or bypass.residual or len(set(bypass.dims)) > 1:
+    if not isinstance(bypass, Bypass) or bypass.residual or len(set(bypass.dims)) > 1:
         return None
     found = fused.form(bypass.horizontal, bypass.vertical, at_rest=True)
     if found is None:

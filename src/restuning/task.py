@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from restuning._errors import FormatError, NoSitesError
 from restuning.bypass import Bypass, Needs, Plan, readout_of, tokens_of
+from restuning.mixing import MixingBypass
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
-from restuning.unet_bypass import UNetBypass, bypass_from_spec
+from restuning.unet_bypass import UNetBypass
 
 
 class Task(nn.Module):
@@ -35,7 +36,7 @@ class Task(nn.Module):
         self,
         *,
         tuners: Mapping[str, Tuner] | None = None,
-        bypass: Bypass | UNetBypass | None = None,
+        bypass: Bypass | MixingBypass | UNetBypass | None = None,
         weights: Mapping[str, Tensor] | None = None,
         head: nn.Linear | None = None,
         pool: str | None = None,
@@ -134,8 +135,10 @@ class Task(nn.Module):
             Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
         """
         lent = readout_of(taps, readout)
-        state = self.bypass(taps) if self.bypass is not None else taps["last"]
-        feature = lent(state, pool=self.pool)
+        if self.bypass is not None:
+            feature = self.bypass.feature(taps, lent, self.pool)
+        else:
+            feature = lent(taps["last"], pool=self.pool)
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
     def trainable_parameters(self) -> int:
@@ -169,7 +172,7 @@ class Task(nn.Module):
         try:
             return cls(
                 tuners={name: from_spec(s) for name, s in spec["tuners"].items()},
-                bypass=bypass_from_spec(spec["bypass"], Bypass) if spec["bypass"] else None,
+                bypass=_bypass_of(spec["bypass"]) if spec["bypass"] else None,
                 weights={n: torch.zeros(*shape) for n, shape in spec["weights"].items()},
                 head=nn.Linear(*spec["head"]) if spec["head"] else None,
                 pool=spec["pool"],
@@ -182,3 +185,14 @@ class Task(nn.Module):
                 found=f"{type(error).__name__}: {error}",
                 fix="restore task.json from where it was saved",
             ) from None
+
+
+def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass | UNetBypass:
+    """The side network that a spec describes; the paper's where it names no kind."""
+    kinds = {None: Bypass, "mixing": MixingBypass, "unet": UNetBypass}
+    if spec.get("kind") not in kinds:
+        raise FormatError(
+            "no bypass of this kind", found=repr(spec.get("kind")),
+            fix="read it with the library version that wrote it",
+        )  # fmt: skip
+    return kinds[spec.get("kind")].from_spec(spec)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from restuning._errors import FormatError
 from restuning.bank import Bank
-from restuning.host import Host
+from restuning.extractor import Extractor
 from restuning.task import Task
 from restuning.tuned import Tuned
 
@@ -33,7 +33,7 @@ class Together(nn.Module):
     Cost: `forwards` backbone forwards a batch, whatever the number of bypass tasks.
     """
 
-    def __init__(self, host: Host, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, host: Extractor, tasks: Mapping[str, Task]) -> None:
         super().__init__()
         if not tasks:
             raise FormatError("there is no task to answer", found="none", fix="give {name: task}")

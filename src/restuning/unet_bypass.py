@@ -5,7 +5,7 @@ An ordinary `nn.Module` that never sees a host, as `Bypass` is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -145,6 +145,12 @@ class UNetBypass(nn.Module):
             return streams[-1]
         return carried if self.form == "replace" else streams[-1] + carried
 
+    def feature(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
+    ) -> Tensor:
+        """The readout of the last map, `b d`."""
+        return readout(self(taps), pool=pool)
+
     def _raised(self, carried: Tensor, level: int, like: Tensor) -> Tensor:
         """`up(M v(c))`, on the grid of the next stage."""
         tuner, channels = self.vertical[level], self.maps[level]
@@ -157,7 +163,7 @@ class UNetBypass(nn.Module):
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
         return {
-            "network": "unet",
+            "kind": "unet",
             "taps": list(self.taps),
             "dims": list(self.dims),
             "horizontal": [t.spec() if isinstance(t, Tuner) else None for t in self.horizontal],
@@ -182,8 +188,3 @@ def _on_grid(x: Tensor, like: Tensor) -> Tensor:
         return x
     size = (like.shape[1], like.shape[2])
     return F.interpolate(x.movedim(-1, 1), size, mode="nearest").movedim(1, -1)
-
-
-def bypass_from_spec(spec: Mapping[str, Any], default: Any) -> Any:
-    """A bypass of either kind from its spec; `default` reads those that do not say."""
-    return (UNetBypass if spec.get("network") == "unet" else default).from_spec(spec)

@@ -32,6 +32,7 @@ METHODS = [
     ("res-tuning-bypass", {}),
     ("res-tuning-bypass", {"scale": "gate"}),
     ("res-tuning-bypass", {"residual": True}),
+    ("mixing-bypass", {"width": 8, "heads": 2, "rank": 8}),
 ]
 
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from restuning import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, Sum, Tuner
-from restuning.tuners import ConvAdapter, FilmAdapter, at_time, from_spec, kinds
+from restuning.tuners import (
+    ContextAdapter,
+    ConvAdapter,
+    FilmAdapter,
+    LowRankAttention,
+    at_time,
+    from_spec,
+    kinds,
+)
 
 SAMPLES = {
     "res_adapter": lambda: ResAdapter(16, rank=3),
@@ -17,6 +25,8 @@ SAMPLES = {
     "scaled": lambda: Scaled(ResAdapter(16, rank=3), "channel"),
     "sum": lambda: Sum(ResAdapter(16, rank=3), ResPrefix(16, length=2, query="stream")),
     "conv_adapter": lambda: ConvAdapter(16, rank=3, prefix=1),
+    "low_rank_attention": lambda: LowRankAttention(16, rank=4, heads=2),
+    "context_adapter": lambda: ContextAdapter(16, rank=3),
     "film_adapter": lambda: FilmAdapter(16, rank=3, zero=False),
     "drop_path": lambda: DropPath(ResAdapter(16, rank=3), 0.5),
 }

@@ -209,13 +209,37 @@ def test_checkpointing_and_pieces_save_memory_and_cost_time():
 
 
 @pytest.mark.parametrize(
-    "name", ["restuning-tiny", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224"]
-)
+    "name",
+    ["restuning-tiny", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224", "timm:resnet10t",
+     "timm:mobilenetv2_035", "timm:convnext_atto", "torchvision:squeezenet1_1"],
+)  # fmt: skip
 def test_a_host_without_weights_finds_what_one_with_weights_finds(name):
     _, bare = forecast.load_shapes(name)
     _, drawn = forecast.load_drawn(name)
     assert all(p.is_meta for p in bare.model.parameters())
     assert bare.readout_rule == drawn.readout_rule
+    assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
+
+
+def test_a_convolutional_network_without_weights_is_forecast_as_with_them():
+    backbone, bare = forecast.load_shapes("timm:mobilenetv2_035@64")
+    _, drawn = forecast.load_drawn("timm:mobilenetv2_035@64")
+    for method in ("linear", "res-tuning", "res-tuning-bypass"):
+        task = methods.build(method, bare, num_classes=CLASSES)
+        told = forecast.forecast_task(bare, task, backbone.example, 3)
+        assert told == forecast.forecast_task(drawn, task, backbone.example, 3)
+        assert told.peak_bytes > 0
+
+
+def test_a_vision_language_model_without_weights_has_the_sites_of_one_with_weights(tmp_path):
+    pytest.importorskip("transformers")
+    import towers
+
+    name = towers.saved(towers.clip(), tmp_path / "clip")
+    _, bare = forecast.load_shapes(name)
+    _, drawn = forecast.load_drawn(name)
+    assert bare.readout_rule == drawn.readout_rule
+    assert bare.readout_rule.project == "projection"
     assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
 
 

@@ -47,6 +47,7 @@ def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
     each = [
         FitSettings(lr=1e-3, weight_decay=1e-2, **RUN),
         FitSettings(lr=2e-3, weight_decay=0.0, clip=0.1, label_smoothing=0.1, **RUN),
+        FitSettings(lr=1e-3, weight_decay=1e-2, lambda_rate=30.0, **RUN),
     ]
     arms = train_arms(host, [made(host, method=method) for _ in each], each, fed.train, fed.val)
     for number, (own, arm) in enumerate(zip(each, arms, strict=True)):
@@ -60,6 +61,21 @@ def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
             )
         assert arm.val_accuracy == pytest.approx([e["val_accuracy"] for e in result.history])
         assert arm.train_loss == pytest.approx(result.train_loss, rel=ALONE_TOLERANCE)
+
+
+def test_lambdas_go_further_at_a_rate_of_their_own(world):
+    host, data, kept = world
+    fed = kept.data(data, final=False)
+    each = [FitSettings(lr=1e-3, lambda_rate=rate, **RUN) for rate in (1.0, 30.0)]
+    slow, fast = (
+        a.task for a in train_arms(host, [made(host) for _ in each], each, fed.train, None)
+    )
+    start = made(host)
+    moved = [float((t.bypass.gate - start.bypass.gate).abs().max()) for t in (slow, fast)]
+    assert moved[1] > 10 * moved[0] > 0
+    # Everything else keeps the common rate.
+    heads = [float((t.head.weight - start.head.weight).abs().max()) for t in (slow, fast)]
+    assert heads[1] == pytest.approx(heads[0], rel=0.5)
 
 
 def test_an_arm_that_turns_nan_dies_alone(world):

@@ -10,7 +10,7 @@ EVERYONE = members.everyone()
 SAMPLE = (
     "timm:test_resnet", "timm:test_efficientnet", "timm:test_convnext", "timm:test_nfnet",
     "timm:test_byobnet", "timm:regnetx_002", "timm:mobilenetv2_035", "timm:repghostnet_050",
-    "timm:densenet121", "timm:xcit_nano_12_p16_224", "timm:mobilevit_xxs", "timm:levit_128s",
+    "timm:densenet121", "timm:test_maxvit", "timm:xcit_nano_12_p16_224", "timm:mobilevit_xxs", "timm:levit_128s",
     "transformers:CLIP vision", "transformers:SigLIP vision", "transformers:ConvNeXt",
     "transformers:ResNet", "transformers:Swin", "transformers:BERT", "transformers:GPT-2",
     "transformers:Llama", "torchvision:vgg11_bn", "torchvision:mobilenet_v3_small",

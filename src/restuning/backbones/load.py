@@ -1,20 +1,24 @@
-"""Backbones by name: `restuning-tiny`, `timm:NAME`, `hf:NAME`, `torchvision:NAME`."""
+"""Backbones by name: embedded, of timm, transformers, torchvision, open_clip."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
-from restuning._errors import BackboneError, UnknownNameError, require
+from restuning._errors import BackboneError, EngineError, UnknownNameError, require
+from restuning.backbones.backbone import Backbone
 from restuning.backbones.diffusion import load_text_to_image
+from restuning.backbones.engines.open import OPENERS, opened
+from restuning.backbones.forms import COMPILE, apply, split
+from restuning.backbones.pairs import clip_parts, image_preprocessing, openclip_parts
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.text import text_parts
 from restuning.backbones.weights import load_weights, refuse_missing
@@ -26,34 +30,15 @@ SCHEMES = {
     "NAME:pad_type=same,bn_eps=1e-3 gives timm arguments",
     "hf:NAME": "e.g. hf:google/vit-base-patch16-224-in21k, or a folder",
     "torchvision:NAME": "e.g. torchvision:vit_b_16",
+    "clip:NAME": "the image tower of a CLIP or SigLIP of transformers, and its text tower beside "
+    "it, e.g. clip:openai/clip-vit-base-patch32, or a folder",
+    "openclip:NAME/TAG": "the same of open_clip, e.g. openclip:ViT-B-32/laion2b_s34b_b79k, or "
+    "openclip:local-dir:FOLDER",
+    "onnx:FILE, openvino:FILE, pt2:FILE": "an engine that `restuning engine export` wrote",
+    "NAME+int8, NAME+nf4, NAME+compile": "a PyTorch backbone quantised, or compiled",
     "diffusers:NAME": "the denoiser of a text-to-image pipeline, a folder or a hub name",
 }
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A backbone with what is needed to feed it.
-
-    Attributes:
-        name: The name it was loaded by.
-        model: Headless, in eval mode.
-        example: One input, batch 1.
-        kwargs: The example's keyword inputs (text models).
-        preprocessing: For images, else None.
-        tokenizer: For text, else None.
-        weights: "embedded", "pretrained", "random" or a file.
-        pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
-            (sentence-transformers); None leaves it to the readout that was found.
-    """
-
-    name: str
-    model: nn.Module
-    example: tuple[Tensor, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    preprocessing: Preprocessing | None = None
-    tokenizer: Any = None
-    weights: str = "pretrained"
-    pool: str | None = None
+PAIRS = {"clip": clip_parts, "openclip": openclip_parts}
 
 
 def load_backbone(
@@ -69,6 +54,7 @@ def load_backbone(
     Raises:
         UnknownNameError: No such backbone.
         BackboneError: Weights are missing, mismatched or cannot be fetched.
+        EngineError: An engine's file cannot be opened.
         MissingExtraError: The library that has it is not installed.
     """
     loaders: dict[str, Callable[[str, bool], Backbone]] = {
@@ -78,24 +64,60 @@ def load_backbone(
     if weights is not None and not Path(weights).is_file():
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
     fetch = weights is None and not random
-    scheme, _, rest = name.partition(":")
-    if name == "restuning-tiny":
+    plain, forms = split(name)
+    scheme, _, rest = plain.partition(":")
+    if scheme in OPENERS and rest:
+        return _engine(name, scheme, rest, fetch, forms)
+    if plain == "restuning-tiny":
         backbone = _tiny(fetch)
     elif scheme in loaders and rest:
         backbone = loaders[scheme](rest, fetch)
+    elif scheme in PAIRS and rest:
+        with _reaching_hub(rest):
+            # Weights belong to both towers, so they are loaded before these are told apart.
+            parts = PAIRS[scheme](rest, fetch, None if weights is None else Path(weights))
+        backbone = Backbone("", **parts)
     else:
         raise UnknownNameError(
             "no such backbone", where=name,
             fix="; ".join(f"{k} ({v})" for k, v in SCHEMES.items()),
         )  # fmt: skip
-    if weights is not None:
+    if weights is not None and backbone.text is None:
         load_weights(backbone.model, Path(weights))
     source = str(weights) if weights else "random" if random else backbone.weights
-    backbone.model.eval()
-    return Backbone(
-        name, backbone.model, backbone.example, backbone.kwargs, backbone.preprocessing,
-        backbone.tokenizer, source, backbone.pool,
-    )  # fmt: skip
+    apply(backbone.model.eval(), forms, name)
+    return replace(backbone, name=name, weights=source, compiled=COMPILE in forms)
+
+
+def with_text_tower(name: str) -> str:
+    """The name under which a backbone is loaded with its text tower: `hf:NAME` is `clip:NAME`."""
+    scheme, _, rest = name.partition(":")
+    return f"clip:{rest}" if scheme == "hf" else name
+
+
+def _engine(name: str, runtime: str, file: str, fetch: bool, forms: tuple[str, ...]) -> Backbone:
+    if forms:
+        raise EngineError(
+            "an engine is what it was exported as", where=name, found=f"+{'+'.join(forms)}",
+            fix="leave it out; `restuning engine export --int8` quantises",
+        )  # fmt: skip
+    if not fetch:
+        raise EngineError(
+            "an engine has its weights in its file", where=name,
+            found="--weights, --random, or a command that draws weights",
+            fix="leave them out, or name the PyTorch backbone",
+        )  # fmt: skip
+    engine, about = opened(runtime, file)
+    example = about.example()
+    weights = f"{about.weights} of {about.backbone}, {about.precision} in {runtime}"
+    if about.preprocessing is not None:
+        return Backbone(name, engine, tuple(example.values()), {},
+                        Preprocessing.from_dict(about.preprocessing), weights=weights)  # fmt: skip
+    source = about.backbone.removeprefix("hf:")
+    hf = require("transformers", "transformers", f"the tokenizer of {name}")
+    with _reaching_hub(source):
+        tokenizer = text_parts(hf, source)["tokenizer"]
+    return Backbone(name, engine, (), example, None, tokenizer, weights, about.pool)
 
 
 def _tiny(fetch: bool) -> Backbone:
@@ -205,19 +227,10 @@ def _hf(name: str, fetch: bool) -> Backbone:
             model = getattr(cls, "from_config", cls)(config)
         if texts:
             return Backbone("", model, (), **text_parts(hf, name))
-        try:
-            processor = hf.AutoImageProcessor.from_pretrained(name).to_dict()
-        except (OSError, ValueError, ImportError):
-            processor = {}
-    size = config.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
     half = (0.5, 0.5, 0.5)
-    filters = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-    preprocessing = Preprocessing(
-        size, tuple(processor.get("image_mean") or half), tuple(processor.get("image_std") or half),
-        filters.get(processor.get("resample", 3), "bicubic"),
-    )  # fmt: skip
-    return Backbone("", model, (torch.zeros(1, 3, *size),), {}, preprocessing)
+    preprocessing = image_preprocessing(hf, name, config.image_size, (half, half))
+    example = torch.zeros(1, 3, *preprocessing.size)
+    return Backbone("", model, (example,), {}, preprocessing)
 
 
 def _diffusers(name: str, fetch: bool) -> Backbone:

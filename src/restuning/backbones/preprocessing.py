@@ -72,6 +72,10 @@ class Preprocessing:
 
     def image(self, image: Image.Image) -> Tensor:
         """One image as `3 h w`, normalised."""
+        return self.normalised(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """One image as `3 h w`, resized and cropped, bytes."""
         image = image.convert("RGB")
         height, width = self.size
         # Sizes and corners are rounded as timm rounds them: its weights were trained so.
@@ -89,10 +93,10 @@ class Preprocessing:
             image = image.resize(resized, _FILTERS[self.interpolation])
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         image = image.crop((left, top, left + width, top + height))
-        return self.normalised(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Bytes `3 h w` to normalised floats."""
+        """Bytes `*b 3 h w` to normalised floats."""
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 

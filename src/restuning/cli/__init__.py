@@ -9,6 +9,8 @@ from restuning._errors import RestuningError
 
 def main() -> None:
     """Entry point of `restuning`: errors of the user end without a traceback, with exit code 1."""
+    from restuning.cli import benching as benching
+    from restuning.cli import engines as engines
     from restuning.cli import imaging as imaging
     from restuning.cli import once as once
     from restuning.cli import planning as planning

@@ -11,14 +11,17 @@ from rich.console import Console
 
 from restuning import methods
 from restuning._version import __version__
+from restuning.backbones import joined
 from restuning.cli import inspect as looks
 from restuning.cli import predicting, training
 from restuning.cli import run as runs
 from restuning.cli.frame import (
+    AnyBackbone,
     BackboneName,
     Json,
     Label,
     MaxTokens,
+    Quantize,
     Random,
     RowStream,
     SkipBad,
@@ -29,6 +32,7 @@ from restuning.cli.frame import (
     plain,
     show_rows,
 )
+from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT
 from restuning.train import FitSettings
 
@@ -50,6 +54,7 @@ def _top(
              "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224\n\n"
              "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
              "--text review --label verdict\n\n"
+             "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 --zero-shot 'a photo of a {}, a pet.'\n\n"
              "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
 def train(
     data: Annotated[
@@ -61,14 +66,18 @@ def train(
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
+    quantize: Quantize = None,
     out: Annotated[Path | None, typer.Option(help="Folder; the same folder resumes a run")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data")] = None,
     batch_size: Annotated[int, typer.Option(help="Images of one step")] = 64,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate")] = None,
+    lambda_rate: Annotated[float, typer.Option(help="Of the bypass's lambda, times lr")] = 1.0,
     weight_decay: Annotated[float, typer.Option(help="Not on biases, scales and lambda")] = 1e-4,
     warmup_epochs: Annotated[float | None, typer.Option(help="Default: a tenth of epochs")] = None,
     label_smoothing: float = 0.0,
-    rank: Annotated[int, typer.Option(help="Bottleneck or length of the tuners")] = methods.RANK,
+    rank: Annotated[
+        int | None, typer.Option(help=f"Bottleneck or length; most methods: {methods.RANK}")
+    ] = None,
     scale: Annotated[str | None, typer.Option(help="none, scalar, channel, gate, exact")] = None,
     drop_path: Annotated[float, typer.Option(help="Chance to leave a tuner out")] = 0.0,
     augment: Annotated[str, typer.Option(help="none, flip, timm, timm:POLICY")] = "none",
@@ -86,6 +95,16 @@ def train(
     pool: Annotated[
         str | None, typer.Option(help="cls, mean, last, own; default: as the backbone does")
     ] = None,
+    zero_shot: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start the head from class names in this prompt, e.g. 'a photo of a {}.'; "
+            "more than one are averaged; or a .txt file of prompts"
+        ),
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Class names for --zero-shot, a line each")
+    ] = None,
     track: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb")] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Run the backbone in every epoch")
@@ -100,14 +119,14 @@ def train(
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
     chosen = [method] if method else list(training.COMPARED)
-    options = {"rank": rank} | ({"scale": scale} if scale else {}) | (
+    options = ({"rank": rank} if rank else {}) | ({"scale": scale} if scale else {}) | (
         {"drop_path": drop_path} if drop_path else {}) | ({"pool": pool} if pool else {})  # fmt: skip
 
     def settings(name: str) -> FitSettings:
         default = training.DEFAULTS.get(name.partition("[")[0], training.OTHERWISE)
         return FitSettings(
             epochs=epochs or default.epochs, batch_size=batch_size, lr=lr or default.lr,
-            weight_decay=weight_decay, warmup_epochs=warmup_epochs,
+            lambda_rate=lambda_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
             label_smoothing=label_smoothing, precision=precision, accumulate=accumulate, clip=clip,
             drop_path=drop_path, ema=ema, seed=seed, workers=workers, track=tuple(track or ()),
         )  # fmt: skip
@@ -126,9 +145,10 @@ def train(
         max_tokens,
     )
     rows = training.train(
-        source, chosen, settings, backbone=backbone, weights=weights, random=random, out=out,
+        source, chosen, settings, backbone=joined(backbone, quantize), weights=weights, random=random, out=out,
         options=options, resume=not no_resume,
         console=Console(stderr=True) if as_json else console,
+        zero_shot=ZeroShot(tuple(zero_shot), class_names) if zero_shot else None,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(rows if method is None else rows[0], indent=1))
@@ -141,6 +161,7 @@ def eval(  # noqa: A001
     backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
     weights: Weights = None,
     random: Random = False,
+    any_backbone: AnyBackbone = False,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
     text: Text = "text",
@@ -150,7 +171,7 @@ def eval(  # noqa: A001
     """Accuracy of a saved task on the test split of a data set."""
     result = runs.evaluate_task(
         task, data, backbone=backbone, weights=weights, random=random, batch_size=batch_size,
-        skip_bad=skip_bad, text=text, label=label,
+        skip_bad=skip_bad, text=text, label=label, any_backbone=any_backbone,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, indent=1))
@@ -177,6 +198,7 @@ def predict(
     backbone: Annotated[str | None, typer.Option(help="Default: the one in task.json")] = None,
     weights: Weights = None,
     random: Random = False,
+    any_backbone: AnyBackbone = False,
     top: Annotated[int, typer.Option(min=1, help="Classes to show")] = 1,
     batch_size: int = 64,
     skip_bad: SkipBad = False,
@@ -188,8 +210,9 @@ def predict(
     if not folders:
         raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
     predictor = predicting.Predictor.load(
-        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text
-    )
+        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text,
+        any_backbone=any_backbone,
+    )  # fmt: skip
     kind, named = predictor.inputs.kind, predictor.inputs.named(inputs)
     table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
     for name, answers in predictor.answers(named, batch_size, top):

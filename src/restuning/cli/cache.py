@@ -20,7 +20,6 @@ from restuning.features import (
     remove,
     stores,
 )
-from restuning.host import Host
 from restuning.train.stored import stored
 
 VERBS = ("ls", "info", "verify", "rm")
@@ -33,7 +32,7 @@ def build(
     """Build a store of all taps, or go on with one; returns its facts."""
     torch.manual_seed(0)
     loaded = load_backbone(backbone, weights=weights, random=random)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    host = loaded.host()
     if torch.cuda.is_available():
         host.cuda()
     if tokens == "auto":

@@ -19,9 +19,19 @@ app = typer.Typer(
 console = Console()
 
 BackboneName = Annotated[
-    str, typer.Option(help="restuning-tiny, timm:NAME, hf:NAME or torchvision:NAME")
+    str,
+    typer.Option(
+        help="restuning-tiny, or a name of timm:, hf:, torchvision:, clip:, openclip:, onnx:"
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights file (safetensors), without a hub")]
+Quantize = Annotated[
+    str | None, typer.Option(help="int8 or nf4 (4 bit): the backbone's weights; as NAME+int8")
+]
+AnyBackbone = Annotated[
+    bool,
+    typer.Option("--any-backbone", help="Also other weights, or another engine, of this backbone"),
+]
 Random = Annotated[bool, typer.Option("--random", help="Random weights from the seed")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read")]
 Text = Annotated[str, typer.Option(help="Text column of a csv")]

@@ -112,7 +112,7 @@ class Texts:
             elif each.endswith(".csv"):
                 texts += [text for text, _ in csv_rows(Path(each), self.column, None)]
             elif each.endswith(".txt"):
-                texts += _lines(Path(each))
+                texts += lines_of(Path(each))
             else:
                 texts.append(each)
         return texts
@@ -146,7 +146,12 @@ class Sentences(Texts):
         return Batch(list(names), kwargs=tokens, words=places)
 
 
-def _lines(file: Path) -> list[str]:
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -10,11 +10,11 @@ from typing import Any
 from restuning import methods
 from restuning._errors import RestuningError
 from restuning.backbones import load_backbone
+from restuning.extractor import Extractor
 from restuning.files import describe
-from restuning.host import Host
 
 
-def proofs(host: Host) -> str:
+def proofs(host: Extractor) -> str:
     """Sites by operation and proof, in words."""
     counts = Counter((s.op, s.proof) for s in host.sites.values())
     return ", ".join(f"{n} {op} ({proof})" for (op, proof), n in counts.items())
@@ -23,7 +23,7 @@ def proofs(host: Host) -> str:
 def site_rows(name: str, weights: Path | None, random: bool) -> list[dict[str, Any]]:
     """One row a site."""
     backbone = load_backbone(name, weights=weights, random=random)
-    return Host(backbone.model, *backbone.example, **backbone.kwargs).sites.rows()
+    return backbone.host().sites.rows()
 
 
 def facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
             "written by": description["library"],
         }  # fmt: skip
     backbone = load_backbone(name, weights=weights, random=random)
-    host = Host(backbone.model, *backbone.example, **backbone.kwargs)
+    host = backbone.host()
     rule = host.readout_rule
     return {
         "class": type(backbone.model).__name__,
@@ -71,7 +71,7 @@ def method_rows(
     if backbone is None:
         return rows
     loaded = load_backbone(backbone, weights=weights, random=random)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    host = loaded.host()
     for row in rows:
         try:
             task = methods.build(row["method"], host, num_classes=classes)

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from restuning.backbones import joined
 from restuning.cli import cache as caches
 from restuning.cli import sweeping, training
 from restuning.cli.frame import (
     BackboneName,
     Json,
+    Quantize,
     Random,
     SkipBad,
     Weights,
@@ -34,6 +36,7 @@ def cache(
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
+    quantize: Quantize = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 (a scale a channel)")] = "fp32",
     precision: Annotated[
         str, typer.Option(help="What the backbone computes in: fp32 or bf16")
@@ -62,7 +65,7 @@ def cache(
             precision=precision,
         )
         facts = caches.build(
-            source, backbone=backbone, weights=weights, random=random, tokens=tokens, views=views,
+            source, backbone=joined(backbone, quantize), weights=weights, random=random, tokens=tokens, views=views,
             batch_size=batch_size, workers=workers,
             console=Console(stderr=True) if as_json else console,
         )  # fmt: skip
@@ -95,13 +98,17 @@ def cache(
 def sweep(
     data: Annotated[str, typer.Argument(help="As for train; needs a val split")],
     grid: Annotated[
-        str, typer.Option(help="lr=1e-3,5e-3,rank=5,10; also wd, clip, batch, epochs, scale, ...")
+        str,
+        typer.Option(
+            help="lr=1e-3,5e-3,rank=5,10; also lambda, wd, clip, batch, epochs, scale, ..."
+        ),
     ],
     method: Annotated[str, typer.Option(help="A bypass method, or linear")] = "res-tuning-bypass",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting")] = 3,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
+    quantize: Quantize = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data")] = None,
     batch_size: int = 64,
     augment: Annotated[str, typer.Option(help="none or flip")] = "none",
@@ -123,7 +130,7 @@ def sweep(
         data, augment, False, skip_bad, text, label, True, store, cache_dtype, cache_precision
     )
     report = sweeping.run(
-        source, method, grid, seeds, base, backbone=backbone, weights=weights, random=random,
+        source, method, grid, seeds, base, backbone=joined(backbone, quantize), weights=weights, random=random,
         out=out, console=Console(stderr=True) if as_json else console,
     )  # fmt: skip
     if as_json:

@@ -177,7 +177,7 @@ def grid(
     if not request.splits:
         raise ForecastError("a grid is of data", fix="give --data or --images")
     loaded = load_backbone(request.backbone, random=True)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    host = loaded.host()
 
     def build() -> Any:
         return methods.build(method, host, num_classes=request.classes, **request.options)
@@ -260,7 +260,7 @@ def plan(
     memory: Annotated[str | None, typer.Option(help="Budget for everything, e.g. 8GB")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Default: of the data, or 100")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: as train")] = None,
-    rank: Annotated[int, typer.Option(help="Bottleneck or length of the tuners")] = methods.RANK,
+    rank: Annotated[int | None, typer.Option(help="Bottleneck or length of the tuners")] = None,
     precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
     cache_dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
     arms: Annotated[
@@ -288,7 +288,7 @@ def plan(
         splits = {name: len(part) for name, part in parts.items() if part is not None}
     request = Request(
         backbone, classes or (found.num_classes if found else 100), splits, batch, epochs, budget,
-        precision, check_dtype(cache_dtype), {} if method == "adaptformer" else {"rank": rank},
+        precision, check_dtype(cache_dtype), {"rank": rank} if rank else {},
     )  # fmt: skip
     report = run(request, [method] if method else list(COMPARED), loaded, host, to)
     if arms is not None:

@@ -14,7 +14,6 @@ from restuning.backbones import Preprocessing, load_backbone
 from restuning.cli.inputs import Images, Inputs, Sentences, Texts
 from restuning.data import TagBatch, text_batch
 from restuning.files import describe, load
-from restuning.host import Host
 from restuning.together import Together
 
 
@@ -35,7 +34,7 @@ class Predictor:
     @classmethod
     def load(
         cls, tasks: Sequence[Path], *, backbone: str | None, weights: Path | None, random: bool,
-        skip_bad: bool, text: str,
+        skip_bad: bool, text: str, any_backbone: bool = False,
     ) -> Predictor:  # fmt: skip
         """Load the tasks on the one backbone that all of them name.
 
@@ -53,10 +52,13 @@ class Predictor:
                 fix="predict with the tasks of one backbone at a time",
             )  # fmt: skip
         loaded = load_backbone(backbone or names.pop(), weights=weights, random=random)
-        host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+        host = loaded.host()
         if torch.cuda.is_available():
             host.cuda()
-        ready = {name: load(path, host) for name, path in zip(descriptions, tasks, strict=True)}
+        ready = {
+            name: load(path, host, any_backbone=any_backbone)
+            for name, path in zip(descriptions, tasks, strict=True)
+        }
         stored = [d["preprocessing"] for d in descriptions.values() if d["preprocessing"]]
         if any(other != stored[0] for other in stored):
             raise DataError(
@@ -88,7 +90,7 @@ class Predictor:
             batch_size: Inputs of one forward.
             top: Classes of one answer.
         """
-        device = next(self.together.host.model.parameters()).device
+        device = self.together.host.device
         for start in range(0, len(named), batch_size):
             batch = self.inputs.batch(named[start : start + batch_size])
             if not batch.names:

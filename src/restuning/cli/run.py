@@ -9,27 +9,26 @@ from restuning._errors import DataError
 from restuning.backbones import Backbone, load_backbone
 from restuning.data import LONGEST_TEXT, load_data
 from restuning.files import describe, load
-from restuning.host import Host
 from restuning.train import evaluate
 from restuning.tuned import Tuned
 
 
 def _tuned(
-    task: Path, backbone: str | None, weights: Path | None, random: bool
+    task: Path, backbone: str | None, weights: Path | None, random: bool, any_backbone: bool
 ) -> tuple[Tuned, Backbone, dict[str, Any]]:
     description = describe(task)
     name = backbone or description["backbone"]["name"]
     loaded = load_backbone(name, weights=weights, random=random)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
-    return Tuned(host, load(task, host)).eval(), loaded, description
+    host = loaded.host()
+    return Tuned(host, load(task, host, any_backbone=any_backbone)).eval(), loaded, description
 
 
 def evaluate_task(
     task: Path, data: str, *, backbone: str | None, weights: Path | None, random: bool,
-    batch_size: int, skip_bad: bool, text: str, label: str,
+    batch_size: int, skip_bad: bool, text: str, label: str, any_backbone: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy, loss and count on the test split."""
-    tuned, loaded, description = _tuned(task, backbone, weights, random)
+    tuned, loaded, description = _tuned(task, backbone, weights, random, any_backbone)
     longest = description["preprocessing"].get("max_tokens", LONGEST_TEXT)
     loaded_data = load_data(
         data, loaded, skip_bad=skip_bad, text=text, label=label, max_tokens=longest

@@ -16,7 +16,6 @@ from restuning._errors import TrainingError
 from restuning.backbones import load_backbone
 from restuning.cli.training import Source
 from restuning.features import default_root
-from restuning.host import Host
 from restuning.train import FitSettings
 from restuning.train.stored import VIEWS_OF, stored
 from restuning.train.sweep import parse_grid, sweep
@@ -33,7 +32,7 @@ def run(
                             fix="give none or flip")  # fmt: skip
     torch.manual_seed(0)
     loaded = load_backbone(backbone, weights=weights, random=random)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    host = loaded.host()
     if torch.cuda.is_available():
         host.cuda()
     plain = source.load(loaded, plain=True)

@@ -16,14 +16,15 @@ from torch import nn
 
 from restuning import methods
 from restuning._version import __version__
-from restuning.backbones import Backbone, load_backbone
+from restuning.backbones import Backbone, load_backbone, with_text_tower
 from restuning.cli.inspect import proofs
 from restuning.cli.report import comparison, show
+from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT, Data, load_data
+from restuning.extractor import Extractor
 from restuning.features import Cached, default_root
 from restuning.files import save
 from restuning.forecast import Run, forecast_run
-from restuning.host import Host
 from restuning.task import Task
 from restuning.train import FitSettings, evaluate, fit
 from restuning.train.stored import BY_ITSELF, VIEWS_OF, Stored, stored, why_not
@@ -46,6 +47,7 @@ DEFAULTS = {
     "res-tuning-bypass": Default(30, 1e-2),
     "bypass-horizontal": Default(30, 1e-2),
     "bypass-vertical": Default(30, 1e-2),
+    "mixing-bypass": Default(30, 5e-3),
     "full": Default(20, 2e-4),
 }
 
@@ -88,7 +90,12 @@ class Source:
         )  # fmt: skip
 
     def features(
-        self, task: Task, host: Host, backbone: Backbone, workers: int, say: Callable[[str], None]
+        self,
+        task: Task,
+        host: Extractor,
+        backbone: Backbone,
+        workers: int,
+        say: Callable[[str], None],
     ) -> Stored | None:
         """Stored features, where training from them is exact; None for live training."""
         reason = "--no-cache" if not self.cache else why_not(task, self.augment)
@@ -114,15 +121,19 @@ def train(
     options: dict[str, Any],
     resume: bool,
     console: Console,
+    zero_shot: ZeroShot | None = None,
 ) -> list[dict[str, Any]]:
     """Train one method or compare several; returns one row a method."""
     for method in chosen:
         settings(method)
     first = settings(chosen[0])
     torch.manual_seed(first.seed)
+    if zero_shot is not None:
+        backbone = with_text_tower(backbone)
     loaded = load_backbone(backbone, weights=weights, random=random)
     data = source.load(loaded)
-    host = Host(loaded.model, *loaded.example, **loaded.kwargs)
+    head = None if zero_shot is None else zero_shot.head(loaded, data.labels)
+    host = loaded.host()
     if torch.cuda.is_available():
         host.cuda()
     rule = host.readout_rule
@@ -144,8 +155,8 @@ def train(
     for method in chosen:
         to = folder if single else folder / folder_name(method)
         rows.append(
-            _train_one(method, host, source, data, loaded, settings(method), to, dict(options),
-                       resume, console)
+            _train_one(method, host, source, data, loaded, settings(method), to,
+                       dict(options), resume, console, head)
         )  # fmt: skip
     if not single:
         comparison(rows, folder, f"{data.name} on {backbone}")
@@ -160,15 +171,14 @@ def folder_name(method: str) -> str:
 
 
 def _train_one(
-    method: str, host: Host, source: Source, data: Data, backbone: Backbone,
+    method: str, host: Extractor, source: Source, data: Data, backbone: Backbone,
     settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
+    head: nn.Linear | None,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(settings.seed)
-    if method == "adaptformer":
-        options.pop("rank", None)
-    task = methods.build(method, host, num_classes=data.num_classes, **options)
+    task = methods.build(method, host, num_classes=data.num_classes, head=head, **options)
     task.labels = data.labels
-    device = next(host.model.parameters()).device
+    device = host.device
     task = task.to(device)
     console.print(
         f"\n[bold]{method}[/bold]  {task.trainable_parameters():,} trainable parameters, "
@@ -180,6 +190,10 @@ def _train_one(
     )  # fmt: skip
     fed = data if kept is None else kept.data(data, final=source.final)
     tuned: nn.Module = Tuned(host, task) if kept is None else Cached(host, task, kept.store)
+    start = None
+    if head is not None and fed.val is not None:
+        start = evaluate(tuned, fed.val, settings.batch_size, fed.collate)["accuracy"]
+        console.print(f"  zero-shot: {start:.1%} on validation, before any training")
     result = fit(
         tuned, fed.train, fed.val, settings=settings, out=out, collate=fed.collate, resume=resume
     )
@@ -198,6 +212,7 @@ def _train_one(
     }
     more = {
         **row,
+        "zero_shot_val_accuracy": start,
         "val_accuracy": result.val_accuracy,
         "train_loss": result.train_loss,
         "steps": result.steps,

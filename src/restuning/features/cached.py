@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
 from restuning.bypass import Needs, Tokens, hold
+from restuning.extractor import Extractor
 from restuning.features.store import Store
 from restuning.features.views import drawn_view
-from restuning.host import Host
 from restuning.sites import one_token
 from restuning.task import Task
 
@@ -101,7 +101,7 @@ class Cached(nn.Module):
         StoreError: The store is of another backbone, or lacks what the task needs.
     """
 
-    def __init__(self, host: Host, task: Task, store: Store) -> None:
+    def __init__(self, host: Extractor, task: Task, store: Store) -> None:
         super().__init__()
         self.host, self.task = host, task
         refuse_other_backbone(host, store)
@@ -136,18 +136,19 @@ def covers(store: Store, needs: Needs, last: str) -> bool:
     return wanted <= {tap.name for tap in store.key.taps} and hold(store.key.tokens, needs.tokens)
 
 
-def refuse_other_backbone(host: Host, store: Store) -> None:
+def refuse_other_backbone(host: Extractor, store: Store) -> None:
     """Compare fingerprints.
 
     Raises:
         StoreError: They differ.
     """
     ours = host.fingerprint()
-    theirs = {k: store.key.backbone.get(k) for k in ours}
+    beside = ("name", "all weights")
+    theirs = {k: v for k, v in store.key.backbone.items() if k not in beside}
     if theirs != ours:
-        different = [k for k in ours if ours[k] != theirs[k]]
+        different = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
         raise StoreError(
             "the store is of another backbone", where=str(store.path),
-            found="; ".join(f"{k}: {theirs[k]} stored, {ours[k]} here" for k in different),
+            found="; ".join(f"{k}: {theirs.get(k)} stored, {ours.get(k)} here" for k in different),
             fix="use the backbone it was built with, or build a store for this one",
         )  # fmt: skip

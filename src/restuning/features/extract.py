@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
 from restuning.bypass import Needs
+from restuning.extractor import Extractor
 from restuning.features.claim import Claim
 from restuning.features.key import StoreKey
 from restuning.features.store import MANIFEST, Store
 from restuning.features.writing import Shard, finish, is_written, write, write_shard, writing
-from restuning.host import Host
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 512
@@ -58,7 +58,11 @@ class Forecast:
 
 
 def forecast(
-    host: Host, key: StoreKey, root: Path, example: Mapping[str, Any] | Any, batch_size: int = 32
+    host: Extractor,
+    key: StoreKey,
+    root: Path,
+    example: Mapping[str, Any] | Any,
+    batch_size: int = 32,
 ) -> Forecast:
     """Size and time of building a store, before anything is written.
 
@@ -88,7 +92,7 @@ def forecast(
 
 
 def build(
-    host: Host, key: StoreKey, root: Path, splits: Mapping[tuple[str, int], Any], *,
+    host: Extractor, key: StoreKey, root: Path, splits: Mapping[tuple[str, int], Any], *,
     batch_size: int = 32, workers: int = 0, collate: Callable | None = None, progress: bool = True,
 ) -> Store:  # fmt: skip
     """Compute what is missing of a store and open it.
@@ -152,9 +156,9 @@ def place(root: Path, key: StoreKey) -> Path:
     return Path(root) / f"{key.data['name']}-{key.digest[:12]}"
 
 
-def computed(host: Host, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
+def computed(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
     """The taps that a store keeps of one batch (a tensor, or a mapping by keyword)."""
-    device = next(host.model.parameters()).device.type
+    device = host.device.type
     with torch.autocast(device, torch.bfloat16, enabled=key.precision == "bf16"):
         if inputs and isinstance(inputs[0], Mapping):
             return host.features(keep=_needs(key), **inputs[0])
@@ -196,7 +200,7 @@ def _plan(key: StoreKey, batch_size: int) -> list[Shard]:
 
 
 def _extract(
-    host: Host, key: StoreKey, folder: Path, shards: list[Shard], dataset: Any, batch_size: int,
+    host: Extractor, key: StoreKey, folder: Path, shards: list[Shard], dataset: Any, batch_size: int,
     workers: int, collate: Callable | None, wait: bool, advance: Callable[[int], None],
 ) -> None:  # fmt: skip
     claims: dict[Shard, Claim] = {}
@@ -221,7 +225,7 @@ def _extract(
 
     loader = DataLoader(dataset, batch_sampler=batches(), num_workers=workers,  # type: ignore[arg-type]
                         collate_fn=collate, generator=torch.Generator().manual_seed(0))  # fmt: skip
-    device = next(host.model.parameters()).device
+    device = host.device
     parts: list[Tensor] = []
     labels: list[int] = []
     try:

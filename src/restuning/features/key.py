@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from restuning._errors import StoreError
 from restuning.bypass import Needs
+from restuning.engine import Engine
+from restuning.extractor import Extractor
 from restuning.features.codec import BYTES, check_dtype, check_precision
-from restuning.fingerprint import weights_digest
-from restuning.host import Host
 
 SCHEMA = 1
 """Raised when stores of an older library can no longer be read."""
@@ -112,7 +113,7 @@ class StoreKey:
 
 
 def store_key(
-    host: Host, needs: Needs, example: Mapping[str, Any] | Sequence[Any], *, backbone: str,
+    host: Extractor, needs: Needs, example: Mapping[str, Any] | Sequence[Any], *, backbone: str,
     preprocessing: Mapping[str, Any], data: str, identity: str, splits: Mapping[str, int],
     views: Sequence[str] = ("plain",), dtype: str = "fp32", precision: str = "fp32",
 ) -> StoreKey:  # fmt: skip
@@ -132,16 +133,24 @@ def store_key(
         precision: One of `PRECISIONS`; "bf16" is about twice as fast where the processor has it
             (AVX512-BF16, AMX, any recent GPU), and differs from fp32 in the third digit.
 
+    Raises:
+        StoreError: An unknown form, or bf16 of an engine.
+
     Cost: one forward, and a digest of all weights.
     """
+    if check_precision(precision) != "fp32" and isinstance(host, Engine):
+        raise StoreError(
+            "an engine computes in the precision it was exported in", found=precision,
+            fix="leave --precision (--cache-precision) out",
+        )  # fmt: skip
     if isinstance(example, Mapping):
         taps = host.features(keep=needs, **example)
     else:
         taps = host.features(*example, keep=needs)
     return StoreKey(
-        {"name": backbone, **host.fingerprint(), "all weights": weights_digest(host.model)},
+        {"name": backbone, **host.fingerprint(), "all weights": host.digest()},
         tuple(Tap(name, tuple(value.shape[1:])) for name, value in taps.items()),
         needs.tokens, check_dtype(dtype), dict(preprocessing),
         {"name": data, "identity": identity}, tuple(views), dict(splits),
-        check_precision(precision),
+        precision,
     )  # fmt: skip

@@ -65,8 +65,8 @@ def forecast_run(run: Run) -> dict[str, Any]:
 def _forecast(run: Run) -> dict[str, Any]:
     size = min(run.batch, len(run.train))
     example = _example(run, size)
-    device = next(run.module.parameters()).device.type
     task: Any = run.module.task
+    device = next(task.parameters()).device.type
     trained = [p for p in task.parameters() if p.requires_grad]
     more: dict[str, Any] = {"precision": run.precision, "device": device}
     step = forecast_step(

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from restuning._errors import ForecastError
 from restuning.backbones import Backbone, load_backbone
+from restuning.backbones.forms import QUANTIZED, split
 from restuning.bypass import Needs
 from restuning.features import Cached
 from restuning.features.codec import BYTES, check_dtype
@@ -29,8 +31,14 @@ def load_shapes(name: str) -> tuple[Backbone, Host]:
 
     Raises:
         UnknownNameError: No such backbone.
+        ForecastError: The backbone is quantised.
         NoSitesError: None found.
     """
+    if quantised := [form for form in split(name)[1] if form in QUANTIZED]:
+        raise ForecastError(
+            "a forecast is of a backbone in its own precision", where=name, found=quantised[0],
+            fix="leave it out; docs/planning.md says what quantised weights take",
+        )  # fmt: skip
     with torch.device("meta"):
         backbone = load_backbone(name, random=True)
     backbone = replace(

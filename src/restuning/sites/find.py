@@ -22,7 +22,8 @@ from restuning.sites.gated import gated_sums
 from restuning.sites.given import CONTEXT, given, returned_bias, returns_bias
 from restuning.sites.linear import is_linear
 from restuning.sites.operations import Operations
-from restuning.sites.readout import Readout, ReadoutListener
+from restuning.sites.pooling import ReadoutListener
+from restuning.sites.readout import Readout
 from restuning.sites.residual import is_residual
 from restuning.sites.site import Site, Sites
 from restuning.sites.stacks import is_hierarchy, parts

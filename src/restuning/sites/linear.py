@@ -1,10 +1,14 @@
-"""Linear maps as backbones keep them: `nn.Linear`, and GPT-2's `Conv1D` with its weight transposed."""
+"""Linear maps as backbones keep them: `nn.Linear`, GPT-2's `Conv1D` with its weight transposed, and
+maps whose weight is packed (8 or 4 bit) or kept elsewhere until they run.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -16,18 +20,67 @@ def is_linear(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is there as floating-point numbers of its own shape."""
+    return weight.is_floating_point() and not is_traceable_wrapper_subclass(weight)
+
+
 def weight_of(module: nn.Module) -> Tensor:
-    """Its weight, `out in`."""
+    """Its weight, `out in`.
+
+    Cost: nothing; for a packed or offloaded weight one product with the identity, `in^2 out`.
+    """
     weight: Any = module.weight
+    if not is_plain(weight) or (weight.is_meta and hasattr(module, "_hf_hook")):
+        return _unpacked(module)
     return weight if isinstance(module, nn.Linear) else weight.t()
 
 
 def width_in(module: nn.Module) -> int:
     """Width of what it reads."""
-    return int(weight_of(module).shape[1])
+    weight: Any = module.weight
+    # A packed weight has another shape than the map.
+    return int(module.in_features if isinstance(module, nn.Linear) else weight.shape[0])
+
+
+def width_out(module: nn.Module) -> int:
+    """Width of what it gives."""
+    weight: Any = module.weight
+    return int(module.out_features if isinstance(module, nn.Linear) else weight.shape[1])
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
     """Its bias, `out`, or None."""
     bias: Any = module.bias
+    if bias is not None and bias.is_meta and hasattr(module, "_hf_hook"):
+        return _applied(module, torch.zeros(1, width_in(module), dtype=bias.dtype))[0]
     return bias
+
+
+def keep_backward(model: nn.Module) -> None:
+    """Stop maps from packing themselves in a form that has no backward.
+
+    On CPUs with bf16 instructions bitsandbytes repacks a 4-bit map in its first forward without
+    gradients; afterwards gradients pass it by without a word, and its fingerprint is another.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no module of torch)
+
+
+def _unpacked(module: Any) -> Tensor:
+    """What the map does to the identity: library-free, and right whatever the packing is."""
+    given = [t for t in (module.weight, module.bias) if t is not None and t.is_floating_point()]
+    identity = torch.eye(width_in(module), dtype=given[0].dtype if given else torch.float32)
+    zero = torch.zeros_like(identity[:1])
+    return (_applied(module, identity) - _applied(module, zero)).t()
+
+
+def _applied(module: Any, x: Tensor) -> Tensor:
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None or not module.weight.is_meta:
+        device = module.weight.device
+    with torch.no_grad():
+        # `forward`, not a call: hooks on the module are for streams.
+        return module.forward(x.to(device))

@@ -124,7 +124,7 @@ class LentMaps:
 
     def out(self, y: Tensor) -> Tensor:
         """W_o without its bias, `... h n e -> ... n d`."""
-        return F.linear(y.transpose(-3, -2).flatten(-2), self._out_weight())
+        return F.linear(y.transpose(-3, -2).flatten(-2), self._out_weight().to(y.dtype))
 
     def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
         """`h r e` keys and values as maps `h*r d` around a softmax; see the tuners' `View`."""
@@ -166,7 +166,7 @@ class LentMaps:
             return weight_of(module), bias_of(module)
         packed = maps.form == "packed"
         weight = module.in_proj_weight if packed else weight_of(module)
-        bias = module.in_proj_bias if packed else module.bias
+        bias = module.in_proj_bias if packed else bias_of(module)
         queries = maps.heads * maps.head_dim
         start, width = ((0, queries), (queries, maps.key_width),
                         (queries + maps.key_width, maps.key_width))[third]  # fmt: skip
@@ -205,4 +205,4 @@ class LentMaps:
 
     def _out_weight(self) -> Tensor:
         module: Any = self._of[self.maps.out]
-        return module.out_proj.weight if self.maps.form == "packed" else weight_of(module)
+        return weight_of(module.out_proj if self.maps.form == "packed" else module)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning.sites.given import Given
-from restuning.sites.linear import bias_of, is_linear, weight_of
+from restuning.sites.linear import bias_of, is_linear, width_out
 from restuning.sites.maps import LentMaps, Maps
 
 PROOF_TOLERANCE = 1e-4
@@ -69,13 +69,13 @@ def propose(model: nn.Module, path: str) -> Maps | None:
     if not fused and separate is None:
         return None
     q, k, v = (fused, fused, fused) if fused else (str(p) for p in separate or ())
-    rows = weight_of(model.get_submodule(str(q))).shape[0]
+    rows = width_out(model.get_submodule(str(q)))
     if fused:
         groups = int(_number(module, "num_key_value_heads", "num_kv_heads") or heads)
         size = rows // (heads + 2 * groups)
     else:
         size = rows // heads
-        groups = weight_of(model.get_submodule(str(k))).shape[0] // max(size, 1)
+        groups = width_out(model.get_submodule(str(k))) // max(size, 1)
     if not size or not groups or heads % groups:
         return None
     scale = _number(module, "scale", "scaling") or size**-0.5

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 Pool = Literal["cls", "mean", "last", "all", "own"]
 POOLS: tuple[str, ...] = get_args(Pool)
-
-MATCH_TOLERANCE = 1e-5
-"""Largest error between our pooled feature and the backbone's, relative to its maximum."""
-
-MOST_PREFIX_TOKENS = 6
-"""Class, distillation and up to four register tokens are left out of a mean in known families."""
-
-_CLASS_TOKENS = re.compile(r"cls_token|class_token|class_embedding|\bcls\b", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +27,10 @@ class Readout:
         dim: Width of the feature.
         proof: "exact" if it equals a value seen in the backbone's own forward, else "assumed".
         maps: Whether the norm reads `b d h w`.
+        project: Path of a frozen map after the pooling (a linear module, or a matrix that features
+            are multiplied with from the left), "" for none.
+        unit: Whether the feature is divided by its Euclidean length: the towers of a
+            vision-language model answer so, and a cosine is then a product.
     """
 
     norm: str
@@ -44,6 +40,8 @@ class Readout:
     pool_first: bool = False
     proof: str = "assumed"
     maps: bool = False
+    project: str = ""
+    unit: bool = False
 
     def __call__(self, model: nn.Module, state: Tensor, mask: Tensor | None = None) -> Tensor:
         """`b n d` (or `b h w d`) to `b d`; `b n d` for "all".
@@ -58,7 +56,13 @@ class Readout:
                 "last" the last of them, wherever the padding is.
         """
         if self.pool == "own":
-            return state[:, 0]
+            return F.normalize(state[:, 0], dim=-1) if self.unit else state[:, 0]
+        feature = self._pooled(model, state, mask)
+        if self.project:
+            feature = mapped(model, self.project, feature)
+        return F.normalize(feature, dim=-1) if self.unit else feature
+
+    def _pooled(self, model: nn.Module, state: Tensor, mask: Tensor | None) -> Tensor:
         norm = model.get_submodule(self.norm) if self.norm else None
         if norm is not None and not self.pool_first:
             # A norm of maps reads channels first; streams are kept with channels last.
@@ -72,6 +76,13 @@ class Readout:
         else:
             pooled = one_token(state, self.pool, mask)[:, 0]
         return norm(pooled) if norm is not None and self.pool_first else pooled
+
+
+def mapped(model: nn.Module, path: str, feature: Tensor) -> Tensor:
+    """A frozen linear map of the backbone, or a matrix that it keeps as a plain parameter."""
+    owner, _, name = path.rpartition(".")
+    map_: Any = getattr(model.get_submodule(owner), name)
+    return map_(feature) if isinstance(map_, nn.Module) else feature @ map_
 
 
 def one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Tensor:
@@ -101,122 +112,3 @@ def fitted(mask: Tensor, state: Tensor) -> Tensor:
     mask = mask[:, mask.shape[1] - state.shape[1] :]
     times = state.shape[0] // mask.shape[0]
     return mask if times == 1 else mask.repeat(times, 1)
-
-
-class ReadoutListener:
-    """Hears what follows the last block, and finds the readout by comparing values."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.last: Tensor | None = None
-        self.norm = ""
-        self.norm_out: Tensor | None = None
-        self.guess: tuple[Pool, int] | None = None
-        self.waiting = ""
-        self.pooled: list[Tensor] = []
-
-    def block(self, output: Tensor) -> None:
-        """A block has returned: whatever was heard before it is no readout."""
-        self.last = output
-        self.norm, self.norm_out, self.guess, self.waiting = "", None, None, ""
-        self.pooled.clear()
-
-    def enter(self, path: str, module: nn.Module, x: Tensor | None) -> None:
-        """A module outside all blocks is about to run."""
-        if self.last is None or x is None:
-            return
-        if x.dim() == 2:
-            self.pooled.append(x.clone())
-        if "norm" not in type(module).__name__.lower() or self.norm:
-            return
-        if x.numel() == self.last.numel() and torch.equal(x.reshape(-1), self.last.reshape(-1)):
-            self.norm = self.waiting = path
-        elif x.dim() == 2:
-            self.guess = _pooling(_tokens(self.last, x.shape[-1]), [x])
-            if self.guess:
-                self.norm = self.waiting = path
-
-    def leave(self, path: str, y: Tensor | None) -> None:
-        """A module outside all blocks has returned."""
-        if self.waiting and path == self.waiting and y is not None:
-            self.norm_out, self.waiting = y.clone(), ""
-
-    def found(self, output: Any, *, causal: bool, hierarchy: bool, first: bool) -> Readout:
-        """The readout; "assumed" where no value of the backbone confirms it.
-
-        Args:
-            output: The backbone's.
-            causal: Whether its layers mask the future.
-            hierarchy: Whether its streams are maps, or change their width on the way.
-            first: Whether its last stream has channels first.
-        """
-        assert self.last is not None
-        own = vector_of(output)
-        # The norm is kept for tasks that ask for a pooled or dense readout of their own.
-        if hierarchy and own is not None:
-            return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
-        if self.guess is not None:
-            assert self.norm_out is not None
-            pool, skip = self.guess
-            dim = self.norm_out.shape[-1]
-            return Readout(self.norm, pool, dim, skip, pool == "mean", proof="exact")
-        normed = self.norm_out if self.norm_out is not None else self.last
-        outputs = output.values() if isinstance(output, dict) else [output]
-        seen = [t for t in outputs if isinstance(t, Tensor) and t.dim() == 2] + self.pooled
-        dim = self._width(normed, seen)
-        match = _pooling(_tokens(normed, dim), seen)
-        if match:
-            return Readout(self.norm, match[0], dim, match[1], proof="exact")
-        if own is not None:
-            return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
-        names = [name for name, _ in self.model.named_parameters()]
-        has_class_token = any(_CLASS_TOKENS.search(name) for name in names)
-        keeps_it = has_class_token and _tokens(normed, dim).shape[1] % 2 == 1
-        pool: Pool = "last" if causal else "cls" if keeps_it else "mean"
-        return Readout(self.norm, pool, dim, maps=first)
-
-    def _width(self, normed: Tensor, seen: list[Tensor]) -> int:
-        if normed.dim() != 4:
-            return normed.shape[-1]
-        widths = {t.shape[-1] for t in seen}
-        return (
-            normed.shape[1] if normed.shape[1] in widths - {normed.shape[-1]} else normed.shape[-1]
-        )
-
-
-def vector_of(output: Any) -> Tensor | None:
-    """The backbone's own feature in its output: a tensor `b d` (or `b d 1 1`), if there is one."""
-    if isinstance(output, dict):
-        values = [output.get("pooler_output"), *output.values()]
-    else:
-        values = output if isinstance(output, (tuple, list)) else [output]
-    for value in values:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
-            continue
-        if set(value.shape[2:]) <= {1}:
-            return value.flatten(1)
-    return None
-
-
-def _tokens(x: Tensor, dim: int) -> Tensor:
-    if x.dim() == 4:
-        return x.flatten(1, 2) if x.shape[-1] == dim else x.flatten(2).mT
-    return x
-
-
-def _pooling(tokens: Tensor, seen: list[Tensor]) -> tuple[Pool, int] | None:
-    if tokens.dim() != 3:
-        return None
-    candidates: list[tuple[Pool, int, Tensor]] = [("cls", 0, tokens[:, 0])]
-    candidates.extend(
-        ("mean", skip, tokens[:, skip:].mean(1))
-        for skip in range(min(MOST_PREFIX_TOKENS, tokens.shape[1]))
-    )
-    candidates.append(("last", 0, tokens[:, -1]))
-    for value in seen:
-        for pool, skip, candidate in candidates:
-            if candidate.shape == value.shape and bool(
-                (candidate - value).abs().max() <= MATCH_TOLERANCE * value.abs().max()
-            ):
-                return pool, skip
-    return None

@@ -29,6 +29,9 @@ def is_residual(calls: list[Heard], own: Heard) -> bool:
             and any(equal(c.left, h) for h in heads) and not equal(c.left, c.entered)
         ]  # fmt: skip
         targets += heads
+    if own.left.dim() == 4:
+        # A block may compute with channels last and turn what it returns (MaxViT).
+        targets.append(own.left.movedim(1, -1))
     seen = [x for c in [own, *calls] for x in (c.entered, c.left if c is not own else None)]
     for target in targets:
         terms = [x for x in seen if x is not None and x.numel() == target.numel()]

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning.sites.readout import Readout, vector_of
+from restuning.sites.pooling import has_unit_length, vector_of
+from restuning.sites.readout import Readout
 from restuning.sites.site import Site, Sites
 from restuning.sites.sums import Heard, first_tensor, layout_of
 
@@ -69,7 +70,9 @@ class StageFinder:
             self._site(number, before, end)
             for number, (before, end) in enumerate(zip(ends[:-1], ends[1:], strict=True), 1)
         ]
-        return Sites(sites), Readout("", "own", own.shape[-1], proof="exact")
+        return Sites(sites), Readout(
+            "", "own", own.shape[-1], proof="exact", unit=has_unit_length(own)
+        )
 
     def _ends(self) -> list[tuple[_Ran, _Ran]]:
         """Last cut of every grid, with the module that reads it."""

@@ -17,11 +17,11 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
 from restuning.bypass import Bypass
+from restuning.extractor import Extractor
 from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
-from restuning.host import Host
 from restuning.task import Task
-from restuning.train.optimiser import adamw, learning_rate, parameter_groups
+from restuning.train.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
 from restuning.train.randomness import Order
 from restuning.train.settings import FitSettings
 
@@ -47,7 +47,7 @@ class ArmResult:
 
 
 def train_arms(
-    host: Host,
+    host: Extractor,
     tasks: Sequence[Task],
     settings: Sequence[FitSettings],
     train: StoredFeatures,
@@ -60,7 +60,7 @@ def train_arms(
     Args:
         host: Lends its readout.
         tasks: Bypass tasks (or heads alone) whose weights have the same shapes.
-        settings: One each; all but `lr`, `weight_decay`, `clip` and `label_smoothing` equal.
+        settings: One each; all but `lr`, `lambda_rate`, `weight_decay`, `clip` and `label_smoothing` equal.
         train: Stored features.
         val: Stored features, evaluated after every epoch.
         each_epoch: Told the number of the epoch and the arms' validation accuracies.
@@ -120,9 +120,11 @@ def _views(
 class _Arms:
     """Stacked weights of K tasks, and an optimiser for each."""
 
-    def __init__(self, host: Host, tasks: Sequence[Task], settings: Sequence[FitSettings]) -> None:
+    def __init__(
+        self, host: Extractor, tasks: Sequence[Task], settings: Sequence[FitSettings]
+    ) -> None:
         self.host, self.members, self.settings = host, list(tasks), settings
-        self.device = next(host.model.parameters()).device
+        self.device = host.device
         self.template = tasks[0]
         weights, self.buffers = stack_module_state([t.to(self.device).train() for t in tasks])  # type: ignore[arg-type]
         self.weights: dict[str, Tensor] = {
@@ -133,8 +135,14 @@ class _Arms:
         }
         # The slices of one arm share memory with the stack, so one optimiser is told K rates.
         self.slices = [[w.detach()[k] for w in self.weights.values()] for k in range(len(tasks))]
+        lambdas = lambdas_of(self.template)
         self.groups = [
-            parameter_groups((p.requires_grad_() for p in own), one.weight_decay)
+            parameter_groups(
+                [p.requires_grad_() for p in own],
+                one.weight_decay,
+                lambdas=[p for n, p in zip(self.weights, own, strict=True) if n in lambdas],
+                lambda_rate=one.lambda_rate,
+            )
             for own, one in zip(self.slices, settings, strict=True)
         ]
         self.optimiser = adamw([g for own in self.groups for g in own], lr=0.0)
@@ -210,7 +218,7 @@ class _Arms:
                 weight.grad = gradient[k]
         rate = iter([r for own, r in zip(self.groups, rates, strict=True) for _ in own])
         for group in self.optimiser.param_groups:
-            group["lr"] = next(rate)
+            group["lr"] = next(rate) * group["rate"]
         self.optimiser.step()
 
     def died(self) -> list[int | None]:
@@ -245,7 +253,7 @@ def form(task: Task) -> Any:
     return tuple((n, tuple(w.shape)) for n, w in task.state_dict().items()), repr(task)
 
 
-def evaluate_arm(host: Host, task: Task, data: StoredFeatures) -> float:
+def evaluate_arm(host: Extractor, task: Task, data: StoredFeatures) -> float:
     """Accuracy of one task on stored features."""
     arms = _Arms(host, [task], [FitSettings()])
     return arms.accuracy(data)[0]

@@ -45,7 +45,8 @@ def evaluate(
     world = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
     own = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
-    parameter = next(tuned.parameters(), None)
+    # The task's: the backbone's may be kept elsewhere until it runs.
+    parameter = next(getattr(tuned, "task", tuned).parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     loader = DataLoader(
         dataset,

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from torch import nn
 
 from restuning._errors import TrainingError
+from restuning.fingerprint import is_offloaded
 from restuning.train.failures import short_of_memory
 from restuning.train.interrupts import Interrupts
 from restuning.train.loop import Loop
@@ -68,7 +69,7 @@ def fit(
         Interrupts() as interrupts,
     ):
         own_forward = "forward" in vars(tuned)
-        model = accelerator.prepare_model(tuned)
+        model = _placed(tuned, accelerator)
         try:
             loop = Loop(tuned, model, train, val, settings, out, collate, accelerator, interrupts)
             finished = loop.open(resume)
@@ -93,6 +94,15 @@ def fit(
         # One that came after the last step must not be swallowed.
         interrupts.stop()
     return finished
+
+
+def _placed(tuned: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """On its device and wrapped; a backbone whose weights are kept elsewhere stays where it is."""
+    model = getattr(getattr(tuned, "host", None), "model", None)
+    if not isinstance(model, nn.Module) or not is_offloaded(model):
+        return accelerator.prepare_model(tuned)
+    tuned.task.to(accelerator.device)  # type: ignore[operator, union-attr]
+    return accelerator.prepare_model(tuned, device_placement=False)
 
 
 @contextmanager

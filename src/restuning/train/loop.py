@@ -58,7 +58,10 @@ class Loop:
         self.main = accelerator.is_main_process
         self.order = Order(len(train), settings.batch_size, settings.epochs, settings.seed)
         self.warmup = round(settings.warmup * self.order.per_epoch)
-        raw = build_optimiser(self.task, lr=settings.lr, weight_decay=settings.weight_decay)
+        raw = build_optimiser(
+            self.task, lr=settings.lr, weight_decay=settings.weight_decay,
+            lambda_rate=settings.lambda_rate,
+        )  # fmt: skip
         self.optimiser = accelerator.prepare_optimizer(raw)
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
         self.ema = None if settings.ema is None else Ema(self.task, settings.ema)
@@ -166,7 +169,7 @@ class Loop:
         weight = self.world * counts / size
         seed_everything("step", self.settings.seed, self.step, self.rank)
         for group in self.optimiser.param_groups:
-            group["lr"] = self._rate(self.step)
+            group["lr"] = self._rate(self.step) * group["rate"]
         sums = torch.zeros(2, device=self.accelerator.device)
         parts = list(pieces(inputs, labels, self.settings.accumulate))
         for place, part in enumerate(parts):

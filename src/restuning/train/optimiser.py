@@ -9,32 +9,55 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError
+from restuning.bypass import Bypass
 
 
-def parameter_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict]:
-    """Two groups: matrices decay; biases, scales and gates do not.
+def parameter_groups(
+    parameters: Iterable[Tensor], weight_decay: float, *, lambdas: Iterable[Tensor] = (),
+    lambda_rate: float = 1.0,
+) -> list[dict]:  # fmt: skip
+    """Two groups: matrices decay; biases, scales and gates do not. A third where lambdas are faster.
 
     Decided by the number of dimensions, not by name: a gate of a user's own tuner is spared too.
+    A group's `rate` multiplies the learning rate.
 
     Args:
         parameters: Those without `requires_grad` are left out.
         weight_decay: Of the tensors with two dimensions or more.
+        lambdas: Those of bypasses, among the parameters.
+        lambda_rate: Theirs.
     """
     trained = [p for p in parameters if p.requires_grad]
+    apart = {id(p) for p in lambdas} if lambda_rate != 1 else set()
+    common = [p for p in trained if id(p) not in apart]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        {"params": [p for p in common if p.ndim > 1], "weight_decay": weight_decay, "rate": 1.0},
+        {"params": [p for p in common if p.ndim <= 1], "weight_decay": 0.0, "rate": 1.0},
+        {"params": [p for p in trained if id(p) in apart], "weight_decay": 0.0,
+         "rate": lambda_rate},
+    ]  # fmt: skip
     return [g for g in groups if g["params"]]
 
 
-def build_optimiser(task: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def lambdas_of(task: nn.Module) -> dict[str, nn.Parameter]:
+    """The lambdas of the bypasses in a task, by name."""
+    return {
+        f"{name}.gate".removeprefix("."): module.gate
+        for name, module in task.named_modules() if isinstance(module, Bypass)
+    }  # fmt: skip
+
+
+def build_optimiser(
+    task: nn.Module, *, lr: float, weight_decay: float, lambda_rate: float = 1.0
+) -> torch.optim.AdamW:
     """AdamW over the task's trainable parameters.
 
     Raises:
         TrainingError: The task has none.
     """
-    groups = parameter_groups(task.parameters(), weight_decay)
+    groups = parameter_groups(
+        task.parameters(), weight_decay, lambdas=lambdas_of(task).values(), lambda_rate=lambda_rate
+    )
     if not groups:
         raise TrainingError(
             "the task has nothing to train",

@@ -27,6 +27,9 @@ class FitSettings:
         batch_size: Examples of one optimiser step, over all processes and pieces (64: Adapter+,
             DyT, the OSU study).
         lr: Highest learning rate (1e-3: DyT, HyperAdapter, and in DTL's and the OSU study's range).
+        lambda_rate: What multiplies `lr` for the lambdas of a bypass. An AdamW step moves a number by
+            about its rate, so that at the common one a lambda goes from 0.5 to 0.7 in a short run
+            at most (1: results from before this setting stay what they were).
         weight_decay: AdamW's, for matrices only (1e-4: DyT, HyperAdapter).
         warmup_epochs: Epochs of linear warm-up; None is a tenth of `epochs` (Adapter+: 10 of 100).
         label_smoothing: Mass given to the other classes (0: none of the rivals above states any).
@@ -50,6 +53,7 @@ class FitSettings:
     epochs: int = 20
     batch_size: int = 64
     lr: float = 1e-3
+    lambda_rate: float = 1.0
     weight_decay: float = 1e-4
     warmup_epochs: float | None = None
     label_smoothing: float = 0.0
@@ -74,6 +78,10 @@ class FitSettings:
             whole = isinstance(value, int) and not isinstance(value, bool)
             _demand(whole and value >= least, name, value, f"give a whole number from {least}")
         _demand(_number(self.lr) and self.lr > 0, "lr", self.lr, "give a number above 0")
+        _demand(
+            _number(self.lambda_rate) and self.lambda_rate > 0,
+            "lambda_rate", self.lambda_rate, "give a number above 0",
+        )  # fmt: skip
         _demand(
             _number(self.weight_decay) and self.weight_decay >= 0,
             "weight_decay", self.weight_decay, "give 0 or more",
@@ -112,7 +120,9 @@ class FitSettings:
 
     def identity(self) -> dict[str, Any]:
         """The settings that the resulting weights depend on."""
-        return {k: v for k, v in self.to_dict().items() if k not in WITHOUT_EFFECT}
+        # Runs from before there was such a setting go on as what they are.
+        plain = ("lambda_rate",) if self.lambda_rate == 1 else ()
+        return {k: v for k, v in self.to_dict().items() if k not in (*WITHOUT_EFFECT, *plain)}
 
 
 def _number(value: object) -> bool:

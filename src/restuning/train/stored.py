@@ -12,6 +12,7 @@ from restuning._errors import StoreError
 from restuning.backbones import Backbone
 from restuning.bypass import IN_WORDS, Needs, hold
 from restuning.data import Data
+from restuning.extractor import Extractor
 from restuning.features import (
     Store,
     StoredFeatures,
@@ -25,7 +26,6 @@ from restuning.features import (
     viewed,
 )
 from restuning.features.cached import as_is
-from restuning.host import Host
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
@@ -73,7 +73,7 @@ def why_not(task: Task, augment: str) -> str:
     return ""
 
 
-def wanted(host: Host, needs: Needs) -> Needs:
+def wanted(host: Extractor, needs: Needs) -> Needs:
     """What to store: every tap where that is one token each, so that methods share a store."""
     return Needs(host.sites.taps, needs.tokens) if needs.tokens != "all" else Needs(
         tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps), "all"
@@ -81,7 +81,7 @@ def wanted(host: Host, needs: Needs) -> Needs:
 
 
 def keyed(
-    host: Host,
+    host: Extractor,
     backbone: Backbone,
     data: Data,
     needs: Needs,
@@ -106,7 +106,7 @@ def keyed(
 
 
 def stored(
-    host: Host, backbone: Backbone, data: Data, needs: Needs, *, root: Path, views: int = 1,
+    host: Extractor, backbone: Backbone, data: Data, needs: Needs, *, root: Path, views: int = 1,
     augmented: Any = None, dtype: str = "fp32", precision: str = "fp32", batch_size: int = 32,
     workers: int = 0, limit: int | None = None, say: Callable[[str], None] = lambda line: None,
 ) -> Stored | None:  # fmt: skip

@@ -16,15 +16,15 @@ import torch
 from restuning import methods
 from restuning._errors import RestuningError, TrainingError
 from restuning.data import Data
+from restuning.extractor import Extractor
 from restuning.features import StoredFeatures
 from restuning.files import save
-from restuning.host import Host
 from restuning.task import Task
 from restuning.train.arms import evaluate_arm, form, train_arms
 from restuning.train.settings import FitSettings
 
 RATES = {
-    "lr": "lr", "wd": "weight_decay", "clip": "clip", "smoothing": "label_smoothing",
+    "lr": "lr", "lambda": "lambda_rate", "wd": "weight_decay", "clip": "clip", "smoothing": "label_smoothing",
     "batch": "batch_size", "epochs": "epochs",
 }  # fmt: skip
 """Keys of a grid that are settings of training; all others are options of the method."""
@@ -83,7 +83,7 @@ def _value(text: str) -> Any:
 
 
 def sweep(
-    host: Host, method: str, search: Data, final: Data, grid: Mapping[str, Sequence[Any]], *,
+    host: Extractor, method: str, search: Data, final: Data, grid: Mapping[str, Sequence[Any]], *,
     seeds: Sequence[int], base: FitSettings, out: Path, options: Mapping[str, Any] | None = None,
     card: Mapping[str, Any] | None = None,
     say: Callable[[int, int, str], None] = lambda done, total, best: None,
@@ -98,7 +98,7 @@ def sweep(
         method: A method whose task trains from stored features.
         search: Stored features, with validation data.
         final: The same with train and val as one, for the final runs.
-        grid: Values by setting: `lr`, `wd`, `clip`, `smoothing`, `batch`, `epochs`, or any option
+        grid: Values by setting: `lr`, `lambda` (its rate over the others'), `wd`, `clip`, `smoothing`, `batch`, `epochs`, or any option
             of the method (`rank`, `scale`, ...).
         seeds: Of the runs.
         base: Settings that the grid does not name.
@@ -175,7 +175,7 @@ class _Sweep:
     """What all groups of arms share."""
 
     def __init__(
-        self, host: Host, method: str, base: FitSettings, options: dict[str, Any], out: Path,
+        self, host: Extractor, method: str, base: FitSettings, options: dict[str, Any], out: Path,
         card: dict[str, Any], say: Callable[[int, int, str], None],
     ) -> None:  # fmt: skip
         self.host, self.method, self.base, self.options = host, method, base, options

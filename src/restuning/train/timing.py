@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from restuning.extractor import Extractor
 from restuning.features import StoredFeatures
 from restuning.forecast import BankRates
-from restuning.host import Host
 from restuning.task import Task
 from restuning.train.arms import train_arms
 from restuning.train.settings import FitSettings
@@ -62,7 +62,7 @@ class _Drawn:
 
 
 def measure_bank(
-    host: Host, build: Callable[[], Task], example: Any, *, arms: int, batch: int, classes: int,
+    host: Extractor, build: Callable[[], Task], example: Any, *, arms: int, batch: int, classes: int,
     images: int = 32, read: float = 0.0, evaluated: int = EVALUATED,
 ) -> BankRates:  # fmt: skip
     """Time the backbone on a few images, and a bank of arms on features of the same form.
@@ -84,7 +84,7 @@ def measure_bank(
     positional, keyword = ((), dict(example)) if isinstance(example, dict) else (example, {})
     needs = build().needs(host.readout_rule)
     taps = tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps)
-    device = next(host.model.parameters()).device
+    device = host.device
 
     def wide(value: Any) -> Any:
         if not isinstance(value, Tensor):

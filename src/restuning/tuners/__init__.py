@@ -12,9 +12,12 @@ from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath
 from restuning.tuners.combine import Sum as Sum
 from restuning.tuners.conv import ConvAdapter as ConvAdapter
+from restuning.tuners.conv import before_the_grid as before_the_grid
 from restuning.tuners.film import FilmAdapter as FilmAdapter
 from restuning.tuners.film import at_time as at_time
 from restuning.tuners.film import time_now as time_now
+from restuning.tuners.mixing import ContextAdapter as ContextAdapter
+from restuning.tuners.mixing import LowRankAttention as LowRankAttention
 from restuning.tuners.padding import real_tokens as real_tokens
 from restuning.tuners.prefix import ResPrefix as ResPrefix
 from restuning.tuners.prompt import ResPrompt as ResPrompt

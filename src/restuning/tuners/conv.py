@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, View, tuner
 from restuning.tuners.adapter import start_bottleneck
+from restuning.tuners.mixing import normed
+
+MOST_PREFIX_TOKENS = 6
+"""Class, distillation and up to four register tokens stand before the grid in known families."""
 
 
 @tuner("conv_adapter")
@@ -21,8 +25,10 @@ class ConvAdapter(Tuner):
         dim: Width d of the stream.
         rank: Width r of the bottleneck.
         kernel: Side k of D, odd.
-        prefix: Tokens before the grid in a stream `b n d` (class token, registers). They pass D's
-            centre alone, as a grid of one token each would.
+        prefix: Tokens before the grid in a stream `b n d` (class token, registers), None for the
+            fewest that leave a square. They pass D's centre alone, as a grid of one token each
+            would.
+        norm: Normalise each token first (no parameters); see `LowRankAttention`.
         zero: Start as no change (W_up and its bias zero).
 
     Shape:
@@ -42,15 +48,17 @@ class ConvAdapter(Tuner):
     needs_grid = True
 
     def __init__(
-        self, dim: int, *, rank: int = 10, kernel: int = 3, prefix: int = 0, zero: bool = False
-    ) -> None:
+        self, dim: int, *, rank: int = 10, kernel: int = 3, prefix: int | None = 0,
+        norm: bool = False, zero: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if kernel % 2 == 0:
             raise TunerShapeError(
                 "a convolution that keeps the grid has an odd kernel", found=f"kernel={kernel}",
                 fix="give 3, 5 or 7",
             )  # fmt: skip
-        self.dim, self.rank, self.kernel, self.prefix, self.zero = dim, rank, kernel, prefix, zero
+        self.dim, self.rank, self.kernel, self.prefix = dim, rank, kernel, prefix
+        self.norm, self.zero = norm, zero
         self.down = nn.Linear(dim, rank)
         self.depthwise = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
         self.up = nn.Linear(rank, dim)
@@ -64,20 +72,15 @@ class ConvAdapter(Tuner):
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        hidden = self.down(x)
+        hidden = self.down(normed(x, self.norm))
         if x.dim() == 4:
             return self.up(F.gelu(self._convolved(hidden)))
-        first, rest = hidden[:, : self.prefix], hidden[:, self.prefix :]
+        prefix = before_the_grid(x.shape[1], self.prefix)
+        first, rest = hidden[:, :prefix], hidden[:, prefix:]
         side = math.isqrt(rest.shape[1])
-        if side * side != rest.shape[1]:
-            raise TunerShapeError(
-                "tokens form no square grid", where=self.kind,
-                found=f"{x.shape[1]} tokens, {self.prefix} of them before the grid",
-                fix="set prefix to the number of class and register tokens",
-            )  # fmt: skip
         # A class token alone has no grid.
         grid = self._convolved(rest.unflatten(1, (side, side))).flatten(1, 2) if side else rest
-        if self.prefix:
+        if prefix:
             centre = self.depthwise.weight[:, 0, self.kernel // 2, self.kernel // 2]
             grid = torch.cat([first * centre + self.depthwise.bias, grid], 1)
         return self.up(F.gelu(grid))
@@ -85,3 +88,20 @@ class ConvAdapter(Tuner):
     def _convolved(self, grid: Tensor) -> Tensor:
         """`b h w r -> b h w r`."""
         return self.depthwise(grid.movedim(-1, 1)).movedim(1, -1)
+
+
+def before_the_grid(tokens: int, prefix: int | None = None) -> int:
+    """How many tokens stand before a square grid: the number given, or the fewest that leave one.
+
+    Raises:
+        TunerShapeError: The rest forms no square.
+    """
+    given = range(MOST_PREFIX_TOKENS + 1) if prefix is None else [prefix]
+    for count in given:
+        rest = tokens - count
+        if rest >= 0 and math.isqrt(rest) ** 2 == rest:
+            return count
+    raise TunerShapeError(
+        "tokens form no square grid", found=f"{tokens} tokens, {given[0]} to {given[-1]} of them "
+        "before the grid", fix="set prefix to the number of class and register tokens",
+    )  # fmt: skip

@@ -24,6 +24,15 @@ def real_tokens(mask: Tensor | None) -> Iterator[None]:
         _local.mask = before
 
 
+def attention_mask(x: Tensor) -> Tensor | None:
+    """What attention over the tokens of x may see, `b 1 1 n` true where real; None for all."""
+    mask: Tensor | None = getattr(_local, "mask", None)
+    if mask is None or mask.shape != x.shape[:-1]:
+        return None
+    # A row of padding alone would give no number: it may see all of itself.
+    return (mask | ~mask.any(-1, keepdim=True))[:, None, None]
+
+
 def mean_of_tokens(x: Tensor) -> Tensor:
     """Mean over the real tokens, `b n d -> b 1 d`."""
     mask: Tensor | None = getattr(_local, "mask", None)

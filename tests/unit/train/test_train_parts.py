@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from restuning._errors import FormatError, TrainingError
+from restuning.bypass import Bypass
 from restuning.train import (
     FitSettings,
     PeakMemory,
@@ -18,6 +19,7 @@ from restuning.train import (
 from restuning.train import checkpoint as checkpoints
 from restuning.train.ema import Ema
 from restuning.train.journal import Journal
+from restuning.train.optimiser import build_optimiser
 from restuning.train.randomness import Order, Steps
 
 MEGABYTES = 64
@@ -50,6 +52,22 @@ def test_only_matrices_decay_whatever_the_names_are():
     assert [p is module.gate_matrix for p in decayed["params"]] == [True]
     assert [p.ndim for p in spared["params"]] == [1, 0]
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
+def test_lambdas_are_a_group_of_their_own_only_where_their_rate_differs():
+    bypass = Bypass(("block.0", "block.1"), (4, 4), [None], [None])
+    task = nn.ModuleDict({"bypass": bypass, "head": nn.Linear(4, 2)})
+    common = build_optimiser(task, lr=1.0, weight_decay=0.1).param_groups
+    assert [g["rate"] for g in common] == [1.0, 1.0]
+    apart = build_optimiser(task, lr=1.0, weight_decay=0.1, lambda_rate=5.0).param_groups
+    assert [g["rate"] for g in apart] == [1.0, 1.0, 5.0]
+    assert [p is bypass.gate for p in apart[2]["params"]] == [True]
+    assert apart[2]["weight_decay"] == 0.0
+
+
+def test_a_run_from_before_the_lambdas_rate_is_the_same_run():
+    assert "lambda_rate" not in FitSettings().identity()
+    assert FitSettings(lambda_rate=3.0).identity()["lambda_rate"] == 3.0
 
 
 @given(

@@ -1,0 +1,53 @@
+"""A backbone with what is needed to feed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from restuning.backbones.preprocessing import Preprocessing
+from restuning.backbones.towers import TextTower
+from restuning.extractor import Extractor
+from restuning.host import Host
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone with what is needed to feed it.
+
+    Attributes:
+        name: The name it was loaded by.
+        model: Headless, in eval mode; or an engine.
+        example: One input, batch 1.
+        kwargs: The example's keyword inputs (text models).
+        preprocessing: For images, else None.
+        tokenizer: For text, else None.
+        weights: "embedded", "pretrained", "random" or a file.
+        pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
+            (sentence-transformers); None leaves it to the readout that was found.
+        text: The text tower of a vision-language model, else None.
+        compiled: Whether a host compiles it (`torch.compile`), at the first forward of each kind.
+    """
+
+    name: str
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    tokenizer: Any = None
+    weights: str = "pretrained"
+    pool: str | None = None
+    text: TextTower | None = None
+    compiled: bool = False
+
+    def host(self) -> Extractor:
+        """The engine, or a new host on the network."""
+        if isinstance(self.model, Extractor):
+            return self.model
+        host = Host(self.model, *self.example, **self.kwargs)
+        if self.compiled:
+            # In place, and with the host's hooks there: a compiled model ignores later ones.
+            self.model.compile()
+        return host

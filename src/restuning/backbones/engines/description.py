@@ -1,0 +1,217 @@
+"""What an engine file says of itself: JSON that travels inside the file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from restuning._errors import EngineError, FormatError
+from restuning.bypass import Tokens
+from restuning.sites import POOLS, Readout, Site, Sites
+
+FORMAT = 1
+"""Raised when an older library could not read what a newer one writes."""
+KEY = "restuning"
+"""Under which the JSON stands in an engine file."""
+
+_PLAIN = {f.name for f in fields(Site)} - {"maps"}
+_OPS = ("block", "cross")
+"""Blocks are tapped; cross-attentions tell where a decoder begins."""
+_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_NORM_TOLERANCE = 1e-5
+"""Two forms of one norm in fp32 differ by rounding, relative to values of a few units."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything about an engine but its graph.
+
+    Attributes:
+        backbone: Name of the network it was exported from.
+        weights: Of that: "pretrained", "random" or a file's name.
+        fingerprint: Of that.
+        precision: "fp32" or "int8".
+        inputs: Names in order, each with the shape and type of one input.
+        sites: Its blocks and cross-attentions.
+        tokens: What every tap holds.
+        readout: How the last stream becomes a feature; its norm is `norm.norm`.
+        norm: Holds the final norm under "norm", or nothing.
+        preprocessing: Of images, as JSON; None for texts.
+        pool: How its authors make one vector of a text.
+    """
+
+    backbone: str
+    weights: str
+    fingerprint: Mapping[str, Any]
+    precision: str
+    inputs: Mapping[str, tuple[tuple[int, ...], str]]
+    sites: Sites
+    tokens: Tokens
+    readout: Readout
+    norm: nn.Module
+    preprocessing: Mapping[str, Any] | None
+    pool: str | None
+
+    def to_json(self) -> str:
+        """As text, the norm's weights in base64 safetensors."""
+        norm = getattr(self.norm, "norm", None)
+        values = {
+            "format": FORMAT,
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "fingerprint": dict(self.fingerprint),
+            "precision": self.precision,
+            "inputs": [[n, list(shape), dtype] for n, (shape, dtype) in self.inputs.items()],
+            "sites": [
+                {n: getattr(site, n) for n in sorted(_PLAIN)}
+                for site in self.sites.values() if site.op in _OPS
+            ],
+            "tokens": self.tokens,
+            "readout": asdict(self.readout),
+            "norm": None if norm is None else {
+                "kind": _KINDS[type(norm)],
+                "eps": norm.eps,
+                "tensors": base64.b64encode(save(dict(norm.state_dict()))).decode(),
+            },
+            "preprocessing": self.preprocessing,
+            "pool": self.pool,
+        }  # fmt: skip
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Description:
+        """From a file.
+
+        Args:
+            text: What stands under `KEY`, "" if nothing does.
+            where: The file, for errors.
+
+        Raises:
+            FormatError: Not ours, malformed, or of another format.
+        """
+        if not text:
+            raise FormatError(
+                "not an engine of ours", where=where,
+                found="a network that does not say where its taps are",
+                fix="make one with `restuning engine export`",
+            )  # fmt: skip
+        try:
+            values = json.loads(text)
+            version = values["format"]
+            made = None if version != FORMAT else cls._from(values)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError,
+                SafetensorError) as error:  # fmt: skip
+            raise FormatError(
+                "the description of an engine is malformed", where=where,
+                found=f"{type(error).__name__}: {str(error)[:200]}", fix="export it again",
+            ) from None  # fmt: skip
+        if made is None:
+            raise FormatError(
+                "an engine of another format", where=where,
+                found=f"format {version}, we read {FORMAT}",
+                fix="export it again with this version, or use the library that wrote it",
+            )  # fmt: skip
+        return made
+
+    @classmethod
+    def _from(cls, values: Mapping[str, Any]) -> Description:
+        sites = Sites(_site(each) for each in values["sites"])
+        readout = Readout(**values["readout"])
+        if not len(sites) or readout.pool not in POOLS or values["tokens"] not in get_args(Tokens):
+            raise ValueError(f"{len(sites)} blocks, {readout.pool}, {values['tokens']}")
+        inputs = {}
+        for name, shape, dtype in values["inputs"]:
+            inputs[str(name)] = tuple(int(n) for n in shape), str(_DTYPES[dtype])[6:]
+        if not isinstance(values["fingerprint"], dict) or not inputs:
+            raise TypeError("no fingerprint or no inputs")
+        return cls(
+            str(values["backbone"]), str(values["weights"]), values["fingerprint"],
+            str(values["precision"]), inputs, sites, values["tokens"], readout,
+            _held(_norm(values["norm"])), values["preprocessing"], values["pool"],
+        )  # fmt: skip
+
+    def example(self) -> dict[str, Tensor]:
+        """One input, batch 1: zeros for pixels, ones for token numbers and masks."""
+        return {
+            name: (torch.ones if dtype == "int64" else torch.zeros)(shape, dtype=_DTYPES[dtype])
+            for name, (shape, dtype) in self.inputs.items()
+        }
+
+
+def plain_readout(model: nn.Module, rule: Readout) -> tuple[Readout, nn.Module]:
+    """A readout whose norm is a LayerNorm or an RMSNorm of torch, and a module that holds it.
+
+    The two are proved on random states; channels stand last, as in taps.
+
+    Raises:
+        EngineError: The backbone's final norm is neither.
+    """
+    found = plain_norm(model.get_submodule(rule.norm), rule.maps) if rule.norm else None
+    if rule.norm and found is None and rule.pool != "own":
+        raise EngineError(
+            "the final norm of this backbone cannot be taken along", where=rule.norm,
+            found=type(model.get_submodule(rule.norm)).__name__,
+            fix="train on the PyTorch backbone; LayerNorm and RMSNorm are taken along",
+        )  # fmt: skip
+    return replace(rule, norm="norm" if found is not None else "", maps=False), _held(found)
+
+
+def plain_norm(norm: nn.Module, maps: bool) -> nn.Module | None:
+    """A norm over the last axis as torch's own, or None where that is not the same function."""
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 1:
+        return None
+    given = next((getattr(norm, n) for n in ("eps", "variance_epsilon") if hasattr(norm, n)), None)
+    # What torch takes where nothing is said.
+    eps = torch.finfo(torch.float32).eps if given is None else given
+    weight = weight.detach().float().cpu()
+    layer = nn.LayerNorm(len(weight), eps)
+    rms, shifted = nn.RMSNorm(len(weight), eps), nn.RMSNorm(len(weight), eps)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(torch.zeros_like(weight) if bias is None else bias.float().cpu())
+        rms.weight.copy_(weight)
+        # Gemma keeps its scale as a difference from one.
+        shifted.weight.copy_(1 + weight)
+        state = torch.randn(2, 3, 4, len(weight), generator=torch.Generator().manual_seed(0))
+        state = 3 * state + 1
+        own = next(norm.parameters())
+        given = state.to(own.device, own.dtype)
+        seen = norm(given.movedim(-1, 1)).movedim(1, -1) if maps else norm(given)
+        for candidate in (layer, rms, shifted):
+            error = (candidate(state) - seen.float().cpu()).abs().max()
+            if error <= _NORM_TOLERANCE * seen.abs().max():
+                return candidate
+    return None
+
+
+_KINDS: dict[type, str] = {nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
+
+
+def _norm(values: Mapping[str, Any] | None) -> nn.Module | None:
+    if values is None:
+        return None
+    tensors = load(base64.b64decode(values["tensors"], validate=True))
+    kinds = {name: kind for kind, name in _KINDS.items()}
+    norm = kinds[values["kind"]](len(tensors["weight"]), eps=float(values["eps"]))
+    norm.load_state_dict(tensors)
+    return norm
+
+
+def _held(norm: nn.Module | None) -> nn.Module:
+    return nn.ModuleDict({} if norm is None else {"norm": norm})
+
+
+def _site(values: Mapping[str, Any]) -> Site:
+    site = Site(**{n: values[n] for n in _PLAIN})
+    if site.op not in _OPS or not isinstance(site.dim, int) or not isinstance(site.layer, int):
+        raise ValueError(f"not a site: {dict(values)}"[:200])
+    return site

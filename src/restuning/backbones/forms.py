@@ -1,0 +1,90 @@
+"""Forms of a PyTorch backbone, written after its name: `timm:NAME+int8`, `hf:NAME+nf4`, `+compile`.
+
+A form is part of the name, so that a store, a task file and `eval` know it without asking.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from restuning._errors import BackboneError, require
+
+QUANTIZED = ("int8", "nf4")
+"""Of weights alone. With activations in int8, too, PyTorch's kernels give no gradient to their input,
+which inline tuners below would lose without a word."""
+COMPILE = "compile"
+"""Done to the model once its host has hooks on it: a compiled model ignores later ones."""
+
+
+def split(name: str) -> tuple[str, tuple[str, ...]]:
+    """A backbone's name without its forms, and the forms in the order they are applied."""
+    forms: list[str] = []
+    while (parts := name.rpartition("+"))[2] in (*QUANTIZED, COMPILE):
+        name = parts[0]
+        forms.insert(0, parts[2])
+    return name, tuple(forms)
+
+
+def joined(name: str, quantize: str | None) -> str:
+    """A backbone's name with a quantised form.
+
+    Raises:
+        BackboneError: No such form, or the name has one.
+    """
+    if quantize is None:
+        return name
+    plain, forms = split(name)
+    if quantize not in QUANTIZED or any(form in QUANTIZED for form in forms):
+        raise BackboneError(
+            "the backbone cannot be quantised so", where=name, found=quantize,
+            fix=f"give one of {', '.join(QUANTIZED)}, once",
+        )  # fmt: skip
+    return "+".join([plain, quantize, *forms])
+
+
+def apply(model: nn.Module, forms: tuple[str, ...], name: str) -> None:
+    """Quantise the linear maps of a model in place.
+
+    Args:
+        model: With its weights, in eval mode.
+        forms: Of `QUANTIZED`; others are left to whoever makes the host.
+        name: For errors.
+
+    Raises:
+        BackboneError: It has none.
+        MissingExtraError: torchao or bitsandbytes is not installed.
+    """
+    wanted = [form for form in forms if form in QUANTIZED]
+    if wanted and not any(isinstance(m, nn.Linear) for m in model.modules()):
+        raise BackboneError(
+            "the backbone has no linear maps to quantise", where=name,
+            fix="leave it out; engines quantise what they have (`restuning engine export --int8`)",
+        )  # fmt: skip
+    for form in wanted:
+        (_int8 if form == "int8" else _nf4)(model)
+
+
+def _int8(model: nn.Module) -> None:
+    """One byte a weight and a scale a row; products in the stream's own precision."""
+    ao = require("torchao.quantization", "quantized", "a backbone in int8")
+    ao.quantize_(model, ao.Int8WeightOnlyConfig())
+
+
+def _nf4(model: nn.Module) -> None:
+    """Half a byte a weight, in 16 levels of a normal distribution, and a scale for 64 of them."""
+    bnb = require("bitsandbytes", "quantized", "a backbone in nf4")
+    for path, module in list(model.named_modules()):
+        if type(module) is not nn.Linear:
+            continue
+        weight, bias = module.weight, module.bias
+        packed = bnb.nn.Linear4bit(
+            module.in_features, module.out_features, bias is not None,
+            compute_dtype=weight.dtype, quant_type="nf4", device="meta",
+        )  # fmt: skip
+        packed.weight = bnb.nn.Params4bit(
+            weight.detach(), requires_grad=False, quant_type="nf4", module=packed
+        )
+        packed.bias = bias
+        owner, _, leaf = path.rpartition(".")
+        # Packed when it is moved, also to where it is.
+        setattr(model.get_submodule(owner), leaf, packed.to(weight.device))

@@ -1,0 +1,141 @@
+"""Vision-language models by name: CLIP and SigLIP of transformers, and those of open_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import BackboneError, UnknownNameError, require
+from restuning.backbones.preprocessing import Preprocessing
+from restuning.backbones.towers import ImageTower, TextTower, prove
+from restuning.backbones.weights import load_weights, refuse_missing
+
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""Mean and deviation of CLIP's training images, for folders without a processor's file."""
+
+
+def clip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
+    """`model`, `example`, `preprocessing` and `text` of a `Backbone`, from transformers."""
+    hf = require("transformers", "transformers", f"the backbone clip:{name}")
+    if fetch:
+        model, report = hf.AutoModel.from_pretrained(name, output_loading_info=True)
+        refuse_missing(report, name)
+    else:
+        model = hf.AutoModel.from_config(hf.AutoConfig.from_pretrained(name))
+    if not all(hasattr(model, part) for part in ("vision_model", "text_model", "logit_scale")):
+        raise UnknownNameError(
+            "not a model of an image and a text tower", where=f"clip:{name}",
+            found=type(model).__name__, fix=f"load it as hf:{name}",
+        )  # fmt: skip
+    if weights is not None:
+        load_weights(model, weights)
+    model.eval()
+    config = model.config
+    siglip = config.model_type.startswith("siglip")
+    tokenizer = hf.AutoTokenizer.from_pretrained(name)
+
+    def tokenize(texts: list[str]) -> dict[str, Tensor]:
+        # SigLIP was trained on texts of full length, whose padding it reads like any token.
+        tokens = tokenizer(
+            texts, padding="max_length" if siglip else True, truncation=True,
+            max_length=config.text_config.max_position_embeddings, return_tensors="pt",
+        )  # fmt: skip
+        names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
+        return {n: tokens[n] for n in names}
+
+    image = ImageTower(model.vision_model, getattr(model, "visual_projection", None))
+    text = _text(
+        model, model.text_model, tokenize, getattr(model, "text_projection", None),
+    )  # fmt: skip
+    size = config.vision_config.image_size
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    preprocessing = image_preprocessing(hf, name, size, half if siglip else OPENAI)
+    example = torch.zeros(1, 3, *preprocessing.size)
+    prove(image, text, example,
+          lambda pixels, tokens: model(pixel_values=pixels, **tokens).logits_per_image)  # fmt: skip
+    return {"model": image, "example": (example,), "preprocessing": preprocessing, "text": text}
+
+
+def image_preprocessing(
+    hf: Any, name: str, size: int | tuple[int, int],
+    otherwise: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Preprocessing:  # fmt: skip
+    """What a folder's image processor says; mean and deviation as given where it has none."""
+    try:
+        said = hf.AutoImageProcessor.from_pretrained(name).to_dict()
+    except (OSError, ValueError, ImportError):
+        said = {}
+    size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    filters = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+    return Preprocessing(
+        size, tuple(said.get("image_mean") or otherwise[0]),
+        tuple(said.get("image_std") or otherwise[1]),
+        filters.get(said.get("resample", 3), "bicubic"),
+    )  # fmt: skip
+
+
+class _Words(nn.Module):
+    """The text side of an open_clip model, parts of which are the model's own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model.encode_text(input_ids)  # type: ignore[operator]
+
+
+def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
+    """`model`, `example`, `preprocessing` and `text` of a `Backbone`, from open_clip."""
+    clip = require("open_clip", "openclip", f"the backbone openclip:{name}")
+    # A folder or a hub's name has its weights with it; a built-in name is told which by a tag.
+    elsewhere = name.startswith(("local-dir:", "hf-hub:"))
+    base, _, tag = (name, "", "") if elsewhere else name.partition("/")
+    if not elsewhere and base not in clip.list_models():
+        raise UnknownNameError(
+            "open_clip has no such model", where=base,
+            fix=f"one of: {', '.join(clip.list_models()[:8])} ...; or local-dir:FOLDER",
+        )  # fmt: skip
+    if fetch and not elsewhere and not tag:
+        tags = clip.list_pretrained_tags_by_model(base)
+        raise BackboneError(
+            "which weights of this architecture?", where=f"openclip:{base}",
+            found=f"{len(tags)} sets: {', '.join(tags[:6])}",
+            fix=f"write e.g. openclip:{base}/{tags[0] if tags else 'TAG'}, or give --weights FILE",
+        )  # fmt: skip
+    model = clip.create_model(
+        base, pretrained=tag if tag and fetch else None, load_weights=fetch,
+        pretrained_text=fetch, require_pretrained=fetch,
+    )  # fmt: skip
+    if weights is not None:
+        load_weights(model, weights)
+    model.eval()
+    tokenizer = clip.get_tokenizer(base)
+    image = ImageTower(model.visual)
+    text = _text(model, _Words(model), lambda texts: {"input_ids": tokenizer(texts)})
+    said = clip.get_model_preprocess_cfg(model)
+    size = said["size"]
+    preprocessing = Preprocessing(
+        (size, size) if isinstance(size, int) else (size[0], size[1]),
+        tuple(said["mean"]), tuple(said["std"]), said["interpolation"],
+    )  # fmt: skip
+    example = torch.zeros(1, 3, *preprocessing.size)
+
+    def own(pixels: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+        a = model.encode_image(pixels, normalize=True)
+        b = model.encode_text(tokens["input_ids"], normalize=True)
+        return text.scale * a @ b.T + text.bias
+
+    prove(image, text, example, own)
+    return {"model": image, "example": (example,), "preprocessing": preprocessing, "text": text}
+
+
+def _text(model: Any, encoder: nn.Module, tokenize: Any, projection: Any = None) -> TextTower:
+    scale, bias = model.logit_scale, getattr(model, "logit_bias", None)
+    return TextTower(
+        encoder, tokenize, 1.0 if scale.is_meta else float(scale.detach().exp()),
+        0.0 if bias is None or bias.is_meta else float(bias.detach()), projection,
+    ).eval()  # fmt: skip

@@ -1,0 +1,282 @@
+"""One process's share of a grid: a backbone, the task at hand, and one run after the other."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from restuning import methods
+from restuning._errors import DataError, TrainingError
+from restuning.backbones import Backbone, load_backbone
+from restuning.bench import rivals
+from restuning.bench.facts import (
+    counted_memory,
+    data_facts,
+    head,
+    kept_folder,
+    parameters,
+    result_file,
+    saved_bytes,
+    store_facts,
+)
+from restuning.bench.grid import Entry, Protocol, Run, Setting, layers_of, searches
+from restuning.bench.held import held
+from restuning.bench.measure import (
+    INFERRED,
+    hardware,
+    inference_seconds,
+    predictions,
+    step_seconds,
+    versions,
+)
+from restuning.bench.record import (
+    WORK,
+    packed,
+    read_json,
+    read_result,
+    write_json,
+)
+from restuning.bench.suites import SuiteTask
+from restuning.data import Data, load_data
+from restuning.features import Cached
+from restuning.fingerprint import weights_digest
+from restuning.host import Host
+from restuning.task import Task
+from restuning.train import FitSettings, fit
+from restuning.train.stored import Stored, stored, why_not
+from restuning.tuned import Tuned
+
+LARGEST_STORE = 16 * 2**30
+"""Bytes of one task's features up to which a grid stores them: it reads them for every seed."""
+
+
+@dataclass
+class Loaded:
+    """What runs on one task share."""
+
+    task: SuiteTask
+    apart: Data
+    together: Data
+    stores: dict[Any, Stored | None] = field(default_factory=dict)
+
+
+class Bench:
+    """Loads a backbone once and carries out runs of a protocol.
+
+    Args:
+        protocol: Of the grid.
+        folder: Of the grid: results below `runs`, all else below `work`.
+        stores: Where feature stores lie; None for the grid's own folder.
+        keep: Keep every final run's task folder below `work/tasks`.
+
+    Raises:
+        BackboneError: It cannot be loaded.
+    """
+
+    def __init__(
+        self, protocol: Protocol, folder: Path, stores: Path | None = None, keep: bool = False
+    ) -> None:
+        self.protocol, self.folder, self.keep = protocol, folder, keep
+        self.work = folder / WORK
+        self.stores = stores or self.work / "features"
+        torch.manual_seed(0)
+        weights = Path(protocol.weights) if protocol.weights else None
+        self.backbone: Backbone = load_backbone(protocol.backbone, weights=weights)
+        self.host = Host(self.backbone.model, *self.backbone.example, **self.backbone.kwargs)
+        if torch.cuda.is_available():
+            self.host.cuda()
+        self.device = next(self.host.model.parameters()).device
+        self.known: dict[str, Any] = {}
+        self.loaded: Loaded | None = None
+        self.digest = weights_digest(self.host.model)
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Train, test and measure; returns the result that is written.
+
+        Raises:
+            RestuningError: The run cannot be made (it is the caller who records that).
+        """
+        started = time.perf_counter()
+        data = self.data(run.task)
+        setting, chosen = self._chosen(run)
+        layers = self.host.sites.layers
+        options = {
+            k: layers_of(v, layers) if k in ("layers", "taps") else v
+            for k, v in self.protocol.options_of(run.entry, setting).items()
+        }
+        settings = self.protocol.settings_of(setting, run.seed)
+        torch.manual_seed(run.seed)
+        tuned = self.build(run.entry, data.apart.num_classes, options)
+        task: Any = tuned.task
+        kept = self._stored(task, data)
+        final = run.stage == "final"
+        fed = data.together if final else data.apart
+        if kept is not None:
+            fed = kept.data(data.apart, final=final)
+            tuned = Cached(self.host, task, kept.store)
+            # Products of a side network are small: casting them costs more than it saves.
+            settings = replace(settings, precision="no")
+        folder = self.work / "fits" / run.name
+        resumed = (folder / "checkpoints").exists()
+        used = time.process_time()
+        fitted = fit(
+            tuned, fed.train, settings=settings, out=folder, collate=fed.collate, progress=False
+        )
+        # A machine shared with others slows the clock on the wall, not this one.
+        used = time.process_time() - used
+        tested = fed.test if final else fed.val
+        if tested is None:
+            raise DataError(f"there is no {'test' if final else 'validation'} split",
+                            where=run.task.source, fix="give the task one")  # fmt: skip
+        begun = time.perf_counter()
+        found, right = predictions(
+            tuned, tested, fed.collate, settings.batch_size, settings.precision
+        )
+        test_seconds = time.perf_counter() - begun
+        hits = found == right
+        result = {
+            **head(run),
+            "status": "done",
+            "split": "test" if final else "validation",
+            "accuracy": float(hits.mean()),
+            "count": len(hits),
+            "hits": packed(hits),
+            "train_loss": fitted.train_loss,
+            "setting": dict(setting),
+            "options": options,
+            "chosen": chosen,
+            "settings": settings.to_dict(),
+            "parameters": parameters(task, self.backbone.model),
+            "steps": fitted.steps,
+            "data": data_facts(data.apart),
+            "backbone": {
+                "name": self.backbone.name,
+                "weights": Path(self.backbone.weights).name,
+                "digest": self.digest,
+            },
+            "features": store_facts(kept),
+        }
+        if final:
+            live = tuned if kept is None else self._live(task)
+            folder_of_task = kept_folder(self.folder, run)
+            result["file_bytes"] = saved_bytes(
+                task, self.host, self.backbone, folder_of_task, result["accuracy"], self.keep
+            )
+            result["memory"] = {
+                **self._memory(run, options, live, settings, data, kept is not None),
+                "process_peak_bytes": fitted.peak_memory_bytes,
+                "process_measure": fitted.memory_measure,
+            }
+            images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]
+            seconds = inference_seconds(live, self.host, images, self.protocol.settings.precision)
+        else:
+            result["memory"], seconds = {}, {}
+        result["seconds"] = {
+            "train": fitted.seconds,
+            "train_cpu": None if resumed else used,
+            "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
+            **self._extraction(kept),
+            "test": test_seconds,
+            "inference": seconds.get("tuned"),
+            "bare_inference": seconds.get("bare"),
+            "whole": time.perf_counter() - started,
+        }
+        result["versions"], result["hardware"] = versions(), hardware(self.device)
+        result["measured_on"] = time.strftime("%Y-%m-%d")
+        shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    def build(self, entry: Entry, classes: int, options: dict[str, Any]) -> nn.Module:
+        """A method or rival on this backbone, with a new head."""
+        if entry.method in rivals.RIVALS:
+            return rivals.build(entry.method, self.host, self.backbone, classes, **options)
+        task = methods.build(entry.method, self.host, num_classes=classes, **options)
+        return self._live(task.to(self.device))
+
+    def _live(self, task: Task) -> nn.Module:
+        return Tuned(self.host, task)
+
+    def data(self, task: SuiteTask) -> Loaded:
+        """The task's images, held until another task's are asked for."""
+        if self.loaded is None or self.loaded.task != task:
+            self.loaded = None
+            images = self.work / "images"
+            data = load_data(task.source, self.backbone)
+            apart = held(data, self.backbone, images)
+            if apart.test is None:
+                raise DataError("there is no test split", where=task.source, fix="add one")
+            together = apart.train if apart.val is None else apart.train.and_also(apart.val)
+            whole = Data(apart.name, together, None, apart.test, apart.labels, apart.kind,
+                         apart.collate, apart.skipped, apart.identity, apart.notes)  # fmt: skip
+            self.loaded = Loaded(task, apart, whole)
+        return self.loaded
+
+    def _stored(self, task: Any, data: Loaded) -> Stored | None:
+        """Features of a task that needs no gradient in the backbone; one store for all such runs."""
+        if not self.protocol.cache or not isinstance(task, Task) or why_not(task, "none"):
+            return None
+        needs = task.needs(self.host.readout_rule)
+        if needs not in data.stores:
+            precision = "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
+            used = time.process_time()
+            data.stores[needs] = kept = stored(
+                self.host, self.backbone, data.apart, needs, root=self.stores,
+                dtype=self.protocol.dtype, precision=precision, limit=LARGEST_STORE,
+            )  # fmt: skip
+            if kept is not None and kept.seconds:
+                took = {"seconds": kept.seconds, "cpu": time.process_time() - used}
+                write_json(self._built(kept), took)
+        return data.stores[needs]
+
+    def _extraction(self, kept: Stored | None) -> dict[str, float | None]:
+        """What building a store took, whoever built it: on the wall, and of the processor."""
+        if kept is None:
+            return {"features": 0.0, "features_cpu": 0.0}
+        file = self._built(kept)
+        found = read_json(file) if file.exists() else {}
+        return {"features": found.get("seconds", 0.0), "features_cpu": found.get("cpu")}
+
+    def _built(self, kept: Stored) -> Path:
+        return self.stores / f"{kept.store.path.name}.seconds.json"
+
+    def _chosen(self, run: Run) -> tuple[Setting, dict[str, Any] | None]:
+        """The setting of a run; of a final one, the best of its searches on validation."""
+        if run.stage == "search":
+            return run.setting, None
+        runs = searches(self.protocol, run.task, run.entry)
+        if not runs:
+            return self.protocol.candidates(run.entry)[0], None
+        found = []
+        for search in runs:
+            result = read_result(result_file(self.folder, search))
+            if result["status"] == "done":
+                found.append((result["accuracy"], search.setting))
+        if not found:
+            raise TrainingError(
+                "no setting survived", where=str(run), found=f"{len(runs)} searches failed",
+                fix="read their results; lower the learning rates, or --retry",
+            )  # fmt: skip
+        # The first of equals: what stands first in the choices.
+        best = max(found, key=lambda each: each[0])
+        return best[1], {
+            "validation_accuracy": best[0], "failed": len(runs) - len(found),
+            "among": [{**dict(setting), "validation_accuracy": value} for value, setting in found],
+        }  # fmt: skip
+
+    def _memory(
+        self, run: Run, options: dict[str, Any], live: nn.Module, settings: FitSettings,
+        data: Loaded, cached: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Counted once for each form of a method."""
+        key = f"{run.entry.method} {options} {data.apart.num_classes} {settings.batch_size}"
+        if key not in self.known:
+            example = self.backbone.example[0].to(self.device)
+            precision = self.protocol.settings.precision
+            self.known[key] = counted_memory(self.host, example, live, settings, precision, cached)
+        return dict(self.known[key])

@@ -1,0 +1,121 @@
+"""What a result tells beside accuracy: sizes, counted memory, data, stores."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from restuning.backbones import Backbone
+from restuning.bench.grid import Run, slug
+from restuning.bench.measure import folder_bytes
+from restuning.bench.record import FORMAT, RUNS, WORK
+from restuning.data import Data
+from restuning.files import save
+from restuning.forecast import forecast_step, forecast_task
+from restuning.host import Host
+from restuning.task import Task
+from restuning.train import FitSettings
+from restuning.train.stored import Stored
+
+
+def head(run: Run) -> dict[str, Any]:
+    """What every result starts with, failed or done."""
+    return {
+        "format": FORMAT, "task": run.task.name, "group": run.task.group,
+        "label": run.entry.label, "method": run.entry.method, "stage": run.stage,
+        "seed": run.seed,
+    }  # fmt: skip
+
+
+def result_file(folder: Path, run: Run) -> Path:
+    """Where a run's result is or will be."""
+    return folder / RUNS / f"{run.name}.json"
+
+
+def kept_folder(folder: Path, run: Run) -> Path:
+    """Where the task of a final run is saved, and stays with `--keep`."""
+    return folder / WORK / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
+
+
+def parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
+    """Trained, of them without the head, and of the backbone."""
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    of_head = sum(p.numel() for p in task.head.parameters() if p.requires_grad)
+    return {"trained": trained, "without_head": trained - of_head,
+            "backbone": sum(p.numel() for p in backbone.parameters())}  # fmt: skip
+
+
+def data_facts(data: Data) -> dict[str, Any]:
+    """Name, digest, classes and sizes of the splits."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    sizes = {name: 0 if split is None else len(split) for name, split in splits.items()}
+    return {"name": data.name, "identity": data.identity, "classes": data.num_classes, **sizes}
+
+
+def store_facts(kept: Stored | None) -> dict[str, Any] | None:
+    """What was trained from, where it was a store."""
+    if kept is None:
+        return None
+    key = kept.store.key
+    return {"tokens": key.tokens, "taps": len(key.taps), "dtype": key.dtype,
+            "precision": key.precision, "bytes": kept.store.bytes, "digest": key.digest[:16]}  # fmt: skip
+
+
+def counted_memory(
+    host: Host, example: Any, live: nn.Module, settings: FitSettings, precision: str, cached: bool
+) -> dict[str, Any]:
+    """Bytes of a training step above weights, moments and batch, counted from shapes.
+
+    Args:
+        host: The backbone.
+        example: One image.
+        live: The method on images.
+        settings: Of training.
+        precision: Of training on images.
+        cached: Whether it was trained from stored features.
+    """
+    task: Any = live.task
+    trained = [p for p in task.parameters() if p.requires_grad]
+    more: dict[str, Any] = {"device": example.device.type}
+    try:
+        step = forecast_step(live.train(), example, settings.batch_size, trained=trained,
+                             precision=precision, **more)  # fmt: skip
+        fed = step
+        if cached:
+            fed = forecast_task(host, task, example.cpu(), settings.batch_size, cached=True,
+                                precision=settings.precision, **more)  # fmt: skip
+    except Exception as error:  # noqa: BLE001 (a stranger's code may do what shapes cannot follow)
+        return {"not_counted": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    finally:
+        live.eval()
+    return {
+        "step_bytes": fed.above_bytes, "live_step_bytes": step.above_bytes,
+        "optimiser_bytes": step.optimiser_bytes,
+        "measure": "counted above weights, moments and batch",
+    }  # fmt: skip
+
+
+def saved_bytes(
+    task: nn.Module, host: Host, backbone: Backbone, folder: Path, accuracy: float, keep: bool
+) -> int:
+    """Bytes of what a user would keep of the task; the folder stays where `keep` is set.
+
+    A task is saved as `restuning train` saves it; of a rival that is none, its trained tensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(task, Task) and (task.bypass is None or hasattr(task.bypass, "spec")):
+        told = backbone.preprocessing
+        save(task, host, folder, backbone=backbone.name,
+             preprocessing=told.to_dict() if told else None,
+             results={"test accuracy": accuracy})  # fmt: skip
+    else:
+        trained = {n: p.detach().cpu().contiguous() for n, p in task.named_parameters()}
+        save_file(trained, folder / "weights.safetensors")
+    size = folder_bytes(folder)
+    if not keep:
+        shutil.rmtree(folder)
+    return size

@@ -1,0 +1,240 @@
+"""What a grid consists of: entries, settings to choose from, runs, and one protocol for all."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from restuning._errors import TrainingError
+from restuning.bench.suites import SuiteTask
+from restuning.train import FitSettings
+from restuning.train.sweep import RATES, parse_grid
+
+Setting = tuple[tuple[str, Any], ...]
+Stage = Literal["search", "final"]
+
+EVERY = ""
+"""Of `Choices`: the settings of methods that have none of their own."""
+
+Choices = Mapping[str, Mapping[str, Sequence[Any]]]
+"""Values to choose from by key, by label of the entry; see `EVERY`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with options, as it stands in tables.
+
+    Attributes:
+        label: In tables and paths.
+        method: A name of `methods` or of `bench.rivals`.
+        options: Of the method.
+    """
+
+    label: str
+    method: str
+    options: Setting = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its test.
+
+    Attributes:
+        task: Trained on.
+        entry: How.
+        stage: "search": trained on the training split, tested on validation. "final": trained on
+            both with the setting chosen, tested once on test.
+        setting: Of a search; a final run's follows from the searches before it.
+        seed: Start weights, order of examples.
+    """
+
+    task: SuiteTask
+    entry: Entry
+    stage: Stage
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Part of a path, one for each run of a grid."""
+        parts = [self.stage, *(f"{k}={v}" for k, v in self.setting), f"seed={self.seed}"]
+        return f"{self.task.name}/{slug(self.entry.label)}/{slug('.'.join(parts))}"
+
+    def __str__(self) -> str:
+        """As progress shows it."""
+        told = ", ".join(f"{k}={v}" for k, v in self.setting)
+        what = f"seed {self.seed}" if self.stage == "final" else f"choosing: {told}"
+        return f"{self.task.name}  {self.entry.label}  {what}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all runs of one folder share, so that its numbers may stand in one table.
+
+    Attributes:
+        backbone: By name, with its size: `timm:vit_tiny_patch16_224@112`.
+        weights: File of weights, or None.
+        settings: Of training, but for what is chosen; the seed is each run's own.
+        choices: What is chosen on validation.
+        cache: Train from stored features where that is exact.
+        dtype: How stored features are kept.
+    """
+
+    backbone: str
+    weights: str | None = None
+    settings: FitSettings = field(default_factory=FitSettings)
+    choices: Choices = field(default_factory=dict)
+    cache: bool = True
+    dtype: str = "fp32"
+
+    def settings_of(self, setting: Setting, seed: int) -> FitSettings:
+        """The settings of training of one run."""
+        own = {RATES[k]: v for k, v in setting if k in RATES}
+        return replace(self.settings, **own, seed=seed)
+
+    def options_of(self, entry: Entry, setting: Setting) -> dict[str, Any]:
+        """The options of its method."""
+        return {**dict(entry.options), **{k: v for k, v in setting if k not in RATES}}
+
+    def candidates(self, entry: Entry) -> list[Setting]:
+        """Settings to choose from for an entry; one where nothing is to be chosen."""
+        values = {**self.choices.get(EVERY, {}), **self.choices.get(entry.label, {})}
+        taken = {k: v for k, v in values.items() if k not in dict(entry.options)}
+        return [tuple(zip(taken, v, strict=True)) for v in itertools.product(*taken.values())]
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree between all runs of a folder, as JSON."""
+        settings = self.settings.identity()
+        del settings["seed"]
+        weights = Path(self.weights).name if self.weights else None
+        return {**asdict(self), "weights": weights, "settings": settings, "choices": None}
+
+
+def searches(protocol: Protocol, task: SuiteTask, entry: Entry) -> list[Run]:
+    """The runs that choose a setting: none where there is nothing to choose, else one seed each."""
+    settings = protocol.candidates(entry)
+    if len(settings) == 1:
+        return []
+    return [Run(task, entry, "search", setting, protocol.settings.seed) for setting in settings]
+
+
+def plan(
+    protocol: Protocol, tasks: Sequence[SuiteTask], entries: Sequence[Entry], seeds: int
+) -> list[Run]:
+    """All runs in the order they are taken up: a task's together, its searches before its finals.
+
+    Within a task seeds go round the entries, so that a grid stopped early compares all of them.
+
+    Args:
+        protocol: Of the grid.
+        tasks: Rows.
+        entries: Columns.
+        seeds: 0, 1, ... of the final runs.
+    """
+    labels = [entry.label for entry in entries]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice or seeds < 1:
+        raise TrainingError(
+            "a grid needs a seed, and every entry once", found=", ".join(twice) or f"{seeds} seeds",
+            fix="give each method once, and --seeds 1 or more",
+        )  # fmt: skip
+    runs: list[Run] = []
+    for task in tasks:
+        for entry in entries:
+            runs += searches(protocol, task, entry)
+        runs += [Run(task, entry, "final", (), seed) for seed in range(seeds) for entry in entries]
+    return runs
+
+
+def parse_entry(text: str) -> Entry:
+    """`lora`, `res-tuning:rank=4:layers=1-6`, or `LABEL=...` before it: `half=res-tuning:layers=1-6`.
+
+    Raises:
+        TrainingError: It does not read so.
+    """
+    head, *pairs = text.strip().split(":")
+    named = re.fullmatch(r"([^=\[\]]+)=(.+)", head)
+    method = named[2] if named else head
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value or key in options:
+            raise TrainingError(
+                "not a method with options", where=text, found=pair or "nothing after a colon",
+                fix="write METHOD:option=value:option=value, e.g. res-tuning:rank=4",
+            )  # fmt: skip
+        read = _value(value)
+        options[key] = [read] if key == "layers" and isinstance(read, int) else read
+    if not method:
+        raise TrainingError("a method has no name", where=text, fix="write e.g. res-tuning")
+    return Entry(named[1] if named else text.strip(), method, tuple(options.items()))
+
+
+def parse_entries(text: str) -> list[Entry]:
+    """Entries with commas between them; commas in brackets belong to a method's name."""
+    return [parse_entry(part) for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+
+
+def parse_choices(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """`lr=1e-3,5e-3` for all entries, `full:lr=1e-4,3e-4` for one.
+
+    Raises:
+        TrainingError: It does not read so.
+    """
+    found: dict[str, dict[str, list[Any]]] = {}
+    for text in texts:
+        label, colon, values = text.rpartition(":")
+        before, _, _ = text.partition("=")
+        if not colon or ":" not in before:
+            label, values = EVERY, text
+        found.setdefault(label, {}).update(parse_grid(values))
+    return found
+
+
+def _value(text: str) -> Any:
+    """Numbers, true and false, layers as `1-6` or `1+3+5` (or in words, see `layers_of`), else words."""
+    if re.fullmatch(r"\d+-\d+", text):
+        first, last = map(int, text.split("-"))
+        return list(range(first, last + 1))
+    if re.fullmatch(r"\d+(\+\d+)+", text):
+        return [int(n) for n in text.split("+")]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def layers_of(words: Any, layers: int) -> Any:
+    """`first-3`, `last-1/2` (a share of them) and `every-2` as numbers of layers from 1.
+
+    Args:
+        words: As they were written; what is not of this form is returned as it is.
+        layers: Of the backbone.
+    """
+    read = re.fullmatch(r"(first|last|every)-(\d+)(?:/(\d+))?", str(words))
+    if read is None:
+        return words
+    number, share = int(read[2]), read[3]
+    if share:
+        number = max(1, round(layers * number / int(share)))
+    if number < 1 or number > layers:
+        raise TrainingError("no such layers", where=str(words), found=f"{layers} layers",
+                            fix="give first-3, last-1/2 or every-2")  # fmt: skip
+    numbers = list(range(1, layers + 1))
+    if read[1] == "first":
+        return numbers[:number]
+    return numbers[-number:] if read[1] == "last" else numbers[number - 1 :: number]
+
+
+def slug(text: str) -> str:
+    """A name that may stand in a path; a digest keeps apart what characters no longer do."""
+    clean = re.sub(r"[^\w.=+-]+", "-", text).strip("-.") or "x"
+    if clean == text and len(clean) <= 80:
+        return clean
+    return f"{clean[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -1,0 +1,129 @@
+"""What a run is measured by: right answers, counted memory, times, versions and hardware."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from restuning.train.batch import bounds, check_labels, move, run
+
+PACKAGES = ("restuning", "torch", "timm", "numpy", "peft", "transformers", "ms-swift")
+ROUNDS = 5
+"""Timed forwards, the bare backbone's and the method's in turns; the medians count."""
+
+INFERRED = 32
+"""Images of a timed forward."""
+
+
+def predictions(
+    tuned: nn.Module, data: Any, collate: Callable | None, batch_size: int, precision: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes that a model in eval mode answers with, and those that are right.
+
+    Args:
+        tuned: Gives logits.
+        data: `(input, label)`, map-style.
+        collate: As `Data.collate`.
+        batch_size: Inputs of one forward.
+        precision: "bf16" runs under autocast, as the training did.
+    """
+    loader = DataLoader(data, batch_size, collate_fn=collate,
+                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+    device = next(tuned.parameters()).device
+    found: list[Tensor] = []
+    right: list[Tensor] = []
+    tuned.eval()
+    with torch.no_grad(), autocast(device, precision):
+        for inputs, labels in loader:
+            lowest, highest = bounds(labels)
+            inputs, _ = move(inputs, labels, device)
+            logits = run(tuned, inputs)
+            check_labels(lowest, highest, logits.shape[-1])
+            found.append(logits.argmax(1).cpu())
+            right.append(labels)
+    return torch.cat(found).numpy(), torch.cat(right).numpy()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The precision a run computes in."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != "no")
+
+
+def inference_seconds(
+    tuned: nn.Module, bare: nn.Module, images: Tensor, precision: str
+) -> dict[str, float]:
+    """Seconds an image, from pixels to logits, and of the bare backbone in turns with it."""
+    device = next(bare.parameters()).device
+    images = images.to(device)
+    times: dict[str, list[float]] = {"tuned": [], "bare": []}
+    with torch.no_grad(), autocast(device, precision):
+        for number in range(ROUNDS + 1):
+            for name, module in (("tuned", tuned), ("bare", bare)):
+                start = time.perf_counter()
+                module(images)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if number:
+                    times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) / len(images) for name, values in times.items()}
+
+
+def step_seconds(log: Path) -> float | None:
+    """Seconds of a training step: the median over the stretches of a run's log."""
+    each: list[float] = []
+    before: tuple[int, float] | None = None
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if "lr" not in entry or "loss" not in entry or "accuracy" in entry:
+            continue
+        now = int(entry["step"]), float(entry["seconds"])
+        if before is not None and now[0] > before[0]:
+            each.append((now[1] - before[1]) / (now[0] - before[0]))
+        before = now
+    return statistics.median(each) if each else None
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that count."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the run computed on."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(errors="replace").splitlines() if facts.exists() else []
+    name = next((ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name")), "")
+    found = {
+        "device": device.type,
+        "cpu": name or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

@@ -1,0 +1,137 @@
+"""The plots of a report, as SVG texts that are the same for the same results."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from restuning.bench.report.statistics import Interval, critical_difference, mean_ranks
+from restuning.bench.report.summary import Summary
+
+PALETTE = ("#2a6fbb", "#d9822b", "#3a9a5b", "#b8405e", "#7b5ea7", "#8a6d3b", "#3aa6a6", "#c24d9b",
+           "#6b7280", "#a3b545", "#e0b400", "#1f4e5f")  # fmt: skip
+GROUP_COLOURS = {"natural": "#3a9a5b", "specialized": "#2a6fbb", "structured": "#d9822b"}
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """One a method, the same in every plot."""
+    return {label: PALETTE[n % len(PALETTE)] for n, label in enumerate(labels)}
+
+
+def scatter(
+    summary: Summary, labels: Sequence[str], tasks: Sequence[str],
+    of: Callable[[dict[str, Any]], Any], axis: str, scale: float = 1.0,
+) -> str | None:  # fmt: skip
+    """Mean accuracy against a cost on a logarithmic axis; None where no run tells the cost."""
+    points = []
+    for label in labels:
+        cost = summary.cost(label, tasks, of)
+        if cost is not None:
+            mean, spread = summary.mean(label, tasks)
+            points.append((label, cost / scale, 100 * mean, 100 * (spread or 0)))
+    if not points:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    own = colours(labels)
+    positive = [x for _, x, _, _ in points if x > 0]
+    # Zero (no parameter but the head) has no logarithm: it stands left of all others.
+    left = min(positive, default=1.0) / 4
+    for label, x, y, spread in points:
+        at = x if x > 0 else left
+        axes.errorbar(at, y, yerr=spread or None, fmt="o", ms=7, color=own[label], capsize=3)
+        axes.annotate(label if x > 0 else f"{label} (0)", (at, y), xytext=(6, 5),
+                      textcoords="offset points", fontsize=8, color=own[label])  # fmt: skip
+    axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.12)
+    axes.set_xlabel(axis)
+    axes.set_ylabel(f"mean accuracy in %, {len(tasks)} tasks")
+    return _svg(figure, axes)
+
+
+def group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str:
+    """Mean accuracy by group of tasks."""
+    plt = _pyplot()
+    means = {label: summary.group_means(label, tasks) for label in labels}
+    groups = list(next(iter(means.values())))
+    height = 0.8 / len(labels)
+    figure, axes = plt.subplots(
+        figsize=(5.6, 1.0 + 0.24 * len(labels) * len(groups)), layout="constrained"
+    )
+    own = colours(labels)
+    for place, label in enumerate(labels):
+        at = [n + place * height for n in range(len(groups))]
+        values = [100 * means[label][g] for g in groups]
+        axes.barh(at, values, height * 0.9, color=own[label], label=label)
+        for y, value in zip(at, values, strict=True):
+            axes.annotate(f"{label} {value:.1f}", (value, y), xytext=(-4, 0), fontsize=7,
+                          textcoords="offset points", va="center", ha="right", color="white")  # fmt: skip
+    axes.set_yticks([n + 0.4 - height / 2 for n in range(len(groups))],
+                    [g or "tasks" for g in groups])  # fmt: skip
+    axes.invert_yaxis()
+    axes.set_xlabel("mean accuracy in %")
+    return _svg(figure, axes, grid="x")
+
+
+def intervals(found: dict[str, Interval], reference: str, labels: Sequence[str]) -> str:
+    """Differences to a reference with their bootstrap intervals."""
+    plt = _pyplot()
+    rows = sorted(found.items(), key=lambda item: item[1].mean)
+    figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)), layout="constrained")
+    own = colours(labels)
+    for place, (label, each) in enumerate(rows):
+        below, above = 100 * (each.mean - each.low), 100 * (each.high - each.mean)
+        # A resample's percentiles may leave its mean outside by a rounding.
+        error = [[max(0.0, below)], [max(0.0, above)]]
+        axes.errorbar(100 * each.mean, place, xerr=error, fmt="o", color=own[label], capsize=3,
+                      alpha=1.0 if each.sure else 0.45)  # fmt: skip
+    axes.axvline(0, color="#444", lw=1)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_xlabel(f"points of accuracy above {reference}, 95 % paired bootstrap")
+    return _svg(figure, axes, grid="x")
+
+
+def ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str | None:
+    """Mean ranks with Nemenyi's critical difference; None for too few methods or tasks."""
+    if len(labels) < 2 or len(tasks) < 2:
+        return None
+    plt = _pyplot()
+    mean = sorted(mean_ranks(summary, labels, tasks).items(), key=lambda item: item[1])
+    limit = critical_difference(len(labels), len(tasks))
+    figure, axes = plt.subplots(figsize=(5.6, 1.3 + 0.3 * len(mean)), layout="constrained")
+    own = colours(labels)
+    for place, (label, rank) in enumerate(mean):
+        axes.plot([rank, rank + limit], [place, place], color=own[label], alpha=0.35, lw=6,
+                  solid_capstyle="butt")  # fmt: skip
+        axes.plot(rank, place, "o", color=own[label])
+    axes.set_yticks(range(len(mean)), [label for label, _ in mean])
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        f"mean rank over {len(tasks)} tasks; bars are the critical difference {limit:.2f}"
+    )
+    return _svg(figure, axes, grid="x")
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    # Words stay words that can be found and copied; names of parts do not change from run to run.
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "restuning", "font.size": 9,
+                         "font.family": "sans-serif"})  # fmt: skip
+    return plt
+
+
+def _svg(figure: Any, axes: Any, grid: str = "both") -> str:
+    axes.grid(axis=grid, alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    _pyplot().close(figure)
+    text = stream.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL)

@@ -1,0 +1,131 @@
+"""The tables of a report, as rows of texts for Markdown and HTML alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from restuning.bench.report import words
+from restuning.bench.report.summary import (
+    Summary,
+    inference,
+    memory,
+    parameters,
+    training_seconds,
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Title, a line of what it covers, names of columns, and rows whose first cell is a name."""
+
+    title: str
+    covers: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [f"### {self.title}", "", self.covers, ""]
+        lines.append("| " + " | ".join(_escaped(c) for c in self.columns) + " |")
+        lines.append("|---|" + "---:|" * (len(self.columns) - 1))
+        lines += ["| " + " | ".join(_escaped(c) for c in row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
+    """Test accuracy: a row a task, a column a method, then means."""
+    labels = summary.of(tasks)
+    rows = []
+    for task in tasks:
+        cells = [words.cell(summary.cells.get((task, label))) for label in labels]
+        rows.append([f"{task} ({summary.groups[task] or 'task'})", *cells])
+    if len(tasks) > 1:
+        means = {label: summary.group_means(label, tasks) for label in labels}
+        for group in next(iter(means.values()), {}):
+            if len({summary.groups[t] for t in tasks}) > 1:
+                rows.append([f"mean of {group or 'others'}",
+                             *[words.percent(means[label][group]) for label in labels]])  # fmt: skip
+        if len({summary.groups[t] for t in tasks}) > 1:
+            rows.append(["mean of groups",
+                         *[words.percent(summary.mean_of_groups(n, tasks)) for n in labels]])  # fmt: skip
+        rows.append(["mean of tasks", *[words.percent(*summary.mean(n, tasks)) for n in labels]])
+    covers = f"Test accuracy in %, mean ± standard deviation over seeds. {summary.protocol()}."
+    return Table(f"Accuracy, {name} ({len(tasks)})", covers, ["task", *labels], rows)
+
+
+COSTS: list[tuple[str, Callable[[dict[str, Any]], Any], Callable[[float | None], str]]] = [
+    ("parameters without head", parameters, words.count),
+    ("with head", lambda r: r["parameters"]["trained"], words.count),
+    ("step memory", memory, words.size),
+    ("on images", lambda r: r["memory"].get("live_step_bytes"), words.size),
+    ("step", lambda r: r["seconds"]["step"], words.seconds),
+    ("training, processor", training_seconds, words.seconds),
+    ("whole run", lambda r: r["seconds"]["whole"], words.seconds),
+    ("inference / bare", inference, words.times),
+    ("file", lambda r: r.get("file_bytes"), words.size),
+]
+
+
+def costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
+    """What each method takes: medians over its runs."""
+    labels = summary.of(tasks)
+    rows = [
+        [label, *[tell(summary.cost(label, tasks, of)) for _, of, tell in COSTS]]
+        for label in labels
+    ]
+    machines = sorted({
+        f"{r['hardware'].get('gpu') or r['hardware']['cpu']}, {r['hardware']['threads']} thread(s)"
+        for r in summary.results if r["status"] == "done"
+    })  # fmt: skip
+    covers = (
+        f"Medians over runs on {len(tasks)} tasks. Step memory is counted above weights, moments "
+        "and batch, for the way the method was trained (detached ones from stored features) and, "
+        "next to it, for training on images; processor time of training includes computing the "
+        "features once; inference is a forward over the bare backbone's, taken in turns. Step and "
+        f"whole run are times on the wall. {'; '.join(machines)}."
+    )
+    return Table(f"Costs, {name}", covers, ["method", *[c for c, _, _ in COSTS]], rows)
+
+
+def published(suite: str) -> Table:
+    """A table as its paper prints it.
+
+    Args:
+        suite: "vtab-1k", "cifar100", "fgvc", "combinations", "bypass" or "original-unbound".
+    """
+    found = published_tables()[suite]
+    rows = [
+        [name, *["-" if v is None else f"{v:g}" for v in row]]
+        for name, row in found["rows"].items()
+    ]
+    return Table(f"Published: {found['title']}", f"As printed in {found['source']}; not measured here.",
+                 ["method", *found["columns"]], rows)  # fmt: skip
+
+
+def published_tables() -> dict[str, Any]:
+    """All published tables by suite: `title`, `source`, `columns`, and `rows` by method."""
+    file = resources.files("restuning.bench.report").joinpath("published.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def choices(summary: Summary) -> Table | None:
+    """What was chosen on validation, on how many tasks; None where nothing was."""
+    counted: dict[tuple[str, str], int] = {}
+    for (_, label), found in summary.cells.items():
+        run = next(iter(found.runs.values()))
+        if run["chosen"]:
+            setting = ", ".join(f"{k}={v}" for k, v in run["setting"].items())
+            counted[label, setting] = counted.get((label, setting), 0) + 1
+    if not counted:
+        return None
+    rows = [[label, setting, str(n)] for (label, setting), n in sorted(counted.items())]
+    return Table("Settings chosen", "On the validation split, one seed.",
+                 ["method", "setting", "tasks"], rows)  # fmt: skip

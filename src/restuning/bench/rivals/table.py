@@ -1,0 +1,117 @@
+"""The table of rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from restuning._errors import UnknownNameError
+from restuning.backbones import Backbone
+from restuning.bench.rivals import beside, convpass, inside, swift
+from restuning.host import Host
+from restuning.task import Task
+from restuning.tuned import Tuned
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """One row.
+
+    Attributes:
+        build: `(host, backbone, classes, options) -> module` with `.task` and `.host`.
+        what: One line.
+        source: Where its defaults come from.
+        takes: Options it knows.
+    """
+
+    build: Callable[[Host, Backbone, int, Options], nn.Module]
+    what: str
+    source: str
+    takes: tuple[str, ...] = ()
+
+
+def build(name: str, host: Host, backbone: Backbone, num_classes: int, **options: Any) -> nn.Module:
+    """A rival by name, with a new head: a module with `.task` (what is trained) and `.host`.
+
+    Args:
+        name: A name of `RIVALS`.
+        host: On the backbone, whose readout is used; left as it is.
+        backbone: What the host is on.
+        num_classes: Width of the head.
+        options: Of the rival, see its row.
+
+    Raises:
+        UnknownNameError: No such rival or option.
+        MissingExtraError: Its library is not installed.
+    """
+    if name not in RIVALS:
+        raise UnknownNameError("no such rival", where=name, fix=f"one of: {', '.join(RIVALS)}")
+    row = RIVALS[name]
+    unknown = options.keys() - set(row.takes)
+    if unknown:
+        raise UnknownNameError(
+            "no such option", where=", ".join(sorted(unknown)),
+            fix=f"{name} takes {', '.join(row.takes) or 'none'}",
+        )  # fmt: skip
+    return row.build(host, backbone, num_classes, options)
+
+
+def _inside(change: Callable[[nn.Module, Host, Options], nn.Module]) -> Callable[..., nn.Module]:
+    """A rival made by changing a copy of the backbone's modules."""
+
+    def make(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
+        device = next(host.model.parameters()).device
+        model = change(inside.copied(host), host, options)
+        head = inside.fresh_head(host.dim, classes).to(device)
+        example = tuple(x.to(device) for x in backbone.example)
+        return inside.Inside(model.to(device), example, head)
+
+    return make
+
+
+def _beside(make: Callable[[Host, int, Options], nn.Module]) -> Callable[..., nn.Module]:
+    """A rival that leaves the backbone alone; a task is put on the host as methods are."""
+
+    def made(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
+        device = next(host.model.parameters()).device
+        found = make(host, classes, options).to(device)
+        return Tuned(host, found) if isinstance(found, Task) else found
+
+    return made
+
+
+RIVALS: dict[str, Rival] = {
+    "lora": Rival(
+        _inside(inside.lora), "LoRA r 8 on qkv, through PEFT", "Hu et al. 2022; PEFT's defaults",
+        ("rank", "alpha", "targets"),
+    ),
+    "ssf": Rival(
+        _inside(inside.ssf), "SSF: a scale and a shift after every map and norm",
+        "Lian et al. 2022, arXiv 2210.08823",
+    ),
+    "convpass": Rival(
+        _inside(convpass.convpass), "Convpass: a convolutional bottleneck beside MHA and FFN",
+        "Jie and Deng 2022, arXiv 2207.07039", ("rank", "scale", "prefix"),
+    ),
+    "side-tuning": Rival(
+        _beside(beside.side_tuning), "Side-Tuning: AlexNet beside the backbone, blended",
+        "Zhang et al. 2020, arXiv 1912.13503; sizes as in VPT's code", ("pretrained",),
+    ),
+    "lst": Rival(
+        _beside(beside.ladder), "LST: a small transformer on all taps, no gradient in the backbone",
+        "Sung et al. 2022, arXiv 2206.06522", ("reduction",),
+    ),
+    "ms-swift": Rival(
+        _beside(swift.swift), "the authors' bypass in ms-swift (adapters of length 32)",
+        "ms-swift's documentation",
+    ),
+    "res-tuning-after-norm": Rival(
+        _inside(inside.after_the_norm), "res-tuning whose tuners read after the norm (ablation)",
+        "Jiang et al. 2023, arXiv 2310.19859, but for where it reads", ("rank", "layers"),
+    ),
+}  # fmt: skip

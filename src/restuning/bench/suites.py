@@ -1,0 +1,140 @@
+"""Suites of tasks: three known ones, and any folder of tasks in the same layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from restuning._errors import DataError, UnknownNameError
+
+LISTS = ("train800.txt", "val200.txt", "test.txt")
+"""What makes a folder a task: the community's VTAB-1K lists (lines `images/xxx.jpg label`)."""
+
+PLACE = "RESTUNING_DATA"
+"""Environment variable with the folder that suites lie in."""
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One task of a suite.
+
+    Attributes:
+        name: Of its folder, and in tables.
+        group: "natural", "specialized", "structured", "fine-grained" or "" where it is not told.
+        source: What `load_data` takes: a folder, or a name such as `digits`.
+    """
+
+    name: str
+    group: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """A task that a suite must have: its group, classes, and test images."""
+
+    group: str
+    classes: int
+    test: int
+
+
+_N, _SP, _ST, _F = "natural", "specialized", "structured", "fine-grained"
+
+# Names of folders: the community's archive (NOAH, FacT, Convpass). Sizes of test splits: Zhai et al.
+# 2019, arXiv 1910.04867, Table 2; of FGVC: Jia et al. 2022, arXiv 2203.12119, Table 6.
+SUITES: dict[str, dict[str, Member]] = {
+    "vtab-1k": {
+        "cifar": Member(_N, 100, 10_000), "caltech101": Member(_N, 102, 6_084),
+        "dtd": Member(_N, 47, 1_880), "oxford_flowers102": Member(_N, 102, 6_149),
+        "oxford_iiit_pet": Member(_N, 37, 3_669), "svhn": Member(_N, 10, 26_032),
+        "sun397": Member(_N, 397, 21_750), "patch_camelyon": Member(_SP, 2, 32_768),
+        "eurosat": Member(_SP, 10, 5_400), "resisc45": Member(_SP, 45, 6_300),
+        "diabetic_retinopathy": Member(_SP, 5, 42_670), "clevr_count": Member(_ST, 8, 15_000),
+        "clevr_dist": Member(_ST, 6, 15_000), "dmlab": Member(_ST, 6, 22_735),
+        "kitti": Member(_ST, 4, 711), "dsprites_loc": Member(_ST, 16, 73_728),
+        "dsprites_ori": Member(_ST, 16, 73_728), "smallnorb_azi": Member(_ST, 18, 12_150),
+        "smallnorb_ele": Member(_ST, 9, 12_150),
+    },
+    "fgvc": {
+        "cub": Member(_F, 200, 5_794), "nabirds": Member(_F, 555, 24_633),
+        "flowers": Member(_F, 102, 6_149), "dogs": Member(_F, 120, 8_580),
+        "cars": Member(_F, 196, 8_041),
+    },
+    "cifar100": {"cifar100": Member(_N, 100, 10_000)},
+}  # fmt: skip
+
+FOLDERS = {"vtab-1k": "vtab-1k", "fgvc": "fgvc", "shared": "vtab"}
+"""Where suites lie below `$RESTUNING_DATA`; `cifar100` comes from torchvision."""
+
+
+def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
+    """The tasks of a suite or a folder, or a single data set by its name.
+
+    Args:
+        where: A suite (`vtab-1k`, `fgvc`, `shared`: folders below `$RESTUNING_DATA`; `cifar100`),
+            a folder of task folders, one task folder, or a data set's name (`digits`, ...).
+        chosen: Names to keep, in this order; empty for all.
+
+    Raises:
+        DataError: No task is there.
+        UnknownNameError: A chosen task is not there.
+    """
+    if where == "cifar100":
+        return [SuiteTask("cifar100", _N, "torchvision:CIFAR100")]
+    root = place_of(where)
+    if not root.is_dir():
+        if where in FOLDERS or "/" in where or not where:
+            raise DataError("no such folder of tasks", where=str(root),
+                            fix=f"give its path, or set {PLACE} (docs/bench.md)")  # fmt: skip
+        return [SuiteTask(where.rpartition(":")[2].lower(), "", where)]
+    folders = [root] if is_task(root) else sorted(p for p in root.iterdir() if is_task(p))
+    if not folders:
+        raise DataError(
+            "no task in this folder", where=str(root), found=f"none with {' and '.join(LISTS)}",
+            fix="lay tasks out as NAME/train800.txt, val200.txt, test.txt and images/, or as class "
+            "folders below train/, val/ and test/ (docs/bench.md)",
+        )  # fmt: skip
+    found = {p.name: SuiteTask(p.name, _group(p), str(p)) for p in folders}
+    for name in chosen:
+        if name not in found:
+            near = get_close_matches(name, found, n=3)
+            raise UnknownNameError(
+                "no such task", where=name, found=f"did you mean {', '.join(near)}?" if near else "",
+                fix=f"one of: {', '.join(found)}",
+            )  # fmt: skip
+    return [found[name] for name in chosen] if chosen else list(found.values())
+
+
+def place_of(where: str) -> Path:
+    """The folder of a suite or a path."""
+    if where in FOLDERS:
+        return Path(os.environ.get(PLACE, ".")).expanduser() / FOLDERS[where]
+    return Path(where).expanduser()
+
+
+def is_task(folder: Path) -> bool:
+    """Whether a folder holds a task: lists, or class folders of three splits."""
+    if not folder.is_dir():
+        return False
+    if all((folder / name).is_file() for name in LISTS):
+        return True
+    return all((folder / split).is_dir() for split in ("train", "val", "test"))
+
+
+def _group(folder: Path) -> str:
+    """As `task.json` tells, or as the suites do."""
+    described = folder / "task.json"
+    if not described.exists():
+        known = [suite[folder.name].group for suite in SUITES.values() if folder.name in suite]
+        return known[0] if known else ""
+    try:
+        return str(json.loads(described.read_text(encoding="utf-8")).get("group", ""))
+    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+        raise DataError(
+            "task.json of a data set is malformed", where=str(described), found=str(error)[:200],
+            fix='it is one object with "group" and "classes"',
+        ) from None  # fmt: skip

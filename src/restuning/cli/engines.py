@@ -1,0 +1,73 @@
+"""`restuning engine export`: a backbone as a file that other runtimes run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from restuning.backbones import export_engine, load_backbone
+from restuning.cli.frame import Json, Random, Weights, app, plain, show_rows
+
+engine = typer.Typer(no_args_is_help=True, help="Backbones for other runtimes.")
+app.add_typer(engine, name="engine")
+
+
+@engine.callback()
+def _group() -> None:
+    pass
+
+
+@engine.command(epilog="[bold]Examples[/bold]\n\nrestuning engine export --backbone timm:vit_small_patch16_224 "
+                "--int8 --out vit-s.onnx\n\n"
+                "restuning train photos/ --backbone onnx:vit-s.onnx --method res-tuning-bypass")  # fmt: skip
+def export(
+    out: Annotated[Path, typer.Option(help="File, by habit NAME.onnx or NAME.pt2")],
+    backbone: Annotated[
+        str, typer.Option(help="restuning-tiny, timm:NAME, hf:NAME or torchvision:NAME")
+    ],
+    weights: Weights = None,
+    random: Random = False,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels, for timm's; the same as NAME@PIXELS")
+    ] = None,
+    runtime: Annotated[
+        str, typer.Option("--engine", help="onnx (also for OpenVINO), or pt2 (torch.export)")
+    ] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Weights a channel, activations as they come; ONNX")
+    ] = False,
+    tokens: Annotated[
+        str, typer.Option(help="auto (what the readout needs), cls, last, pool, all")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write a backbone with its taps; then --backbone onnx:FILE, openvino:FILE or pt2:FILE."""
+    torch.manual_seed(0)
+    name = backbone if image_size is None else _sized(backbone, image_size)
+    loaded = load_backbone(name, weights=weights, random=random)
+    done = export_engine(
+        loaded, out, runtime=runtime, precision="int8" if int8 else "fp32", tokens=tokens
+    )
+    facts = {**asdict(done), "file": str(done.file)}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        words = {"largest": "largest error of a tap", "relative": "largest relative error"}
+        show_rows(
+            [{"what": words.get(k, k), "": plain(v)} for k, v in facts.items()],
+            f"{name} as an engine",
+        )
+
+
+def _sized(backbone: str, pixels: int) -> str:
+    """`timm:NAME` or `timm:NAME:arguments` at another image size."""
+    scheme, _, rest = backbone.partition(":")
+    name, colon, arguments = rest.partition(":")
+    if scheme != "timm" or "@" in name:
+        raise typer.BadParameter("--image-size is for timm:NAME without @PIXELS")
+    return f"{scheme}:{name}@{pixels}{colon}{arguments}"

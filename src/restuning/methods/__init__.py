@@ -1,0 +1,10 @@
+"""The named methods as plans: `build("res-tuning", host, num_classes=100)` gives a task."""
+
+from restuning.methods.method import PAPER as PAPER
+from restuning.methods.method import RANK as RANK
+from restuning.methods.method import Method as Method
+from restuning.methods.method import Options as Options
+from restuning.methods.named import METHODS as METHODS
+from restuning.methods.named import build as build
+from restuning.methods.named import names as names
+from restuning.methods.named import table as table

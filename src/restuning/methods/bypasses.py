@@ -1,0 +1,100 @@
+"""The paper's bypass, with both of its sides and with one of them (Table 3b)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from restuning._errors import NoSitesError, UnknownNameError
+from restuning.bypass import Bypass
+from restuning.extractor import Extractor
+from restuning.host import Host
+from restuning.methods.method import PAPER, Method, Options, adapter, dropped, film_adapter
+from restuning.sites import Site
+from restuning.task import Task
+from restuning.tuners import Scaled, Tuner
+from restuning.unet_bypass import UNetBypass
+
+
+def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
+    def build_task(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+        def plan(site: Site) -> Tuner:
+            film = options.get("film", isinstance(host, Host) and host.has_time)
+            tuner: Tuner = (film_adapter if film else adapter)(site, options)
+            form = options.get("scale", "none")
+            return dropped(tuner if form == "none" else Scaled(tuner, form), options)
+
+        rule = host.readout_rule
+        if head is None and any(s.op == "stage" for s in host.sites.values()):
+            beside = UNetBypass.plan(
+                host.sites, plan if horizontal else None, plan if vertical else None,
+                kernel=options.get("kernel", 1), form=options.get("form", "correct"),
+            )  # fmt: skip
+            return Task(bypass=beside)
+        # Without head and readout the state takes the place of the last stream, not of a feature.
+        pool = options.get("pool") or (None if head is None else rule.pool)
+        own = rule.dim if pool == "own" else None
+        bypass = Bypass.plan(
+            host.sites, plan if horizontal else None, plan if vertical else None,
+            own=own, residual=options.get("residual", head is None),
+        )  # fmt: skip
+        if options.get("taps"):
+            bypass = _on_taps(bypass, options["taps"])
+        if options.get("gate") is not None:
+            _fix_gate(bypass, float(options["gate"]))
+        return Task(bypass=bypass, head=head)
+
+    return build_task
+
+
+def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
+    """The same bypass on fewer taps: those after some layers; the first and last always stay."""
+    last = len(bypass.taps) - 1
+    wrong = [n for n in layers if not 1 <= n <= last]
+    if wrong:
+        raise NoSitesError("no such tap", where=f"taps={wrong}", found=f"layers 1 to {last}",
+                           fix="give layers from 1")  # fmt: skip
+    kept = sorted({*layers, last})
+    sides = [
+        [t if isinstance(t := side[n - 1], Tuner) else None for n in kept]
+        for side in (bypass.horizontal, bypass.vertical)
+    ]
+    return Bypass(
+        [bypass.taps[0], *[bypass.taps[n] for n in kept]],
+        [bypass.dims[0], *[bypass.dims[n] for n in kept]], sides[0], sides[1], bypass.residual,
+    )  # fmt: skip
+
+
+def _fix_gate(bypass: Bypass, value: float) -> None:
+    """One lambda for all layers that is not learned."""
+    if not 0 < value < 1:
+        raise UnknownNameError("lambda out of its range", where="gate", found=str(value),
+                               fix="give a number between 0 and 1")  # fmt: skip
+    with torch.no_grad():
+        bypass.gate.fill_(math.log(value / (1 - value)))
+    bypass.gate.requires_grad_(False)
+
+
+TAKES = ("taps", "gate", "film", "time_scale", "kernel", "form")
+"""`taps`: layers (from 1) whose taps are kept; `gate`: a fixed lambda, the same in every layer. On
+diffusion models `film`: tuners know the time step (the default there); `time_scale`: see
+`FilmAdapter`; `kernel` and `form`: see `UNetBypass`."""
+
+
+ROWS: dict[str, Method] = {
+    "res-tuning-bypass": Method(
+        _bypass(True, True), "side network, horizontal and vertical Res-Adapters, no gradient "
+        "in the backbone", f"{PAPER}, Table 3b", TAKES, inside=False,
+    ),
+    "bypass-horizontal": Method(
+        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b", TAKES,
+        inside=False,
+    ),
+    "bypass-vertical": Method(
+        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b", TAKES,
+        inside=False,
+    ),
+}  # fmt: skip

@@ -1,0 +1,101 @@
+"""The named methods as plans: one readable table, with the paper's defaults.
+
+`build("res-tuning", host, num_classes=100)` gives a task. A combination of the paper's 3 x 3 table
+is written as `res-tuning[mha=prompt,ffn=adapter]`.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from restuning._errors import UnknownNameError
+from restuning.engine import cannot_tune_inside
+from restuning.extractor import Extractor
+from restuning.heads import head_of
+from restuning.host import Host
+from restuning.methods import bypasses, combined, embedded, ours, weights
+from restuning.methods.method import COMMON, Method
+from restuning.sites import POOLS
+from restuning.task import Task
+
+METHODS: dict[str, Method] = {
+    name: row
+    for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, ours.ROWS, embedded.ROWS)
+    for name, row in rows.items()
+}
+
+
+def build(
+    name: str, host: Extractor, num_classes: int | None = None, *, head: nn.Linear | None = None,
+    **options: Any,
+) -> Task:  # fmt: skip
+    """Build a task by the name of its method.
+
+    Args:
+        name: A name of `names()`, or `res-tuning[mha=...,cross=...,ffn=...,block=...]` with
+            adapter, prefix or prompt.
+        host: The frozen backbone; an engine for methods that run beside it.
+        num_classes: Width of a new linear head; None for no head.
+        head: A head that is there already, e.g. of a text tower; it is copied. A bypass is then
+            residual, so that training starts at exactly what this head answers.
+        options: `residual` (of a bypass: its state is added to the backbone's own last stream;
+            the default where there is no head, for generation, or one that is given), `rank`
+            (bottleneck or length),
+            `scale` (a form of `Scaled`), `zero` (start as no change: the default wherever it costs
+            no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
+            `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
+
+    Raises:
+        UnknownNameError: No such method, tuner, option or readout.
+        NoSitesError: The backbone has no site of an operation the method tunes.
+        EngineError: The method runs inside the backbone, and that is an engine.
+        BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
+        TunerShapeError: The head that is given reads another width than the feature's.
+    """
+    base, combination = combined.parsed(name)
+    if base not in METHODS:
+        near = get_close_matches(base, METHODS, n=3)
+        raise UnknownNameError(
+            "no such method",
+            where=name,
+            found=f"did you mean {' or '.join(near)}?" if near else "",
+            fix=f"one of: {', '.join(METHODS)}",
+        )
+    known = COMMON.union(METHODS[base].takes)
+    if options.keys() - known:
+        raise UnknownNameError(
+            "no such option",
+            where=", ".join(sorted(options.keys() - known)),
+            fix=f"{name} takes {', '.join(sorted(known))}",
+        )
+    if options.get("pool") not in (None, *POOLS):
+        raise UnknownNameError(
+            "no such readout", where=str(options["pool"]), fix=f"one of: {', '.join(POOLS)}"
+        )
+    if combination:
+        options = {**options, "combination": combination}
+    inside = METHODS[base].inside or not (num_classes or head)
+    if inside and not isinstance(host, Host):
+        raise cannot_tune_inside(name if num_classes or head else f"{name} without a head")
+    if head is not None:
+        options = {"residual": True, **options}
+    head = head_of(host.dim, num_classes, head)
+    task = METHODS[base].build(host, head, options)
+    task.method, task.pool = name, options.get("pool")
+    if head is not None:
+        # A bank knows no host: what a task reads must be readable from the task.
+        task.pool = task.pool or host.readout_rule.pool
+    return task
+
+
+def names() -> list[str]:
+    """The methods, in the order of the table."""
+    return list(METHODS)
+
+
+def table() -> list[tuple[str, str, str]]:
+    """Name, what it is, and where its defaults come from."""
+    return [(name, method.what, method.source) for name, method in METHODS.items()]
