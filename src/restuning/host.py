@@ -129,7 +129,6 @@ class Host(Extractor):
 
     def _register(self) -> None:
         self.padded = False
-        # Whether the backbone is given time steps: whether it is a diffusion model.
         self.has_time = place_of("timestep", self.model) is not None
         for path, hook in hooks_of(self._slot, self.model, self.sites):
             self.padded = self.padded or isinstance(hook, Padding)
@@ -206,8 +205,7 @@ class Host(Extractor):
     ) -> Tensor:
         """Predictions of a diffusion model and of k bypasses beside it, from one forward of it.
 
-        Returns `1+k ...` of the backbone's output, or `k ...` without `base`. Only what follows
-        the last block runs k times.
+        Returns `1+k ...` of the backbone's output, or `k ...` without `base`.
 
         Args:
             bypasses: `task.bypass` of bypass tasks without a head.
