@@ -46,7 +46,7 @@ def unet_50m() -> tuple[Any, dict[str, Any]]:
     from diffusers import UNet2DConditionModel
 
     model = UNet2DConditionModel(
-        sample_size=32, block_out_channels=(128, 256, 512), layers_per_block=2,
+        sample_size=32, block_out_channels=(128, 256, 512), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=256, attention_head_dim=8,
