@@ -24,8 +24,7 @@ class MixingBypass(nn.Module):
 
     x_k are the taps it reads, s_0 = 0, and M_k adds its tuners one after the other:
     `s + tuner_1(s)`, then `s + tuner_2(s)`. `pool` is a `Pooling`. The norms have no parameters. Both
-    parts of the feature stand side by side: a sum (`readout(x_L) + W pool`) learned more slowly
-    on validation (`docs/mixing.md`).
+    parts of the feature stand side by side (`docs/mixing.md`).
 
     Args:
         taps: Names of those that are read, in order; the last is the backbone's last stream.
