@@ -19,8 +19,8 @@ DOCS = HERE.parent / "docs"
 PLOTS = DOCS / "benchmarks"
 OURS, OTHERS = "#1f6f8b", "#b9c2c9"
 ORDER = ("step", "overhead", "whole-run", "store", "many-tasks", "sweep", "growth")
-ELSEWHERE = ("forecast", "grid", "seven-billion", "engines")
-"""Results that `docs/planning.md` and `docs/engines.md` are about."""
+ELSEWHERE = ("forecast", "grid", "seven-billion", "engines", "diffusion")
+"""Results that `docs/planning.md`, `docs/engines.md` and `docs/diffusion.md` are about."""
 
 
 def number(value: Any) -> str:
