@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from restuning._errors import MapsError
 from restuning.tuners._base import Tuner, View, tuner
 from restuning.tuners.adapter import start_bottleneck
-from restuning.tuners.products import added_product
+from restuning.tuners.products import added_map
 
 FEATURES = 64
 """Sines and cosines of a time step: 32 periods from 2 pi to 10,000 times that, as diffusion models
@@ -92,10 +92,7 @@ class FilmAdapter(Tuner):
         self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the bottleneck."""
-        weight, bias = self.up.weight, self.up.bias
-        if scale is not None:
-            weight, bias = weight * scale.unsqueeze(-1), bias * scale
-        return added_product(y, self._hidden(x), weight, bias)
+        return added_map(y, self._hidden(x), self.up, scale)
 
     def _hidden(self, x: Tensor) -> Tensor:
         steps = time_now()

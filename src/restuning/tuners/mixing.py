@@ -9,7 +9,7 @@ from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, View, tuner
 from restuning.tuners.adapter import start_bottleneck
 from restuning.tuners.padding import attention_mask, mean_of_tokens
-from restuning.tuners.products import added_product, split_heads
+from restuning.tuners.products import added_map, merge_heads, split_heads
 
 
 def normed(x: Tensor, norm: bool) -> Tensor:
@@ -68,10 +68,7 @@ class LowRankAttention(Tuner):
         self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the attention's output."""
-        weight, bias = self.up.weight, self.up.bias
-        if scale is not None:
-            weight, bias = weight * scale.unsqueeze(-1), bias * scale
-        return added_product(y, self._mixed(x), weight, bias)
+        return added_map(y, self._mixed(x), self.up, scale)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """`... n d -> ... n r`."""
@@ -80,7 +77,7 @@ class LowRankAttention(Tuner):
         )
         seen = attention_mask(x) if x.dim() == 3 else None
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        return mixed.transpose(-2, -3).flatten(-2)
+        return merge_heads(mixed)
 
 
 @tuner("context_adapter")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -30,6 +30,13 @@ def added_product(y: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
         flat = torch.cat([flat, flat.new_ones(()).expand(flat.shape[0], 1)], 1)
         weight = torch.cat([weight, bias.unsqueeze(1)], 1)
     return torch.addmm(y.reshape(-1, y.shape[-1]), flat, weight.t()).view(y.shape)
+
+
+def added_map(y: Tensor, hidden: Tensor, up: nn.Linear, scale: Tensor | None) -> Tensor:
+    """`y + scale * up(hidden)` in one product; the scale is one number a channel, or None for 1."""
+    if scale is None:
+        return added_product(y, hidden, up.weight, up.bias)
+    return added_product(y, hidden, up.weight * scale.unsqueeze(-1), up.bias * scale)
 
 
 def attend(
