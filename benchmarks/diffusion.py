@@ -124,10 +124,12 @@ def trained(model: Any, example: dict[str, Any], method: str, *, absent: bool) -
     if method in ("forward-only", "full", "full+checkpointing", "lora", "lora+checkpointing"):
         model.requires_grad_(method.startswith("full")).train()
         if method.startswith("lora"):
-            from peft import LoraConfig
+            from peft import LoraConfig, inject_adapter_in_model
 
             maps = ["to_q", "to_k", "to_v", "to_out.0"]
-            model.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=maps))
+            # Not every denoiser of diffusers has `add_adapter`.
+            config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=maps)
+            inject_adapter_in_model(config, model)
         if method.endswith("checkpointing"):
             model.enable_gradient_checkpointing()
         return model, [p for p in model.parameters() if p.requires_grad]

@@ -136,11 +136,13 @@ def plain(model: Any, run: Run, rank: int | None) -> Any:
         model.requires_grad_(True).train()
         model.enable_gradient_checkpointing()
     else:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         model.requires_grad_(False)
         maps = ["to_q", "to_k", "to_v", "to_out.0"]
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=maps))
+        # The transformer here has no `add_adapter` of diffusers.
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=maps)
+        inject_adapter_in_model(config, model)
     trained = [p for p in model.parameters() if p.requires_grad]
     settings, data = run.settings, run.data
     optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
