@@ -43,7 +43,7 @@ class Engine(Extractor):
         self.run, self.inputs, self.sites = run, tuple(inputs), sites
         self.tokens: Tokens = tokens
         self.readout_rule, self.model = readout, model.eval().requires_grad_(False)
-        self.padded = "attention_mask" in self.inputs
+        self.images = "attention_mask" not in self.inputs
         self._fingerprint, self._digest = dict(fingerprint), digest
         # Where inputs are wanted, even where there is no norm that would tell.
         self.register_buffer("here", torch.empty(0), persistent=False)

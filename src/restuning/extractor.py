@@ -6,6 +6,7 @@ Features, training from a store, banks and task files ask for nothing more.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from restuning.bypass import Features, Needs, Tokens
 from restuning.sites import Readout, Sites
 
 
-class Extractor(nn.Module):
+class Extractor(nn.Module, ABC):
     """A frozen backbone as a source of features.
 
     Attributes:
@@ -26,14 +27,14 @@ class Extractor(nn.Module):
         sites: Where it was tapped, and of a host where it can be tuned.
         readout_rule: How its last stream becomes a feature.
         has_time: Whether it is given time steps: whether it is a diffusion model.
-        padded: Whether it takes a padding mask: its tokens are a sequence, not a grid.
+        images: Whether it was shown images: its tokens are a grid, not a sequence.
     """
 
     model: nn.Module
     sites: Sites
     readout_rule: Readout
     has_time: bool = False
-    padded: bool = False
+    images: bool = False
 
     @property
     def dim(self) -> int:
@@ -41,10 +42,11 @@ class Extractor(nn.Module):
         return self.readout_rule.dim
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where it takes its inputs and gives its taps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def features(
         self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
     ) -> Features:
@@ -58,15 +60,14 @@ class Extractor(nn.Module):
         Raises:
             NoSitesError: A tap has no such name.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What a task file stores to know its backbone again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def digest(self) -> str:
         """Of everything its features depend on: what a feature store is keyed by."""
-        raise NotImplementedError
 
     def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
         """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
@@ -91,3 +92,8 @@ class Extractor(nn.Module):
             if tap != "last" and tap not in taps:
                 raise NoSitesError("no such tap", where=tap, fix=f"taps are block.0 to {taps[-1]}")
         return needs
+
+
+def is_image(value: Any) -> bool:
+    """Whether an input is a batch of images, `b c h w`."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4

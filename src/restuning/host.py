@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from restuning._errors import MapsError, NoSitesError
 from restuning.bypass import Bypass, Features, Needs
-from restuning.call import Clock, Padding
-from restuning.extractor import Extractor
+from restuning.call import Clock
+from restuning.extractor import Extractor, is_image
 from restuning.fingerprint import device_of, fingerprint, weights_digest
 from restuning.hooks import hooks_of
 from restuning.recompute import checkpoint_blocks
@@ -119,6 +119,7 @@ class Host(Extractor):
         )
         self.sites: Sites = sites or found
         self.readout_rule: Readout = readout or seen
+        self.images = any(is_image(value) for value in (*example, *kwargs.values()))
         self._slot = f"host_{uuid.uuid4().hex}"
         idle(self._slot)
         self._views = {
@@ -130,7 +131,6 @@ class Host(Extractor):
     def _register(self) -> None:
         for path, hook in hooks_of(self._slot, self.model, self.sites):
             module = self.model.get_submodule(path)
-            self.padded |= isinstance(hook, Padding)
             self.has_time |= isinstance(hook, Clock)
             if hook.after:
                 module.register_forward_hook(hook)

@@ -96,11 +96,13 @@ def test_it_sees_where_things_are():
     assert not torch.allclose(task(moved), task(taps), atol=1e-3)
 
 
-def test_a_text_backbone_gets_no_convolution():
-    model, args, kwargs = ZOO["hf bert"][0]()
+@pytest.mark.parametrize("name", ["hf bert", "hf llama", "hf vit", "hf clip vision", "timm vit"])
+def test_images_get_a_convolution_and_texts_do_not(name):
+    model, args, kwargs = ZOO[name][0]()
     host = Host(wake(model), *args, **kwargs)
-    assert host.padded
-    assert not any(isinstance(t, ConvAdapter) for t in task_of(host).bypass.tuners)
+    assert host.images == (name not in ("hf bert", "hf llama"))
+    found = any(isinstance(t, ConvAdapter) for t in task_of(host).bypass.tuners)
+    assert found == host.images
 
 
 def test_drop_path_is_off_at_inference_and_on_in_training():

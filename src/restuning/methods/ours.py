@@ -37,8 +37,8 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
 
     def tuners() -> list[Tuner]:
         near: Tuner = (
-            ResAdapter(width, rank=rank) if host.padded
-            else ConvAdapter(width, rank=rank, prefix=None, norm=True)
+            ConvAdapter(width, rank=rank, prefix=None, norm=True) if host.images
+            else ResAdapter(width, rank=rank)
         )  # fmt: skip
         far = LowRankAttention(width, rank=width, heads=options.get("heads", HEADS))
         return [near, far]
@@ -46,7 +46,7 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     pool = options.get("pool") or host.readout_rule.pool
     bypass = MixingBypass(
         [s.name for s in read], [s.dim for s in read], [tuners() for _ in read],
-        Pooling(width, token=_TOKEN.get(pool), grid=not host.padded),
+        Pooling(width, token=_TOKEN.get(pool), grid=host.images),
         drop_path=options.get("drop_path", DROP_PATH),
     )  # fmt: skip
     return Task(bypass=bypass, head=bypass.widened(head))

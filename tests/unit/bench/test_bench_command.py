@@ -28,7 +28,7 @@ def test_a_grid_is_run_and_reported(suite, tmp_path):
     assert told.exit_code == 0, told.output
     text = (tmp_path / "g/report/report.md").read_text()
     assert "shades (natural)" in text and "93.25" in text
-    assert (tmp_path / "g/work/.gitignore").read_text() == "*\n"
+    assert (tmp_path / "g" / "work" / ".gitignore").read_text() == "*\n"
 
 
 def test_a_grid_with_a_failed_run_ends_with_exit_code_1(suite, tmp_path):
