@@ -36,6 +36,7 @@ class MixingBypass(nn.Module):
         pool: Of the last state, of width w.
         drop_path: Chance to leave out a tuner's delta of a sample while training.
         ridge: A classifier in closed form, or None.
+        dropout: Chance to leave out a number of the feature, but for `ridge`'s logits, while training.
 
     Shape:
         taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f+C` (C: logits of `ridge`);
@@ -61,7 +62,7 @@ class MixingBypass(nn.Module):
 
     def __init__(
         self, taps: Sequence[str], dims: Sequence[int], tuners: Sequence[Sequence[Tuner]],
-        pool: Pooling, drop_path: float = 0.0, ridge: Ridge | None = None,
+        pool: Pooling, drop_path: float = 0.0, ridge: Ridge | None = None, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = {t.dim for row in tuners for t in row}
@@ -76,7 +77,7 @@ class MixingBypass(nn.Module):
         self.width = widths.pop()
         self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
         self.mix = nn.ModuleList(nn.ModuleList(row) for row in tuners)
-        self.pool, self.ridge = pool, ridge
+        self.pool, self.ridge, self.dropout = pool, ridge, dropout
 
     @property
     def tuners(self) -> list[Tuner]:
@@ -134,8 +135,10 @@ class MixingBypass(nn.Module):
         """The backbone's feature and the side network's own, side by side; see the class."""
         frozen = readout(taps[self.taps[-1]].detach(), pool=pool)
         own = self.pool(self(taps), getattr(taps, "mask", None))
-        beside = [] if self.ridge is None else [self.ridge(taps).to(own.dtype)]
-        return torch.cat([frozen.to(own.dtype), own, *beside], -1)
+        learned = F.dropout(torch.cat([frozen.to(own.dtype), own], -1), self.dropout, self.training)
+        if self.ridge is None:
+            return learned
+        return torch.cat([learned, self.ridge(taps).to(own.dtype)], -1)
 
     def widened(self, head: nn.Linear) -> nn.Linear:
         """A head that reads both parts and answers as this one, which reads the first, does."""
@@ -155,7 +158,7 @@ class MixingBypass(nn.Module):
             "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]
             "pool": {"token": self.pool.token, "grid": self.pool.grid},
             "drop_path": self.drop_path,
-            "ridge": None if self.ridge is None else self.ridge.spec(),
+            "ridge": None if self.ridge is None else self.ridge.spec(), "dropout": self.dropout,
         }  # fmt: skip
 
     @classmethod
@@ -165,7 +168,8 @@ class MixingBypass(nn.Module):
         pool = Pooling(tuners[0][0].dim, **spec["pool"])
         # Files of before it have none.
         ridge = Ridge.from_spec(spec["ridge"]) if spec.get("ridge") else None
-        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], ridge)
+        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], ridge,
+                   spec.get("dropout", 0.0))  # fmt: skip
 
 
 def _in_transform() -> bool:

@@ -14,7 +14,7 @@ from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import ConvAdapter, LowRankAttention, ResAdapter, Tuner
 
-WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
+WIDTH, HEADS, RANK, TAPS, DROP_PATH, DROPOUT = 64, 4, 128, 6, 0.1, 0.5
 """Chosen on the validation splits of three tasks; see `docs/mixing.md`."""
 
 
@@ -72,6 +72,7 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         Pooling(width, token=_TOKEN.get(pool), grid=host.images),
         drop_path=options.get("drop_path", DROP_PATH),
         ridge=_classifier(host, read, head.out_features, pool) if known else None,
+        dropout=options.get("dropout", DROPOUT),
     )  # fmt: skip
     return Task(bypass=bypass, head=bypass.widened(head))
 
@@ -93,7 +94,7 @@ def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
 ROWS: dict[str, Method] = {
     "mixing-bypass": Method(
         _mixing, "a narrow side network of attention and convolution on all tokens of six taps, "
-        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads", "ridge"), inside=False,
+        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads", "ridge", "dropout"), inside=False,
     ),
     "ridge": Method(
         _ridge, "a linear classifier on pooled features of six taps, solved in closed form",
