@@ -69,6 +69,17 @@ def storable(task: Task) -> bool:
     return not task.inline_tuners and not len(task.weights)
 
 
+def forms(task: Task) -> tuple[str, ...]:
+    """How a task can be trained: "cached", "live", "checkpointing"."""
+    if isinstance(task.bypass, Ridge):
+        # It is solved from stored features.
+        return ("cached",)
+    if storable(task):
+        return ("cached", "live")
+    # Trained copies of weights are swapped in for one forward, and gone in its repetition.
+    return ("live",) if len(task.weights) else ("live", "checkpointing")
+
+
 def tap_shapes(host: Host, needs: Needs, example: Any) -> dict[str, Tensor]:
     """The taps of one input, as tensors that hold nothing."""
     mode = shapes_only()
