@@ -46,9 +46,7 @@ def rows() -> list[list[str]]:
         for label in summary.labels:
             tasks = [task for task in TASKS if (task, label) in summary.cells]
             seconds = summary.cost(label, tasks, lambda run: run["seconds"].get("train_cpu"))
-            memory = summary.cost(
-                label, tasks, lambda run: run.get("memory", {}).get("step_bytes")
-            )
+            memory = summary.cost(label, tasks, lambda run: run.get("memory", {}).get("step_bytes"))
             found.append(
                 [label, str(epochs), *(cell(summary, task, label) for task in TASKS),
                  mean(summary, FIRST, label), mean(summary, TASKS, label),

@@ -149,9 +149,8 @@ def test_inputs_that_are_not_stored_are_refused_in_words():
     images = [(torch.zeros(3, 32, 32), 0)]
     with pytest.raises(TrainingError, match="solved from stored features"):
         solved([methods.build("ridge", host, num_classes=3)], images)
-    mixing = methods.build("mixing-bypass", host, num_classes=3, width=8, heads=2, rank=8)
-    assert solved([mixing], images) is images
-    assert not mixing.bypass.ridge.weight.any()
+    linear = methods.build("linear", host, num_classes=3)
+    assert solved([linear], images) is images
 
 
 def test_it_is_saved_loaded_and_answers_in_a_bank(tmp_path):
@@ -163,9 +162,8 @@ def test_it_is_saved_loaded_and_answers_in_a_bank(tmp_path):
     x = torch.randn(2, 3, 32, 32)
     for name, task in tasks.items():
         wake(task)
-        classifier = next(m for m in task.modules() if isinstance(m, Ridge))
-        with torch.no_grad():
-            classifier.weight.normal_()
+        if isinstance(task.bypass, Ridge):
+            task.bypass.weight.normal_()
         save(task, host, tmp_path / f"{name}.task", backbone="tiny")
         again = load(tmp_path / f"{name}.task", host).eval()
         assert torch.equal(Tuned(host, again)(x), Tuned(host, task)(x))

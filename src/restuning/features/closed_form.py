@@ -62,28 +62,27 @@ def solved(tasks: Sequence[Task], train: Any) -> Any:
     """Fit every `Ridge` of some tasks on a training split; the split with its answers beside.
 
     One pass over the features for all of them; the same data give the same solution, so a run that was
-    killed goes on as it was. Nothing happens where there is none; a mixing bypass that is not trained
-    from a store leaves its own at zero.
+    killed goes on as it was. Nothing happens where there is none.
 
     Args:
         tasks: Whose classifiers are fitted, in place.
         train: The training split.
 
     Raises:
-        TrainingError: A task is nothing but such a classifier, and its features are not stored.
+        TrainingError: There is one, and features are not stored.
     """
     found: dict[str, list[Ridge]] = {}
     for module in (m for task in tasks for m in task.modules()):
         if isinstance(module, Ridge):
             found.setdefault(module.name, []).append(module)
-    if not found or not isinstance(train, StoredFeatures):
-        if any(isinstance(task.bypass, Ridge) for task in tasks):
-            raise TrainingError(
-                "a classifier in closed form is solved from stored features", where="ridge",
-                found="inputs that are not stored",
-                fix="let them be stored (no --no-cache, no random augmentation; `restuning cache`)",
-            )  # fmt: skip
+    if not found:
         return train
+    if not isinstance(train, StoredFeatures):
+        raise TrainingError(
+            "a classifier in closed form is solved from stored features", where="ridge",
+            found="inputs that are not stored",
+            fix="let them be stored (no --no-cache, no random augmentation; `restuning cache`)",
+        )  # fmt: skip
     inputs: dict[str, list[Tensor]] = {name: [] for name in found}
     for start in range(0, len(train), ROWS):
         rows = list(range(start, min(start + ROWS, len(train))))

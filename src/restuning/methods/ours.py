@@ -14,7 +14,7 @@ from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import ConvAdapter, LowRankAttention, ResAdapter, Tuner
 
-WIDTH, HEADS, RANK, TAPS, DROP_PATH, DROPOUT = 64, 4, 128, 6, 0.1, 0.0
+WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
 """Chosen on the validation splits of three tasks; see `docs/mixing.md`."""
 
 
@@ -65,14 +65,10 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         return [near, far]
 
     pool = options.get("pool") or host.readout_rule.pool
-    # Texts are not stored with all tokens, and it is solved from what is stored.
-    known = options.get("ridge", host.images) and pool not in ("all", "own")
     bypass = MixingBypass(
         [s.name for s in read], [s.dim for s in read], [tuners() for _ in read],
         Pooling(width, token=_TOKEN.get(pool), grid=host.images),
         drop_path=options.get("drop_path", DROP_PATH),
-        ridge=_classifier(host, read, head.out_features, pool) if known else None,
-        dropout=options.get("dropout", DROPOUT),
     )  # fmt: skip
     return Task(bypass=bypass, head=bypass.widened(head))
 
@@ -94,7 +90,7 @@ def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
 ROWS: dict[str, Method] = {
     "mixing-bypass": Method(
         _mixing, "a narrow side network of attention and convolution on all tokens of six taps, "
-        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads", "ridge", "dropout"), inside=False,
+        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads"), inside=False,
     ),
     "ridge": Method(
         _ridge, "a linear classifier on pooled features of six taps, solved in closed form",

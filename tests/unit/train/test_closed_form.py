@@ -7,7 +7,6 @@ import restuning
 from restuning import FitSettings, Host, methods
 from restuning.data import load_data
 from restuning.features import Cached, StoredFeatures, WithAnswers, solved
-from restuning.ridge import Ridge
 from restuning.train import evaluate, fit
 from restuning.train.arms import train_arms
 from restuning.train.stored import stored
@@ -15,8 +14,6 @@ from restuning.train.stored import stored
 ALONE_TOLERANCE = 1e-5
 """Stacked products round elsewhere than single ones."""
 CLASSES, ROWS = 10, 150
-SMALL = {"width": 8, "heads": 2, "rank": 8, "dropout": 0.0, "drop_path": 0.0}
-OPTIONS = {"ridge": {}, "mixing-bypass": SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +23,19 @@ def world(tmp_path_factory):
     data = load_data("digits", backbone)
     for part in ("train", "val", "test"):
         setattr(data, part, torch.utils.data.Subset(getattr(data, part), range(ROWS)))
-    needs = made(host, "mixing-bypass").needs(host.readout_rule)
+    needs = made(host).needs(host.readout_rule)
     kept = stored(host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2)
     return host, data, kept
 
 
-def made(host, method):
+def made(host):
     torch.manual_seed(0)
-    return methods.build(method, host, CLASSES, **OPTIONS[method])
+    return methods.build("ridge", host, CLASSES)
 
 
-def classifier(task):
-    return next(m for m in task.modules() if isinstance(m, Ridge))
-
-
-@pytest.mark.parametrize("method", ["ridge", "mixing-bypass"])
-def test_it_starts_as_the_solution_which_reads_images_it_has_not_seen(world, method):
+def test_it_starts_as_the_solution_which_reads_images_it_has_not_seen(world):
     host, data, kept = world
-    task = made(host, method)
+    task = made(host)
     tuned = Cached(host, task, kept.store)
     train = solved([task], kept.data(data, final=False).train)
     assert isinstance(train, WithAnswers)
@@ -54,7 +46,7 @@ def test_it_starts_as_the_solution_which_reads_images_it_has_not_seen(world, met
 
 def test_rows_carry_the_answer_they_would_have_had_if_left_out(world):
     host, data, kept = world
-    task = made(host, "ridge")
+    task = made(host)
     plain = kept.data(data, final=False).train
     train = solved([task], plain)
     name = task.bypass.name
@@ -68,7 +60,7 @@ def test_rows_carry_the_answer_they_would_have_had_if_left_out(world):
     other = StoredFeatures(kept.store, ["train"], 2)
     other.labels = other.labels.clone()
     other.labels[5] = (other.labels[5] + 1) % CLASSES
-    again = solved([made(host, "ridge")], other)
+    again = solved([made(host)], other)
     ratio = again.answers[name][5] / train.answers[name][5]
     # Up to the one scale that all rows share.
     assert float((ratio / ratio.median() - 1).abs().max()) < 1e-3
@@ -78,9 +70,9 @@ def test_an_arm_with_a_solution_ends_as_its_run_alone_would(world, tmp_path):
     host, data, kept = world
     fed = kept.data(data, final=False)
     each = [FitSettings(lr=lr, epochs=2, batch_size=32) for lr in (1e-3, 3e-3)]
-    arms = train_arms(host, [made(host, "ridge") for _ in each], each, fed.train, fed.val)
+    arms = train_arms(host, [made(host) for _ in each], each, fed.train, fed.val)
     for number, (own, arm) in enumerate(zip(each, arms, strict=True)):
-        task = made(host, "ridge")
+        task = made(host)
         train = solved([task], fed.train)
         fit(Cached(host, task, kept.store), train, settings=own, out=tmp_path / str(number),
             collate=fed.collate, progress=False)  # fmt: skip
@@ -93,10 +85,10 @@ def test_an_arm_with_a_solution_ends_as_its_run_alone_would(world, tmp_path):
 def test_the_same_rows_give_the_same_solution_so_a_killed_run_goes_on(world):
     host, data, kept = world
     fed = kept.data(data, final=False)
-    one, other = made(host, "ridge"), made(host, "mixing-bypass")
+    one, other = made(host), made(host)
     first = solved([one], fed.train)
-    second = solved([other, made(host, "mixing-bypass")], fed.train)
-    assert torch.equal(classifier(one).weight, classifier(other).weight)
+    second = solved([other, made(host)], fed.train)
+    assert torch.equal(one.bypass.weight, other.bypass.weight)
     assert torch.equal(first.answers[one.bypass.name], second.answers[one.bypass.name])
 
 
