@@ -1,6 +1,7 @@
 """`auto`: a method and its settings, chosen on validation within a budget of memory and time."""
 
 from restuning.choose.budget import Budget as Budget
+from restuning.choose.budget import bytes_in_words as bytes_in_words
 from restuning.choose.candidates import CANDIDATES as CANDIDATES
 from restuning.choose.candidates import Candidate as Candidate
 from restuning.choose.choice import AUTO as AUTO

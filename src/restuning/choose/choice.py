@@ -33,6 +33,7 @@ class Choice:
             on validation with its standard error, the rates tried, memory, seconds.
         examples: Of the validation split.
         budget: It was made within.
+        share: Of a final run's epochs that each trial made.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Choice:
     rows: list[Row]
     examples: int
     budget: Budget
+    share: float = SHARE
 
     @property
     def seconds(self) -> float:
@@ -62,7 +64,7 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {**asdict(self), "share": SHARE, "seconds": self.seconds,
+        return {**asdict(self), "seconds": self.seconds,
                 "cpu_seconds": self.cpu_seconds}  # fmt: skip
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from restuning._errors import TrainingError
 from restuning.backbones import load_backbone
-from restuning.choose import AUTO, Budget, Choice, Feed, choose
-from restuning.cli.frame import size_in_words, time_in_words
+from restuning.choose import AUTO, Budget, Choice, Feed, bytes_in_words, choose
+from restuning.cli.frame import time_in_words
 from restuning.cli.report import show
 from restuning.cli.training import Source, default_folder, opened, train_one
 from restuning.data import with_validation
@@ -107,26 +108,25 @@ def train(
 
 def show_choice(choice: Choice, console: Console) -> None:
     """One row a candidate, the one that was taken in bold, and a sentence."""
-    table = Table(title=f"choice on {choice.examples} validation examples", title_justify="left")
+    table = Table(
+        title=f"choice on {choice.examples} validation examples, each method after "
+        f"{choice.share:.0%} of its final run's epochs", title_justify="left", box=SIMPLE_HEAD,
+    )  # fmt: skip
     table.add_column("method", no_wrap=True)
-    for column in ("validation", "lr", "epochs", "memory", "time"):
+    for column in ("validation", "memory", "time"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("")
     for row in choice.rows:
         taken = row["method"] == choice.method
         if row["status"] == "left out":
-            table.add_row(
-                row["method"], "-", "", "", "", "", f"left out: {row['why']}", style="dim"
-            )
+            table.add_row(row["method"], "-", "", "", f"left out: {row['why']}", style="dim")
             continue
         early = " (ended early)" if row["status"] == "stopped" else ""
         pieces = f", {row['accumulate']} pieces a batch" if row["accumulate"] > 1 else ""
         table.add_row(
             row["method"],
             f"{100 * row['val_accuracy']:.1f} ± {100 * row['standard_error']:.1f} %",
-            f"{row['lr']:g}",
-            f"{row['trial_epochs']} of {row['epochs']}",
-            size_in_words(row["memory_bytes"]) or "?",
+            bytes_in_words(row["memory_bytes"]) if row["memory_bytes"] else "?",
             time_in_words(row["seconds"]),
             f"{row['why']}{early}{pieces}",
             style="bold" if taken else "",

@@ -150,7 +150,7 @@ def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: A
                 loss = score(logits, labels)[0]
                 loss.backward()
                 # Waits for a device that computes in its own time.
-                float(loss)
+                loss.detach().item()
             seconds.append(time.perf_counter() - start)
     tuned.zero_grad(set_to_none=True)
     tuned.eval()
