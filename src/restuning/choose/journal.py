@@ -52,12 +52,11 @@ class Journal:
         if not file.exists():
             return None
         row = read_json(file)
-        score = row.get("val_accuracy")
-        seconds = row.get("seconds")
-        whole = row.get("method") == method and row.get("status") in STATUS
-        whole = whole and _number(seconds) and seconds >= 0
-        if row.get("status") in ("tried", "stopped"):
-            whole = whole and _number(score) and 0 <= score <= 1 and _number(row.get("lr"))
+        status, seconds = row.get("status"), row.get("seconds")
+        whole = row.get("method") == method and status in STATUS and _number(seconds)
+        if status in ("tried", "stopped"):
+            score = row.get("val_accuracy")
+            whole = whole and _number(row.get("lr")) and _number(score) and bool(score <= 1)  # type: ignore[operator]
         if not whole:
             raise FormatError(
                 "a row of a choice is malformed", where=str(file), found=str(row)[:200],
@@ -78,4 +77,4 @@ class Journal:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

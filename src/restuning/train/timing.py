@@ -143,8 +143,9 @@ def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: A
     with own_randomness():
         for _ in range(3):
             start = time.perf_counter()
-            for part in pieces(*next(loader), settings.accumulate):
-                inputs, labels = move(*part, device)
+            batch, answers = next(loader)
+            for inputs, labels in pieces(batch, answers, settings.accumulate):
+                inputs, labels = move(inputs, labels, device)
                 with cast:
                     logits = run(tuned, inputs)
                 loss = score(logits, labels)[0]
