@@ -178,9 +178,14 @@ def test_a_folder_of_another_choice_is_refused_and_can_be_started_over(world, tm
     assert again.budget == Budget(2**33)
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"method": "linear", "status": "tried"}',
-                                    '{"method": "linear", "status": "tried", "val_accuracy": 7, '
-                                    '"lr": 1, "seconds": 1}', '{"method": "x", "status": "begun"}'])  # fmt: skip
+WORSE = {"method": "linear", "status": "tried", "val_accuracy": 7, "lr": 1, "seconds": 1}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "[]", "{}", '{"method": "linear", "status": "tried"}', json.dumps(WORSE),
+     json.dumps(WORSE | {"val_accuracy": "high"}), '{"method": "x", "status": "begun"}'],
+)  # fmt: skip
 def test_a_damaged_row_is_refused_with_its_file(world, tmp_path, damage):
     world.choose(tmp_path, candidates=(LINEAR,))
     (tmp_path / "linear.json").write_text(damage)
