@@ -12,6 +12,7 @@ from torch import nn
 
 from restuning import methods
 from restuning._errors import EngineError, RestuningError, TrainingError
+from restuning.bypass import Needs
 from restuning.choose import rule
 from restuning.choose.budget import Budget
 from restuning.choose.candidates import Candidate
@@ -99,6 +100,7 @@ class Trials:
     ) -> Row:  # fmt: skip
         try:
             task = self._build(candidate)
+            needs = task.needs(self.host.readout_rule)
         except RestuningError as error:
             raise LeftOutError(error.what) from None
         forward = self.costs.forward() if self.budget.memory is not None else None
@@ -106,7 +108,7 @@ class Trials:
         detached = storable(task)
         settings, fed = self._settings(candidate, detached), self.feed.data
         if detached:
-            kept = self._features(task, known is not None, spent)
+            kept = self._features(task, needs, known is not None, spent)
             tuned: nn.Module = Cached(self.host, task, kept.store)
             fed = replace(kept.data(fed, final=False), test=None)
         else:
@@ -150,7 +152,9 @@ class Trials:
         # Products of a side network are small: casting them costs more than it saves.
         return replace(own, precision="no", accumulate=1) if detached else own
 
-    def _features(self, task: Task, decided: bool, spent: Callable[[], float]) -> Stored:
+    def _features(
+        self, task: Task, needs: Needs, decided: bool, spent: Callable[[], float]
+    ) -> Stored:
         """Stored features, built if the budget allows it."""
         features = self.feed.features
         try:
@@ -162,7 +166,6 @@ class Trials:
         except EngineError as error:
             raise LeftOutError(error.what) from None
         if kept is None:
-            needs = task.needs(self.host.readout_rule)
             texts = self.feed.data.kind != "image" and needs.tokens == "all"
             raise LeftOutError(
                 "all tokens of texts cannot be stored" if texts
