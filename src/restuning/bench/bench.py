@@ -42,7 +42,7 @@ from restuning.bench.record import (
     write_json,
 )
 from restuning.bench.suites import SuiteTask
-from restuning.choose import AUTO
+from restuning.choose import AUTO, feed_of
 from restuning.data import Data, load_data
 from restuning.features import Cached
 from restuning.fingerprint import weights_digest
@@ -107,9 +107,12 @@ class Bench:
         choice, entry = None, run.entry
         setting, chosen = chosen_setting(self.protocol, self.folder, run)
         if entry.method == AUTO:
-            choices = self.work / "choices" / run.name
+            feed = feed_of(
+                self.host, self.backbone, data.apart, root=self.stores, dtype=self.protocol.dtype,
+                precision=self._precision(), limit=LARGEST_STORE,
+            )  # fmt: skip
             entry, choice = chosen_by_auto(
-                run, self.protocol, self.host, data.apart, self._features, choices
+                run, self.protocol, self.host, feed, self.work / "choices" / run.name
             )
         layers = self.host.sites.layers
         options = {
@@ -233,19 +236,18 @@ class Bench:
         needs = task.needs(self.host.readout_rule)
         if needs not in data.stores:
             used = time.process_time()
-            data.stores[needs] = kept = self._features(task, data.apart)
+            data.stores[needs] = kept = stored(
+                self.host, self.backbone, data.apart, needs, root=self.stores,
+                dtype=self.protocol.dtype, precision=self._precision(), limit=LARGEST_STORE,
+            )  # fmt: skip
             if kept is not None and kept.seconds:
                 took = {"seconds": kept.seconds, "cpu": time.process_time() - used}
                 write_json(self._built(kept), took)
         return data.stores[needs]
 
-    def _features(self, task: Task, apart: Data, build: bool = True) -> Stored | None:
-        """What a task reads of the splits that are there."""
-        precision = "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
-        return stored(
-            self.host, self.backbone, apart, task.needs(self.host.readout_rule), root=self.stores,
-            dtype=self.protocol.dtype, precision=precision, limit=LARGEST_STORE if build else 0,
-        )  # fmt: skip
+    def _precision(self) -> str:
+        """Of stored features: that of live training."""
+        return "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
 
     def _extraction(self, kept: Stored | None) -> dict[str, float | None]:
         """What building a store took, whoever built it: on the wall, and of the processor."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,7 @@ from restuning.bench.facts import result_file
 from restuning.bench.grid import Entry, Protocol, Run, Setting, searches
 from restuning.bench.record import read_result
 from restuning.choose import AUTO, Budget, Choice, Feed, choose
-from restuning.data import Data
 from restuning.host import Host
-from restuning.task import Task
-from restuning.train.stored import Stored
 
 TAKES = ("memory", "minutes")
 """Options of `auto`."""
@@ -53,8 +48,7 @@ def chosen_setting(
 
 
 def chosen_by_auto(
-    run: Run, protocol: Protocol, host: Host, data: Data,
-    features: Callable[[Task, Data, bool], Stored | None], folder: Path,
+    run: Run, protocol: Protocol, host: Host, feed: Feed, folder: Path
 ) -> tuple[Entry, Choice]:  # fmt: skip
     """The method that a run of `auto` trains, in place of its own, and how it was chosen.
 
@@ -64,8 +58,7 @@ def chosen_by_auto(
         run: Of an entry whose method is `auto`.
         protocol: Of the grid.
         host: The backbone.
-        data: The task, its splits apart.
-        features: Of a task on the splits it is given; built, or only found.
+        feed: The task, without its test split.
         folder: Of the choice.
 
     Raises:
@@ -83,9 +76,6 @@ def chosen_by_auto(
     if not protocol.cache:
         raise TrainingError("auto trains from stored features first", where="--no-cache",
                             fix="leave it out, or name methods")  # fmt: skip
-    apart = replace(data, test=None)
-    feed = Feed(apart, lambda task, build: features(task, apart, build),
-                0 if data.test is None else len(data.test))  # fmt: skip
     settings = protocol.settings_of((), run.seed)
     budget = Budget.of(None if memory is None else str(memory), minutes)
     choice = choose(host, feed, settings, folder, budget=budget)

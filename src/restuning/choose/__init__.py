@@ -7,4 +7,5 @@ from restuning.choose.candidates import Candidate as Candidate
 from restuning.choose.choice import AUTO as AUTO
 from restuning.choose.choice import Choice as Choice
 from restuning.choose.choice import choose as choose
-from restuning.choose.trial import Feed as Feed
+from restuning.choose.feed import Feed as Feed
+from restuning.choose.feed import feed_of as feed_of

@@ -12,8 +12,9 @@ from restuning._errors import DataError, TrainingError
 from restuning.choose import rule
 from restuning.choose.budget import Budget
 from restuning.choose.candidates import CANDIDATES, SHARE, Candidate
+from restuning.choose.feed import Feed
 from restuning.choose.journal import Journal
-from restuning.choose.trial import Feed, Row, Trials
+from restuning.choose.trial import Row, Trials
 from restuning.extractor import Extractor
 from restuning.train import FitSettings
 

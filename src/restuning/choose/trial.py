@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from restuning.choose import rule
 from restuning.choose.budget import Budget
 from restuning.choose.candidates import Candidate
 from restuning.choose.costs import Costs
+from restuning.choose.feed import Feed
 from restuning.choose.journal import Journal
 from restuning.data import Data
 from restuning.extractor import Extractor
@@ -30,24 +31,6 @@ from restuning.train.stored import Stored
 from restuning.tuned import Tuned
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What a choice is fed with.
-
-    Attributes:
-        data: Inputs with a training and a validation split.
-        features: A task's features of these splits, built if it is told to, else only found; None
-            where there are none, or where they cannot be stored.
-        tested: Inputs of the test split, for the time of the final run.
-        options: Of every method.
-    """
-
-    data: Data
-    features: Callable[[Task, bool], Stored | None]
-    tested: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LeftOutError(Exception):

@@ -14,15 +14,13 @@ from rich.table import Table
 
 from restuning._errors import TrainingError
 from restuning.backbones import load_backbone
-from restuning.choose import AUTO, Budget, Choice, Feed, bytes_in_words, choose
+from restuning.choose import AUTO, Budget, Choice, bytes_in_words, choose, feed_of
 from restuning.cli.frame import time_in_words
 from restuning.cli.report import show
 from restuning.cli.training import Source, default_folder, opened, train_one
 from restuning.data import with_validation
-from restuning.features import default_root
-from restuning.task import Task
 from restuning.train import FitSettings
-from restuning.train.stored import BY_ITSELF, VIEWS_OF, Stored, stored
+from restuning.train.stored import VIEWS_OF
 
 CHOSEN = "choice.json"
 """In the run's folder, and in the task folder."""
@@ -78,19 +76,18 @@ def train(
                       "examples are held out for the choice", highlight=False)  # fmt: skip
     folder = out or default_folder(data, AUTO)
 
-    def features(task: Task, build: bool) -> Stored | None:
-        return stored(
-            host, loaded, replace(plain, test=None), task.needs(host.readout_rule),
-            root=source.root or default_root(), views=VIEWS_OF[source.augment], dtype=source.dtype,
-            precision=source.precision, workers=settings.workers, limit=BY_ITSELF if build else 0,
-            say=lambda line: console.print(f"  {line}", highlight=False) if build else None,
-        )  # fmt: skip
+    def say(line: str) -> None:
+        console.print(f"  {line}", highlight=False)
 
-    feed = Feed(data, features, 0 if data.test is None else len(data.test), options)
+    feed = feed_of(
+        host, loaded, data, plain=plain, root=source.root, views=VIEWS_OF[source.augment],
+        dtype=source.dtype, precision=source.precision, workers=settings.workers, options=options,
+        say=say,
+    )  # fmt: skip
     console.print(f"\n[bold]auto[/bold]  on {len(data.val)} validation examples")
     choice = choose(
         host, feed, settings, folder / "choice", budget=budget, resume=resume,
-        say=lambda line: console.print(f"  {line}", highlight=False),
+        say=say,
     )  # fmt: skip
     show_choice(choice, console)
     final = replace(source, final=True)

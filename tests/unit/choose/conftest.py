@@ -9,9 +9,8 @@ from torch.utils.data import Subset
 
 import restuning
 from restuning import FitSettings, Host
-from restuning.choose import Feed, choose
+from restuning.choose import choose, feed_of
 from restuning.data import load_data
-from restuning.train.stored import stored
 
 SETTINGS = FitSettings(epochs=1, batch_size=32)
 
@@ -36,16 +35,7 @@ class World:
         self.root = root
 
     def feed(self, data=None):
-        data = data or self.data
-
-        def features(task, build):
-            return stored(
-                self.host, self.backbone, replace(data, test=None),
-                task.needs(self.host.readout_rule), root=self.root,
-                limit=None if build else 0,
-            )  # fmt: skip
-
-        return Feed(data, features, 10)
+        return feed_of(self.host, self.backbone, data or self.data, root=self.root)
 
     def choose(self, out, data=None, settings=SETTINGS, **more):
         return choose(self.host, self.feed(data), settings, out, **more)

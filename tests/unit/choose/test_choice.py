@@ -9,10 +9,9 @@ from torch.utils.data import Subset
 
 from restuning import FitSettings, Host, export_engine, load_backbone
 from restuning._errors import DataError, FormatError, TrainingError
-from restuning.choose import CANDIDATES, Budget, Candidate, Feed, choose, rule, trial
+from restuning.choose import CANDIDATES, Budget, Candidate, choose, feed_of, rule, trial
 from restuning.choose.costs import Costs
 from restuning.data import load_data
-from restuning.train.stored import stored
 
 LINEAR, BYPASS, MIXING, INSIDE = CANDIDATES
 CLOCK = ("seconds", "cpu_seconds")
@@ -223,11 +222,8 @@ def test_a_cnn_leaves_the_mixing_bypass_out_and_says_why(tmp_path):
     data = replace(digits, train=Subset(digits.train, range(32)),
                    val=Subset(digits.val, range(16)), test=None)  # fmt: skip
 
-    def features(task, build):
-        return stored(host, backbone, data, task.needs(host.readout_rule), root=tmp_path / "stores",
-                      limit=None if build else 0)  # fmt: skip
-
-    found = choose(host, Feed(data, features), FitSettings(epochs=1), tmp_path / "out",
+    feed = feed_of(host, backbone, data, root=tmp_path / "stores")
+    found = choose(host, feed, FitSettings(epochs=1), tmp_path / "out",
                    candidates=(LINEAR, MIXING))  # fmt: skip
     assert found.method == "linear"
     assert "mixing" in reasons(found)["mixing-bypass"]
@@ -246,11 +242,8 @@ def test_an_engine_leaves_out_what_runs_inside_and_what_reads_tokens_it_does_not
     engine = load_backbone(f"pt2:{tmp_path / 'cls.pt2'}")
     host, data = engine.host(), replace(world.data, test=None)
 
-    def features(task, build):
-        return stored(host, engine, data, task.needs(host.readout_rule), root=tmp_path / "stores",
-                      limit=None if build else 0)  # fmt: skip
-
-    found = choose(host, Feed(data, features), FitSettings(epochs=1), tmp_path / "out",
+    feed = feed_of(host, engine, data, root=tmp_path / "stores")
+    found = choose(host, feed, FitSettings(epochs=1), tmp_path / "out",
                    candidates=(LINEAR, MIXING, INSIDE), budget=Budget(2**34, 3600.0))  # fmt: skip
     assert found.method == "linear"
     assert reasons(found) == {
