@@ -70,7 +70,7 @@ class Choice:
 
 
 def choose(
-    host: Extractor, feed: Feed, settings: FitSettings, out: Path, *, budget: Budget | None = None,
+    host: Extractor, feed: Feed, settings: FitSettings, out: str | Path, *, budget: Budget | None = None,
     candidates: Sequence[Candidate] = CANDIDATES, resume: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Choice:  # fmt: skip
@@ -103,7 +103,7 @@ def choose(
 
     Cost: below that of one more run inside the backbone (`recipes/shared_tasks`).
     """
-    data, budget = replace(feed.data, test=None), budget or Budget()
+    data, budget, out = replace(feed.data, test=None), budget or Budget(), Path(out)
     if data.val is None or not len(data.val):
         raise DataError("a choice is made on validation data", where=data.name, found="none",
                         fix="draw some: with_validation(data)")  # fmt: skip

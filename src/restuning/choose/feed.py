@@ -35,7 +35,7 @@ class Feed:
 
 def feed_of(
     host: Extractor, backbone: Backbone, data: Data, *, plain: Data | None = None,
-    root: Path | None = None, views: int = 1, dtype: str = "fp32", precision: str = "fp32",
+    root: str | Path | None = None, views: int = 1, dtype: str = "fp32", precision: str = "fp32",
     workers: int = 0, limit: int = BY_ITSELF, options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Feed:  # fmt: skip
@@ -56,7 +56,7 @@ def feed_of(
         say: Receives a line for each store that is built.
     """
     apart = replace(plain or data, test=None)
-    place = root or default_root()
+    place = Path(root or default_root())
 
     def features(task: Task, build: bool) -> Stored | None:
         return stored(
