@@ -106,8 +106,8 @@ def train(
 def show_choice(choice: Choice, console: Console) -> None:
     """One row a candidate, the one that was taken in bold, and a sentence."""
     table = Table(
-        title=f"choice on {choice.examples} validation examples, each method after "
-        f"{choice.share:.0%} of its final run's epochs", title_justify="left", box=SIMPLE_HEAD,
+        title=f"choice on {choice.examples} validation examples, after "
+        f"{choice.share:.0%} of each run's epochs", title_justify="left", box=SIMPLE_HEAD,
     )  # fmt: skip
     table.add_column("method", no_wrap=True)
     for column in ("validation", "memory", "time"):
