@@ -8,6 +8,7 @@ import torch
 from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
 from restuning._errors import NoSitesError, TunerShapeError
+from restuning.forecast.ledger import Saved
 from restuning.mixing import MixingBypass
 from restuning.pooling import Pooling
 from restuning.tuners import ConvAdapter, LowRankAttention, real_tokens
@@ -16,6 +17,8 @@ from zoo.table import NOT_YET, ZOO
 SMALL = {"width": 8, "heads": 2, "rank": 8}
 SAME_TOLERANCE = 1e-5
 """Products of other batch sizes round elsewhere."""
+KEPT_AT_MOST = 0.7
+"""Of what is kept without computing again: states and the pooling stay, a large part where all is tiny."""
 
 
 def task_of(host, **options):
@@ -113,6 +116,28 @@ def test_drop_path_is_off_at_inference_and_on_in_training():
     assert torch.equal(tuned.eval()(x), tuned(x))
     tuned.train()
     assert not torch.equal(tuned(x), tuned(x))
+
+
+@pytest.mark.parametrize("member", ["timm vit", "hf bert"], indirect=True)
+def test_computing_again_gives_the_same_gradients_from_a_fraction_of_what_was_kept(member):
+    host, args, kwargs = member
+    task = awake(host).train()
+    task.bypass.drop_path = 0.5
+    needs = task.needs(host.readout_rule)
+    taps = host.features(*args, keep=needs, **kwargs)
+    found, kept = [], []
+    for again in (False, True):
+        task.bypass.recompute = again
+        torch.manual_seed(3)
+        with (saved := Saved(list(task.parameters()))).hooks():
+            logits = task(taps)
+        kept.append(saved.bytes())
+        logits.square().sum().backward()
+        found.append([p.grad.clone() for p in task.parameters()])
+        task.zero_grad()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert kept[1] < KEPT_AT_MOST * kept[0]
 
 
 def test_without_classes_it_is_refused_in_words():
