@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 PATIENCE = 400
 pytestmark = [
@@ -16,9 +18,22 @@ pytestmark = [
 ]
 
 
-def start(out, store):
-    command = [sys.executable, "-m", "restuning", "train", "digits", "--method", "auto", "--epochs",
-               "2", "--memory", "20MiB", "--minutes", "30", "--out", str(out), "--store", str(store)]  # fmt: skip
+@pytest.fixture
+def shades(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(48):
+        folder = tmp_path / "shades" / ("light" if number % 2 else "dark")
+        folder.mkdir(parents=True, exist_ok=True)
+        low = 60 * (number % 2)
+        pixels = rng.integers(low, low + 190, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return tmp_path / "shades"
+
+
+def start(data, out, store):
+    command = [sys.executable, "-m", "restuning", "train", str(data), "--method", "auto",
+               "--epochs", "2", "--batch-size", "8", "--memory", "24MiB", "--minutes", "30",
+               "--out", str(out), "--store", str(store)]  # fmt: skip
     return subprocess.Popen(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
@@ -40,14 +55,15 @@ def figures(folder):
     )
 
 
-def test_a_killed_choice_goes_on_and_ends_as_one_that_was_not(tmp_path):
-    ended(start(tmp_path / "whole", tmp_path / "stores"))
-    process = start(tmp_path / "killed", tmp_path / "stores")
-    first, end = tmp_path / "killed/choice/linear.json", time.monotonic() + PATIENCE
-    while time.monotonic() < end and not first.exists():
+def test_a_choice_killed_inside_a_trial_goes_on_and_ends_as_one_that_was_not(shades, tmp_path):
+    ended(start(shades, tmp_path / "whole", tmp_path / "stores"))
+    process = start(shades, tmp_path / "killed", tmp_path / "stores")
+    # Written before the trial inside the backbone begins.
+    begun, end = tmp_path / "killed/choice/res-tuning.json", time.monotonic() + PATIENCE
+    while time.monotonic() < end and not begun.exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "killed/metrics.json").exists()
-    ended(start(tmp_path / "killed", tmp_path / "stores"))
+    assert json.loads(begun.read_text())["status"] == "begun"
+    ended(start(shades, tmp_path / "killed", tmp_path / "stores"))
     assert figures(tmp_path / "killed") == figures(tmp_path / "whole")

@@ -21,7 +21,7 @@ def made(suite, tmp_path_factory):
         "restuning-tiny", settings=FitSettings(epochs=1, batch_size=8, lr=1e-2),
         choices={"": {"lr": [1e-3, 1e-2]}},
     )  # fmt: skip
-    entries = parse_entries("tight=auto:memory=14MiB,auto,linear")
+    entries = parse_entries("tight=auto:memory=11MiB,auto,linear")
     runs = plan(protocol, find_tasks(str(suite), ["shades"]), entries, 1)
     open_grid(folder, protocol, runs)
     assert carry_out(Job(protocol, folder, runs)) == 0
@@ -56,7 +56,7 @@ def test_an_entry_may_have_a_budget(made):
     rows = {row["method"]: row for row in made[1]["tight"]["chosen"]["rows"]}
     assert rows["linear"]["status"] == "tried"
     assert rows["mixing-bypass"]["why"].startswith("needs ")
-    assert made[1]["tight"]["chosen"]["budget"]["memory"] == 14 * 2**20
+    assert made[1]["tight"]["chosen"]["budget"]["memory"] == 11 * 2**20
 
 
 def test_a_report_can_be_drawn_of_it(made):

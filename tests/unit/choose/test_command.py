@@ -21,7 +21,7 @@ def call(*arguments):
 def trained(shades, tmp_path_factory):
     """A folder without a validation split, under a budget that leaves the larger methods out."""
     root = tmp_path_factory.mktemp("auto")
-    command = ["train", shades, "--method", "auto", "--memory", "14MiB", "--epochs", "1",
+    command = ["train", shades, "--method", "auto", "--memory", "11MiB", "--epochs", "1",
                "--batch-size", "8", "--out", root / "run", "--store", root / "store"]  # fmt: skip
     done = call(*command)
     assert done.exit_code == 0, (done.output, done.exception)
@@ -33,7 +33,7 @@ def test_a_person_sees_every_candidate_and_why(trained):
     lines = " ".join(told.split())
     assert "no validation split: 4 of 20 training examples are held out" in lines
     assert all(candidate.method in told for candidate in CANDIDATES)
-    assert "budget 14 MiB" in lines
+    assert "budget 11 MiB" in lines
     assert "highest on validation" in lines
     assert "take " in told
     assert max(map(len, told.splitlines())) <= MOST_COLUMNS + 20, "long paths alone run over"
