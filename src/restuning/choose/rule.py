@@ -36,8 +36,9 @@ def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 def lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) -> bool:
     """Whether a trial will end below `to_beat` even if every epoch left gains as much as the last.
 
-    Curves of accuracy bend down, except at their start. So nothing is judged before the second
-    epoch, and a doubt of two standard errors of the difference is allowed.
+    Curves of accuracy bend down, except at their start, where they may lie flat for a while. So
+    nothing is judged before half of the trial, and a doubt of two standard errors of the difference is
+    allowed.
 
     Args:
         accuracy: On validation, after each epoch so far.
@@ -45,7 +46,7 @@ def lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) -> 
         to_beat: The best of the other trials, 0 for none.
         count: Validation examples.
     """
-    if len(accuracy) < 2:
+    if len(accuracy) < max(2, epochs / 2):
         return False
     gain = max(0.0, accuracy[-1] - accuracy[-2])
     end = min(1.0, accuracy[-1] + gain * (epochs - len(accuracy)))

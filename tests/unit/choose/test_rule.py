@@ -63,12 +63,14 @@ def test_a_higher_mark_loses_no_less(curve, left, one, other):
         assert rule.lost(curve, epochs, high, 200)
 
 
-def test_a_trial_is_lost_only_from_its_second_epoch_and_beyond_doubt():
-    assert not rule.lost([0.05], 5, 0.9, 200)
-    assert rule.lost([0.05, 0.10], 5, 0.9, 200)
-    assert not rule.lost([0.05, 0.30], 5, 0.9, 200), "at this pace it ends at 105 %"
-    assert not rule.lost([0.70, 0.70], 5, 0.75, 200), "within the noise of 200 examples"
-    assert rule.lost([0.70, 0.70], 5, 0.75, 20_000)
+def test_a_trial_is_lost_only_from_its_middle_on_and_beyond_doubt():
+    assert not rule.lost([0.05], 2, 0.9, 200)
+    assert not rule.lost([0.05, 0.05], 16, 0.9, 200), "a curve may begin flat"
+    assert rule.lost([0.05] * 8, 16, 0.9, 200)
+    assert rule.lost([0.05, 0.10], 4, 0.9, 200)
+    assert not rule.lost([0.05, 0.40], 4, 0.9, 200), "at this pace it ends at 110 %"
+    assert not rule.lost([0.70, 0.70], 4, 0.75, 200), "within the noise of 200 examples"
+    assert rule.lost([0.70, 0.70], 4, 0.75, 20_000)
 
 
 def test_reasons_say_how_far_behind_and_whether_that_is_noise():
