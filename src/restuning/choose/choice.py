@@ -80,7 +80,7 @@ def choose(
     stored once, the rates of one together; then methods inside the backbone. Each makes the same
     share of the epochs of its final run, so that none looks better for being nearer to its end, and
     with a schedule that ends there. One inside the backbone is ended early where it clearly loses
-    (`rule.lost`). The highest accuracy is taken (`rule.best`). What the budget does not allow is left
+    (`rule.lost`). `rule.taken` says which is taken. What the budget does not allow is left
     out with the reason; a batch that memory does not allow is first run in pieces.
 
     Killed and called again with the same arguments, it goes on and ends with the same choice: what
@@ -118,7 +118,7 @@ def choose(
     rows: list[Row] = []
     for candidate in candidates:
         rows.append(trials.row(candidate, rows))
-    taken = rule.best(rows)
+    taken = rule.taken(rows)
     if taken is None:
         raise TrainingError(
             "no method can be chosen", where=data.name,

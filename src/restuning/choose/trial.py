@@ -108,7 +108,7 @@ class Trials:
             if self.budget.seconds is not None:
                 trial, final = self.costs.run_seconds(tuned, fed, settings, candidate, detached)
                 # Should this one lose, the final run is that of the best before it.
-                other = (rule.best(before) or {}).get("final_seconds") or 0.0
+                other = (rule.taken(before) or {}).get("final_seconds") or 0.0
                 _refuse(self.budget.refuses_time(spent() + trial + max(final, other)))
                 row["final_seconds"] = final
             self.journal.write(
@@ -180,7 +180,7 @@ class Trials:
         before: Sequence[Row],
     ) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
         """One rate after the other, each ended early where it clearly loses."""
-        to_beat = (rule.best(before) or {}).get("val_accuracy", 0.0)
+        to_beat = (rule.highest(before) or {}).get("val_accuracy", 0.0)
         found, status = [], "tried"
 
         def stop(history: list[dict[str, Any]]) -> bool:

@@ -12,12 +12,12 @@ from restuning.choose import Budget, rule
 from restuning.choose.budget import bytes_in_words, minutes_in_words
 
 PRINTED = 0.005
-"""The docstring of `rule.best` gives two decimals."""
+"""The docstring of `rule.taken` gives two decimals."""
 accuracies = st.floats(0, 1)
 
 
-def row(accuracy, noise=0.03):
-    return {"val_accuracy": accuracy, "standard_error": noise}
+def row(accuracy, noise=0.03, form="stored", status="tried"):
+    return {"val_accuracy": accuracy, "standard_error": noise, "form": form, "status": status}
 
 
 def below(x):
@@ -26,9 +26,18 @@ def below(x):
 
 
 def test_the_highest_is_taken_and_of_equals_the_cheapest():
-    rows = [row(0.5), {"val_accuracy": None}, row(0.7), row(0.7), {}]
-    assert rule.best(rows) is rows[2]
-    assert rule.best([{}]) is None
+    rows = [row(0.5), {"val_accuracy": None}, row(0.7), row(0.7), {"status": "left out"}]
+    assert rule.highest(rows) is rule.taken(rows) is rows[2]
+    assert rule.highest([{}]) is rule.taken([{}]) is None
+
+
+@pytest.mark.parametrize(("inside", "status", "wins"), [
+    (0.78, "tried", True), (0.72, "tried", False), (0.78, "stopped", False), (0.9, "tried", True),
+])  # fmt: skip
+def test_a_method_inside_the_backbone_wins_within_one_standard_error(inside, status, wins):
+    rows = [row(0.7), row(0.8), row(inside, form="live", status=status)]
+    assert (rule.taken(rows) is rows[2]) == wins
+    assert wins or rule.taken(rows) is rows[1]
 
 
 @pytest.mark.parametrize(("margin", "printed"), [(0.0, 0.17), (1.0, 0.51)])
@@ -36,7 +45,7 @@ def test_the_docstring_prints_what_preferring_the_cheaper_loses(margin, printed)
     """A method better by d is passed over with chance P(noise < margin - d); the loss is d times that."""
     loss = max(d * below(margin - d) for d in np.linspace(0, 4, 4001))
     assert loss == pytest.approx(printed, abs=PRINTED)
-    assert f"{printed} s" in rule.best.__doc__
+    assert f"{printed} s" in rule.taken.__doc__
 
 
 @given(accuracies, st.integers(1, 10_000))
@@ -75,10 +84,11 @@ def test_a_trial_is_lost_only_from_its_middle_on_and_beyond_doubt():
 
 def test_reasons_say_how_far_behind_and_whether_that_is_noise():
     taken, near, far, equal = row(0.8), row(0.78), row(0.5), row(0.8)
-    assert rule.in_words(taken, taken) == "highest on validation"
+    assert rule.in_words(taken, taken) == "taken"
+    assert rule.in_words(row(0.83), taken) == "3.0 points ahead, within one standard error"
     assert rule.in_words(near, taken) == "2.0 points behind, within one standard error"
     assert rule.in_words(far, taken) == "30.0 points behind"
-    assert rule.in_words(equal, taken) == "equal, but dearer"
+    assert rule.in_words(equal, taken) == "equal"
 
 
 def test_a_budget_is_read_as_the_planner_reads_it():
