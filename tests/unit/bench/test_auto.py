@@ -42,8 +42,9 @@ def test_a_run_of_auto_tells_what_it_chose_among_and_was_tested_as_all_are(made)
     assert auto["setting"]["method"] in NAMES
     assert auto["settings"]["lr"] == auto["setting"]["lr"]
     assert auto["settings"]["epochs"] == auto["setting"]["epochs"]
-    best = max(r["val_accuracy"] for r in auto["chosen"]["rows"] if r["status"] != "left out")
-    assert auto["chosen"]["validation_accuracy"] == best
+    (taken,) = [row for row in auto["chosen"]["rows"] if row["why"] == "taken"]
+    assert taken["method"] == auto["setting"]["method"]
+    assert auto["chosen"]["validation_accuracy"] == taken["val_accuracy"]
 
 
 def test_the_cost_of_a_choice_is_part_of_the_cost_of_training(made):
