@@ -3,7 +3,17 @@
 import pytest
 
 from restuning._errors import TrainingError
-from restuning.bench import carry_out, find_tasks, open_grid, parse_entries, plan, read_results
+from restuning.bench import (
+    Bench,
+    carry_out,
+    find_tasks,
+    open_grid,
+    parse_entries,
+    plan,
+    protocol_of,
+    read_results,
+)
+from restuning.bench.kept import load_kept
 from restuning.bench.report import write_report
 from restuning.choose import CANDIDATES
 
@@ -24,7 +34,7 @@ def made(suite, tmp_path_factory):
     entries = parse_entries("tight=auto:memory=11MiB,auto,linear")
     runs = plan(protocol, find_tasks(str(suite), ["shades"]), entries, 1)
     open_grid(folder, protocol, runs)
-    assert carry_out(Job(protocol, folder, runs)) == 0
+    assert carry_out(Job(protocol, folder, runs, keep=True)) == 0
     return folder, {r["label"]: r for r in read_results(folder) if r["stage"] == "final"}, runs
 
 
@@ -58,6 +68,14 @@ def test_an_entry_may_have_a_budget(made):
     assert rows["linear"]["status"] == "tried"
     assert rows["mixing-bypass"]["why"].startswith("needs ")
     assert made[1]["tight"]["chosen"]["budget"]["memory"] == 11 * 2**20
+
+
+def test_its_kept_task_is_loaded_as_the_method_that_was_chosen(made):
+    folder, results, runs = made
+    (run,) = [r for r in runs if r.entry.label == "tight"]
+    bench = Bench(protocol_of(folder), folder)
+    tuned, result = load_kept(bench, run)
+    assert tuned.task.method == results["tight"]["setting"]["method"] == result["setting"]["method"]
 
 
 def test_a_report_can_be_drawn_of_it(made):
