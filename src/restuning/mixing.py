@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from restuning._errors import TunerShapeError
 from restuning.bypass import Needs
 from restuning.pooling import Pooling
+from restuning.ridge import Ridge
 from restuning.tuners import Tuner, from_spec, real_tokens
 
 
@@ -25,7 +26,8 @@ class MixingBypass(nn.Module):
 
     x_k are the taps it reads, s_0 = 0, and M_k adds its tuners one after the other:
     `s + tuner_1(s)`, then `s + tuner_2(s)`. `pool` is a `Pooling`. The norms have no parameters. Both
-    parts of the feature stand side by side (`docs/mixing.md`).
+    parts of the feature stand side by side (`docs/mixing.md`), and beside them, where there is one, the
+    logits of a classifier on the same taps that is solved in closed form before training.
 
     Args:
         taps: Names of those that are read, in order; the last is the backbone's last stream.
@@ -33,9 +35,12 @@ class MixingBypass(nn.Module):
         tuners: For every tap, its tuners of width w.
         pool: Of the last state, of width w.
         drop_path: Chance to leave out a tuner's delta of a sample while training.
+        ridge: A classifier in closed form, or None.
+        dropout: Chance to leave out a number of the feature, but for `ridge`'s logits, while training.
 
     Shape:
-        taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all".
+        taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f+C` (C: logits of `ridge`);
+        `b n d_K+f` for pool "all".
 
     Attributes:
         recompute: Compute each tap's tuners again in the backward pass instead of keeping what they
@@ -43,7 +48,8 @@ class MixingBypass(nn.Module):
 
     Cost: `sum_k d_k w` parameters beside the tuners' and the pooling's, and a head of f more inputs; a
     step holds one state of width w a tap, and what the tuners of a single tap save.
-    Start: with `widened(head)` exactly linear probing, whatever the tuners.
+    Start: with `widened(head)` exactly linear probing, whatever the tuners; `ridge` adds its logits once
+    it is fitted.
     Reference: not in the paper. Side networks on detached features: Ladder Side-Tuning (Sung et al.
     2022), LAST (Tang et al. 2024). Chosen on validation; see `docs/mixing.md`.
 
@@ -56,7 +62,7 @@ class MixingBypass(nn.Module):
 
     def __init__(
         self, taps: Sequence[str], dims: Sequence[int], tuners: Sequence[Sequence[Tuner]],
-        pool: Pooling, drop_path: float = 0.0,
+        pool: Pooling, drop_path: float = 0.0, ridge: Ridge | None = None, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = {t.dim for row in tuners for t in row}
@@ -71,7 +77,7 @@ class MixingBypass(nn.Module):
         self.width = widths.pop()
         self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
         self.mix = nn.ModuleList(nn.ModuleList(row) for row in tuners)
-        self.pool = pool
+        self.pool, self.ridge, self.dropout = pool, ridge, dropout
 
     @property
     def tuners(self) -> list[Tuner]:
@@ -129,13 +135,19 @@ class MixingBypass(nn.Module):
         """The backbone's feature and the side network's own, side by side; see the class."""
         frozen = readout(taps[self.taps[-1]].detach(), pool=pool)
         own = self.pool(self(taps), getattr(taps, "mask", None))
-        return torch.cat([frozen.to(own.dtype), own], -1)
+        learned = F.dropout(torch.cat([frozen.to(own.dtype), own], -1), self.dropout, self.training)
+        if self.ridge is None:
+            return learned
+        return torch.cat([learned, self.ridge(taps).to(own.dtype)], -1)
 
     def widened(self, head: nn.Linear) -> nn.Linear:
         """A head that reads both parts and answers as this one, which reads the first, does."""
-        wide = nn.Linear(head.in_features + self.pool.features, head.out_features)
+        logits = 0 if self.ridge is None else self.ridge.classes
+        wide = nn.Linear(head.in_features + self.pool.features + logits, head.out_features)
         with torch.no_grad():
             wide.weight.zero_()[:, : head.in_features] = head.weight
+            if logits:
+                wide.weight[:, -logits:].copy_(torch.eye(logits))
             wide.bias.copy_(head.bias) if head.bias is not None else wide.bias.zero_()
         return wide
 
@@ -146,6 +158,7 @@ class MixingBypass(nn.Module):
             "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]
             "pool": {"token": self.pool.token, "grid": self.pool.grid},
             "drop_path": self.drop_path,
+            "ridge": None if self.ridge is None else self.ridge.spec(), "dropout": self.dropout,
         }  # fmt: skip
 
     @classmethod
@@ -153,7 +166,10 @@ class MixingBypass(nn.Module):
         """Build a bypass from its `spec`."""
         tuners = [[from_spec(s) for s in row] for row in spec["tuners"]]
         pool = Pooling(tuners[0][0].dim, **spec["pool"])
-        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"])
+        # Files of before it have none.
+        ridge = Ridge.from_spec(spec["ridge"]) if spec.get("ridge") else None
+        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], ridge,
+                   spec.get("dropout", 0.0))  # fmt: skip
 
 
 def _in_transform() -> bool:

@@ -65,11 +65,7 @@ class Pooling(nn.Module):
         if self.profile is not None:
             side = math.isqrt(rest.shape[1])
             values = torch.cat([values, _places(side, values).expand(len(values), -1, -1)], -1)
-            channels = self.profile(rest).transpose(1, 2).unflatten(2, (side, side))
-            profiles = [
-                F.adaptive_avg_pool1d(channels.mean(axis), BINS).flatten(1) for axis in (2, 3)
-            ]
-            parts.append(F.dropout(torch.cat(profiles, 1), DROPOUT, self.training))
+            parts.append(F.dropout(profiles(self.profile(rest)), DROPOUT, self.training))
         parts.append((scores.softmax(1).mT @ values).flatten(1))
         together = torch.cat(parts, 1)
         if self.token is None:
@@ -77,6 +73,15 @@ class Pooling(nn.Module):
         if self.token == "all":
             return torch.cat([state, together.unsqueeze(1).expand(-1, state.shape[1], -1)], -1)
         return torch.cat([one_token(state, self.token, mask)[:, 0], together], 1)
+
+
+def profiles(tokens: Tensor) -> Tensor:
+    """Means along the rows and along the columns of a square grid, `b n c -> b 2*7*c`."""
+    side = math.isqrt(tokens.shape[1])
+    channels = tokens.transpose(1, 2).unflatten(2, (side, side))
+    return torch.cat(
+        [F.adaptive_avg_pool1d(channels.mean(axis), BINS).flatten(1) for axis in (2, 3)], 1
+    )
 
 
 def _places(side: int, like: Tensor) -> Tensor:

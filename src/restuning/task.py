@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from restuning._errors import FormatError, NoSitesError
 from restuning.bypass import Bypass, Needs, Plan, readout_of, tokens_of
 from restuning.mixing import MixingBypass
+from restuning.ridge import Ridge
 from restuning.sites import Readout, Sites
 from restuning.tuners import Tuner, from_spec
 from restuning.unet_bypass import UNetBypass
@@ -36,7 +37,7 @@ class Task(nn.Module):
         self,
         *,
         tuners: Mapping[str, Tuner] | None = None,
-        bypass: Bypass | MixingBypass | UNetBypass | None = None,
+        bypass: Bypass | MixingBypass | Ridge | UNetBypass | None = None,
         weights: Mapping[str, Tensor] | None = None,
         head: nn.Linear | None = None,
         pool: str | None = None,
@@ -135,7 +136,7 @@ class Task(nn.Module):
             Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
         """
         lent = readout_of(taps, readout)
-        if isinstance(self.bypass, MixingBypass):
+        if isinstance(self.bypass, MixingBypass | Ridge):
             feature = self.bypass.feature(taps, lent, self.pool)
         else:
             state = self.bypass(taps) if self.bypass is not None else taps["last"]
@@ -188,9 +189,9 @@ class Task(nn.Module):
             ) from None
 
 
-def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass | UNetBypass:
+def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass | Ridge | UNetBypass:
     """The side network that a spec describes; the paper's where it names none."""
-    kinds = {None: Bypass, "mixing": MixingBypass, "unet": UNetBypass}
+    kinds = {None: Bypass, "mixing": MixingBypass, "ridge": Ridge, "unet": UNetBypass}
     if spec.get("network") not in kinds:
         raise FormatError(
             "no bypass of this kind", found=repr(spec.get("network")),

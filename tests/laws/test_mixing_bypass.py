@@ -14,7 +14,7 @@ from restuning.pooling import Pooling
 from restuning.tuners import ConvAdapter, LowRankAttention, real_tokens
 from zoo.table import NOT_YET, ZOO
 
-SMALL = {"width": 8, "heads": 2, "rank": 8}
+SMALL = {"width": 8, "heads": 2, "rank": 8, "dropout": 0.0}
 SAME_TOLERANCE = 1e-5
 """Products of other batch sizes round elsewhere."""
 KEPT_AT_MOST = 0.7
@@ -49,7 +49,9 @@ def test_it_starts_as_linear_probing_and_trains_without_the_backbone(member):
     before = {name: p.clone() for name, p in host.model.state_dict().items()}
     features = host.features(*args, keep=["last"], **kwargs)
     feature = host.readout(features["last"], mask=features.mask)
-    assert not task.head.weight[:, host.dim :].any()
+    logits = 3 if task.bypass.ridge is not None else 0
+    assert not task.head.weight[:, host.dim : task.head.in_features - logits].any()
+    assert bool(logits) == host.images
     probe = torch.nn.functional.linear(
         feature, task.head.weight[:, : host.dim].detach(), task.head.bias.detach()
     )
@@ -108,10 +110,12 @@ def test_images_get_a_convolution_and_texts_do_not(name):
     assert found == host.images
 
 
-def test_drop_path_is_off_at_inference_and_on_in_training():
+@pytest.mark.parametrize("kind", ["drop_path", "dropout"])
+def test_what_is_dropped_in_training_is_there_at_inference(kind):
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
     task = awake(host)
-    task.bypass.drop_path = 0.5
+    assert methods.build("mixing-bypass", host, num_classes=3).bypass.dropout
+    setattr(task.bypass, kind, 0.5)
     tuned, x = Tuned(host, task), torch.randn(4, 3, 32, 32)
     assert torch.equal(tuned.eval()(x), tuned(x))
     tuned.train()

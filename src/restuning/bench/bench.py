@@ -44,7 +44,7 @@ from restuning.bench.record import (
 from restuning.bench.suites import SuiteTask
 from restuning.choose import AUTO, feed_of
 from restuning.data import Data, load_data
-from restuning.features import Cached
+from restuning.features import Cached, solved
 from restuning.fingerprint import weights_digest
 from restuning.host import Host
 from restuning.task import Task
@@ -132,6 +132,7 @@ class Bench:
         if kept is not None:
             fed = kept.data(data.apart, final=final)
             tuned = Cached(self.host, task, kept.store)
+            fed = replace(fed, train=solved([task], fed.train))
             # Products of a side network are small: casting them costs more than it saves.
             settings = replace(settings, precision="no")
         folder = self.work / "fits" / run.name

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from restuning.cli.report import comparison, show
 from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT, Data, load_data
 from restuning.extractor import Extractor
-from restuning.features import Cached, default_root
+from restuning.features import Cached, default_root, solved
 from restuning.files import save
 from restuning.forecast import Run, forecast_run
 from restuning.task import Task
@@ -48,6 +48,7 @@ DEFAULTS = {
     "bypass-horizontal": Default(30, 1e-2),
     "bypass-vertical": Default(30, 1e-2),
     "mixing-bypass": Default(30, 5e-3),
+    "ridge": Default(5, 1e-3),
     "full": Default(20, 2e-4),
 }
 
@@ -201,6 +202,7 @@ def train_one(
     )  # fmt: skip
     fed = data if kept is None else kept.data(data, final=source.final)
     tuned: nn.Module = Tuned(host, task) if kept is None else Cached(host, task, kept.store)
+    fed = replace(fed, train=solved([task], fed.train))
     start = None
     if head is not None and fed.val is not None:
         start = evaluate(tuned, fed.val, settings.batch_size, fed.collate)["accuracy"]

@@ -1,4 +1,4 @@
-"""Methods of our own: a bypass that mixes tokens."""
+"""Methods of our own: a bypass that mixes tokens, and a classifier on taps in closed form."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from restuning.extractor import Extractor
 from restuning.methods.method import Method, Options
 from restuning.mixing import MixingBypass
 from restuning.pooling import Pooling, Token
+from restuning.ridge import Ridge
+from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import ConvAdapter, LowRankAttention, ResAdapter, Tuner
 
-WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
+WIDTH, HEADS, RANK, TAPS, DROP_PATH, DROPOUT = 64, 4, 128, 6, 0.1, 0.5
 """Chosen on the validation splits of three tasks; see `docs/mixing.md`."""
 
 
 _TOKEN: dict[str, Token] = {"cls": "cls", "last": "last", "all": "all"}
 
 
-def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
-    if head is None:
-        raise NoSitesError(
-            "a mixing bypass makes a feature for a head", where="mixing-bypass",
-            found="no classes", fix="give num_classes; res-tuning-bypass also runs without a head",
-        )  # fmt: skip
+def _read(host: Extractor, options: Options) -> list[Site]:
+    """The layers that are read: those of the options, else six evenly; the last among them."""
     stack = host.sites.last_stack
     blocks = list(stack.pick("block").values())
     evenly = {max(1, round(len(blocks) * k / TAPS)) for k in range(1, TAPS + 1)}
@@ -33,6 +31,29 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     read = list(stack.pick("block", layers=layers).values())
     if read[-1] is not blocks[-1]:
         read.append(blocks[-1])
+    return read
+
+
+def _classifier(host: Extractor, read: list[Site], classes: int, pool: str) -> Ridge:
+    own = pool == "own"
+    dims = [s.dim for s in read[:-1]] + [host.dim if own else read[-1].dim]
+    return Ridge(
+        [s.name for s in read], dims, classes, token=None if own else _TOKEN.get(pool),
+        grid=host.images and not own,
+    )  # fmt: skip
+
+
+def _no_head(name: str) -> NoSitesError:
+    return NoSitesError(
+        "it makes a feature for a head", where=name,
+        found="no classes", fix="give num_classes; res-tuning-bypass also runs without a head",
+    )  # fmt: skip
+
+
+def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+    if head is None:
+        raise _no_head("mixing-bypass")
+    read = _read(host, options)
     width, rank = options.get("width", WIDTH), options.get("rank", RANK)
 
     def tuners() -> list[Tuner]:
@@ -44,17 +65,39 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         return [near, far]
 
     pool = options.get("pool") or host.readout_rule.pool
+    # Texts are not stored with all tokens, and it is solved from what is stored.
+    known = options.get("ridge", host.images) and pool not in ("all", "own")
     bypass = MixingBypass(
         [s.name for s in read], [s.dim for s in read], [tuners() for _ in read],
         Pooling(width, token=_TOKEN.get(pool), grid=host.images),
         drop_path=options.get("drop_path", DROP_PATH),
+        ridge=_classifier(host, read, head.out_features, pool) if known else None,
+        dropout=options.get("dropout", DROPOUT),
     )  # fmt: skip
+    return Task(bypass=bypass, head=bypass.widened(head))
+
+
+def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+    if head is None:
+        raise _no_head("ridge")
+    pool = options.get("pool") or host.readout_rule.pool
+    if pool == "all" or not host.images:
+        raise NoSitesError(
+            "a classifier in closed form answers once an image, from stored features", where="ridge",
+            found='pool="all"' if pool == "all" else "a backbone that takes no images",
+            fix="use linear, res-tuning-bypass or mixing-bypass",
+        )  # fmt: skip
+    bypass = _classifier(host, _read(host, options), head.out_features, pool)
     return Task(bypass=bypass, head=bypass.widened(head))
 
 
 ROWS: dict[str, Method] = {
     "mixing-bypass": Method(
         _mixing, "a narrow side network of attention and convolution on all tokens of six taps, "
-        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads"), inside=False,
+        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads", "ridge", "dropout"), inside=False,
+    ),
+    "ridge": Method(
+        _ridge, "a linear classifier on pooled features of six taps, solved in closed form",
+        "docs/mixing.md", inside=False,
     ),
 }  # fmt: skip

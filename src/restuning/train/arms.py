@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from restuning._errors import TrainingError
 from restuning.bypass import Bypass
 from restuning.extractor import Extractor
-from restuning.features import StoredFeatures
+from restuning.features import StoredFeatures, solved
 from restuning.features.cached import narrowed
 from restuning.task import Task
 from restuning.train.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
@@ -77,6 +77,7 @@ def train_arms(
                 "arms of one bank must share their order of examples and precision",
                 found=", ".join(differs) or "ema or mixed precision", fix="train them apart",
             )  # fmt: skip
+    train = solved(tasks, train)
     arms = _Arms(host, tasks, settings)
     order = Order(len(train), first.batch_size, first.epochs, first.seed)
     warmup = round(first.warmup * order.per_epoch)
