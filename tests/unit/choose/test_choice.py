@@ -13,7 +13,7 @@ from restuning.choose import CANDIDATES, Budget, Candidate, choose, feed_of, rul
 from restuning.choose.costs import Costs
 from restuning.data import load_data
 
-LINEAR, BYPASS, MIXING, INSIDE = CANDIDATES
+LINEAR, BYPASS, RIDGE, MIXING, INSIDE = CANDIDATES
 CLOCK = ("seconds", "cpu_seconds")
 
 
