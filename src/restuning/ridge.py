@@ -87,6 +87,11 @@ class Ridge(nn.Module):
         return []
 
     @property
+    def solved(self) -> int:
+        """How many numbers are solved for."""
+        return self.weight.numel() + self.bias.numel()
+
+    @property
     def name(self) -> str:
         """Name of the tap that holds answers to rows left out."""
         return f"ridge of {' '.join(self.taps)}"

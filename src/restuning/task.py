@@ -144,11 +144,12 @@ class Task(nn.Module):
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
     def trainable_parameters(self) -> int:
-        """Number of parameters that are trained, head included."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        """Number of parameters that are trained or solved in closed form, head included."""
+        solved = sum(m.solved for m in self.modules() if isinstance(m, Ridge))
+        return solved + sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def tuner_parameters(self) -> int:
-        """Number of parameters that are trained, without the head."""
+        """Number of parameters that are trained or solved in closed form, without the head."""
         head = sum(p.numel() for p in self.head.parameters()) if self.head is not None else 0
         return self.trainable_parameters() - head
 

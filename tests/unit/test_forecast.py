@@ -283,6 +283,16 @@ def test_the_size_of_a_store_is_that_of_a_real_one(tmp_path, dtype, tokens):
     assert store.bytes == told + files * NPY_HEADER + 26 * LABEL_BYTES
 
 
+@pytest.mark.parametrize(
+    ("method", "forms"),
+    [("ridge", {"cached"}), ("mixing-bypass", {"cached", "live"}), ("linear", {"cached", "live"}),
+     ("res-tuning", {"live", "checkpointing"})],
+)  # fmt: skip
+def test_forms_are_those_in_which_a_method_can_be_trained(method, forms):
+    host = forecast.load_shapes("restuning-tiny")[1]
+    assert set(forecast.forms(methods.build(method, host, num_classes=3))) == forms
+
+
 def test_training_from_a_store_is_forecast_as_it_runs():
     host, example = world("vit")
     task = methods.build("res-tuning-bypass", host, num_classes=CLASSES)

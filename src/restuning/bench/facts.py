@@ -18,6 +18,7 @@ from restuning.data import Data
 from restuning.files import save
 from restuning.forecast import forecast_step, forecast_task
 from restuning.host import Host
+from restuning.ridge import Ridge
 from restuning.task import Task
 from restuning.train import FitSettings
 from restuning.train.stored import Stored
@@ -43,8 +44,9 @@ def kept_folder(folder: Path, run: Run) -> Path:
 
 
 def parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
-    """Trained, of them without the head, and of the backbone."""
+    """Trained or solved in closed form, of them without the head, and of the backbone."""
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    trained += sum(m.solved for m in task.modules() if isinstance(m, Ridge))
     of_head = sum(p.numel() for p in task.head.parameters() if p.requires_grad)
     return {"trained": trained, "without_head": trained - of_head,
             "backbone": sum(p.numel() for p in backbone.parameters())}  # fmt: skip

@@ -86,12 +86,7 @@ class Planner:
 
     def _options(self, method: str, host: Host) -> list[forecast.Option]:
         task = methods.build(method, host, num_classes=self.request.classes, **self.request.options)
-        if forecast.storable(task):
-            forms = ("cached", "live")
-        else:
-            # Trained copies of weights are swapped in for one forward, and gone in its repetition.
-            forms = ("live",) if len(task.weights) else ("live", "checkpointing")
-        return [self._option(method, form, host, task) for form in forms]
+        return [self._option(method, form, host, task) for form in forecast.forms(task)]
 
     def _option(self, method: str, form: str, host: Host, task: Any) -> forecast.Option:
         request = self.request

@@ -13,6 +13,7 @@ from restuning.forecast.grid import GridForecast as GridForecast
 from restuning.forecast.grid import forecast_grid as forecast_grid
 from restuning.forecast.methods import OnTaps as OnTaps
 from restuning.forecast.methods import forecast_task as forecast_task
+from restuning.forecast.methods import forms as forms
 from restuning.forecast.methods import load_drawn as load_drawn
 from restuning.forecast.methods import load_shapes as load_shapes
 from restuning.forecast.methods import storable as storable

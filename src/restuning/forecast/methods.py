@@ -19,6 +19,7 @@ from restuning.features.codec import BYTES, check_dtype
 from restuning.forecast.shapes import AbsentWeights, batch_of, shapes_only, weightless
 from restuning.forecast.step import StepForecast, forecast_step, positional
 from restuning.host import Host
+from restuning.ridge import Ridge
 from restuning.task import Task
 from restuning.tuned import Tuned
 
@@ -66,6 +67,17 @@ def _real(value: Any) -> Any:
 def storable(task: Task) -> bool:
     """Whether a task can be trained from stored features: nothing of it is inside the backbone."""
     return not task.inline_tuners and not len(task.weights)
+
+
+def forms(task: Task) -> tuple[str, ...]:
+    """How a task can be trained: "cached", "live", "checkpointing"."""
+    if isinstance(task.bypass, Ridge):
+        # It is solved from stored features.
+        return ("cached",)
+    if storable(task):
+        return ("cached", "live")
+    # Trained copies of weights are swapped in for one forward, and gone in its repetition.
+    return ("live",) if len(task.weights) else ("live", "checkpointing")
 
 
 def tap_shapes(host: Host, needs: Needs, example: Any) -> dict[str, Tensor]:
@@ -136,6 +148,9 @@ def forecast_task(
     trained = [p for p in task.parameters() if p.requires_grad]
     if cached:
         taps = tap_shapes(host, task.needs(host.readout_rule), example)
+        # What is solved beforehand is handed in as answers.
+        solved = (m for m in task.modules() if isinstance(m, Ridge))
+        taps |= {m.name: torch.zeros(1, m.classes) for m in solved}
         return forecast_step(OnTaps(host, task), taps, batch, trained=trained, **more)
     with checkpointed(host, checkpointing):
         return forecast_step(Tuned(host, task).train(), example, batch, trained=trained, **more)
