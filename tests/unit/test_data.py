@@ -1,5 +1,7 @@
 """Data sets and backbones by name: layouts, and errors in words."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from restuning import RestuningError, load_backbone, load_data
-from restuning.data import read_list
+from restuning.data import Data, read_list, with_validation
 
 RNG = np.random.default_rng(0)
 
@@ -101,3 +103,30 @@ def test_real_weights_and_real_tasks_load(shared_data):
     data = load_data(str(shared_data / "vtab" / "cifar100"), backbone)
     assert data.num_classes == 100
     assert data.train[0][0].shape == (3, 224, 224)
+
+
+def test_a_fifth_of_every_class_is_held_out_where_there_is_no_validation_split(tiny):
+    data = load_data("digits", tiny)
+    assert with_validation(data) is data
+    bare = replace(data, val=None)
+    found = with_validation(bare)
+    taken, left = set(found.val.indices), set(found.train.indices)
+    assert taken | left == set(range(len(data.train)))
+    assert not taken & left
+    for digit in range(10):
+        whole = sum(y == digit for y in data.train.labels)
+        assert sum(data.train.labels[i] == digit for i in taken) == round(0.2 * whole)
+    assert with_validation(bare).val.indices == found.val.indices
+    assert found.identity != data.identity, "a store of the whole split must not be taken for it"
+    assert found.test is data.test
+
+
+def test_texts_are_held_out_as_images_are_and_too_few_are_refused(tiny):
+    texts = [(f"text {i}", i % 2) for i in range(10)]
+    data = Data("texts", texts, None, None, ["a", "b"], "text", identity="x")
+    found = with_validation(data)
+    assert sorted(y for _, y in (found.val[i] for i in range(2))) == [0, 1]
+    tags = Data("tags", [(["a"], [0])] * 10, None, None, ["O"], "tags", identity="x")
+    assert len(with_validation(tags).val) == 2
+    with pytest.raises(RestuningError, match="too few examples"):
+        with_validation(Data("one", texts[:1], None, None, ["a", "b"], "text", identity="x"))

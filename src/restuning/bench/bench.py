@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from restuning import methods
-from restuning._errors import DataError, TrainingError
+from restuning._errors import DataError
 from restuning.backbones import Backbone, load_backbone
 from restuning.bench import rivals
+from restuning.bench.chosen import chosen_by_auto, chosen_setting, told
 from restuning.bench.facts import (
     counted_memory,
     data_facts,
     head,
     kept_folder,
     parameters,
-    result_file,
     saved_bytes,
     store_facts,
 )
-from restuning.bench.grid import Entry, Protocol, Run, Setting, layers_of, searches
+from restuning.bench.grid import Entry, Protocol, Run, layers_of
 from restuning.bench.held import held
 from restuning.bench.measure import (
     INFERRED,
@@ -39,10 +39,10 @@ from restuning.bench.record import (
     WORK,
     packed,
     read_json,
-    read_result,
     write_json,
 )
 from restuning.bench.suites import SuiteTask
+from restuning.choose import AUTO, feed_of
 from restuning.data import Data, load_data
 from restuning.features import Cached, solved
 from restuning.fingerprint import weights_digest
@@ -104,15 +104,27 @@ class Bench:
         """
         started = time.perf_counter()
         data = self.data(run.task)
-        setting, chosen = self._chosen(run)
+        choice, entry = None, run.entry
+        setting, chosen = chosen_setting(self.protocol, self.folder, run)
+        if entry.method == AUTO:
+            feed = feed_of(
+                self.host, self.backbone, data.apart, root=self.stores, dtype=self.protocol.dtype,
+                precision=self._precision(), limit=LARGEST_STORE,
+            )  # fmt: skip
+            entry, choice = chosen_by_auto(
+                run, self.protocol, self.host, feed, self.work / "choices" / run.name
+            )
         layers = self.host.sites.layers
         options = {
             k: layers_of(v, layers) if k in ("layers", "taps") else v
-            for k, v in self.protocol.options_of(run.entry, setting).items()
+            for k, v in self.protocol.options_of(entry, setting).items()
         }
         settings = self.protocol.settings_of(setting, run.seed)
+        if choice is not None:
+            settings, (told_of, chosen) = choice.settings(settings), told(choice)
+            setting = tuple(told_of.items())
         torch.manual_seed(run.seed)
-        tuned = self.build(run.entry, data.apart.num_classes, options)
+        tuned = self.build(entry, data.apart.num_classes, options)
         task: Any = tuned.task
         kept = self._stored(task, data)
         final = run.stage == "final"
@@ -170,16 +182,17 @@ class Bench:
                 task, self.host, self.backbone, folder_of_task, result["accuracy"], self.keep
             )
             result["memory"] = {
-                **self._memory(run, options, live, settings, data, kept is not None),
+                **self._memory(entry, options, live, settings, data, kept is not None),
                 "process_peak_bytes": fitted.peak_memory_bytes,
                 "process_measure": fitted.memory_measure,
             }
-            seconds = self._inference(run, options, live, data)
+            seconds = self._inference(run.task, entry, options, live, data)
         else:
             result["memory"], seconds = {}, {}
         result["seconds"] = {
-            "train": fitted.seconds,
-            "train_cpu": None if resumed else used,
+            "train": fitted.seconds + (choice.seconds if choice else 0),
+            "train_cpu": None if resumed else used + (choice.cpu_seconds if choice else 0),
+            "choice_cpu": choice and choice.cpu_seconds,
             "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
             **self._extraction(kept),
             "test": test_seconds,
@@ -223,16 +236,19 @@ class Bench:
             return None
         needs = task.needs(self.host.readout_rule)
         if needs not in data.stores:
-            precision = "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
             used = time.process_time()
             data.stores[needs] = kept = stored(
                 self.host, self.backbone, data.apart, needs, root=self.stores,
-                dtype=self.protocol.dtype, precision=precision, limit=LARGEST_STORE,
+                dtype=self.protocol.dtype, precision=self._precision(), limit=LARGEST_STORE,
             )  # fmt: skip
             if kept is not None and kept.seconds:
                 took = {"seconds": kept.seconds, "cpu": time.process_time() - used}
                 write_json(self._built(kept), took)
         return data.stores[needs]
+
+    def _precision(self) -> str:
+        """Of stored features: that of live training."""
+        return "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
 
     def _extraction(self, kept: Stored | None) -> dict[str, float | None]:
         """What building a store took, whoever built it: on the wall, and of the processor."""
@@ -245,35 +261,11 @@ class Bench:
     def _built(self, kept: Stored) -> Path:
         return self.stores / f"{kept.store.path.name}.seconds.json"
 
-    def _chosen(self, run: Run) -> tuple[Setting, dict[str, Any] | None]:
-        """The setting of a run; of a final one, the best of its searches on validation."""
-        if run.stage == "search":
-            return run.setting, None
-        runs = searches(self.protocol, run.task, run.entry)
-        if not runs:
-            return self.protocol.candidates(run.entry)[0], None
-        found = []
-        for search in runs:
-            result = read_result(result_file(self.folder, search))
-            if result["status"] == "done":
-                found.append((result["accuracy"], search.setting))
-        if not found:
-            raise TrainingError(
-                "no setting survived", where=str(run), found=f"{len(runs)} searches failed",
-                fix="read their results; lower the learning rates, or --retry",
-            )  # fmt: skip
-        # The first of equals: what stands first in the choices.
-        best = max(found, key=lambda each: each[0])
-        return best[1], {
-            "validation_accuracy": best[0], "failed": len(runs) - len(found),
-            "among": [{**dict(setting), "validation_accuracy": value} for value, setting in found],
-        }  # fmt: skip
-
     def _inference(
-        self, run: Run, options: dict[str, Any], live: nn.Module, data: Loaded
+        self, task: SuiteTask, entry: Entry, options: dict[str, Any], live: nn.Module, data: Loaded
     ) -> dict[str, float]:
         """Measured once for each form of a method on each task: weights do not change it."""
-        key = f"inference {run.task.name} {run.entry.method} {options}"
+        key = f"inference {task.name} {entry.method} {options}"
         if key not in self.known:
             images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]
             precision = self.protocol.settings.precision
@@ -281,11 +273,11 @@ class Bench:
         return self.known[key]
 
     def _memory(
-        self, run: Run, options: dict[str, Any], live: nn.Module, settings: FitSettings,
+        self, entry: Entry, options: dict[str, Any], live: nn.Module, settings: FitSettings,
         data: Loaded, cached: bool,
     ) -> dict[str, Any]:  # fmt: skip
         """Counted once for each form of a method."""
-        key = f"{run.entry.method} {options} {data.apart.num_classes} {settings.batch_size}"
+        key = f"{entry.method} {options} {data.apart.num_classes} {settings.batch_size}"
         if key not in self.known:
             example = self.backbone.example[0].to(self.device)
             precision = self.protocol.settings.precision

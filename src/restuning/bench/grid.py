@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from restuning._errors import TrainingError
 from restuning.bench.suites import SuiteTask
+from restuning.choose import AUTO
 from restuning.train import FitSettings
 from restuning.train.sweep import RATES, parse_grid
 
@@ -104,9 +105,20 @@ class Protocol:
 
     def candidates(self, entry: Entry) -> list[Setting]:
         """Settings to choose from for an entry; one where nothing is to be chosen."""
+        if entry.method == AUTO:
+            return [self._nothing_of(entry)]
         values = {**self.choices.get(EVERY, {}), **self.choices.get(entry.label, {})}
         taken = {k: v for k, v in values.items() if k not in dict(entry.options)}
         return [tuple(zip(taken, v, strict=True)) for v in itertools.product(*taken.values())]
+
+    def _nothing_of(self, entry: Entry) -> Setting:
+        """Of `auto`, which chooses in each of its runs."""
+        if own := self.choices.get(entry.label):
+            raise TrainingError(
+                "auto chooses its settings itself", where=f"--set {entry.label}:{', '.join(own)}=...",
+                fix="leave it out; values that are for all methods do not reach auto",
+            )  # fmt: skip
+        return ()
 
     def identity(self) -> dict[str, Any]:
         """What must agree between all runs of a folder, as JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from safetensors import SafetensorError
@@ -32,7 +33,9 @@ def load_kept(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
             "the task of this run was not kept", where=str(run), found=f"no {file}",
             fix="run the grid with --keep, in a folder of its own",
         )  # fmt: skip
-    tuned = bench.build(run.entry, result["data"]["classes"], result["options"])
+    # Of `auto` it is the method that was chosen.
+    entry = replace(run.entry, method=result["setting"].get("method", run.entry.method))
+    tuned = bench.build(entry, result["data"]["classes"], result["options"])
     task: Any = tuned.task
     try:
         absent = task.load_state_dict(load_file(file), strict=False).missing_keys

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from restuning._errors import FormatError
+from restuning.train.records import read_json as read_json
+from restuning.train.records import write_json as write_json
 
 FORMAT = 1
 """Raised when a reader of today could not read what is written tomorrow."""
@@ -29,47 +29,6 @@ _NEEDED_DONE: dict[str, type | tuple[type, ...]] = {
     "accuracy": (int, float), "count": int, "hits": str, "parameters": dict, "memory": dict,
     "seconds": dict, "settings": dict, "data": dict, "versions": dict, "hardware": dict,
 }  # fmt: skip
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write aside, sync, rename: a reader sees all of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except OSError as error:
-        raise FormatError(
-            "a result cannot be written", where=str(file), found=str(error),
-            fix="free space; the same command goes on from here",
-        ) from None  # fmt: skip
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object of a file.
-
-    Raises:
-        FormatError: Unreadable, no JSON, or no object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            "a result cannot be read", where=str(file), found=f"{type(error).__name__}: {error}",
-            fix="restore it, or delete it and run the grid again",
-        ) from None  # fmt: skip
-    if not isinstance(content, dict):
-        raise FormatError(
-            "not a result", where=str(file), found=f"a {type(content).__name__}",
-            fix="restore it, or delete it and run the grid again",
-        )  # fmt: skip
-    return content
 
 
 def read_result(file: Path) -> dict[str, Any]:

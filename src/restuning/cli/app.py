@@ -12,8 +12,8 @@ from rich.console import Console
 from restuning import methods
 from restuning._version import __version__
 from restuning.backbones import joined
+from restuning.cli import choosing, predicting, training
 from restuning.cli import inspect as looks
-from restuning.cli import predicting, training
 from restuning.cli import run as runs
 from restuning.cli.frame import (
     AnyBackbone,
@@ -55,14 +55,18 @@ def _top(
              "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
              "--text review --label verdict\n\n"
              "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 --zero-shot 'a photo of a {}, a pet.'\n\n"
+             "restuning train photos/ --method auto --memory 2GiB --minutes 10\n\n"
              "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
 def train(
     data: Annotated[
         str, typer.Argument(help="digits, a folder, a csv, a conll, torchvision:N or hf:N")
     ],
     method: Annotated[
-        str | None, typer.Option(help="One method; without it linear, res-tuning and bypass")
+        str | None,
+        typer.Option(help="One method, or auto; without it linear, res-tuning and bypass"),
     ] = None,
+    memory: Annotated[str | None, typer.Option(help="Of auto: for everything, e.g. 2GiB")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Of auto: for the whole run")] = None,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
@@ -118,6 +122,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
+    budget = choosing.budget_of(method, memory, minutes, {
+        "--lr": lr, "--rank": rank, "--scale": scale, "--zero-shot": zero_shot, "--ema": ema})  # fmt: skip
     chosen = [method] if method else list(training.COMPARED)
     options = ({"rank": rank} if rank else {}) | ({"scale": scale} if scale else {}) | (
         {"drop_path": drop_path} if drop_path else {}) | ({"pool": pool} if pool else {})  # fmt: skip
@@ -132,24 +138,19 @@ def train(
         )  # fmt: skip
 
     source = training.Source(
-        data,
-        augment,
-        final,
-        skip_bad,
-        text,
-        label,
-        not no_cache,
-        store,
-        cache_dtype,
-        cache_precision,
-        max_tokens,
-    )
-    rows = training.train(
-        source, chosen, settings, backbone=joined(backbone, quantize), weights=weights, random=random, out=out,
-        options=options, resume=not no_resume,
-        console=Console(stderr=True) if as_json else console,
-        zero_shot=ZeroShot(tuple(zero_shot), class_names) if zero_shot else None,
+        data, augment, final and budget is None, skip_bad, text, label, not no_cache, store,
+        cache_dtype, cache_precision, max_tokens,
     )  # fmt: skip
+    common: dict[str, Any] = {
+        "backbone": joined(backbone, quantize), "weights": weights, "random": random, "out": out,
+        "options": options, "resume": not no_resume,
+        "console": Console(stderr=True) if as_json else console,
+    }  # fmt: skip
+    if budget is not None:
+        rows = [choosing.train(source, settings(chosen[0]), budget, **common)]
+    else:
+        prompts = ZeroShot(tuple(zero_shot), class_names) if zero_shot else None
+        rows = training.train(source, chosen, settings, zero_shot=prompts, **common)
     if as_json:
         typer.echo(json.dumps(rows if method is None else rows[0], indent=1))
 

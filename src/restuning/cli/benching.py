@@ -28,9 +28,11 @@ from restuning.bench import (
 )
 from restuning.bench.ablations import ABLATIONS, entries_of
 from restuning.bench.check import check_suite
+from restuning.bench.chosen import TAKES
 from restuning.bench.report import write_report
 from restuning.bench.rivals import RIVALS
 from restuning.bench.robustness import IMAGES, robustness, robustness_table
+from restuning.choose import AUTO
 from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
 from restuning.train import FitSettings
 
@@ -214,6 +216,8 @@ def list_rivals(as_json: Json = False) -> None:
         {"name": name, "what": row.what, "source": row.source, "options": ", ".join(row.takes)}
         for name, row in RIVALS.items()
     ]
+    rows.append({"name": AUTO, "what": "a method chosen on validation, in each run",
+                 "source": "docs/choosing.md", "options": ", ".join(TAKES)})  # fmt: skip
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:

@@ -127,37 +127,21 @@ def train(
     """Train one method or compare several; returns one row a method."""
     for method in chosen:
         settings(method)
-    first = settings(chosen[0])
-    torch.manual_seed(first.seed)
+    torch.manual_seed(settings(chosen[0]).seed)
     if zero_shot is not None:
         backbone = with_text_tower(backbone)
     loaded = load_backbone(backbone, weights=weights, random=random)
     data = source.load(loaded)
     head = None if zero_shot is None else zero_shot.head(loaded, data.labels)
-    host = loaded.host()
-    if torch.cuda.is_available():
-        host.cuda()
-    rule = host.readout_rule
-    # Every word of a tagged text is answered; else its one vector is what the authors make of it.
-    pool = options.get("pool") or ("all" if data.kind == "tags" else loaded.pool)
-    options = {**options, "pool": pool} if pool else options
-    console.print(
-        f"[bold]backbone[/bold]  {backbone}: {type(loaded.model).__name__}, "
-        f"{host.sites.layers} layers, weights {loaded.weights}\n"
-        f"[bold]sites[/bold]     {proofs(host)}\n"
-        f"[bold]readout[/bold]   {pool or rule.pool} after {rule.norm or 'no norm'}, width "
-        f"{rule.dim} ({'given' if pool else rule.proof})\n[bold]data[/bold]      {data.describe()}"
-    )
+    host, options = opened(loaded, data, options, console)
     single = len(chosen) == 1
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    kind = folder_name(chosen[0]) if single else "comparison"
-    folder = out or Path("runs") / f"{data.name}-{kind}-{stamp}"
+    folder = out or default_folder(data, folder_name(chosen[0]) if single else "comparison")
     rows = []
     for method in chosen:
         to = folder if single else folder / folder_name(method)
         rows.append(
-            _train_one(method, host, source, data, loaded, settings(method), to,
-                       dict(options), resume, console, head)
+            train_one(method, host, source, data, loaded, settings(method), to,
+                      dict(options), resume, console, head)
         )  # fmt: skip
     if not single:
         comparison(rows, folder, f"{data.name} on {backbone}")
@@ -166,16 +150,43 @@ def train(
     return rows
 
 
+def opened(
+    loaded: Backbone, data: Data, options: dict[str, Any], console: Console
+) -> tuple[Extractor, dict[str, Any]]:
+    """The host, on its device, and the options with the readout; prints what will be trained on."""
+    host = loaded.host()
+    if torch.cuda.is_available():
+        host.cuda()
+    rule = host.readout_rule
+    # Every word of a tagged text is answered; else its one vector is what the authors make of it.
+    pool = options.get("pool") or ("all" if data.kind == "tags" else loaded.pool)
+    options = {**options, "pool": pool} if pool else options
+    console.print(
+        f"[bold]backbone[/bold]  {loaded.name}: {type(loaded.model).__name__}, "
+        f"{host.sites.layers} layers, weights {loaded.weights}\n"
+        f"[bold]sites[/bold]     {proofs(host)}\n"
+        f"[bold]readout[/bold]   {pool or rule.pool} after {rule.norm or 'no norm'}, width "
+        f"{rule.dim} ({'given' if pool else rule.proof})\n[bold]data[/bold]      {data.describe()}"
+    )
+    return host, options
+
+
+def default_folder(data: Data, kind: str) -> Path:
+    """Where a run goes that was given no folder."""
+    return Path("runs") / f"{data.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def folder_name(method: str) -> str:
     """A method as part of a path."""
     return method.replace("[", "-").replace("]", "").replace(",", "-").replace("=", "-")
 
 
-def _train_one(
+def train_one(
     method: str, host: Extractor, source: Source, data: Data, backbone: Backbone,
     settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
-    head: nn.Linear | None,
+    head: nn.Linear | None = None, told: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    """Train and test one method; `told` goes into its `metrics.json` as well."""
     torch.manual_seed(settings.seed)
     task = methods.build(method, host, num_classes=data.num_classes, head=head, **options)
     task.labels = data.labels
@@ -235,6 +246,7 @@ def _train_one(
         },
         "settings": settings.to_dict(),
         "options": options,
+        **(told or {}),
         "versions": {"restuning": __version__, "torch": torch.__version__},
         "hardware": {
             "device": str(device),

@@ -10,3 +10,4 @@ from restuning.data.tokens import LONGEST_TEXT as LONGEST_TEXT
 from restuning.data.tokens import TagBatch as TagBatch
 from restuning.data.tokens import TextBatch as TextBatch
 from restuning.data.tokens import text_batch as text_batch
+from restuning.data.validation import with_validation as with_validation

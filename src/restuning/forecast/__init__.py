@@ -1,6 +1,7 @@
 """What training will take, found from shapes alone: memory, time, stores, and what to choose."""
 
 from restuning.forecast.beside import Run as Run
+from restuning.forecast.beside import example_of as example_of
 from restuning.forecast.beside import forecast_run as forecast_run
 from restuning.forecast.budget import Option as Option
 from restuning.forecast.budget import Recommendation as Recommendation

@@ -64,7 +64,7 @@ def forecast_run(run: Run) -> dict[str, Any]:
 
 def _forecast(run: Run) -> dict[str, Any]:
     size = min(run.batch, len(run.train))
-    example = _example(run, size)
+    example = example_of(run.train, run.collate, size)
     task: Any = run.module.task
     device = next(task.parameters()).device.type
     trained = [p for p in task.parameters() if p.requires_grad]
@@ -99,15 +99,21 @@ def _forecast(run: Run) -> dict[str, Any]:
     }
 
 
-def _example(run: Run, size: int) -> Any:
-    """One input as the module takes it, with a batch axis of 1."""
-    if run.collate is None or isinstance(run.train, StoredFeatures):
-        inputs = run.train[0][0]
+def example_of(train: Any, collate: Any, size: int) -> Any:
+    """One input as a module takes it, with a batch axis of 1.
+
+    Args:
+        train: Data set of `(input, label)`.
+        collate: Samples to a batch; None for torch's default.
+        size: Of a batch: texts are as long as the longest of so many.
+    """
+    if collate is None or isinstance(train, StoredFeatures) or getattr(train, "whole_batches", 0):
+        inputs = train[0][0]
         if isinstance(inputs, Mapping):
             return {k: v.unsqueeze(0) for k, v in inputs.items()}
         return torch.as_tensor(inputs).unsqueeze(0)
     # Texts of a batch are as long as its longest.
-    inputs = run.collate([run.train[i] for i in range(size)])[0]
+    inputs = collate([train[i] for i in range(size)])[0]
     if isinstance(inputs, Mapping):
         return {k: v[:1] for k, v in inputs.items()}
     return inputs[:1]

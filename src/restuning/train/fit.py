@@ -34,6 +34,7 @@ def fit(
     collate: Callable | None = None,
     resume: bool = True,
     progress: bool | Literal["force"] = True,
+    stop: Callable[[list[dict[str, Any]]], bool] | None = None,
 ) -> FitResult:
     """Train `tuned.task` and leave it in eval mode with its final weights.
 
@@ -53,6 +54,8 @@ def fit(
         collate: Makes a batch of a list of examples.
         resume: False starts over and forgets what the folder holds.
         progress: A bar: True on a terminal only, "force" always.
+        stop: Shown `FitResult.history` after each epoch; true ends the run there. It must follow from
+            the history alone, or a resumed run may end elsewhere.
 
     Raises:
         TrainingError: The loss became NaN or infinite, the folder belongs to a run with other
@@ -71,7 +74,8 @@ def fit(
         own_forward = "forward" in vars(tuned)
         model = _placed(tuned, accelerator)
         try:
-            loop = Loop(tuned, model, train, val, settings, out, collate, accelerator, interrupts)
+            loop = Loop(tuned, model, train, val, settings, out, collate, accelerator, interrupts,
+                        stop)  # fmt: skip
             finished = loop.open(resume)
             if finished is None:
                 start_trackers(accelerator, settings, out)

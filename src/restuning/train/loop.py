@@ -43,15 +43,17 @@ class Loop:
         model: `tuned` as Accelerate prepared it.
         accelerator: Devices, processes, precision.
         interrupts: Signals noted so far.
+        stop: As for `fit`.
     """
 
     def __init__(
         self, tuned: nn.Module, model: nn.Module, train: Any, val: Any, settings: FitSettings,
         out: Path, collate: Callable | None, accelerator: Accelerator, interrupts: Interrupts,
+        stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     ) -> None:  # fmt: skip
         self.tuned, self.model, self.train, self.val = tuned, model, train, val
         self.settings, self.out, self.collate = settings, out, collate
-        self.accelerator, self.interrupts = accelerator, interrupts
+        self.accelerator, self.interrupts, self.stop = accelerator, interrupts, stop
         self.folder = out / "checkpoints"
         self.task: nn.Module = tuned.task  # type: ignore[assignment]
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -115,7 +117,7 @@ class Loop:
             while True:
                 if self.step == (len(self.history) + 1) * self.order.per_epoch:
                     self._end_epoch(bar)
-                if self.step == self.order.total:
+                if self.step == self.order.total or self._stops():
                     return self._finish()
                 self._step(next(loader))
                 last = self.step % self.order.per_epoch == 0
@@ -246,6 +248,11 @@ class Loop:
         self.history.append(entry)
         self.epoch_sums = [0.0, 0.0, 0]
         bar.at(self.step, entry["epoch"], entry["loss"], entry["val_accuracy"], validation=True)
+
+    def _stops(self) -> bool:
+        """Whether the caller has seen enough; asked between two epochs, where a resumed run is, too."""
+        ended = self.step > 0 and self.step == len(self.history) * self.order.per_epoch
+        return ended and self.stop is not None and self.stop(self.history)
 
     def _finish(self) -> FitResult:
         if self.ema is not None:

@@ -178,8 +178,10 @@ def _covering(root: Path, key: StoreKey) -> Store | None:
         theirs = store.key
         same = all(
             getattr(theirs, f) == getattr(key, f)
-            for f in ("backbone", "dtype", "precision", "preprocessing", "data", "splits")
+            for f in ("backbone", "dtype", "precision", "preprocessing", "data")
         )
+        # Splits that are not asked for do no harm; the data set's identity is part of `data`.
+        same = same and key.splits.items() <= theirs.splits.items()
         enough = wide <= {t.name for t in theirs.taps} and hold(theirs.tokens, key.tokens)
         if same and enough and theirs.views[: len(key.views)] == key.views:
             return store

@@ -345,3 +345,23 @@ def test_nothing_is_warned_about_in_a_plain_run(tmp_path, make_tuned, points):
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("error", RuntimeWarning)
         train(make_tuned(), points(), tmp_path, points())
+
+
+def test_a_run_ends_after_the_epoch_its_caller_has_seen_enough_of(tmp_path, make_tuned, points):
+    shown = []
+
+    def stop(history):
+        shown.append(len(history))
+        return len(history) == 2
+
+    settings = FitSettings(**{**SMALL, "epochs": 5})
+    kept = make_tuned()
+    result = fit(kept, points(), points(), settings=settings, out=tmp_path, progress=False,
+                 stop=stop)  # fmt: skip
+    assert shown == [1, 2]
+    assert len(result.history) == 2
+    assert result.val_accuracy == result.history[-1]["val_accuracy"]
+    again = make_tuned(1)
+    assert fit(again, points(), points(), settings=settings, out=tmp_path, progress=False,
+               stop=stop) == result  # fmt: skip
+    assert same(weights(again), weights(kept))

@@ -1,0 +1,90 @@
+"""What a final run was chosen to be on validation: a setting of its method, or by `auto` a method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from restuning._errors import TrainingError
+from restuning.bench.facts import result_file
+from restuning.bench.grid import Entry, Protocol, Run, Setting, searches
+from restuning.bench.record import read_result
+from restuning.choose import AUTO, Budget, Choice, Feed, choose
+from restuning.host import Host
+
+TAKES = ("memory", "minutes")
+"""Options of `auto`."""
+
+
+def chosen_setting(
+    protocol: Protocol, folder: Path, run: Run
+) -> tuple[Setting, dict[str, Any] | None]:
+    """The setting of a run; of a final one, the best of its searches on validation.
+
+    Raises:
+        TrainingError: All its searches failed.
+    """
+    if run.stage == "search":
+        return run.setting, None
+    runs = searches(protocol, run.task, run.entry)
+    if not runs:
+        return protocol.candidates(run.entry)[0], None
+    found = []
+    for search in runs:
+        result = read_result(result_file(folder, search))
+        if result["status"] == "done":
+            found.append((result["accuracy"], search.setting))
+    if not found:
+        raise TrainingError(
+            "no setting survived", where=str(run), found=f"{len(runs)} searches failed",
+            fix="read their results; lower the learning rates, or --retry",
+        )  # fmt: skip
+    # The first of equals: what stands first in the choices.
+    best = max(found, key=lambda each: each[0])
+    return best[1], {
+        "validation_accuracy": best[0], "failed": len(runs) - len(found),
+        "among": [{**dict(setting), "validation_accuracy": value} for value, setting in found],
+    }  # fmt: skip
+
+
+def chosen_by_auto(
+    run: Run, protocol: Protocol, host: Host, feed: Feed, folder: Path
+) -> tuple[Entry, Choice]:  # fmt: skip
+    """The method that a run of `auto` trains, in place of its own, and how it was chosen.
+
+    The epochs of the protocol are those of a method inside the backbone.
+
+    Args:
+        run: Of an entry whose method is `auto`.
+        protocol: Of the grid.
+        host: The backbone.
+        feed: The task, without its test split.
+        folder: Of the choice.
+
+    Raises:
+        TrainingError: An option it does not take, or settings to choose from, which it chooses itself.
+        ForecastError: Not an amount of memory.
+    """
+    options = dict(run.entry.options)
+    if unknown := options.keys() - set(TAKES):
+        raise TrainingError("no such option", where=f"{AUTO}: {', '.join(sorted(unknown))}",
+                            fix=f"{AUTO} takes {' and '.join(TAKES)}")  # fmt: skip
+    memory, minutes = options.get("memory"), options.get("minutes")
+    if minutes is not None and not isinstance(minutes, int | float):
+        raise TrainingError("not a budget of time", where="minutes", found=str(minutes),
+                            fix="write e.g. auto:minutes=10")  # fmt: skip
+    if not protocol.cache:
+        raise TrainingError("auto trains from stored features first", where="--no-cache",
+                            fix="leave it out, or name methods")  # fmt: skip
+    settings = protocol.settings_of((), run.seed)
+    budget = Budget.of(None if memory is None else str(memory), minutes)
+    choice = choose(host, feed, settings, folder, budget=budget)
+    return Entry(run.entry.label, choice.method), choice
+
+
+def told(choice: Choice) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The setting that was chosen, and what it was chosen among, as results tell them."""
+    setting = {"method": choice.method, "lr": choice.lr, "epochs": choice.epochs}
+    scores = [r["val_accuracy"] for r in choice.rows if r["method"] == choice.method]
+    out = [row["method"] for row in choice.rows if row["status"] == "left out"]
+    return setting, {"validation_accuracy": scores[0], "failed": len(out), **choice.to_dict()}

@@ -1,0 +1,51 @@
+"""A validation split for data that bring none."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import Subset
+
+from restuning._errors import DataError
+from restuning.data.data import SPLIT_SEED, Data, stratified
+
+SHARE = 0.2
+"""Of the training examples: VTAB-1K's 200 of 1000 (Zhai et al. 2019)."""
+
+
+def with_validation(data: Data) -> Data:
+    """The same data; where there is no validation split, a fifth of each class of the training split.
+
+    It is drawn with a seed of its own, so that runs with other seeds see the same split.
+
+    Raises:
+        DataError: There are too few training examples to divide.
+    """
+    if data.val is not None:
+        return data
+    labels = [_label(data.train, index) for index in range(len(data.train))]
+    val, train = stratified(labels, (SHARE,), SPLIT_SEED)
+    if not train or not val:
+        raise DataError(
+            "too few examples to hold any out for validation", where=data.name,
+            found=f"{len(labels)} training examples of {len(set(labels))} classes",
+            fix="give two or more of a class, or a validation split",
+        )  # fmt: skip
+    drawn = hashlib.sha256(repr((data.identity, val)).encode()).hexdigest()[:16]
+    return replace(data, train=Subset(data.train, train), val=Subset(data.train, val),
+                   identity=drawn)  # fmt: skip
+
+
+def _label(dataset: Any, index: int) -> int:
+    """Without decoding an image; sentences of tagged words are all of one kind."""
+    if isinstance(dataset, Subset):
+        return _label(dataset.dataset, dataset.indices[index])
+    if hasattr(dataset, "samples"):
+        label = dataset.samples[index][1]
+    elif hasattr(dataset, "labels"):
+        label = dataset.labels[index]
+    else:
+        label = dataset[index][1]
+    return 0 if isinstance(label, list) else int(label)
