@@ -27,9 +27,10 @@ from restuning.diffusion import (
     linear_alphas,
     train_denoiser,
 )
+from restuning.diffusion.batch import drawn
 from restuning.forecast.ledger import Saved
 from restuning.train.optimiser import learning_rate
-from restuning.train.randomness import Order, mixed
+from restuning.train.randomness import Order
 
 OBJECTIVE = Objective("v", linear_alphas())
 """Velocity: after 600 steps on noise, samples were still noise, because an error of the noise is a
@@ -199,16 +200,10 @@ def _plain_loop(
     optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     order = Order(len(data), settings.batch_size, 10_000, settings.seed)
     for step in range(settings.steps):
-        rows = order.share(step, 0, 1)
-        draw = torch.Generator().manual_seed(mixed("noise", settings.seed, step, 0))
-        clean = data.latents(rows, draw)
-        noise = torch.randn(clean.shape, generator=draw)
-        noised = OBJECTIVE.noised(clean, noise, OBJECTIVE.times(len(rows), draw))
-        dropped = torch.rand(len(rows), generator=draw) < settings.caption_drop
+        noised, fed = drawn(data, OBJECTIVE, settings, order, step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, total=settings.steps, warmup=settings.warmup,
                                         peak=settings.lr)  # fmt: skip
-        fed = data.conditions(rows, dropped)
         answer = model(noised.sample, timestep=noised.time, **fed, **fixed).sample
         (answer - noised.target).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.clip or float("inf"))
