@@ -25,14 +25,19 @@ BYPASS = "res-tuning-bypass"
 
 CANDIDATES = {
     "unet": [
-        *(Setting("full", lr) for lr in (3e-4, 1e-3)),
-        *(Setting(LORA, lr, {"rank": 8}) for lr in (1e-3, 3e-3, 1e-2)),
-        *(Setting("res-tuning", lr, {"rank": 17}) for lr in (3e-3, 1e-2)),
-        *(Setting("res-tuning[block=adapter]", lr, {"rank": 24}) for lr in (3e-3, 1e-2)),
-        *(Setting(EVERYWHERE, lr, {"rank": 10}) for lr in (3e-3, 1e-2)),
-        *(Setting(BYPASS, lr, {"rank": 32}) for lr in (3e-3, 1e-2)),
+        Setting(LORA, 3e-3, {"rank": 8}),
+        Setting(BYPASS, 3e-3, {"rank": 32}),
+        Setting("res-tuning", 3e-3, {"rank": 17}),
+        Setting(EVERYWHERE, 3e-3, {"rank": 10}),
+        Setting(LORA, 1e-2, {"rank": 8}),
+        Setting(BYPASS, 1e-2, {"rank": 32}),
+        Setting("res-tuning", 1e-2, {"rank": 17}),
+        Setting(EVERYWHERE, 1e-2, {"rank": 10}),
         Setting(BYPASS, 3e-3, {"rank": 32, "form": "replace"}),
-        *(Setting(BYPASS, lr, {"rank": 32, "kernel": 3}) for lr in (1e-3, 3e-3)),
+        Setting(BYPASS, 3e-3, {"rank": 32, "kernel": 3}),
+        Setting(LORA, 1e-3, {"rank": 8}),
+        Setting("full", 1e-3),
+        Setting("full", 3e-4),
     ],
     "dit": [
         *(Setting("full", lr) for lr in (3e-4, 1e-3)),
@@ -49,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/image-generation"))
     parser.add_argument("--network", choices=list(CANDIDATES), default="unet")
     parser.add_argument("--base-steps", type=int, default=1600)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--shift", default="style", choices=list(judging.SHIFTS))
     parser.add_argument("--only", type=int, nargs="*", help="numbers of candidates")
     args = parser.parse_args()
