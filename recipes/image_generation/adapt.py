@@ -7,7 +7,7 @@ both shifts and all seeds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def bare(model: nn.Module, fixed: dict[str, Any]) -> Callable[..., Tensor]:
     return denoiser
 
 
-def saved_by(run: Callable[[], Tensor], weights: list[Tensor]) -> int:
+def saved_by(run: Callable[[], Tensor], weights: Sequence[Tensor]) -> int:
     """Bytes that autograd saves for backward, apart from weights."""
     with (saved := Saved(weights)).hooks():
         out = run()

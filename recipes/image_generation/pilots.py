@@ -31,11 +31,11 @@ CANDIDATES = {
         Setting(EVERYWHERE, 3e-3, {"rank": 10}),
         Setting(LORA, 1e-2, {"rank": 8}),
         Setting(BYPASS, 1e-2, {"rank": 32}),
-        Setting("res-tuning", 1e-2, {"rank": 17}),
-        Setting(EVERYWHERE, 1e-2, {"rank": 10}),
-        Setting(BYPASS, 3e-3, {"rank": 32, "form": "replace"}),
         Setting(BYPASS, 3e-3, {"rank": 32, "kernel": 3}),
-        Setting(LORA, 1e-3, {"rank": 8}),
+        Setting(LORA, 3e-2, {"rank": 8}),
+        Setting(BYPASS, 3e-3, {"rank": 64}),
+        Setting(BYPASS, 3e-3, {"rank": 32, "form": "replace"}),
+        Setting("res-tuning", 1e-2, {"rank": 17}),
         Setting("full", 1e-3),
         Setting("full", 3e-4),
     ],
@@ -50,7 +50,7 @@ CANDIDATES = {
 
 def main() -> None:
     """Run what is missing, and print all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/image-generation"))
     parser.add_argument("--network", choices=list(CANDIDATES), default="unet")
     parser.add_argument("--base-steps", type=int, default=1600)

@@ -64,7 +64,7 @@ def one(args: argparse.Namespace, method: str, shift: str, seed: int) -> None:
 
 def main() -> None:
     """Run what is missing, key rows first."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/image-generation"))
     parser.add_argument("--network", choices=list(parts.NETWORKS), default="unet")
     parser.add_argument("--base-steps", type=int, default=1600)
