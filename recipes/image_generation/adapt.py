@@ -138,7 +138,8 @@ def adapted(
     host = hosted(model, network)
     task = methods.build(setting.how, host, **setting.options)
     start = time.process_time()
-    train_denoiser(Run(host, {"task": task}, data, OBJECTIVE, settings, folder, fixed))
+    run = Run(host, {"task": task}, data, OBJECTIVE, settings, folder, fixed)
+    train_denoiser(run, resume=False)
     seconds = (time.process_time() - start) / steps
     module = Predictions(host, {"task": task}, fixed)
     size = saved_by(lambda: module(x, times, fed), weights + list(task.parameters()))
