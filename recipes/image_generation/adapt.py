@@ -39,6 +39,8 @@ BATCH = 32
 LORA, CHECKPOINTED = "lora", "full + checkpointing"
 ATTENTION_MAPS = ["to_q", "to_k", "to_v", "to_out.0"]
 """What diffusers' own examples put LoRA beside."""
+ALL_MAPS = [*ATTENTION_MAPS, "conv1", "conv2", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+"""And the convolutions and feed-forward maps of a UNet, at a rank for the same number of parameters."""
 ONE_SEED = (CHECKPOINTED,)
 """Methods of one seed: this one has the numbers of full tuning."""
 
@@ -58,6 +60,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         CHECKPOINTED: Setting(CHECKPOINTED, 1e-3),
         "LoRA r8": Setting(LORA, 1e-2, {"rank": 8}),
         "res-tuning": Setting("res-tuning", 1e-2, {"rank": 17}),
+        "LoRA r2 everywhere": Setting(LORA, 1e-2, {"rank": 2, "maps": ALL_MAPS}),
+        "res-tuning at attention and FFN": Setting(
+            "res-tuning[mha=adapter,cross=adapter,ffn=adapter]", 1e-2, {"rank": 18}
+        ),
         "bypass": Setting("res-tuning-bypass", 5e-3, {"rank": 32, "form": "replace"}),
     },
     "dit": {
@@ -186,9 +192,9 @@ def _injected(model: Any, setting: Setting) -> list[Tensor]:
         model.requires_grad_(False)
         rank = setting.options["rank"]
         # PixArt's transformer has no `add_adapter` of diffusers.
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION_MAPS), model
-        )
+        maps = setting.options.get("maps", ATTENTION_MAPS)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=maps)
+        inject_adapter_in_model(config, model)
     return [p for p in model.parameters() if p.requires_grad]
 
 
