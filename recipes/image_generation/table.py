@@ -105,13 +105,19 @@ def _spread(value: dict[str, float | None], digits: int) -> str:
 
 def picture(out: Path, into: Path, network: str = "unet") -> None:
     """Samples of every method for the same captions and noise, style left and concept right."""
+
+    def samples(method: str, shift: str) -> Path:
+        return out / "samples" / f"{network}-{shift}-{method.replace(' ', '_')}-0.pt"
+
+    blank = torch.ones(COLUMNS, 3, shapes.SIZE, shapes.SIZE)
     lines: dict[str, list[torch.Tensor]] = {"drawn": []}
     for shift, (style, kinds) in judging.SHIFTS.items():
         held = shapes.scenes(COLUMNS, judging.TEST, kinds)
         lines["drawn"].append(shapes.pictures(held, style, 77))
         for method, name in SHOWN.items():
-            file = out / "samples" / f"{network}-{shift}-{method.replace(' ', '_')}-0.pt"
-            blank = torch.ones(COLUMNS, 3, shapes.SIZE, shapes.SIZE)
+            if not any(samples(method, s).exists() for s in judging.SHIFTS):
+                continue
+            file = samples(method, shift)
             known = torch.load(file, weights_only=True)[:COLUMNS] if file.exists() else blank
             lines.setdefault(name, []).append(known)
     cell = shapes.SIZE * SCALE + GAP
@@ -121,7 +127,7 @@ def picture(out: Path, into: Path, network: str = "unet") -> None:
         pen.text((4, row * cell + cell // 2 - 8), name, fill="black", font_size=12)
         for column, image in enumerate(torch.cat(both)):
             pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            side = (shapes.SIZE * SCALE,) * 2
+            side = (shapes.SIZE * SCALE, shapes.SIZE * SCALE)
             left = MARGIN + column * cell + (4 * GAP if column >= COLUMNS else 0)
             sheet.paste(
                 Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST), (left, row * cell)
