@@ -31,7 +31,7 @@ def unfolded(latents: Tensor) -> Tensor:
 
 
 def unet() -> nn.Module:
-    """A UNet of 2.7 million parameters, laid out as Stable Diffusion's with one stage less."""
+    """A UNet of 2.7 million parameters, laid out as that of Stable Diffusion XL."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(

@@ -11,7 +11,8 @@ time, accuracy of attributes of generated pictures against their captions, Fréc
 judge's features (FD_judge: no Inception, so it is no FID), bytes saved for backward, step time,
 parameters, and samples. Rows are files of their own, so a run goes on where it was stopped.
 
-Expected: `results.json`, and the ranges in README.md. Hardware: one CPU core, about two hours.
+Expected: `results.json`, and the ranges in README.md. Hardware: one CPU core,
+about 80 minutes for the UNet.
 """
 
 from __future__ import annotations
