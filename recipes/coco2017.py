@@ -99,7 +99,7 @@ def main() -> None:
     if lacking:
         sys.exit("this recipe needs files that are not here:\n  " + "\n  ".join(lacking))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parts = load_text_to_image(args.pipeline, device=device)
+    parts = load_text_to_image(args.pipeline, device=device, size=args.size)
     example, named = parts.example
     more: dict[str, Any] = dict(named)
     host = Host(parts.denoiser, *example, **more)
@@ -111,8 +111,8 @@ def main() -> None:
         settings = DenoiserSettings(steps=args.steps, batch_size=args.batch_size, lr=1e-4,
                                     warmup_steps=500, checkpoint_every=500,
                                     precision="bf16" if device == "cuda" else "no")  # fmt: skip
-        objective = Objective(parts.objective, parts.alphas)  # type: ignore[arg-type]
-        train_denoiser(Run(host, {"coco": task}, data, objective, settings, folder,
+        objective = Objective(parts.objective, parts.alphas, time_scale=parts.reading.time_scale)  # type: ignore[arg-type]
+        train_denoiser(Run(host, {"coco": task}, data, objective, settings, folder, parts.fixed,
                            backbone=f"diffusers:{args.pipeline}"))  # fmt: skip
     reference = coco(args.coco, "val", args.images)
 
@@ -121,7 +121,7 @@ def main() -> None:
             captions = list(reference.captions[start : start + args.batch_size])
             images = parts.generate(
                 captions, steps=args.sample_steps, guidance=args.guidance, seed=start,
-                size=args.size, using=host.using(task),
+                using=host.using(task),
             )  # fmt: skip
             yield _bytes(images), captions
 

@@ -188,7 +188,7 @@ class Host(Extractor):
             bypass: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
-        call = Call(tuners, needs, self._views, self._last, bypass, rows_of(args, kwargs))
+        call = Call(tuners, needs, self._views, self._last, bypass, rows_of(args, kwargs), weights)
         check(tuners, self.sites, self._views)
         with in_use(self._slot, call):
             if weights:

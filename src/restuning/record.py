@@ -44,14 +44,15 @@ class Call:
         last: Name of the last tap.
         bypass: Whose state takes the place of the last stream: a bypass, or several (`Spread`).
         rows: Inputs in the batch; 0 where that is the stream's first axis.
+        weights: What stands in the place of the backbone's weights, by name.
     """
 
     def __init__(
         self, tuners: Mapping[str, Tuner], needs: Needs, views: Mapping[str, LentMaps], last: str,
-        bypass: Any = None, rows: int = 0,
+        bypass: Any = None, rows: int = 0, weights: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
-        self.bypass, self.rows = bypass, rows
+        self.bypass, self.rows, self.weights = bypass, rows, dict(weights or {})
         self.entered: dict[str, Tensor] = {}
         self.carried: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
@@ -69,7 +70,8 @@ class Call:
 
     def again(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
-        call = Call(self.tuners, Needs(()), self.views, self.last, rows=self.rows)
+        call = Call(self.tuners, Needs(()), self.views, self.last, rows=self.rows,
+                    weights=self.weights)  # fmt: skip
         call.real, call.time = self.real, self.time
         return call
 

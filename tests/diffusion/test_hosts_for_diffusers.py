@@ -181,22 +181,43 @@ def test_checkpointing_gated_blocks_keeps_gradients_equal():
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(*gradients, strict=True))
 
 
-def test_prefix_and_prompt_borrow_maps_in_a_unet_and_are_refused_where_a_norm_is_modulated():
+def test_prefix_and_prompt_borrow_maps_in_a_unet():
     case = unet()
     host = hosted(case)
     for kind in ("prefix", "prompt"):
         name = f"res-tuning[mha={kind},cross={kind},ffn=adapter]"
         task = wake(methods.build(name, host, rank=3), 1)
+        assert all(t.query == "mha" for t in task.modules() if hasattr(t, "query"))
         out = Tuned(host, task)(*case.args, **case.kwargs).sample
         out.square().mean().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in task.parameters())
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+@pytest.mark.parametrize("name", ["dit", "pixart", "sd3", "flux"])
+def test_prefix_and_prompt_take_the_stream_as_queries_where_a_norm_is_modulated(name, kind):
+    case = CASES[name]()
+    host, bare = hosted(case), case()
+    task = methods.build(f"res-tuning[mha={kind},ffn={kind}]", host, rank=3)
+    queries = {n: t.query for n, t in task.named_modules() if hasattr(t, "query")}
+    assert queries and set(queries.values()) == {"stream"}
+    with host.using(task):
+        assert torch.equal(case(), bare)
+    Tuned(host, wake(task, 1))(*case.args, **case.kwargs).sample.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in task.parameters())
+    with host.using(task):
+        assert not torch.equal(case(), bare)
+
+
+def test_maps_are_still_borrowed_beside_a_modulated_norm_and_refused_at_it():
     case = pixart()
     host = hosted(case)
-    task = methods.build("res-tuning[mha=prefix,ffn=adapter]", host, rank=3)
-    with pytest.raises(MapsError, match="stream"), host.using(task):
-        case()
     cross = methods.build("res-tuning[cross=prefix]", host, rank=3)
+    assert {t.query for t in cross.modules() if hasattr(t, "query")} == {"mha"}
     with host.using(wake(cross, 1)):
+        case()
+    task = methods.build("res-tuning[mha=prefix,ffn=adapter]", host, rank=3, query="mha")
+    with pytest.raises(MapsError, match="stream"), host.using(task):
         case()
 
 

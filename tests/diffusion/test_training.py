@@ -10,7 +10,7 @@ import torch
 
 from diffusion.small import sampled, stable_diffusion, unet
 from restuning import Host, load, load_backbone, methods
-from restuning._errors import BackboneError, TrainingError
+from restuning._errors import TrainingError
 from restuning.diffusion import (
     DenoiserSettings,
     Encoded,
@@ -200,12 +200,3 @@ def test_the_command_refuses_what_is_not_there_without_a_traceback(tmp_path, mon
             main()
         assert stopped.value.code == 1
         assert "do:" in capsys.readouterr().err
-
-
-def test_a_pipeline_of_several_text_encoders_is_sent_to_python(tmp_path):
-    from restuning.backbones.diffusion import text_to_image
-
-    pipeline = stable_diffusion(tmp_path)
-    pipeline.register_modules(text_encoder=None)
-    with pytest.raises(BackboneError, match="Python"):
-        text_to_image(pipeline)

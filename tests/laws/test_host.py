@@ -122,6 +122,22 @@ def test_checkpointing_by_the_host_keeps_every_gradient_and_key(host):
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_checkpointing_by_the_host_keeps_the_gradients_of_trained_copies(host, method):
+    tuned = drawn(host, method)
+
+    def gradients():
+        tuned.zero_grad()
+        tuned(X).square().sum().backward()
+        return [p.grad.clone() for p in tuned.task.parameters()]
+
+    plain = gradients()
+    host.checkpoint()
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+    assert any(g.abs().sum() > 0 for g in plain)
+    assert all(p.grad is None for p in host.model.parameters())
+
+
 def test_foreign_checkpointing_is_refused_with_the_way_out(host):
     tuned = drawn(host)
     block = host.model.blocks[1]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, require
+from restuning.backbones.conditions import Reading, as_inputs, packed, reading_of
 from restuning.fingerprint import weights_digest
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
@@ -21,7 +22,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "fl
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A pipeline whose denoiser reads the states of one text encoder.
+    """The parts of a pipeline that training needs.
 
     Attributes:
         name: Folder or hub name.
@@ -30,6 +31,7 @@ class TextToImage:
         objective: "epsilon", "v" or "flow", as its scheduler says.
         alphas: The schedule's cumulative products; None for flow.
         size: Side of its images in pixels.
+        reading: How its denoiser is told conditions.
     """
 
     name: str
@@ -38,51 +40,63 @@ class TextToImage:
     objective: str
     alphas: Tensor | None
     size: int
+    reading: Reading
 
     @property
-    def example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """One input, as `Host` wants it."""
-        config: Any = self.denoiser.config
-        side = min(int(config.sample_size), 32)
-        draw = torch.Generator().manual_seed(0)
-        sample = torch.randn(1, config.in_channels, side, side, generator=draw)
+    def side(self) -> int:
+        """Side of its latents."""
+        # With the names of its blocks the autoencoder says how much smaller latents are.
+        return self.size // 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Further inputs of the denoiser, the same for every row."""
+        return self.reading.fixed(self.pipeline, self.side)
+
+    @property
+    def example(self) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """One input, as `Host` wants it; latents of 32 pixels at most."""
+        small = replace(self, size=self.size * min(self.side, 32) // self.side)
         device = next(self.denoiser.parameters()).device
-        states = {k: v.to(device) for k, v in self.texts(["a picture"]).items()}
-        return (sample.to(device),), {"timestep": torch.tensor([500], device=device), **states}
+        draw = torch.Generator().manual_seed(0)
+        channels = self.pipeline.vae.config.latent_channels
+        sample = torch.randn(1, channels, small.side, small.side, generator=draw).to(device)
+        told = {k: v.to(device) for k, v in small.texts(["a picture"]).items()}
+        time = torch.tensor([self.reading.time_scale / 2], device=device)
+        inputs = {"timestep": time, **as_inputs(told), **small.fixed}
+        return (packed(sample) if self.reading.packed else sample,), inputs
 
     @torch.no_grad()
     def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of `b 3 h w` in -1 to 1."""
+        """Mean and standard deviation of the latents of `b 3 h w` in -1 to 1, as they are read."""
         vae = self.pipeline.vae
         found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         scale = vae.config.scaling_factor
-        return (found.mean - shift) * scale, found.std * scale
+        mean, std = (found.mean - shift) * scale, found.std * scale
+        return (packed(mean), packed(std)) if self.reading.packed else (mean, std)
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """States of captions, cut to what the text encoder takes."""
-        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        tokens = tokenizer(
-            list(captions), padding="max_length", truncation=True, return_tensors="pt",
-            max_length=tokenizer.model_max_length,
-        ).input_ids  # fmt: skip
-        return {"encoder_hidden_states": encoder(tokens.to(encoder.device))[0].float()}
+        """Conditions of captions, cut to what the text encoders take."""
+        found = self.reading.texts(self.pipeline, captions, self.size)
+        return {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
 
     def identity(self) -> dict[str, Any]:
         """Digests of everything that latents and text states depend on."""
-        tokenizer = self.pipeline.tokenizer
-        words = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-        return {
-            "vae": weights_digest(self.pipeline.vae),
-            "text encoder": weights_digest(self.pipeline.text_encoder),
-            "tokenizer": hashlib.sha256(words).hexdigest()[:16],
-            "tokens": tokenizer.model_max_length,
-        }
+        parts = {n: p for n, p in self.pipeline.components.items() if p is not None}
+        found = {"vae": weights_digest(self.pipeline.vae), "denoiser": type(self.denoiser).__name__}
+        for name, part in parts.items():
+            if name.startswith("text_encoder"):
+                found[name] = weights_digest(part)
+            elif name.startswith("tokenizer"):
+                words = json.dumps([sorted(part.get_vocab().items()), part.model_max_length])
+                found[name] = hashlib.sha256(words.encode()).hexdigest()[:16]
+        return found
 
     def generate(
         self, prompts: Sequence[str], *, steps: int = 25, guidance: float = 7.5, seed: int = 0,
-        size: int | None = None, using: AbstractContextManager | None = None,
+        using: AbstractContextManager | None = None,
     ) -> Tensor:  # fmt: skip
         """Images of prompts, `b 3 h w` in 0 to 1; every prompt's noise has its own seed.
 
@@ -91,25 +105,31 @@ class TextToImage:
             steps: Of the pipeline's own scheduler.
             guidance: Of guidance without a classifier.
             seed: Of the first prompt; the next has the next.
-            size: Side in pixels; None for the pipeline's own.
             using: `host.using(task)`.
         """
         draws = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-        side = size or self.size
         quiet = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
         try:
             with using or nullcontext():
                 return self.pipeline(
                     list(prompts), num_inference_steps=steps, guidance_scale=guidance,
-                    height=side, width=side, generator=draws, output_type="pt",
+                    height=self.size, width=self.size, generator=draws, output_type="pt",
+                    **self.reading.call,
                 ).images.float().cpu()  # fmt: skip
         finally:
             self.pipeline.set_progress_bar_config(**quiet)
 
 
-def load_text_to_image(name: str | Path, *, device: str = "cpu") -> TextToImage:
+def load_text_to_image(
+    name: str | Path, *, device: str = "cpu", size: int | None = None
+) -> TextToImage:
     """Load a pipeline from a folder or the hub.
+
+    Args:
+        name: Folder or hub name.
+        device: Where it goes.
+        size: Side of images in pixels; None for the pipeline's own.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -125,27 +145,27 @@ def load_text_to_image(name: str | Path, *, device: str = "cpu") -> TextToImage:
             found=f"{type(error).__name__}: {words[:200]}",
             fix="give a folder that pipeline.save_pretrained wrote, or a hub name and a network",
         ) from None  # fmt: skip
-    return text_to_image(pipeline.to(device), str(name))
+    parts = text_to_image(pipeline.to(device), str(name))
+    return parts if size is None else replace(parts, size=size)
 
 
 def text_to_image(pipeline: Any, name: str = "") -> TextToImage:
     """The parts of a pipeline that is there already.
 
     Raises:
-        BackboneError: Its denoiser reads more than the states of one text encoder.
+        BackboneError: It lacks a part, or its denoiser is of a kind whose conditions are not known.
     """
     parts = pipeline.components
     denoiser = parts.get("unet") or parts.get("transformer")
     wanted = ("vae", "tokenizer", "text_encoder", "scheduler")
     missing = [p for p in wanted if parts.get(p) is None]
-    more = [p for p in ("text_encoder_2", "text_encoder_3") if parts.get(p) is not None]
-    added = getattr(getattr(denoiser, "config", None), "addition_embed_type", None)
-    if denoiser is None or missing or more or added:
+    reading = None if denoiser is None or missing else reading_of(denoiser)
+    if denoiser is None or reading is None:
         raise BackboneError(
             "this pipeline cannot be trained from the command line",
             where=name or type(pipeline).__name__,
-            found=f"lacks {', '.join(missing)}" if missing
-            else f"has {', '.join(more) or added or 'no denoiser'}",
+            found=f"lacks {', '.join(missing) or 'a denoiser'}" if missing or denoiser is None
+            else f"{type(denoiser).__name__}, of which it is not known what it reads",
             fix="in Python: encode its conditions yourself and call "
             "restuning.diffusion.train_denoiser (docs/diffusion.md)",
         )  # fmt: skip
@@ -157,8 +177,7 @@ def text_to_image(pipeline: Any, name: str = "") -> TextToImage:
             "the scheduler predicts something that we cannot train", where=name,
             found=str(scheduler.config.get("prediction_type")), fix=", ".join(PREDICTIONS),
         )  # fmt: skip
-    # With the names of its blocks the autoencoder says how much smaller latents are.
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     alphas = None if flow else scheduler.alphas_cumprod.float().cpu()
-    size = int(denoiser.config.sample_size) * factor
-    return TextToImage(name, pipeline, denoiser, kind, alphas, size)
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    own = getattr(denoiser.config, "sample_size", None) or pipeline.default_sample_size
+    return TextToImage(name, pipeline, denoiser, kind, alphas, int(own) * factor, reading)

@@ -67,6 +67,7 @@ def train_image_generation(
         save_grid,
         train_denoiser,
     )
+    from restuning.diffusion.objective import STEPS
     from restuning.host import Host
 
     told = Console(stderr=True) if as_json else console
@@ -77,9 +78,9 @@ def train_image_generation(
     )  # fmt: skip
     pairs = load_pairs(data)
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    parts = load_text_to_image(pipeline, device=where)
-    objective = Objective(parts.objective, parts.alphas, min_snr)  # type: ignore[arg-type]
-    encoded = encode(pairs, parts, size or parts.size, store or out.parent / "latents")
+    parts = load_text_to_image(pipeline, device=where, size=size)
+    objective = Objective(parts.objective, parts.alphas, min_snr, parts.reading.time_scale)  # type: ignore[arg-type]
+    encoded = encode(pairs, parts, parts.size, store or out.parent / "latents")
     told.print(f"{len(pairs)} images, {len(set(pairs.captions))} captions, latents {encoded.key}")
     example, named = parts.example
     more: dict[str, Any] = dict(named)
@@ -87,7 +88,7 @@ def train_image_generation(
     bypass = "bypass" in method
     options: dict[str, Any] = {"rank": rank or (BYPASS_RANK if bypass else 50)}
     if bypass:
-        options["kernel"] = kernel
+        options |= {"kernel": kernel, "time_scale": STEPS / parts.reading.time_scale}
     torch.manual_seed(seed)
     task = methods.build(method, host, **options).to(where)
     told.print(f"{method}: {task.tuner_parameters():,} parameters")
@@ -95,15 +96,15 @@ def train_image_generation(
 
     def draw(step: int) -> None:
         rows = [
-            parts.generate(prompts, steps=sample_steps, guidance=guidance, seed=seed, size=size,
+            parts.generate(prompts, steps=sample_steps, guidance=guidance, seed=seed,
                            using=host.using(used))
             for used in (None, task)
         ]  # fmt: skip
         save_grid(torch.cat(rows), out / "samples" / f"step-{step:06d}.png", len(prompts))
 
     result = train_denoiser(
-        Run(host, {name: task}, encoded, objective, settings, out, backbone=f"diffusers:{pipeline}",
-            draw=draw),
+        Run(host, {name: task}, encoded, objective, settings, out, parts.fixed,
+            backbone=f"diffusers:{pipeline}", draw=draw),
         resume=not no_resume,
     )  # fmt: skip
     row = {

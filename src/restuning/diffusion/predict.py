@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError
+from restuning.backbones.conditions import as_inputs
 from restuning.host import Host
 from restuning.sites import first_tensor
 from restuning.task import Task
@@ -18,7 +19,8 @@ from restuning.tuned import Tuned
 class Predictions(nn.Module):
     """`(sample, time, conditions) -> k b ...`: the answers of k tasks to one noised batch.
 
-    Several bypasses share one backbone forward. A denoiser that also answers with a variance (twice
+    Several bypasses share one backbone forward. A dot in the name of a condition stands for a dictionary
+    that the denoiser takes (`added_cond_kwargs.time_ids`). A denoiser that also answers with a variance (twice
     the channels) is read up to it.
 
     Args:
@@ -51,7 +53,7 @@ class Predictions(nn.Module):
 
     def forward(self, sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Answers; see the class."""
-        inputs: dict[str, Any] = {"timestep": time, **conditions, **self.fixed}
+        inputs = {"timestep": time, **as_inputs(conditions), **self.fixed}
         if self.single is not None:
             answer = first_tensor(self.single(sample, **inputs))
             assert answer is not None
@@ -67,7 +69,7 @@ def answers(host: Host, task: Any = None, fixed: Mapping[str, Any] | None = None
 
     def denoiser(sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         with host.using(task), torch.no_grad():
-            output = host.model(sample, timestep=time, **conditions, **(fixed or {}))
+            output = host.model(sample, timestep=time, **as_inputs(conditions), **(fixed or {}))
         answer = first_tensor(output)
         assert answer is not None
         return answer if answer.shape[1] == sample.shape[1] else answer.chunk(2, 1)[0]

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from restuning._errors import TrainingError
+from restuning.diffusion.batch import drawn
 from restuning.diffusion.encoded import Encoded
 from restuning.diffusion.objective import Objective
 from restuning.diffusion.predict import Predictions
@@ -31,7 +32,7 @@ from restuning.train.identity import check_same_run
 from restuning.train.interrupts import Interrupts
 from restuning.train.journal import Journal
 from restuning.train.optimiser import build_optimiser, learning_rate
-from restuning.train.randomness import Order, mixed, own_randomness, seed_everything
+from restuning.train.randomness import Order, own_randomness, seed_everything
 
 LOG_EVERY = 10
 
@@ -66,8 +67,9 @@ class Run:
 def train_denoiser(run: Run, *, resume: bool = True) -> dict[str, Any]:
     """Train the tasks and leave them in eval mode with their final weights.
 
-    Order, noise, times and dropped captions are functions of (seed, step, process), so that a run
-    that was killed and started again ends with the same weights, bit for bit.
+    Order, noise, times and dropped captions are functions of (seed, step), so that a run that was
+    killed and started again ends with the same weights, bit for bit, and a run of several processes
+    is that of one but for the order of sums.
 
     Returns:
         `steps`, `loss` (mean over the last tenth, by task), `seconds`.
@@ -186,19 +188,14 @@ class _Loop:
 
     def _step(self) -> None:
         run, settings, device = self.spec, self.spec.settings, self.accelerator.device
-        rows = self.order.share(self.step, self.rank, self.world)
+        noised, conditions = drawn(run.data, run.objective, settings, self.order, self.step,
+                                   self.rank, self.world)  # fmt: skip
+        rows = len(noised.time)
         counts = self.order.counts(self.step, self.rank, self.world)
-        draw = torch.Generator().manual_seed(mixed("noise", settings.seed, self.step, self.rank))
-        clean = run.data.latents(rows, draw)
-        noise = torch.randn(clean.shape, generator=draw)
-        times = run.objective.times(len(rows), draw)
-        dropped = torch.rand(len(rows), generator=draw) < settings.caption_drop
-        conditions = run.data.conditions(rows, dropped)
-        noised = run.objective.noised(clean, noise, times)
         seed_everything("step", settings.seed, self.step, self.rank)
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate(self.step)
-        pieces = list(torch.arange(len(rows)).chunk(settings.accumulate))
+        pieces = list(torch.arange(rows).chunk(settings.accumulate))
         total = torch.zeros(len(run.tasks), device=device)
         for place, piece in enumerate(pieces):
             fed = {k: v[piece].to(device) for k, v in conditions.items()}
@@ -206,9 +203,9 @@ class _Loop:
             exchange = place == len(pieces) - 1
             with nullcontext() if exchange else self.accelerator.no_sync(self.model):
                 answer = self.model(sample, time_, fed)
-                loss = _errors(answer, target, weight).sum(1) / len(rows)
+                loss = _errors(answer, target, weight).sum(1) / rows
                 # The sum over tasks: each has the gradient it would have alone.
-                share = self.world * counts * len(rows) / self.order.size(self.step)
+                share = self.world * counts * rows / self.order.size(self.step)
                 self.accelerator.backward(loss.sum() * share)
             total += loss.detach()
         if settings.clip is not None:

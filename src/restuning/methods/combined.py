@@ -13,6 +13,7 @@ from restuning.methods.method import PAPER, RANK, Method, Options, adapter, drop
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import ResPrefix, ResPrompt, Scaled, Tuner
+from restuning.tuners.attention import Query
 
 
 def parsed(name: str) -> tuple[str, dict[str, str]]:
@@ -41,7 +42,7 @@ def parsed(name: str) -> tuple[str, dict[str, str]]:
 
 def prefix(site: Site, options: Options) -> Tuner:
     """A Res-Prefix with the key width of the layer whose queries it takes."""
-    query = options.get("query", "mha")
+    query = _query(site, options)
     own = site.maps.key_width if site.maps is not None and query == "mha" else site.dim
     return ResPrefix(site.dim, length=options.get("rank", RANK), query=query, heads=_heads(site),
                      zero=options.get("zero", True), width=None if own == site.dim else own)  # fmt: skip
@@ -49,10 +50,19 @@ def prefix(site: Site, options: Options) -> Tuner:
 
 def prompt(site: Site, options: Options) -> Tuner:
     """A Res-Prompt with the layer's heads, of tokens of the sequence that the layer reads."""
-    query = options.get("query", "mha")
+    query = _query(site, options)
     text = site.maps.context if site.maps is not None and query == "mha" else 0
     return ResPrompt(site.dim, length=options.get("rank", RANK), query=query, heads=_heads(site),
                      width=text or None)  # fmt: skip
+
+
+def _query(site: Site, options: Options) -> Query:
+    """The layer's own queries; the stream itself where a modulated norm keeps them from being lent.
+
+    There, keys of every time step would need the modulation of that step.
+    """
+    modulated = site.gated and site.maps is None
+    return options.get("query") or ("stream" if modulated else "mha")
 
 
 _KINDS = {"adapter": adapter, "prefix": prefix, "prompt": prompt}

@@ -45,7 +45,8 @@ def build(
             the default where there is no head, for generation, or one that is given), `rank`
             (bottleneck or length),
             `scale` (a form of `Scaled`), `zero` (start as no change: the default wherever it costs
-            no parameter), `query` ("mha" or "stream"), `layers` (a slice or numbers from 1),
+            no parameter), `query` ("mha"; "stream", the default at modulated norms), `layers` (a
+            slice or numbers from 1),
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
             On diffusion models also: `film` (tuners of a bypass know the time step: the default),
             `time_scale` (see `FilmAdapter`), `kernel` and `form` (see `UNetBypass`).

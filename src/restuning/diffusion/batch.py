@@ -1,0 +1,42 @@
+"""One step's batch: which images, how noised, with which captions dropped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from restuning.diffusion.encoded import Encoded
+from restuning.diffusion.objective import Noised, Objective
+from restuning.diffusion.settings import DenoiserSettings
+from restuning.train.randomness import Order, mixed
+
+
+def drawn(
+    data: Encoded, objective: Objective, settings: DenoiserSettings, order: Order, step: int,
+    rank: int = 0, world: int = 1,
+) -> tuple[Noised, dict[str, Tensor]]:  # fmt: skip
+    """One process's noised samples and conditions of a step.
+
+    All is drawn for the whole batch and then shared out, so that k processes train on what one
+    would.
+
+    Args:
+        data: Encoded images and captions.
+        objective: How samples are noised.
+        settings: Seed and share of dropped captions.
+        order: Which images make up which step.
+        step: From 0.
+        rank: Of this process.
+        world: Number of processes.
+    """
+    batch, size = order.batch(step), order.size(step)
+    draw = torch.Generator().manual_seed(mixed("noise", settings.seed, step))
+    clean = data.latents(batch, draw)
+    noise = torch.randn(clean.shape, generator=draw)
+    noised = objective.noised(clean, noise, objective.times(size, draw))
+    dropped = torch.rand(size, generator=draw) < settings.caption_drop
+    own = slice(size * rank // world, size * (rank + 1) // world)
+    if own.start == own.stop:
+        # As `Order.share`: a process without an example runs one that does not count.
+        own = slice(0, 1)
+    return Noised(*(part[own] for part in noised)), data.conditions(batch[own], dropped[own])
