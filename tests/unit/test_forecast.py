@@ -286,7 +286,7 @@ def test_the_size_of_a_store_is_that_of_a_real_one(tmp_path, dtype, tokens):
 @pytest.mark.parametrize(
     ("method", "forms"),
     [("ridge", {"cached"}), ("mixing-bypass", {"cached", "live"}), ("linear", {"cached", "live"}),
-     ("res-tuning", {"live", "checkpointing"})],
+     ("res-tuning", {"live", "checkpointing"}), ("full", {"live"})],
 )  # fmt: skip
 def test_forms_are_those_in_which_a_method_can_be_trained(method, forms):
     host = forecast.load_shapes("restuning-tiny")[1]

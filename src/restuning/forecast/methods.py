@@ -76,7 +76,8 @@ def forms(task: Task) -> tuple[str, ...]:
         return ("cached",)
     if storable(task):
         return ("cached", "live")
-    # Trained copies of weights are swapped in for one forward, and gone in its repetition.
+    # Trained copies of weights are put in place again in backward, which a copy of a checkpointed
+    # model that has no weights does not do.
     return ("live",) if len(task.weights) else ("live", "checkpointing")
 
 
