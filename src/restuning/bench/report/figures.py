@@ -15,6 +15,8 @@ PALETTE = ("#2a6fbb", "#d9822b", "#3a9a5b", "#b8405e", "#7b5ea7", "#8a6d3b", "#3
 
 NARROW = 3
 """Costs within this ratio are shown on a linear axis: a logarithmic one would have no tick between."""
+LIFT, WIDE, HIGH = 5, 130, 13
+"""Pixels: a name above its point, and how far the names of two points are kept apart."""
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
@@ -44,13 +46,22 @@ def scatter(
     for label, x, y, spread in points:
         at = x if x > 0 else left
         axes.errorbar(at, y, yerr=spread or None, fmt="o", ms=7, color=own[label], capsize=3)
-        axes.annotate(label if x > 0 else f"{label} (0)", (at, y), xytext=(6, 5),
-                      textcoords="offset points", fontsize=8, color=own[label])  # fmt: skip
     if max(x for _, x, _, _ in points) > NARROW * left:
         axes.set_xscale("log")
     axes.margins(x=0.25, y=0.12)
     axes.set_xlabel(axis)
     axes.set_ylabel(f"accuracy in %, {_tasks(tasks)}")
+    figure.draw_without_rendering()
+    taken: list[tuple[float, float]] = []
+    for label, x, y, _ in sorted(points, key=lambda point: -point[2]):
+        at = x if x > 0 else left
+        across, up = axes.transData.transform((at, y))
+        place = up + LIFT
+        while any(abs(across - a) < WIDE and abs(place - b) < HIGH for a, b in taken):
+            place -= 1
+        taken.append((across, place))
+        axes.annotate(label if x > 0 else f"{label} (0)", (at, y), xytext=(9, place - up),
+                      textcoords="offset pixels", fontsize=8, color=own[label])  # fmt: skip
     return _svg(figure, axes)
 
 
