@@ -9,7 +9,6 @@ both. Where memory counts each row is a process of its own.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -233,17 +232,6 @@ def machine(device: str) -> dict[str, Any]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that count."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def command(args: argparse.Namespace) -> str:
     """The line that was run."""
     return shlex.join(["python", f"benchmarks/{args.file.name}", *sys.argv[1:]])
@@ -258,13 +246,16 @@ def target(what: str, value: float | None, limit: float, *, at_least: bool = Fal
 
 def write(args: argparse.Namespace, what: str, **content: Any) -> dict[str, Any]:
     """Write a result with its context to `args.out`, and print its targets."""
+    # Not at the top: what is measured starts without it.
+    from restuning.bench.measure import versions
+
     result = {
         "what": what,
         "command": command(args),
         "device": args.device,
         "threads": args.threads,
         "machine": machine(args.device),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "measured_on": time.strftime("%Y-%m-%d"),
         **content,
     }

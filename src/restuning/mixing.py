@@ -39,7 +39,7 @@ class MixingBypass(nn.Module):
 
     Attributes:
         recompute: Compute each tap's tuners again in the backward pass instead of keeping what they
-            saved: the same gradients, about a quarter of the memory, a fifth more operations.
+            saved: the same gradients, about a quarter of the memory, each forward twice.
 
     Cost: `sum_k d_k w` parameters beside the tuners' and the pooling's, and a head of f more inputs; a
     step holds one state of width w a tap, and what the tuners of a single tap save.
@@ -51,7 +51,6 @@ class MixingBypass(nn.Module):
         TunerShapeError: Numbers of taps, widths and tuners do not agree.
     """
 
-    residual = False
     recompute = True
 
     def __init__(
@@ -91,16 +90,14 @@ class MixingBypass(nn.Module):
             )  # fmt: skip
         return Needs(self.taps, "all")
 
-    def fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Never: what `fused.py` writes out is the paper's recursion."""
-        return False
-
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """The last state s_K, `b n w`. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
         mask = getattr(taps, "mask", None)
         state = torch.zeros((), dtype=self.pool.value.weight.dtype, device=streams[0].device)
-        again = self.recompute and torch.is_grad_enabled() and not _in_transform()
+        # A transform of functions (vmap, grad) cannot run a part again.
+        transformed = torch._C._are_functorch_transforms_active()
+        again = self.recompute and torch.is_grad_enabled() and not transformed
         for number, stream in enumerate(streams):
             if again:
                 state = checkpoint(self._tap, number, state, stream, mask, use_reentrant=False)
@@ -154,8 +151,3 @@ class MixingBypass(nn.Module):
         tuners = [[from_spec(s) for s in row] for row in spec["tuners"]]
         pool = Pooling(tuners[0][0].dim, **spec["pool"])
         return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"])
-
-
-def _in_transform() -> bool:
-    """Whether a transform of functions (vmap, grad) records: it cannot run a part again."""
-    return torch._C._are_functorch_transforms_active()

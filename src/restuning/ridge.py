@@ -59,7 +59,6 @@ class Ridge(nn.Module):
         TunerShapeError: No taps, or not a width for each.
     """
 
-    residual = False
     weight: Tensor
     bias: Tensor
 
@@ -99,10 +98,6 @@ class Ridge(nn.Module):
     def needs(self, pool: str) -> Needs:
         """All tokens of its taps, or one vector of each where the backbone pools by itself."""
         return Needs(self.taps, "pool" if tokens_of(pool) == "pool" else "all")
-
-    def fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Never: there is nothing to train side by side."""
-        return False
 
     def inputs(self, taps: Mapping[str, Tensor]) -> Tensor:
         """z, `b f`. Taps are detached at this door."""

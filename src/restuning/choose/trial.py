@@ -22,7 +22,6 @@ from restuning.choose.journal import Journal
 from restuning.data import Data
 from restuning.extractor import Extractor
 from restuning.features import Cached, solved
-from restuning.features.closed_form import WithAnswers
 from restuning.forecast import StepForecast, storable
 from restuning.host import Host
 from restuning.task import Task
@@ -170,7 +169,7 @@ class Trials:
         for start in range(0, len(rates), together):
             part = [replace(settings, lr=rate) for rate in rates[start : start + together]]
             tasks = [self._build(candidate) for _ in part]
-            arms = train_arms(self.host, tasks, part, _stored(fed.train), fed.val)
+            arms = train_arms(self.host, tasks, part, fed.train, fed.val)
             found += [
                 {"lr": one.lr, "val_accuracy": arm.val_accuracy[-1] if arm.died_at is None else None}
                 for one, arm in zip(part, arms, strict=True)
@@ -192,7 +191,7 @@ class Trials:
         for rate in candidate.rates:
             if found:
                 tuned.task = self._build(candidate)
-                fed = replace(fed, train=solved([tuned.task], _stored(fed.train)))
+                fed = replace(fed, train=solved([tuned.task], fed.train))
             folder = self.journal.fits(candidate.method) / f"lr={rate:g}"
             try:
                 result = fit(
@@ -221,11 +220,6 @@ class Trials:
 
 DIVERGED = "training diverged"
 """What `fit` says of a loss that is no longer a number."""
-
-
-def _stored(train: Any) -> Any:
-    """The features that a solution was found on."""
-    return train.features if isinstance(train, WithAnswers) else train
 
 
 def _refuse(why: str) -> None:

@@ -66,7 +66,7 @@ def solved(tasks: Sequence[Task], train: Any) -> Any:
 
     Args:
         tasks: Whose classifiers are fitted, in place.
-        train: The training split.
+        train: The training split, also one that holds answers already.
 
     Raises:
         TrainingError: There is one, and features are not stored.
@@ -77,6 +77,8 @@ def solved(tasks: Sequence[Task], train: Any) -> Any:
             found.setdefault(module.name, []).append(module)
     if not found:
         return train
+    if isinstance(train, WithAnswers):
+        train = train.features
     if not isinstance(train, StoredFeatures):
         raise TrainingError(
             "a classifier in closed form is solved from stored features", where="ridge",

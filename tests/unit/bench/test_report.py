@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from restuning import RestuningError
 from restuning.bench.record import packed, write_json
@@ -18,7 +20,9 @@ from restuning.bench.report import (
     summarise,
     write_report,
 )
+from restuning.bench.report.figures import HIGH, LIFT, WIDE, apart
 
+PIXELS = st.tuples(st.floats(0, 400), st.floats(0, 300))
 SMALL = 0.02
 """Of accuracy: the interval of a mean over 2000 resamples of 400 images wanders by less."""
 
@@ -140,3 +144,16 @@ def test_a_malformed_result_is_refused_and_named(folder, tmp_path, damage):
 def test_a_grid_without_finished_runs_is_refused(folder, tmp_path):
     with pytest.raises(RestuningError, match="no finished run"):
         summarise(folder, tasks=["nothing"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(points=st.lists(PIXELS, max_size=12))
+def test_names_of_points_do_not_lie_on_each_other(points):
+    names = [(x, y) for (x, _), y in zip(points, apart(points), strict=True)]
+    for number, (x, y) in enumerate(names):
+        for a, b in names[:number]:
+            assert abs(x - a) >= WIDE or abs(y - b) >= HIGH
+
+
+def test_the_name_of_a_point_that_stands_alone_is_right_above_it():
+    assert apart([(0.0, 10.0), (2.0 * WIDE, 10.0)]) == [10.0 + LIFT, 10.0 + LIFT]

@@ -24,6 +24,17 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: PALETTE[n % len(PALETTE)] for n, label in enumerate(labels)}
 
 
+def apart(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Heights of the names of points, in pixels, so that no two names lie on each other."""
+    taken: dict[int, tuple[float, float]] = {}
+    for number in sorted(range(len(points)), key=lambda n: -points[n][1]):
+        across, height = points[number][0], points[number][1] + LIFT
+        while any(abs(across - a) < WIDE and abs(height - b) < HIGH for a, b in taken.values()):
+            height -= 1
+        taken[number] = across, height
+    return [taken[n][1] for n in range(len(points))]
+
+
 def scatter(
     summary: Summary, labels: Sequence[str], tasks: Sequence[str],
     of: Callable[[dict[str, Any]], Any], axis: str, scale: float = 1.0,
@@ -52,16 +63,11 @@ def scatter(
     axes.set_xlabel(axis)
     axes.set_ylabel(f"accuracy in %, {_tasks(tasks)}")
     figure.draw_without_rendering()
-    taken: list[tuple[float, float]] = []
-    for label, x, y, _ in sorted(points, key=lambda point: -point[2]):
-        at = x if x > 0 else left
-        across, up = axes.transData.transform((at, y))
-        place = up + LIFT
-        while any(abs(across - a) < WIDE and abs(place - b) < HIGH for a, b in taken):
-            place -= 1
-        taken.append((across, place))
-        axes.annotate(label if x > 0 else f"{label} (0)", (at, y), xytext=(9, place - up),
-                      textcoords="offset pixels", fontsize=8, color=own[label])  # fmt: skip
+    shown = [axes.transData.transform((x if x > 0 else left, y)) for _, x, y, _ in points]
+    for (label, x, y, _), (_, up), height in zip(points, shown, apart(shown), strict=True):
+        axes.annotate(label if x > 0 else f"{label} (0)", (x if x > 0 else left, y),
+                      xytext=(9, height - up), textcoords="offset pixels", fontsize=8,
+                      color=own[label])  # fmt: skip
     return _svg(figure, axes)
 
 

@@ -167,10 +167,6 @@ class Ladder(nn.Module):
             "dim": self.up.out_features,
         }
 
-    def fuses(self, shapes: Any) -> bool:
-        """It has no form in which several train at once."""
-        return False
-
 
 def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
     """LST: a `Ladder` on all taps. Options: `reduction`.
