@@ -126,6 +126,8 @@ class Bench:
         torch.manual_seed(run.seed)
         tuned = self.build(entry, data.apart.num_classes, options)
         task: Any = tuned.task
+        if choice is not None:
+            choice.begin(task)
         kept = self._stored(task, data)
         final = run.stage == "final"
         fed = data.together if final else data.apart

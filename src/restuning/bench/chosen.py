@@ -84,7 +84,8 @@ def chosen_by_auto(
 
 def told(choice: Choice) -> tuple[dict[str, Any], dict[str, Any]]:
     """The setting that was chosen, and what it was chosen among, as results tell them."""
-    setting = {"method": choice.method, "lr": choice.lr, "epochs": choice.epochs}
+    setting = {"method": choice.method, "lr": choice.lr, "epochs": choice.epochs,
+               "goes_on": choice.start is not None}  # fmt: skip
     scores = [r["val_accuracy"] for r in choice.rows if r["method"] == choice.method]
     out = [row["method"] for row in choice.rows if row["status"] == "left out"]
     return setting, {"validation_accuracy": scores[0], "failed": len(out), **choice.to_dict()}

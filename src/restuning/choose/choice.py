@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor, nn
 
 from restuning._errors import DataError, TrainingError
 from restuning.choose import rule
 from restuning.choose.budget import Budget
-from restuning.choose.candidates import CANDIDATES, SHARE, Candidate
+from restuning.choose.candidates import CANDIDATES, LOWER, MORE, Candidate
 from restuning.choose.feed import Feed
 from restuning.choose.journal import Journal
 from restuning.choose.trial import Row, Trials
@@ -34,7 +35,7 @@ class Choice:
             on validation with its standard error, the rates tried, memory, seconds.
         examples: Of the validation split.
         budget: It was made within.
-        share: Of a final run's epochs that each trial made.
+        start: Weights that its final run goes on from, by name; None where it begins anew.
     """
 
     method: str
@@ -45,7 +46,12 @@ class Choice:
     rows: list[Row]
     examples: int
     budget: Budget
-    share: float = SHARE
+    start: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+    def begin(self, task: nn.Module) -> None:
+        """Give a new task of the method the weights that its final run goes on from."""
+        if self.start is not None:
+            task.load_state_dict(self.start)
 
     @property
     def seconds(self) -> float:
@@ -64,9 +70,12 @@ class Choice:
         return replace(own, precision="no") if self.form == "stored" else own
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "seconds": self.seconds,
-                "cpu_seconds": self.cpu_seconds}  # fmt: skip
+        """As JSON, without the weights."""
+        plain = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "start"
+        }
+        return {**plain, "budget": asdict(self.budget), "goes_on": self.start is not None,
+                "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}  # fmt: skip
 
 
 def choose(
@@ -77,10 +86,11 @@ def choose(
     """Choose a method, its rate and its epochs on validation; nothing of a test split is read.
 
     Candidates are tried from the cheapest on. Detached methods are trained from features that are
-    stored once, the rates of one together; then methods inside the backbone. Each makes the same
-    share of the epochs of its final run, so that none looks better for being nearer to its end, and
-    with a schedule that ends there. One inside the backbone is ended early where it clearly loses
-    (`rule.lost`). `rule.taken` says which is taken. What the budget does not allow is left
+    stored once, the rates of one together; then methods inside the backbone. Each trial is a whole
+    run, so that none looks better for needing less, but is ended early where it clearly loses
+    (`rule.lost`). The highest accuracy is taken (`rule.highest`). Where epochs are dear the final run
+    goes on from the trial's weights with `candidates.MORE` of its epochs and a lower rate on both splits
+    (`Choice.begin`); where they are cheap it begins anew. What the budget does not allow is left
     out with the reason; a batch that memory does not allow is first run in pieces.
 
     Killed and called again with the same arguments, it goes on and ends with the same choice: what
@@ -101,7 +111,7 @@ def choose(
             choice.
         DataError: There is no validation split.
 
-    Cost: below that of one more run inside the backbone (`recipes/shared_tasks`).
+    Cost: with the final run below two runs of LoRA (`recipes/shared_tasks`).
     """
     data, budget, out = replace(feed.data, test=None), budget or Budget(), Path(out)
     if data.val is None or not len(data.val):
@@ -111,14 +121,14 @@ def choose(
         "data": data.identity, "train": len(data.train), "val": len(data.val),
         "classes": data.num_classes, "backbone": host.fingerprint(),
         "settings": settings.identity(), "budget": asdict(budget), "options": dict(feed.options),
-        "candidates": [asdict(each) for each in candidates], "share": SHARE,
+        "candidates": [asdict(each) for each in candidates], "more": MORE, "lower": LOWER,
     }  # fmt: skip
     journal = Journal(out, identity, resume)
     trials = Trials(host, replace(feed, data=data), settings, budget, journal, say)
     rows: list[Row] = []
     for candidate in candidates:
         rows.append(trials.row(candidate, rows))
-    taken = rule.taken(rows)
+    taken = rule.highest(rows)
     if taken is None:
         raise TrainingError(
             "no method can be chosen", where=data.name,
@@ -128,9 +138,10 @@ def choose(
         )  # fmt: skip
     told = [row if row["status"] == "left out" else {**row, "why": rule.in_words(row, taken)}
             for row in rows]  # fmt: skip
-    # Checkpoints of trials; what they ended with is in the rows.
-    shutil.rmtree(out / "fits", ignore_errors=True)
+    start = journal.weights(taken["method"], taken["lr"]) if taken["goes_on"] else None
+    journal.keep(taken["method"], taken["lr"])
+    rate = taken["lr"] * (1.0 if start is None else LOWER)
     return Choice(
-        taken["method"], taken["lr"], taken["epochs"], taken["accumulate"], taken["form"], told,
-        len(data.val), budget,
+        taken["method"], rate, taken["epochs"], taken["accumulate"], taken["form"], told,
+        len(data.val), budget, start,
     )  # fmt: skip

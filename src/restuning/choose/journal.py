@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from restuning._errors import FormatError, TrainingError
+from restuning.train.checkpoint import newest
 from restuning.train.records import read_json, write_json
 
 STATUS = ("left out", "begun", "stopped", "tried")
@@ -57,6 +60,7 @@ class Journal:
         if status in ("tried", "stopped"):
             score = row.get("val_accuracy")
             whole = whole and _number(row.get("lr")) and _number(score) and bool(score <= 1)  # type: ignore[operator]
+            whole = whole and isinstance(row.get("goes_on"), bool)
         if not whole:
             raise FormatError(
                 "a row of a choice is malformed", where=str(file), found=str(row)[:200],
@@ -68,9 +72,29 @@ class Journal:
         """Keep a row."""
         write_json(self._file(row["method"]), row)
 
-    def fits(self, method: str) -> Path:
-        """Folder of the runs of a candidate."""
-        return self.folder / "fits" / method
+    def fit(self, method: str, rate: float) -> Path:
+        """Folder of a candidate's run at a rate."""
+        return self.folder / "fits" / method / f"lr={rate:g}"
+
+    def weights(self, method: str, rate: float) -> dict[str, Tensor]:
+        """What that run ended with.
+
+        Raises:
+            FormatError: It is no longer there.
+        """
+        snapshot = newest(self.fit(method, rate) / "checkpoints")
+        if snapshot is None:
+            raise FormatError(
+                "the weights of a trial are gone", where=str(self.fit(method, rate)), found="no checkpoint",
+                fix=f"delete {self._file(method)} and run the same command again, which tries it again",
+            )  # fmt: skip
+        return snapshot.part("task")
+
+    def keep(self, method: str, rate: float) -> None:
+        """Remove the runs of all trials but one."""
+        for folder in self.folder.glob("fits/*/*"):
+            if folder != self.fit(method, rate):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _file(self, method: str) -> Path:
         return self.folder / f"{method}.json"

@@ -65,7 +65,7 @@ class Trials:
         wall, processor = time.perf_counter(), time.process_time()
         spent = sum(row["seconds"] for row in before)
         row: Row = {"method": candidate.method, "status": "left out", "why": "",
-                    "epochs": candidate.epochs(self.settings.epochs),
+                    "epochs": candidate.epochs(self.settings.epochs), "goes_on": candidate.goes_on,
                     "trial_epochs": candidate.trial_epochs(self.settings.epochs)}  # fmt: skip
         try:
             row |= self._tried(candidate, before, known, lambda: spent + time.perf_counter() - wall)
@@ -109,16 +109,16 @@ class Trials:
             if self.budget.seconds is not None:
                 trial, final = self.costs.run_seconds(tuned, fed, settings, candidate, detached)
                 # Should this one lose, the final run is that of the best before it.
-                other = (rule.taken(before) or {}).get("final_seconds") or 0.0
+                other = (rule.highest(before) or {}).get("final_seconds") or 0.0
                 _refuse(self.budget.refuses_time(spent() + trial + max(final, other)))
                 row["final_seconds"] = final
             self.journal.write(
                 {"method": candidate.method, "status": "begun", "seconds": 0.0, **row}
             )
-        if detached and len(candidate.rates) > 1:
+        if detached and len(candidate.rates) > 1 and not candidate.goes_on:
             found, status = self._arms(candidate, fed, settings, step), "tried"
         else:
-            # A bank of one would gain nothing and cannot be ended early.
+            # A bank of one would gain nothing, cannot be ended early and leaves no weights.
             found, status = self._alone(candidate, tuned, fed, settings, before)
         return row | self._scored(found, status)
 
@@ -192,7 +192,7 @@ class Trials:
             if found:
                 tuned.task = self._build(candidate)
                 fed = replace(fed, train=solved([tuned.task], fed.train))
-            folder = self.journal.fits(candidate.method) / f"lr={rate:g}"
+            folder = self.journal.fit(candidate.method, rate)
             try:
                 result = fit(
                     tuned, fed.train, fed.val, settings=replace(settings, lr=rate), out=folder,

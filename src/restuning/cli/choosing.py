@@ -93,7 +93,7 @@ def train(
     final = replace(source, final=True)
     row = train_one(
         choice.method, host, final, final.load(loaded), loaded, choice.settings(settings), folder,
-        options, resume, console, told={"choice": choice.to_dict()},
+        options, resume, console, told={"choice": choice.to_dict()}, begin=choice.begin,
     )  # fmt: skip
     text = json.dumps(choice.to_dict(), indent=1) + "\n"
     for place in (folder, folder / f"{data.name}.task"):
@@ -106,8 +106,8 @@ def train(
 def show_choice(choice: Choice, console: Console) -> None:
     """One row a candidate, the one that was taken in bold, and a sentence."""
     table = Table(
-        title=f"choice on {choice.examples} validation examples, after "
-        f"{choice.share:.0%} of each run's epochs", title_justify="left", box=SIMPLE_HEAD,
+        title=f"choice on {choice.examples} validation examples", title_justify="left",
+        box=SIMPLE_HEAD,
     )  # fmt: skip
     table.add_column("method", no_wrap=True)
     for column in ("validation", "memory", "time"):
@@ -129,7 +129,8 @@ def show_choice(choice: Choice, console: Console) -> None:
             style="bold" if taken else "",
         )  # fmt: skip
     console.print(table)
+    more = " more from its trial's weights" if choice.start is not None else ""
     console.print(
-        f"[bold]take[/bold]  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs; the choice took "
-        f"{time_in_words(choice.seconds)}", highlight=False,
+        f"[bold]take[/bold]  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{more}; the choice "
+        f"took {time_in_words(choice.seconds)}", highlight=False,
     )  # fmt: skip

@@ -185,13 +185,19 @@ def train_one(
     method: str, host: Extractor, source: Source, data: Data, backbone: Backbone,
     settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
     head: nn.Linear | None = None, told: dict[str, Any] | None = None,
+    begin: Callable[[Task], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train and test one method; `told` goes into its `metrics.json` as well."""
+    """Train and test one method.
+
+    `told` goes into its `metrics.json` as well; `begin` gives the task other first weights.
+    """
     torch.manual_seed(settings.seed)
     task = methods.build(method, host, num_classes=data.num_classes, head=head, **options)
     task.labels = data.labels
     device = host.device
     task = task.to(device)
+    if begin is not None:
+        begin(task)
     console.print(
         f"\n[bold]{method}[/bold]  {task.trainable_parameters():,} trainable parameters, "
         f"{task.tuner_parameters():,} without the head; {settings.epochs} epochs, lr {settings.lr}"

@@ -1,15 +1,17 @@
 """Choices made on a few real digits: what is taken, what is left out, and what a killed one ends with."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.data import Subset
 
-from restuning import FitSettings, Host, export_engine, load_backbone
+from restuning import FitSettings, Host, export_engine, load_backbone, methods
 from restuning._errors import DataError, FormatError, TrainingError
 from restuning.choose import CANDIDATES, Budget, Candidate, choose, feed_of, rule, trial
+from restuning.choose.candidates import LOWER
 from restuning.choose.costs import Costs
 from restuning.data import load_data
 
@@ -32,21 +34,57 @@ def memory(whole, method):
 def test_every_candidate_is_tried_and_one_is_taken_without_the_test_split(whole):
     assert [row["method"] for row in whole.rows] == [c.method for c in CANDIDATES]
     assert all(row["status"] in ("tried", "stopped") for row in whole.rows)
-    top = rule.taken(whole.rows)
-    assert (whole.method, whole.lr, whole.epochs) == (top["method"], top["lr"], top["epochs"])
+    top = rule.highest(whole.rows)
+    rate = top["lr"] * (LOWER if top["goes_on"] else 1)
+    assert (whole.method, whole.lr, whole.epochs) == (top["method"], rate, top["epochs"])
     assert [row["method"] for row in whole.rows if row["why"] == "taken"] == [whole.method]
     assert whole.examples == 48
     assert json.loads(json.dumps(whole.to_dict()))["method"] == whole.method
 
 
-def test_every_rate_is_tried_and_each_trial_makes_the_same_share_of_its_epochs(whole):
+def test_every_rate_is_tried_and_trials_that_are_not_gone_on_from_are_whole_runs(whole):
     for row, candidate in zip(whole.rows, CANDIDATES, strict=True):
         assert [t["lr"] for t in row["trials"]] == list(candidate.rates)
         assert row["val_accuracy"] == max(t["val_accuracy"] for t in row["trials"])
-    assert INSIDE.trial_epochs(10) / INSIDE.epochs(10) == LINEAR.trial_epochs(10) / LINEAR.epochs(
-        10
-    )
-    assert LINEAR.trial_epochs(1) >= 1 <= INSIDE.trial_epochs(1)
+    for candidate in CANDIDATES:
+        whole_run, final = candidate.trial_epochs(10), candidate.epochs(10)
+        assert whole_run == 10 * candidate.times
+        assert final < whole_run if candidate.goes_on else final == whole_run
+        assert candidate.epochs(1) >= 1
+
+
+@pytest.mark.parametrize("one", [MIXING, INSIDE])
+def test_a_final_run_goes_on_from_the_weights_of_the_trial_that_was_taken(world, tmp_path, one):
+    twice = replace(one, rates=(1e-3, 5e-3))
+    found = world.choose(tmp_path, candidates=(twice,))
+    task = methods.build(found.method, world.host, num_classes=world.data.num_classes)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    found.begin(task)
+    after = task.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    fits = list((tmp_path / "fits").glob("*/*"))
+    assert [fit.name for fit in fits] == [f"lr={found.lr / LOWER:g}"], "the others are removed"
+    again = world.choose(tmp_path, candidates=(twice,))
+    assert again.start.keys() == after.keys()
+    assert all(torch.equal(again.start[name], after[name]) for name in after)
+    assert again.to_dict()["goes_on"]
+
+
+def test_a_final_run_of_what_is_cheap_begins_anew(world, tmp_path):
+    found = world.choose(tmp_path, candidates=(LINEAR,))
+    task = methods.build("linear", world.host, num_classes=world.data.num_classes)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    found.begin(task)
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def test_weights_of_a_trial_that_are_gone_are_told_in_words(world, tmp_path):
+    world.choose(tmp_path, candidates=(MIXING,))
+    shutil.rmtree(tmp_path / "fits")
+    with pytest.raises(FormatError, match=r"weights of a trial are gone[\s\S]*mixing-bypass\.json"):
+        world.choose(tmp_path, candidates=(MIXING,))
+    (tmp_path / "mixing-bypass.json").unlink()
+    assert world.choose(tmp_path, candidates=(MIXING,)).start is not None
 
 
 def test_the_same_seed_gives_the_same_choice(world, whole, tmp_path):
