@@ -1,5 +1,6 @@
 """Laws of the host: nothing leaks, nothing mixes, what goes wrong says so."""
 
+import copy
 import pickle
 import re
 import threading
@@ -136,6 +137,8 @@ def test_checkpointing_by_the_host_keeps_the_gradients_of_trained_copies(host, m
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
     assert any(g.abs().sum() > 0 for g in plain)
     assert all(p.grad is None for p in host.model.parameters())
+    tuned = copy.deepcopy(tuned)
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True)), "of a copy"
 
 
 def test_foreign_checkpointing_is_refused_with_the_way_out(host):

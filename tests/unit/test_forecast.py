@@ -21,6 +21,7 @@ from restuning._errors import ForecastError, MapsError
 from restuning.features import build, viewed
 from restuning.forecast.beside import Run, forecast_run
 from restuning.forecast.ledger import Ledger
+from restuning.forecast.methods import checkpointed
 from restuning.forecast.step import SCRATCH, StepForecast
 
 BATCH = 6
@@ -134,6 +135,23 @@ def test_the_peak_is_that_of_the_allocator_in_a_real_step(kind, method):
 
     step()
     assert told.peak_bytes == pytest.approx(allocated_peak(step), rel=ALLOCATED_TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["full", "res-tuning"])
+def test_the_peak_under_checkpointing_is_that_of_the_allocator_in_a_real_step(method):
+    module, example, trained = tuned("vit", method)
+    with checkpointed(module.host, True):
+        told = forecast.forecast_step(module, example, BATCH, trained=trained)
+        optimiser = torch.optim.AdamW(trained, lr=1e-3)
+        inputs = wide(example, BATCH)
+
+        def step():
+            loss_of(module, inputs).backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+        step()
+        assert told.peak_bytes == pytest.approx(allocated_peak(step), rel=ALLOCATED_TOLERANCE)
 
 
 def test_the_peak_of_a_chain_is_the_one_worked_out_by_hand():
@@ -286,7 +304,7 @@ def test_the_size_of_a_store_is_that_of_a_real_one(tmp_path, dtype, tokens):
 @pytest.mark.parametrize(
     ("method", "forms"),
     [("ridge", {"cached"}), ("mixing-bypass", {"cached", "live"}), ("linear", {"cached", "live"}),
-     ("res-tuning", {"live", "checkpointing"}), ("full", {"live"})],
+     ("res-tuning", {"live", "checkpointing"}), ("full", {"live", "checkpointing"})],
 )  # fmt: skip
 def test_forms_are_those_in_which_a_method_can_be_trained(method, forms):
     host = forecast.load_shapes("restuning-tiny")[1]

@@ -25,7 +25,7 @@ def test_a_plan_names_memory_time_store_and_what_to_take():
     assert forms == {
         ("linear", "cached"), ("linear", "live"), ("res-tuning-bypass", "cached"),
         ("res-tuning-bypass", "live"), ("res-tuning", "live"), ("res-tuning", "checkpointing"),
-        ("full", "live"),
+        ("full", "live"), ("full", "checkpointing"),
     }  # fmt: skip
     assert sum(found["splits"].values()) == 1797
     by_form = {(o["method"], o["form"]): o for o in found["options"]}

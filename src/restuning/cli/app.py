@@ -12,6 +12,7 @@ from rich.console import Console
 from restuning import methods
 from restuning._version import __version__
 from restuning.backbones import joined
+from restuning.choose import AUTO
 from restuning.cli import choosing, predicting, training
 from restuning.cli import inspect as looks
 from restuning.cli import run as runs
@@ -124,6 +125,8 @@ def train(
     """Train a task on a frozen backbone; without --method compare three methods."""
     budget = choosing.budget_of(method, memory, minutes, {
         "--lr": lr, "--rank": rank, "--scale": scale, "--zero-shot": zero_shot, "--ema": ema})  # fmt: skip
+    if method:
+        methods.check(method, (AUTO,))
     chosen = [method] if method else list(training.COMPARED)
     options = ({"rank": rank} if rank else {}) | ({"scale": scale} if scale else {}) | (
         {"drop_path": drop_path} if drop_path else {}) | ({"pool": pool} if pool else {})  # fmt: skip

@@ -29,11 +29,13 @@ from restuning.bench import (
 from restuning.bench.ablations import ABLATIONS, entries_of
 from restuning.bench.check import check_suite
 from restuning.bench.chosen import TAKES
+from restuning.bench.grid import Entry
 from restuning.bench.report import write_report
 from restuning.bench.rivals import RIVALS
 from restuning.bench.robustness import IMAGES, robustness, robustness_table
 from restuning.choose import AUTO
 from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
+from restuning.methods import check as check_method
 from restuning.train import FitSettings
 
 DEFAULT_METHODS = "linear,lora,res-tuning,res-tuning-bypass"
@@ -118,7 +120,7 @@ def run(
         sized(backbone, image_size), str(weights) if weights else None, settings,
         parse_choices(choose or []), not no_cache, cache_dtype,
     )  # fmt: skip
-    entries = entries_of(ablation) if ablation else parse_entries(methods)
+    entries = entries_of(ablation) if ablation else _entries(methods)
     runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
@@ -177,7 +179,7 @@ def robust(
     torch.set_num_threads(threads)
     protocol = protocol_of(folder, weights)
     worker = Bench(protocol, folder)
-    for run in plan(protocol, find_tasks(suite, _names(tasks)), parse_entries(methods), seeds):
+    for run in plan(protocol, find_tasks(suite, _names(tasks)), _entries(methods), seeds):
         if run.stage == "final":
             found = robustness(worker, run, images)
             console.print(f"{found['clean']:>7.2%}  {run}", highlight=False, markup=False)
@@ -222,6 +224,14 @@ def list_rivals(as_json: Json = False) -> None:
         typer.echo(json.dumps(rows, indent=1))
     else:
         show_rows(rows, "rivals")
+
+
+def _entries(text: str) -> list[Entry]:
+    """What `--methods` asks for; a name that stands for nothing is refused before any run."""
+    entries = parse_entries(text)
+    for entry in entries:
+        check_method(entry.method, (AUTO, *RIVALS))
+    return entries
 
 
 def watched(job: Job, jobs: int, left: int, told: Console) -> int:

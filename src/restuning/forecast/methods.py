@@ -76,9 +76,7 @@ def forms(task: Task) -> tuple[str, ...]:
         return ("cached",)
     if storable(task):
         return ("cached", "live")
-    # Trained copies of weights are put in place again in backward, which a copy of a checkpointed
-    # model that has no weights does not do.
-    return ("live",) if len(task.weights) else ("live", "checkpointing")
+    return ("live", "checkpointing")
 
 
 def tap_shapes(host: Host, needs: Needs, example: Any) -> dict[str, Tensor]:

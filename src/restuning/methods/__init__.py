@@ -6,5 +6,6 @@ from restuning.methods.method import Method as Method
 from restuning.methods.method import Options as Options
 from restuning.methods.named import METHODS as METHODS
 from restuning.methods.named import build as build
+from restuning.methods.named import check as check
 from restuning.methods.named import names as names
 from restuning.methods.named import table as table

@@ -6,6 +6,7 @@ is written as `res-tuning[mha=prompt,ffn=adapter]`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -26,6 +27,30 @@ METHODS: dict[str, Method] = {
     for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, ours.ROWS, embedded.ROWS)
     for name, row in rows.items()
 }
+
+
+def check(name: str, more: Collection[str] = ()) -> None:
+    """Refuse a name that stands for nothing, before anything is loaded for it.
+
+    Args:
+        name: As `build` takes it.
+        more: Names that are taken as well.
+
+    Raises:
+        UnknownNameError: No such method, or a combination that cannot be read.
+    """
+    if name in more:
+        return
+    base, _ = combined.parsed(name)
+    if base not in METHODS:
+        known = [*METHODS, *more]
+        near = get_close_matches(base, known, n=3)
+        raise UnknownNameError(
+            "no such method",
+            where=name,
+            found=f"did you mean {' or '.join(near)}?" if near else "",
+            fix=f"one of: {', '.join(known)}",
+        )
 
 
 def build(
@@ -58,15 +83,8 @@ def build(
         BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
         TunerShapeError: The head that is given reads another width than the feature's.
     """
+    check(name)
     base, combination = combined.parsed(name)
-    if base not in METHODS:
-        near = get_close_matches(base, METHODS, n=3)
-        raise UnknownNameError(
-            "no such method",
-            where=name,
-            found=f"did you mean {' or '.join(near)}?" if near else "",
-            fix=f"one of: {', '.join(METHODS)}",
-        )
     known = COMMON.union(METHODS[base].takes, OVER_TIME if host.has_time else ())
     if options.keys() - known:
         raise UnknownNameError(

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from restuning import RestuningError
+from restuning._errors import UnknownNameError
 from restuning.bench import Event
 from restuning.cli import benching
 from restuning.cli.app import app
@@ -36,6 +37,16 @@ def test_a_grid_with_a_failed_run_ends_with_exit_code_1(suite, tmp_path):
         *RUN, suite, "--tasks", "shades", "--methods", "res-tuning:layers=77", "--out", tmp_path
     )
     assert done.exit_code == 1 and "1 failed" in done.output
+
+
+@pytest.mark.parametrize("written", ["linear,loar", "half=res-tuning:layers=1-6,atuo"])
+def test_a_misspelt_method_is_refused_before_any_run(suite, tmp_path, written):
+    done = call(*RUN, suite, "--methods", written, "--out", tmp_path / "g")
+    assert done.exit_code != 0
+    assert isinstance(done.exception, UnknownNameError)
+    assert "did you mean" in str(done.exception)
+    assert "auto" in str(done.exception)
+    assert not (tmp_path / "g").exists()
 
 
 def test_a_whole_suite_passes_the_check_and_a_broken_one_does_not(suite, tmp_path):

@@ -80,6 +80,7 @@ def test_the_same_command_again_takes_everything_from_disk_and_ends_the_same(tra
     (("--method", "auto", "--minutes", "0.0001"), "no method can be chosen"),
     (("--method", "linear", "--minutes", "3"), "a budget is for --method auto"),
     (("--memory", "2GiB"), "a budget is for --method auto"),
+    (("--method", "atuo"), "did you mean auto?"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_words(shades, tmp_path, monkeypatch, capsys, more, words):
     monkeypatch.setattr(
