@@ -1,35 +1,15 @@
 """A grid that is killed goes on, and two runners share one without doing a run twice."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
-import pytest
+from killed import MARKS, ended, kill_when, started
 
-PATIENCE = 300
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(os.name == "nt", reason="SIGKILL is of POSIX systems"),
-]
+pytestmark = MARKS
 
 
 def start(out, *more):
-    command = [sys.executable, "-m", "restuning", "bench", "run", "digits", "--methods",
-               "linear,res-tuning-bypass", "--seeds", "3", "--epochs", "2", "--set",
-               "lr=1e-3,1e-2", "--out", str(out), *more]  # fmt: skip
-    return subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def ended(process):
-    told = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, told
-    return told
+    return started("bench", "run", "digits", "--methods", "linear,res-tuning-bypass", "--seeds", 3,
+                   "--epochs", 2, "--set", "lr=1e-3,1e-2", "--out", out, *more)  # fmt: skip
 
 
 def results(out):
@@ -41,20 +21,15 @@ def accuracies(out):
 
 
 def test_a_killed_grid_goes_on_with_two_runners_and_ends_as_one_that_was_not(tmp_path):
-    process = start(tmp_path / "killed")
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and len(results(tmp_path / "killed")) < 2:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = {k: p.stat().st_mtime_ns for k, p in results(tmp_path / "killed").items()}
+    out = tmp_path / "killed"
+    kill_when(start(out), lambda: len(results(out)) >= 2)
+    before = {k: p.stat().st_mtime_ns for k, p in results(out).items()}
     assert 2 <= len(before) < 10
-    pair = [start(tmp_path / "killed") for _ in range(2)]
+    pair = [start(out) for _ in range(2)]
     told = [ended(each) for each in pair]
     made = [sum("%  digits" in line for line in each.splitlines()) for each in told]
-    after = {k: p.stat().st_mtime_ns for k, p in results(tmp_path / "killed").items()}
+    after = {k: p.stat().st_mtime_ns for k, p in results(out).items()}
     assert len(after) == 10 and sum(made) == 10 - len(before)
     assert {k: after[k] for k in before} == before
-    whole = start(tmp_path / "whole", "--jobs", "2")
-    ended(whole)
-    assert accuracies(tmp_path / "whole") == accuracies(tmp_path / "killed")
+    ended(start(tmp_path / "whole", "--jobs", "2"))
+    assert accuracies(tmp_path / "whole") == accuracies(out)

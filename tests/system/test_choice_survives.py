@@ -1,21 +1,13 @@
 """A choice whose process is killed goes on with the same command, and ends as one that was not."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from killed import MARKS, ended, kill_when, started
 from PIL import Image
 
-PATIENCE = 400
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(os.name == "nt", reason="SIGKILL is of POSIX systems"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture
@@ -31,18 +23,8 @@ def shades(tmp_path):
 
 
 def start(data, out, store):
-    command = [sys.executable, "-m", "restuning", "train", str(data), "--method", "auto",
-               "--epochs", "2", "--batch-size", "8", "--memory", "24MiB", "--minutes", "30",
-               "--out", str(out), "--store", str(store)]  # fmt: skip
-    return subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def ended(process):
-    told = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, told
+    return started("train", data, "--method", "auto", "--epochs", 2, "--batch-size", 8,
+                   "--memory", "24MiB", "--minutes", 30, "--out", out, "--store", store)  # fmt: skip
 
 
 def figures(folder):
@@ -55,15 +37,15 @@ def figures(folder):
     )
 
 
-def test_a_choice_killed_inside_a_trial_goes_on_and_ends_as_one_that_was_not(shades, tmp_path):
+def test_a_choice_killed_in_a_trial_and_in_the_final_run_ends_as_one_that_was_not(shades, tmp_path):
     ended(start(shades, tmp_path / "whole", tmp_path / "stores"))
-    process = start(shades, tmp_path / "killed", tmp_path / "stores")
+    out = tmp_path / "killed"
     # Written before the trial inside the backbone begins.
-    begun, end = tmp_path / "killed/choice/res-tuning.json", time.monotonic() + PATIENCE
-    while time.monotonic() < end and not begun.exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    begun = out / "choice/res-tuning.json"
+    kill_when(start(shades, out, tmp_path / "stores"), begun.exists)
     assert json.loads(begun.read_text())["status"] == "begun"
-    ended(start(shades, tmp_path / "killed", tmp_path / "stores"))
-    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+    # The final run keeps its checkpoints in the folder itself.
+    kill_when(start(shades, out, tmp_path / "stores"), (out / "checkpoints").exists)
+    assert not (out / "metrics.json").exists()
+    ended(start(shades, out, tmp_path / "stores"))
+    assert figures(out) == figures(tmp_path / "whole")
