@@ -32,7 +32,8 @@ class Choice:
         lr, epochs, accumulate: Of its final run.
         form: "stored" (features once) or "live".
         rows: One a candidate: method, status ("tried", "stopped" early, "left out"), why, accuracy
-            on validation with its standard error, the rates tried, memory, seconds.
+            on validation with its standard error, cross-entropy there after a temperature of its own,
+            the rates tried, memory, seconds.
         examples: Of the validation split.
         budget: It was made within.
         start: Weights that its final run goes on from, by name; None where it begins anew.
@@ -88,7 +89,7 @@ def choose(
     Candidates are tried from the cheapest on. Detached methods are trained from features that are
     stored once, the rates of one together; then methods inside the backbone. Each trial is a whole
     run, so that none looks better for needing less, but is ended early where it clearly loses
-    (`rule.lost`). The highest accuracy is taken (`rule.highest`). Where epochs are dear the final run
+    (`rule.lost`). `rule.taken` says which is taken. Where epochs are dear the final run
     goes on from the trial's weights with `candidates.MORE` of its epochs and a lower rate on both splits
     (`Choice.begin`); where they are cheap it begins anew. What the budget does not allow is left
     out with the reason; a batch that memory does not allow is first run in pieces.
@@ -128,7 +129,7 @@ def choose(
     rows: list[Row] = []
     for candidate in candidates:
         rows.append(trials.row(candidate, rows))
-    taken = rule.highest(rows)
+    taken = rule.taken(rows)
     if taken is None:
         raise TrainingError(
             "no method can be chosen", where=data.name,

@@ -60,7 +60,9 @@ class Journal:
         if status in ("tried", "stopped"):
             score = row.get("val_accuracy")
             whole = whole and _number(row.get("lr")) and _number(score) and bool(score <= 1)  # type: ignore[operator]
-            whole = whole and isinstance(row.get("goes_on"), bool)
+            whole = (
+                whole and isinstance(row.get("goes_on"), bool) and _number(row.get("cross_entropy"))
+            )
         if not whole:
             raise FormatError(
                 "a row of a choice is malformed", where=str(file), found=str(row)[:200],

@@ -15,6 +15,7 @@ from restuning._errors import EngineError, RestuningError, TrainingError
 from restuning.bypass import Needs
 from restuning.choose import rule
 from restuning.choose.budget import Budget
+from restuning.choose.calibrated import answers, calibrated_loss
 from restuning.choose.candidates import Candidate
 from restuning.choose.costs import Costs
 from restuning.choose.feed import Feed
@@ -109,7 +110,7 @@ class Trials:
             if self.budget.seconds is not None:
                 trial, final = self.costs.run_seconds(tuned, fed, settings, candidate, detached)
                 # Should this one lose, the final run is that of the best before it.
-                other = (rule.highest(before) or {}).get("final_seconds") or 0.0
+                other = (rule.taken(before) or {}).get("final_seconds") or 0.0
                 _refuse(self.budget.refuses_time(spent() + trial + max(final, other)))
                 row["final_seconds"] = final
             self.journal.write(
@@ -170,10 +171,12 @@ class Trials:
             part = [replace(settings, lr=rate) for rate in rates[start : start + together]]
             tasks = [self._build(candidate) for _ in part]
             arms = train_arms(self.host, tasks, part, fed.train, fed.val)
-            found += [
-                {"lr": one.lr, "val_accuracy": arm.val_accuracy[-1] if arm.died_at is None else None}
-                for one, arm in zip(part, arms, strict=True)
-            ]  # fmt: skip
+            for one, arm in zip(part, arms, strict=True):
+                alive = arm.died_at is None
+                found.append(
+                    {"lr": one.lr, "val_accuracy": arm.val_accuracy[-1] if alive else None}
+                    | (self._fits(Cached(self.host, arm.task, fed.val.store), fed) if alive else {})
+                )
         return found
 
     def _alone(
@@ -204,9 +207,15 @@ class Trials:
                 found.append({"lr": rate, "val_accuracy": None})
                 continue
             curve = [epoch["val_accuracy"] for epoch in result.history]
-            found.append({"lr": rate, "val_accuracy": curve[-1], "curve": curve})
+            found.append({"lr": rate, "val_accuracy": curve[-1], "curve": curve}
+                         | self._fits(tuned, fed))  # fmt: skip
             status = "stopped" if len(curve) < settings.epochs else status
         return found, status
+
+    def _fits(self, tuned: nn.Module, fed: Data) -> dict[str, float]:
+        """How well what was trained fits the validation split."""
+        told = answers(tuned, fed.val, self.settings.batch_size, fed.collate)
+        return {"cross_entropy": calibrated_loss(*told)}
 
     def _scored(self, found: list[dict[str, Any]], status: str) -> Row:
         alive = [t for t in found if t["val_accuracy"] is not None]
@@ -215,7 +224,8 @@ class Trials:
         top: Any = max(alive, key=lambda t: t["val_accuracy"])
         noise = rule.standard_error(top["val_accuracy"], len(self.feed.data.val))
         return {"status": status, "val_accuracy": top["val_accuracy"], "lr": top["lr"],
-                "standard_error": noise, "trials": found}  # fmt: skip
+                "cross_entropy": top["cross_entropy"], "standard_error": noise,
+                "trials": found}  # fmt: skip
 
 
 DIVERGED = "training diverged"

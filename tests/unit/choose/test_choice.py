@@ -1,6 +1,7 @@
 """Choices made on a few real digits: what is taken, what is left out, and what a killed one ends with."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -34,7 +35,7 @@ def memory(whole, method):
 def test_every_candidate_is_tried_and_one_is_taken_without_the_test_split(whole):
     assert [row["method"] for row in whole.rows] == [c.method for c in CANDIDATES]
     assert all(row["status"] in ("tried", "stopped") for row in whole.rows)
-    top = rule.highest(whole.rows)
+    top = rule.taken(whole.rows)
     rate = top["lr"] * (LOWER if top["goes_on"] else 1)
     assert (whole.method, whole.lr, whole.epochs) == (top["method"], rate, top["epochs"])
     assert [row["method"] for row in whole.rows if row["why"] == "taken"] == [whole.method]
@@ -68,6 +69,14 @@ def test_a_final_run_goes_on_from_the_weights_of_the_trial_that_was_taken(world,
     assert again.start.keys() == after.keys()
     assert all(torch.equal(again.start[name], after[name]) for name in after)
     assert again.to_dict()["goes_on"]
+
+
+def test_a_row_tells_how_well_its_probabilities_fit(world, whole):
+    classes = world.data.num_classes
+    for row in whole.rows:
+        assert 0 < row["cross_entropy"] < 1.1 * math.log(classes)
+        by_rate = {t["lr"]: t["cross_entropy"] for t in row["trials"]}
+        assert row["cross_entropy"] == by_rate[row["lr"]]
 
 
 def test_a_final_run_of_what_is_cheap_begins_anew(world, tmp_path):

@@ -4,13 +4,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from restuning import RestuningError
 from restuning.choose import Budget, rule
 from restuning.choose.budget import bytes_in_words, minutes_in_words
+from restuning.choose.calibrated import calibrated_loss
 
+ROUNDED = 0.03
+"""The grid of temperatures ends somewhere; the best of these draws lie well inside it."""
 PRINTED = 0.005
 """The docstring of `rule.highest` gives two decimals."""
 accuracies = st.floats(0, 1)
@@ -28,7 +33,40 @@ def below(x):
 def test_the_highest_is_taken_and_of_equals_the_cheapest():
     rows = [row(0.5), {"val_accuracy": None}, row(0.7), row(0.7), {"status": "left out"}]
     assert rule.highest(rows) is rows[2]
-    assert rule.highest([{}]) is None
+    assert rule.highest([{}]) is rule.taken([{}]) is None
+
+
+@pytest.mark.parametrize(("accuracy", "loss", "status", "wins"), [
+    (0.78, 0.5, "tried", True),
+    (0.78, 0.7, "tried", False),
+    (0.70, 0.1, "tried", False),
+    (0.78, 0.5, "stopped", False),
+])  # fmt: skip
+def test_what_accuracy_does_not_tell_apart_cross_entropy_does(accuracy, loss, status, wins):
+    top = row(0.8) | {"cross_entropy": 0.6}
+    other = row(accuracy, status=status) | {"cross_entropy": loss}
+    for rows in ([top, other], [other, top]):
+        assert rule.taken(rows) is (other if wins else top)
+
+
+def test_with_many_examples_accuracy_decides_alone():
+    few, many = 0.03, 0.0003
+    for noise, wins in ((few, True), (many, False)):
+        rows = [
+            row(0.80, noise) | {"cross_entropy": 0.6},
+            row(0.79, noise) | {"cross_entropy": 0.5},
+        ]
+        assert (rule.taken(rows) is rows[1]) == wins
+
+
+@given(st.integers(0, 10**6), st.integers(-8, 8))
+def test_loudness_changes_no_calibrated_loss(seed, quarters):
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (60,), generator=draw)
+    logits = torch.randn(60, 3, generator=draw) + 2 * F.one_hot(labels, 3)
+    loss = calibrated_loss(logits, labels)
+    assert loss <= float(F.cross_entropy(logits, labels))
+    assert calibrated_loss(2 ** (quarters / 4) * logits, labels) == pytest.approx(loss, rel=ROUNDED)
 
 
 @pytest.mark.parametrize(("margin", "printed"), [(0.0, 0.17), (1.0, 0.51)])
