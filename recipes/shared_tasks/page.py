@@ -1,4 +1,4 @@
-"""Write the table of README.md from the results beside it.
+"""Write the tables of README.md from the results beside it.
 
     python recipes/shared_tasks/page.py
 
@@ -10,16 +10,18 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from restuning.bench.record import read_json
 from restuning.bench.report import words
 from restuning.bench.report.summary import Summary, summarise
+from restuning.choose import CANDIDATES
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
-START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 TASKS = ("cifar100", "caltech101", "rsscn7", "elpv", "dsprites_like_loc", "count_like")
 FIRST = ("cifar100", "rsscn7", "dsprites_like_loc")
 GRIDS = {"epochs_10": 10, "closed_form": 5, "epochs_40": 40, "auto": 10}
 SEEDS = 3
+AUTO, LORA = "auto", "lora"
 
 
 def cell(summary: Summary, task: str, label: str) -> str:
@@ -55,13 +57,63 @@ def rows() -> list[list[str]]:
     return found
 
 
+def single_methods() -> dict[str, dict[str, float]]:
+    """Mean test accuracy by task and by method (with its epochs where they are not the first grid's)."""
+    found: dict[str, dict[str, float]] = {task: {} for task in TASKS}
+    for folder, epochs in GRIDS.items():
+        if folder == AUTO:
+            continue
+        for (task, label), cell_of in summarise(HERE / folder).cells.items():
+            more = "" if folder == "epochs_10" else f" ({epochs} epochs)"
+            found[task][label + more] = cell_of.mean
+    return found
+
+
+def choices() -> list[list[str]]:
+    """One a task and seed of `auto`: its trials on validation, what it took, and what came of it."""
+    single, first = single_methods(), summarise(HERE / "epochs_10")
+    found, behind, costs = [], [], []
+    runs = [read_json(file) for file in sorted((HERE / AUTO / "runs").rglob("final*.json"))]
+    for task in TASKS:
+        name, best = max(single[task].items(), key=lambda each: each[1])
+        lora = first.cost(LORA, [task], lambda run: run["seconds"].get("train_cpu"))
+        for run in (run for run in runs if run["task"] == task):
+            trials = {row["method"]: row for row in run["chosen"]["rows"]}
+            told = [
+                f"{100 * row['val_accuracy']:.1f} ({row['cross_entropy']:.2f})"
+                + ("*" if row["status"] == "stopped" else "")
+                if row["status"] != "left out" else "-" for row in trials.values()
+            ]  # fmt: skip
+            behind.append(run["accuracy"] - best)
+            costs.append(run["seconds"]["train_cpu"] / lora)
+            found.append(
+                [task, str(run["seed"]), *told, run["setting"]["method"], words.percent(run["accuracy"]),
+                 f"{words.percent(best)} {name}", f"{100 * behind[-1]:+.1f}",
+                 words.seconds(run["seconds"]["train_cpu"]), f"{costs[-1]:.2f}"]
+            )  # fmt: skip
+    if found:
+        mean_of = ["mean", *[""] * (len(found[0]) - 5), "", f"{100 * statistics.mean(behind):+.1f}", "",
+                   f"{statistics.mean(costs):.2f}"]  # fmt: skip
+        found.append(mean_of)
+    return found
+
+
+def filled(text: str, mark: str, head: list[str], lines: list[list[str]]) -> str:
+    """A page with a table put between its marks."""
+    start, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+    before, _, rest = text.partition(start)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+    return f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
+
+
 def main() -> None:
-    """Put the table between its marks."""
+    """Put the tables between their marks."""
+    text = PAGE.read_text(encoding="utf-8")
     head = ["method", "epochs", *TASKS, "mean of 3", "mean of 6", "CPU", "step"]
-    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows())]
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    after = rest.partition(END)[2]
-    text = f"{before}{START}{chr(10).join(lines)}\n{END}{after}"
+    text = filled(text, "table", head, rows())
+    head = ["task", "seed", *[each.method for each in CANDIDATES], "taken", "test", "best by hindsight",
+            "behind", "CPU", "of LoRA"]  # fmt: skip
+    text = filled(text, "choices", head, choices())
     PAGE.write_text(text, encoding="utf-8")
     print(text)
 

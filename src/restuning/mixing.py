@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from restuning._errors import TunerShapeError
 from restuning.bypass import Needs
-from restuning.pooling import Pooling
+from restuning.pooling import Pooling, merged
 from restuning.tuners import Tuner, from_spec, real_tokens
 
 
@@ -33,6 +33,8 @@ class MixingBypass(nn.Module):
         tuners: For every tap, its tuners of width w.
         pool: Of the last state, of width w.
         drop_path: Chance to leave out a tuner's delta of a sample while training.
+        merge: Read patches as means of squares of so many by so many (`pooling.merged`): a fourth of the
+            tokens, time and store at 2. The readout still takes the last tap whole.
 
     Shape:
         taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all".
@@ -48,16 +50,23 @@ class MixingBypass(nn.Module):
     2022), LAST (Tang et al. 2024). Chosen on validation; see `docs/mixing.md`.
 
     Raises:
-        TunerShapeError: Numbers of taps, widths and tuners do not agree.
+        TunerShapeError: Numbers of taps, widths and tuners do not agree, or patches are to be merged
+            where there is no grid, or where every token has an answer of its own.
     """
 
     recompute = True
 
     def __init__(
         self, taps: Sequence[str], dims: Sequence[int], tuners: Sequence[Sequence[Tuner]],
-        pool: Pooling, drop_path: float = 0.0,
+        pool: Pooling, drop_path: float = 0.0, merge: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
+        if merge < 1 or (merge > 1 and (not pool.grid or pool.token == "all")):
+            raise TunerShapeError(
+                "patches cannot be merged here", found=f"merge={merge}, "
+                + ("an answer for every token" if pool.token == "all" else "no grid of patches"),
+                fix="leave merge out; it is for one answer an image",
+            )  # fmt: skip
         widths = {t.dim for row in tuners for t in row}
         if not len(taps) == len(dims) == len(tuners) > 0 or len(widths) != 1:
             raise TunerShapeError(
@@ -67,6 +76,7 @@ class MixingBypass(nn.Module):
                 fix="give every tap a list of tuners, all of one dim",
             )
         self.taps, self.dims, self.drop_path = tuple(taps), tuple(dims), drop_path
+        self.merge = merge
         self.width = widths.pop()
         self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
         self.mix = nn.ModuleList(nn.ModuleList(row) for row in tuners)
@@ -88,11 +98,16 @@ class MixingBypass(nn.Module):
                 "a mixing bypass reads streams of tokens", found="a backbone read by its own vector",
                 fix='use res-tuning-bypass, or pool="mean" where the last stream has tokens',
             )  # fmt: skip
-        return Needs(self.taps, "all")
+        return Needs(self.taps, "all", self.merge)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """The last state s_K, `b n w`. Taps are detached at this door."""
-        streams = [taps[name].detach() for name in self.taps]
+        whole = taps[self.taps[-1]].shape[1]
+        # Taps from a store that keeps them merged are shorter than the last one, which is whole.
+        streams = [
+            merged(stream, self.merge if stream.shape[1] == whole else 1)
+            for stream in (taps[name].detach() for name in self.taps)
+        ]
         mask = getattr(taps, "mask", None)
         state = torch.zeros((), dtype=self.pool.value.weight.dtype, device=streams[0].device)
         # A transform of functions (vmap, grad) cannot run a part again.
@@ -142,7 +157,7 @@ class MixingBypass(nn.Module):
             "network": "mixing", "taps": list(self.taps), "dims": list(self.dims),
             "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]
             "pool": {"token": self.pool.token, "grid": self.pool.grid},
-            "drop_path": self.drop_path,
+            "drop_path": self.drop_path, "merge": self.merge,
         }  # fmt: skip
 
     @classmethod
@@ -150,4 +165,6 @@ class MixingBypass(nn.Module):
         """Build a bypass from its `spec`."""
         tuners = [[from_spec(s) for s in row] for row in spec["tuners"]]
         pool = Pooling(tuners[0][0].dim, **spec["pool"])
-        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"])
+        return cls(
+            spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], spec.get("merge", 1)
+        )

@@ -75,6 +75,43 @@ class Pooling(nn.Module):
         return torch.cat([one_token(state, self.token, mask)[:, 0], together], 1)
 
 
+def merged(stream: Tensor, side: int) -> Tensor:
+    """Patches averaged in squares, what stands before the grid as it is: `b n d -> b m d`.
+
+    Args:
+        stream: Tokens that form a square after the fewest that leave one.
+        side: Patches along a square; where the grid is no multiple of it, the last are smaller.
+
+    Raises:
+        TunerShapeError: Tokens form no square.
+    """
+    if side == 1:
+        return stream
+    first = before_the_grid(stream.shape[1])
+    wide = math.isqrt(stream.shape[1] - first)
+    grid = stream[:, first:].mT.unflatten(2, (wide, wide))
+    means = F.avg_pool2d(grid, side, ceil_mode=True, count_include_pad=False)
+    return torch.cat([stream[:, :first], means.flatten(2).mT], 1)
+
+
+def merged_away(stream: Tensor, side: int) -> tuple[float, float]:
+    """Squares of what merging takes from the patches, and of the patches around their mean.
+
+    Their ratio is the share of the variance inside an image that is lost.
+
+    Args:
+        stream: `b n d`.
+        side: As for `merged`.
+    """
+    first = before_the_grid(stream.shape[1])
+    patches, kept = stream[:, first:].double(), merged(stream.double(), side)[:, first:]
+    wide, narrow = math.isqrt(patches.shape[1]), math.isqrt(kept.shape[1])
+    at = torch.arange(wide, device=stream.device) // side
+    again = kept.unflatten(1, (narrow, narrow))[:, at][:, :, at].flatten(1, 2)
+    around = patches - patches.mean(1, keepdim=True)
+    return float((patches - again).square().sum()), float(around.square().sum())
+
+
 def profiles(tokens: Tensor) -> Tensor:
     """Means along the rows and along the columns of a square grid, `b n c -> b 2*7*c`."""
     side = math.isqrt(tokens.shape[1])

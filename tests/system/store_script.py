@@ -35,10 +35,10 @@ class Noise(Dataset):
 
 
 def host_and_key(dtype="fp32", views=("plain",), seed=0, splits=None, tokens="cls",
-                 precision="fp32"):  # fmt: skip
+                 precision="fp32", merge=1):  # fmt: skip
     host = Host(tiny_vit(seed), torch.zeros(1, 3, 32, 32))
     key = store_key(
-        host, Needs(host.sites.taps, tokens), (torch.zeros(1, 3, 32, 32),), backbone="tiny",
+        host, Needs(host.sites.taps, tokens, merge), (torch.zeros(1, 3, 32, 32),), backbone="tiny",
         preprocessing={"size": 32}, data="noise", identity="0", dtype=dtype, views=views, precision=precision,
         splits=splits or {"train": COUNT},
     )  # fmt: skip

@@ -53,6 +53,21 @@ def test_a_store_says_what_it_is_and_is_found_again(photos, stored):
     assert [row["state"] for row in listed] == ["whole"]
 
 
+def test_patches_are_merged_where_that_is_asked_for_and_the_loss_is_told(photos, tmp_path):
+    done = restuning("cache", photos, "--store", tmp_path, "--tokens", "all/2")
+    assert done.returncode == 0, done.stderr
+    assert "patches 2 x 2 together" in done.stdout
+    assert "merged away" in done.stdout
+    done = restuning("cache", photos, "--store", tmp_path, "--tokens", "all/2", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["tokens"] == "all/2"
+    assert all(0 < share < 1 for share in facts["merged away"].values())
+    for wrong in ("all/", "all/0", "cls/2", "all/x"):
+        done = restuning("cache", photos, "--store", tmp_path, "--tokens", wrong)
+        assert done.returncode == 1
+        assert "all/2 for patches" in done.stderr
+
+
 def test_training_takes_the_store_by_itself_and_says_so(stored, trained):
     out, words = trained
     assert words.count("reused") == 2  # linear and the bypass; Res-Tuning runs in the backbone

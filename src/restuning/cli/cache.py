@@ -37,9 +37,11 @@ def build(
         host.cuda()
     if tokens == "auto":
         tokens = tokens_of(host.readout_rule.pool)
-    if tokens not in IN_WORDS:
-        raise StoreError("no such tokens", found=tokens, fix="give auto, cls, last, pool or all")
-    needs = Needs(host.sites.taps, tokens)  # type: ignore[arg-type]
+    kind, slash, side = tokens.partition("/")
+    if kind not in IN_WORDS or (slash and not (kind == "all" and side.isdigit() and int(side))):
+        raise StoreError("no such tokens", found=tokens,
+                         fix="give auto, cls, last, pool, all, or all/2 for patches two by two")  # fmt: skip
+    needs = Needs(host.sites.taps, kind, int(side) if slash else 1)  # type: ignore[arg-type]
     augmented = None
     if views > 2:
         crops = Source(**{**source.__dict__, "augment": "timm"})
@@ -88,7 +90,8 @@ def facts(path: Path) -> dict[str, Any]:
         "views": list(key.views),
         "backbone": key.backbone["name"],
         "taps": [f"{tap.name} {list(tap.shape)}" for tap in key.taps],
-        "tokens": key.tokens,
+        "tokens": key.form,
+        "merged away": store.manifest.get("merged away", {}),
         "dtype": key.dtype,
         "precision": key.precision,
         "bytes an input": key.bytes_per_row,
@@ -129,4 +132,4 @@ def delete(name: str, root: Path | None) -> int:
 
 def _form(key: StoreKey) -> str:
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
-    return f"{len(key.taps)} taps, {key.tokens}, {key.dtype}{views}"
+    return f"{len(key.taps)} taps, {key.form}, {key.dtype}{views}"

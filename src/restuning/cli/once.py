@@ -42,7 +42,10 @@ def cache(
         str, typer.Option(help="What the backbone computes in: fp32 or bf16")
     ] = "fp32",
     tokens: Annotated[
-        str, typer.Option(help="auto (what the readout needs), cls, last, pool, all")
+        str,
+        typer.Option(
+            help="auto (what the readout needs), cls, last, pool, all, all/2 (patches 2 x 2)"
+        ),
     ] = "auto",
     views: Annotated[int, typer.Option(help="1; 2 with mirror images; more: random crops")] = 1,
     store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,

@@ -109,9 +109,9 @@ class Cached(nn.Module):
         if not covers(store, needs, host.sites.taps[-1]):
             raise StoreError(
                 "the store lacks what the task needs", where=str(store.path),
-                found=f"{len(store.key.taps)} taps, tokens {store.key.tokens}; wanted "
+                found=f"{len(store.key.taps)} taps, tokens {store.key.form}; wanted "
                 f"{', '.join(needs.taps[:4])}{' ...' if len(needs.taps) > 4 else ''}, "
-                f"tokens {needs.tokens}", fix="build one for this method: `restuning cache`",
+                f"tokens {needs.form}", fix="build one for this method: `restuning cache`",
             )  # fmt: skip
         self._last = host.sites.taps[-1]
         self._tokens: Tokens = needs.tokens if store.key.tokens == "all" else "all"
@@ -133,7 +133,9 @@ def narrowed(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]
 def covers(store: Store, needs: Needs, last: str) -> bool:
     """Whether a store holds all that is needed."""
     wanted = {last if tap == "last" else tap for tap in needs.taps}
-    return wanted <= {tap.name for tap in store.key.taps} and hold(store.key.tokens, needs.tokens)
+    return wanted <= {tap.name for tap in store.key.taps} and hold(
+        store.key.tokens, needs.tokens, store.key.merge, needs.merge
+    )
 
 
 def refuse_other_backbone(host: Extractor, store: Store) -> None:

@@ -20,9 +20,18 @@ from restuning._errors import StoreError
 from restuning.bypass import Needs
 from restuning.extractor import Extractor
 from restuning.features.claim import Claim
-from restuning.features.key import StoreKey
+from restuning.features.key import StoreKey, merged_taps
 from restuning.features.store import MANIFEST, Store
-from restuning.features.writing import Shard, finish, is_written, write, write_shard, writing
+from restuning.features.writing import (
+    Lost,
+    Shard,
+    finish,
+    is_written,
+    write,
+    write_shard,
+    writing,
+)
+from restuning.pooling import merged_away
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 512
@@ -157,7 +166,7 @@ def place(root: Path, key: StoreKey) -> Path:
 
 
 def computed(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
-    """The taps that a store keeps of one batch (a tensor, or a mapping by keyword)."""
+    """The taps of one batch (a tensor, or a mapping by keyword) that a store keeps, not merged yet."""
     device = host.device.type
     with torch.autocast(device, torch.bfloat16, enabled=key.precision == "bf16"):
         if inputs and isinstance(inputs[0], Mapping):
@@ -228,6 +237,7 @@ def _extract(
     device = host.device
     parts: list[Tensor] = []
     labels: list[int] = []
+    lost: Lost = {}
     try:
         for inputs, answers in loader:
             shard, stop = queue.pop(0)
@@ -235,16 +245,26 @@ def _extract(
                 taps = computed(host, key, {k: v.to(device) for k, v in inputs.items()})
             else:
                 taps = computed(host, key, inputs.to(device))
-            parts.append(_row(taps, key))
+            if key.merge > 1:
+                _count(lost, taps, key, host.sites.taps[-1])
+            parts.append(_row(merged_taps(taps, key.merge, host.sites.taps[-1]), key))
             labels += [int(y) for y in answers]
             advance(len(answers))
             if stop == shard.stop:
-                write_shard(folder, key, shard, torch.cat(parts), labels)
+                write_shard(folder, key, shard, torch.cat(parts), labels, lost)
                 claims.pop(shard).give_back()
-                parts, labels = [], []
+                parts, labels, lost = [], [], {}
     finally:
         for claim in claims.values():
             claim.give_back()
+
+
+def _count(lost: Lost, taps: Mapping[str, Tensor], key: StoreKey, last: str) -> None:
+    """Add what merging takes from a batch."""
+    for tap in key.taps:
+        if tap.name != last:
+            before, now = lost.get(tap.name, (0.0, 0.0)), merged_away(taps[tap.name], key.merge)
+            lost[tap.name] = (before[0] + now[0], before[1] + now[1])
 
 
 def _row(taps: Mapping[str, Tensor], key: StoreKey) -> Tensor:

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from restuning._errors import StoreError
 from restuning.bypass import Needs
 from restuning.engine import Engine
 from restuning.extractor import Extractor
 from restuning.features.codec import BYTES, check_dtype, check_precision
+from restuning.pooling import merged
 
 SCHEMA = 1
 """Raised when stores of an older library can no longer be read."""
@@ -43,6 +45,7 @@ class StoreKey:
         tokens: "cls", "last", "all" or "pool"; see `Needs`.
         dtype: How values are kept.
         precision: What the backbone computed in: "fp32", or "bf16" by autocast.
+        merge: Patches along a square that is kept as its mean; see `Needs`.
         preprocessing: How an image became an input.
         data: Name of the data set and the digest of its ordered samples.
         views: "plain", "flip", "crop.2", ...; of the training split.
@@ -58,6 +61,12 @@ class StoreKey:
     views: tuple[str, ...]
     splits: Mapping[str, int]
     precision: str = "fp32"
+    merge: int = 1
+
+    @property
+    def form(self) -> str:
+        """The tokens as users write them; see `Needs`."""
+        return Needs((), self.tokens, self.merge).form  # type: ignore[arg-type]
 
     @property
     def values_per_row(self) -> int:
@@ -88,6 +97,9 @@ class StoreKey:
         values = asdict(self) | {"schema": SCHEMA}
         values["taps"] = [[tap.name, list(tap.shape)] for tap in self.taps]
         values["views"] = list(self.views)
+        if self.merge == 1:
+            # As stores of before it was an option say it.
+            del values["merge"]
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -103,7 +115,7 @@ class StoreKey:
             str(values["tokens"]), check_dtype(values["dtype"]), dict(values["preprocessing"]),
             dict(values["data"]), tuple(map(str, values["views"])),
             {str(k): int(v) for k, v in values["splits"].items()},
-            check_precision(values.get("precision", "fp32")),
+            check_precision(values.get("precision", "fp32")), _side(values.get("merge", 1)),
         )  # fmt: skip
 
     @property
@@ -147,10 +159,24 @@ def store_key(
         taps = host.features(keep=needs, **example)
     else:
         taps = host.features(*example, keep=needs)
+    taps = merged_taps(taps, needs.merge, host.sites.taps[-1])
     return StoreKey(
         {"name": backbone, **host.fingerprint(), "all weights": host.digest()},
         tuple(Tap(name, tuple(value.shape[1:])) for name, value in taps.items()),
         needs.tokens, check_dtype(dtype), dict(preprocessing),
         {"name": data, "identity": identity}, tuple(views), dict(splits),
-        precision,
+        precision, needs.merge,
     )  # fmt: skip
+
+
+def merged_taps(taps: Mapping[str, Tensor], merge: int, last: str) -> Mapping[str, Tensor]:
+    """Taps as they are stored: patches merged, but for the last tap."""
+    if merge == 1:
+        return taps
+    return {n: tap if n == last else merged(tap, merge) for n, tap in taps.items()}
+
+
+def _side(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"merge {value!r}")
+    return value

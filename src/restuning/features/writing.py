@@ -17,6 +17,9 @@ from restuning.features.codec import encode, error_report
 from restuning.features.key import StoreKey
 from restuning.features.store import MANIFEST, sha256
 
+Lost = dict[str, tuple[float, float]]
+"""By tap: squares of what merging takes from patches, and of patches around their mean."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -38,7 +41,9 @@ def is_written(folder: Path, shard: Shard) -> bool:
     return (folder / f"{shard.name}.json").exists()
 
 
-def write_shard(folder: Path, key: StoreKey, shard: Shard, rows: Tensor, labels: list[int]) -> None:
+def write_shard(
+    folder: Path, key: StoreKey, shard: Shard, rows: Tensor, labels: list[int], lost: Lost | None = None,
+) -> None:  # fmt: skip
     """Write one shard: its files first, then the entry that says it is whole."""
     values, scales = encode(rows, key.dtype)
     error = {} if key.dtype == "fp32" else error_report(rows, key.dtype, key.slices)
@@ -60,7 +65,8 @@ def write_shard(folder: Path, key: StoreKey, shard: Shard, rows: Tensor, labels:
             finally:
                 partial.unlink(missing_ok=True)
         entry = {"split": shard.split, "view": shard.view, "start": shard.start,
-                 "stop": shard.stop, "files": files, "labels": labels, "error": error}  # fmt: skip
+                 "stop": shard.stop, "files": files, "labels": labels, "error": error,
+                 "lost": lost or {}}  # fmt: skip
         write(folder / f"{shard.name}.json", json.dumps(entry).encode())
 
 
@@ -86,13 +92,27 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
             }
             for tap in key.taps
         }
-        shards = [{k: v for k, v in e.items() if k not in ("labels", "error")} for e in entries]
+        shards = [
+            {k: v for k, v in e.items() if k not in ("labels", "error", "lost")} for e in entries
+        ]
         manifest = {"library": f"restuning {__version__}", "digest": key.digest,
                     "key": key.to_dict(), "error": error, "labels": labels,
                     "shards": shards}  # fmt: skip
+        if key.merge > 1:
+            manifest["merged away"] = _shares(entries)
         write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
             leftover.unlink(missing_ok=True)
+
+
+def _shares(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the patches' variance inside an image, by tap, what merging took."""
+    names = dict.fromkeys(name for entry in entries for name in entry["lost"])
+    shares = {}
+    for name in names:
+        taken, there = (sum(e["lost"][name][n] for e in entries) for n in (0, 1))
+        shares[name] = taken / there if there else 0.0
+    return shares
 
 
 def write(file: Path, content: bytes) -> None:

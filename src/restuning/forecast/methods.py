@@ -16,6 +16,7 @@ from restuning.backbones.forms import QUANTIZED, split
 from restuning.bypass import Needs
 from restuning.features import Cached
 from restuning.features.codec import BYTES, check_dtype
+from restuning.features.key import merged_taps
 from restuning.forecast.shapes import AbsentWeights, batch_of, shapes_only, weightless
 from restuning.forecast.step import StepForecast, forecast_step, positional
 from restuning.host import Host
@@ -86,7 +87,8 @@ def tap_shapes(host: Host, needs: Needs, example: Any) -> dict[str, Tensor]:
     taps = tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps)
     args, kwargs = positional(batch_of(example, 1, mode))
     with mode:
-        return dict(fake.features(*args, keep=Needs(taps, needs.tokens), **kwargs))
+        found = fake.features(*args, keep=Needs(taps, needs.tokens), **kwargs)
+        return dict(merged_taps(found, needs.merge, host.sites.taps[-1]))
 
 
 def store_bytes(taps: Mapping[str, Tensor], rows: int, dtype: str = "fp32") -> int:

@@ -68,7 +68,7 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     bypass = MixingBypass(
         [s.name for s in read], [s.dim for s in read], [tuners() for _ in read],
         Pooling(width, token=_TOKEN.get(pool), grid=host.images),
-        drop_path=options.get("drop_path", DROP_PATH),
+        drop_path=options.get("drop_path", DROP_PATH), merge=options.get("merge", 1),
     )  # fmt: skip
     return Task(bypass=bypass, head=bypass.widened(head))
 
@@ -90,7 +90,7 @@ def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
 ROWS: dict[str, Method] = {
     "mixing-bypass": Method(
         _mixing, "a narrow side network of attention and convolution on all tokens of six taps, "
-        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads"), inside=False,
+        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads", "merge"), inside=False,
     ),
     "ridge": Method(
         _ridge, "a linear classifier on pooled features of six taps, solved in closed form",

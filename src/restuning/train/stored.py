@@ -76,7 +76,7 @@ def why_not(task: Task, augment: str) -> str:
 def wanted(host: Extractor, needs: Needs) -> Needs:
     """What to store: every tap where that is one token each, so that methods share a store."""
     return Needs(host.sites.taps, needs.tokens) if needs.tokens != "all" else Needs(
-        tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps), "all"
+        tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps), "all", needs.merge
     )  # fmt: skip
 
 
@@ -152,14 +152,18 @@ def stored(
     parts |= {(n, 0): s for n, s in (("val", data.val), ("test", data.test)) if s is not None}
     store = build(host, key, root, parts, batch_size=batch_size, workers=workers,
                   collate=data.collate)  # fmt: skip
+    if shares := store.manifest.get("merged away"):
+        say(f"merged away: {min(shares.values()):.0%} to {max(shares.values()):.0%} of the variance of "
+            "patches inside an image, by tap")  # fmt: skip
     return Stored(store, time.perf_counter() - started, views)
 
 
 def _form(key: StoreKey) -> str:
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
+    merging = "" if key.merge == 1 else f" (patches {key.merge} x {key.merge} together)"
     computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
     return (
-        f"{len(key.taps)} taps, {IN_WORDS[key.tokens]}, {key.dtype}{computed}{views}, "
+        f"{len(key.taps)} taps, {IN_WORDS[key.tokens]}{merging}, {key.dtype}{computed}{views}, "
         f"{key.bytes_per_row:,} bytes an input"
     )
 
@@ -182,7 +186,9 @@ def _covering(root: Path, key: StoreKey) -> Store | None:
         )
         # Splits that are not asked for do no harm; the data set's identity is part of `data`.
         same = same and key.splits.items() <= theirs.splits.items()
-        enough = wide <= {t.name for t in theirs.taps} and hold(theirs.tokens, key.tokens)
+        enough = wide <= {t.name for t in theirs.taps} and hold(
+            theirs.tokens, key.tokens, theirs.merge, key.merge
+        )
         if same and enough and theirs.views[: len(key.views)] == key.views:
             return store
     return None
