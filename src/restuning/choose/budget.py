@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from restuning._errors import TrainingError
 from restuning.forecast import parse_bytes
+from restuning.mixing import MixingBypass
+from restuning.task import Task
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Budget:
         if self.seconds is None or needed <= self.seconds:
             return ""
         return f"needs {minutes_in_words(needed)}, budget {minutes_in_words(self.seconds)}"
+
+
+def keep_where_memory_is_free(task: Task, budget: Budget) -> None:
+    """Without a limit of memory nothing is computed twice to save it: the same gradients, sooner."""
+    if budget.memory is None and isinstance(task.bypass, MixingBypass):
+        task.bypass.recompute = False
 
 
 def bytes_in_words(size: int) -> str:

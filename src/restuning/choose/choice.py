@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from restuning._errors import DataError, TrainingError
 from restuning.choose import rule
-from restuning.choose.budget import Budget
-from restuning.choose.candidates import CANDIDATES, LOWER, MORE, Candidate
+from restuning.choose.budget import Budget, keep_where_memory_is_free
+from restuning.choose.candidates import CANDIDATES, MORE, SHRINK, Candidate
 from restuning.choose.feed import Feed
 from restuning.choose.journal import Journal
 from restuning.choose.trial import Row, Trials
 from restuning.extractor import Extractor
+from restuning.task import Task
 from restuning.train import FitSettings
 
 AUTO = "auto"
@@ -49,8 +50,9 @@ class Choice:
     budget: Budget
     start: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
-    def begin(self, task: nn.Module) -> None:
+    def begin(self, task: Task) -> None:
         """Give a new task of the method the weights that its final run goes on from."""
+        keep_where_memory_is_free(task, self.budget)
         if self.start is not None:
             task.load_state_dict(self.start)
 
@@ -90,7 +92,7 @@ def choose(
     stored once, the rates of one together; then methods inside the backbone. Each trial is a whole
     run, so that none looks better for needing less, but is ended early where it clearly loses
     (`rule.lost`). `rule.taken` says which is taken. Where epochs are dear the final run
-    goes on from the trial's weights with `candidates.MORE` of its epochs and a lower rate on both splits
+    goes on from the trial's weights, shrunk, with `candidates.MORE` of its epochs on both splits
     (`Choice.begin`); where they are cheap it begins anew. What the budget does not allow is left
     out with the reason; a batch that memory does not allow is first run in pieces.
 
@@ -122,7 +124,7 @@ def choose(
         "data": data.identity, "train": len(data.train), "val": len(data.val),
         "classes": data.num_classes, "backbone": host.fingerprint(),
         "settings": settings.identity(), "budget": asdict(budget), "options": dict(feed.options),
-        "candidates": [asdict(each) for each in candidates], "more": MORE, "lower": LOWER,
+        "candidates": [asdict(each) for each in candidates], "more": MORE, "shrink": SHRINK,
     }  # fmt: skip
     journal = Journal(out, identity, resume)
     trials = Trials(host, replace(feed, data=data), settings, budget, journal, say)
@@ -139,10 +141,12 @@ def choose(
         )  # fmt: skip
     told = [row if row["status"] == "left out" else {**row, "why": rule.in_words(row, taken)}
             for row in rows]  # fmt: skip
-    start = journal.weights(taken["method"], taken["lr"]) if taken["goes_on"] else None
+    start = None
+    if taken["goes_on"]:
+        ended = journal.weights(taken["method"], taken["lr"])
+        start = {n: v * SHRINK if v.is_floating_point() else v for n, v in ended.items()}
     journal.keep(taken["method"], taken["lr"])
-    rate = taken["lr"] * (1.0 if start is None else LOWER)
     return Choice(
-        taken["method"], rate, taken["epochs"], taken["accumulate"], taken["form"], told,
+        taken["method"], taken["lr"], taken["epochs"], taken["accumulate"], taken["form"], told,
         len(data.val), budget, start,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from restuning import methods
 from restuning._errors import EngineError, RestuningError, TrainingError
 from restuning.bypass import Needs
 from restuning.choose import rule
-from restuning.choose.budget import Budget
+from restuning.choose.budget import Budget, keep_where_memory_is_free
 from restuning.choose.calibrated import answers, calibrated_loss
 from restuning.choose.candidates import Candidate
 from restuning.choose.costs import Costs
@@ -128,6 +128,7 @@ class Trials:
         torch.manual_seed(self.settings.seed)
         task = methods.build(candidate.method, self.host, num_classes=self.feed.data.num_classes,
                              **self.feed.options)  # fmt: skip
+        keep_where_memory_is_free(task, self.budget)
         return task.to(self.host.device)
 
     def _settings(self, candidate: Candidate, detached: bool) -> FitSettings:

@@ -12,9 +12,10 @@ from torch.utils.data import Subset
 from restuning import FitSettings, Host, export_engine, load_backbone, methods
 from restuning._errors import DataError, FormatError, TrainingError
 from restuning.choose import CANDIDATES, Budget, Candidate, choose, feed_of, rule, trial
-from restuning.choose.candidates import LOWER
+from restuning.choose.candidates import SHRINK
 from restuning.choose.costs import Costs
 from restuning.data import load_data
+from restuning.train.checkpoint import read
 
 LINEAR, BYPASS, RIDGE, MIXING, INSIDE = CANDIDATES
 CLOCK = ("seconds", "cpu_seconds")
@@ -36,8 +37,7 @@ def test_every_candidate_is_tried_and_one_is_taken_without_the_test_split(whole)
     assert [row["method"] for row in whole.rows] == [c.method for c in CANDIDATES]
     assert all(row["status"] in ("tried", "stopped") for row in whole.rows)
     top = rule.taken(whole.rows)
-    rate = top["lr"] * (LOWER if top["goes_on"] else 1)
-    assert (whole.method, whole.lr, whole.epochs) == (top["method"], rate, top["epochs"])
+    assert (whole.method, whole.lr, whole.epochs) == (top["method"], top["lr"], top["epochs"])
     assert [row["method"] for row in whole.rows if row["why"] == "taken"] == [whole.method]
     assert whole.examples == 48
     assert json.loads(json.dumps(whole.to_dict()))["method"] == whole.method
@@ -63,8 +63,12 @@ def test_a_final_run_goes_on_from_the_weights_of_the_trial_that_was_taken(world,
     found.begin(task)
     after = task.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    ended = read(tmp_path / f"fits/{one.method}/lr={found.lr:g}/checkpoints/final.safetensors")
+    assert all(
+        torch.equal(SHRINK * value, after[name]) for name, value in ended.part("task").items()
+    )
     fits = list((tmp_path / "fits").glob("*/*"))
-    assert [fit.name for fit in fits] == [f"lr={found.lr / LOWER:g}"], "the others are removed"
+    assert [fit.name for fit in fits] == [f"lr={found.lr:g}"], "the others are removed"
     again = world.choose(tmp_path, candidates=(twice,))
     assert again.start.keys() == after.keys()
     assert all(torch.equal(again.start[name], after[name]) for name in after)
