@@ -85,4 +85,7 @@ def in_words(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     if ahead == 0:
         return "equal"
     words = f"{100 * abs(ahead):.1f} points {'ahead' if ahead > 0 else 'behind'}"
-    return f"{words}, within one standard error" if abs(ahead) <= noise(row, chosen) else words
+    if abs(ahead) > noise(row, chosen):
+        return words
+    # One that is ahead was passed over for its cross-entropy.
+    return f"{words}, within one standard error" + (", fits worse" if ahead > 0 else "")

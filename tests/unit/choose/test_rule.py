@@ -114,7 +114,9 @@ def test_a_trial_is_lost_only_from_its_middle_on_and_beyond_doubt():
 def test_reasons_say_how_far_behind_and_whether_that_is_noise():
     taken, near, far, equal = row(0.8), row(0.78), row(0.5), row(0.8)
     assert rule.in_words(taken, taken) == "taken"
-    assert rule.in_words(row(0.83), taken) == "3.0 points ahead, within one standard error"
+    assert (
+        rule.in_words(row(0.83), taken) == "3.0 points ahead, within one standard error, fits worse"
+    )
     assert rule.in_words(near, taken) == "2.0 points behind, within one standard error"
     assert rule.in_words(far, taken) == "30.0 points behind"
     assert rule.in_words(equal, taken) == "equal"
