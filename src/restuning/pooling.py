@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning._errors import TunerShapeError
 from restuning.sites import mean_of, one_token
 from restuning.tuners import before_the_grid
 
@@ -83,10 +84,15 @@ def merged(stream: Tensor, side: int) -> Tensor:
         side: Patches along a square; where the grid is no multiple of it, the last are smaller.
 
     Raises:
-        TunerShapeError: Tokens form no square.
+        TunerShapeError: Tokens form no square, or it is no stream of tokens.
     """
     if side == 1:
         return stream
+    if stream.dim() != 3:
+        raise TunerShapeError(
+            "patches are merged of streams of tokens", found=f"a tap of shape {tuple(stream.shape)}",
+            fix="read maps and hierarchies pooled (--tokens auto)",
+        )  # fmt: skip
     first = before_the_grid(stream.shape[1])
     wide = math.isqrt(stream.shape[1] - first)
     grid = stream[:, first:].mT.unflatten(2, (wide, wide))

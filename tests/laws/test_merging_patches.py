@@ -154,5 +154,10 @@ def test_texts_have_no_patches_to_merge():
         task_of(Host(wake(model), *args, **kwargs))
 
 
+def test_maps_have_no_stream_to_merge():
+    with pytest.raises(TunerShapeError, match="streams of tokens"):
+        merged(torch.zeros(2, 4, 4, 3), SIDE)
+
+
 def test_needs_are_written_as_users_write_them():
     assert [Needs((), "all", n).form for n in (1, 2)] == ["all", "all/2"]

@@ -48,7 +48,7 @@ class Choice:
     rows: list[Row]
     examples: int
     budget: Budget
-    start: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    start: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def begin(self, task: Task) -> None:
         """Give a new task of the method the weights that its final run goes on from."""
