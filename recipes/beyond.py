@@ -88,16 +88,16 @@ def ensembles(file: Path) -> str:
     return Table("Ensembles", covers, columns, rows).markdown()
 
 
-def main() -> None:
-    """Write the page."""
+def page() -> str:
+    """The whole page."""
     parts = [START]
     if any((KEPT / "robustness").rglob("*.json")):
         parts.append(robustness())
     for draw, name in ((forgetting, "forgetting.json"), (ensembles, "ensembles.json")):
         if (HERE / name).exists():
             parts.append(draw(HERE / name))
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page(), encoding="utf-8")

@@ -106,17 +106,14 @@ def filled(text: str, mark: str, head: list[str], lines: list[list[str]]) -> str
     return f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
 
 
-def main() -> None:
-    """Put the tables between their marks."""
-    text = PAGE.read_text(encoding="utf-8")
+def drawn(text: str) -> str:
+    """The page with its tables between their marks."""
     head = ["method", "epochs", *TASKS, "mean of 3", "mean of 6", "CPU", "step"]
     text = filled(text, "table", head, rows())
     head = ["task", "seed", *[each.method for each in CANDIDATES], "taken", "test", "best by hindsight",
             "behind", "CPU", "of LoRA"]  # fmt: skip
-    text = filled(text, "choices", head, choices())
-    PAGE.write_text(text, encoding="utf-8")
-    print(text)
+    return filled(text, "choices", head, choices())
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
