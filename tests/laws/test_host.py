@@ -107,38 +107,35 @@ def test_the_backbone_stays_in_eval_when_training_starts(host):
     assert not any(m.training for m in drawn(host).train().host.model.modules())
 
 
+def gradients(tuned):
+    tuned.zero_grad()
+    tuned(X).square().sum().backward()
+    return [p.grad.clone() for p in tuned.task.parameters()]
+
+
+def same(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_checkpointing_by_the_host_keeps_every_gradient_and_key(host):
     tuned, keys = drawn(host), list(host.model.state_dict())
-
-    def gradients():
-        tuned.zero_grad()
-        tuned(X).square().sum().backward()
-        return [p.grad.clone() for p in tuned.task.parameters()]
-
-    plain = gradients()
+    plain = gradients(tuned)
     host.checkpoint()
     assert list(host.model.state_dict()) == keys
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+    assert same(plain, gradients(tuned))
     host.checkpoint(False)
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+    assert same(plain, gradients(tuned))
 
 
 @pytest.mark.parametrize("method", ["full", "bitfit"])
 def test_checkpointing_by_the_host_keeps_the_gradients_of_trained_copies(host, method):
     tuned = drawn(host, method)
-
-    def gradients():
-        tuned.zero_grad()
-        tuned(X).square().sum().backward()
-        return [p.grad.clone() for p in tuned.task.parameters()]
-
-    plain = gradients()
+    plain = gradients(tuned)
     host.checkpoint()
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+    assert same(plain, gradients(tuned))
     assert any(g.abs().sum() > 0 for g in plain)
     assert all(p.grad is None for p in host.model.parameters())
-    tuned = copy.deepcopy(tuned)
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True)), "of a copy"
+    assert same(plain, gradients(copy.deepcopy(tuned)))
 
 
 def test_foreign_checkpointing_is_refused_with_the_way_out(host):
