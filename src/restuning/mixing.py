@@ -33,8 +33,8 @@ class MixingBypass(nn.Module):
         tuners: For every tap, its tuners of width w.
         pool: Of the last state, of width w.
         drop_path: Chance to leave out a tuner's delta of a sample while training.
-        merge: Read patches as means of squares of so many by so many (`pooling.merged`): a fourth of the
-            tokens, time and store at 2. The readout still takes the last tap whole.
+        merge: Read patches as means of squares of so many by so many (`pooling.merged`): a fourth of
+            the patches at 2. The readout still takes the last tap whole.
 
     Shape:
         taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all".
@@ -63,9 +63,10 @@ class MixingBypass(nn.Module):
         super().__init__()
         if merge < 1 or (merge > 1 and (not pool.grid or pool.token == "all")):
             raise TunerShapeError(
-                "patches cannot be merged here", found=f"merge={merge}, "
-                + ("an answer for every token" if pool.token == "all" else "no grid of patches"),
-                fix="leave merge out; it is for one answer an image",
+                "patches cannot be merged here", found=f"merge={merge}"
+                + (", an answer for every token" if pool.token == "all" else "")
+                + ("" if pool.grid else ", no grid of patches"),
+                fix="give a whole number from 1 where an image has one answer, else leave merge out",
             )  # fmt: skip
         widths = {t.dim for row in tuners for t in row}
         if not len(taps) == len(dims) == len(tuners) > 0 or len(widths) != 1:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 MORE = 0.4
 """Of a trial's epochs, made on both splits from its weights in place of a whole run anew.
 
-A trial that is cut short understates what needs long (on cifar100 res-tuning has 40.5 % on validation
-after four epochs and 52.5 % on test after ten), so trials are whole runs. A second whole run
-would double the cost. With this the choice and its run stay below two runs of LoRA
+A trial that is cut short understates what needs long, so trials are whole runs. A second whole run
+would double the cost. With this the choice and its run take 1.4 to 2.0 runs of LoRA
 (`recipes/shared_tasks/auto`).
 """
 

@@ -114,7 +114,7 @@ def choose(
             choice.
         DataError: There is no validation split.
 
-    Cost: with the final run below two runs of LoRA (`recipes/shared_tasks`).
+    Cost: with the final run 1.4 to 2.0 runs of LoRA (`recipes/shared_tasks`).
     """
     data, budget, out = replace(feed.data, test=None), budget or Budget(), Path(out)
     if data.val is None or not len(data.val):

@@ -38,8 +38,8 @@ def taken(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
     An accuracy on 200 examples is known to about 3 points, a difference of two to 2 or more, while
     methods are 1 to 4 apart. Their cross-entropies, each after a temperature of its own, say more of the same
-    examples: on `cifar100` the highest two were 1 point apart one way, which is noise, and 1.4 standard
-    errors the other way by cross-entropy, as on the test split (`recipes/shared_tasks`). With more
+    examples: on `cifar100` the highest two were 1 point apart one way, which is noise, and 1.97 to 1.92
+    the other way by cross-entropy, as on the test split (`recipes/shared_tasks`). With more
     examples fewer methods are within one standard error, and accuracy alone decides. A trial that was
     ended early is not taken for it.
     """

@@ -83,6 +83,14 @@ def test_a_row_tells_how_well_its_probabilities_fit(world, whole):
         assert row["cross_entropy"] == by_rate[row["lr"]]
 
 
+@pytest.mark.parametrize(("memory", "again"), [(None, False), (2**34, True)])
+def test_taps_are_computed_again_only_where_memory_is_limited(world, tmp_path, memory, again):
+    found = world.choose(tmp_path, candidates=(MIXING,), budget=Budget(memory))
+    task = methods.build("mixing-bypass", world.host, num_classes=world.data.num_classes)
+    found.begin(task)
+    assert task.bypass.recompute is again
+
+
 def test_a_final_run_of_what_is_cheap_begins_anew(world, tmp_path):
     found = world.choose(tmp_path, candidates=(LINEAR,))
     task = methods.build("linear", world.host, num_classes=world.data.num_classes)
