@@ -40,9 +40,18 @@ KEEP = {
 """glibc keeps freed memory: for rows where time counts, page faults are not what is measured."""
 
 PACKAGES = (
-    "restuning", "torch", "timm", "numpy", "peft", "ms-swift", "scikit-learn", "onnxruntime",
-    "openvino", "torchao", "bitsandbytes",
-)  # fmt: skip
+    "restuning",
+    "torch",
+    "timm",
+    "numpy",
+    "peft",
+    "ms-swift",
+    "scikit-learn",
+    "onnxruntime",
+    "openvino",
+    "torchao",
+    "bitsandbytes",
+)
 
 
 def arguments(doc: str, file: str) -> argparse.ArgumentParser:
@@ -98,8 +107,11 @@ def apart(
     python = os.environ.get("SWIFT_PYTHON", sys.executable) if "swift" in one else sys.executable
     done = subprocess.run(
         [python, str(args.file), *options, "--one", one],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
         return {"not_measured": lines[-1][:300]}
@@ -204,8 +216,12 @@ def in_turns(
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Median, smallest, largest and number."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values),
-            "count": len(values)}  # fmt: skip
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "count": len(values),
+    }
 
 
 def paired(times: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
@@ -240,8 +256,13 @@ def command(args: argparse.Namespace) -> str:
 def target(what: str, value: float | None, limit: float, *, at_least: bool = False) -> dict:
     """A claim beside its measurement: `held` is None where nothing was measured."""
     held = None if value is None else bool(value >= limit if at_least else value <= limit)
-    return {"what": what, "measured": value, "limit": limit,
-            "sense": ">=" if at_least else "<=", "held": held}  # fmt: skip
+    return {
+        "what": what,
+        "measured": value,
+        "limit": limit,
+        "sense": ">=" if at_least else "<=",
+        "held": held,
+    }
 
 
 def write(args: argparse.Namespace, what: str, **content: Any) -> dict[str, Any]:

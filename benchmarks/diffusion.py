@@ -28,15 +28,23 @@ INLINE_RANK = 50
 """Of inline Res-Tuning: two adapters in every transformer block, 2.55 M on SD v1.5 (paper: 2.54 M)."""
 
 METHODS = (
-    "forward-only", "full", "full+checkpointing", "lora", "lora+checkpointing", "res-tuning",
-    "bypass", "bypass-3x3",
-)  # fmt: skip
+    "forward-only",
+    "full",
+    "full+checkpointing",
+    "lora",
+    "lora+checkpointing",
+    "res-tuning",
+    "bypass",
+    "bypass-3x3",
+)
 TIMED = ("forward-only", "full", "lora", "bypass")
 
 PAPER = {
-    "full": (72.77, 1.98), "lora": (61.03, 1.42), "res-tuning": (54.49, 1.38),
+    "full": (72.77, 1.98),
+    "lora": (61.03, 1.42),
+    "res-tuning": (54.49, 1.38),
     "bypass": (21.35, 0.82),
-}  # fmt: skip
+}
 """GB and hours an epoch of arXiv 2310.19859 (project page)."""
 
 
@@ -46,11 +54,14 @@ def unet_50m() -> tuple[Any, dict[str, Any]]:
     from diffusers import UNet2DConditionModel
 
     model = UNet2DConditionModel(
-        sample_size=32, block_out_channels=(128, 256, 512), layers_per_block=1,
+        sample_size=32,
+        block_out_channels=(128, 256, 512),
+        layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=256, attention_head_dim=8,
-    )  # fmt: skip
+        cross_attention_dim=256,
+        attention_head_dim=8,
+    )
     return model, _text(torch.randn(1, 4, 32, 32), 16, 256)
 
 
@@ -69,17 +80,23 @@ def sdxl() -> tuple[Any, dict[str, Any]]:
     from diffusers import UNet2DConditionModel
 
     model = UNet2DConditionModel(
-        sample_size=128, block_out_channels=(320, 640, 1280),
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048, addition_embed_type="text_time", addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816, use_linear_projection=True,
-    )  # fmt: skip
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+        use_linear_projection=True,
+    )
     example = _text(torch.randn(1, 4, 128, 128), 77, 2048)
     example["added_cond_kwargs"] = {
-        "text_embeds": torch.randn(1, 1280), "time_ids": torch.ones(1, 6)
-    }  # fmt: skip
+        "text_embeds": torch.randn(1, 1280),
+        "time_ids": torch.ones(1, 6),
+    }
     return model, example
 
 
@@ -89,28 +106,41 @@ def dit_xl() -> tuple[Any, dict[str, Any]]:
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(
-        num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8,
-        num_layers=28, sample_size=32, patch_size=2, activation_fn="gelu-approximate",
-        num_embeds_ada_norm=1000, norm_type="ada_norm_zero", norm_elementwise_affine=False,
-    )  # fmt: skip
+        num_attention_heads=16,
+        attention_head_dim=72,
+        in_channels=4,
+        out_channels=8,
+        num_layers=28,
+        sample_size=32,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )
     return model, {
-        "hidden_states": torch.randn(1, 4, 32, 32), "timestep": torch.tensor([500]),
+        "hidden_states": torch.randn(1, 4, 32, 32),
+        "timestep": torch.tensor([500]),
         "class_labels": torch.tensor([1]),
-    }  # fmt: skip
+    }
 
 
 def _text(sample: Any, words: int, width: int) -> dict[str, Any]:
     import torch
 
     return {
-        "sample": sample, "timestep": torch.tensor([500]),
+        "sample": sample,
+        "timestep": torch.tensor([500]),
         "encoder_hidden_states": torch.randn(1, words, width),
-    }  # fmt: skip
+    }
 
 
 ARCHITECTURES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], int]] = {
-    "unet-50m": (unet_50m, 16), "sd15": (sd15, 1), "sdxl": (sdxl, 1), "dit-xl": (dit_xl, 16),
-}  # fmt: skip
+    "unet-50m": (unet_50m, 16),
+    "sd15": (sd15, 1),
+    "sdxl": (sdxl, 1),
+    "dit-xl": (dit_xl, 16),
+}
 """With the batch of a step. Saved activations grow in proportion to it."""
 
 
@@ -160,18 +190,26 @@ def count(name: str, method: str) -> dict[str, Any]:
     example = _real(example)
     module, parameters = trained(model, example, method, absent=True)
     found = forecast_step(
-        module, example, batch, trained=parameters if method != "forward-only" else (),
+        module,
+        example,
+        batch,
+        trained=parameters if method != "forward-only" else (),
         loss=lambda out: out.sample.float().square().mean(),
-    )  # fmt: skip
+    )
     return {
-        "architecture": name, "method": method, "batch": batch,
-        "backbone_parameters": sum(p.numel() for n, p in model.named_parameters() if "lora" not in n),
+        "architecture": name,
+        "method": method,
+        "batch": batch,
+        "backbone_parameters": sum(
+            p.numel() for n, p in model.named_parameters() if "lora" not in n
+        ),
         "trained_parameters": sum(p.numel() for p in parameters) if method != "forward-only" else 0,
         "saved_for_backward_bytes": found.saved_bytes,
         "peak_bytes_above_weights": found.peak_bytes,
         "optimiser_bytes": found.optimiser_bytes,
-        "total_bytes": found.total_bytes, "flops": found.cost.flops,
-    }  # fmt: skip
+        "total_bytes": found.total_bytes,
+        "flops": found.cost.flops,
+    }
 
 
 def _real(value: Any) -> Any:
@@ -247,8 +285,9 @@ def main() -> None:
                 f"{name:9s} {method:19s} {row['trained_parameters'] / 1e6:8.2f} M   saved "
                 f"{row['saved_for_backward_bytes'] / 2**20:8.0f} MiB   peak "
                 f"{row['peak_bytes_above_weights'] / 2**20:8.0f} MiB   all "
-                f"{row['total_bytes'] / 2**30:6.1f} GiB", flush=True,
-            )  # fmt: skip
+                f"{row['total_bytes'] / 2**30:6.1f} GiB",
+                flush=True,
+            )
     measured: dict[str, Any] = (
         before.get("times", {}) if args.only == "memory" else apart(args, "times", KEEP)
     )
@@ -262,24 +301,43 @@ def main() -> None:
         return ours / theirs if ours is not None and theirs else None
 
     write(
-        args, "one training step of denoisers: counted memory, measured times of the small one",
-        rows=rows, times=measured, not_measured=skipped,
+        args,
+        "one training step of denoisers: counted memory, measured times of the small one",
+        rows=rows,
+        times=measured,
+        not_measured=skipped,
         paper={
-            m: {"memory_gb": gb, "hours_an_epoch": h, "memory_over_full": gb / PAPER["full"][0],
-                "time_over_full": h / PAPER["full"][1]}
+            m: {
+                "memory_gb": gb,
+                "hours_an_epoch": h,
+                "memory_over_full": gb / PAPER["full"][0],
+                "time_over_full": h / PAPER["full"][1],
+            }
             for m, (gb, h) in PAPER.items()
         },
         targets=[
-            target("50 M UNet, batch 16: bypass, saved activations over full",
-                   ratio("unet-50m", "bypass", "full"), 0.12),
-            target("50 M UNet, batch 16: bypass, saved activations over LoRA",
-                   ratio("unet-50m", "bypass", "lora"), 0.15),
-            target("50 M UNet, batch 16: bypass, step time over full, in turns",
-                   measured.get("over_full", {}).get("bypass", {}).get("median"), 0.40),
-            target("SD v1.5, 512 px: bypass, saved activations over full",
-                   ratio("sd15", "bypass", "full"), 0.10),
+            target(
+                "50 M UNet, batch 16: bypass, saved activations over full",
+                ratio("unet-50m", "bypass", "full"),
+                0.12,
+            ),
+            target(
+                "50 M UNet, batch 16: bypass, saved activations over LoRA",
+                ratio("unet-50m", "bypass", "lora"),
+                0.15,
+            ),
+            target(
+                "50 M UNet, batch 16: bypass, step time over full, in turns",
+                measured.get("over_full", {}).get("bypass", {}).get("median"),
+                0.40,
+            ),
+            target(
+                "SD v1.5, 512 px: bypass, saved activations over full",
+                ratio("sd15", "bypass", "full"),
+                0.10,
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

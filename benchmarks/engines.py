@@ -79,13 +79,16 @@ def one(args: Any) -> dict[str, Any]:
     return {
         "threads": args.threads,
         "rows": {
-            name: {"images_per_second": args.batch / spread(t)["median"],
-                   "faster_than_eager": paired(times[EAGER], t), "seconds": spread(t),
-                   "relative_error": errors[name]}
+            name: {
+                "images_per_second": args.batch / spread(t)["median"],
+                "faster_than_eager": paired(times[EAGER], t),
+                "seconds": spread(t),
+                "relative_error": errors[name],
+            }
             for name, t in times.items()
         },
         "not_measured": missing,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -114,13 +117,14 @@ def main() -> None:
             runs.append(apart(args, "row", KEEP))
     found = [r["rows"][KEY]["faster_than_eager"]["median"] if "rows" in r else None for r in runs]
     write(
-        args, f"{args.model}, batches of {args.batch}, class token of all taps, random weights",
+        args,
+        f"{args.model}, batches of {args.batch}, class token of all taps, random weights",
         runs=runs,
         targets=[
             target(f"{KEY} over {EAGER}, {n} thread(s)", value, FASTER, at_least=True)
             for n, value in zip(THREADS, found, strict=True)
         ],
-    )  # fmt: skip
+    )
     page(runs)
 
 
@@ -129,8 +133,12 @@ def page(runs: list[dict[str, Any]]) -> None:
     file = Path(__file__).parents[1] / "docs" / "engines.md"
     begin, end = "<!-- speed: begin -->", "<!-- speed: end -->"
     before, _, rest = file.read_text(encoding="utf-8").partition(begin)
-    lines = ["| | " + " | ".join(f"images/s, {n} thread{'s' * (n > 1)} | times eager" for n in THREADS)
-             + " | relative error of the last tap |", "|---|" + "---:|" * (2 * len(THREADS) + 1)]  # fmt: skip
+    lines = [
+        "| | "
+        + " | ".join(f"images/s, {n} thread{'s' * (n > 1)} | times eager" for n in THREADS)
+        + " | relative error of the last tap |",
+        "|---|" + "---:|" * (2 * len(THREADS) + 1),
+    ]
     for name in runs[0]["rows"]:
         cells, error = [], 0.0
         for run in runs:

@@ -119,21 +119,24 @@ def measure(args: Any, row: str) -> dict[str, Any]:
     peak = peak_of(lambda: (step(), step()), args.device)
     kept = saved_bytes(loss, [*module.parameters(), *module.buffers()]) if trained else 0
     return {
-        "backbone": name, "mode": mode, "batch": batch,
+        "backbone": name,
+        "mode": mode,
+        "batch": batch,
         "peak_bytes": {"forecast": told.above_bytes, "measured": peak},
         "scratch_bytes": told.scratch_bytes,
         "saved_bytes": {"forecast": told.saved_bytes, "measured": kept},
         "cost": {"flops": told.cost.flops, "moved": told.cost.moved, "calls": told.cost.calls},
         "forecast_seconds": seconds_of_forecast,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
     """Measure all rows and write the JSON."""
     parser = arguments(__doc__, __file__)
     parser.add_argument("--cached-batch", type=int, default=1024)
-    parser.add_argument("--backbones", nargs="*", default=list(ARCHITECTURES),
-                        help=f"also {', '.join(OTHERS)}")  # fmt: skip
+    parser.add_argument(
+        "--backbones", nargs="*", default=list(ARCHITECTURES), help=f"also {', '.join(OTHERS)}"
+    )
     parser.add_argument("--modes", nargs="*", default=MODES)
     args = started(parser)
     if args.one:
@@ -159,12 +162,16 @@ def main() -> None:
                 f"{row['saved_bytes']['forecast']} {row['saved_bytes']['measured']}  "
                 f"forecast took {row['forecast_seconds']:.2f} s",
                 flush=True,
-            )  # fmt: skip
+            )
     steps = RESULTS / f"step-{args.device}.json"
-    measured = {} if not steps.exists() else {
-        r["mode"].replace("res-tuning-bypass", "bypass"): r["time_over_forward"]
-        for r in json.loads(steps.read_text())["rows"]
-    }  # fmt: skip
+    measured = (
+        {}
+        if not steps.exists()
+        else {
+            r["mode"].replace("res-tuning-bypass", "bypass"): r["time_over_forward"]
+            for r in json.loads(steps.read_text())["rows"]
+        }
+    )
     forwards = {r["backbone"]: r for r in rows if r["mode"] == "forward-only"}
     for row in rows:
         base = forwards.get(row["backbone"])
@@ -175,13 +182,19 @@ def main() -> None:
                 row["time_over_forward"]["measured"] = measured[row["mode"]]
     main_rows = [r for r in rows if r["backbone"] in ARCHITECTURES]
     write(
-        args, "one AdamW step, 224 px, fp32: forecast from shapes beside measurement", rows=rows,
-        rates=vars(rates), not_measured=skipped,
+        args,
+        "one AdamW step, 224 px, fp32: forecast from shapes beside measurement",
+        rows=rows,
+        rates=vars(rates),
+        not_measured=skipped,
         targets=[
-            target("largest error of peak memory on ViT-Ti, S and B",
-                   max((abs(r["peak_error"]) for r in main_rows), default=None), 0.15),
+            target(
+                "largest error of peak memory on ViT-Ti, S and B",
+                max((abs(r["peak_error"]) for r in main_rows), default=None),
+                0.15,
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

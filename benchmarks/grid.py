@@ -35,10 +35,10 @@ def main() -> None:
     from restuning import FitSettings, Host, methods
     from restuning.data import Data
     from restuning.features import build as build_store
+    from restuning.features.stored import Stored, keyed
     from restuning.forecast import forecast_grid
-    from restuning.train.stored import Stored, keyed
-    from restuning.train.sweep import sweep
-    from restuning.train.timing import measure_bank
+    from restuning.search.sweep import sweep
+    from restuning.training.timing import measure_bank
 
     torch.manual_seed(0)
     loaded = restuning.load_backbone(args.backbone, random=True)
@@ -62,8 +62,12 @@ def main() -> None:
     def build() -> Any:
         return methods.build("res-tuning-bypass", host, num_classes=classes)
 
-    data = Data("noise", *(Noise(n, 1000 * i) for i, n in enumerate(splits.values())),
-                [str(c) for c in range(classes)], identity="noise")  # fmt: skip
+    data = Data(
+        "noise",
+        *(Noise(n, 1000 * i) for i, n in enumerate(splits.values())),
+        [str(c) for c in range(classes)],
+        identity="noise",
+    )
     start = time.perf_counter()
     for index in range(16):
         data.train[index]
@@ -79,12 +83,20 @@ def main() -> None:
             classes=classes,
             read=read,
             evaluated=splits["val"],
-        )  # fmt: skip
+        )
         for k in (arms, 1)
     )
     timing = time.perf_counter() - start
-    told = forecast_grid(bank, splits, tasks=1, arms=arms, epochs=args.epochs, batch=args.batch,
-                         finals=1, single=single)  # fmt: skip
+    told = forecast_grid(
+        bank,
+        splits,
+        tasks=1,
+        arms=arms,
+        epochs=args.epochs,
+        batch=args.batch,
+        finals=1,
+        single=single,
+    )
     print(f"forecast of the sample: {told.to_dict()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -96,22 +108,41 @@ def main() -> None:
         kept = Stored(store, features, 1)
         start = time.perf_counter()
         sweep(
-            host, "res-tuning-bypass", kept.data(data, final=False), kept.data(data, final=True),
-            GRID, seeds=[0], base=FitSettings(epochs=args.epochs, batch_size=args.batch),
+            host,
+            "res-tuning-bypass",
+            kept.data(data, final=False),
+            kept.data(data, final=True),
+            GRID,
+            seeds=[0],
+            base=FitSettings(epochs=args.epochs, batch_size=args.batch),
             out=Path(folder) / "sweep",
-        )  # fmt: skip
+        )
         runs = time.perf_counter() - start
-    whole = forecast_grid(bank, WHOLE["splits"], tasks=WHOLE["tasks"], arms=arms,
-                          epochs=WHOLE["epochs"], batch=args.batch, finals=1, single=single)  # fmt: skip
+    whole = forecast_grid(
+        bank,
+        WHOLE["splits"],
+        tasks=WHOLE["tasks"],
+        arms=arms,
+        epochs=WHOLE["epochs"],
+        batch=args.batch,
+        finals=1,
+        single=single,
+    )
     error = told.seconds / (features + runs) - 1
     write(
-        args, "cost of a grid: forecast beside a measured sample", backbone=args.backbone,
+        args,
+        "cost of a grid: forecast beside a measured sample",
+        backbone=args.backbone,
         sample={"splits": splits, "epochs": args.epochs, "batch": args.batch, "arms": arms},
         measured={"features": features, "search_and_final": runs, "seconds": features + runs},
-        forecast=told.to_dict(), error=error, rates=vars(bank), rates_single=vars(single),
-        timing_seconds=timing, whole={**WHOLE, "arms": arms, "forecast": whole.to_dict()},
+        forecast=told.to_dict(),
+        error=error,
+        rates=vars(bank),
+        rates_single=vars(single),
+        timing_seconds=timing,
+        whole={**WHOLE, "arms": arms, "forecast": whole.to_dict()},
         targets=[target("error of the forecast of a sweep's cost", abs(error), 0.25)],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

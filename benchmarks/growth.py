@@ -14,8 +14,12 @@ from typing import Any
 
 from common import apart, arguments, now_bytes, started, target, write
 
-ROWS = ("res-tuning, training steps", "res-tuning-bypass, training steps", "bank of 19, forwards",
-        "attach and detach")  # fmt: skip
+ROWS = (
+    "res-tuning, training steps",
+    "res-tuning-bypass, training steps",
+    "bank of 19, forwards",
+    "attach and detach",
+)
 ALLOWED = 4 * 2**20
 """Bytes by which an allocator may wander; 1,000 leaked streams of this ViT would be 65 MB."""
 
@@ -37,9 +41,9 @@ def measure(args: Any, row: str) -> dict[str, Any]:
     import restuning
 
     torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=64, num_classes=0, depth=4
-    ).to(args.device)  # fmt: skip
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, depth=4).to(
+        args.device
+    )
     x = torch.randn(4, 3, 64, 64, device=args.device)
 
     if row == "attach and detach":
@@ -53,8 +57,10 @@ def measure(args: Any, row: str) -> dict[str, Any]:
         count = args.forwards
         host = restuning.Host(model, x[:1])
         if row.startswith("bank"):
-            tasks = {str(i): restuning.methods.build("res-tuning-bypass", host, num_classes=10)
-                     for i in range(19)}  # fmt: skip
+            tasks = {
+                str(i): restuning.methods.build("res-tuning-bypass", host, num_classes=10)
+                for i in range(19)
+            }
             together = restuning.Together(host, tasks).to(args.device)
 
             def turn() -> None:
@@ -76,10 +82,13 @@ def measure(args: Any, row: str) -> dict[str, Any]:
     for _ in range(count - early):
         turn()
     return {
-        "row": row, "turns": count, "bytes_early": before,
-        "bytes_end": now_bytes(args.device), "tensors_early": tensors_before,
+        "row": row,
+        "turns": count,
+        "bytes_early": before,
+        "bytes_end": now_bytes(args.device),
+        "tensors_early": tensors_before,
         "tensors_end": tensors(),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -97,11 +106,17 @@ def main() -> None:
         if "row" not in row:
             raise SystemExit(row["not_measured"])
         targets += [
-            target(f"{row['row']}: more tensors after {row['turns']}",
-                   row["tensors_end"] - row["tensors_early"], 0),
-            target(f"{row['row']}: MiB more after {row['turns']}",
-                   (row["bytes_end"] - row["bytes_early"]) / 2**20, ALLOWED / 2**20),
-        ]  # fmt: skip
+            target(
+                f"{row['row']}: more tensors after {row['turns']}",
+                row["tensors_end"] - row["tensors_early"],
+                0,
+            ),
+            target(
+                f"{row['row']}: MiB more after {row['turns']}",
+                (row["bytes_end"] - row["bytes_early"]) / 2**20,
+                ALLOWED / 2**20,
+            ),
+        ]
     write(args, "memory over many forwards and attachments", rows=rows, targets=targets)
 
 

@@ -66,11 +66,18 @@ def times(args: Any, name: str) -> dict[str, Any]:
         measured = in_turns(runs, args.rounds, args.device, warm=2)
         features = {n: host.features(x, keep=bank.keep) for n, bank in banks.items()}
         alone = in_turns(
-            {f"bank of {n}": (lambda n=n, bank=bank: bank(features[n])) for n, bank in banks.items()},
-            5 * args.rounds, args.device,
-        )  # fmt: skip
-        compiled = in_turns(compiled_banks(banks, features, host), 5 * args.rounds, args.device) \
-            if args.compile else {}  # fmt: skip
+            {
+                f"bank of {n}": (lambda n=n, bank=bank: bank(features[n]))
+                for n, bank in banks.items()
+            },
+            5 * args.rounds,
+            args.device,
+        )
+        compiled = (
+            in_turns(compiled_banks(banks, features, host), 5 * args.rounds, args.device)
+            if args.compile
+            else {}
+        )
     base = measured["backbone"]
     over = {n: paired(t, base) for n, t in measured.items()}
     backbone = spread(base)["median"]
@@ -95,8 +102,9 @@ def swift(args: Any, name: str) -> dict[str, Any]:
     model = rivals.swift(timm.create_model(name, num_classes=100).to(args.device))
     model = model.to(args.device).eval()
     with torch.no_grad():
-        found = in_turns({"backbone": lambda: bare(x), "model": lambda: model(x)}, args.rounds,
-                         args.device)  # fmt: skip
+        found = in_turns(
+            {"backbone": lambda: bare(x), "model": lambda: model(x)}, args.rounds, args.device
+        )
     return {"over_backbone": paired(found["model"], found["backbone"])}
 
 
@@ -139,15 +147,26 @@ def main() -> None:
         rows.append(row)
         for n, limit in ((19, 1.05), (64, 1.10)):
             targets.append(
-                target(f"{name}: {n} tasks over one backbone forward",
-                       1 + row["bank_alone_over_backbone"][f"bank of {n}"], limit)
-            )  # fmt: skip
+                target(
+                    f"{name}: {n} tasks over one backbone forward",
+                    1 + row["bank_alone_over_backbone"][f"bank of {n}"],
+                    limit,
+                )
+            )
             targets.append(
-                target(f"{name}: {n} tasks over one backbone forward, end to end in turns",
-                       row["over_backbone"][f"{n} tasks"]["median"], limit)
-            )  # fmt: skip
-    write(args, f"N tasks on the same {args.batch} images, fp32", batch=args.batch, rows=rows,
-          targets=targets)  # fmt: skip
+                target(
+                    f"{name}: {n} tasks over one backbone forward, end to end in turns",
+                    row["over_backbone"][f"{n} tasks"]["median"],
+                    limit,
+                )
+            )
+    write(
+        args,
+        f"N tasks on the same {args.batch} images, fp32",
+        batch=args.batch,
+        rows=rows,
+        targets=targets,
+    )
 
 
 if __name__ == "__main__":

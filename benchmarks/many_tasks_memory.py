@@ -35,11 +35,15 @@ def rows_of(name: str, batch: int) -> list[dict[str, Any]]:
             for i in range(count)
         }
         told = forecast.forecast_forward(Together(host, tasks), example, batch)
-        rows.append({
-            "model": name, "tasks": count, "peak_bytes": told.above_bytes,
-            "bank_bytes": told.weights_bytes - bare.weights_bytes,
-            "over_no_task": told.above_bytes / bare.above_bytes,
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "tasks": count,
+                "peak_bytes": told.above_bytes,
+                "bank_bytes": told.weights_bytes - bare.weights_bytes,
+                "over_no_task": told.above_bytes / bare.above_bytes,
+            }
+        )
     return rows
 
 
@@ -50,12 +54,21 @@ def main() -> None:
     args = started(parser)
     rows = [row for name in MODELS for row in rows_of(name, args.batch)]
     targets = [
-        target(f"{row['model']}: peak of a batch with {row['tasks']} tasks over no task",
-               row["over_no_task"], 1.02)
-        for row in rows if row["tasks"]
-    ]  # fmt: skip
-    write(args, f"peak memory of a batch of {args.batch} above the weights, fp32, counted",
-          batch=args.batch, rows=rows, targets=targets)  # fmt: skip
+        target(
+            f"{row['model']}: peak of a batch with {row['tasks']} tasks over no task",
+            row["over_no_task"],
+            1.02,
+        )
+        for row in rows
+        if row["tasks"]
+    ]
+    write(
+        args,
+        f"peak memory of a batch of {args.batch} above the weights, fp32, counted",
+        batch=args.batch,
+        rows=rows,
+        targets=targets,
+    )
 
 
 if __name__ == "__main__":

@@ -98,19 +98,38 @@ def main() -> None:
     rows = []
     for what, make in (("forward and backward", step), ("forward", inference)):
         times = in_turns({"host": make(tuned), "by hand": make(written)}, args.rounds, args.device)
-        rows.append({"what": what, "seconds": {k: spread(v) for k, v in times.items()},
-                     "host_over_by_hand": paired(times["host"], times["by hand"])})  # fmt: skip
+        rows.append(
+            {
+                "what": what,
+                "seconds": {k: spread(v) for k, v in times.items()},
+                "host_over_by_hand": paired(times["host"], times["by hand"]),
+            }
+        )
     with torch.no_grad():
-        times = in_turns({"host": lambda: host(x), "by hand": lambda: bare(x)}, args.rounds,
-                         args.device)  # fmt: skip
-    rows.append({"what": "forward without a task", "seconds": {k: spread(v) for k, v in times.items()},
-                 "host_over_by_hand": paired(times["host"], times["by hand"])})  # fmt: skip
+        times = in_turns(
+            {"host": lambda: host(x), "by hand": lambda: bare(x)}, args.rounds, args.device
+        )
+    rows.append(
+        {
+            "what": "forward without a task",
+            "seconds": {k: spread(v) for k, v in times.items()},
+            "host_over_by_hand": paired(times["host"], times["by hand"]),
+        }
+    )
     write(
-        args, f"{args.model}, batch {args.batch}, fp32, eager: hooks against lines written by hand",
-        batch=args.batch, difference_of_logits=difference, rows=rows,
-        targets=[target("Res-Tuning through the host over the same written by hand, a step",
-                        rows[0]["host_over_by_hand"]["median"], 1.03)],
-    )  # fmt: skip
+        args,
+        f"{args.model}, batch {args.batch}, fp32, eager: hooks against lines written by hand",
+        batch=args.batch,
+        difference_of_logits=difference,
+        rows=rows,
+        targets=[
+            target(
+                "Res-Tuning through the host over the same written by hand, a step",
+                rows[0]["host_over_by_hand"]["median"],
+                1.03,
+            )
+        ],
+    )
 
 
 if __name__ == "__main__":

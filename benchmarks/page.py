@@ -77,9 +77,13 @@ def long(result: Mapping[str, Any]) -> list[str]:
 
 
 def bars(
-    file: str, title: str, unit: str, values: Mapping[str, float], ours: Callable[[str], bool],
+    file: str,
+    title: str,
+    unit: str,
+    values: Mapping[str, float],
+    ours: Callable[[str], bool],
     log: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """A plot of horizontal bars, ours in colour; returns its Markdown."""
     import matplotlib.pyplot as plt
 
@@ -107,21 +111,41 @@ def plots(stem: str, result: Mapping[str, Any]) -> list[str]:
     rows = result.get("rows", [])
     if stem.startswith("step"):
         memory = {r["mode"]: r["peak_bytes_above_weights"] / 2**20 for r in rows}
-        return [bars(f"{stem}-memory.png", "Peak memory of a training step above the weights",
-                     "MiB", memory, lambda n: n.startswith("res-tuning"))]  # fmt: skip
+        return [
+            bars(
+                f"{stem}-memory.png",
+                "Peak memory of a training step above the weights",
+                "MiB",
+                memory,
+                lambda n: n.startswith("res-tuning"),
+            )
+        ]
     if stem.startswith("whole-run"):
         hours = {r["method"]: r["seconds"] / 3600 for r in rows if "seconds" in r}
-        return [bars(f"{stem}.png", result["what"], "hours (log scale)", hours,
-                     lambda n: n.startswith("cached"), log=True)]  # fmt: skip
+        return [
+            bars(
+                f"{stem}.png",
+                result["what"],
+                "hours (log scale)",
+                hours,
+                lambda n: n.startswith("cached"),
+                log=True,
+            )
+        ]
     if stem.startswith("many-tasks") and "over_backbone" in rows[0]:
         pictures = []
         for row in rows:
             over = {n: v["median"] for n, v in row["over_backbone"].items()}
             over |= {n: v for n, v in row["extrapolated_over_backbone"].items() if v}
             pictures.append(
-                bars(f"{stem}-{row['model']}.png", f"{row['model']}: time over one forward",
-                     "backbone forwards", over, lambda n: n.endswith(" tasks"))
-            )  # fmt: skip
+                bars(
+                    f"{stem}-{row['model']}.png",
+                    f"{row['model']}: time over one forward",
+                    "backbone forwards",
+                    over,
+                    lambda n: n.endswith(" tasks"),
+                )
+            )
         return pictures
     if stem.startswith("sweep"):
         ratios = {f"all arms over one, from {r['from']}": r["all_over_one"] for r in rows}
@@ -135,10 +159,17 @@ def section(stem: str, result: Mapping[str, Any]) -> list[str]:
     where = machine if isinstance(machine, str) else machine.get("gpu") or machine.get("cpu", "")
     versions = ", ".join(f"{k} {v}" for k, v in result.get("versions", {}).items())
     lines = [
-        f"## {stem}", "", f"{result['what']}.", "", "```", result["command"], "```", "",
+        f"## {stem}",
+        "",
+        f"{result['what']}.",
+        "",
+        "```",
+        result["command"],
+        "```",
+        "",
         f"{where}, {result.get('threads', '?')} threads; {versions}; {result.get('measured_on', '')}",
         "",
-    ]  # fmt: skip
+    ]
     targets = result.get("targets", [])
     if targets:
         lines += ["| claim | wanted | measured | |", "|---|---|---|---|"]
@@ -147,14 +178,26 @@ def section(stem: str, result: Mapping[str, Any]) -> list[str]:
             f"| {t['what']} | {t['sense']} {number(t['limit'])} | {number(t['measured'])} "
             f"| {told[t['held']]} |"
             for t in targets
-        ]  # fmt: skip
+        ]
         lines.append("")
     for picture in plots(stem, result):
         lines += [picture, ""]
     nested = stem.startswith(("many-tasks", "store"))
-    rest = {k: v for k, v in result.items()
-            if k not in ("what", "command", "device", "threads", "machine", "versions", "targets",
-                         "measured_on")}  # fmt: skip
+    rest = {
+        k: v
+        for k, v in result.items()
+        if k
+        not in (
+            "what",
+            "command",
+            "device",
+            "threads",
+            "machine",
+            "versions",
+            "targets",
+            "measured_on",
+        )
+    }
     if nested:
         lines += ["<details><summary>all values</summary>", "", *long(rest), "", "</details>", ""]
     elif rest.get("rows"):
@@ -176,13 +219,15 @@ def main() -> None:
         return first, stem
 
     lines = [
-        "# Benchmarks", "",
+        "# Benchmarks",
+        "",
         (
             "Written by `python benchmarks/page.py` from the JSON in `benchmarks/results/`; every "
             "section begins with the command that measured it. Ratios are taken within one run. "
             "A spread is printed as median (smallest to largest)."
-        ), "",
-    ]  # fmt: skip
+        ),
+        "",
+    ]
     for stem in sorted(found, key=place):
         lines += section(stem, found[stem])
     lines += ["", "Forecasts beside what was measured stand in [planning](planning.md)."]

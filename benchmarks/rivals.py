@@ -17,9 +17,7 @@ def lora(model: Any, *, checkpointing: bool = False) -> Any:
     """PEFT's LoRA of rank 8 on every `qkv`, and the head, of a timm ViT."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=RANK, lora_alpha=RANK, target_modules=["qkv"], modules_to_save=["head"]
-    )  # fmt: skip
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"], modules_to_save=["head"])
     model = get_peft_model(model, config)
     if checkpointing:
         model.base_model.model.set_grad_checkpointing(True)
@@ -32,9 +30,12 @@ def swift(model: Any) -> Any:
 
     model.requires_grad_(False)
     config = ResTuningConfig(
-        dims=model.embed_dim, root_modules=r".*blocks.0$", stem_modules=r".*blocks\.\d+$",
-        target_modules=r"norm", tuner_cfg="res_adapter",
-    )  # fmt: skip
+        dims=model.embed_dim,
+        root_modules=r".*blocks.0$",
+        stem_modules=r".*blocks\.\d+$",
+        target_modules=r"norm",
+        tuner_cfg="res_adapter",
+    )
     model = Swift.prepare_model(model, config)
     model.head.requires_grad_(True)
     return model.train()

@@ -30,9 +30,14 @@ def llama(layers: int) -> Any:
     from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=layers,
-        num_attention_heads=32, vocab_size=32000, max_position_embeddings=4096, use_cache=False,
-    )  # fmt: skip
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+        use_cache=False,
+    )
     with torch.device("meta"):
         return LlamaModel(config).to(torch.bfloat16).eval()
 
@@ -111,13 +116,25 @@ def step_of(mode: str, layers: int) -> tuple[Any, Any]:
         host = restuning.Host(model, input_ids=ids[:, :8])
     task = restuning.methods.build(method, host, num_classes=CLASSES).to(torch.bfloat16)
     return forecast.forecast_task(
-        host, task, {"input_ids": ids}, 1, cached="cached" in mode,
+        host,
+        task,
+        {"input_ids": ids},
+        1,
+        cached="cached" in mode,
         checkpointing="checkpointing" in mode,
-    ), model  # fmt: skip
+    ), model
 
 
-MODES = ("forward-only", "full", "lora", "lora+checkpointing", "res-tuning",
-         "res-tuning+checkpointing", "bypass", "cached-bypass")  # fmt: skip
+MODES = (
+    "forward-only",
+    "full",
+    "lora",
+    "lora+checkpointing",
+    "res-tuning",
+    "res-tuning+checkpointing",
+    "bypass",
+    "cached-bypass",
+)
 
 
 def main() -> None:
@@ -139,29 +156,40 @@ def main() -> None:
             if mode == "cached-bypass":
                 # Its step lends the final norm alone: the backbone may be elsewhere.
                 totals["without the backbone"] = step.trained_bytes + moving
-            rows.append({
-                "mode": mode, "weights_bytes": step.weights_bytes,
-                "trained_bytes": step.trained_bytes, "optimiser_bytes": step.optimiser_bytes,
-                "saved_bytes": step.saved_bytes, "peak_bytes_above_weights": step.above_bytes,
-                "input_bytes": step.input_bytes, "flops": step.cost.flops,
-                "total_bytes": totals,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "mode": mode,
+                    "weights_bytes": step.weights_bytes,
+                    "trained_bytes": step.trained_bytes,
+                    "optimiser_bytes": step.optimiser_bytes,
+                    "saved_bytes": step.saved_bytes,
+                    "peak_bytes_above_weights": step.above_bytes,
+                    "input_bytes": step.input_bytes,
+                    "flops": step.cost.flops,
+                    "total_bytes": totals,
+                }
+            )
             told = "  ".join(f"{k} {v / 1e9:6.2f} GB" for k, v in totals.items())
-            print(f"{mode:26s} above weights {step.above_bytes / 1e9:6.2f} GB  saved "
-                  f"{step.saved_bytes / 1e9:6.2f} GB   in all: {told}", flush=True)  # fmt: skip
+            print(
+                f"{mode:26s} above weights {step.above_bytes / 1e9:6.2f} GB  saved "
+                f"{step.saved_bytes / 1e9:6.2f} GB   in all: {told}",
+                flush=True,
+            )
 
     used = peak_of(forecast_all, "cpu")
     for row in rows:
         row["flops_over_forward"] = row["flops"] / rows[0]["flops"]
     write(
-        args, "forecast of one AdamW step, Llama type of 7 billion parameters, 1 text of 2048 tokens",
-        rows=rows, memory_of_this_forecast_bytes=used,
+        args,
+        "forecast of one AdamW step, Llama type of 7 billion parameters, 1 text of 2048 tokens",
+        rows=rows,
+        memory_of_this_forecast_bytes=used,
         notes={
             "full": "weights, gradients and moments in bf16: what mixed precision adds is not here",
             "lora": "PEFT keeps its factors in fp32 and reads the stream in fp32",
             "bypass": "its readout is the last token, so all tokens of all taps are read",
         },
-    )  # fmt: skip
+    )
 
 
 def backbone_of(model: Any) -> list[Any]:

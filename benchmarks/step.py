@@ -132,14 +132,16 @@ def measure(args: argparse.Namespace, mode: str) -> dict[str, Any]:
 
 def in_one_process(args: argparse.Namespace) -> dict[str, Any]:
     """Steps of the modes that are compared in time, in turns."""
-    times = in_turns({mode: Step(mode, args) for mode in PAIRED if mode in args.modes},
-                     args.steps, args.device)  # fmt: skip
+    times = in_turns(
+        {mode: Step(mode, args) for mode in PAIRED if mode in args.modes}, args.steps, args.device
+    )
     return {
         "seconds": {mode: spread(values) for mode, values in times.items()},
         "over_forward": {m: paired(t, times["forward-only"]) for m, t in times.items()},
         "res_tuning_over_lora": paired(times["res-tuning"], times["lora"])
-        if {"res-tuning", "lora"} <= set(times) else None,
-    }  # fmt: skip
+        if {"res-tuning", "lora"} <= set(times)
+        else None,
+    }
 
 
 def main() -> None:
@@ -164,8 +166,9 @@ def main() -> None:
         print(
             f"{mode:22s} peak {row['peak_bytes_above_weights'] / 2**20:7.0f} MiB   saved "
             f"{row['saved_for_backward_bytes'] / 2**20:7.0f} MiB   step "
-            f"{row['step_seconds']['median']:.3f} s", flush=True
-        )  # fmt: skip
+            f"{row['step_seconds']['median']:.3f} s",
+            flush=True,
+        )
     by_mode = {row["mode"]: row for row in rows}
 
     def ratio(mode: str, base: str, key: str) -> float | None:
@@ -178,19 +181,29 @@ def main() -> None:
     memory, turns = "peak_bytes_above_weights", apart(args, "in turns", KEEP)
     over = turns.get("over_forward", {}).get("res-tuning-bypass", {})
     write(
-        args, f"ViT-S/16, 224 px, fp32, batch {args.batch}, one AdamW step",
-        batch=args.batch, rows=rows, in_turns=turns, not_measured=skipped,
+        args,
+        f"ViT-S/16, 224 px, fp32, batch {args.batch}, one AdamW step",
+        batch=args.batch,
+        rows=rows,
+        in_turns=turns,
+        not_measured=skipped,
         targets=[
-            target("live bypass, peak memory over forward-only",
-                   ratio("res-tuning-bypass", "forward-only", memory), 1.12),
-            target("live bypass, step time over forward-only, in turns",
-                   over.get("median"), 1.1),
-            target("Res-Tuning, peak memory over PEFT LoRA",
-                   ratio("res-tuning", "lora", memory), 1.0),
-            target("Res-Tuning, step time over PEFT LoRA, in turns",
-                   (turns.get("res_tuning_over_lora") or {}).get("median"), 1.0),
+            target(
+                "live bypass, peak memory over forward-only",
+                ratio("res-tuning-bypass", "forward-only", memory),
+                1.12,
+            ),
+            target("live bypass, step time over forward-only, in turns", over.get("median"), 1.1),
+            target(
+                "Res-Tuning, peak memory over PEFT LoRA", ratio("res-tuning", "lora", memory), 1.0
+            ),
+            target(
+                "Res-Tuning, step time over PEFT LoRA, in turns",
+                (turns.get("res_tuning_over_lora") or {}).get("median"),
+                1.0,
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -35,9 +35,16 @@ def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
 
     example = torch.zeros(1, 3, 224, 224, device=args.device)
     key = store_key(
-        host, Needs(host.sites.taps, "cls"), (example,), backbone=args.model, preprocessing={},
-        data="random", identity="0", splits={"train": args.rows}, dtype="fp16",
-    )  # fmt: skip
+        host,
+        Needs(host.sites.taps, "cls"),
+        (example,),
+        backbone=args.model,
+        preprocessing={},
+        data="random",
+        identity="0",
+        splits={"train": args.rows},
+        dtype="fp16",
+    )
     folder = place(root, key)
     _prepare(folder, key)
     plan = _plan(key, BATCH)
@@ -74,8 +81,9 @@ def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
     limit, of_store.IN_MEMORY = of_store.IN_MEMORY, 0
     times = in_turns(
         {"numpy": raw, "numpy, to fp32": raw_fp32, "store, from files": from_files},
-        READ_ROUNDS, args.device,
-    )  # fmt: skip
+        READ_ROUNDS,
+        args.device,
+    )
     of_store.IN_MEMORY = limit
     times |= in_turns(
         {"numpy, to fp32, again": raw_fp32, "store, held": from_memory}, READ_ROUNDS, args.device
@@ -111,9 +119,16 @@ def extraction(args: Any, host: Any, bare: Any, root: Path) -> dict[str, Any]:
         nonlocal number
         number += 1
         return store_key(
-            host, needs, (example,), backbone=args.model, preprocessing={}, data="images",
-            identity=str(number), splits={"train": args.images}, dtype="fp16",
-        )  # fmt: skip
+            host,
+            needs,
+            (example,),
+            backbone=args.model,
+            preprocessing={},
+            data="images",
+            identity=str(number),
+            splits={"train": args.images},
+            dtype="fp16",
+        )
 
     keys = [key() for _ in range(args.rounds + 1)]
 
@@ -126,9 +141,12 @@ def extraction(args: Any, host: Any, bare: Any, root: Path) -> dict[str, Any]:
                 bare(images[start : start + size].to(args.device))
 
     times = in_turns({"extraction": extract, "bare forwards": forwards}, args.rounds, args.device)
-    return {"images": args.images, "batch": size,
-            "seconds": {n: spread(t) for n, t in times.items()},
-            "extraction_over_forwards": paired(times["extraction"], times["bare forwards"])}  # fmt: skip
+    return {
+        "images": args.images,
+        "batch": size,
+        "seconds": {n: spread(t) for n, t in times.items()},
+        "extraction_over_forwards": paired(times["extraction"], times["bare forwards"]),
+    }
 
 
 def main() -> None:
@@ -154,17 +172,31 @@ def main() -> None:
         read = reads(args, host, Path(root))
         extracted = extraction(args, host, bare, Path(root))
     write(
-        args, f"feature store of {args.model}, class token, fp16", reads=read, extraction=extracted,
+        args,
+        f"feature store of {args.model}, class token, fp16",
+        reads=read,
+        extraction=extracted,
         targets=[
             target("bytes an image", read["bytes_per_image"], 20_000),
-            target("random reads over plain NumPy memory map, both to fp32 tensors, from files",
-                   read["files_over_numpy_to_fp32"]["median"], 0.9, at_least=True),
-            target("random reads over plain NumPy memory map, both to fp32 tensors, as training reads",
-                   read["held_over_numpy_to_fp32"]["median"], 0.9, at_least=True),
-            target("extraction over bare forward passes",
-                   extracted["extraction_over_forwards"]["median"], 1.05),
+            target(
+                "random reads over plain NumPy memory map, both to fp32 tensors, from files",
+                read["files_over_numpy_to_fp32"]["median"],
+                0.9,
+                at_least=True,
+            ),
+            target(
+                "random reads over plain NumPy memory map, both to fp32 tensors, as training reads",
+                read["held_over_numpy_to_fp32"]["median"],
+                0.9,
+                at_least=True,
+            ),
+            target(
+                "extraction over bare forward passes",
+                extracted["extraction_over_forwards"]["median"],
+                1.05,
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

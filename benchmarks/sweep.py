@@ -29,9 +29,15 @@ def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) 
     from restuning.features.writing import finish, write_shard
 
     key = store_key(
-        host, Needs(host.sites.taps, "cls"), (torch.zeros(1, 3, 224, 224, device=device),),
-        backbone=name, preprocessing={}, data="random", identity="0", splits={"train": count},
-    )  # fmt: skip
+        host,
+        Needs(host.sites.taps, "cls"),
+        (torch.zeros(1, 3, 224, 224, device=device),),
+        backbone=name,
+        preprocessing={},
+        data="random",
+        identity="0",
+        splits={"train": count},
+    )
     folder = place(root, key)
     _prepare(folder, key)
     plan = _plan(key, BATCH)
@@ -57,10 +63,10 @@ def main() -> None:
     import torch
 
     from restuning import FitSettings, Host, methods
+    from restuning.data.data import as_is
     from restuning.features import Cached, StoredFeatures
-    from restuning.features.cached import as_is
-    from restuning.train import fit
-    from restuning.train.arms import train_arms
+    from restuning.training import fit
+    from restuning.training.arms import train_arms
 
     torch.manual_seed(0)
     model = timm.create_model(args.model, num_classes=0).to(args.device)
@@ -74,8 +80,9 @@ def main() -> None:
 
     keep = task().needs(host.readout_rule)
     host.features(x, keep=keep)
-    batches = [seconds(lambda: host.features(x, keep=keep), args.device)
-               for _ in range(args.passes)]  # fmt: skip
+    batches = [
+        seconds(lambda: host.features(x, keep=keep), args.device) for _ in range(args.passes)
+    ]
     one_pass = spread([b / BATCH * args.images for b in batches])
     with tempfile.TemporaryDirectory() as root:
         store = stored_at_random(host, Path(root), args.model, args.images, args.device)
@@ -83,9 +90,13 @@ def main() -> None:
 
         def single(epochs: int, name: str) -> Any:
             return lambda: fit(
-                Cached(host, task(), store), train, settings=FitSettings(epochs=epochs),
-                out=Path(root) / name, collate=as_is, progress=False,
-            )  # fmt: skip
+                Cached(host, task(), store),
+                train,
+                settings=FitSettings(epochs=epochs),
+                out=Path(root) / name,
+                collate=as_is,
+                progress=False,
+            )
 
         def together(epochs: int) -> Any:
             rates = [FitSettings(epochs=epochs, lr=1e-4 * 1.3**k) for k in range(args.arms)]
@@ -100,21 +111,33 @@ def main() -> None:
     alone = (first + again) / 2
     images = {"one arm": one_pass["median"] + alone, "all arms": one_pass["median"] + many}
     write(
-        args, f"{args.arms} arms, {args.images} images, {args.epochs} epochs, {args.model}",
-        arms=args.arms, images=args.images, epochs=args.epochs,
-        seconds={"pass over the images (extrapolated)": one_pass, "one arm from the store":
-                 spread([first, again]), "all arms from the store": many},
+        args,
+        f"{args.arms} arms, {args.images} images, {args.epochs} epochs, {args.model}",
+        arms=args.arms,
+        images=args.images,
+        epochs=args.epochs,
+        seconds={
+            "pass over the images (extrapolated)": one_pass,
+            "one arm from the store": spread([first, again]),
+            "all arms from the store": many,
+        },
         rows=[
             {"from": "images", **images, "all_over_one": images["all arms"] / images["one arm"]},
             {"from": "store", "one arm": alone, "all arms": many, "all_over_one": many / alone},
         ],
         targets=[
-            target(f"from images, {args.arms} arms over one arm",
-                   images["all arms"] / images["one arm"], 1.5),
-            target(f"from the store, {args.arms} arms over {args.arms} single cached runs",
-                   many / (args.arms * alone), 0.7),
+            target(
+                f"from images, {args.arms} arms over one arm",
+                images["all arms"] / images["one arm"],
+                1.5,
+            ),
+            target(
+                f"from the store, {args.arms} arms over {args.arms} single cached runs",
+                many / (args.arms * alone),
+                0.7,
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

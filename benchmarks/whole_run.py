@@ -49,8 +49,8 @@ def ours(args: Any, precision: str, root: Path) -> dict[str, Any]:
     from restuning import FitSettings, Host, methods
     from restuning.data import load_data
     from restuning.features import Cached
-    from restuning.train import fit
-    from restuning.train.stored import stored
+    from restuning.features.stored import stored
+    from restuning.training import fit
 
     folder = images.make(root / "images", args.images, 0, CLASSES)
     torch.manual_seed(0)
@@ -70,13 +70,25 @@ def ours(args: Any, precision: str, root: Path) -> dict[str, Any]:
     task = methods.build("res-tuning-bypass", host, num_classes=CLASSES).to(args.device)
     data = load_data(str(folder), backbone)
     lap("sites, task, data set")
-    kept = stored(host, backbone, data, task.needs(host.readout_rule), root=root / "stores",
-                  precision=precision)  # fmt: skip
+    kept = stored(
+        host,
+        backbone,
+        data,
+        task.needs(host.readout_rule),
+        root=root / "stores",
+        precision=precision,
+    )
     assert kept is not None
     lap("store")
     fed = kept.data(data, final=True)
-    fit(Cached(host, task, kept.store), fed.train, settings=FitSettings(epochs=args.epochs),
-        out=root / "run", collate=fed.collate, progress=False)  # fmt: skip
+    fit(
+        Cached(host, task, kept.store),
+        fed.train,
+        settings=FitSettings(epochs=args.epochs),
+        out=root / "run",
+        collate=fed.collate,
+        progress=False,
+    )
     lap("training")
     restuning.save(task, host, root / "x.task", backbone=backbone.name)
     lap("save")
@@ -103,8 +115,11 @@ def rival(args: Any, name: str) -> dict[str, Any]:
     with torch.no_grad():
         model(torch.zeros(1, 3, 224, 224, device=args.device))
     bare = forwards(args, model.eval())[1:]
-    make = {"PEFT LoRA r8": rivals.lora, "ms-swift bypass": rivals.swift,
-            "full fine-tuning": rivals.full}[name]  # fmt: skip
+    make = {
+        "PEFT LoRA r8": rivals.lora,
+        "ms-swift bypass": rivals.swift,
+        "full fine-tuning": rivals.full,
+    }[name]
     model = make(model).to(args.device)
     optimiser = torch.optim.AdamW(rivals.trained(model), lr=1e-3)
     x = torch.randn(args.batch, 3, 224, 224, device=args.device)
@@ -139,8 +154,10 @@ def probing(args: Any) -> dict[str, Any]:
     y = np.arange(args.images) % CLASSES
     cut = args.images * 4 // 5
     start = time.perf_counter()
-    scores = [LogisticRegression(C=c, max_iter=1000).fit(x[:cut], y[:cut]).score(x[cut:], y[cut:])
-              for c in GRID]  # fmt: skip
+    scores = [
+        LogisticRegression(C=c, max_iter=1000).fit(x[:cut], y[:cut]).score(x[cut:], y[cut:])
+        for c in GRID
+    ]
     LogisticRegression(C=GRID[int(np.argmax(scores))], max_iter=1000).fit(x, y)
     regression = time.perf_counter() - start
     return {
@@ -183,19 +200,38 @@ def main() -> None:
 
     cached, half = OURS
     targets = [
-        target("cached bypass, times faster than PEFT LoRA (all fp32)",
-               times("PEFT LoRA r8", cached), 200, at_least=True),
-        target("cached bypass, times faster than ms-swift's bypass (all fp32)",
-               times("ms-swift bypass", cached), 100, at_least=True),
-        target("with bf16 features, times faster than PEFT LoRA (fp32)",
-               times("PEFT LoRA r8", half), 300, at_least=True),
-        target("cached bypass over one pass of bare forwards",
-               found.get(cached, {}).get("over_one_pass"), 1.1),
-    ]  # fmt: skip
+        target(
+            "cached bypass, times faster than PEFT LoRA (all fp32)",
+            times("PEFT LoRA r8", cached),
+            200,
+            at_least=True,
+        ),
+        target(
+            "cached bypass, times faster than ms-swift's bypass (all fp32)",
+            times("ms-swift bypass", cached),
+            100,
+            at_least=True,
+        ),
+        target(
+            "with bf16 features, times faster than PEFT LoRA (fp32)",
+            times("PEFT LoRA r8", half),
+            300,
+            at_least=True,
+        ),
+        target(
+            "cached bypass over one pass of bare forwards",
+            found.get(cached, {}).get("over_one_pass"),
+            1.1,
+        ),
+    ]
     write(
-        args, f"{args.images} images, {args.epochs} epochs, {args.model}: the whole run",
-        images=args.images, epochs=args.epochs, rows=rows, targets=targets,
-    )  # fmt: skip
+        args,
+        f"{args.images} images, {args.epochs} epochs, {args.model}: the whole run",
+        images=args.images,
+        epochs=args.epochs,
+        rows=rows,
+        targets=targets,
+    )
 
 
 if __name__ == "__main__":

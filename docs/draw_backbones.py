@@ -85,9 +85,11 @@ resamples the grid by average pooling.
 """
 
 WHY = {
-    "hrnet_w18": _DEEP, "hrnet_w18_ssld": _DEEP,
-    "tf_efficientnet_b3": _CHAOS, "lambda_resnet50ts": _CUBIC,
-}  # fmt: skip
+    "hrnet_w18": _DEEP,
+    "hrnet_w18_ssld": _DEEP,
+    "tf_efficientnet_b3": _CHAOS,
+    "lambda_resnet50ts": _CUBIC,
+}
 """What was found behind the words of a failure."""
 
 
@@ -113,15 +115,17 @@ def page(rows: list[dict[str, Any]], versions: str) -> str:
         summary=f"{summary} Of timm {len(SIZES['timm_names']())} architectures are meant: all up to "
         f"{SIZES['CAP'] / 1e6:.0f} million parameters, and the smallest of each family whose members "
         f"are all larger (up to {SIZES['LARGEST'] / 1e6:.0f} million).",
-        versions=versions, minutes=sum(r["seconds"] for r in rows) / 60,
+        versions=versions,
+        minutes=sum(r["seconds"] for r in rows) / 60,
         table="\n".join(_line(name, members) for name, members in families.items()),
         broken="\n".join(
             f"- `{r['name']}`: {r['link']}: {r['reason'].replace('|', '/')}"
             + (f" ({why})" if (why := WHY.get(r["name"].partition(":")[2])) else "")
             for r in broken
-        ) or "None.",
+        )
+        or "None.",
         cnn=_on_cnn(),
-    )  # fmt: skip
+    )
 
 
 def _line(name: str, rows: list[dict[str, Any]]) -> str:
@@ -131,13 +135,20 @@ def _line(name: str, rows: list[dict[str, Any]]) -> str:
     layers = [r["sites"].get("block", 0) for r in rows if r["sites"]]
     after = ("inline", "bypass")
     reached = {
-        form: sum(r["ok"] or (bool(r[form]) and not r["link"].startswith(after[: i + 1]))
-                  for r in rows)
+        form: sum(
+            r["ok"] or (bool(r[form]) and not r["link"].startswith(after[: i + 1])) for r in rows
+        )
         for i, form in enumerate(after)
-    }  # fmt: skip
+    }
     cells = [
-        name, str(len(rows)), str(reached["inline"]), str(reached["bypass"]),
-        "-" if not layers else f"{min(layers)} to {max(layers)}" if len(set(layers)) > 1
+        name,
+        str(len(rows)),
+        str(reached["inline"]),
+        str(reached["bypass"]),
+        "-"
+        if not layers
+        else f"{min(layers)} to {max(layers)}"
+        if len(set(layers)) > 1
         else str(layers[0]),
         ", ".join(f"{n} {op}" for op, n in smallest["sites"].items()) or "none",
         f"{100 * proofs['residual'] / total:.0f} %" if total else "-",
@@ -146,7 +157,7 @@ def _line(name: str, rows: list[dict[str, Any]]) -> str:
             next((r["compiles"] for r in rows if r["compiles"] is not None), None)
         ],
         f"{smallest['parameters'] / 1e6:.1f} M",
-    ]  # fmt: skip
+    ]
     return f"| {' | '.join(cells)} |"
 
 

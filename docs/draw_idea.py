@@ -14,18 +14,33 @@ FROZEN, TUNED, STATE = "#dfe5ec", "#f3b36b", "#9ccfa4"
 def box(axis, x, y, text, colour, width=1.25):
     """A named box."""
     axis.add_patch(
-        FancyBboxPatch((x - width / 2, y - 0.27), width, 0.54, boxstyle="round,pad=0.04",
-                       facecolor=colour, edgecolor="#444444", linewidth=0.9)
-    )  # fmt: skip
+        FancyBboxPatch(
+            (x - width / 2, y - 0.27),
+            width,
+            0.54,
+            boxstyle="round,pad=0.04",
+            facecolor=colour,
+            edgecolor="#444444",
+            linewidth=0.9,
+        )
+    )
     axis.text(x, y, text, ha="center", va="center", fontsize=9)
 
 
 def arrow(axis, start, end, colour="#444444", bend=0.0, style="-"):
     """An arrow between two points."""
     axis.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=colour,
-                        linestyle=style, connectionstyle=f"arc3,rad={bend}", linewidth=1.3)
-    )  # fmt: skip
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=11,
+            color=colour,
+            linestyle=style,
+            connectionstyle=f"arc3,rad={bend}",
+            linewidth=1.3,
+        )
+    )
 
 
 def main() -> None:
@@ -42,8 +57,14 @@ def main() -> None:
         left.text(0.78, y + 0.85, "+", fontsize=15, ha="center", va="center")
     left.text(1, -0.15, "stream x (before the norm)", ha="center", fontsize=9)
     left.text(1, 4.2, "next stream", ha="center", fontsize=9)
-    left.text(3.2, 4.2, "gradient flows through\nthe frozen layers", ha="center", fontsize=8.5,
-              color="#c46f12")  # fmt: skip
+    left.text(
+        3.2,
+        4.2,
+        "gradient flows through\nthe frozen layers",
+        ha="center",
+        fontsize=8.5,
+        color="#c46f12",
+    )
     right.set_title("Res-Tuning-Bypass: no gradient enters the backbone", fontsize=11)
     for layer, y in ((1, 1), (2, 2.5)):
         box(right, 0.6, y, f"layer {layer}", FROZEN)
@@ -59,8 +80,14 @@ def main() -> None:
     arrow(right, (4.6, 2.8), (4.6, 3.35))
     box(right, 4.6, 3.65, "frozen norm, head", FROZEN, 1.7)
     right.text(0.6, -0.3, "x0", ha="center", fontsize=9)
-    right.text(1.75, 3.55, "dashed: values only, computed once\nfor any number of tasks",
-               ha="center", fontsize=8.5, color="#555555")  # fmt: skip
+    right.text(
+        1.75,
+        3.55,
+        "dashed: values only, computed once\nfor any number of tasks",
+        ha="center",
+        fontsize=8.5,
+        color="#555555",
+    )
     for axis, width in ((left, 4.3), (right, 5.7)):
         axis.set_xlim(-0.3, width)
         axis.set_ylim(-0.6, 4.6)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from restuning.bench.record import read_json
+from restuning._files import read_json
 from restuning.bench.report import words
 from restuning.bench.report.tables import Table
-from restuning.bench.robustness import robustness_table
+from restuning.bench.studies.robustness import robustness_table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "beyond.md"
@@ -55,10 +55,14 @@ def forgetting(file: Path) -> str:
     """What is left of five tasks that were learned one after the other."""
     found = read_json(file)
     rows = [
-        [row["row"], words.percent(statistics.mean(row["accuracy"][-1])),
-         f"{100 * row['forgetting']:.2f}", words.count(row["answers_changed"])]
+        [
+            row["row"],
+            words.percent(statistics.mean(row["accuracy"][-1])),
+            f"{100 * row['forgetting']:.2f}",
+            words.count(row["answers_changed"]),
+        ]
         for row in found["rows"]
-    ]  # fmt: skip
+    ]
     epochs = found["rows"][0]["settings"]["epochs"]
     covers = (
         f"Five tasks of two digits each, learned in order, {epochs} epochs each, one seed; "
@@ -73,12 +77,16 @@ def ensembles(file: Path) -> str:
     """Several that answer together against one of the same size."""
     found = read_json(file)
     rows = [
-        [row["row"], words.percent(row["mean"], statistics.stdev(row["accuracy"]))
-         if len(row["accuracy"]) > 1 else words.percent(row["mean"]),
-         words.count(row["parameters"]),
-         words.percent(row["disagreement"]) if row["disagreement"] else ""]
+        [
+            row["row"],
+            words.percent(row["mean"], statistics.stdev(row["accuracy"]))
+            if len(row["accuracy"]) > 1
+            else words.percent(row["mean"]),
+            words.count(row["parameters"]),
+            words.percent(row["disagreement"]) if row["disagreement"] else "",
+        ]
         for row in found["rows"]
-    ]  # fmt: skip
+    ]
     covers = (
         f"Test accuracy in %, {found['data']}, {found['settings']['epochs']} epochs, three seeds (an ensemble "
         f"of three seeds is one); parameters with heads; members disagree on so many test images in %. "

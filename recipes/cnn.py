@@ -31,8 +31,8 @@ import torch
 import restuning
 from restuning import FitSettings, Host, methods
 from restuning.data import load_data
-from restuning.train.stored import stored
-from restuning.train.sweep import sweep
+from restuning.features.stored import stored
+from restuning.search.sweep import sweep
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data"))
@@ -63,18 +63,34 @@ def rows_of(name: str, seeds: int, work: Path, loaded: Any, host: Host) -> list[
     rows = []
     for method, grid in GRIDS.items():
         report = sweep(
-            host, method, kept.data(data, final=False), kept.data(data, final=True), grid,
-            seeds=range(seeds), base=FitSettings(epochs=EPOCHS), out=work / f"{name}.{method}",
-        )  # fmt: skip
+            host,
+            method,
+            kept.data(data, final=False),
+            kept.data(data, final=True),
+            grid,
+            seeds=range(seeds),
+            base=FitSettings(epochs=EPOCHS),
+            out=work / f"{name}.{method}",
+        )
         best, tested = report["best"], report["final"]["test_accuracy"]
         rows += [
-            {"task": name, "method": method, "seed": seed, "test_accuracy": accuracy,
-             "val_accuracy": best["val_accuracy"][seed], "chosen": best["setting"],
-             "trainable_parameters": best["trainable_parameters"], "data": data.identity}
+            {
+                "task": name,
+                "method": method,
+                "seed": seed,
+                "test_accuracy": accuracy,
+                "val_accuracy": best["val_accuracy"][seed],
+                "chosen": best["setting"],
+                "trainable_parameters": best["trainable_parameters"],
+                "data": data.identity,
+            }
             for seed, accuracy in enumerate(tested)
-        ]  # fmt: skip
-        print(f"{name:14s} {method:18s} val {best['mean']:.2%} test {statistics.mean(tested):.2%} "
-              f"{best['setting']}", flush=True)  # fmt: skip
+        ]
+        print(
+            f"{name:14s} {method:18s} val {best['mean']:.2%} test {statistics.mean(tested):.2%} "
+            f"{best['setting']}",
+            flush=True,
+        )
     return rows
 
 
@@ -91,14 +107,20 @@ def main() -> None:
     host = Host(loaded.model, *loaded.example)
     rows = [r for name in tasks() for r in rows_of(name, args.seeds, args.work, loaded, host)]
     report = {
-        "command": "python recipes/cnn.py", "backbone": NAME, "seeds": args.seeds,
-        "epochs": EPOCHS, "grids": GRIDS,
+        "command": "python recipes/cnn.py",
+        "backbone": NAME,
+        "seeds": args.seeds,
+        "epochs": EPOCHS,
+        "grids": GRIDS,
         "chosen_on": "mean validation accuracy of the seeds",
-        "versions": {"restuning": restuning.__version__, "torch": torch.__version__,
-                     "timm": timm.__version__},
+        "versions": {
+            "restuning": restuning.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "rows": rows,
-    }  # fmt: skip
+    }
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 

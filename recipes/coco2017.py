@@ -52,9 +52,10 @@ def coco(folder: Path, split: str, limit: int | None = None) -> Pairs:
         captions.setdefault(row["image_id"], row["caption"].strip())
     chosen = sorted(captions)[:limit]
     return Pairs(
-        tuple(files[i] for i in chosen), tuple(captions[i] for i in chosen),
+        tuple(files[i] for i in chosen),
+        tuple(captions[i] for i in chosen),
         tuple(folder / f"{split}2017" / files[i] for i in chosen),
-    )  # fmt: skip
+    )
 
 
 def missing(args: argparse.Namespace) -> list[str]:
@@ -108,32 +109,57 @@ def main() -> None:
         torch.manual_seed(0)
         task = methods.build(args.method, host, rank=RANKS.get(args.method, 50)).to(device)
         data = encode(coco(args.coco, "train"), parts, args.size, args.out / "latents")
-        settings = DenoiserSettings(steps=args.steps, batch_size=args.batch_size, lr=1e-4,
-                                    warmup_steps=500, checkpoint_every=500,
-                                    precision="bf16" if device == "cuda" else "no")  # fmt: skip
+        settings = DenoiserSettings(
+            steps=args.steps,
+            batch_size=args.batch_size,
+            lr=1e-4,
+            warmup_steps=500,
+            checkpoint_every=500,
+            precision="bf16" if device == "cuda" else "no",
+        )
         objective = Objective(parts.objective, parts.alphas, time_scale=parts.reading.time_scale)  # type: ignore[arg-type]
-        train_denoiser(Run(host, {"coco": task}, data, objective, settings, folder, parts.fixed,
-                           backbone=f"diffusers:{args.pipeline}"))  # fmt: skip
+        train_denoiser(
+            Run(
+                host,
+                {"coco": task},
+                data,
+                objective,
+                settings,
+                folder,
+                parts.fixed,
+                backbone=f"diffusers:{args.pipeline}",
+            )
+        )
     reference = coco(args.coco, "val", args.images)
 
     def generated() -> Iterator[tuple[Tensor, list[str]]]:
         for start in range(0, len(reference), args.batch_size):
             captions = list(reference.captions[start : start + args.batch_size])
             images = parts.generate(
-                captions, steps=args.sample_steps, guidance=args.guidance, seed=start,
+                captions,
+                steps=args.sample_steps,
+                guidance=args.guidance,
+                seed=start,
                 using=host.using(task),
-            )  # fmt: skip
+            )
             yield _bytes(images), captions
 
     result = judge_images(
-        pixels(reference, args.size, args.batch_size), generated(),
+        pixels(reference, args.size, args.batch_size),
+        generated(),
         Protocol(
-            f"{args.pipeline} {args.method}", "COCO2017 val, first captions", reference.digest(),
-            args.size, "middle square, Pillow Lanczos", type(parts.pipeline.scheduler).__name__,
-            args.sample_steps, args.guidance, 0,
+            f"{args.pipeline} {args.method}",
+            "COCO2017 val, first captions",
+            reference.digest(),
+            args.size,
+            "middle square, Pillow Lanczos",
+            type(parts.pipeline.scheduler).__name__,
+            args.sample_steps,
+            args.guidance,
+            0,
         ),
         clip=args.clip,
-    )  # fmt: skip
+    )
     folder.mkdir(parents=True, exist_ok=True)
     result["restuning"] = restuning.__version__
     (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -38,8 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/digits-recipe"))
-    parser.add_argument("--rows", nargs="*", default=[name for name, _ in ROWS],
-                        help="only these; the others stay as they are")  # fmt: skip
+    parser.add_argument(
+        "--rows",
+        nargs="*",
+        default=[name for name, _ in ROWS],
+        help="only these; the others stay as they are",
+    )
     args = parser.parse_args()
     kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     rows = [row for row in kept if row["name"] not in args.rows]
@@ -49,17 +53,34 @@ def main() -> None:
         found = []
         for seed in range(args.seeds):
             out = args.work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            command = [sys.executable, "-m", "restuning", "train", "digits", *options, "--final",
-                       "--seed", str(seed), "--out", str(out), "--json"]  # fmt: skip
+            command = [
+                sys.executable,
+                "-m",
+                "restuning",
+                "train",
+                "digits",
+                *options,
+                "--final",
+                "--seed",
+                str(seed),
+                "--out",
+                str(out),
+                "--json",
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found.append(json.loads(done.stdout))
         accuracy = [row["test_accuracy"] for row in found]
-        rows.append({
-            "name": name, "options": options, "test_accuracy": accuracy,
-            "mean": statistics.mean(accuracy), "std": statistics.stdev(accuracy),
-            "trainable_parameters": found[0]["trainable_parameters"],
-            "seconds": [row["seconds"] for row in found],
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "options": options,
+                "test_accuracy": accuracy,
+                "mean": statistics.mean(accuracy),
+                "std": statistics.stdev(accuracy),
+                "trainable_parameters": found[0]["trainable_parameters"],
+                "seconds": [row["seconds"] for row in found],
+            }
+        )
         print(f"{name:24s} {100 * rows[-1]['mean']:.2f} ± {100 * rows[-1]['std']:.2f}", flush=True)
     report = {
         "command": f"python recipes/digits.py --seeds {args.seeds}",

@@ -28,10 +28,10 @@ from restuning.bench import (
     parse_entries,
     plan,
 )
-from restuning.bench.ensembles import disagreement, ensemble_accuracy, probabilities
-from restuning.bench.kept import load_kept
 from restuning.bench.measure import hardware, versions
-from restuning.train import FitSettings
+from restuning.bench.studies.ensembles import disagreement, ensemble_accuracy, probabilities
+from restuning.bench.studies.kept import load_kept
+from restuning.training import FitSettings
 
 SEEDS = 3
 METHODS = "linear,small=res-tuning-bypass:rank=4,large=res-tuning-bypass:rank=12,res-tuning"
@@ -62,10 +62,12 @@ def main() -> None:
         members = [[answers[key] for key in group] for group in groups]
         found = [ensemble_accuracy(group, labels) for group in members]
         return {
-            "row": name, "accuracy": found, "mean": statistics.mean(found),
+            "row": name,
+            "accuracy": found,
+            "mean": statistics.mean(found),
             "parameters": sum(parameters[label] for label, _ in groups[0]),
             "disagreement": statistics.mean(disagreement(group) for group in members),
-        }  # fmt: skip
+        }
 
     seeds = range(SEEDS)
     rows = [
@@ -73,17 +75,26 @@ def main() -> None:
         row("one of rank 12", [[("large", s)] for s in seeds]),
         row("three of rank 4", [[("small", s) for s in seeds]]),
         row("res-tuning alone", [[("res-tuning", s)] for s in seeds]),
-        row("linear, bypass and res-tuning", [
-            [("linear", s), ("small", s), ("res-tuning", s)] for s in seeds]),
-    ]  # fmt: skip
+        row(
+            "linear, bypass and res-tuning",
+            [[("linear", s), ("small", s), ("res-tuning", s)] for s in seeds],
+        ),
+    ]
     for each in rows:
-        print(f"{each['row']:32s} {each['mean']:.2%}  {each['parameters']:,} parameters, members "
-              f"disagree on {each['disagreement']:.2%}", flush=True)  # fmt: skip
+        print(
+            f"{each['row']:32s} {each['mean']:.2%}  {each['parameters']:,} parameters, members "
+            f"disagree on {each['disagreement']:.2%}",
+            flush=True,
+        )
     report = {
-        "command": f"python recipes/ensembles.py --epochs {args.epochs}", "backbone": "restuning-tiny",
-        "data": "digits", "settings": protocol.settings.to_dict(), "versions": versions(),
-        "hardware": hardware(torch.device("cpu")), "rows": rows,
-    }  # fmt: skip
+        "command": f"python recipes/ensembles.py --epochs {args.epochs}",
+        "backbone": "restuning-tiny",
+        "data": "digits",
+        "settings": protocol.settings.to_dict(),
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+        "rows": rows,
+    }
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -21,10 +21,10 @@ import torch
 
 import restuning
 from restuning import FitSettings, Host
-from restuning.bench.forgetting import learn_in_sequence
-from restuning.bench.held import HeldImages, held
 from restuning.bench.measure import hardware, versions
+from restuning.bench.studies.forgetting import learn_in_sequence
 from restuning.data import Data, load_data
+from restuning.data.decoded import HeldImages, held
 
 PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
 ROWS: list[tuple[str, str, bool, dict[str, Any]]] = [
@@ -38,8 +38,9 @@ ROWS: list[tuple[str, str, bool, dict[str, Any]]] = [
 def pair(split: HeldImages, classes: tuple[int, int]) -> HeldImages:
     """The images of two classes, labelled 0 and 1."""
     chosen = (split.labels == classes[0]) | (split.labels == classes[1])
-    return HeldImages(split.pixels[chosen], (split.labels[chosen] == classes[1]).long(),
-                      split.normalise)  # fmt: skip
+    return HeldImages(
+        split.pixels[chosen], (split.labels[chosen] == classes[1]).long(), split.normalise
+    )
 
 
 def main() -> None:
@@ -55,26 +56,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         digits = held(load_data("digits", backbone), backbone, Path(work) / "images")
         tasks = [
-            Data(f"{a}-{b}", pair(digits.train.and_also(digits.val), (a, b)), None,
-                 pair(digits.test, (a, b)), [str(a), str(b)], collate=digits.collate)
+            Data(
+                f"{a}-{b}",
+                pair(digits.train.and_also(digits.val), (a, b)),
+                None,
+                pair(digits.test, (a, b)),
+                [str(a), str(b)],
+                collate=digits.collate,
+            )
             for a, b in PAIRS
-        ]  # fmt: skip
+        ]
         for number, (name, method, shared, own) in enumerate(ROWS):
             settings = FitSettings(epochs=args.epochs, **own)
-            found = learn_in_sequence(host, method, tasks, settings, Path(work) / str(number),
-                                      shared=shared)  # fmt: skip
-            rows.append({
-                "row": name, "accuracy": found.accuracy, "forgetting": found.forgetting,
-                "answers_changed": found.changed, "settings": settings.to_dict(),
-            })  # fmt: skip
+            found = learn_in_sequence(
+                host, method, tasks, settings, Path(work) / str(number), shared=shared
+            )
+            rows.append(
+                {
+                    "row": name,
+                    "accuracy": found.accuracy,
+                    "forgetting": found.forgetting,
+                    "answers_changed": found.changed,
+                    "settings": settings.to_dict(),
+                }
+            )
             last = sum(found.accuracy[-1]) / len(tasks)
-            print(f"{name:28s} mean at the end {last:.2%}, forgotten {100 * found.forgetting:.2f} "
-                  f"points, {found.changed} answers changed", flush=True)  # fmt: skip
+            print(
+                f"{name:28s} mean at the end {last:.2%}, forgotten {100 * found.forgetting:.2f} "
+                f"points, {found.changed} answers changed",
+                flush=True,
+            )
     report = {
-        "command": f"python recipes/forgetting.py --epochs {args.epochs}", "tasks": PAIRS,
-        "backbone": "restuning-tiny", "versions": versions(),
-        "hardware": hardware(torch.device("cpu")), "rows": rows,
-    }  # fmt: skip
+        "command": f"python recipes/forgetting.py --epochs {args.epochs}",
+        "tasks": PAIRS,
+        "backbone": "restuning-tiny",
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+        "rows": rows,
+    }
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 

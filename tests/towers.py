@@ -36,11 +36,25 @@ WORDS = [
 VOCABULARY = {w: i for i, w in enumerate(["[PAD]", "[START]", "[UNK]", *WORDS, "[END]"])}
 LENGTH = 12
 PIXELS = 32
-VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3,
-          "num_attention_heads": 4, "image_size": PIXELS, "patch_size": 8}  # fmt: skip
-TEXT = {"vocab_size": len(VOCABULARY), "hidden_size": 40, "intermediate_size": 80,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": LENGTH,
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": VOCABULARY["[END]"]}  # fmt: skip
+VISION = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": PIXELS,
+    "patch_size": 8,
+}
+TEXT = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 40,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": LENGTH,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": VOCABULARY["[END]"],
+}
 
 
 def tokenizer() -> hf.PreTrainedTokenizerFast:
@@ -51,9 +65,12 @@ def tokenizer() -> hf.PreTrainedTokenizerFast:
         single="[START] $A [END]", special_tokens=[("[START]", 1), ("[END]", VOCABULARY["[END]"])]
     )
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", bos_token="[START]",
+        tokenizer_object=made,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[START]",
         eos_token="[END]",
-    )  # fmt: skip
+    )
 
 
 def clip() -> nn.Module:
@@ -88,13 +105,25 @@ def saved(model: nn.Module, folder: Path) -> str:
 OPEN_TEXT = {"context_length": LENGTH, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
 OPEN_VISION = {
     "ViT": {"image_size": PIXELS, "layers": 3, "width": 48, "patch_size": 8, "head_width": 12},
-    "ViT with mean": {"image_size": PIXELS, "layers": 3, "width": 48, "patch_size": 8,
-                      "head_width": 12, "pool_type": "avg", "final_ln_after_pool": True,
-                      "ls_init_value": 0.1},
+    "ViT with mean": {
+        "image_size": PIXELS,
+        "layers": 3,
+        "width": 48,
+        "patch_size": 8,
+        "head_width": 12,
+        "pool_type": "avg",
+        "final_ln_after_pool": True,
+        "ls_init_value": 0.1,
+    },
     "ResNet": {"image_size": PIXELS, "layers": [1, 1, 1, 1], "width": 16},
-    "timm": {"image_size": PIXELS, "timm_model_name": "test_vit", "timm_model_pretrained": False,
-             "timm_pool": "", "timm_proj": "linear"},
-}  # fmt: skip
+    "timm": {
+        "image_size": PIXELS,
+        "timm_model_name": "test_vit",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+    },
+}
 
 
 def openclip(kind: str, folder: Path) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from restuning.bench.ablations import ABLATIONS
-from restuning.bench.report import words
-from restuning.bench.report.summary import parameters, summarise
-from restuning.bench.report.tables import Table, published
+from restuning.bench.report import published, summarise, words
+from restuning.bench.report.summary import parameters
+from restuning.bench.report.tables import Table
+from restuning.bench.studies.ablations import ABLATIONS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "ablations.md"
@@ -37,16 +37,23 @@ def table(name: str) -> Table | None:
         labels, key=lambda n: next((k for k, a in enumerate(asked) if n == a), len(asked))
     )
     rows = [
-        [label, words.percent(*summary.mean(label, tasks)),
-         words.count(summary.cost(label, tasks, parameters))]
+        [
+            label,
+            words.percent(*summary.mean(label, tasks)),
+            words.count(summary.cost(label, tasks, parameters)),
+        ]
         for label in order
-    ]  # fmt: skip
+    ]
     missing = (
         f" Not run: {len(asked) - len(labels)} of {len(asked)}." if len(labels) < len(asked) else ""
     )
     covers = f"Test accuracy in %, {', '.join(tasks)}. {summary.protocol()}.{missing}"
-    return Table(f"{name}: {ABLATIONS[name].question}", covers,
-                 ["", "accuracy", "parameters without head"], rows)  # fmt: skip
+    return Table(
+        f"{name}: {ABLATIONS[name].question}",
+        covers,
+        ["", "accuracy", "parameters without head"],
+        rows,
+    )
 
 
 def page() -> str:

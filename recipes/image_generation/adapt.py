@@ -29,8 +29,8 @@ from restuning.diffusion import (
 )
 from restuning.diffusion.batch import drawn
 from restuning.forecast.ledger import Saved
-from restuning.train.optimiser import learning_rate
-from restuning.train.randomness import Order
+from restuning.training import learning_rate
+from restuning.training.randomness import Order
 
 OBJECTIVE = Objective("v", linear_alphas())
 """Velocity: after 600 steps on noise, samples were still noise, because an error of the noise is a
@@ -101,10 +101,20 @@ def base(network: str, steps: int, out: Path) -> nn.Module:
     if not file.exists():
         host = hosted(model, network)
         task = methods.build("full", host)
-        settings = DenoiserSettings(steps=steps, batch_size=BATCH, lr=1e-3, ema=0.995,
-                                    checkpoint_every=100, warmup_steps=50)  # fmt: skip
-        train_denoiser(Run(host, {"base": task}, parts.base_set(), OBJECTIVE, settings,
-                           out / f"base-{network}", parts.FIXED[network]))  # fmt: skip
+        settings = DenoiserSettings(
+            steps=steps, batch_size=BATCH, lr=1e-3, ema=0.995, checkpoint_every=100, warmup_steps=50
+        )
+        train_denoiser(
+            Run(
+                host,
+                {"base": task},
+                parts.base_set(),
+                OBJECTIVE,
+                settings,
+                out / f"base-{network}",
+                parts.FIXED[network],
+            )
+        )
         host.release()
         _take_over(model, task)
         torch.save(model.state_dict(), file)
@@ -116,21 +126,34 @@ def hosted(model: nn.Module, network: str) -> Host:
     """A host of a denoiser."""
     draw = torch.Generator().manual_seed(0)
     return Host(
-        model, torch.randn(1, parts.CHANNELS, parts.SIDE, parts.SIDE, generator=draw),
-        timestep=torch.tensor([500]), **parts.FIXED[network],
+        model,
+        torch.randn(1, parts.CHANNELS, parts.SIDE, parts.SIDE, generator=draw),
+        timestep=torch.tensor([500]),
+        **parts.FIXED[network],
         encoder_hidden_states=parts.text_states(["a small red circle at the top left"]),
-    )  # fmt: skip
+    )
 
 
 def adapted(
-    network: str, model: nn.Module, setting: Setting, data: Encoded, steps: int, seed: int,
+    network: str,
+    model: nn.Module,
+    setting: Setting,
+    data: Encoded,
+    steps: int,
+    seed: int,
     folder: Path,
-) -> Adapted:  # fmt: skip
+) -> Adapted:
     """Train one row; the model is used up."""
     torch.manual_seed(seed)
     fixed, weights = parts.FIXED[network], list(model.parameters())
-    settings = DenoiserSettings(steps=steps, batch_size=BATCH, lr=setting.lr, seed=seed,
-                                checkpoint_every=steps, warmup_steps=10)  # fmt: skip
+    settings = DenoiserSettings(
+        steps=steps,
+        batch_size=BATCH,
+        lr=setting.lr,
+        seed=seed,
+        checkpoint_every=steps,
+        warmup_steps=10,
+    )
     x, times = torch.randn(BATCH, parts.CHANNELS, parts.SIDE, parts.SIDE), torch.full((BATCH,), 500)
     fed = data.conditions(list(range(BATCH)))
     if setting.how in (LORA, CHECKPOINTED):
@@ -199,17 +222,21 @@ def _injected(model: Any, setting: Setting) -> list[Tensor]:
 
 
 def _plain_loop(
-    model: Any, trained: list[Tensor], data: Encoded, settings: DenoiserSettings,
+    model: Any,
+    trained: list[Tensor],
+    data: Encoded,
+    settings: DenoiserSettings,
     fixed: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """A loop without this library, on the very batches and noise that `train_denoiser` draws."""
     optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     order = Order(len(data), settings.batch_size, 10_000, settings.seed)
     for step in range(settings.steps):
         noised, fed = drawn(data, OBJECTIVE, settings, order, step)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, total=settings.steps, warmup=settings.warmup,
-                                        peak=settings.lr)  # fmt: skip
+            group["lr"] = learning_rate(
+                step, total=settings.steps, warmup=settings.warmup, peak=settings.lr
+            )
         answer = model(noised.sample, timestep=noised.time, **fed, **fixed).sample
         (answer - noised.target).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.clip or float("inf"))

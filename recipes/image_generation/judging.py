@@ -14,8 +14,7 @@ import torch
 from adapt import OBJECTIVE
 from torch import Tensor
 
-from restuning.diffusion import Encoded, Objective, sample
-from restuning.diffusion.evaluate import frechet_distance, held_out_error
+from restuning.diffusion import Encoded, Objective, frechet_distance, held_out_error, sample
 
 GUIDANCE, SAMPLE_STEPS = 2.0, 15
 TEST, VALIDATION = 999, 555
@@ -44,9 +43,14 @@ def judge(out: Path) -> tuple[parts.Judge, float]:
 
 
 def judged(
-    denoiser: Callable[..., Tensor], shift: str, out: Path, *, count: int, samples: int,
+    denoiser: Callable[..., Tensor],
+    shift: str,
+    out: Path,
+    *,
+    count: int,
+    samples: int,
     scenes: int = TEST,
-) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
+) -> tuple[dict[str, Any], Tensor]:
     """Error and accuracies of a denoiser as JSON, and its pictures, `samples 3 32 32`."""
     style, kinds = SHIFTS[shift]
     held = shapes.scenes(count, scenes, kinds)
@@ -60,14 +64,19 @@ def judged(
     labels = torch.tensor([s.labels for s in held[:samples]])
     right = (reader.labels(drawn) == labels).float().mean(0)
     row = {
-        "epsilon_error": error.mean, "epsilon_error_by_time": error.buckets,
+        "epsilon_error": error.mean,
+        "epsilon_error_by_time": error.buckets,
         "attribute_accuracy": float(right.mean()),
         "accuracy_by_attribute": dict(zip(shapes.ATTRIBUTES, right.tolist(), strict=True)),
         "fd_judge": frechet_distance(reader(drawn), reader(shapes.pictures(held, style, 77))),
-        "judge_accuracy_on_drawn_pictures": reads, "held_out": count, "samples": samples,
-        "scenes": scenes, "guidance": GUIDANCE, "sample_steps": SAMPLE_STEPS,
+        "judge_accuracy_on_drawn_pictures": reads,
+        "held_out": count,
+        "samples": samples,
+        "scenes": scenes,
+        "guidance": GUIDANCE,
+        "sample_steps": SAMPLE_STEPS,
         "judge": hashlib.sha256((out / "judge.pt").read_bytes()).hexdigest()[:16],
-    }  # fmt: skip
+    }
     return row, drawn
 
 
@@ -76,10 +85,23 @@ def generated(denoiser: Callable[..., Tensor], test: Encoded, count: int) -> Ten
     found = []
     for start in range(0, count, 32):
         rows = list(range(start, min(start + 32, count)))
-        noise = torch.randn(len(rows), parts.CHANNELS, parts.SIDE, parts.SIDE,
-                            generator=torch.Generator().manual_seed(start))  # fmt: skip
+        noise = torch.randn(
+            len(rows),
+            parts.CHANNELS,
+            parts.SIDE,
+            parts.SIDE,
+            generator=torch.Generator().manual_seed(start),
+        )
         found.append(
-            sample(denoiser, OBJECTIVE, noise, test.conditions(rows), steps=SAMPLE_STEPS,
-                   guidance=GUIDANCE, empty=test.empty, clip=1.0)
-        )  # fmt: skip
+            sample(
+                denoiser,
+                OBJECTIVE,
+                noise,
+                test.conditions(rows),
+                steps=SAMPLE_STEPS,
+                guidance=GUIDANCE,
+                empty=test.empty,
+                clip=1.0,
+            )
+        )
     return parts.unfolded(torch.cat(found)).clamp(-1, 1)

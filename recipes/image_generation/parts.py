@@ -35,11 +35,17 @@ def unet() -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=SIDE, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(32, 64, 96),
+        sample_size=SIDE,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(32, 64, 96),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1, cross_attention_dim=TEXT, attention_head_dim=4, norm_num_groups=8,
-    )  # fmt: skip
+        layers_per_block=1,
+        cross_attention_dim=TEXT,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
 
 
 def dit() -> nn.Module:
@@ -47,10 +53,17 @@ def dit() -> nn.Module:
     from diffusers import PixArtTransformer2DModel
 
     return PixArtTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=32, in_channels=CHANNELS, out_channels=CHANNELS,
-        num_layers=6, sample_size=SIDE, patch_size=2, cross_attention_dim=128, caption_channels=TEXT,
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=6,
+        sample_size=SIDE,
+        patch_size=2,
+        cross_attention_dim=128,
+        caption_channels=TEXT,
         use_additional_conditions=False,
-    )  # fmt: skip
+    )
 
 
 FIXED: dict[str, dict[str, Any]] = {
@@ -70,11 +83,17 @@ def text_states(captions: list[str]) -> Tensor:
         torch.manual_seed(7)
         encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(shapes.WORDS), hidden_size=TEXT, intermediate_size=128,
-                num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=shapes.LENGTH,
-                eos_token_id=shapes.WORDS.index("<end>"), bos_token_id=0, pad_token_id=0,
+                vocab_size=len(shapes.WORDS),
+                hidden_size=TEXT,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=shapes.LENGTH,
+                eos_token_id=shapes.WORDS.index("<end>"),
+                bos_token_id=0,
+                pad_token_id=0,
             )
-        ).eval()  # fmt: skip
+        ).eval()
     with torch.no_grad():
         return encoder(shapes.tokens(captions)).last_hidden_state
 
@@ -85,10 +104,14 @@ def encoded(shown: list[shapes.Scene], style: str, seed: int) -> Encoded:
     unique = list(dict.fromkeys(captions))
     latents = folded(shapes.pictures(shown, style, seed))
     return Encoded(
-        latents, torch.zeros_like(latents), {"encoder_hidden_states": text_states(unique)},
+        latents,
+        torch.zeros_like(latents),
+        {"encoder_hidden_states": text_states(unique)},
         torch.tensor([unique.index(c) for c in captions]),
-        {"encoder_hidden_states": text_states([""])}, tuple(captions), f"{style}-{seed}-{len(shown)}",
-    )  # fmt: skip
+        {"encoder_hidden_states": text_states([""])},
+        tuple(captions),
+        f"{style}-{seed}-{len(shown)}",
+    )
 
 
 def base_set() -> Encoded:
@@ -106,9 +129,16 @@ class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 64), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(3, 16, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 64),
+            nn.ReLU(),
+        )
         self.heads = nn.ModuleList(nn.Linear(64, len(n)) for n in shapes.ATTRIBUTES.values())
 
     def forward(self, images: Tensor) -> Tensor:

@@ -72,19 +72,32 @@ def main() -> None:
             continue
         model = adapt.base(args.network, args.base_steps, args.out)
         data = judging.training_set(args.shift, 50)
-        made = adapt.adapted(args.network, model, setting, data, args.steps, 50,
-                             args.out / "pilots" / f"{args.network}-{args.shift}-{number}")  # fmt: skip
-        found, _ = judging.judged(made.denoiser, args.shift, args.out, count=64, samples=64,
-                                  scenes=judging.VALIDATION)  # fmt: skip
+        made = adapt.adapted(
+            args.network,
+            model,
+            setting,
+            data,
+            args.steps,
+            50,
+            args.out / "pilots" / f"{args.network}-{args.shift}-{number}",
+        )
+        found, _ = judging.judged(
+            made.denoiser, args.shift, args.out, count=64, samples=64, scenes=judging.VALIDATION
+        )
         row = {
-            **key, "parameters": made.parameters, "saved_for_backward_bytes": made.saved,
+            **key,
+            "parameters": made.parameters,
+            "saved_for_backward_bytes": made.saved,
             **{k: found[k] for k in ("epsilon_error", "attribute_accuracy", "fd_judge", "scenes")},
-        }  # fmt: skip
+        }
         rows.append(row)
         into.write_text(json.dumps(rows, indent=1) + "\n")
-        print(f"{number:2d} {setting.how:62s} {setting.lr:.0e} {setting.options} error "
-              f"{row['epsilon_error']:.4f} attributes {row['attribute_accuracy']:.3f} FD "
-              f"{row['fd_judge']:.1f} {made.parameters:,} {made.saved / 2**20:.1f} MiB", flush=True)  # fmt: skip
+        print(
+            f"{number:2d} {setting.how:62s} {setting.lr:.0e} {setting.options} error "
+            f"{row['epsilon_error']:.4f} attributes {row['attribute_accuracy']:.3f} FD "
+            f"{row['fd_judge']:.1f} {made.parameters:,} {made.saved / 2**20:.1f} MiB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

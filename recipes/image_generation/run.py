@@ -43,24 +43,41 @@ def one(args: argparse.Namespace, method: str, shift: str, seed: int) -> None:
         made, setting = adapt.Adapted(adapt.bare(model, parts.FIXED[network]), 0, 0, 0.0), None
     else:
         setting = adapt.SETTINGS[network][method]
-        made = adapt.adapted(network, model, setting, judging.training_set(shift, seed), args.steps,
-                             seed, args.out / "tasks" / name)  # fmt: skip
-    found, drawn = judging.judged(made.denoiser, shift, args.out, count=args.held_out,
-                                  samples=args.samples)  # fmt: skip
+        made = adapt.adapted(
+            network,
+            model,
+            setting,
+            judging.training_set(shift, seed),
+            args.steps,
+            seed,
+            args.out / "tasks" / name,
+        )
+    found, drawn = judging.judged(
+        made.denoiser, shift, args.out, count=args.held_out, samples=args.samples
+    )
     row = {
-        "network": network, "shift": shift, "method": method, "seed": seed,
-        "setting": None if setting is None else vars(setting), "steps": args.steps,
-        "base_steps": args.base_steps, "trained_parameters": made.parameters,
-        "saved_for_backward_bytes": made.saved, "cpu_seconds_a_step": made.seconds, **found,
-    }  # fmt: skip
+        "network": network,
+        "shift": shift,
+        "method": method,
+        "seed": seed,
+        "setting": None if setting is None else vars(setting),
+        "steps": args.steps,
+        "base_steps": args.base_steps,
+        "trained_parameters": made.parameters,
+        "saved_for_backward_bytes": made.saved,
+        "cpu_seconds_a_step": made.seconds,
+        **found,
+    }
     save_grid((drawn[:16] + 1) / 2, args.out / "samples" / f"{name}.png", 8, scale=2)
     torch.save(drawn[:16], args.out / "samples" / f"{name}.pt")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"{name}: error {found['epsilon_error']:.4f}, attributes "
-          f"{found['attribute_accuracy']:.3f}, FD_judge {found['fd_judge']:.2f}, "
-          f"{made.parameters:,} parameters, {made.saved / 2**20:.0f} MiB, {made.seconds:.2f} s",
-          flush=True)  # fmt: skip
+    print(
+        f"{name}: error {found['epsilon_error']:.4f}, attributes "
+        f"{found['attribute_accuracy']:.3f}, FD_judge {found['fd_judge']:.2f}, "
+        f"{made.parameters:,} parameters, {made.saved / 2**20:.0f} MiB, {made.seconds:.2f} s",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -20,17 +20,33 @@ from torch import Tensor
 SIZE = 32
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
-    "red": (220, 50, 47), "green": (60, 180, 75), "blue": (60, 110, 230), "yellow": (240, 200, 40),
-    "purple": (160, 70, 200), "white": (235, 235, 235),
-}  # fmt: skip
+    "red": (220, 50, 47),
+    "green": (60, 180, 75),
+    "blue": (60, 110, 230),
+    "yellow": (240, 200, 40),
+    "purple": (160, 70, 200),
+    "white": (235, 235, 235),
+}
 SIZES = {"small": 4.5, "large": 8.0}
 PLACES = {
-    "top left": (10, 10), "top right": (22, 10), "bottom left": (10, 22), "bottom right": (22, 22),
-}  # fmt: skip
+    "top left": (10, 10),
+    "top right": (22, 10),
+    "bottom left": (10, 22),
+    "bottom right": (22, 22),
+}
 WORDS = sorted(
-    {"<pad>", "<end>", "a", "at", "the", *SHAPES, *COLOURS, *SIZES,
-     *(w for p in PLACES for w in p.split())}
-)  # fmt: skip
+    {
+        "<pad>",
+        "<end>",
+        "a",
+        "at",
+        "the",
+        *SHAPES,
+        *COLOURS,
+        *SIZES,
+        *(w for p in PLACES for w in p.split()),
+    }
+)
 LENGTH = 10
 ATTRIBUTES = {
     "shape": SHAPES,
@@ -64,10 +80,14 @@ def scenes(count: int, seed: int, shapes: tuple[str, ...] = SHAPES[:3]) -> list[
     """Random scenes of some shapes."""
     draw = random.Random(seed)
     return [
-        Scene(draw.choice(shapes), draw.choice(tuple(COLOURS)), draw.choice(tuple(SIZES)),
-              draw.choice(tuple(PLACES)))
+        Scene(
+            draw.choice(shapes),
+            draw.choice(tuple(COLOURS)),
+            draw.choice(tuple(SIZES)),
+            draw.choice(tuple(PLACES)),
+        )
         for _ in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def picture(scene: Scene, style: str, seed: int) -> Tensor:

@@ -36,10 +36,16 @@ def read(out: Path) -> list[dict[str, Any]]:
     """All rows, in the order of methods."""
     rows = [json.loads(f.read_text()) for f in (out / "rows").glob("*.json")]
     order = [*SHOWN]
-    return sorted(rows, key=lambda r: (
-        r["network"], r["shift"] != "style",
-        order.index(r["method"]) if r["method"] in order else len(order), r["method"], r["seed"],
-    ))  # fmt: skip
+    return sorted(
+        rows,
+        key=lambda r: (
+            r["network"],
+            r["shift"] != "style",
+            order.index(r["method"]) if r["method"] in order else len(order),
+            r["method"],
+            r["seed"],
+        ),
+    )
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -49,12 +55,18 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["network"], row["shift"], row["method"]), []).append(row)
     lines = []
     for (network, shift, method), same in groups.items():
-        line: dict[str, Any] = {"network": network, "shift": shift, "method": method,
-                                "seeds": len(same)}  # fmt: skip
+        line: dict[str, Any] = {
+            "network": network,
+            "shift": shift,
+            "method": method,
+            "seeds": len(same),
+        }
         for key in KEYS:
             values = [r[key] for r in same]
-            line[key] = {"mean": statistics.mean(values),
-                         "sd": statistics.stdev(values) if len(values) > 1 else None}  # fmt: skip
+            line[key] = {
+                "mean": statistics.mean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+            }
         for key in ("trained_parameters", "saved_for_backward_bytes"):
             line[key] = same[0][key]
         lines.append(line)
@@ -70,31 +82,51 @@ def orders(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ours = of.get((network, shift, seed, other))
             if ours is None:
                 continue
-            found.append({
-                "network": network, "shift": shift, "seed": seed, "method": other,
-                "error_lower": ours["epsilon_error"] < lora["epsilon_error"],
-                "attributes_at_least": ours["attribute_accuracy"] >= lora["attribute_accuracy"],
-                "distance_lower": ours["fd_judge"] < lora["fd_judge"],
-                "no_more_parameters": ours["trained_parameters"] <= lora["trained_parameters"],
-                "of_its_memory": ours["saved_for_backward_bytes"] / lora["saved_for_backward_bytes"],
-            })  # fmt: skip
+            found.append(
+                {
+                    "network": network,
+                    "shift": shift,
+                    "seed": seed,
+                    "method": other,
+                    "error_lower": ours["epsilon_error"] < lora["epsilon_error"],
+                    "attributes_at_least": ours["attribute_accuracy"] >= lora["attribute_accuracy"],
+                    "distance_lower": ours["fd_judge"] < lora["fd_judge"],
+                    "no_more_parameters": ours["trained_parameters"] <= lora["trained_parameters"],
+                    "of_its_memory": ours["saved_for_backward_bytes"]
+                    / lora["saved_for_backward_bytes"],
+                }
+            )
     return found
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
     """The table of the README."""
-    heads = ("network, shift", "method", "seeds", "error of noise", "attributes", "FD_judge", "trained",
-             "saved for backward", "CPU s a step")  # fmt: skip
+    heads = (
+        "network, shift",
+        "method",
+        "seeds",
+        "error of noise",
+        "attributes",
+        "FD_judge",
+        "trained",
+        "saved for backward",
+        "CPU s a step",
+    )
     text = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for line in lines:
         error, right, apart, seconds = (
             _spread(line[k], d) for k, d in zip(KEYS, (4, 3, 0, 2), strict=True)
         )
         trained, saved = line["trained_parameters"], line["saved_for_backward_bytes"]
-        cost = (f"{trained / 1e3:.0f} k | {saved / 2**20:.0f} MiB | {seconds.split(' ')[0]}"
-                if trained else " | | ")  # fmt: skip
-        text.append(f"| {line['network']}, {line['shift']} | {line['method']} | {line['seeds']} | "
-                    f"{error} | {right} | {apart} | {cost} |")  # fmt: skip
+        cost = (
+            f"{trained / 1e3:.0f} k | {saved / 2**20:.0f} MiB | {seconds.split(' ')[0]}"
+            if trained
+            else " | | "
+        )
+        text.append(
+            f"| {line['network']}, {line['shift']} | {line['method']} | {line['seeds']} | "
+            f"{error} | {right} | {apart} | {cost} |"
+        )
     return "\n".join(text)
 
 
@@ -148,11 +180,18 @@ def main() -> None:
     for order in compared:
         print(order)
     facts = {
-        "commands": ["python recipes/image_generation/run.py", "python recipes/image_generation/table.py"],
-        "hardware": "one core of a shared machine", "torch": torch.__version__,
-        "python": platform.python_version(), "denoisers": list(parts.NETWORKS),
-        "summary": lines, "beside_lora": compared, "rows": rows,
-    }  # fmt: skip
+        "commands": [
+            "python recipes/image_generation/run.py",
+            "python recipes/image_generation/table.py",
+        ],
+        "hardware": "one core of a shared machine",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "denoisers": list(parts.NETWORKS),
+        "summary": lines,
+        "beside_lora": compared,
+        "rows": rows,
+    }
     Path(__file__).with_name("results.json").write_text(json.dumps(facts, indent=1) + "\n")
     picture(args.out, args.picture)
 

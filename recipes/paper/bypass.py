@@ -28,10 +28,9 @@ from common import DATA, SIZE, backbone, into_docs, require_data, table, task_da
 
 import restuning
 from restuning.data import load_data
-from restuning.train import FitSettings
-from restuning.train.memory import PeakMemory
-from restuning.train.stored import stored
-from restuning.train.sweep import sweep
+from restuning.features.stored import stored
+from restuning.search.sweep import sweep
+from restuning.training import FitSettings, PeakMemory
 
 METHODS = ["linear", "bypass-horizontal", "bypass-vertical", "res-tuning-bypass"]
 RATES = [3e-3, 1e-2, 3e-2]
@@ -39,8 +38,10 @@ RATES = [3e-3, 1e-2, 3e-2]
 EPOCHS, BATCH, TOGETHER = 30, 64, 8
 MEMORY = ["forward", *METHODS, "res-tuning"]
 GIVE_BACK = {
-    "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0",
-}  # fmt: skip
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+}
 """glibc gives freed memory back: peaks then repeat to a megabyte."""
 
 
@@ -56,16 +57,28 @@ def accuracies(seeds: int, work: Path) -> list[dict[str, Any]]:
         search, final = kept.data(data, final=False), kept.data(data, final=True)
         for method in METHODS:
             report = sweep(
-                host, method, search, final, {"lr": RATES}, seeds=range(seeds),
-                base=FitSettings(epochs=EPOCHS), out=work / "bypass" / f"{name}.{method}",
-            )  # fmt: skip
+                host,
+                method,
+                search,
+                final,
+                {"lr": RATES},
+                seeds=range(seeds),
+                base=FitSettings(epochs=EPOCHS),
+                out=work / "bypass" / f"{name}.{method}",
+            )
             rows += [
-                {"experiment": "bypass", "task": name, "method": method, "seed": seed,
-                 "test_accuracy": accuracy, "lr": report["best"]["setting"]["lr"],
-                 "val_accuracy": report["best"]["mean"],
-                 "trainable_parameters": report["best"]["trainable_parameters"]}
+                {
+                    "experiment": "bypass",
+                    "task": name,
+                    "method": method,
+                    "seed": seed,
+                    "test_accuracy": accuracy,
+                    "lr": report["best"]["setting"]["lr"],
+                    "val_accuracy": report["best"]["mean"],
+                    "trainable_parameters": report["best"]["trainable_parameters"],
+                }
                 for seed, accuracy in enumerate(report["final"]["test_accuracy"])
-            ]  # fmt: skip
+            ]
             mean = statistics.mean(report["final"]["test_accuracy"])
             print(f"{name:18s} {method:20s} {mean:.2%}", flush=True)
     return rows
@@ -103,8 +116,11 @@ def memory(threads: int) -> dict[str, int]:
     for method in MEMORY:
         done = subprocess.run(
             [sys.executable, __file__, "--one", method, "--threads", str(threads)],
-            check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **GIVE_BACK},
-        )  # fmt: skip
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **GIVE_BACK},
+        )
         found[method] = json.loads(done.stdout)
     return found
 
@@ -116,10 +132,13 @@ def inference(rounds: int = 15) -> dict[str, dict[str, float]]:
     x = torch.randn(TOGETHER, 3, SIZE, SIZE)
 
     def all_tasks(method: str) -> restuning.Together:
-        return restuning.Together(host, {
-            name: restuning.methods.build(method, host, num_classes=count)
-            for name, count in classes.items()
-        })  # fmt: skip
+        return restuning.Together(
+            host,
+            {
+                name: restuning.methods.build(method, host, num_classes=count)
+                for name, count in classes.items()
+            },
+        )
 
     modules = {"forward": host.model}
     modules |= {method: all_tasks(method) for method in ("res-tuning-bypass", "res-tuning")}
@@ -139,18 +158,32 @@ def inference(rounds: int = 15) -> dict[str, dict[str, float]]:
 
 def tables(rows: list[dict[str, Any]], peaks: dict[str, int], times: dict[str, Any]) -> str:
     """The three tables of the docs."""
-    lines = [table(rows, METHODS), "", f"One training step of {BATCH} images, live, fp32:", "",
-             "| method | peak above weights | over a forward |", "|---|---:|---:|"]  # fmt: skip
+    lines = [
+        table(rows, METHODS),
+        "",
+        f"One training step of {BATCH} images, live, fp32:",
+        "",
+        "| method | peak above weights | over a forward |",
+        "|---|---:|---:|",
+    ]
     lines += [
         f"| `{name}` | {peak / 2**20:.0f} MiB | {peak / peaks['forward']:.2f} x |"
         for name, peak in peaks.items()
     ]
     count = len({row["task"] for row in rows})
-    lines += ["", f"All {count} tasks answer the same {TOGETHER} images (medians of turns):", "",
-              "| | time | over a forward |", "|---|---:|---:|"]  # fmt: skip
+    lines += [
+        "",
+        f"All {count} tasks answer the same {TOGETHER} images (medians of turns):",
+        "",
+        "| | time | over a forward |",
+        "|---|---:|---:|",
+    ]
     base = times["forward"]["median"]
-    names = {"forward": "one forward, no task", "res-tuning-bypass": "`res-tuning-bypass`",
-             "res-tuning": "`res-tuning`"}  # fmt: skip
+    names = {
+        "forward": "one forward, no task",
+        "res-tuning-bypass": "`res-tuning-bypass`",
+        "res-tuning": "`res-tuning`",
+    }
     lines += [
         f"| {names[name]} | {1000 * t['median']:.0f} ms | {t['median'] / base:.2f} x |"
         for name, t in times.items()

@@ -21,7 +21,7 @@ import torch
 import restuning
 from restuning.backbones import Backbone, load_backbone
 from restuning.data import Data, load_data
-from restuning.train import FitSettings, evaluate
+from restuning.training import FitSettings, evaluate
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data"))
@@ -62,9 +62,16 @@ def task_data(name: str, loaded: Backbone) -> Data:
 
 
 def run(
-    experiment: str, method: str, host: restuning.Host, data: Data, seed: int, work: Path,
-    epochs: int = EPOCHS, lr: float = LEARNING_RATE, **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+    experiment: str,
+    method: str,
+    host: restuning.Host,
+    data: Data,
+    seed: int,
+    work: Path,
+    epochs: int = EPOCHS,
+    lr: float = LEARNING_RATE,
+    **options: Any,
+) -> dict[str, Any]:
     """Train on the 1000 images, test the last checkpoint once."""
     name = method.replace("[", "-").replace("]", "").replace("=", "-").replace(",", "-")
     folder = work / experiment / f"{data.name}.{name}.{seed}"
@@ -107,14 +114,15 @@ def write(name: str, command: str, rows: list[dict[str, Any]], **more: Any) -> N
         "command": command,
         "backbone": "vit_tiny_patch16_224, AugReg ImageNet-21k to 1k",
         "versions": {
-            "restuning": restuning.__version__, "torch": torch.__version__,
+            "restuning": restuning.__version__,
+            "torch": torch.__version__,
             "timm": timm.__version__,
         },
         "hardware": f"{platform.processor() or platform.machine()}, "
         f"{torch.get_num_threads()} threads",
         **more,
         "rows": rows,
-    }  # fmt: skip
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -147,9 +155,13 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
             whole = [
                 statistics.mean(v)
                 for s in seeds
-                if len(v := [r["test_accuracy"] for r in rows
-                             if r["method"] == column and r["seed"] == s]) == len(names)
-            ]  # fmt: skip
+                if len(
+                    v := [
+                        r["test_accuracy"] for r in rows if r["method"] == column and r["seed"] == s
+                    ]
+                )
+                == len(names)
+            ]
             means.append(mean_and_std(whole) if whole else "-")
         lines.append("| **mean** | " + " | ".join(means) + " |")
     return "\n".join(lines)

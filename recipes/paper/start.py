@@ -17,7 +17,7 @@ from common import DATA, backbone, into_docs, require_data, write
 
 import restuning
 from restuning.data import load_data
-from restuning.train import FitSettings
+from restuning.training import FitSettings
 
 
 def main() -> None:
@@ -48,8 +48,10 @@ def main() -> None:
     lines = ["| start | lr | validation accuracy after epochs 1 to 6 |", "|---|---:|---|"]
     lines += [
         f"| {'no change' if r['zero'] else 'random'} | {r['lr']} | "
-        + ", ".join(f"{100 * v:.1f}" for v in r["val_accuracy"]) + " |" for r in rows
-    ]  # fmt: skip
+        + ", ".join(f"{100 * v:.1f}" for v in r["val_accuracy"])
+        + " |"
+        for r in rows
+    ]
     into_docs("start", "\n".join(lines))
 
 

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from restuning import methods
 from restuning.bench import Bench, Protocol, find_tasks
-from restuning.bench.held import HeldImages
 from restuning.bench.measure import hardware, versions
-from restuning.choose.calibrated import answers, calibrated_loss
 from restuning.data import Data
-from restuning.train import FitSettings, fit
-from restuning.tuned import Tuned
+from restuning.data.decoded import HeldImages
+from restuning.search.rule import answers, calibrated_loss
+from restuning.task import Tuned
+from restuning.training import FitSettings, fit
 
 FILE = Path(__file__).with_suffix(".json")
 METHOD, SEEN = "res-tuning", 0.8
@@ -41,9 +41,13 @@ WAYS = [
 
 
 def judged(
-    bench: Bench, data: Data, train: HeldImages, settings: FitSettings, out: Path,
+    bench: Bench,
+    data: Data,
+    train: HeldImages,
+    settings: FitSettings,
+    out: Path,
     start: dict[str, Tensor] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, float]]:  # fmt: skip
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Train, and judge on validation; the weights and the figures."""
     torch.manual_seed(settings.seed)
     task = methods.build(METHOD, bench.host, num_classes=data.num_classes)
@@ -54,8 +58,9 @@ def judged(
     logits, labels = answers(tuned, data.val, settings.batch_size, data.collate)
     figures = {
         "accuracy": float((logits.argmax(1) == labels).float().mean()),
-        "cross_entropy": calibrated_loss(logits, labels), "steps": result.steps,
-    }  # fmt: skip
+        "cross_entropy": calibrated_loss(logits, labels),
+        "steps": result.steps,
+    }
     return {name: value.clone() for name, value in task.state_dict().items()}, figures
 
 
@@ -77,8 +82,13 @@ def measure(bench: Bench, name: str, suite: Path, seed: int, work: Path) -> dict
         rows.append({**way, **found})
         print(name, rows[-1], flush=True)
     _, anew = judged(bench, data, whole, settings, work / "anew")
-    return {"trial": trial, "went_on": rows, "anew": anew, "seed": seed,
-            "images": [len(part), len(whole), len(data.val)]}  # fmt: skip
+    return {
+        "trial": trial,
+        "went_on": rows,
+        "anew": anew,
+        "seed": seed,
+        "images": [len(part), len(whole), len(data.val)],
+    }
 
 
 def main() -> None:
@@ -90,9 +100,10 @@ def main() -> None:
     torch.set_num_threads(1)
     shared = Path(os.environ["RESTUNING_DATA"])
     protocol = Protocol(
-        "timm:vit_tiny_patch16_224@112", str(shared / "weights/vit_tiny_patch16_224.safetensors"),
+        "timm:vit_tiny_patch16_224@112",
+        str(shared / "weights/vit_tiny_patch16_224.safetensors"),
         FitSettings(epochs=10, lr=5e-3, precision="bf16"),
-    )  # fmt: skip
+    )
     found = json.loads(FILE.read_text()) if FILE.exists() else {"tasks": {}}
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(protocol, Path(work))
@@ -103,10 +114,12 @@ def main() -> None:
                 )
                 found |= {
                     "command": f"python recipes/shared_tasks/going_on.py --tasks {args.tasks}",
-                    "method": METHOD, "backbone": protocol.backbone,
-                    "settings": protocol.settings.to_dict(), "versions": versions(),
+                    "method": METHOD,
+                    "backbone": protocol.backbone,
+                    "settings": protocol.settings.to_dict(),
+                    "versions": versions(),
                     "hardware": hardware(torch.device("cpu")),
-                }  # fmt: skip
+                }
                 FILE.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from restuning.bench.record import read_json
-from restuning.bench.report import words
-from restuning.bench.report.summary import Summary, summarise
-from restuning.choose import CANDIDATES
+from restuning._files import read_json
+from restuning.bench.report import Summary, summarise, words
+from restuning.search import CANDIDATES
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
@@ -50,10 +49,16 @@ def rows() -> list[list[str]]:
             seconds = summary.cost(label, tasks, lambda run: run["seconds"].get("train_cpu"))
             memory = summary.cost(label, tasks, lambda run: run.get("memory", {}).get("step_bytes"))
             found.append(
-                [label, str(epochs), *(cell(summary, task, label) for task in TASKS),
-                 mean(summary, FIRST, label), mean(summary, TASKS, label),
-                 words.seconds(seconds), words.size(memory)]
-            )  # fmt: skip
+                [
+                    label,
+                    str(epochs),
+                    *(cell(summary, task, label) for task in TASKS),
+                    mean(summary, FIRST, label),
+                    mean(summary, TASKS, label),
+                    words.seconds(seconds),
+                    words.size(memory),
+                ]
+            )
     return found
 
 
@@ -82,18 +87,34 @@ def choices() -> list[list[str]]:
             told = [
                 f"{100 * row['val_accuracy']:.1f} ({row['cross_entropy']:.2f})"
                 + ("*" if row["status"] == "stopped" else "")
-                if row["status"] != "left out" else "-" for row in trials.values()
-            ]  # fmt: skip
+                if row["status"] != "left out"
+                else "-"
+                for row in trials.values()
+            ]
             behind.append(run["accuracy"] - best)
             costs.append(run["seconds"]["train_cpu"] / lora)
             found.append(
-                [task, str(run["seed"]), *told, run["setting"]["method"], words.percent(run["accuracy"]),
-                 f"{words.percent(best)} {name}", f"{100 * behind[-1]:+.1f}",
-                 words.seconds(run["seconds"]["train_cpu"]), f"{costs[-1]:.2f}"]
-            )  # fmt: skip
+                [
+                    task,
+                    str(run["seed"]),
+                    *told,
+                    run["setting"]["method"],
+                    words.percent(run["accuracy"]),
+                    f"{words.percent(best)} {name}",
+                    f"{100 * behind[-1]:+.1f}",
+                    words.seconds(run["seconds"]["train_cpu"]),
+                    f"{costs[-1]:.2f}",
+                ]
+            )
     if found:
-        mean_of = ["mean", *[""] * (len(found[0]) - 5), "", f"{100 * statistics.mean(behind):+.1f}", "",
-                   f"{statistics.mean(costs):.2f}"]  # fmt: skip
+        mean_of = [
+            "mean",
+            *[""] * (len(found[0]) - 5),
+            "",
+            f"{100 * statistics.mean(behind):+.1f}",
+            "",
+            f"{statistics.mean(costs):.2f}",
+        ]
         found.append(mean_of)
     return found
 
@@ -110,8 +131,17 @@ def drawn(text: str) -> str:
     """The page with its tables between their marks."""
     head = ["method", "epochs", *TASKS, "mean of 3", "mean of 6", "CPU", "step"]
     text = filled(text, "table", head, rows())
-    head = ["task", "seed", *[each.method for each in CANDIDATES], "taken", "test", "best by hindsight",
-            "behind", "CPU", "of LoRA"]  # fmt: skip
+    head = [
+        "task",
+        "seed",
+        *[each.method for each in CANDIDATES],
+        "taken",
+        "test",
+        "best by hindsight",
+        "behind",
+        "CPU",
+        "of LoRA",
+    ]
     return filled(text, "choices", head, choices())
 
 

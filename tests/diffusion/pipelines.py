@@ -13,10 +13,13 @@ def _vae(**config):
 
     torch.manual_seed(2)
     return AutoencoderKL(
-        block_out_channels=(4, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         **config,
-    )  # fmt: skip
+    )
 
 
 def _projecting_encoder(width=8):
@@ -57,16 +60,24 @@ def sdxl(folder):
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
     model = unet(
-        sample_size=SIDE // 2, cross_attention_dim=16, addition_embed_type="text_time",
-        addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + 8,
-    ).model  # fmt: skip
+        sample_size=SIDE // 2,
+        cross_attention_dim=16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 8,
+    ).model
     return _quiet(
         StableDiffusionXLPipeline(
-            vae=_vae(), text_encoder=text_encoder(), text_encoder_2=_projecting_encoder(),
-            tokenizer=tokenizer(folder), tokenizer_2=tokenizer(folder), unet=model,
-            scheduler=DDIMScheduler(), add_watermarker=False,
+            vae=_vae(),
+            text_encoder=text_encoder(),
+            text_encoder_2=_projecting_encoder(),
+            tokenizer=tokenizer(folder),
+            tokenizer_2=tokenizer(folder),
+            unet=model,
+            scheduler=DDIMScheduler(),
+            add_watermarker=False,
         )
-    )  # fmt: skip
+    )
 
 
 def sd3(folder):
@@ -79,18 +90,31 @@ def sd3(folder):
     t5, letters = _t5(32)
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
-        sample_size=SIDE // 2, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=32,
-        pooled_projection_dim=16, out_channels=4, pos_embed_max_size=8,
-    )  # fmt: skip
+        sample_size=SIDE // 2,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
     return _quiet(
         StableDiffusion3Pipeline(
-            transformer=model.eval(), scheduler=FlowMatchEulerDiscreteScheduler(),
-            vae=_vae(shift_factor=0.1), text_encoder=_projecting_encoder(),
-            tokenizer=tokenizer(folder), text_encoder_2=_projecting_encoder(),
-            tokenizer_2=tokenizer(folder), text_encoder_3=t5, tokenizer_3=letters,
+            transformer=model.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=_vae(shift_factor=0.1),
+            text_encoder=_projecting_encoder(),
+            tokenizer=tokenizer(folder),
+            text_encoder_2=_projecting_encoder(),
+            tokenizer_2=tokenizer(folder),
+            text_encoder_3=t5,
+            tokenizer_3=letters,
         )
-    )  # fmt: skip
+    )
 
 
 def pixart(folder):
@@ -101,10 +125,13 @@ def pixart(folder):
     t5, letters = _t5()
     return _quiet(
         PixArtAlphaPipeline(
-            tokenizer=letters, text_encoder=t5, vae=_vae(), transformer=small().model,
+            tokenizer=letters,
+            text_encoder=t5,
+            vae=_vae(),
+            transformer=small().model,
             scheduler=DDIMScheduler(),
         )
-    )  # fmt: skip
+    )
 
 
 def flux(folder):
@@ -113,15 +140,26 @@ def flux(folder):
     t5, letters = _t5()
     torch.manual_seed(0)
     model = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
-        axes_dims_rope=(4, 4, 8), guidance_embeds=True,
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
     pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=_vae(shift_factor=0.1),
-        text_encoder=text_encoder(), tokenizer=tokenizer(folder), text_encoder_2=t5,
-        tokenizer_2=letters, transformer=model.eval(),
-    )  # fmt: skip
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(shift_factor=0.1),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(folder),
+        text_encoder_2=t5,
+        tokenizer_2=letters,
+        transformer=model.eval(),
+    )
     pipeline.default_sample_size = SIDE // 2
     return _quiet(pipeline)
 

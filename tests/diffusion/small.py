@@ -36,13 +36,21 @@ def unet(size: int | tuple[int, int] = 16, **config: Any) -> Case:
             "block_out_channels": (8, 16),
             "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
             "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "layers_per_block": 1, "cross_attention_dim": 8, "attention_head_dim": 4,
-            "norm_num_groups": 4, "sample_size": 16, **config,
+            "layers_per_block": 1,
+            "cross_attention_dim": 8,
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+            "sample_size": 16,
+            **config,
         }
-    )  # fmt: skip
+    )
     width_of_text = model.config.cross_attention_dim
-    return Case(model, _noise(2, model.config.in_channels, height, width), STEPS,
-                encoder_hidden_states=_noise(2, 5, width_of_text, seed=2))  # fmt: skip
+    return Case(
+        model,
+        _noise(2, model.config.in_channels, height, width),
+        STEPS,
+        encoder_hidden_states=_noise(2, 5, width_of_text, seed=2),
+    )
 
 
 def dit(**config: Any) -> Case:
@@ -51,11 +59,18 @@ def dit(**config: Any) -> Case:
     torch.manual_seed(0)
     model = DiTTransformer2DModel(
         **{
-            "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4,
-            "num_layers": 2, "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10,
-            "norm_num_groups": 4, **config,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "sample_size": 8,
+            "patch_size": 2,
+            "num_embeds_ada_norm": 10,
+            "norm_num_groups": 4,
+            **config,
         }
-    )  # fmt: skip
+    )
     return Case(model, _noise(2, 4, 8, 8), timestep=STEPS, class_labels=torch.tensor([1, 2]))
 
 
@@ -64,14 +79,24 @@ def pixart() -> Case:
 
     torch.manual_seed(0)
     model = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
-        sample_size=8, patch_size=2, cross_attention_dim=16, caption_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        cross_attention_dim=16,
+        caption_channels=8,
         use_additional_conditions=False,
-    )  # fmt: skip
+    )
     return Case(
-        model, _noise(2, 4, 8, 8), timestep=STEPS, encoder_hidden_states=_noise(2, 5, 8, seed=2),
+        model,
+        _noise(2, 4, 8, 8),
+        timestep=STEPS,
+        encoder_hidden_states=_noise(2, 5, 8, seed=2),
         added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-    )  # fmt: skip
+    )
 
 
 def sd3(words: int = 5) -> Case:
@@ -79,14 +104,25 @@ def sd3(words: int = 5) -> Case:
 
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=8,
-        pooled_projection_dim=8, out_channels=4, pos_embed_max_size=8,
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
     return Case(
-        model, _noise(2, 4, 8, 8), timestep=STEPS,
-        encoder_hidden_states=_noise(2, words, 8, seed=2), pooled_projections=_noise(2, 8, seed=3),
-    )  # fmt: skip
+        model,
+        _noise(2, 4, 8, 8),
+        timestep=STEPS,
+        encoder_hidden_states=_noise(2, words, 8, seed=2),
+        pooled_projections=_noise(2, 8, seed=3),
+    )
 
 
 def flux(words: int = 5) -> Case:
@@ -94,17 +130,27 @@ def flux(words: int = 5) -> Case:
 
     torch.manual_seed(0)
     model = FluxTransformer2DModel(
-        patch_size=1, in_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
         axes_dims_rope=(4, 4, 8),
-    )  # fmt: skip
+    )
     places = torch.zeros(16, 3)
     places[:, 1], places[:, 2] = torch.arange(16) // 4, torch.arange(16) % 4
     return Case(
-        model, _noise(2, 16, 4), timestep=STEPS / 1000,
-        encoder_hidden_states=_noise(2, words, 8, seed=2), pooled_projections=_noise(2, 8, seed=3),
-        img_ids=places, txt_ids=torch.zeros(words, 3),
-    )  # fmt: skip
+        model,
+        _noise(2, 16, 4),
+        timestep=STEPS / 1000,
+        encoder_hidden_states=_noise(2, words, 8, seed=2),
+        pooled_projections=_noise(2, 8, seed=3),
+        img_ids=places,
+        txt_ids=torch.zeros(words, 3),
+    )
 
 
 CASES = {"unet": unet, "dit": dit, "pixart": pixart, "sd3": sd3, "flux": flux}
@@ -128,10 +174,16 @@ def text_encoder(width: int = 8):
 
     torch.manual_seed(1)
     config = CLIPTextConfig(
-        vocab_size=80, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=24, bos_token_id=78, eos_token_id=79,
+        vocab_size=80,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        bos_token_id=78,
+        eos_token_id=79,
         pad_token_id=79,
-    )  # fmt: skip
+    )
     return CLIPTextModel(config).eval()
 
 
@@ -141,14 +193,22 @@ def stable_diffusion(folder, **config: Any):
 
     torch.manual_seed(2)
     vae = AutoencoderKL(
-        block_out_channels=(4, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+        block_out_channels=(4, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder(), tokenizer=tokenizer(folder),
-        unet=unet(**config).model, scheduler=DDIMScheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(folder),
+        unet=unet(**config).model,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -156,6 +216,11 @@ def stable_diffusion(folder, **config: Any):
 def sampled(pipeline, prompt, *, steps: int = 2, seed: int = 0, **more: Any) -> torch.Tensor:
     """Latents of a prompt, the same noise for the same seed."""
     return pipeline(
-        prompt, num_inference_steps=steps, output_type="latent", height=32, width=32,
-        generator=torch.Generator().manual_seed(seed), **more,
-    ).images  # fmt: skip
+        prompt,
+        num_inference_steps=steps,
+        output_type="latent",
+        height=32,
+        width=32,
+        generator=torch.Generator().manual_seed(seed),
+        **more,
+    ).images

@@ -102,8 +102,15 @@ def test_weights_that_cannot_be_fetched_are_said(monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", ["epsilon", "flow"])
 def test_held_out_error_is_that_of_the_answers_by_bucket_of_time(kind):
     objective = Objective(kind, linear_alphas() if kind == "epsilon" else None)
-    data = Encoded(torch.zeros(10, 1, 2, 2), torch.zeros(10, 1, 2, 2), {"c": torch.zeros(1, 1)},
-                   torch.zeros(10, dtype=torch.long), {"c": torch.zeros(1, 1)}, ("",) * 10, "k")  # fmt: skip
+    data = Encoded(
+        torch.zeros(10, 1, 2, 2),
+        torch.zeros(10, 1, 2, 2),
+        {"c": torch.zeros(1, 1)},
+        torch.zeros(10, dtype=torch.long),
+        {"c": torch.zeros(1, 1)},
+        ("",) * 10,
+        "k",
+    )
     seen = []
 
     def denoiser(x, t, conditions):
@@ -125,8 +132,10 @@ def test_the_coco_recipe_says_what_it_needs_and_runs_nothing(tmp_path):
     pytest.importorskip("diffusers")
     done = subprocess.run(
         [sys.executable, RECIPES / "coco2017.py", "--coco", tmp_path, "--pipeline", tmp_path],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert "train2017.zip" in done.stderr and "Traceback" not in done.stderr
 

@@ -39,8 +39,10 @@ def test_operations_are_found_by_structure_and_proved_by_one_forward(name):
 def test_resnet_and_transformer_blocks_of_a_unet_are_sites_and_its_decoder_stages_are_taps():
     host = hosted(unet())
     assert [s.module for s in host.sites.pick("stage").values()] == [
-        "mid_block", "up_blocks.0", "up_blocks.1",
-    ]  # fmt: skip
+        "mid_block",
+        "up_blocks.0",
+        "up_blocks.1",
+    ]
     blocks = [s.module for s in host.sites.pick("block").values()]
     assert sum("resnets" in path for path in blocks) == 8
     assert sum("transformer_blocks" in path for path in blocks) == 4
@@ -131,10 +133,15 @@ def test_a_gated_block_with_cross_attention_runs_as_it_is_written_with_tuners():
         table = block.scale_shift_table[None] + given["timestep"].reshape(2, 6, -1)
         shift, scale, gate, shift2, scale2, gate2 = table.chunk(6, 1)
         x = x + gate * block.attn1(block.norm1(x) * (1 + scale) + shift) + t["mha.1"](x)
-        x = x + t["cross.1"](x) + block.attn2(
-            x, encoder_hidden_states=given["encoder_hidden_states"],
-            attention_mask=given["encoder_attention_mask"],
-        )  # fmt: skip
+        x = (
+            x
+            + t["cross.1"](x)
+            + block.attn2(
+                x,
+                encoder_hidden_states=given["encoder_hidden_states"],
+                attention_mask=given["encoder_attention_mask"],
+            )
+        )
         x = x + t["ffn.1"](x) + gate2 * block.ff(block.norm2(x) * (1 + scale2) + shift2)
     assert (returned[0] - x).abs().max() < SUM * x.abs().max()
 

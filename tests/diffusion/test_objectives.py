@@ -49,9 +49,13 @@ def test_a_perfect_denoiser_samples_the_only_picture_it_knows(objective):
 def test_ddim_steps_are_those_of_diffusers():
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
-        set_alpha_to_one=True, timestep_spacing="trailing",
-    )  # fmt: skip
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
     scheduler.set_timesteps(8)
     alphas = linear_alphas()
     assert torch.allclose(alphas, scheduler.alphas_cumprod, atol=1e-6)
@@ -78,8 +82,15 @@ def test_guidance_is_the_difference_of_two_answers_in_one_batch():
 
     objective = Objective("flow")
     start = torch.zeros(3, 1, 2, 2)
-    found = sample(denoiser, objective, start, {"c": torch.tensor([1.0, 2.0, 3.0])}, steps=1,
-                   guidance=2.0, empty={"c": torch.tensor([0.5])})  # fmt: skip
+    found = sample(
+        denoiser,
+        objective,
+        start,
+        {"c": torch.tensor([1.0, 2.0, 3.0])},
+        steps=1,
+        guidance=2.0,
+        empty={"c": torch.tensor([0.5])},
+    )
     assert calls == [6]
     wanted = -(0.5 + 2.0 * (torch.tensor([1.0, 2.0, 3.0]) - 0.5))
     assert torch.allclose(found[:, 0, 0, 0], wanted)

@@ -10,14 +10,7 @@ from restuning import Host, Tuned, methods
 from restuning._errors import BackboneError
 from restuning.backbones.conditions import as_inputs
 from restuning.backbones.diffusion import text_to_image
-from restuning.diffusion import (
-    DenoiserSettings,
-    Objective,
-    Run,
-    encode,
-    load_pairs,
-    train_denoiser,
-)
+from restuning.diffusion import DenoiserSettings, Objective, Run, encode, load_pairs, train_denoiser
 
 pytest.importorskip("diffusers")
 CAPTION = "a red ball"

@@ -33,9 +33,14 @@ def data(count=6):
     mean = torch.randn(count, 4, 8, 8, generator=draw)
     texts = {"encoder_hidden_states": torch.randn(3, 5, 8, generator=draw)}
     return Encoded(
-        mean, torch.full_like(mean, 0.1), texts, torch.arange(count) % 3,
-        {"encoder_hidden_states": torch.zeros(1, 5, 8)}, tuple("abc" * (count // 3)), "test",
-    )  # fmt: skip
+        mean,
+        torch.full_like(mean, 0.1),
+        texts,
+        torch.arange(count) % 3,
+        {"encoder_hidden_states": torch.zeros(1, 5, 8)},
+        tuple("abc" * (count // 3)),
+        "test",
+    )
 
 
 def host():
@@ -56,8 +61,9 @@ def settings(**more):
 
 def trained(out, tasks, host, resume=True, draw=None, **more):
     objective = Objective("epsilon", linear_alphas(), min_snr=5.0)
-    return train_denoiser(Run(host, tasks, data(), objective, settings(**more), out, draw=draw),
-                          resume=resume)  # fmt: skip
+    return train_denoiser(
+        Run(host, tasks, data(), objective, settings(**more), out, draw=draw), resume=resume
+    )
 
 
 @pytest.mark.parametrize("method", ["res-tuning-bypass", "res-tuning[mha=adapter,ffn=adapter]"])
@@ -150,8 +156,12 @@ def test_settings_out_of_range_are_refused(value):
 def command(*words, cwd):
     return subprocess.run(
         [sys.executable, "-m", "restuning", "train-image-generation", *map(str, words)],
-        capture_output=True, text=True, cwd=cwd, check=False, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
 
 
 def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(tmp_path):
@@ -163,16 +173,33 @@ def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(
     (tmp_path / "images").mkdir()
     folder(tmp_path / "images")
     words = (
-        "images", "--pipeline", "sd", "--out", "run", "--steps", 4, "--batch-size", 2, "--rank", 4,
-        "--sample-every", 2, "--sample-steps", 2, "--ema", 0.9, "--json",
-    )  # fmt: skip
+        "images",
+        "--pipeline",
+        "sd",
+        "--out",
+        "run",
+        "--steps",
+        4,
+        "--batch-size",
+        2,
+        "--rank",
+        4,
+        "--sample-every",
+        2,
+        "--sample-steps",
+        2,
+        "--ema",
+        0.9,
+        "--json",
+    )
     done = command(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["steps"] == 4 and row["parameters"] > 0
     assert {p.name for p in (tmp_path / "run" / "samples").iterdir()} == {
-        "step-000002.png", "step-000004.png",
-    }  # fmt: skip
+        "step-000002.png",
+        "step-000004.png",
+    }
     assert (tmp_path / "run" / "style-000002.task" / "task.json").is_file()
     backbone = load_backbone(f"diffusers:{tmp_path / 'sd'}")
     assert "stage.1" in Host(backbone.model, *backbone.example, **backbone.kwargs).sites

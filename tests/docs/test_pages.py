@@ -8,8 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"text", "clip", "diffusion"}
 """Pages on backbones of a hub: `test_text.py`, `test_clip.py` and `test_diffusion.py` run them."""
-PAGES = [p for p in sorted((ROOT / "docs").glob("*.md"))
-         if "```python" in p.read_text() and p.stem not in ELSEWHERE]  # fmt: skip
+PAGES = [
+    p
+    for p in sorted((ROOT / "docs").glob("*.md"))
+    if "```python" in p.read_text() and p.stem not in ELSEWHERE
+]
 
 
 def run(page):
@@ -33,8 +36,9 @@ def test_the_code_of_a_page_of_the_docs_runs(page, tmp_path, monkeypatch):
     run(page)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))],
-                         ids=lambda p: p.stem)  # fmt: skip
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem
+)
 def test_what_a_page_points_to_is_there(page):
     for target in re.findall(r"\]\((?!http|#|mailto)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target

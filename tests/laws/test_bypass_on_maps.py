@@ -8,7 +8,8 @@ from torch import nn
 from awake import wake
 from restuning import Bank, Host, Together, Tuned, methods
 from restuning._errors import FormatError, TunerShapeError
-from restuning.bypass import Bypass, hold, tokens_of
+from restuning.bypass import Bypass
+from restuning.sites import hold, tokens_of
 
 SAME_TOLERANCE = 1e-4
 """The same sums in another order, in fp32, of features of size about ten."""
@@ -62,9 +63,11 @@ def build(host, classes=3, method="res-tuning-bypass", **options):
 def test_a_bank_of_maps_answers_as_each_task_alone(make):
     host = host_on(make())
     tasks = {
-        "a": build(host, 3), "b": build(host, 5, rank=7), "c": build(host, 2, method="linear"),
+        "a": build(host, 3),
+        "b": build(host, 5, rank=7),
+        "c": build(host, 2, method="linear"),
         "d": build(host, 4, method="bypass-horizontal"),
-    }  # fmt: skip
+    }
     together = Together(host, tasks)
     assert together.forwards == 1
     assert together.bank.keep.tokens == "pool"
@@ -108,10 +111,15 @@ def test_a_bank_refuses_streams_whose_grid_changes_and_tasks_that_read_different
         Bank({"dense": dense, "pooled": pooled})
 
 
-@pytest.mark.parametrize("make", [
-    OneWidth, lambda: OneWidth(pools=True), lambda: timm.create_model("resnet18", num_classes=0),
-    lambda: timm.create_model("test_convnext", num_classes=0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        OneWidth,
+        lambda: OneWidth(pools=True),
+        lambda: timm.create_model("resnet18", num_classes=0),
+        lambda: timm.create_model("test_convnext", num_classes=0),
+    ],
+)
 def test_a_bypass_without_a_head_starts_as_the_network_of_maps_and_then_changes_it(make):
     host = host_on(make())
     task = methods.build("res-tuning-bypass", host)

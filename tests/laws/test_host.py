@@ -35,8 +35,11 @@ def drawn(host, name="res-tuning", seed=0):
 
 def test_only_the_host_registers_hooks():
     source = Path(restuning.__file__).parent
-    places = {p.name for p in source.rglob("*.py")
-              if re.search(r"register_(full_)?(module_)?forward", p.read_text())}  # fmt: skip
+    places = {
+        p.name
+        for p in source.rglob("*.py")
+        if re.search(r"register_(full_)?(module_)?forward", p.read_text())
+    }
     assert places == {"host.py"}
 
 

@@ -13,8 +13,13 @@ CACHED_TOLERANCE = 2e-5
 """Of the largest logit: one row of scores at a time, and all rows at once."""
 NEW = 7
 
-METHODS = ["res-tuning", "res-tuning[mha=prefix,ffn=prompt]", "prefix", "vpt-deep",
-           "res-tuning-bypass"]  # fmt: skip
+METHODS = [
+    "res-tuning",
+    "res-tuning[mha=prefix,ffn=prompt]",
+    "prefix",
+    "vpt-deep",
+    "res-tuning-bypass",
+]
 
 
 @pytest.fixture(scope="module", params=[*DECODERS, *TWO_STACKS])
@@ -24,8 +29,14 @@ def member(request):
 
 
 def generated(model, given, cache=True):
-    found = model.generate(**given, max_new_tokens=NEW, do_sample=False, use_cache=cache,
-                           return_dict_in_generate=True, output_logits=True)  # fmt: skip
+    found = model.generate(
+        **given,
+        max_new_tokens=NEW,
+        do_sample=False,
+        use_cache=cache,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
     return found.sequences, torch.stack(found.logits, 1)
 
 
@@ -108,8 +119,9 @@ def test_a_bypass_for_generation_learns_without_a_gradient_in_the_backbone(membe
     tuned = Tuned(host, task).train()
     backwards = []
     last = list(host.sites.values())[-1].module
-    inside = [m for p, m in model.named_modules() if is_linear(m) and p != "lm_head"
-              and "norm" not in p]  # fmt: skip
+    inside = [
+        m for p, m in model.named_modules() if is_linear(m) and p != "lm_head" and "norm" not in p
+    ]
     handles = [m.register_full_backward_hook(lambda *_: backwards.append(1)) for m in inside]
     assert last
     given = example(ALL[name])
@@ -158,6 +170,11 @@ def test_a_fixed_cache_gives_the_same_tokens():
     given = asked(model, texts((6, 4)))
     with host.using(awake_task("prefix", host, classes=None)):
         tokens, _ = generated(model, given)
-        fixed = model.generate(**given, max_new_tokens=NEW, do_sample=False,
-                               cache_implementation="static", disable_compile=True)  # fmt: skip
+        fixed = model.generate(
+            **given,
+            max_new_tokens=NEW,
+            do_sample=False,
+            cache_implementation="static",
+            disable_compile=True,
+        )
     assert torch.equal(fixed, tokens)

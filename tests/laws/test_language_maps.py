@@ -38,13 +38,18 @@ def test_every_attention_lends_maps_that_were_proved(name):
         assert all(s.maps.module.endswith("EncDecAttention") for s in cross.values())
         assert host.sites.taps == ("block.0", "block.1", "block.2", "start.3", "block.3", "block.4")
     causal = [s.maps.causal for s in host.sites.pick("mha").values()]
-    assert causal == ([False] * 2 if name not in DECODERS else [True] * 2) if layers == 2 else (
-        causal == [False, False, True, True])  # fmt: skip
+    assert (
+        causal == ([False] * 2 if name not in DECODERS else [True] * 2)
+        if layers == 2
+        else (causal == [False, False, True, True])
+    )
 
 
 def test_what_is_known_of_grouped_queries_rotary_positions_and_norms():
-    sites = {n: Host(ALL[n].make(), **example(ALL[n])).sites["mha.1"].maps
-             for n in ("llama", "qwen3", "gemma", "gpt2")}  # fmt: skip
+    sites = {
+        n: Host(ALL[n].make(), **example(ALL[n])).sites["mha.1"].maps
+        for n in ("llama", "qwen3", "gemma", "gpt2")
+    }
     assert (sites["llama"].heads, sites["llama"].kv_heads, sites["llama"].rope) == (4, 2, "half")
     assert sites["qwen3"].q_norm
     assert sites["qwen3"].key_width == 32
@@ -74,16 +79,20 @@ def test_an_exact_prefix_is_a_cache_that_was_filled_with_it(name, eager):
     for index in range(2):
         prefix = task.inline_tuners[f"mha.{index + 1}"].tuner
         maps = host.sites[f"mha.{index + 1}"].maps
-        heads = [t.detach().unflatten(-1, (maps.kv_heads, -1)).transpose(0, 1).expand(2, -1, -1, -1)
-                 for t in (prefix.k, prefix.v)]  # fmt: skip
+        heads = [
+            t.detach().unflatten(-1, (maps.kv_heads, -1)).transpose(0, 1).expand(2, -1, -1, -1)
+            for t in (prefix.k, prefix.v)
+        ]
         cache.update(*heads, index)
     positions = torch.arange(9)[None]
     with torch.no_grad():
         bare = model(input_ids=ids, position_ids=positions).logits
         embedded = model(
-            input_ids=ids, position_ids=positions, past_key_values=cache,
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=cache,
             attention_mask=torch.ones(2, 4 + 9, dtype=torch.long),
-        ).logits  # fmt: skip
+        ).logits
         ours = Tuned(host, task)(input_ids=ids, position_ids=positions).logits
     assert (embedded - bare).abs().max() > 100 * EMBEDDED_TOLERANCE
     close(ours, embedded, EMBEDDED_TOLERANCE)

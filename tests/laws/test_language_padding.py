@@ -5,7 +5,7 @@ import torch
 
 from restuning import Host, Tuned
 from restuning._errors import MapsError
-from restuning.bank import Bank
+from restuning.task import Bank
 from zoo.language import (
     ALL,
     DECODERS,
@@ -103,19 +103,23 @@ def test_an_encoder_decoder_pads_both_of_its_sides(name):
             given, wanted = batch(model, sources), batch(model, targets)
             with torch.no_grad():
                 together = tuned(
-                    **given, decoder_input_ids=wanted["input_ids"],
+                    **given,
+                    decoder_input_ids=wanted["input_ids"],
                     decoder_attention_mask=wanted["attention_mask"],
-                )  # fmt: skip
-                alone = torch.cat([
-                    tuned(**batch(model, [s]), decoder_input_ids=t[None])
-                    for s, t in zip(sources, targets, strict=True)
-                ])  # fmt: skip
+                )
+                alone = torch.cat(
+                    [
+                        tuned(**batch(model, [s]), decoder_input_ids=t[None])
+                        for s, t in zip(sources, targets, strict=True)
+                    ]
+                )
                 close(together, alone, PADDED_TOLERANCE)
                 if tuned.task.bypass is not None:
                     taps = host.features(
-                        **given, decoder_input_ids=wanted["input_ids"],
+                        **given,
+                        decoder_input_ids=wanted["input_ids"],
                         decoder_attention_mask=wanted["attention_mask"],
-                    )  # fmt: skip
+                    )
                     assert torch.equal(taps.mask, wanted["attention_mask"].bool())
                     close(tuned.task(taps), together, PADDED_TOLERANCE)
 

@@ -231,8 +231,10 @@ def test_pooled_taps_are_the_means_of_the_streams_and_the_last_is_the_own_featur
 def test_streams_folded_into_the_batch_are_pooled_by_input():
     """MobileViT runs its transformer on patches as a batch."""
     host = Host(cnn("mobilevit_xxs"), X[:1])
-    both, one = (host.features(x, keep=methods.build("linear", host, 2).needs(host.readout_rule))
-                 for x in (X, X[:1]))  # fmt: skip
+    both, one = (
+        host.features(x, keep=methods.build("linear", host, 2).needs(host.readout_rule))
+        for x in (X, X[:1])
+    )
     needs = methods.build("res-tuning-bypass", host, 2).needs(host.readout_rule)
     both, one = host.features(X, keep=needs), host.features(X[:1], keep=needs)
     for tap in needs.taps:
@@ -294,8 +296,17 @@ def test_a_convolution_refuses_tokens_that_form_no_grid():
 
 
 def test_a_mixing_tuner_is_refused_in_a_pooled_bypass_and_runs_over_the_grid_otherwise():
-    host = Host(cnn("swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=24,
-                    depths=(2, 1), num_heads=(2, 4)), X[:1])  # fmt: skip
+    host = Host(
+        cnn(
+            "swin_tiny_patch4_window7_224",
+            img_size=64,
+            window_size=4,
+            embed_dim=24,
+            depths=(2, 1),
+            num_heads=(2, 4),
+        ),
+        X[:1],
+    )
     assert {s.layout for s in host.sites.pick("block").values()} == {"b h w d"}
 
     def plan(site):

@@ -12,8 +12,8 @@ from store_script import Noise, host_and_key
 from awake import tiny_vit, wake
 from restuning import Bank, Host, Needs, Tuned, load, methods, save
 from restuning._errors import StoreError, TunerShapeError
+from restuning.bypass.pooling import merged, merged_away
 from restuning.features import Cached, StoreKey, build
-from restuning.pooling import merged, merged_away
 from zoo.table import ZOO
 
 SAME_TOLERANCE = 1e-5
@@ -104,8 +104,12 @@ def test_a_merged_store_serves_who_reads_class_tokens_and_refuses_who_reads_all(
     taps = small.taps(small.rows("train", 0, list(range(6))))
     torch.manual_seed(0)
     paper = methods.build("res-tuning-bypass", host, num_classes=3).eval()
-    torch.testing.assert_close(Cached(host, paper, small)(**taps), Tuned(host, paper)(IMAGES),
-                               atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE)  # fmt: skip
+    torch.testing.assert_close(
+        Cached(host, paper, small)(**taps),
+        Tuned(host, paper)(IMAGES),
+        atol=SAME_TOLERANCE,
+        rtol=SAME_TOLERANCE,
+    )
     for other in (1, 3):
         with pytest.raises(StoreError, match="tokens all/2; wanted .* tokens all"):
             Cached(host, task_of(host, merge=other), small)
@@ -127,8 +131,9 @@ def test_a_bank_runs_merged_and_whole_side_networks_from_one_forward(stored):
     bank = Bank(tasks)
     found = bank(host.features(IMAGES, keep=bank.keep), host.readout)
     for name, task in tasks.items():
-        torch.testing.assert_close(found[name], Tuned(host, task)(IMAGES), atol=SAME_TOLERANCE,
-                                   rtol=SAME_TOLERANCE)  # fmt: skip
+        torch.testing.assert_close(
+            found[name], Tuned(host, task)(IMAGES), atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE
+        )
 
 
 def test_it_is_saved_and_loaded_and_has_no_parameter_more(stored, tmp_path):

@@ -8,9 +8,8 @@ import torch
 from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
 from restuning._errors import NoSitesError, TunerShapeError
+from restuning.bypass import MixingBypass, Pooling
 from restuning.forecast.ledger import Saved
-from restuning.mixing import MixingBypass
-from restuning.pooling import Pooling
 from restuning.tuners import ConvAdapter, LowRankAttention, real_tokens
 from zoo.table import NOT_YET, ZOO
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
 from restuning._errors import NoSitesError, TrainingError, TunerShapeError
-from restuning.features import solved
-from restuning.ridge import PENALTIES, Ridge
+from restuning.bypass import Ridge
+from restuning.bypass.ridge import PENALTIES
+from restuning.training.closed_form import solved
 from zoo.table import NOT_YET, ZOO
 
 CLOSED_TOLERANCE = 1e-4
@@ -89,8 +90,12 @@ def test_answers_to_rows_left_out_are_no_better_than_chance_on_random_labels():
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(2, 30), width=st.integers(1, 12), classes=st.integers(1, 5),
-       constant=st.booleans())  # fmt: skip
+@given(
+    rows=st.integers(2, 30),
+    width=st.integers(1, 12),
+    classes=st.integers(1, 5),
+    constant=st.booleans(),
+)
 def test_any_number_of_rows_features_and_classes_gives_finite_answers(
     rows, width, classes, constant
 ):
@@ -104,7 +109,7 @@ def test_any_number_of_rows_features_and_classes_gives_finite_answers(
 
 
 def test_of_more_rows_than_are_solved_for_the_rest_is_answered_as_new_rows_are(monkeypatch):
-    monkeypatch.setattr("restuning.ridge.MOST_ROWS", 60)
+    monkeypatch.setattr("restuning.bypass.ridge.MOST_ROWS", 60)
     inputs, labels = drawn(100, 8, 3)
     fitted = ridge([4], classes=3)
     answers = fitted.fit(inputs, labels)

@@ -119,9 +119,11 @@ def test_many_texts_are_embedded_in_pieces_alike(named, monkeypatch):
     whole = text.head(NAMES, [TEMPLATE, "a {}"]).weight
     monkeypatch.setattr("restuning.backbones.towers.AT_ONCE", 2)
     torch.testing.assert_close(
-        text.head(NAMES, [TEMPLATE, "a {}"]).weight, whole,
-        atol=PADDED_TOLERANCE * text.scale, rtol=0,
-    )  # fmt: skip
+        text.head(NAMES, [TEMPLATE, "a {}"]).weight,
+        whole,
+        atol=PADDED_TOLERANCE * text.scale,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -279,9 +281,15 @@ def fused_calls(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize(
     "method",
-    ["res-tuning", "res-tuning[mha=prefix]", "res-tuning[mha=prompt,ffn=adapter]", "prefix",
-     "vpt-deep", "res-tuning-bypass"],
-)  # fmt: skip
+    [
+        "res-tuning",
+        "res-tuning[mha=prefix]",
+        "res-tuning[mha=prompt,ffn=adapter]",
+        "prefix",
+        "vpt-deep",
+        "res-tuning-bypass",
+    ],
+)
 @pytest.mark.parametrize("kind", ["open_clip", "torch"])
 def test_tuners_act_alike_beside_fused_and_plain_attention(named, monkeypatch, kind, method):
     if kind == "open_clip":
@@ -340,9 +348,11 @@ def test_towers_that_do_not_make_up_the_models_logits_are_refused(named):
 
     backbone = load_backbone(named("clip"))
     wrong = TextTower(
-        backbone.text.model, backbone.text.tokenize, backbone.text.scale,
+        backbone.text.model,
+        backbone.text.tokenize,
+        backbone.text.scale,
         projection=nn.Linear(40, 24, bias=False),
-    )  # fmt: skip
+    )
     whole = hf.AutoModel.from_pretrained(named("clip").partition(":")[2]).eval()
 
     def own(pixels: Tensor, tokens: dict[str, Tensor]) -> Tensor:

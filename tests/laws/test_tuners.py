@@ -129,7 +129,9 @@ def test_a_scale_is_what_its_form_says(form):
     x, inner = torch.randn(2, 5, 16), ResAdapter(16, rank=3)
     scaled = Scaled(inner, form)
     factor = {
-        "none": lambda: 1.0, "scalar": lambda: scaled.scale, "channel": lambda: scaled.scale,
+        "none": lambda: 1.0,
+        "scalar": lambda: scaled.scale,
+        "channel": lambda: scaled.scale,
         "gate": lambda: scaled.gate(x).sigmoid().mean(1, keepdim=True),
-    }[form]()  # fmt: skip
+    }[form]()
     assert torch.allclose(scaled(x), inner(x) * factor, atol=1e-6)

@@ -10,8 +10,14 @@ from restuning import Host, Tuned, methods
 
 SAME = 1e-5
 """fp32 through three layers by two orders of operations; relative to the largest entry."""
-SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
-             image_size=32, patch_size=8)  # fmt: skip
+SIZES = dict(
+    hidden_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=96,
+    image_size=32,
+    patch_size=8,
+)
 
 
 def timm_vit():
@@ -97,24 +103,29 @@ def test_dual_res_tuning_equals_the_plain_form(pair):
     host, weights = pair
     task = drawn(methods.build("res-tuning", host, 5))
     beside = [
-        {op: (linear(task.tuners[f"{op}_{i}"].tuner), task.tuners[f"{op}_{i}"].scale)
-         for op in ("mha", "ffn")} for i in (1, 2, 3)
-    ]  # fmt: skip
+        {
+            op: (linear(task.tuners[f"{op}_{i}"].tuner), task.tuners[f"{op}_{i}"].scale)
+            for op in ("mha", "ffn")
+        }
+        for i in (1, 2, 3)
+    ]
     compare(host, task, lambda x: plain.forward(weights, x, beside=beside))
 
 
 def test_bypass_equals_the_plain_form(pair):
     host, weights = pair
     task = drawn(methods.build("res-tuning-bypass", host, 5))
-    across, below = ([linear(t) for t in side]
-                     for side in (task.bypass.horizontal, task.bypass.vertical))  # fmt: skip
+    across, below = (
+        [linear(t) for t in side] for side in (task.bypass.horizontal, task.bypass.vertical)
+    )
     compare(host, task, lambda x: plain.bypass(weights, x, across, below, task.bypass.gate))
 
 
 def test_the_unbinding_identity_holds_in_the_plain_form_itself():
     _, weights = timm_vit()
-    weights["layers"] = [{k: tuple(t.double() for t in v) for k, v in layer.items()}
-                         for layer in weights["layers"]]  # fmt: skip
+    weights["layers"] = [
+        {k: tuple(t.double() for t in v) for k, v in layer.items()} for layer in weights["layers"]
+    ]
     x, layer = torch.randn(2, 17, 48).double(), weights["layers"][0]
     k, v = torch.randn(10, 48).double(), torch.randn(10, 48).double()
     bound = plain.mha(weights, layer, x, prefix=(k, v))

@@ -19,36 +19,57 @@ def from_timm(state: dict, heads: int) -> dict:
             dict(
                 n1=(state[p + "norm1.weight"], state[p + "norm1.bias"]),
                 n2=(state[p + "norm2.weight"], state[p + "norm2.bias"]),
-                q=(qw, qb), k=(kw, kb), v=(vw, vb),
+                q=(qw, qb),
+                k=(kw, kb),
+                v=(vw, vb),
                 o=(state[p + "attn.proj.weight"], state[p + "attn.proj.bias"]),
                 f1=(state[p + "mlp.fc1.weight"], state[p + "mlp.fc1.bias"]),
                 f2=(state[p + "mlp.fc2.weight"], state[p + "mlp.fc2.bias"]),
             )
-        )  # fmt: skip
+        )
     return dict(
-        layers=layers, heads=heads, eps=1e-6, act=F.gelu,
+        layers=layers,
+        heads=heads,
+        eps=1e-6,
+        act=F.gelu,
         patch=(state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]),
-        cls=state["cls_token"], pos=state["pos_embed"],
-        norm=(state["norm.weight"], state["norm.bias"]), pre=None,
-    )  # fmt: skip
+        cls=state["cls_token"],
+        pos=state["pos_embed"],
+        norm=(state["norm.weight"], state["norm.bias"]),
+        pre=None,
+    )
 
 
 def from_hf_vit(state: dict, heads: int) -> dict:
     """Weights of a transformers ViTModel."""
     return _from_hf(
-        state, heads, "embeddings.patch_embeddings.projection", "embeddings.cls_token",
-        "embeddings.position_embeddings", "layernorm", None,
-        ("layernorm_before", "layernorm_after"), 1e-12, F.gelu,
-    )  # fmt: skip
+        state,
+        heads,
+        "embeddings.patch_embeddings.projection",
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",
+        "layernorm",
+        None,
+        ("layernorm_before", "layernorm_after"),
+        1e-12,
+        F.gelu,
+    )
 
 
 def from_clip(state: dict, heads: int) -> dict:
     """Weights of a transformers CLIPVisionModel."""
     return _from_hf(
-        state, heads, "patch_embedding", "class_embedding", "position_embedding.weight",
-        "post_layernorm", "pre_layrnorm", ("layer_norm1", "layer_norm2"), 1e-5,
+        state,
+        heads,
+        "patch_embedding",
+        "class_embedding",
+        "position_embedding.weight",
+        "post_layernorm",
+        "pre_layrnorm",
+        ("layer_norm1", "layer_norm2"),
+        1e-5,
         lambda x: x * torch.sigmoid(1.702 * x),
-    )  # fmt: skip
+    )
 
 
 def _from_hf(state, heads, patch, cls, pos, norm, pre, norms, eps, act):
@@ -63,8 +84,10 @@ def _from_hf(state, heads, patch, cls, pos, norm, pre, norms, eps, act):
     def one(end):
         return next(v for k, v in state.items() if k.endswith(end))
 
-    marks = sorted({k[: k.index(".", k.index("layers.") + 7)] for k in state if "layers." in k}
-                   or {".".join(k.split(".")[:3]) for k in state if ".layer." in k})  # fmt: skip
+    marks = sorted(
+        {k[: k.index(".", k.index("layers.") + 7)] for k in state if "layers." in k}
+        or {".".join(k.split(".")[:3]) for k in state if ".layer." in k}
+    )
     layers = []
     for mark in marks:
         own = {k: v for k, v in state.items() if k.startswith(mark + ".")}
@@ -77,15 +100,29 @@ def _from_hf(state, heads, patch, cls, pos, norm, pre, norms, eps, act):
             raise KeyError(ends)
 
         layers.append(
-            dict(n1=sub(norms[0]), n2=sub(norms[1]), q=sub("q_proj", "query"),
-                 k=sub("k_proj", "key"), v=sub("v_proj", "value"),
-                 o=sub("out_proj", "o_proj", "attention.output.dense"),
-                 f1=sub("fc1", "intermediate.dense"), f2=sub("fc2", "output.dense"))
-        )  # fmt: skip
+            dict(
+                n1=sub(norms[0]),
+                n2=sub(norms[1]),
+                q=sub("q_proj", "query"),
+                k=sub("k_proj", "key"),
+                v=sub("v_proj", "value"),
+                o=sub("out_proj", "o_proj", "attention.output.dense"),
+                f1=sub("fc1", "intermediate.dense"),
+                f2=sub("fc2", "output.dense"),
+            )
+        )
     d = layers[0]["q"][0].shape[0]
-    return dict(layers=layers, heads=heads, eps=eps, act=act, patch=pair(patch),
-                cls=one(cls).reshape(1, 1, d), pos=one(pos).reshape(1, -1, d),
-                norm=pair(norm), pre=pair(pre) if pre else None)  # fmt: skip
+    return dict(
+        layers=layers,
+        heads=heads,
+        eps=eps,
+        act=act,
+        patch=pair(patch),
+        cls=one(cls).reshape(1, 1, d),
+        pos=one(pos).reshape(1, -1, d),
+        norm=pair(norm),
+        pre=pair(pre) if pre else None,
+    )
 
 
 def norm(x, wb, eps):

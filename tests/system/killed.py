@@ -20,9 +20,11 @@ def started(*arguments):
     """`restuning ARGUMENTS` as a process."""
     return subprocess.Popen(
         [sys.executable, "-m", "restuning", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def ended(process):

@@ -48,9 +48,15 @@ class Answers(BaseHTTPRequestHandler):
             self._send(200, {"errors": [], "warnings": []})
         elif "/preupload/" in path:
             files = json.loads(body)["files"]
-            self._send(200, {"files": [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
-            ]})  # fmt: skip
+            self._send(
+                200,
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for f in files
+                    ]
+                },
+            )
         elif "/commit/" in path:
             repository = "/".join(path.split("/")[2:4])
             for line in map(json.loads, body.splitlines()):
@@ -70,20 +76,32 @@ class Answers(BaseHTTPRequestHandler):
         if files is None:
             self._send(404, {"error": "not found"}, X_Error_Code="RepoNotFound")
         elif parts[0] == "api" and "tree" in parts:
-            self._send(200, [
-                {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                for p, c in files.items()
-            ])  # fmt: skip
+            self._send(
+                200,
+                [
+                    {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                    for p, c in files.items()
+                ],
+            )
         elif parts[0] == "api":
-            self._send(200, {
-                "id": repository, "sha": self._commit(repository), "private": False,
-                "siblings": [{"rfilename": p} for p in files], "tags": [], "downloads": 0,
-            })  # fmt: skip
+            self._send(
+                200,
+                {
+                    "id": repository,
+                    "sha": self._commit(repository),
+                    "private": False,
+                    "siblings": [{"rfilename": p} for p in files],
+                    "tags": [],
+                    "downloads": 0,
+                },
+            )
         elif (name := "/".join(parts[4:])) in files:
             self._send(
-                200, files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"',
+                200,
+                files[name],
+                ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"',
                 X_Repo_Commit=self._commit(repository),
-            )  # fmt: skip
+            )
         else:
             self._send(404, {"error": "no such file"}, X_Error_Code="EntryNotFound")
 

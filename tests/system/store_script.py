@@ -34,14 +34,23 @@ class Noise(Dataset):
         return torch.randn(3, 32, 32, generator=generator), index % 5
 
 
-def host_and_key(dtype="fp32", views=("plain",), seed=0, splits=None, tokens="cls",
-                 precision="fp32", merge=1):  # fmt: skip
+def host_and_key(
+    dtype="fp32", views=("plain",), seed=0, splits=None, tokens="cls", precision="fp32", merge=1
+):
     host = Host(tiny_vit(seed), torch.zeros(1, 3, 32, 32))
     key = store_key(
-        host, Needs(host.sites.taps, tokens, merge), (torch.zeros(1, 3, 32, 32),), backbone="tiny",
-        preprocessing={"size": 32}, data="noise", identity="0", dtype=dtype, views=views, precision=precision,
+        host,
+        Needs(host.sites.taps, tokens, merge),
+        (torch.zeros(1, 3, 32, 32),),
+        backbone="tiny",
+        preprocessing={"size": 32},
+        data="noise",
+        identity="0",
+        dtype=dtype,
+        views=views,
+        precision=precision,
         splits=splits or {"train": COUNT},
-    )  # fmt: skip
+    )
     return host, key
 
 
@@ -64,8 +73,9 @@ def main(root, sleep=0.0, limit=0):
     first = False
     host.model.register_forward_hook(count)
     try:
-        store = build(host, key, Path(root), {("train", 0): Noise()}, batch_size=BATCH,
-                      progress=False)  # fmt: skip
+        store = build(
+            host, key, Path(root), {("train", 0): Noise()}, batch_size=BATCH, progress=False
+        )
     except RestuningError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None

@@ -8,8 +8,22 @@ pytestmark = MARKS
 
 
 def start(out, *more):
-    return started("bench", "run", "digits", "--methods", "linear,res-tuning-bypass", "--seeds", 3,
-                   "--epochs", 2, "--set", "lr=1e-3,1e-2", "--out", out, *more)  # fmt: skip
+    return started(
+        "bench",
+        "run",
+        "digits",
+        "--methods",
+        "linear,res-tuning-bypass",
+        "--seeds",
+        3,
+        "--epochs",
+        2,
+        "--set",
+        "lr=1e-3,1e-2",
+        "--out",
+        out,
+        *more,
+    )
 
 
 def results(out):

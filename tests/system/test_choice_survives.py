@@ -23,8 +23,24 @@ def shades(tmp_path):
 
 
 def start(data, out, store):
-    return started("train", data, "--method", "auto", "--epochs", 2, "--batch-size", 8,
-                   "--memory", "24MiB", "--minutes", 30, "--out", out, "--store", store)  # fmt: skip
+    return started(
+        "train",
+        data,
+        "--method",
+        "auto",
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--memory",
+        "24MiB",
+        "--minutes",
+        30,
+        "--out",
+        out,
+        "--store",
+        store,
+    )
 
 
 def figures(folder):

@@ -26,8 +26,15 @@ def test_train_leaves_what_it_promises(trained):
     for name in ("metrics.json", "curves.png", "log.jsonl", "settings.json", "digits.task"):
         assert (out / name).exists(), name
     metrics = json.loads((out / "metrics.json").read_text())
-    keys = {"method", "test_accuracy", "trainable_parameters", "tuner_parameters",
-            "peak_memory_bytes", "seconds", "seed"}  # fmt: skip
+    keys = {
+        "method",
+        "test_accuracy",
+        "trainable_parameters",
+        "tuner_parameters",
+        "peak_memory_bytes",
+        "seconds",
+        "seed",
+    }
     assert keys <= metrics.keys()
     assert row["trainable_parameters"] == 1290
 
@@ -50,8 +57,9 @@ def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_pa
     out, _ = trained
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
-    done = restuning("predict", tmp_path / "a.png", "--task", out / "digits.task", "--top", 3,
-                     "--json")  # fmt: skip
+    done = restuning(
+        "predict", tmp_path / "a.png", "--task", out / "digits.task", "--top", 3, "--json"
+    )
     assert len(json.loads(done.stdout)["predictions"]) == 3
     done = restuning("predict", tmp_path, "--task", out / "digits.task")
     assert done.returncode == 1

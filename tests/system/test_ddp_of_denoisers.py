@@ -50,10 +50,14 @@ def train(host, tasks, folder):
     draw = torch.Generator().manual_seed(5)
     mean = torch.randn(IMAGES, 4, 8, 8, generator=draw)
     data = Encoded(
-        mean, torch.full_like(mean, 0.1),
-        {"encoder_hidden_states": torch.randn(3, 5, 8, generator=draw)}, torch.arange(IMAGES) % 3,
-        {"encoder_hidden_states": torch.zeros(1, 5, 8)}, tuple("abcabca"), "test",
-    )  # fmt: skip
+        mean,
+        torch.full_like(mean, 0.1),
+        {"encoder_hidden_states": torch.randn(3, 5, 8, generator=draw)},
+        torch.arange(IMAGES) % 3,
+        {"encoder_hidden_states": torch.zeros(1, 5, 8)},
+        tuple("abcabca"),
+        "test",
+    )
     settings = DenoiserSettings(steps=STEPS, batch_size=BATCH, lr=1e-3, warmup_steps=0)
     objective = Objective("epsilon", linear_alphas())
     return train_denoiser(Run(host, tasks, data, objective, settings, folder))

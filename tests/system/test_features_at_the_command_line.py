@@ -100,8 +100,22 @@ def test_many_tasks_answer_with_one_forward_and_one_more_for_each_inside(trained
 
 def test_a_sweep_leaves_a_table_a_picture_and_tasks_that_eval_confirms(photos, stored, tmp_path):
     out = tmp_path / "sweep"
-    command = ("sweep", photos, "--grid", "lr=1e-2,1e9", "--method", "linear", "--seeds", 2,
-               "--epochs", 1, "--store", stored[0], "--out", out)  # fmt: skip
+    command = (
+        "sweep",
+        photos,
+        "--grid",
+        "lr=1e-2,1e9",
+        "--method",
+        "linear",
+        "--seeds",
+        2,
+        "--epochs",
+        1,
+        "--store",
+        stored[0],
+        "--out",
+        out,
+    )
     done = restuning(*command, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

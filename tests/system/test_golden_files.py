@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from restuning import describe, load, save
 from restuning._errors import FormatError
-from restuning.files import FORMAT
+from restuning.task.save_and_load import FORMAT
 
 OTHER_KERNELS = 1e-4
 """Another machine and another torch sum fp32 products in another order."""
@@ -67,8 +67,13 @@ def test_every_tensor_of_a_golden_task_takes_part_in_its_logits(golden, host):
 
 def test_today_the_library_writes_the_same_file(golden, host, tmp_path):
     """A change of what is written, without a new format number, would break older libraries."""
-    again = save(load(golden, host), host, tmp_path / golden.name, backbone="golden",
-                 preprocessing=make.PREPROCESSING)  # fmt: skip
+    again = save(
+        load(golden, host),
+        host,
+        tmp_path / golden.name,
+        backbone="golden",
+        preprocessing=make.PREPROCESSING,
+    )
     ours, theirs = describe(again), describe(golden)
     assert ours.pop("library").split()[0] == theirs.pop("library").split()[0]
     assert ours == theirs

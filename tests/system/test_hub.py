@@ -10,7 +10,7 @@ from small_hub import small_hub
 
 from awake import tiny_vit
 from restuning import Host, Tuned, methods, save
-from restuning.files import _card
+from restuning.task.save_and_load import _card
 
 pytest.importorskip("huggingface_hub", reason="needs the extra hub")
 
@@ -32,17 +32,24 @@ TOKEN = "hf_of_a_test"
 def run(script, hub, tmp_path, *arguments, token=TOKEN):
     """A process of its own: the client reads its address when it is imported."""
     environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # fmt: skip
+    }
     environment.pop("HF_TOKEN", None)
     if token:
         environment["HF_TOKEN"] = token
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +94,16 @@ def test_a_name_that_the_hub_does_not_have_is_answered_in_words(tmp_path):
     ("backbone", "line"),
     [
         ("hf:org/vit", "base_model: org/vit"),
-        ("timm:vit_tiny_patch16_224.augreg_in21k", "base_model: timm/vit_tiny_patch16_224.augreg_in21k"),
+        (
+            "timm:vit_tiny_patch16_224.augreg_in21k",
+            "base_model: timm/vit_tiny_patch16_224.augreg_in21k",
+        ),
         ("restuning-tiny", ""),
         ("hf:/data/my-model", ""),
         ("timm:vit_tiny_patch16_224", ""),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_the_card_names_its_base_model_where_that_is_one_of_the_hub(backbone, line):
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
     card = _card("pets", methods.build("linear", host, num_classes=3), backbone, {})

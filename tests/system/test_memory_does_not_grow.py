@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from awake import tiny_vit
-from restuning import Host, Together, Tuned, methods, record
+from restuning import Host, Together, Tuned, methods
+from restuning.host import call as record
 
 FORWARDS, CYCLES = 1000, 100
 EARLY = 10

@@ -10,8 +10,20 @@ pytestmark = MARKS
 
 
 def start(out, store):
-    return started("sweep", "digits", "--grid", GRID, "--seeds", 1, "--epochs", 6, "--out", out,
-                   "--store", store)  # fmt: skip
+    return started(
+        "sweep",
+        "digits",
+        "--grid",
+        GRID,
+        "--seeds",
+        1,
+        "--epochs",
+        6,
+        "--out",
+        out,
+        "--store",
+        store,
+    )
 
 
 def test_a_killed_sweep_goes_on_and_ends_as_one_that_was_not(tmp_path):

@@ -7,11 +7,15 @@ import pytest
 from typer.testing import CliRunner
 
 from restuning import load_backbone
-from restuning.cli.app import app
+from restuning.cli.frame import app
 from zoo import folders
 
-ROWS = [(f"{a} {word} film" + " very" * (i % 4), word)
-        for i in range(15) for a in ("a", "the") for word in ("good", "bad")]  # fmt: skip
+ROWS = [
+    (f"{a} {word} film" + " very" * (i % 4), word)
+    for i in range(15)
+    for a in ("a", "the")
+    for word in ("good", "bad")
+]
 TAGGED = [
     [("ann", "PER"), ("in", "O"), ("paris", "LOC")],
     [("bob", "PER"), ("and", "O"), ("ann", "PER"), ("in", "O"), ("berlin", "LOC")],
@@ -45,14 +49,37 @@ COLUMNS = ("--text", "review", "--label", "verdict")
 def test_a_csv_is_learned_evaluated_and_predicted(encoder, reviews, tmp_path, method):
     out = tmp_path / "run"
     row = json.loads(
-        run("train", reviews, "--backbone", f"hf:{encoder}", *COLUMNS, "--method", method, "--epochs", 12,
-            "--batch-size", 8, "--lr", "1e-2", "--max-tokens", 6, "--pool", "mean", "--out", out,
-            "--store", tmp_path / "store", "--json")
-    )  # fmt: skip
+        run(
+            "train",
+            reviews,
+            "--backbone",
+            f"hf:{encoder}",
+            *COLUMNS,
+            "--method",
+            method,
+            "--epochs",
+            12,
+            "--batch-size",
+            8,
+            "--lr",
+            "1e-2",
+            "--max-tokens",
+            6,
+            "--pool",
+            "mean",
+            "--out",
+            out,
+            "--store",
+            tmp_path / "store",
+            "--json",
+        )
+    )
     assert row["test_accuracy"] > 0.9
     task = out / "reviews.task"
     assert json.loads((task / "task.json").read_text())["preprocessing"] == {
-        "kind": "text", "max_tokens": 6}  # fmt: skip
+        "kind": "text",
+        "max_tokens": 6,
+    }
     again = json.loads(run("eval", task, reviews, *COLUMNS, "--json"))
     assert again["accuracy"] == row["test_accuracy"]
     lines = run("predict", "a good film", "the bad film very very", "--task", task, "--json")
@@ -74,9 +101,24 @@ def test_tagged_words_are_learned_and_predicted_word_by_word(encoder, tmp_path):
     (tmp_path / "names.conll").write_text(text)
     out = tmp_path / "run"
     row = json.loads(
-        run("train", tmp_path / "names.conll", "--backbone", f"hf:{encoder}", "--method", "res-tuning-bypass",
-            "--epochs", 20, "--batch-size", 8, "--lr", "1e-2", "--out", out, "--json")
-    )  # fmt: skip
+        run(
+            "train",
+            tmp_path / "names.conll",
+            "--backbone",
+            f"hf:{encoder}",
+            "--method",
+            "res-tuning-bypass",
+            "--epochs",
+            20,
+            "--batch-size",
+            8,
+            "--lr",
+            "1e-2",
+            "--out",
+            out,
+            "--json",
+        )
+    )
     assert row["test_accuracy"] > 0.9
     answer = json.loads(run("predict", "bob in paris", "--task", out / "names.task", "--json"))
     assert answer["words"] == ["bob", "in", "paris"]
@@ -90,17 +132,37 @@ def test_tagged_words_are_learned_and_predicted_word_by_word(encoder, tmp_path):
 def test_a_decoder_without_a_padding_token_learns_from_its_last_token(tmp_path):
     """The last word decides, in texts of several lengths: a pad read in its place would not."""
     reviews = tmp_path / "reviews.csv"
-    rows = [("a film" + " very" * (i % 5) + f" {word}", word)
-            for i in range(30) for word in ("good", "bad")]  # fmt: skip
+    rows = [
+        ("a film" + " very" * (i % 5) + f" {word}", word)
+        for i in range(30)
+        for word in ("good", "bad")
+    ]
     with reviews.open("w", newline="") as stream:
         csv.writer(stream).writerows([("review", "verdict"), *rows])
     decoder = folders.gpt2(tmp_path / "gpt2")
     store = tmp_path / "store"
     row = json.loads(
-        run("train", reviews, "--backbone", f"hf:{decoder}", *COLUMNS, "--method", "res-tuning-bypass",
-            "--epochs", 12, "--batch-size", 8, "--lr", "1e-2", "--out", tmp_path / "run", "--store", store,
-            "--json")
-    )  # fmt: skip
+        run(
+            "train",
+            reviews,
+            "--backbone",
+            f"hf:{decoder}",
+            *COLUMNS,
+            "--method",
+            "res-tuning-bypass",
+            "--epochs",
+            12,
+            "--batch-size",
+            8,
+            "--lr",
+            "1e-2",
+            "--out",
+            tmp_path / "run",
+            "--store",
+            store,
+            "--json",
+        )
+    )
     assert row["test_accuracy"] > 0.9
     manifest = json.loads(next(store.glob("*/manifest.json")).read_text())
     assert '"tokens": "last"' in json.dumps(manifest)
@@ -124,8 +186,22 @@ def test_the_authors_pooling_is_the_default(tmp_path):
 
 def test_a_text_file_that_is_not_there_is_named(encoder, reviews, tmp_path):
     out = tmp_path / "run"
-    run("train", reviews, "--backbone", f"hf:{encoder}", *COLUMNS, "--method", "linear", "--epochs", 1,
-        "--out", out, "--store", tmp_path / "store", "--json")  # fmt: skip
+    run(
+        "train",
+        reviews,
+        "--backbone",
+        f"hf:{encoder}",
+        *COLUMNS,
+        "--method",
+        "linear",
+        "--epochs",
+        1,
+        "--out",
+        out,
+        "--store",
+        tmp_path / "store",
+        "--json",
+    )
     done = CliRunner().invoke(app, ["predict", "absent.csv", "--task", str(out / "reviews.task")])
     assert done.exit_code != 0
     assert "absent.csv" in str(done.exception)

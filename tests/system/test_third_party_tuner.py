@@ -83,8 +83,11 @@ def python(code, *packages):
     environment["PYTHONPATH"] = os.pathsep.join(map(str, packages))
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
-        env=environment, capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -27,8 +27,11 @@ def train(out, *more, processes=1):
     command = [sys.executable, *(launch if processes > 1 else [])]
     done = subprocess.run(
         [*command, str(SCRIPT), str(out), *SETTINGS, *more],
-        env=environment, capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out / "weights.safetensors")
 

@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from restuning import load_backbone, load_data
-from restuning.cli.app import app
+from restuning.cli.frame import app
 
 pytest.importorskip("transformers")
 import towers  # noqa: E402 (needs transformers)
@@ -58,16 +58,34 @@ def test_training_starts_at_zero_shot_and_the_task_is_answered_later(place, tmp_
     (tmp_path / "prompts.txt").write_text("a photo of a {}.\n\na picture of the {}\n")
     given = ("--backbone", "hf:clip", "--zero-shot", tmp_path / "prompts.txt")
     row = json.loads(
-        run("train", "pics", *given, "--method", method, "--epochs", 40, "--batch-size", 16,
-            "--lr", "2e-2", "--out", tmp_path / "run", "--store", tmp_path / "store", "--json")
-    )  # fmt: skip
+        run(
+            "train",
+            "pics",
+            *given,
+            "--method",
+            method,
+            "--epochs",
+            40,
+            "--batch-size",
+            16,
+            "--lr",
+            "2e-2",
+            "--out",
+            tmp_path / "run",
+            "--store",
+            tmp_path / "store",
+            "--json",
+        )
+    )
     assert row["test_accuracy"] > 0.9
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     backbone = load_backbone("clip:clip")
     data = load_data("pics", backbone)
     head = backbone.text.head(data.labels, ["a photo of a {}.", "a picture of the {}"])
-    right = [int(head(backbone.model(x[None])).argmax()) == y for x, y in
-             (data.val[i] for i in range(len(data.val)))]  # fmt: skip
+    right = [
+        int(head(backbone.model(x[None])).argmax()) == y
+        for x, y in (data.val[i] for i in range(len(data.val)))
+    ]
     assert metrics["zero_shot_val_accuracy"] == pytest.approx(np.mean(right))
     task = tmp_path / "run" / "pics.task"
     assert json.loads((task / "task.json").read_text())["backbone"]["name"] == "clip:clip"
@@ -82,17 +100,41 @@ def test_open_clip_goes_the_same_way(place, tmp_path):
     name = towers.openclip("ViT", place / "open").replace(str(place / "open"), "open")
     given = ("--backbone", name, "--zero-shot", "a photo of a {}.", "--class-names", "names.txt")
     (place / "names.txt").write_text("cat\nred panda\nbig truck\n")
-    run("train", "pics", *given, "--method", "res-tuning-bypass", "--epochs", 1,
-        "--out", tmp_path / "run", "--store", tmp_path / "store")  # fmt: skip
-    answer = json.loads(run("predict", "pics/cat/0.png", "--task", tmp_path / "run" / "pics.task",
-                            "--json"))  # fmt: skip
+    run(
+        "train",
+        "pics",
+        *given,
+        "--method",
+        "res-tuning-bypass",
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+        "--store",
+        tmp_path / "store",
+    )
+    answer = json.loads(
+        run("predict", "pics/cat/0.png", "--task", tmp_path / "run" / "pics.task", "--json")
+    )
     assert answer["predictions"][0]["label"] in COLOURS
 
 
 def test_weights_of_both_towers_come_from_one_file(place, tmp_path):
     file = place / "clip" / "model.safetensors"
-    given = ("--backbone", "clip:clip", "--weights", file, "--zero-shot", "{}", "--method", "linear",
-             "--epochs", 1, "--store", tmp_path / "store")  # fmt: skip
+    given = (
+        "--backbone",
+        "clip:clip",
+        "--weights",
+        file,
+        "--zero-shot",
+        "{}",
+        "--method",
+        "linear",
+        "--epochs",
+        1,
+        "--store",
+        tmp_path / "store",
+    )
     run("train", "pics", *given, "--out", tmp_path / "run")
     from_file = json.loads((tmp_path / "run" / "metrics.json").read_text())
     run("train", "pics", "--backbone", "clip:clip", *given[4:], "--out", tmp_path / "other")
@@ -107,13 +149,16 @@ def test_weights_of_both_towers_come_from_one_file(place, tmp_path):
         (("--zero-shot", "a {}"), "needs a text tower"),
         (("--backbone", "hf:clip", "--zero-shot", "no place"), "one place for the class name"),
         (("--backbone", "hf:clip", "--zero-shot", "none.txt"), "cannot be read"),
-        (("--backbone", "hf:clip", "--zero-shot", "{}", "--class-names", "two.txt"), "2 names for 3"),
+        (
+            ("--backbone", "hf:clip", "--zero-shot", "{}", "--class-names", "two.txt"),
+            "2 names for 3",
+        ),
         (("--backbone", "clip:text", "--zero-shot", "{}"), "not a model of an image and a text"),
         (("--backbone", "openclip:Nope", "--zero-shot", "{}"), "no such model"),
         (("--backbone", "openclip:ViT-B-32", "--zero-shot", "{}"), "which weights"),
         (("--backbone", "openclip:local-dir:clip", "--zero-shot", "{}"), "could not be loaded"),
     ],
-)  # fmt: skip
+)
 def test_what_a_user_gets_wrong_is_said_in_words(place, given, said):
     if given[1].startswith("openclip"):
         pytest.importorskip("open_clip")

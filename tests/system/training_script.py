@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from restuning.train import FitSettings, fit
+from restuning.training import FitSettings, fit
 
 SLEEP = float(os.environ.get("TRAINING_SLEEP", "0"))
 
@@ -66,9 +66,13 @@ def main():
     torch.manual_seed(3)
     tuned = Tuned()
     fit(
-        tuned, Noisy(45, noise), Noisy(20, 0.0), settings=FitSettings(**settings), out=out,
+        tuned,
+        Noisy(45, noise),
+        Noisy(20, 0.0),
+        settings=FitSettings(**settings),
+        out=out,
         progress=False,
-    )  # fmt: skip
+    )
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(tuned.task.state_dict(), out / "weights.safetensors")
 

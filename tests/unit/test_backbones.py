@@ -26,8 +26,11 @@ SAME_RESAMPLING = 1e-6  # the same antialiased bicubic of the same fp32 table
 SAME_PIXELS = 1e-5  # bytes are equal; the two normalise them with different fp32 roundings
 IMAGE = {"image_size": 32, "patch_size": 8, "num_channels": 3}
 SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = list(string.ascii_lowercase)
 WORDS = ["an", "example", "of", "a", "text", *LETTERS[1:], *("##" + x for x in LETTERS)]
@@ -61,9 +64,7 @@ def clip():
 
 
 def bert(folder):
-    config = hf.BertConfig(
-        vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, **SIZES
-    )  # fmt: skip
+    config = hf.BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, **SIZES)
     model = wake(hf.BertModel(config))
     model.save_pretrained(folder)
     vocabulary = folder / "vocab.txt"
@@ -476,11 +477,19 @@ def test_a_preprocessing_survives_its_json(given):
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": [32]}, {"size": None}, {"mean": ["x"] * 3}, {"std": 3}, {"crop": "all"},
-        {"interpolation": "no such filter"}, {"crop": 0}, {"size": [0, 32]}, {"std": [0, 1, 1]},
-        {"mean": [0.5]}, {"squash": "yes"},
+        {"size": [32]},
+        {"size": None},
+        {"mean": ["x"] * 3},
+        {"std": 3},
+        {"crop": "all"},
+        {"interpolation": "no such filter"},
+        {"crop": 0},
+        {"size": [0, 32]},
+        {"std": [0, 1, 1]},
+        {"mean": [0.5]},
+        {"squash": "yes"},
     ],
-)  # fmt: skip
+)
 def test_a_malformed_preprocessing_is_refused_when_read(change):
     with pytest.raises(FormatError):
         Preprocessing.from_dict({**Preprocessing((32, 32)).to_dict(), **change})
@@ -496,9 +505,14 @@ def test_an_image_is_prepared_as_timm_prepares_it(shape, size, crop, interpolati
     image = Image.fromarray(noise)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     theirs = timm.data.create_transform(
-        (3, size, size), is_training=False, interpolation=interpolation, mean=mean, std=std,
-        crop_pct=crop, crop_mode="center",
-    )  # fmt: skip
+        (3, size, size),
+        is_training=False,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        crop_pct=crop,
+        crop_mode="center",
+    )
     ours = Preprocessing((size, size), mean, std, interpolation, crop)
     torch.testing.assert_close(ours.image(image), theirs(image), atol=SAME_PIXELS, rtol=0)
 

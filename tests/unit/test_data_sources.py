@@ -67,8 +67,10 @@ def hub(rows, names=("cat", "dog"), image="image", label="label"):
 
 def test_a_saved_data_set_with_splits_keeps_them_and_its_class_names(tmp_path):
     parts = {
-        "train": [(10, 0), (20, 1), (30, 1)], "validation": [(40, 1), (50, 0)], "test": [(60, 1)],
-    }  # fmt: skip
+        "train": [(10, 0), (20, 1), (30, 1)],
+        "validation": [(40, 1), (50, 0)],
+        "test": [(60, 1)],
+    }
     hf.DatasetDict({k: hub(v) for k, v in parts.items()}).save_to_disk(tmp_path)
     data = load_data(f"hf:{tmp_path}", IMAGES)
     assert data.labels == ["cat", "dog"]
@@ -214,9 +216,12 @@ def language(tmp_path_factory):
     vocabulary.write_text("\n".join(words))
     tokenizer = transformers.BertTokenizerFast(str(vocabulary))
     config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         intermediate_size=16,
-    )  # fmt: skip
+    )
     model = wake(transformers.BertModel(config))
     return Backbone(
         "bert", model, (), dict(tokenizer("film", return_tensors="pt")), None, tokenizer
@@ -311,9 +316,15 @@ def test_a_row_without_a_label_is_refused_and_makes_no_class_of_its_own(language
 
 @pytest.mark.parametrize(
     "content",
-    ["text,label\nun film très bon,pos\n".encode("latin-1"), "text,label\n".encode("utf-16"), b"",
-     b"text,label\n", b"text,label\ngood,pos\n", b"\xff\xd8\xff\xe0"],
-)  # fmt: skip
+    [
+        "text,label\nun film très bon,pos\n".encode("latin-1"),
+        "text,label\n".encode("utf-16"),
+        b"",
+        b"text,label\n",
+        b"text,label\ngood,pos\n",
+        b"\xff\xd8\xff\xe0",
+    ],
+)
 def test_what_is_no_table_of_two_classes_in_utf_8_is_refused(content, language, tmp_path):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(DataError, match="a.csv"):

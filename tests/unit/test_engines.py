@@ -28,7 +28,8 @@ from restuning import (
 )
 from restuning._errors import MissingExtraError
 from restuning.backbones import Backbone, Preprocessing, open_engine
-from restuning.backbones.engines.description import KEY, Description, plain_norm
+from restuning.backbones.engines import Description
+from restuning.backbones.engines.description import KEY, plain_norm
 from restuning.features import Cached
 
 onnx = pytest.importorskip("onnx")
@@ -241,9 +242,15 @@ def test_files_that_are_no_engines_are_refused(made, tmp_path):
 
 @pytest.mark.parametrize(
     ("library", "extra"),
-    [("onnxruntime", "onnx"), ("openvino", "openvino"), ("onnx", "onnx"), ("onnxscript", "onnx"),
-     ("torchao.quantization", "quantized"), ("bitsandbytes", "quantized")],
-)  # fmt: skip
+    [
+        ("onnxruntime", "onnx"),
+        ("openvino", "openvino"),
+        ("onnx", "onnx"),
+        ("onnxscript", "onnx"),
+        ("torchao.quantization", "quantized"),
+        ("bitsandbytes", "quantized"),
+    ],
+)
 def test_a_missing_extra_prints_the_line_that_installs_it(
     library, extra, made, tmp_path, monkeypatch
 ):
@@ -357,8 +364,16 @@ def test_training_from_a_store_of_an_engine_equals_training_on_it(made, tmp_path
     engine = _open(made, "onnx")
     labels = torch.arange(5) % 3
     data = TensorDataset(X, labels)
-    key = store_key(engine, Needs(engine.sites.taps, "cls"), (X[:1],), backbone="onnx:x",
-                    preprocessing={}, data="five", identity="0", splits={"train": 5})  # fmt: skip
+    key = store_key(
+        engine,
+        Needs(engine.sites.taps, "cls"),
+        (X[:1],),
+        backbone="onnx:x",
+        preprocessing={},
+        data="five",
+        identity="0",
+        splits={"train": 5},
+    )
     assert key.backbone["all weights"] == key.backbone["engine"]["file"]
     store = build(engine, key, tmp_path, {("train", 0): data}, progress=False)
     task = methods.build("res-tuning-bypass", engine, num_classes=3)
@@ -367,6 +382,14 @@ def test_training_from_a_store_of_an_engine_equals_training_on_it(made, tmp_path
     with pytest.raises(RestuningError, match="another backbone"):
         Cached(made[0], task, store)
     with pytest.raises(RestuningError, match="bf16"):
-        store_key(engine, Needs(engine.sites.taps, "cls"), (X[:1],), backbone="onnx:x",
-                  preprocessing={}, data="five", identity="0", splits={"train": 5},
-                  precision="bf16")  # fmt: skip
+        store_key(
+            engine,
+            Needs(engine.sites.taps, "cls"),
+            (X[:1],),
+            backbone="onnx:x",
+            preprocessing={},
+            data="five",
+            identity="0",
+            splits={"train": 5},
+            precision="bf16",
+        )

@@ -15,6 +15,7 @@ from awake import tiny_vit
 from restuning import FitSettings, Host, RestuningError, Tuned, methods
 from restuning._errors import StoreError
 from restuning.data import load_data
+from restuning.data.data import as_is
 from restuning.features import (
     DTYPES,
     Cached,
@@ -26,10 +27,9 @@ from restuning.features import (
     view_names,
     viewed,
 )
-from restuning.features.cached import as_is
 from restuning.features.codec import decode, encode, error_report
-from restuning.train import evaluate, fit
-from restuning.train.stored import stored
+from restuning.features.stored import stored
+from restuning.training import evaluate, fit
 
 LIVE_TOLERANCE = 1e-6
 """A forward of another batch rounds in another place; the losses of a step differ by no more."""
@@ -77,14 +77,27 @@ def test_rows_read_from_files_equal_rows_held_in_memory(tmp_path, monkeypatch, d
 def test_the_key_changes_with_everything_that_the_values_depend_on():
     _, key = host_and_key()
     host, other_weights = host_and_key(seed=1)
-    more = dict(backbone="tiny", preprocessing={"size": 32}, data="noise", identity="0",
-                splits={"train": 96})  # fmt: skip
+    more = dict(
+        backbone="tiny",
+        preprocessing={"size": 32},
+        data="noise",
+        identity="0",
+        splits={"train": 96},
+    )
     needs, x = restuning.Needs(host.sites.taps, "cls"), (torch.zeros(1, 3, 32, 32),)
-    keys = [key, other_weights, host_and_key("fp16")[1], host_and_key(views=view_names(2))[1],
-            host_and_key(tokens="all")[1], host_and_key(splits={"train": 95})[1],
-            host_and_key(precision="bf16")[1]]  # fmt: skip
-    keys += [store_key(host, needs, x, **{**more, **change}) for change in (
-        {"preprocessing": {"size": 64}}, {"data": "other"}, {"identity": "1"})]  # fmt: skip
+    keys = [
+        key,
+        other_weights,
+        host_and_key("fp16")[1],
+        host_and_key(views=view_names(2))[1],
+        host_and_key(tokens="all")[1],
+        host_and_key(splits={"train": 95})[1],
+        host_and_key(precision="bf16")[1],
+    ]
+    keys += [
+        store_key(host, needs, x, **{**more, **change})
+        for change in ({"preprocessing": {"size": 64}}, {"data": "other"}, {"identity": "1"})
+    ]
     keys.append(store_key(host, restuning.Needs(host.sites.taps[1:], "cls"), x, **more))
     with torch.no_grad():
         list(host.model.parameters())[4].view(-1)[0].add_(1)
@@ -125,10 +138,18 @@ def test_a_damaged_store_is_refused_in_words(tmp_path, harm):
 def test_no_manifest_of_any_shape_gives_another_error_than_ours(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("malformed")
     leaf = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
-    anything = st.recursive(leaf, lambda inner: st.lists(inner, max_size=3)
-                            | st.dictionaries(st.sampled_from(
-                                ["key", "digest", "shards", "labels", "schema", "taps", "files"]),
-                                inner, max_size=4), max_leaves=12)  # fmt: skip
+    anything = st.recursive(
+        leaf,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["key", "digest", "shards", "labels", "schema", "taps", "files"]),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
     (root / "key.json").write_text("{}")
     (root / "manifest.json").write_text(json.dumps(data.draw(anything)))
     with pytest.raises(StoreError):
@@ -182,8 +203,14 @@ def test_cached_training_has_the_losses_of_live_training(tmp_path, augment, meth
         each.val = torch.utils.data.Subset(each.val, range(20))
         each.test = torch.utils.data.Subset(each.test, range(20))
     task = methods.build(method, host, num_classes=10)
-    kept = stored(host, backbone, plain, task.needs(host.readout_rule), root=tmp_path / "stores",
-                  views=1 + (augment == "flip"))  # fmt: skip
+    kept = stored(
+        host,
+        backbone,
+        plain,
+        task.needs(host.readout_rule),
+        root=tmp_path / "stores",
+        views=1 + (augment == "flip"),
+    )
     fed = kept.data(plain, final=False)
     run = FitSettings(epochs=3, batch_size=16, lr=5e-3)
     losses, tested = [], []
@@ -192,8 +219,14 @@ def test_cached_training_has_the_losses_of_live_training(tmp_path, augment, meth
         task = methods.build(method, host, num_classes=10)
         tuned = Tuned(host, task) if name == "live" else Cached(host, task, kept.store)
         source = data if name == "live" else fed
-        fit(tuned, source.train, source.val, settings=run, out=tmp_path / name,
-            collate=source.collate)  # fmt: skip
+        fit(
+            tuned,
+            source.train,
+            source.val,
+            settings=run,
+            out=tmp_path / name,
+            collate=source.collate,
+        )
         log = (tmp_path / name / "log.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in log])
         tested.append(evaluate(tuned, source.test, collate=source.collate)["accuracy"])
@@ -211,9 +244,14 @@ def test_no_backbone_forward_is_made_while_training_from_a_store(tmp_path):
 
     handle = host.model.register_forward_pre_hook(refuse)
     try:
-        fit(tuned, StoredFeatures(store, ["train"]), StoredFeatures(store, ["val"]),
-            settings=FitSettings(epochs=2, batch_size=8), out=tmp_path / "run",
-            collate=as_is)  # fmt: skip
+        fit(
+            tuned,
+            StoredFeatures(store, ["train"]),
+            StoredFeatures(store, ["val"]),
+            settings=FitSettings(epochs=2, batch_size=8),
+            out=tmp_path / "run",
+            collate=as_is,
+        )
     finally:
         handle.remove()
 

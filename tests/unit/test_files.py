@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from awake import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
-from restuning.files import describe
+from restuning.task import describe
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -61,11 +61,16 @@ def test_a_newer_format_is_refused(host, tmp_path):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["format", "task", "backbone", "preprocessing", "fingerprint", "x"]),
-        inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["format", "task", "backbone", "preprocessing", "fingerprint", "x"]),
+            inner,
+            max_size=5,
+        )
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,9 +14,13 @@ FOLDED_TOLERANCE = 1e-5
 def clip():
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        image_size=16, patch_size=4,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=4,
+    )
     return transformers.CLIPVisionModel(config)
 
 

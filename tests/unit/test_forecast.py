@@ -19,10 +19,10 @@ from awake import tiny_vit
 from restuning import Host, Needs, Tuned, forecast, methods
 from restuning._errors import ForecastError, MapsError
 from restuning.features import build, viewed
-from restuning.forecast.beside import Run, forecast_run
+from restuning.forecast import Run, StepForecast, forecast_run
 from restuning.forecast.ledger import Ledger
 from restuning.forecast.methods import checkpointed
-from restuning.forecast.step import SCRATCH, StepForecast
+from restuning.forecast.step import SCRATCH
 
 BATCH = 6
 CLASSES = 5
@@ -36,17 +36,28 @@ IMAGE = (1, 3, 32, 32)
 def tiny_bert():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=50, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=96, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=32,
+    )
     return transformers.BertModel(config).eval()
 
 
 def small_swin():
     from timm.models.swin_transformer import SwinTransformer
 
-    return SwinTransformer(img_size=32, patch_size=2, window_size=4, embed_dim=24, depths=(2, 2),
-                           num_heads=(2, 4), num_classes=0).eval()  # fmt: skip
+    return SwinTransformer(
+        img_size=32,
+        patch_size=2,
+        window_size=4,
+        embed_dim=24,
+        depths=(2, 2),
+        num_heads=(2, 4),
+        num_classes=0,
+    ).eval()
 
 
 def world(kind):
@@ -107,10 +118,16 @@ def allocated_peak(run):
 
 
 CASES = [
-    ("vit", "linear"), ("vit", "full"), ("vit", "res-tuning"), ("vit", "res-tuning-bypass"),
-    ("vit", "vpt-deep"), ("swin", "res-tuning"), ("swin", "res-tuning-bypass"),
-    ("bert", "res-tuning"), ("bert", "res-tuning-bypass"),
-]  # fmt: skip
+    ("vit", "linear"),
+    ("vit", "full"),
+    ("vit", "res-tuning"),
+    ("vit", "res-tuning-bypass"),
+    ("vit", "vpt-deep"),
+    ("swin", "res-tuning"),
+    ("swin", "res-tuning-bypass"),
+    ("bert", "res-tuning"),
+    ("bert", "res-tuning-bypass"),
+]
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
@@ -226,9 +243,16 @@ def test_checkpointing_and_pieces_save_memory_and_cost_time():
 
 @pytest.mark.parametrize(
     "name",
-    ["restuning-tiny", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224", "timm:resnet10t",
-     "timm:mobilenetv2_035", "timm:convnext_atto", "torchvision:squeezenet1_1"],
-)  # fmt: skip
+    [
+        "restuning-tiny",
+        "timm:vit_tiny_patch16_224",
+        "timm:mixer_s32_224",
+        "timm:resnet10t",
+        "timm:mobilenetv2_035",
+        "timm:convnext_atto",
+        "torchvision:squeezenet1_1",
+    ],
+)
 def test_a_host_without_weights_finds_what_one_with_weights_finds(name):
     _, bare = forecast.load_shapes(name)
     _, drawn = forecast.load_drawn(name)
@@ -262,9 +286,13 @@ def test_a_vision_language_model_without_weights_has_the_sites_of_one_with_weigh
 def test_a_language_model_without_weights_has_the_sites_of_one_with_weights():
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        vocab_size=64, use_cache=False,
-    )  # fmt: skip
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=64,
+        use_cache=False,
+    )
     ids = torch.arange(8).unsqueeze(0)
     drawn = Host(transformers.LlamaModel(config).eval(), input_ids=ids)
     with torch.device("meta"):
@@ -301,9 +329,14 @@ def test_the_size_of_a_store_is_that_of_a_real_one(tmp_path, dtype, tokens):
 
 @pytest.mark.parametrize(
     ("method", "forms"),
-    [("ridge", {"cached"}), ("mixing-bypass", {"cached", "live"}), ("linear", {"cached", "live"}),
-     ("res-tuning", {"live", "checkpointing"}), ("full", {"live", "checkpointing"})],
-)  # fmt: skip
+    [
+        ("ridge", {"cached"}),
+        ("mixing-bypass", {"cached", "live"}),
+        ("linear", {"cached", "live"}),
+        ("res-tuning", {"live", "checkpointing"}),
+        ("full", {"live", "checkpointing"}),
+    ],
+)
 def test_forms_are_those_in_which_a_method_can_be_trained(method, forms):
     host = forecast.load_shapes("restuning-tiny")[1]
     assert set(forecast.forms(methods.build(method, host, num_classes=3))) == forms
@@ -345,9 +378,13 @@ def option(method, form, largest):
 
 
 def test_what_is_recommended_fits_the_budget():
-    options = [option("linear", "cached", 900), option("res-tuning-bypass", "cached", 500),
-               option("res-tuning", "live", 8), option("res-tuning", "checkpointing", 40),
-               option("full", "live", 0)]  # fmt: skip
+    options = [
+        option("linear", "cached", 900),
+        option("res-tuning-bypass", "cached", 500),
+        option("res-tuning", "live", 8),
+        option("res-tuning", "checkpointing", 40),
+        option("full", "live", 0),
+    ]
     found = forecast.recommend(options, 64)
     assert (found.option.method, found.option.form, found.batch) == ("res-tuning", "live", 8)
     assert "--accumulate 8" in found.why
@@ -392,8 +429,9 @@ def test_a_grid_costs_its_forwards_once_and_its_steps_by_arm():
     rates = forecast.BankRates(forward_seconds=0.1, step_seconds=0.02, eval_seconds=0.001, arms=15)
     single = forecast.BankRates(0.1, 0.005, 0.0002, 1)
     splits = {"train": 800, "val": 200, "test": 1000}
-    told = forecast.forecast_grid(rates, splits, tasks=19, arms=30, epochs=10, batch=100,
-                                  finals=2, single=single)  # fmt: skip
+    told = forecast.forecast_grid(
+        rates, splits, tasks=19, arms=30, epochs=10, batch=100, finals=2, single=single
+    )
     assert told.features == pytest.approx(19 * 2000 * 0.1)
     assert told.search == pytest.approx(19 * 2 * (80 * 0.02 + 10 * 200 * 0.001))
     assert told.final == pytest.approx(19 * 2 * (100 * 0.005 + 1000 * 0.0002))

@@ -7,8 +7,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restuning._errors import ForecastError
-from restuning.cli import once, planning  # noqa: F401 (they register commands)
-from restuning.cli.app import app
+from restuning.cli import planning
+from restuning.cli.frame import app
 
 runner = CliRunner()
 
@@ -23,10 +23,15 @@ def test_a_plan_names_memory_time_store_and_what_to_take():
     found = plan("--data", "digits", "--memory", "300MB", "--batch", 32)
     forms = {(o["method"], o["form"]) for o in found["options"]}
     assert forms == {
-        ("linear", "cached"), ("linear", "live"), ("res-tuning-bypass", "cached"),
-        ("res-tuning-bypass", "live"), ("res-tuning", "live"), ("res-tuning", "checkpointing"),
-        ("full", "live"), ("full", "checkpointing"),
-    }  # fmt: skip
+        ("linear", "cached"),
+        ("linear", "live"),
+        ("res-tuning-bypass", "cached"),
+        ("res-tuning-bypass", "live"),
+        ("res-tuning", "live"),
+        ("res-tuning", "checkpointing"),
+        ("full", "live"),
+        ("full", "checkpointing"),
+    }
     assert sum(found["splits"].values()) == 1797
     by_form = {(o["method"], o["form"]): o for o in found["options"]}
     cached = by_form["res-tuning-bypass", "cached"]
@@ -78,9 +83,21 @@ def test_a_budget_that_cannot_be_read_is_refused():
 @pytest.mark.parametrize("method", ["res-tuning", "res-tuning-bypass"])
 def test_metrics_hold_forecast_and_measurement(tmp_path, method):
     done = runner.invoke(
-        app, ["train", "digits", "--method", method, "--epochs", "1", "--out", str(tmp_path / "run"),
-              "--store", str(tmp_path / "stores"), "--json"],
-    )  # fmt: skip
+        app,
+        [
+            "train",
+            "digits",
+            "--method",
+            method,
+            "--epochs",
+            "1",
+            "--out",
+            str(tmp_path / "run"),
+            "--store",
+            str(tmp_path / "stores"),
+            "--json",
+        ],
+    )
     assert done.exit_code == 0, done.output
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     told = metrics["forecast"]

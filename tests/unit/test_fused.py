@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from restuning import Bypass, fused
+from restuning import Bypass
+from restuning.bypass import fused
 from restuning.tuners import DropPath, ResAdapter, Scaled
 
 WRITTEN_TOLERANCE = 1e-5
@@ -21,10 +22,11 @@ def bypass(horizontal=True, vertical=True, **options):
     torch.manual_seed(0)
     taps = [f"block.{i}" for i in range(LAYERS + 1)]
     made = Bypass(
-        taps, [DIM] * (LAYERS + 1),
+        taps,
+        [DIM] * (LAYERS + 1),
         [adapter(**options) if horizontal else None for _ in range(LAYERS)],
         [adapter(**{"rank": 2, **options}) if vertical else None for _ in range(LAYERS)],
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for p in made.parameters():
             p.add_(torch.randn_like(p) * 0.3)
@@ -47,11 +49,16 @@ def answer(net, features):
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"activation": "relu"}, {"activation": "silu"}, {"form": "scalar"},
-        {"form": "channel", "factor": 0.1}, {"horizontal": False}, {"vertical": False},
+        {},
+        {"activation": "relu"},
+        {"activation": "silu"},
+        {"form": "scalar"},
+        {"form": "channel", "factor": 0.1},
+        {"horizontal": False},
+        {"vertical": False},
         {"horizontal": False, "vertical": False},
     ],
-)  # fmt: skip
+)
 def test_fused_equals_written_in_value_and_gradient(monkeypatch, shape, options):
     net, features = bypass(**options), taps(*shape)
     assert net.fuses(list(features.values()))

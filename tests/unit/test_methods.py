@@ -39,8 +39,16 @@ def test_a_typing_error_is_answered_with_the_nearest_name(host):
         methods.build("res-tuning-bypas", host, num_classes=3)
 
 
-@pytest.mark.parametrize("name", ["res-tuning[]", "res-tuning[mha]", "res-tuning[mha=lora]",
-                                  "res-tuning[mha=adapter,mha=prefix]", "res-tuning[x=adapter]"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "res-tuning[]",
+        "res-tuning[mha]",
+        "res-tuning[mha=lora]",
+        "res-tuning[mha=adapter,mha=prefix]",
+        "res-tuning[x=adapter]",
+    ],
+)
 def test_a_malformed_combination_is_refused(host, name):
     with pytest.raises(RestuningError, match="not a combination"):
         methods.build(name, host, num_classes=3)

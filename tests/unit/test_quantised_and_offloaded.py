@@ -12,8 +12,8 @@ from awake import tiny_vit, wake
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
 from restuning.backbones import joined, load_backbone
 from restuning.backbones.forms import apply, split
-from restuning.fingerprint import device_of
-from restuning.train import FitSettings, evaluate, fit
+from restuning.host import device_of
+from restuning.training import FitSettings, evaluate, fit
 
 transformers = pytest.importorskip("transformers")
 
@@ -31,17 +31,25 @@ X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 def _llama() -> nn.Module:
     config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=50, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
+        attn_implementation="eager",
+    )
     return wake(transformers.LlamaModel(config))
 
 
 def _bert() -> nn.Module:
     config = transformers.BertConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         vocab_size=50,
-    )  # fmt: skip
+    )
     return wake(transformers.BertModel(config, add_pooling_layer=False))
 
 

@@ -12,10 +12,10 @@ from restuning import FitSettings, Host, RestuningError, load, methods
 from restuning._errors import TrainingError
 from restuning.data import load_data
 from restuning.features import Cached
-from restuning.train import evaluate, fit
-from restuning.train.arms import form, train_arms
-from restuning.train.stored import stored
-from restuning.train.sweep import parse_grid, sweep
+from restuning.features.stored import stored
+from restuning.search.sweep import parse_grid, sweep
+from restuning.training import evaluate, fit
+from restuning.training.arms import form, train_arms
 
 ALONE_TOLERANCE = 1e-5
 """Stacked products round elsewhere than single ones."""
@@ -53,8 +53,9 @@ def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
     for number, (own, arm) in enumerate(zip(each, arms, strict=True)):
         task = made(host, method=method)
         tuned = Cached(host, task, kept.store)
-        result = fit(tuned, fed.train, fed.val, settings=own, out=tmp_path / str(number),
-                     collate=fed.collate)  # fmt: skip
+        result = fit(
+            tuned, fed.train, fed.val, settings=own, out=tmp_path / str(number), collate=fed.collate
+        )
         for name, value in task.state_dict().items():
             torch.testing.assert_close(
                 arm.task.state_dict()[name], value, atol=ALONE_TOLERANCE, rtol=ALONE_TOLERANCE
@@ -110,10 +111,17 @@ def test_arms_that_cannot_share_a_bank_are_refused(world):
 def run(world, out, grid=None, seeds=(0, 1), **more):
     host, data, kept = world
     return sweep(
-        host, more.pop("method", "res-tuning-bypass"), kept.data(data, final=False),
-        kept.data(data, final=True), grid or {"lr": [1e-3, 5e-3], "rank": [2, 4]}, seeds=seeds,
-        base=FitSettings(**RUN), out=out, card={"backbone": "restuning-tiny"}, **more,
-    )  # fmt: skip
+        host,
+        more.pop("method", "res-tuning-bypass"),
+        kept.data(data, final=False),
+        kept.data(data, final=True),
+        grid or {"lr": [1e-3, 5e-3], "rank": [2, 4]},
+        seeds=seeds,
+        base=FitSettings(**RUN),
+        out=out,
+        card={"backbone": "restuning-tiny"},
+        **more,
+    )
 
 
 def test_a_sweep_chooses_on_validation_and_tests_the_choice_over_seeds(world, tmp_path):

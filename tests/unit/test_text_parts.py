@@ -10,9 +10,9 @@ from restuning._errors import DataError, TrainingError
 from restuning.backbones import Backbone
 from restuning.data import TagBatch, TextBatch, load_data
 from restuning.sites import mean_of, one_token
-from restuning.train.batch import IGNORED, score
+from restuning.training.batch import IGNORED, score
 from restuning.tuners import real_tokens
-from restuning.tuners.padding import mean_of_tokens
+from restuning.tuners.context import mean_of_tokens
 from zoo import folders
 
 MEAN_TOLERANCE = 1e-6
@@ -54,8 +54,13 @@ def test_a_mask_of_earlier_tokens_too_counts_for_the_last():
 # --------------------------------------------------------------- scores of labelled tokens
 
 
-@given(st.lists(st.lists(st.sampled_from([IGNORED, 0, 1, 2]), min_size=4, max_size=4), min_size=1,
-                max_size=4))  # fmt: skip
+@given(
+    st.lists(
+        st.lists(st.sampled_from([IGNORED, 0, 1, 2]), min_size=4, max_size=4),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_a_text_of_labelled_tokens_counts_as_the_mean_of_them(rows):
     labels = torch.tensor(rows)
     logits = torch.randn(len(rows), 4, 3)
@@ -92,8 +97,9 @@ WORD = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=6
 )
 SENTENCES = st.lists(
     st.lists(st.tuples(WORD, st.sampled_from(["O", "LOC", "PER"])), min_size=1, max_size=5),
-    min_size=10, max_size=14,
-)  # fmt: skip
+    min_size=10,
+    max_size=14,
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,8 +114,9 @@ def test_tagged_words_come_back_as_they_were_written(tmp_path_factory, backbone,
     data = load_data(str(folder), backbone)
     assert (data.kind, data.labels[0]) == ("tags", "O")
     for split in (data.train, data.test):
-        found = [[(w, data.labels[y]) for w, y in zip(words, tags, strict=True)]
-                 for words, tags in split]  # fmt: skip
+        found = [
+            [(w, data.labels[y]) for w, y in zip(words, tags, strict=True)] for words, tags in split
+        ]
         assert found == rows
 
 

@@ -22,17 +22,26 @@ def _tokenizer(folder: Path, ends: bool) -> None:
         )
     more = {"pad_token": "[PAD]"} if ends else {"eos_token": "[SEP]"}
     hf.PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=64, model_input_names=["input_ids", "attention_mask"], **more,
-    ).save_pretrained(folder)  # fmt: skip
+        tokenizer_object=made,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+        **more,
+    ).save_pretrained(folder)
 
 
 def bert(folder: Path) -> Path:
     torch.manual_seed(0)
     config = hf.BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
     wake(hf.BertModel(config)).save_pretrained(folder)
     _tokenizer(folder, ends=True)
     return folder
@@ -40,8 +49,15 @@ def bert(folder: Path) -> Path:
 
 def gpt2(folder: Path) -> Path:
     torch.manual_seed(0)
-    config = hf.GPT2Config(vocab_size=len(VOCABULARY), n_embd=32, n_layer=2, n_head=4,
-                           n_positions=64, bos_token_id=2, eos_token_id=3)  # fmt: skip
+    config = hf.GPT2Config(
+        vocab_size=len(VOCABULARY),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
     wake(hf.GPT2LMHeadModel(config)).save_pretrained(folder)
     _tokenizer(folder, ends=False)
     return folder
@@ -49,8 +65,17 @@ def gpt2(folder: Path) -> Path:
 
 def t5(folder: Path) -> Path:
     torch.manual_seed(0)
-    config = hf.T5Config(vocab_size=len(VOCABULARY), d_model=32, d_kv=8, d_ff=64, num_layers=2,
-                         num_heads=4, pad_token_id=0, decoder_start_token_id=0, eos_token_id=3)  # fmt: skip
+    config = hf.T5Config(
+        vocab_size=len(VOCABULARY),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        eos_token_id=3,
+    )
     wake(hf.T5ForConditionalGeneration(config)).save_pretrained(folder)
     _tokenizer(folder, ends=True)
     return folder

@@ -12,13 +12,28 @@ from restuning import methods
 PAD = 1
 """Also RoBERTa's, which finds its positions by it."""
 WORDS = 60
-SIZES = {"vocab_size": WORDS, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 96, "pad_token_id": PAD}  # fmt: skip
+SIZES = {
+    "vocab_size": WORDS,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "pad_token_id": PAD,
+}
 ENDS = {"bos_token_id": 2, "eos_token_id": None}
 GROUPED = {**SIZES, **ENDS, "num_key_value_heads": 2}
 WIDE_HEADS = {**GROUPED, "head_dim": 16}
-T5 = {"vocab_size": WORDS, "d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4,
-      "pad_token_id": PAD, "decoder_start_token_id": 2, "eos_token_id": None}  # fmt: skip
+T5 = {
+    "vocab_size": WORDS,
+    "d_model": 48,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": PAD,
+    "decoder_start_token_id": 2,
+    "eos_token_id": None,
+}
 
 
 @dataclass(frozen=True)
@@ -45,26 +60,39 @@ class Member:
 ENCODERS = {
     "bert": Member("BertModel", "BertConfig", SIZES),
     "roberta": Member("RobertaModel", "RobertaConfig", SIZES),
-    "distilbert": Member("DistilBertModel", "DistilBertConfig", {
-        "vocab_size": WORDS, "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96,
-        "pad_token_id": PAD}),
+    "distilbert": Member(
+        "DistilBertModel",
+        "DistilBertConfig",
+        {
+            "vocab_size": WORDS,
+            "dim": 48,
+            "n_layers": 2,
+            "n_heads": 4,
+            "hidden_dim": 96,
+            "pad_token_id": PAD,
+        },
+    ),
     "t5 encoder": Member("T5EncoderModel", "T5Config", T5),
-}  # fmt: skip
+}
 DECODERS = {
-    "gpt2": Member("GPT2LMHeadModel", "GPT2Config", {
-        "vocab_size": WORDS, "n_embd": 48, "n_layer": 2, "n_head": 4, **ENDS}),
+    "gpt2": Member(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": WORDS, "n_embd": 48, "n_layer": 2, "n_head": 4, **ENDS},
+    ),
     "llama": Member("LlamaForCausalLM", "LlamaConfig", GROUPED),
     "mistral": Member("MistralForCausalLM", "MistralConfig", {**GROUPED, "sliding_window": 6}),
     "qwen2": Member("Qwen2ForCausalLM", "Qwen2Config", GROUPED),
     "qwen3": Member("Qwen3ForCausalLM", "Qwen3Config", WIDE_HEADS),
     "gemma": Member("GemmaForCausalLM", "GemmaConfig", WIDE_HEADS),
     "gemma3": Member("Gemma3ForCausalLM", "Gemma3TextConfig", {**WIDE_HEADS, "sliding_window": 6}),
-}  # fmt: skip
+}
 TWO_STACKS = {
     "t5": Member("T5ForConditionalGeneration", "T5Config", T5),
-    "t5 gated": Member("T5ForConditionalGeneration", "T5Config",
-                       {**T5, "feed_forward_proj": "gated-gelu"}),
-}  # fmt: skip
+    "t5 gated": Member(
+        "T5ForConditionalGeneration", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}
+    ),
+}
 ALL = {**ENCODERS, **DECODERS, **TWO_STACKS}
 
 

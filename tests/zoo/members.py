@@ -59,8 +59,12 @@ def count() -> None:
     SIZES.write_text(f"{{\n{lines}\n}}\n")
 
 
-WIDE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 96}  # fmt: skip
+WIDE = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
 IMAGE = {"image_size": 32, "patch_size": 8}
 WORDS = {"vocab_size": 60, "pad_token_id": 0, **WIDE}
 GROUPED = {**WORDS, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
@@ -84,28 +88,63 @@ def _hf(cls: str, config: str, words: bool = False, **values: Any) -> Callable[[
 TRANSFORMERS: dict[str, Callable[[], Made]] = {
     "ViT": _hf("ViTModel", "ViTConfig", **WIDE, **IMAGE),
     "DeiT": _hf("DeiTModel", "DeiTConfig", **WIDE, **IMAGE),
-    "DINOv2": _hf("Dinov2Model", "Dinov2Config", hidden_size=48, num_hidden_layers=2,
-                  num_attention_heads=4, **IMAGE),
+    "DINOv2": _hf(
+        "Dinov2Model",
+        "Dinov2Config",
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        **IMAGE,
+    ),
     "BEiT": _hf("BeitModel", "BeitConfig", **WIDE, **IMAGE),
-    "Swin": _hf("SwinModel", "SwinConfig", image_size=64, patch_size=4, embed_dim=24,
-                depths=[2, 2], num_heads=[2, 4], window_size=4),
+    "Swin": _hf(
+        "SwinModel",
+        "SwinConfig",
+        image_size=64,
+        patch_size=4,
+        embed_dim=24,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+    ),
     "CLIP vision": _hf("CLIPVisionModel", "CLIPVisionConfig", **WIDE, **IMAGE),
     "CLIP text": _hf("CLIPTextModel", "CLIPTextConfig", True, **WORDS, eos_token_id=13),
     "SigLIP vision": _hf("SiglipVisionModel", "SiglipVisionConfig", **WIDE, **IMAGE),
     "SigLIP text": _hf("SiglipTextModel", "SiglipTextConfig", True, **WORDS),
-    "ConvNeXt": _hf("ConvNextModel", "ConvNextConfig", hidden_sizes=[16, 24, 32, 48],
-                    depths=[1, 1, 2, 1]),
-    "ConvNeXtV2": _hf("ConvNextV2Model", "ConvNextV2Config", hidden_sizes=[16, 24, 32, 48],
-                      depths=[1, 1, 2, 1]),
-    "ResNet": _hf("ResNetModel", "ResNetConfig", embedding_size=16, hidden_sizes=[32, 64, 64, 96],
-                  depths=[1, 2, 2, 1]),
-    "RegNet": _hf("RegNetModel", "RegNetConfig", embedding_size=16, hidden_sizes=[32, 64, 64, 96],
-                  depths=[1, 2, 2, 1], groups_width=8),
+    "ConvNeXt": _hf(
+        "ConvNextModel", "ConvNextConfig", hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 2, 1]
+    ),
+    "ConvNeXtV2": _hf(
+        "ConvNextV2Model", "ConvNextV2Config", hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 2, 1]
+    ),
+    "ResNet": _hf(
+        "ResNetModel",
+        "ResNetConfig",
+        embedding_size=16,
+        hidden_sizes=[32, 64, 64, 96],
+        depths=[1, 2, 2, 1],
+    ),
+    "RegNet": _hf(
+        "RegNetModel",
+        "RegNetConfig",
+        embedding_size=16,
+        hidden_sizes=[32, 64, 64, 96],
+        depths=[1, 2, 2, 1],
+        groups_width=8,
+    ),
     "MobileNetV2": _hf("MobileNetV2Model", "MobileNetV2Config", depth_multiplier=0.35),
     "BERT": _hf("BertModel", "BertConfig", True, **WORDS),
     "RoBERTa": _hf("RobertaModel", "RobertaConfig", True, **WORDS),
-    "DistilBERT": _hf("DistilBertModel", "DistilBertConfig", True, vocab_size=60, dim=48,
-                      n_layers=2, n_heads=4, hidden_dim=96),
+    "DistilBERT": _hf(
+        "DistilBertModel",
+        "DistilBertConfig",
+        True,
+        vocab_size=60,
+        dim=48,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=96,
+    ),
     "GPT-2": _hf("GPT2Model", "GPT2Config", True, vocab_size=60, n_embd=48, n_layer=2, n_head=4),
     "Llama": _hf("LlamaModel", "LlamaConfig", True, **GROUPED),
     "Mistral": _hf("MistralModel", "MistralConfig", True, **GROUPED),
@@ -113,19 +152,56 @@ TRANSFORMERS: dict[str, Callable[[], Made]] = {
     "Qwen3": _hf("Qwen3Model", "Qwen3Config", True, **GROUPED, head_dim=12),
     "Gemma": _hf("GemmaModel", "GemmaConfig", True, **GROUPED, head_dim=12),
     "Gemma2": _hf("Gemma2Model", "Gemma2Config", True, **GROUPED, head_dim=12),
-    "T5 encoder": _hf("T5EncoderModel", "T5Config", True, vocab_size=60, d_model=48, d_kv=12,
-                      d_ff=96, num_layers=2, num_heads=4),
-    "T5": _hf("T5Model", "T5Config", True, vocab_size=60, d_model=48, d_kv=12, d_ff=96,
-              num_layers=2, num_heads=4),
-}  # fmt: skip
+    "T5 encoder": _hf(
+        "T5EncoderModel",
+        "T5Config",
+        True,
+        vocab_size=60,
+        d_model=48,
+        d_kv=12,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+    ),
+    "T5": _hf(
+        "T5Model",
+        "T5Config",
+        True,
+        vocab_size=60,
+        d_model=48,
+        d_kv=12,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+    ),
+}
 
 TORCHVISION = (
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s",
-    "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
-    "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d",
-    "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16",
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11",
+    "vgg11_bn",
+    "vit_b_16",
     "wide_resnet50_2",
-)  # fmt: skip
+)
 _FIXED = {"maxvit_t": 224, "vit_b_16": 224, "inception_v3": 96}
 
 

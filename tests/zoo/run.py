@@ -26,8 +26,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--seconds", type=int, default=120, help="the most for one backbone")
     parser.add_argument("--again", action="store_true", help="those that failed, once more")
-    parser.add_argument("--compile", action="store_true",
-                        help="only the smallest of every family of timm, and compile it")  # fmt: skip
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="only the smallest of every family of timm, and compile it",
+    )
     parser.add_argument("--count", action="store_true", help="only write sizes.json")
     parser.add_argument("--library", default="", help="only names that start so")
     parser.add_argument("--shard", default="0/1", help="i/n: each n-th name from the i-th")
@@ -47,10 +50,11 @@ def main() -> None:
     everyone = members.everyone()
     shard, of = map(int, options.shard.split("/"))
     wanted = options.names or [
-        n for n in list(everyone)[shard::of]
+        n
+        for n in list(everyone)[shard::of]
         if n.startswith(options.library)
         and (n not in rows or (options.again and not rows[n]["ok"]))
-    ]  # fmt: skip
+    ]
     if options.compile:
         wanted = sizes.smallest()
 
@@ -69,8 +73,11 @@ def main() -> None:
         rows[name] = passed.row()
         with options.out.open("a") as file:
             file.write(json.dumps(passed.row()) + "\n")
-        print(f"{number}/{len(wanted)} {time.time() - started:.0f}s {name} "
-              f"{'ok' if passed.ok else f'{passed.link}: {passed.reason}'}", flush=True)  # fmt: skip
+        print(
+            f"{number}/{len(wanted)} {time.time() - started:.0f}s {name} "
+            f"{'ok' if passed.ok else f'{passed.link}: {passed.reason}'}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ import torchvision.models as tv
 import transformers as hf
 
 IMAGE = {"image_size": 32, "patch_size": 8}
-SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 96}  # fmt: skip
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
 WORDS = {"vocab_size": 60, **SIZES}
 
 
@@ -47,33 +51,79 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads"
 ZOO = {
     "timm vit": (of_timm("vit_tiny_patch16_224", **VIT), 2, True),
     "timm vit, registers": (of_timm("vit_small_patch14_reg4_dinov2", **VIT), 2, True),
-    "timm vit, mean pool": (of_timm("vit_tiny_patch16_224", **VIT, global_pool="avg",
-                                    class_token=False), 2, True),
+    "timm vit, mean pool": (
+        of_timm("vit_tiny_patch16_224", **VIT, global_pool="avg", class_token=False),
+        2,
+        True,
+    ),
     "timm deit": (of_timm("deit_tiny_patch16_224", **VIT), 2, True),
     "timm deit3": (of_timm("deit3_small_patch16_224", **VIT), 2, True),
     "timm dinov2": (of_timm("vit_small_patch14_dinov2", **VIT), 2, True),
     "timm beit": (of_timm("beit_base_patch16_224", **VIT), 2, False),
     "timm eva02": (of_timm("eva02_tiny_patch14_224", **VIT), 2, False),
     "timm cait": (of_timm("cait_xxs24_224", **VIT), 2, False),
-    "timm xcit": (of_timm("xcit_nano_12_p16_224", size=64, img_size=64, embed_dim=48, depth=2,
-                          num_heads=4), 2, False),
-    "timm swin": (of_timm("swin_tiny_patch4_window7_224", size=64, img_size=64, window_size=4,
-                          embed_dim=24, depths=(2, 1), num_heads=(2, 4)), 3, False),
-    "timm swinv2": (of_timm("swinv2_tiny_window8_256", size=64, img_size=64, window_size=4,
-                            embed_dim=24, depths=(2, 1), num_heads=(2, 4)), 3, False),
+    "timm xcit": (
+        of_timm("xcit_nano_12_p16_224", size=64, img_size=64, embed_dim=48, depth=2, num_heads=4),
+        2,
+        False,
+    ),
+    "timm swin": (
+        of_timm(
+            "swin_tiny_patch4_window7_224",
+            size=64,
+            img_size=64,
+            window_size=4,
+            embed_dim=24,
+            depths=(2, 1),
+            num_heads=(2, 4),
+        ),
+        3,
+        False,
+    ),
+    "timm swinv2": (
+        of_timm(
+            "swinv2_tiny_window8_256",
+            size=64,
+            img_size=64,
+            window_size=4,
+            embed_dim=24,
+            depths=(2, 1),
+            num_heads=(2, 4),
+        ),
+        3,
+        False,
+    ),
     "hf vit": (of_hf("ViTModel", "ViTConfig", **SIZES, **IMAGE), 2, True),
     "hf deit": (of_hf("DeiTModel", "DeiTConfig", **SIZES, **IMAGE), 2, True),
-    "hf dinov2": (of_hf("Dinov2Model", "Dinov2Config", hidden_size=48, num_hidden_layers=2,
-                        num_attention_heads=4, **IMAGE), 2, True),
+    "hf dinov2": (
+        of_hf(
+            "Dinov2Model",
+            "Dinov2Config",
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            **IMAGE,
+        ),
+        2,
+        True,
+    ),
     "hf clip vision": (of_hf("CLIPVisionModel", "CLIPVisionConfig", **SIZES, **IMAGE), 2, True),
-    "hf siglip vision": (of_hf("SiglipVisionModel", "SiglipVisionConfig", **SIZES, **IMAGE), 2,
-                         True),
+    "hf siglip vision": (
+        of_hf("SiglipVisionModel", "SiglipVisionConfig", **SIZES, **IMAGE),
+        2,
+        True,
+    ),
     "hf bert": (of_hf("BertModel", "BertConfig", image=False, **WORDS), 2, True),
     "hf roberta": (of_hf("RobertaModel", "RobertaConfig", image=False, **WORDS), 2, True),
     "hf llama": (of_hf("LlamaModel", "LlamaConfig", image=False, **WORDS), 2, True),
-    "hf gpt2": (of_hf("GPT2Model", "GPT2Config", image=False, vocab_size=60, n_embd=48, n_layer=2,
-                      n_head=4), 2, True),
+    "hf gpt2": (
+        of_hf(
+            "GPT2Model", "GPT2Config", image=False, vocab_size=60, n_embd=48, n_layer=2, n_head=4
+        ),
+        2,
+        True,
+    ),
     "torchvision vit": (tv_vit, 2, True),
     "torchvision swin": (tv_swin, 4, False),
-}  # fmt: skip
+}
 NOT_YET: set[str] = set()

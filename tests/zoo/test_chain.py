@@ -8,14 +8,31 @@ from zoo import chain, members
 
 EVERYONE = members.everyone()
 SAMPLE = (
-    "timm:test_resnet", "timm:test_efficientnet", "timm:test_convnext", "timm:test_nfnet",
-    "timm:test_byobnet", "timm:regnetx_002", "timm:mobilenetv2_035", "timm:repghostnet_050",
-    "timm:densenet121", "timm:test_maxvit", "timm:xcit_nano_12_p16_224", "timm:mobilevit_xxs", "timm:levit_128s",
-    "transformers:CLIP vision", "transformers:SigLIP vision", "transformers:ConvNeXt",
-    "transformers:ResNet", "transformers:Swin", "transformers:BERT", "transformers:GPT-2",
-    "transformers:Llama", "torchvision:vgg11_bn", "torchvision:mobilenet_v3_small",
+    "timm:test_resnet",
+    "timm:test_efficientnet",
+    "timm:test_convnext",
+    "timm:test_nfnet",
+    "timm:test_byobnet",
+    "timm:regnetx_002",
+    "timm:mobilenetv2_035",
+    "timm:repghostnet_050",
+    "timm:densenet121",
+    "timm:test_maxvit",
+    "timm:xcit_nano_12_p16_224",
+    "timm:mobilevit_xxs",
+    "timm:levit_128s",
+    "transformers:CLIP vision",
+    "transformers:SigLIP vision",
+    "transformers:ConvNeXt",
+    "transformers:ResNet",
+    "transformers:Swin",
+    "transformers:BERT",
+    "transformers:GPT-2",
+    "transformers:Llama",
+    "torchvision:vgg11_bn",
+    "torchvision:mobilenet_v3_small",
     "torchvision:squeezenet1_1",
-)  # fmt: skip
+)
 
 
 def passes(name):

@@ -77,8 +77,11 @@ def test_a_constant_tuner_moves_the_stream_by_exactly_that_constant(member):
         def note(module, arguments, keywords, seen=seen):
             seen.append(first_tensor(arguments).clone())
 
-        handle = (model.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
-                  if path else None)  # fmt: skip
+        handle = (
+            model.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
+            if path
+            else None
+        )
         before = host.features(*args, keep=[tap], **kwargs)[tap]
         task = Task.inline(host.sites, lambda s, site=site: Constant(s.dim) if s is site else None)
         with host.using(task), torch.no_grad():

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.towers import TextTower
-from restuning.extractor import Extractor
-from restuning.host import Host
+from restuning.host import Extractor, Host
 
 
 @dataclass(frozen=True)

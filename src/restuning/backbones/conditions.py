@@ -75,9 +75,11 @@ def _device(pipeline: Any) -> torch.device:
 
 def _states(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:
     found = pipeline.encode_prompt(
-        list(captions), device=_device(pipeline), num_images_per_prompt=1,
+        list(captions),
+        device=_device(pipeline),
+        num_images_per_prompt=1,
         do_classifier_free_guidance=False,
-    )  # fmt: skip
+    )
     return {"encoder_hidden_states": found[0]}
 
 
@@ -92,9 +94,10 @@ def _sdxl(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:
     # Size of the original, corner of the cut, size of the image: squares cut from the middle.
     ids = torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32)
     return {
-        "encoder_hidden_states": states, "added_cond_kwargs.text_embeds": pooled,
+        "encoder_hidden_states": states,
+        "added_cond_kwargs.text_embeds": pooled,
         "added_cond_kwargs.time_ids": ids.repeat(len(captions), 1),
-    }  # fmt: skip
+    }
 
 
 def _sd3(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:

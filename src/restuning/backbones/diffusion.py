@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from restuning._errors import BackboneError, require
 from restuning.backbones.conditions import Reading, as_inputs, packed, reading_of
-from restuning.fingerprint import weights_digest
+from restuning.host import weights_digest
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -95,9 +95,14 @@ class TextToImage:
         return found
 
     def generate(
-        self, prompts: Sequence[str], *, steps: int = 25, guidance: float = 7.5, seed: int = 0,
+        self,
+        prompts: Sequence[str],
+        *,
+        steps: int = 25,
+        guidance: float = 7.5,
+        seed: int = 0,
         using: AbstractContextManager | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Images of prompts, `b 3 h w` in 0 to 1; every prompt's noise has its own seed.
 
         Args:
@@ -112,11 +117,20 @@ class TextToImage:
         self.pipeline.set_progress_bar_config(disable=True)
         try:
             with using or nullcontext():
-                return self.pipeline(
-                    list(prompts), num_inference_steps=steps, guidance_scale=guidance,
-                    height=self.size, width=self.size, generator=draws, output_type="pt",
-                    **self.reading.call,
-                ).images.float().cpu()  # fmt: skip
+                return (
+                    self.pipeline(
+                        list(prompts),
+                        num_inference_steps=steps,
+                        guidance_scale=guidance,
+                        height=self.size,
+                        width=self.size,
+                        generator=draws,
+                        output_type="pt",
+                        **self.reading.call,
+                    )
+                    .images.float()
+                    .cpu()
+                )
         finally:
             self.pipeline.set_progress_bar_config(**quiet)
 
@@ -141,10 +155,11 @@ def load_text_to_image(
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         words = (str(error).strip().splitlines() or ["no more is known"])[0]
         raise BackboneError(
-            "a pipeline could not be loaded", where=str(name),
+            "a pipeline could not be loaded",
+            where=str(name),
             found=f"{type(error).__name__}: {words[:200]}",
             fix="give a folder that pipeline.save_pretrained wrote, or a hub name and a network",
-        ) from None  # fmt: skip
+        ) from None
     parts = text_to_image(pipeline.to(device), str(name))
     return parts if size is None else replace(parts, size=size)
 
@@ -164,19 +179,22 @@ def text_to_image(pipeline: Any, name: str = "") -> TextToImage:
         raise BackboneError(
             "this pipeline cannot be trained from the command line",
             where=name or type(pipeline).__name__,
-            found=f"lacks {', '.join(missing) or 'a denoiser'}" if missing or denoiser is None
+            found=f"lacks {', '.join(missing) or 'a denoiser'}"
+            if missing or denoiser is None
             else f"{type(denoiser).__name__}, of which it is not known what it reads",
             fix="in Python: encode its conditions yourself and call "
             "restuning.diffusion.train_denoiser (docs/diffusion.md)",
-        )  # fmt: skip
+        )
     scheduler = pipeline.scheduler
     flow = "FlowMatch" in type(scheduler).__name__
     kind = "flow" if flow else PREDICTIONS.get(scheduler.config.get("prediction_type", "epsilon"))
     if kind is None:
         raise BackboneError(
-            "the scheduler predicts something that we cannot train", where=name,
-            found=str(scheduler.config.get("prediction_type")), fix=", ".join(PREDICTIONS),
-        )  # fmt: skip
+            "the scheduler predicts something that we cannot train",
+            where=name,
+            found=str(scheduler.config.get("prediction_type")),
+            fix=", ".join(PREDICTIONS),
+        )
     alphas = None if flow else scheduler.alphas_cumprod.float().cpu()
     factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     own = getattr(denoiser.config, "sample_size", None) or pipeline.default_sample_size

@@ -36,9 +36,11 @@ def joined(name: str, quantize: str | None) -> str:
     plain, forms = split(name)
     if quantize not in QUANTIZED or any(form in QUANTIZED for form in forms):
         raise BackboneError(
-            "the backbone cannot be quantised so", where=name, found=quantize,
+            "the backbone cannot be quantised so",
+            where=name,
+            found=quantize,
             fix=f"give one of {', '.join(QUANTIZED)}, once",
-        )  # fmt: skip
+        )
     return "+".join([plain, quantize, *forms])
 
 
@@ -57,9 +59,10 @@ def apply(model: nn.Module, forms: tuple[str, ...], name: str) -> None:
     wanted = [form for form in forms if form in QUANTIZED]
     if wanted and not any(isinstance(m, nn.Linear) for m in model.modules()):
         raise BackboneError(
-            "the backbone has no linear maps to quantise", where=name,
+            "the backbone has no linear maps to quantise",
+            where=name,
             fix="leave it out; engines quantise what they have (`restuning engine export --int8`)",
-        )  # fmt: skip
+        )
     for form in wanted:
         (_int8 if form == "int8" else _nf4)(model)
 
@@ -78,9 +81,13 @@ def _nf4(model: nn.Module) -> None:
             continue
         weight, bias = module.weight, module.bias
         packed = bnb.nn.Linear4bit(
-            module.in_features, module.out_features, bias is not None,
-            compute_dtype=weight.dtype, quant_type="nf4", device="meta",
-        )  # fmt: skip
+            module.in_features,
+            module.out_features,
+            bias is not None,
+            compute_dtype=weight.dtype,
+            quant_type="nf4",
+            device="meta",
+        )
         packed.weight = bnb.nn.Params4bit(
             weight.detach(), requires_grad=False, quant_type="nf4", module=packed
         )

@@ -58,9 +58,11 @@ def load_backbone(
         MissingExtraError: The library that has it is not installed.
     """
     loaders: dict[str, Callable[[str, bool], Backbone]] = {
-        "timm": _timm, "hf": _hf, "torchvision": _torchvision,
+        "timm": _timm,
+        "hf": _hf,
+        "torchvision": _torchvision,
         "diffusers": _diffusers,
-    }  # fmt: skip
+    }
     if weights is not None and not Path(weights).is_file():
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
     fetch = weights is None and not random
@@ -79,9 +81,10 @@ def load_backbone(
         backbone = Backbone("", **parts)
     else:
         raise UnknownNameError(
-            "no such backbone", where=name,
+            "no such backbone",
+            where=name,
             fix="; ".join(f"{k} ({v})" for k, v in SCHEMES.items()),
-        )  # fmt: skip
+        )
     if weights is not None and backbone.text is None:
         load_weights(backbone.model, Path(weights))
     source = str(weights) if weights else "random" if random else backbone.weights
@@ -98,21 +101,30 @@ def with_text_tower(name: str) -> str:
 def _engine(name: str, runtime: str, file: str, fetch: bool, forms: tuple[str, ...]) -> Backbone:
     if forms:
         raise EngineError(
-            "an engine is what it was exported as", where=name, found=f"+{'+'.join(forms)}",
+            "an engine is what it was exported as",
+            where=name,
+            found=f"+{'+'.join(forms)}",
             fix="leave it out; `restuning engine export --int8` quantises",
-        )  # fmt: skip
+        )
     if not fetch:
         raise EngineError(
-            "an engine has its weights in its file", where=name,
+            "an engine has its weights in its file",
+            where=name,
             found="--weights, --random, or a command that draws weights",
             fix="leave them out, or name the PyTorch backbone",
-        )  # fmt: skip
+        )
     engine, about = opened(runtime, file)
     example = about.example()
     weights = f"{about.weights} of {about.backbone}, {about.precision} in {runtime}"
     if about.preprocessing is not None:
-        return Backbone(name, engine, tuple(example.values()), {},
-                        Preprocessing.from_dict(about.preprocessing), weights=weights)  # fmt: skip
+        return Backbone(
+            name,
+            engine,
+            tuple(example.values()),
+            {},
+            Preprocessing.from_dict(about.preprocessing),
+            weights=weights,
+        )
     source = about.backbone.removeprefix("hf:")
     hf = require("transformers", "transformers", f"the tokenizer of {name}")
     with _reaching_hub(source):
@@ -129,11 +141,15 @@ def _tiny(fetch: bool) -> Backbone:
         load_weights(model, _TINY / "restuning-tiny.safetensors")
     values = config["preprocessing"]
     preprocessing = Preprocessing(
-        tuple(values["input_size"][1:]), tuple(values["mean"]), tuple(values["std"]),
-        values.get("interpolation", "bicubic"), values.get("crop", 1.0),
-    )  # fmt: skip
-    return Backbone("", model, (torch.zeros(1, 3, *preprocessing.size),), {}, preprocessing,
-                    weights="embedded")  # fmt: skip
+        tuple(values["input_size"][1:]),
+        tuple(values["mean"]),
+        tuple(values["std"]),
+        values.get("interpolation", "bicubic"),
+        values.get("crop", 1.0),
+    )
+    return Backbone(
+        "", model, (torch.zeros(1, 3, *preprocessing.size),), {}, preprocessing, weights="embedded"
+    )
 
 
 def _timm(name: str, fetch: bool) -> Backbone:
@@ -159,9 +175,11 @@ def _timm(name: str, fetch: bool) -> Backbone:
     patch = getattr(embed, "patch_size", None)
     if size and patch and int(size) % patch[0] and not getattr(embed, "dynamic_img_pad", False):
         raise UnknownNameError(
-            "not an image size of this model", where=f"{name}@{size}",
-            found=f"patches of {patch[0]} pixels", fix=f"give a multiple of {patch[0]}",
-        )  # fmt: skip
+            "not an image size of this model",
+            where=f"{name}@{size}",
+            found=f"patches of {patch[0]} pixels",
+            fix=f"give a multiple of {patch[0]}",
+        )
     shape = (3, int(size), int(size)) if size else data["input_size"]
     preprocessing = Preprocessing(
         shape[1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
@@ -183,9 +201,11 @@ def _timm_model(
         return timm.create_model(name, **arguments)
     except TypeError as error:
         raise UnknownNameError(
-            "timm's architecture takes no such argument", where=name, found=str(error)[:200],
+            "timm's architecture takes no such argument",
+            where=name,
+            found=str(error)[:200],
             fix="give those of its class, e.g. timm:mobilenetv2_035:pad_type=same,bn_eps=1e-3",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _arguments(given: str, name: str) -> dict[str, Any]:
@@ -195,9 +215,11 @@ def _arguments(given: str, name: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         if not equals or not key.isidentifier() or key in ("pretrained", "num_classes", "img_size"):
             raise UnknownNameError(
-                "not an argument of a timm architecture", where=f"{name}:{given}", found=part,
+                "not an argument of a timm architecture",
+                where=f"{name}:{given}",
+                found=part,
                 fix="write name=value, e.g. pad_type=same,bn_eps=1e-3; a size as NAME@160",
-            )  # fmt: skip
+            )
         try:
             arguments[key] = json.loads(value)
         except ValueError:
@@ -236,9 +258,10 @@ def _hf(name: str, fetch: bool) -> Backbone:
 def _diffusers(name: str, fetch: bool) -> Backbone:
     if not fetch:
         raise BackboneError(
-            "a pipeline is loaded with its own weights", where=f"diffusers:{name}",
+            "a pipeline is loaded with its own weights",
+            where=f"diffusers:{name}",
             fix="give a folder that pipeline.save_pretrained wrote, without --random and --weights",
-        )  # fmt: skip
+        )
     parts = load_text_to_image(name)
     example, named = parts.example
     return Backbone("", parts.denoiser, example, dict(named))
@@ -260,9 +283,12 @@ def _torchvision(name: str, fetch: bool) -> Backbone:
     wanted: Any = models.get_model_weights(name).DEFAULT.transforms()
     crop = getattr(wanted, "crop_size", [224])[0]
     preprocessing = Preprocessing(
-        (crop, crop), tuple(wanted.mean), tuple(wanted.std), wanted.interpolation.value,
+        (crop, crop),
+        tuple(wanted.mean),
+        tuple(wanted.std),
+        wanted.interpolation.value,
         crop / getattr(wanted, "resize_size", [crop])[0],
-    )  # fmt: skip
+    )
     return Backbone("", model, (torch.zeros(1, 3, crop, crop),), {}, preprocessing)
 
 
@@ -289,7 +315,8 @@ class _reaching_hub:  # noqa: N801
         if isinstance(error, (OSError, RuntimeError, ValueError, KeyError, SafetensorError)):
             words = (str(error).strip().splitlines() or ["no more is known"])[0]
             raise BackboneError(
-                "a backbone could not be loaded", where=self.name,
+                "a backbone could not be loaded",
+                where=self.name,
                 found=f"{type(error).__name__}: {words[:200]}",
                 fix="without a hub give --weights FILE (safetensors), a local folder, or --random",
-            ) from None  # fmt: skip
+            ) from None

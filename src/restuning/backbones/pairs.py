@@ -27,9 +27,11 @@ def clip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
         model = hf.AutoModel.from_config(hf.AutoConfig.from_pretrained(name))
     if not all(hasattr(model, part) for part in ("vision_model", "text_model", "logit_scale")):
         raise UnknownNameError(
-            "not a model of an image and a text tower", where=f"clip:{name}",
-            found=type(model).__name__, fix=f"load it as hf:{name}",
-        )  # fmt: skip
+            "not a model of an image and a text tower",
+            where=f"clip:{name}",
+            found=type(model).__name__,
+            fix=f"load it as hf:{name}",
+        )
     if weights is not None:
         load_weights(model, weights)
     model.eval()
@@ -40,29 +42,42 @@ def clip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
     def tokenize(texts: list[str]) -> dict[str, Tensor]:
         # SigLIP was trained on texts of full length, whose padding it reads like any token.
         tokens = tokenizer(
-            texts, padding="max_length" if siglip else True, truncation=True,
-            max_length=config.text_config.max_position_embeddings, return_tensors="pt",
-        )  # fmt: skip
+            texts,
+            padding="max_length" if siglip else True,
+            truncation=True,
+            max_length=config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        )
         names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         return {n: tokens[n] for n in names}
 
     image = ImageTower(model.vision_model, getattr(model, "visual_projection", None))
     text = _text(
-        model, model.text_model, tokenize, getattr(model, "text_projection", None),
-    )  # fmt: skip
+        model,
+        model.text_model,
+        tokenize,
+        getattr(model, "text_projection", None),
+    )
     size = config.vision_config.image_size
     half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     preprocessing = image_preprocessing(hf, name, size, half if siglip else OPENAI, siglip)
     example = torch.zeros(1, 3, *preprocessing.size)
-    prove(image, text, example,
-          lambda pixels, tokens: model(pixel_values=pixels, **tokens).logits_per_image)  # fmt: skip
+    prove(
+        image,
+        text,
+        example,
+        lambda pixels, tokens: model(pixel_values=pixels, **tokens).logits_per_image,
+    )
     return {"model": image, "example": (example,), "preprocessing": preprocessing, "text": text}
 
 
 def image_preprocessing(
-    hf: Any, name: str, size: int | tuple[int, int],
-    otherwise: tuple[tuple[float, ...], tuple[float, ...]], squash: bool = False,
-) -> Preprocessing:  # fmt: skip
+    hf: Any,
+    name: str,
+    size: int | tuple[int, int],
+    otherwise: tuple[tuple[float, ...], tuple[float, ...]],
+    squash: bool = False,
+) -> Preprocessing:
     """What a folder's image processor says; mean and deviation as given where it has none."""
     try:
         said = hf.AutoImageProcessor.from_pretrained(name).to_dict()
@@ -71,10 +86,12 @@ def image_preprocessing(
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
     filters = {0: "nearest", 2: "bilinear", 3: "bicubic"}
     return Preprocessing(
-        size, tuple(said.get("image_mean") or otherwise[0]),
+        size,
+        tuple(said.get("image_mean") or otherwise[0]),
         tuple(said.get("image_std") or otherwise[1]),
-        filters.get(said.get("resample", 3), "bicubic"), squash=squash,
-    )  # fmt: skip
+        filters.get(said.get("resample", 3), "bicubic"),
+        squash=squash,
+    )
 
 
 class _Words(nn.Module):
@@ -96,20 +113,25 @@ def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, An
     base, _, tag = (name, "", "") if elsewhere else name.partition("/")
     if not elsewhere and base not in clip.list_models():
         raise UnknownNameError(
-            "open_clip has no such model", where=base,
+            "open_clip has no such model",
+            where=base,
             fix=f"one of: {', '.join(clip.list_models()[:8])} ...; or local-dir:FOLDER",
-        )  # fmt: skip
+        )
     if fetch and not elsewhere and not tag:
         tags = clip.list_pretrained_tags_by_model(base)
         raise BackboneError(
-            "which weights of this architecture?", where=f"openclip:{base}",
+            "which weights of this architecture?",
+            where=f"openclip:{base}",
             found=f"{len(tags)} sets: {', '.join(tags[:6])}",
             fix=f"write e.g. openclip:{base}/{tags[0] if tags else 'TAG'}, or give --weights FILE",
-        )  # fmt: skip
+        )
     model = clip.create_model(
-        base, pretrained=tag if tag and fetch else None, load_weights=fetch,
-        pretrained_text=fetch, require_pretrained=fetch,
-    )  # fmt: skip
+        base,
+        pretrained=tag if tag and fetch else None,
+        load_weights=fetch,
+        pretrained_text=fetch,
+        require_pretrained=fetch,
+    )
     if weights is not None:
         load_weights(model, weights)
     model.eval()
@@ -120,9 +142,11 @@ def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, An
     size = said["size"]
     preprocessing = Preprocessing(
         (size, size) if isinstance(size, int) else (size[0], size[1]),
-        tuple(said["mean"]), tuple(said["std"]), said["interpolation"],
+        tuple(said["mean"]),
+        tuple(said["std"]),
+        said["interpolation"],
         squash=said["resize_mode"] == "squash",
-    )  # fmt: skip
+    )
     example = torch.zeros(1, 3, *preprocessing.size)
 
     def own(pixels: Tensor, tokens: dict[str, Tensor]) -> Tensor:
@@ -137,6 +161,9 @@ def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, An
 def _text(model: Any, encoder: nn.Module, tokenize: Any, projection: Any = None) -> TextTower:
     scale, bias = model.logit_scale, getattr(model, "logit_bias", None)
     return TextTower(
-        encoder, tokenize, 1.0 if scale.is_meta else float(scale.detach().exp()),
-        0.0 if bias is None or bias.is_meta else float(bias.detach()), projection,
-    ).eval()  # fmt: skip
+        encoder,
+        tokenize,
+        1.0 if scale.is_meta else float(scale.detach().exp()),
+        0.0 if bias is None or bias.is_meta else float(bias.detach()),
+        projection,
+    ).eval()

@@ -63,10 +63,14 @@ class Preprocessing:
                 values.get("squash", False),
             )
             if (
-                not isinstance(made.squash, bool) or
-                made.interpolation not in _FILTERS or not 0 < made.crop <= 1 or min(made.size) < 1
-                or len(made.mean) != 3 or len(made.std) != 3 or not all(s > 0 for s in made.std)
-            ):  # fmt: skip
+                not isinstance(made.squash, bool)
+                or made.interpolation not in _FILTERS
+                or not 0 < made.crop <= 1
+                or min(made.size) < 1
+                or len(made.mean) != 3
+                or len(made.std) != 3
+                or not all(s > 0 for s in made.std)
+            ):
                 raise ValueError(str(dict(values))[:200])
             return made
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -133,12 +137,18 @@ class Preprocessing:
         _, _, automatic = policy.partition(":")
         try:
             made: Any = create_transform(
-                (3, *self.size), is_training=True, interpolation=self.interpolation,
-                mean=self.mean, std=self.std, auto_augment=automatic or None,
-            )  # fmt: skip
+                (3, *self.size),
+                is_training=True,
+                interpolation=self.interpolation,
+                mean=self.mean,
+                std=self.std,
+                auto_augment=automatic or None,
+            )
         except (AssertionError, ValueError, KeyError, IndexError) as error:
             raise UnknownNameError(
-                "timm has no such augmentation policy", where=policy, found=str(error)[:200],
+                "timm has no such augmentation policy",
+                where=policy,
+                found=str(error)[:200],
                 fix="e.g. timm:rand-m9-mstd0.5 or timm:augmix-m5-w4-d2",
-            ) from None  # fmt: skip
+            ) from None
         return lambda image: made(image.convert("RGB"))

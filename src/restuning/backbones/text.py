@@ -25,9 +25,11 @@ def text_parts(hf: Any, name: str) -> dict[str, Any]:
 def _pool(hf: Any, name: str) -> str | None:
     """What a sentence-transformers folder says of its pooling."""
     file = hf.utils.cached_file(
-        name, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False,
+        name,
+        "1_Pooling/config.json",
+        _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+    )
     if file is None:
         return None
     said = json.loads(Path(file).read_text(encoding="utf-8"))

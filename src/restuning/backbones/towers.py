@@ -53,9 +53,13 @@ class TextTower(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, tokenize: Callable[[list[str]], dict[str, Tensor]], scale: float,
-        bias: float = 0.0, projection: nn.Module | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tokenize: Callable[[list[str]], dict[str, Tensor]],
+        scale: float,
+        bias: float = 0.0,
+        projection: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.projection = model, projection
         self.tokenize, self.scale, self.bias = tokenize, scale, bias
@@ -99,9 +103,11 @@ class TextTower(nn.Module):
         for template in templates:
             if template.count("{}") != 1:
                 raise DataError(
-                    "a template needs one place for the class name", where=repr(template),
-                    found=f"{template.count('{}')} times {{}}", fix=f"write e.g. {TEMPLATE!r}",
-                )  # fmt: skip
+                    "a template needs one place for the class name",
+                    where=repr(template),
+                    found=f"{template.count('{}')} times {{}}",
+                    fix=f"write e.g. {TEMPLATE!r}",
+                )
         words = [name.replace("_", " ").strip() for name in names]
         texts = [t.replace("{}", word) for word in words for t in templates]
         means = self.embed(texts).unflatten(0, (len(words), -1)).mean(1)
@@ -117,9 +123,10 @@ def _at_unit_length(output: object, projection: nn.Module | None) -> Tensor:
     vector = vector_of(output)
     if vector is None:
         raise BackboneError(
-            "a tower returns no vector", found=type(output).__name__,
+            "a tower returns no vector",
+            found=type(output).__name__,
             fix="give a network that pools: one vector an input",
-        )  # fmt: skip
+        )
     return F.normalize(vector if projection is None else projection(vector), dim=-1)
 
 

@@ -30,15 +30,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
             model.load_pretrained(str(path))  # type: ignore[operator]
         except (OSError, KeyError, ValueError, RuntimeError, BadZipFile, EOFError) as error:
             raise BackboneError(
-                "weights do not fit", where=str(path), found=f"{type(error).__name__}: {error}",
+                "weights do not fit",
+                where=str(path),
+                found=f"{type(error).__name__}: {error}",
                 fix="check that they belong to this architecture",
-            ) from None  # fmt: skip
+            ) from None
         return
     if path.suffix != ".safetensors":
         raise BackboneError(
-            "not a weights file we read", where=str(path), found=path.suffix or "no suffix",
+            "not a weights file we read",
+            where=str(path),
+            found=path.suffix or "no suffix",
             fix="convert it to safetensors (pickled checkpoints are not opened, for safety)",
-        )  # fmt: skip
+        )
     try:
         given = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -72,9 +76,11 @@ def _load_transformers(model: nn.Module, given: dict[str, Tensor], path: Path) -
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise BackboneError(
-            "weights do not fit", where=str(path), found=str(error)[:300],
+            "weights do not fit",
+            where=str(path),
+            found=str(error)[:300],
             fix="check that they belong to this architecture",
-        ) from None  # fmt: skip
+        ) from None
     refuse_missing(report, str(path))
     model.load_state_dict(made.state_dict())
 
@@ -90,11 +96,12 @@ def refuse_missing(report: Any, where: str) -> None:
     shapes = [str(k) for k in report.get("mismatched_keys", ())]
     if missing or shapes:
         raise BackboneError(
-            "weights do not fit", where=where,
+            "weights do not fit",
+            where=where,
             found=f"{len(missing)} missing: {', '.join(sorted(missing)[:4])}; "
             f"{len(shapes)} of another shape: {', '.join(shapes[:2])}",
             fix="check that they belong to this architecture",
-        )  # fmt: skip
+        )
 
 
 def _fit_positions(model: nn.Module, given: dict[str, Tensor]) -> None:
@@ -128,10 +135,12 @@ def _refuse_mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor], pat
     }
     if any(problems.values()):
         raise BackboneError(
-            "weights do not fit", where=str(path),
+            "weights do not fit",
+            where=str(path),
             found="; ".join(
                 f"{len(keys)} {kind}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
-                for kind, keys in problems.items() if keys
+                for kind, keys in problems.items()
+                if keys
             ),
             fix="check that they belong to this architecture and carry its library's own keys",
-        )  # fmt: skip
+        )

@@ -1,17 +1,17 @@
 """Grids of tasks, methods and seeds under one protocol, and what is told about them."""
 
 from restuning.bench.bench import Bench as Bench
-from restuning.bench.facts import result_file as result_file
+from restuning.bench.folder import open_grid as open_grid
+from restuning.bench.folder import protocol_of as protocol_of
+from restuning.bench.folder import read_result as read_result
+from restuning.bench.folder import read_results as read_results
+from restuning.bench.folder import result_file as result_file
 from restuning.bench.grid import Entry as Entry
 from restuning.bench.grid import Protocol as Protocol
 from restuning.bench.grid import Run as Run
 from restuning.bench.grid import parse_choices as parse_choices
 from restuning.bench.grid import parse_entries as parse_entries
 from restuning.bench.grid import plan as plan
-from restuning.bench.opening import open_grid as open_grid
-from restuning.bench.opening import protocol_of as protocol_of
-from restuning.bench.record import read_result as read_result
-from restuning.bench.record import read_results as read_results
 from restuning.bench.runner import Event as Event
 from restuning.bench.runner import Job as Job
 from restuning.bench.runner import carry_out as carry_out

@@ -13,20 +13,13 @@ from torch import nn
 
 from restuning import methods
 from restuning._errors import DataError
+from restuning._files import read_json, write_json
 from restuning.backbones import Backbone, load_backbone
 from restuning.bench import rivals
 from restuning.bench.chosen import chosen_by_auto, chosen_setting, told
-from restuning.bench.facts import (
-    counted_memory,
-    data_facts,
-    head,
-    kept_folder,
-    parameters,
-    saved_bytes,
-    store_facts,
-)
+from restuning.bench.facts import counted_memory, data_facts, parameters, saved_bytes, store_facts
+from restuning.bench.folder import WORK, head, kept_folder, packed
 from restuning.bench.grid import Entry, Protocol, Run, layers_of
-from restuning.bench.held import held
 from restuning.bench.measure import (
     INFERRED,
     hardware,
@@ -35,22 +28,16 @@ from restuning.bench.measure import (
     step_seconds,
     versions,
 )
-from restuning.bench.record import (
-    WORK,
-    packed,
-    read_json,
-    write_json,
-)
 from restuning.bench.suites import SuiteTask
-from restuning.choose import AUTO, feed_of
 from restuning.data import Data, load_data
-from restuning.features import Cached, solved
-from restuning.fingerprint import weights_digest
-from restuning.host import Host
-from restuning.task import Task
-from restuning.train import FitSettings, fit
-from restuning.train.stored import Stored, stored, why_not
-from restuning.tuned import Tuned
+from restuning.data.decoded import held
+from restuning.features import Cached
+from restuning.features.stored import Stored, stored, why_not
+from restuning.host import Host, weights_digest
+from restuning.search import AUTO, feed_of
+from restuning.task import Task, Tuned
+from restuning.training import FitSettings, fit
+from restuning.training.closed_form import solved
 
 LARGEST_STORE = 16 * 2**30
 """Bytes of one task's features up to which a grid stores them: it reads them for every seed."""
@@ -108,9 +95,14 @@ class Bench:
         setting, chosen = chosen_setting(self.protocol, self.folder, run)
         if entry.method == AUTO:
             feed = feed_of(
-                self.host, self.backbone, data.apart, root=self.stores, dtype=self.protocol.dtype,
-                precision=self._precision(), limit=LARGEST_STORE,
-            )  # fmt: skip
+                self.host,
+                self.backbone,
+                data.apart,
+                root=self.stores,
+                dtype=self.protocol.dtype,
+                precision=self._precision(),
+                limit=LARGEST_STORE,
+            )
             entry, choice = chosen_by_auto(
                 run, self.protocol, self.host, feed, self.work / "choices" / run.name
             )
@@ -147,8 +139,11 @@ class Bench:
         used = time.process_time() - used
         tested = fed.test if final else fed.val
         if tested is None:
-            raise DataError(f"there is no {'test' if final else 'validation'} split",
-                            where=run.task.source, fix="give the task one")  # fmt: skip
+            raise DataError(
+                f"there is no {'test' if final else 'validation'} split",
+                where=run.task.source,
+                fix="give the task one",
+            )
         begun = time.perf_counter()
         found, right = predictions(
             tuned, tested, fed.collate, settings.batch_size, settings.precision
@@ -227,8 +222,18 @@ class Bench:
             if apart.test is None:
                 raise DataError("there is no test split", where=task.source, fix="add one")
             together = apart.train if apart.val is None else apart.train.and_also(apart.val)
-            whole = Data(apart.name, together, None, apart.test, apart.labels, apart.kind,
-                         apart.collate, apart.skipped, apart.identity, apart.notes)  # fmt: skip
+            whole = Data(
+                apart.name,
+                together,
+                None,
+                apart.test,
+                apart.labels,
+                apart.kind,
+                apart.collate,
+                apart.skipped,
+                apart.identity,
+                apart.notes,
+            )
             self.loaded = Loaded(task, apart, whole)
         return self.loaded
 
@@ -240,9 +245,15 @@ class Bench:
         if needs not in data.stores:
             used = time.process_time()
             data.stores[needs] = kept = stored(
-                self.host, self.backbone, data.apart, needs, root=self.stores,
-                dtype=self.protocol.dtype, precision=self._precision(), limit=LARGEST_STORE,
-            )  # fmt: skip
+                self.host,
+                self.backbone,
+                data.apart,
+                needs,
+                root=self.stores,
+                dtype=self.protocol.dtype,
+                precision=self._precision(),
+                limit=LARGEST_STORE,
+            )
             if kept is not None and kept.seconds:
                 took = {"seconds": kept.seconds, "cpu": time.process_time() - used}
                 write_json(self._built(kept), took)
@@ -275,9 +286,14 @@ class Bench:
         return self.known[key]
 
     def _memory(
-        self, entry: Entry, options: dict[str, Any], live: nn.Module, settings: FitSettings,
-        data: Loaded, cached: bool,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        entry: Entry,
+        options: dict[str, Any],
+        live: nn.Module,
+        settings: FitSettings,
+        data: Loaded,
+        cached: bool,
+    ) -> dict[str, Any]:
         """Counted once for each form of a method."""
         key = f"{entry.method} {options} {data.apart.num_classes} {settings.batch_size}"
         if key not in self.known:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from restuning._errors import TrainingError
-from restuning.bench.facts import result_file
+from restuning.bench.folder import read_result, result_file
 from restuning.bench.grid import Entry, Protocol, Run, Setting, searches
-from restuning.bench.record import read_result
-from restuning.choose import AUTO, Budget, Choice, Feed, choose
 from restuning.host import Host
+from restuning.search import AUTO, Budget, Choice, Feed, choose
 
 TAKES = ("memory", "minutes")
 """Options of `auto`."""
@@ -36,20 +35,23 @@ def chosen_setting(
             found.append((result["accuracy"], search.setting))
     if not found:
         raise TrainingError(
-            "no setting survived", where=str(run), found=f"{len(runs)} searches failed",
+            "no setting survived",
+            where=str(run),
+            found=f"{len(runs)} searches failed",
             fix="read their results; lower the learning rates, or --retry",
-        )  # fmt: skip
+        )
     # The first of equals: what stands first in the choices.
     best = max(found, key=lambda each: each[0])
     return best[1], {
-        "validation_accuracy": best[0], "failed": len(runs) - len(found),
+        "validation_accuracy": best[0],
+        "failed": len(runs) - len(found),
         "among": [{**dict(setting), "validation_accuracy": value} for value, setting in found],
-    }  # fmt: skip
+    }
 
 
 def chosen_by_auto(
     run: Run, protocol: Protocol, host: Host, feed: Feed, folder: Path
-) -> tuple[Entry, Choice]:  # fmt: skip
+) -> tuple[Entry, Choice]:
     """The method that a run of `auto` trains, in place of its own, and how it was chosen.
 
     The epochs of the protocol are those of a method inside the backbone.
@@ -67,15 +69,25 @@ def chosen_by_auto(
     """
     options = dict(run.entry.options)
     if unknown := options.keys() - set(TAKES):
-        raise TrainingError("no such option", where=f"{AUTO}: {', '.join(sorted(unknown))}",
-                            fix=f"{AUTO} takes {' and '.join(TAKES)}")  # fmt: skip
+        raise TrainingError(
+            "no such option",
+            where=f"{AUTO}: {', '.join(sorted(unknown))}",
+            fix=f"{AUTO} takes {' and '.join(TAKES)}",
+        )
     memory, minutes = options.get("memory"), options.get("minutes")
     if minutes is not None and not isinstance(minutes, int | float):
-        raise TrainingError("not a budget of time", where="minutes", found=str(minutes),
-                            fix="write e.g. auto:minutes=10")  # fmt: skip
+        raise TrainingError(
+            "not a budget of time",
+            where="minutes",
+            found=str(minutes),
+            fix="write e.g. auto:minutes=10",
+        )
     if not protocol.cache:
-        raise TrainingError("auto trains from stored features first", where="--no-cache",
-                            fix="leave it out, or name methods")  # fmt: skip
+        raise TrainingError(
+            "auto trains from stored features first",
+            where="--no-cache",
+            fix="leave it out, or name methods",
+        )
     settings = protocol.settings_of((), run.seed)
     budget = Budget.of(None if memory is None else str(memory), minutes)
     choice = choose(host, feed, settings, folder, budget=budget)
@@ -84,8 +96,12 @@ def chosen_by_auto(
 
 def told(choice: Choice) -> tuple[dict[str, Any], dict[str, Any]]:
     """The setting that was chosen, and what it was chosen among, as results tell them."""
-    setting = {"method": choice.method, "lr": choice.lr, "epochs": choice.epochs,
-               "goes_on": choice.start is not None}  # fmt: skip
+    setting = {
+        "method": choice.method,
+        "lr": choice.lr,
+        "epochs": choice.epochs,
+        "goes_on": choice.start is not None,
+    }
     scores = [r["val_accuracy"] for r in choice.rows if r["method"] == choice.method]
     out = [row["method"] for row in choice.rows if row["status"] == "left out"]
     return setting, {"validation_accuracy": scores[0], "failed": len(out), **choice.to_dict()}

@@ -11,36 +11,14 @@ from torch import nn
 
 from restuning._errors import FormatError
 from restuning.backbones import Backbone
-from restuning.bench.grid import Run, slug
 from restuning.bench.measure import folder_bytes
-from restuning.bench.record import FORMAT, RUNS, WORK
+from restuning.bypass import Ridge
 from restuning.data import Data
-from restuning.files import save
+from restuning.features.stored import Stored
 from restuning.forecast import forecast_step, forecast_task
 from restuning.host import Host
-from restuning.ridge import Ridge
-from restuning.task import Task
-from restuning.train import FitSettings
-from restuning.train.stored import Stored
-
-
-def head(run: Run) -> dict[str, Any]:
-    """What every result starts with, failed or done."""
-    return {
-        "format": FORMAT, "task": run.task.name, "group": run.task.group,
-        "label": run.entry.label, "method": run.entry.method, "stage": run.stage,
-        "seed": run.seed,
-    }  # fmt: skip
-
-
-def result_file(folder: Path, run: Run) -> Path:
-    """Where a run's result is or will be."""
-    return folder / RUNS / f"{run.name}.json"
-
-
-def kept_folder(folder: Path, run: Run) -> Path:
-    """Where the task of a final run is saved, and stays with `--keep`."""
-    return folder / WORK / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
+from restuning.task import Task, save
+from restuning.training import FitSettings
 
 
 def parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
@@ -48,8 +26,11 @@ def parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     trained += sum(m.solved for m in task.modules() if isinstance(m, Ridge))
     of_head = sum(p.numel() for p in task.head.parameters() if p.requires_grad)
-    return {"trained": trained, "without_head": trained - of_head,
-            "backbone": sum(p.numel() for p in backbone.parameters())}  # fmt: skip
+    return {
+        "trained": trained,
+        "without_head": trained - of_head,
+        "backbone": sum(p.numel() for p in backbone.parameters()),
+    }
 
 
 def data_facts(data: Data) -> dict[str, Any]:
@@ -64,8 +45,14 @@ def store_facts(kept: Stored | None) -> dict[str, Any] | None:
     if kept is None:
         return None
     key = kept.store.key
-    return {"tokens": key.tokens, "taps": len(key.taps), "dtype": key.dtype,
-            "precision": key.precision, "bytes": kept.store.bytes, "digest": key.digest[:16]}  # fmt: skip
+    return {
+        "tokens": key.tokens,
+        "taps": len(key.taps),
+        "dtype": key.dtype,
+        "precision": key.precision,
+        "bytes": kept.store.bytes,
+        "digest": key.digest[:16],
+    }
 
 
 def counted_memory(
@@ -85,21 +72,30 @@ def counted_memory(
     trained = [p for p in task.parameters() if p.requires_grad]
     more: dict[str, Any] = {"device": example.device.type}
     try:
-        step = forecast_step(live.train(), example, settings.batch_size, trained=trained,
-                             precision=precision, **more)  # fmt: skip
+        step = forecast_step(
+            live.train(), example, settings.batch_size, trained=trained, precision=precision, **more
+        )
         fed = step
         if cached:
-            fed = forecast_task(host, task, example.cpu(), settings.batch_size, cached=True,
-                                precision=settings.precision, **more)  # fmt: skip
+            fed = forecast_task(
+                host,
+                task,
+                example.cpu(),
+                settings.batch_size,
+                cached=True,
+                precision=settings.precision,
+                **more,
+            )
     except Exception as error:  # noqa: BLE001 (a stranger's code may do what shapes cannot follow)
         return {"not_counted": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
     finally:
         live.eval()
     return {
-        "step_bytes": fed.above_bytes, "live_step_bytes": step.above_bytes,
+        "step_bytes": fed.above_bytes,
+        "live_step_bytes": step.above_bytes,
         "optimiser_bytes": step.optimiser_bytes,
         "measure": "counted above weights, moments and batch",
-    }  # fmt: skip
+    }
 
 
 def saved_bytes(
@@ -112,9 +108,14 @@ def saved_bytes(
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(task, Task) and _restores(task):
         told = backbone.preprocessing
-        save(task, host, folder, backbone=backbone.name,
-             preprocessing=told.to_dict() if told else None,
-             results={"test accuracy": accuracy})  # fmt: skip
+        save(
+            task,
+            host,
+            folder,
+            backbone=backbone.name,
+            preprocessing=told.to_dict() if told else None,
+            results={"test accuracy": accuracy},
+        )
     else:
         trained = {n: p.detach().cpu().contiguous() for n, p in task.named_parameters()}
         save_file(trained, folder / "weights.safetensors")

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from restuning._errors import TrainingError
 from restuning.bench.suites import SuiteTask
-from restuning.choose import AUTO
-from restuning.train import FitSettings
-from restuning.train.sweep import RATES, parse_grid
+from restuning.search import AUTO
+from restuning.search.sweep import RATES, parse_grid
+from restuning.training import FitSettings
 
 Setting = tuple[tuple[str, Any], ...]
 Stage = Literal["search", "final"]
@@ -115,9 +115,10 @@ class Protocol:
         """Of `auto`, which chooses in each of its runs."""
         if own := self.choices.get(entry.label):
             raise TrainingError(
-                "auto chooses its settings itself", where=f"--set {entry.label}:{', '.join(own)}=...",
+                "auto chooses its settings itself",
+                where=f"--set {entry.label}:{', '.join(own)}=...",
                 fix="leave it out; values that are for all methods do not reach auto",
-            )  # fmt: skip
+            )
         return ()
 
     def identity(self) -> dict[str, Any]:
@@ -153,9 +154,10 @@ def plan(
     twice = {label for label in labels if labels.count(label) > 1}
     if twice or seeds < 1:
         raise TrainingError(
-            "a grid needs a seed, and every entry once", found=", ".join(twice) or f"{seeds} seeds",
+            "a grid needs a seed, and every entry once",
+            found=", ".join(twice) or f"{seeds} seeds",
             fix="give each method once, and --seeds 1 or more",
-        )  # fmt: skip
+        )
     runs: list[Run] = []
     for task in tasks:
         for entry in entries:
@@ -178,9 +180,11 @@ def parse_entry(text: str) -> Entry:
         key, equals, value = pair.partition("=")
         if not equals or not key or not value or key in options:
             raise TrainingError(
-                "not a method with options", where=text, found=pair or "nothing after a colon",
+                "not a method with options",
+                where=text,
+                found=pair or "nothing after a colon",
                 fix="write METHOD:option=value:option=value, e.g. res-tuning:rank=4",
-            )  # fmt: skip
+            )
         read = _value(value)
         options[key] = [read] if key == "layers" and isinstance(read, int) else read
     if not method:
@@ -236,8 +240,12 @@ def layers_of(words: Any, layers: int) -> Any:
     if share:
         number = max(1, round(layers * number / int(share)))
     if number < 1 or number > layers:
-        raise TrainingError("no such layers", where=str(words), found=f"{layers} layers",
-                            fix="give first-3, last-1/2 or every-2")  # fmt: skip
+        raise TrainingError(
+            "no such layers",
+            where=str(words),
+            found=f"{layers} layers",
+            fix="give first-3, last-1/2 or every-2",
+        )
     numbers = list(range(1, layers + 1))
     if read[1] == "first":
         return numbers[:number]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from restuning.train.batch import bounds, check_labels, move, run
+from restuning.training.batch import bounds, check_labels, move, run
 
 PACKAGES = ("restuning", "torch", "timm", "numpy", "peft", "transformers", "ms-swift")
 ROUNDS = 5
@@ -39,8 +39,9 @@ def predictions(
         batch_size: Inputs of one forward.
         precision: "bf16" runs under autocast, as the training did.
     """
-    loader = DataLoader(data, batch_size, collate_fn=collate,
-                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+    loader = DataLoader(
+        data, batch_size, collate_fn=collate, generator=torch.Generator().manual_seed(0)
+    )
     device = next(tuned.parameters()).device
     found: list[Tensor] = []
     right: list[Tensor] = []

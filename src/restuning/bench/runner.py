@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from restuning._errors import RestuningError, TrainingError
+from restuning._files import Claim, write_json
 from restuning.bench.bench import Bench
-from restuning.bench.facts import head, result_file
+from restuning.bench.folder import WORK, head, read_result, result_file
 from restuning.bench.grid import Protocol, Run, searches
 from restuning.bench.measure import versions
-from restuning.bench.record import WORK, read_result, write_json
-from restuning.features.claim import Claim
 
 POLL = 0.5
 """Seconds between two looks at what other processes have done."""
@@ -115,10 +114,11 @@ def _side_by_side(job: Job, jobs: int, listen: Listener) -> None:
     if left:
         codes = [str(worker.exitcode) for worker in workers]
         raise TrainingError(
-            "processes ended before the grid was done", where=str(job.folder),
+            "processes ended before the grid was done",
+            where=str(job.folder),
             found=f"{len(left)} runs left, first {left[0]}; exit codes {', '.join(codes)}",
             fix="the same command goes on; with fewer --jobs if memory was short (code -9)",
-        )  # fmt: skip
+        )
 
 
 def _stop(number: int, frame: object) -> None:
@@ -204,12 +204,16 @@ def _made(bench: Bench, run: Run, file: Path, number: int) -> Event:
     except Exception as error:  # noqa: BLE001 (one run that fails must not stop a grid)
         known = isinstance(error, RestuningError)
         result = {
-            **head(run), "status": "failed", "error": f"{type(error).__name__}: {error}",
+            **head(run),
+            "status": "failed",
+            "error": f"{type(error).__name__}: {error}",
             "trace": [] if known else _trace(error),
-            "setting": dict(run.setting), "options": dict(run.entry.options),
-            "seconds": {"whole": time.perf_counter() - started}, "versions": versions(),
+            "setting": dict(run.setting),
+            "options": dict(run.entry.options),
+            "seconds": {"whole": time.perf_counter() - started},
+            "versions": versions(),
             "protocol": json.loads(json.dumps(asdict(bench.protocol.settings))),
-        }  # fmt: skip
+        }
         write_json(file, result)
         return Event(number, "failed", f"{run}  {str(error).splitlines()[0]}")
     write_json(file, result)

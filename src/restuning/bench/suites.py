@@ -48,24 +48,35 @@ _N, _SP, _ST, _F = "natural", "specialized", "structured", "fine-grained"
 # 2019, arXiv 1910.04867, Table 2; of FGVC: Jia et al. 2022, arXiv 2203.12119, Table 6.
 SUITES: dict[str, dict[str, Member]] = {
     "vtab-1k": {
-        "cifar": Member(_N, 100, 10_000), "caltech101": Member(_N, 102, 6_084),
-        "dtd": Member(_N, 47, 1_880), "oxford_flowers102": Member(_N, 102, 6_149),
-        "oxford_iiit_pet": Member(_N, 37, 3_669), "svhn": Member(_N, 10, 26_032),
-        "sun397": Member(_N, 397, 21_750), "patch_camelyon": Member(_SP, 2, 32_768),
-        "eurosat": Member(_SP, 10, 5_400), "resisc45": Member(_SP, 45, 6_300),
-        "diabetic_retinopathy": Member(_SP, 5, 42_670), "clevr_count": Member(_ST, 8, 15_000),
-        "clevr_dist": Member(_ST, 6, 15_000), "dmlab": Member(_ST, 6, 22_735),
-        "kitti": Member(_ST, 4, 711), "dsprites_loc": Member(_ST, 16, 73_728),
-        "dsprites_ori": Member(_ST, 16, 73_728), "smallnorb_azi": Member(_ST, 18, 12_150),
+        "cifar": Member(_N, 100, 10_000),
+        "caltech101": Member(_N, 102, 6_084),
+        "dtd": Member(_N, 47, 1_880),
+        "oxford_flowers102": Member(_N, 102, 6_149),
+        "oxford_iiit_pet": Member(_N, 37, 3_669),
+        "svhn": Member(_N, 10, 26_032),
+        "sun397": Member(_N, 397, 21_750),
+        "patch_camelyon": Member(_SP, 2, 32_768),
+        "eurosat": Member(_SP, 10, 5_400),
+        "resisc45": Member(_SP, 45, 6_300),
+        "diabetic_retinopathy": Member(_SP, 5, 42_670),
+        "clevr_count": Member(_ST, 8, 15_000),
+        "clevr_dist": Member(_ST, 6, 15_000),
+        "dmlab": Member(_ST, 6, 22_735),
+        "kitti": Member(_ST, 4, 711),
+        "dsprites_loc": Member(_ST, 16, 73_728),
+        "dsprites_ori": Member(_ST, 16, 73_728),
+        "smallnorb_azi": Member(_ST, 18, 12_150),
         "smallnorb_ele": Member(_ST, 9, 12_150),
     },
     "fgvc": {
-        "cub": Member(_F, 200, 5_794), "nabirds": Member(_F, 555, 24_633),
-        "flowers": Member(_F, 102, 6_149), "dogs": Member(_F, 120, 8_580),
+        "cub": Member(_F, 200, 5_794),
+        "nabirds": Member(_F, 555, 24_633),
+        "flowers": Member(_F, 102, 6_149),
+        "dogs": Member(_F, 120, 8_580),
         "cars": Member(_F, 196, 8_041),
     },
     "cifar100": {"cifar100": Member(_N, 100, 10_000)},
-}  # fmt: skip
+}
 
 FOLDERS = {"vtab-1k": "vtab-1k", "fgvc": "fgvc", "shared": "vtab"}
 """Where suites lie below `$RESTUNING_DATA`; `cifar100` comes from torchvision."""
@@ -88,24 +99,31 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
     root = place_of(where)
     if not root.is_dir():
         if where in FOLDERS or "/" in where or not where:
-            raise DataError("no such folder of tasks", where=str(root),
-                            fix=f"give its path, or set {PLACE} (docs/bench.md)")  # fmt: skip
+            raise DataError(
+                "no such folder of tasks",
+                where=str(root),
+                fix=f"give its path, or set {PLACE} (docs/bench.md)",
+            )
         return [SuiteTask(where.rpartition(":")[2].lower(), "", where)]
     folders = [root] if is_task(root) else sorted(p for p in root.iterdir() if is_task(p))
     if not folders:
         raise DataError(
-            "no task in this folder", where=str(root), found=f"none with {' and '.join(LISTS)}",
+            "no task in this folder",
+            where=str(root),
+            found=f"none with {' and '.join(LISTS)}",
             fix="lay tasks out as NAME/train800.txt, val200.txt, test.txt and images/, or as class "
             "folders below train/, val/ and test/ (docs/bench.md)",
-        )  # fmt: skip
+        )
     found = {p.name: SuiteTask(p.name, _group(p), str(p)) for p in folders}
     for name in chosen:
         if name not in found:
             near = get_close_matches(name, found, n=3)
             raise UnknownNameError(
-                "no such task", where=name, found=f"did you mean {', '.join(near)}?" if near else "",
+                "no such task",
+                where=name,
+                found=f"did you mean {', '.join(near)}?" if near else "",
                 fix=f"one of: {', '.join(found)}",
-            )  # fmt: skip
+            )
     return [found[name] for name in chosen] if chosen else list(found.values())
 
 
@@ -135,6 +153,8 @@ def _group(folder: Path) -> str:
         return str(json.loads(described.read_text(encoding="utf-8")).get("group", ""))
     except (ValueError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(
-            "task.json of a data set is malformed", where=str(described), found=str(error)[:200],
+            "task.json of a data set is malformed",
+            where=str(described),
+            found=str(error)[:200],
             fix='it is one object with "group" and "classes"',
-        ) from None  # fmt: skip
+        ) from None

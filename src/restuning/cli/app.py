@@ -12,7 +12,6 @@ from rich.console import Console
 from restuning import methods
 from restuning._version import __version__
 from restuning.backbones import joined
-from restuning.choose import AUTO
 from restuning.cli import choosing, predicting, training
 from restuning.cli import inspect as looks
 from restuning.cli import run as runs
@@ -35,7 +34,8 @@ from restuning.cli.frame import (
 )
 from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT
-from restuning.train import FitSettings
+from restuning.search import AUTO
+from restuning.training import FitSettings
 
 
 def _version(show: bool) -> None:
@@ -51,13 +51,15 @@ def _top(
     pass
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\nrestuning train digits\n\n"
-             "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224\n\n"
-             "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
-             "--text review --label verdict\n\n"
-             "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 --zero-shot 'a photo of a {}, a pet.'\n\n"
-             "restuning train photos/ --method auto --memory 2GiB --minutes 10\n\n"
-             "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30")  # fmt: skip
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nrestuning train digits\n\n"
+    "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224\n\n"
+    "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
+    "--text review --label verdict\n\n"
+    "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 --zero-shot 'a photo of a {}, a pet.'\n\n"
+    "restuning train photos/ --method auto --memory 2GiB --minutes 10\n\n"
+    "restuning train digits --method 'res-tuning[[mha=prompt,ffn=adapter]' --epochs 30"
+)
 def train(
     data: Annotated[
         str, typer.Argument(help="digits, a folder, a csv, a conll, torchvision:N or hf:N")
@@ -123,32 +125,64 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
-    budget = choosing.budget_of(method, memory, minutes, {
-        "--lr": lr, "--rank": rank, "--scale": scale, "--zero-shot": zero_shot, "--ema": ema})  # fmt: skip
+    budget = choosing.budget_of(
+        method,
+        memory,
+        minutes,
+        {"--lr": lr, "--rank": rank, "--scale": scale, "--zero-shot": zero_shot, "--ema": ema},
+    )
     if method:
         methods.check(method, (AUTO,))
     chosen = [method] if method else list(training.COMPARED)
-    options = ({"rank": rank} if rank else {}) | ({"scale": scale} if scale else {}) | (
-        {"drop_path": drop_path} if drop_path else {}) | ({"pool": pool} if pool else {})  # fmt: skip
+    options = (
+        ({"rank": rank} if rank else {})
+        | ({"scale": scale} if scale else {})
+        | ({"drop_path": drop_path} if drop_path else {})
+        | ({"pool": pool} if pool else {})
+    )
 
     def settings(name: str) -> FitSettings:
         default = training.DEFAULTS.get(name.partition("[")[0], training.OTHERWISE)
         return FitSettings(
-            epochs=epochs or default.epochs, batch_size=batch_size, lr=lr or default.lr,
-            lambda_rate=lambda_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
-            label_smoothing=label_smoothing, precision=precision, accumulate=accumulate, clip=clip,
-            drop_path=drop_path, ema=ema, seed=seed, workers=workers, track=tuple(track or ()),
-        )  # fmt: skip
+            epochs=epochs or default.epochs,
+            batch_size=batch_size,
+            lr=lr or default.lr,
+            lambda_rate=lambda_rate,
+            weight_decay=weight_decay,
+            warmup_epochs=warmup_epochs,
+            label_smoothing=label_smoothing,
+            precision=precision,
+            accumulate=accumulate,
+            clip=clip,
+            drop_path=drop_path,
+            ema=ema,
+            seed=seed,
+            workers=workers,
+            track=tuple(track or ()),
+        )
 
     source = training.Source(
-        data, augment, final and budget is None, skip_bad, text, label, not no_cache, store,
-        cache_dtype, cache_precision, max_tokens,
-    )  # fmt: skip
+        data,
+        augment,
+        final and budget is None,
+        skip_bad,
+        text,
+        label,
+        not no_cache,
+        store,
+        cache_dtype,
+        cache_precision,
+        max_tokens,
+    )
     common: dict[str, Any] = {
-        "backbone": joined(backbone, quantize), "weights": weights, "random": random, "out": out,
-        "options": options, "resume": not no_resume,
+        "backbone": joined(backbone, quantize),
+        "weights": weights,
+        "random": random,
+        "out": out,
+        "options": options,
+        "resume": not no_resume,
         "console": Console(stderr=True) if as_json else console,
-    }  # fmt: skip
+    }
     if budget is not None:
         rows = [choosing.train(source, settings(chosen[0]), budget, **common)]
     else:
@@ -174,19 +208,29 @@ def eval(  # noqa: A001
 ) -> None:
     """Accuracy of a saved task on the test split of a data set."""
     result = runs.evaluate_task(
-        task, data, backbone=backbone, weights=weights, random=random, batch_size=batch_size,
-        skip_bad=skip_bad, text=text, label=label, any_backbone=any_backbone,
-    )  # fmt: skip
+        task,
+        data,
+        backbone=backbone,
+        weights=weights,
+        random=random,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+        text=text,
+        label=label,
+        any_backbone=any_backbone,
+    )
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
         show_rows([result], f"{task} on {data}")
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\nrestuning predict photo.jpg --task pets.task --top 3\n\n"
-             "restuning predict photos/ --tasks pets.task,scenes.task,quality.task --json\n\n"
-             "restuning predict 'a film to remember' --task reviews.task\n\n"
-             "restuning predict new.csv --task reviews.task --text review --json")  # fmt: skip
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nrestuning predict photo.jpg --task pets.task --top 3\n\n"
+    "restuning predict photos/ --tasks pets.task,scenes.task,quality.task --json\n\n"
+    "restuning predict 'a film to remember' --task reviews.task\n\n"
+    "restuning predict new.csv --task reviews.task --text review --json"
+)
 def predict(
     inputs: Annotated[
         list[str],
@@ -214,9 +258,14 @@ def predict(
     if not folders:
         raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
     predictor = predicting.Predictor.load(
-        folders, backbone=backbone, weights=weights, random=random, skip_bad=skip_bad, text=text,
+        folders,
+        backbone=backbone,
+        weights=weights,
+        random=random,
+        skip_bad=skip_bad,
+        text=text,
         any_backbone=any_backbone,
-    )  # fmt: skip
+    )
     kind, named = predictor.inputs.kind, predictor.inputs.named(inputs)
     table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
     for name, answers in predictor.answers(named, batch_size, top):
@@ -236,13 +285,17 @@ def predict(
             best = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
             table.row({kind: name, **best})
     if table is not None:
-        typer.echo(f"{len(folders)} task{'s' * (len(folders) > 1)}, "
-                   f"{predictor.together.forwards} backbone forward(s) a batch")  # fmt: skip
+        typer.echo(
+            f"{len(folders)} task{'s' * (len(folders) > 1)}, "
+            f"{predictor.together.forwards} backbone forward(s) a batch"
+        )
     if predictor.inputs.skipped:
         typer.echo(f"{len(predictor.inputs.skipped)} corrupt files skipped", err=True)
 
 
-@app.command(epilog="[bold]Example[/bold]\n\nrestuning sites timm:swin_tiny_patch4_window7_224 --random")  # fmt: skip
+@app.command(
+    epilog="[bold]Example[/bold]\n\nrestuning sites timm:swin_tiny_patch4_window7_224 --random"
+)
 def sites(
     name: Annotated[str, typer.Argument(help="Backbone")],
     weights: Weights = None,
@@ -257,7 +310,9 @@ def sites(
         show_rows(rows, f"sites of {name}")
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\nrestuning info pets.task\n\nrestuning info restuning-tiny")  # fmt: skip
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nrestuning info pets.task\n\nrestuning info restuning-tiny"
+)
 def info(
     name: Annotated[str, typer.Argument(help="Task folder or backbone")],
     weights: Weights = None,

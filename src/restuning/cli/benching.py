@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from restuning._errors import BackboneError
 from restuning.bench import (
     Bench,
+    Entry,
     Event,
     Job,
     Protocol,
@@ -26,24 +27,24 @@ from restuning.bench import (
     protocol_of,
     read_results,
 )
-from restuning.bench.ablations import ABLATIONS, entries_of
-from restuning.bench.check import check_suite
 from restuning.bench.chosen import TAKES
-from restuning.bench.grid import Entry
 from restuning.bench.report import write_report
 from restuning.bench.rivals import RIVALS
-from restuning.bench.robustness import IMAGES, robustness, robustness_table
-from restuning.choose import AUTO
+from restuning.bench.studies.ablations import ABLATIONS, entries_of
+from restuning.bench.studies.check import check_suite
+from restuning.bench.studies.robustness import IMAGES, robustness, robustness_table
 from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
 from restuning.methods import check as check_method
-from restuning.train import FitSettings
+from restuning.search import AUTO
+from restuning.training import FitSettings
 
 DEFAULT_METHODS = "linear,lora,res-tuning,res-tuning-bypass"
 
 bench = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="rich",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
     help="Compare methods on a suite of tasks, all under one protocol.",
-)  # fmt: skip
+)
 app.add_typer(bench, name="bench")
 
 Folder = Annotated[Path, typer.Argument(help="Folder that `bench run` left")]
@@ -64,16 +65,22 @@ def sized(backbone: str, size: int | None) -> str:
     scheme, _, rest = backbone.partition(":")
     name, colon, arguments = rest.partition(":")
     if scheme != "timm" or "@" in name:
-        raise BackboneError("an image size is given to backbones of timm", where=backbone,
-                            fix="leave --image-size out")  # fmt: skip
+        raise BackboneError(
+            "an image size is given to backbones of timm",
+            where=backbone,
+            fix="leave --image-size out",
+        )
     return f"timm:{name}@{size}{colon}{arguments}"
 
 
-@bench.command("run", epilog="[bold]Examples[/bold]\n\n"
-               "restuning bench run digits --methods linear,res-tuning --seeds 2 --out runs/grid\n\n"
-               "restuning bench run vtab/ --tasks cifar100,elpv --methods linear,lora,res-tuning "
-               "--backbone timm:vit_tiny_patch16_224 --image-size 112 --epochs 20 --precision bf16 "
-               "--set lr=1e-3,5e-3 --jobs 2 --out grid")  # fmt: skip
+@bench.command(
+    "run",
+    epilog="[bold]Examples[/bold]\n\n"
+    "restuning bench run digits --methods linear,res-tuning --seeds 2 --out runs/grid\n\n"
+    "restuning bench run vtab/ --tasks cifar100,elpv --methods linear,lora,res-tuning "
+    "--backbone timm:vit_tiny_patch16_224 --image-size 112 --epochs 20 --precision bf16 "
+    "--set lr=1e-3,5e-3 --jobs 2 --out grid",
+)
 def run(
     suite: Annotated[str, typer.Argument(help="Folder of tasks, one task, or a data set's name")],
     out: Annotated[Path, typer.Option(help="Folder; the same folder goes on")],
@@ -82,7 +89,8 @@ def run(
         str, typer.Option(help="NAME, NAME:option=value or LABEL=NAME:..., with commas")
     ] = DEFAULT_METHODS,
     ablation: Annotated[
-        str | None, typer.Option(help=f"A list of methods in place of --methods: {', '.join(ABLATIONS)}")
+        str | None,
+        typer.Option(help=f"A list of methods in place of --methods: {', '.join(ABLATIONS)}"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of every method and task")] = 3,
     backbone: BackboneName = "restuning-tiny",
@@ -97,8 +105,11 @@ def run(
     precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
     choose: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Settings to choose on validation: lr=1e-3,5e-3, or "
-                     "METHOD:lr=... for one; also wd, rank, ..."),
+        typer.Option(
+            "--set",
+            help="Settings to choose on validation: lr=1e-3,5e-3, or "
+            "METHOD:lr=... for one; also wd, rank, ...",
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Of each process")] = 1,
@@ -110,16 +121,25 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the trained tasks")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train and test every method on every task with every seed; goes on where it was stopped."""
     settings = FitSettings(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, clip=clip,
-        label_smoothing=label_smoothing, precision=precision,
-    )  # fmt: skip
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        clip=clip,
+        label_smoothing=label_smoothing,
+        precision=precision,
+    )
     protocol = Protocol(
-        sized(backbone, image_size), str(weights) if weights else None, settings,
-        parse_choices(choose or []), not no_cache, cache_dtype,
-    )  # fmt: skip
+        sized(backbone, image_size),
+        str(weights) if weights else None,
+        settings,
+        parse_choices(choose or []),
+        not no_cache,
+        cache_dtype,
+    )
     entries = entries_of(ablation) if ablation else _entries(methods)
     runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
     left = open_grid(out, protocol, runs, retry)
@@ -131,8 +151,10 @@ def run(
     if as_json:
         typer.echo(json.dumps({"runs": len(runs), "failed": failed, "out": str(out)}))
     else:
-        told.print(f"{len(results)} results, {failed} failed; "
-                   f"`restuning bench report {out}` shows them", soft_wrap=True)  # fmt: skip
+        told.print(
+            f"{len(results)} results, {failed} failed; `restuning bench report {out}` shows them",
+            soft_wrap=True,
+        )
     if failed:
         raise typer.Exit(1)
 
@@ -146,15 +168,19 @@ def report(
     tasks: Annotated[str | None, typer.Option(help="Names with commas; default all")] = None,
     methods: Annotated[str | None, typer.Option(help="Labels with commas; default all")] = None,
     published: Annotated[
-        str | None, typer.Option(help="Papers' tables to show beside: vtab-1k, cifar100, fgvc, "
-                                 "combinations, bypass, original-unbound")
+        str | None,
+        typer.Option(
+            help="Papers' tables to show beside: vtab-1k, cifar100, fgvc, "
+            "combinations, bypass, original-unbound"
+        ),
     ] = None,
     against: Annotated[str | None, typer.Option(help="Method others are compared with")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Tables, plots and one HTML page, all from the JSON that the runs left."""
     labels = [entry.label for entry in parse_entries(methods or "")]
-    page, text = write_report(folder, out or folder / "report", _names(tasks), labels,
-                              _names(published), against)  # fmt: skip
+    page, text = write_report(
+        folder, out or folder / "report", _names(tasks), labels, _names(published), against
+    )
     console.print(
         f"[bold]{page}[/bold] (one file, for a browser) and [bold]{text}[/bold]", soft_wrap=True
     )
@@ -174,7 +200,7 @@ def robust(
     images: Annotated[int, typer.Option(min=1, help="Test images of each task")] = IMAGES,
     weights: Weights = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-) -> None:  # fmt: skip
+) -> None:
     """Accuracy of trained tasks under common corruptions, FGSM and PGD."""
     torch.set_num_threads(threads)
     protocol = protocol_of(folder, weights)
@@ -193,21 +219,30 @@ def check(
     suite: Annotated[str, typer.Argument(help="vtab-1k, fgvc, or shared for any folder of tasks")],
     folder: Annotated[Path, typer.Argument(help="Where it lies")],
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Say what a suite on disk lacks, and print a digest of each task."""
     found = check_suite(suite, folder)
     if as_json:
         typer.echo(json.dumps([each.row() for each in found], indent=1))
     else:
         show_rows(
-            [{"task": each.task, "examples": " + ".join(map(str, each.sizes.values())),
-              "digest": each.digest, "": "; ".join(each.problems) or "whole"} for each in found],
+            [
+                {
+                    "task": each.task,
+                    "examples": " + ".join(map(str, each.sizes.values())),
+                    "digest": each.digest,
+                    "": "; ".join(each.problems) or "whole",
+                }
+                for each in found
+            ],
             f"{suite} in {folder}",
-        )  # fmt: skip
+        )
     wrong = sum(bool(each.problems) for each in found)
     if wrong:
-        typer.echo(f"{wrong} of {len(found)} tasks are not whole; docs/bench.md says where they "
-                   "come from", err=True)  # fmt: skip
+        typer.echo(
+            f"{wrong} of {len(found)} tasks are not whole; docs/bench.md says where they come from",
+            err=True,
+        )
         raise typer.Exit(1)
 
 
@@ -218,8 +253,14 @@ def list_rivals(as_json: Json = False) -> None:
         {"name": name, "what": row.what, "source": row.source, "options": ", ".join(row.takes)}
         for name, row in RIVALS.items()
     ]
-    rows.append({"name": AUTO, "what": "a method chosen on validation, in each run",
-                 "source": "docs/choosing.md", "options": ", ".join(TAKES)})  # fmt: skip
+    rows.append(
+        {
+            "name": AUTO,
+            "what": "a method chosen on validation, in each run",
+            "source": "docs/choosing.md",
+            "options": ", ".join(TAKES),
+        }
+    )
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
@@ -236,8 +277,13 @@ def _entries(text: str) -> list[Entry]:
 
 def watched(job: Job, jobs: int, left: int, told: Console) -> int:
     """Carry a grid out under a bar, or with a line for each run where there is no terminal."""
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("{task.fields[now]}"))  # fmt: skip
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
     bar = Progress(*columns, console=told, disable=not told.is_terminal)
     now: dict[int, str] = {}
     with bar:

@@ -11,24 +11,26 @@ from rich.console import Console
 
 from restuning._errors import StoreError
 from restuning.backbones import load_backbone
-from restuning.bypass import IN_WORDS, Needs, tokens_of
 from restuning.cli.training import Source
-from restuning.features import (
-    Store,
-    StoreKey,
-    default_root,
-    remove,
-    stores,
-)
-from restuning.train.stored import stored
+from restuning.features import Store, StoreKey, default_root, remove, stores
+from restuning.features.stored import stored
+from restuning.sites import IN_WORDS, Needs, tokens_of
 
 VERBS = ("ls", "info", "verify", "rm")
 
 
 def build(
-    source: Source, *, backbone: str, weights: Path | None, random: bool, tokens: str, views: int,
-    batch_size: int, workers: int, console: Console,
-) -> dict[str, Any]:  # fmt: skip
+    source: Source,
+    *,
+    backbone: str,
+    weights: Path | None,
+    random: bool,
+    tokens: str,
+    views: int,
+    batch_size: int,
+    workers: int,
+    console: Console,
+) -> dict[str, Any]:
     """Build a store of all taps, or go on with one; returns its facts."""
     torch.manual_seed(0)
     loaded = load_backbone(backbone, weights=weights, random=random)
@@ -39,23 +41,36 @@ def build(
         tokens = tokens_of(host.readout_rule.pool)
     kind, slash, side = tokens.partition("/")
     if kind not in IN_WORDS or (slash and not (kind == "all" and side.isdigit() and int(side))):
-        raise StoreError("no such tokens", found=tokens,
-                         fix="give auto, cls, last, pool, all, or all/2 for patches two by two")  # fmt: skip
+        raise StoreError(
+            "no such tokens",
+            found=tokens,
+            fix="give auto, cls, last, pool, all, or all/2 for patches two by two",
+        )
     needs = Needs(host.sites.taps, kind, int(side) if slash else 1)  # type: ignore[arg-type]
     augmented = None
     if views > 2:
         crops = Source(**{**source.__dict__, "augment": "timm"})
         augmented = crops.load(loaded).train
     kept = stored(
-        host, loaded, source.load(loaded, plain=True), needs, root=source.root or default_root(),
-        views=views, augmented=augmented, dtype=source.dtype, precision=source.precision, batch_size=batch_size,
-        workers=workers, say=lambda line: console.print(line, highlight=False),
-    )  # fmt: skip
+        host,
+        loaded,
+        source.load(loaded, plain=True),
+        needs,
+        root=source.root or default_root(),
+        views=views,
+        augmented=augmented,
+        dtype=source.dtype,
+        precision=source.precision,
+        batch_size=batch_size,
+        workers=workers,
+        say=lambda line: console.print(line, highlight=False),
+    )
     if kept is None:
         raise StoreError(
             "texts have different lengths, so all their tokens cannot be stored",
-            where=source.name, fix="give --tokens cls or last, or train live",
-        )  # fmt: skip
+            where=source.name,
+            fix="give --tokens cls or last, or train live",
+        )
     return {**facts(kept.store.path), "built_seconds": kept.seconds}
 
 
@@ -67,14 +82,27 @@ def listing(root: Path | None) -> list[dict[str, Any]]:
             store = Store(path)
         except StoreError as error:
             size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-            rows.append({"store": path.name, "state": error.what, "rows": "", "form": "",
-                         "MiB": round(size / 2**20, 1), "backbone": ""})  # fmt: skip
+            rows.append(
+                {
+                    "store": path.name,
+                    "state": error.what,
+                    "rows": "",
+                    "form": "",
+                    "MiB": round(size / 2**20, 1),
+                    "backbone": "",
+                }
+            )
             continue
         rows.append(
-            {"store": path.name, "state": "whole", "rows": store.key.rows,
-             "form": _form(store.key), "MiB": round(store.bytes / 2**20, 1),
-             "backbone": store.key.backbone["name"]}
-        )  # fmt: skip
+            {
+                "store": path.name,
+                "state": "whole",
+                "rows": store.key.rows,
+                "form": _form(store.key),
+                "MiB": round(store.bytes / 2**20, 1),
+                "backbone": store.key.backbone["name"],
+            }
+        )
     return rows
 
 
@@ -120,9 +148,11 @@ def find(name: str, root: Path | None) -> Path:
     if len(fits) == 1:
         return fits[0]
     raise StoreError(
-        "no such feature store" if not fits else "several feature stores fit", where=name,
-        found=", ".join(p.name for p in fits[:4]), fix="`restuning cache ls` lists them",
-    )  # fmt: skip
+        "no such feature store" if not fits else "several feature stores fit",
+        where=name,
+        found=", ".join(p.name for p in fits[:4]),
+        fix="`restuning cache ls` lists them",
+    )
 
 
 def delete(name: str, root: Path | None) -> int:

@@ -14,20 +14,21 @@ from rich.table import Table
 
 from restuning._errors import TrainingError
 from restuning.backbones import load_backbone
-from restuning.choose import AUTO, Budget, Choice, bytes_in_words, choose, feed_of
 from restuning.cli.frame import time_in_words
 from restuning.cli.report import show
 from restuning.cli.training import Source, default_folder, opened, train_one
 from restuning.data import with_validation
-from restuning.train import FitSettings
-from restuning.train.stored import VIEWS_OF
+from restuning.features.stored import VIEWS_OF
+from restuning.search import AUTO, Budget, Choice, bytes_in_words, choose, feed_of
+from restuning.training import FitSettings
 
 CHOSEN = "choice.json"
 """In the run's folder, and in the task folder."""
 
 
-def budget_of(method: str | None, memory: str | None, minutes: float | None,
-              fixed: dict[str, Any]) -> Budget | None:  # fmt: skip
+def budget_of(
+    method: str | None, memory: str | None, minutes: float | None, fixed: dict[str, Any]
+) -> Budget | None:
     """The budget of `--method auto`; None of another method.
 
     Args:
@@ -43,58 +44,96 @@ def budget_of(method: str | None, memory: str | None, minutes: float | None,
         limits = {"--memory": memory, "--minutes": minutes}
         if given := [name for name, value in limits.items() if value is not None]:
             raise TrainingError(
-                "a budget is for --method auto", where=" ".join(given), found=f"--method {method}",
+                "a budget is for --method auto",
+                where=" ".join(given),
+                found=f"--method {method}",
                 fix="give --method auto; `restuning plan` forecasts what one method takes",
-            )  # fmt: skip
+            )
         return None
     if given := [name for name, value in fixed.items() if value]:
         raise TrainingError(
-            "--method auto chooses this itself", where=" ".join(given),
+            "--method auto chooses this itself",
+            where=" ".join(given),
             fix="leave it out, or name a method",
-        )  # fmt: skip
+        )
     return Budget.of(memory, minutes)
 
 
 def train(
-    source: Source, settings: FitSettings, budget: Budget, *, backbone: str, weights: Path | None,
-    random: bool, out: Path | None, options: dict[str, Any], resume: bool, console: Console,
-) -> dict[str, Any]:  # fmt: skip
+    source: Source,
+    settings: FitSettings,
+    budget: Budget,
+    *,
+    backbone: str,
+    weights: Path | None,
+    random: bool,
+    out: Path | None,
+    options: dict[str, Any],
+    resume: bool,
+    console: Console,
+) -> dict[str, Any]:
     """Choose on the validation split, train on both splits, test once; returns the row."""
     if not source.cache or source.augment not in VIEWS_OF:
         raise TrainingError(
             "--method auto trains from stored features first",
             where="--no-cache" if not source.cache else f"--augment {source.augment}",
             fix=f"leave --no-cache out, and give --augment {' or '.join(VIEWS_OF)}",
-        )  # fmt: skip
+        )
     torch.manual_seed(settings.seed)
     loaded = load_backbone(backbone, weights=weights, random=random)
     given = source.load(loaded)
     data, plain = with_validation(given), with_validation(source.load(loaded, plain=True))
     host, options = opened(loaded, data, options, console)
     if given.val is None:
-        console.print(f"  no validation split: {len(data.val)} of {len(given.train)} training "
-                      "examples are held out for the choice", highlight=False)  # fmt: skip
+        console.print(
+            f"  no validation split: {len(data.val)} of {len(given.train)} training "
+            "examples are held out for the choice",
+            highlight=False,
+        )
     folder = out or default_folder(data, AUTO)
 
     def say(line: str) -> None:
         console.print(f"  {line}", highlight=False)
 
     feed = feed_of(
-        host, loaded, data, plain=plain, root=source.root, views=VIEWS_OF[source.augment],
-        dtype=source.dtype, precision=source.precision, workers=settings.workers, options=options,
+        host,
+        loaded,
+        data,
+        plain=plain,
+        root=source.root,
+        views=VIEWS_OF[source.augment],
+        dtype=source.dtype,
+        precision=source.precision,
+        workers=settings.workers,
+        options=options,
         say=say,
-    )  # fmt: skip
+    )
     console.print(f"\n[bold]auto[/bold]  on {len(data.val)} validation examples")
     choice = choose(
-        host, feed, settings, folder / "choice", budget=budget, resume=resume,
+        host,
+        feed,
+        settings,
+        folder / "choice",
+        budget=budget,
+        resume=resume,
         say=say,
-    )  # fmt: skip
+    )
     show_choice(choice, console)
     final = replace(source, final=True)
     row = train_one(
-        choice.method, host, final, final.load(loaded), loaded, choice.settings(settings), folder,
-        options, resume, console, told={"choice": choice.to_dict()}, begin=choice.begin,
-    )  # fmt: skip
+        choice.method,
+        host,
+        final,
+        final.load(loaded),
+        loaded,
+        choice.settings(settings),
+        folder,
+        options,
+        resume,
+        console,
+        told={"choice": choice.to_dict()},
+        begin=choice.begin,
+    )
     text = json.dumps(choice.to_dict(), indent=1) + "\n"
     for place in (folder, folder / f"{data.name}.task"):
         (place / CHOSEN).write_text(text, encoding="utf-8")
@@ -106,9 +145,10 @@ def train(
 def show_choice(choice: Choice, console: Console) -> None:
     """One row a candidate, the one that was taken in bold, and a sentence."""
     table = Table(
-        title=f"choice on {choice.examples} validation examples", title_justify="left",
+        title=f"choice on {choice.examples} validation examples",
+        title_justify="left",
         box=SIMPLE_HEAD,
-    )  # fmt: skip
+    )
     table.add_column("method", no_wrap=True)
     for column in ("validation", "memory", "time"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -127,10 +167,11 @@ def show_choice(choice: Choice, console: Console) -> None:
             time_in_words(row["seconds"]),
             f"{row['why']}{early}{pieces}",
             style="bold" if taken else "",
-        )  # fmt: skip
+        )
     console.print(table)
     more = " more from its trial's weights" if choice.start is not None else ""
     console.print(
         f"[bold]take[/bold]  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{more}; the choice "
-        f"took {time_in_words(choice.seconds)}", highlight=False,
-    )  # fmt: skip
+        f"took {time_in_words(choice.seconds)}",
+        highlight=False,
+    )

@@ -22,9 +22,11 @@ def _group() -> None:
     pass
 
 
-@engine.command(epilog="[bold]Examples[/bold]\n\nrestuning engine export --backbone timm:vit_small_patch16_224 "
-                "--int8 --out vit-s.onnx\n\n"
-                "restuning train photos/ --backbone onnx:vit-s.onnx --method res-tuning-bypass")  # fmt: skip
+@engine.command(
+    epilog="[bold]Examples[/bold]\n\nrestuning engine export --backbone timm:vit_small_patch16_224 "
+    "--int8 --out vit-s.onnx\n\n"
+    "restuning train photos/ --backbone onnx:vit-s.onnx --method res-tuning-bypass"
+)
 def export(
     out: Annotated[Path, typer.Option(help="File, by habit NAME.onnx or NAME.pt2")],
     backbone: Annotated[

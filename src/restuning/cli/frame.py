@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
     add_completion=False,
     help="Res-Tuning: small tuners beside a frozen backbone, and a bypass that detaches them.",
     epilog="[bold]Start here:[/bold]  restuning train digits",
-)  # fmt: skip
+)
 console = Console()
 
 BackboneName = Annotated[
@@ -94,5 +96,6 @@ class RowStream:
 
     def _print(self, cells: dict[str, Any], style: str = "") -> None:
         padded = [f"{cells.get(name, '')!s:<{width}}" for name, width in self.widths.items()]
-        console.print("  ".join(padded).rstrip(), style=style, markup=False, highlight=False,
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            "  ".join(padded).rstrip(), style=style, markup=False, highlight=False, soft_wrap=True
+        )

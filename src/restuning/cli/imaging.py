@@ -16,10 +16,12 @@ BYPASS_RANK = 64
 """Default of a bypass; tuners inside have 50, which is the paper's 2.5 M on Stable Diffusion v1.5."""
 
 
-@app.command("train-image-generation",
-             epilog="[bold]Examples[/bold]\n\nrestuning train-image-generation photos/ --pipeline "
-             "./stable-diffusion-v1-5\n\nrestuning train-image-generation flowers.parquet --pipeline "
-             "./sd --method 'res-tuning[[mha=adapter,ffn=adapter]' --prompt 'a balloon flower'")  # fmt: skip
+@app.command(
+    "train-image-generation",
+    epilog="[bold]Examples[/bold]\n\nrestuning train-image-generation photos/ --pipeline "
+    "./stable-diffusion-v1-5\n\nrestuning train-image-generation flowers.parquet --pipeline "
+    "./sd --method 'res-tuning[[mha=adapter,ffn=adapter]' --prompt 'a balloon flower'",
+)
 def train_image_generation(
     data: Annotated[Path, typer.Argument(help="Folder of images with captions, or parquet")],
     pipeline: Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or a hub name")],
@@ -72,10 +74,18 @@ def train_image_generation(
 
     told = Console(stderr=True) if as_json else console
     settings = DenoiserSettings(
-        steps=steps, batch_size=batch_size, lr=lr, caption_drop=caption_drop, clip=clip, ema=ema,
-        precision=precision, accumulate=accumulate, seed=seed, checkpoint_every=checkpoint_every,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        caption_drop=caption_drop,
+        clip=clip,
+        ema=ema,
+        precision=precision,
+        accumulate=accumulate,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
         sample_every=sample_every,
-    )  # fmt: skip
+    )
     pairs = load_pairs(data)
     where = "cuda" if torch.cuda.is_available() else "cpu"
     parts = load_text_to_image(pipeline, device=where, size=size)
@@ -96,22 +106,35 @@ def train_image_generation(
 
     def draw(step: int) -> None:
         rows = [
-            parts.generate(prompts, steps=sample_steps, guidance=guidance, seed=seed,
-                           using=host.using(used))
+            parts.generate(
+                prompts, steps=sample_steps, guidance=guidance, seed=seed, using=host.using(used)
+            )
             for used in (None, task)
-        ]  # fmt: skip
+        ]
         save_grid(torch.cat(rows), out / "samples" / f"step-{step:06d}.png", len(prompts))
 
     result = train_denoiser(
-        Run(host, {name: task}, encoded, objective, settings, out, parts.fixed,
-            backbone=f"diffusers:{pipeline}", draw=draw),
+        Run(
+            host,
+            {name: task},
+            encoded,
+            objective,
+            settings,
+            out,
+            parts.fixed,
+            backbone=f"diffusers:{pipeline}",
+            draw=draw,
+        ),
         resume=not no_resume,
-    )  # fmt: skip
+    )
     row = {
-        "method": method, "parameters": task.tuner_parameters(), "steps": result["steps"],
-        "loss": result["loss"][name], "seconds": result["seconds"],
+        "method": method,
+        "parameters": task.tuner_parameters(),
+        "steps": result["steps"],
+        "loss": result["loss"][name],
+        "seconds": result["seconds"],
         "task": str(out / f"{name}.task"),
-    }  # fmt: skip
+    }
     if as_json:
         typer.echo(json.dumps(row, indent=1))
     else:

@@ -156,6 +156,8 @@ def lines_of(file: Path) -> list[str]:
         return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            "a file of texts cannot be read", where=str(file), found=str(error)[:200],
+            "a file of texts cannot be read",
+            where=str(file),
+            found=str(error)[:200],
             fix="give a file with a text a line",
-        ) from None  # fmt: skip
+        ) from None

@@ -10,8 +10,8 @@ from typing import Any
 from restuning import methods
 from restuning._errors import RestuningError
 from restuning.backbones import load_backbone
-from restuning.extractor import Extractor
-from restuning.files import describe
+from restuning.host import Extractor
+from restuning.task import describe
 
 
 def proofs(host: Extractor) -> str:
@@ -41,9 +41,10 @@ def facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
             "labels": task["labels"],
             "preprocessing": description["preprocessing"],
             "bytes": (Path(name) / "weights.safetensors").stat().st_size
-            if (Path(name) / "weights.safetensors").exists() else None,
+            if (Path(name) / "weights.safetensors").exists()
+            else None,
             "written by": description["library"],
-        }  # fmt: skip
+        }
     backbone = load_backbone(name, weights=weights, random=random)
     host = backbone.host()
     rule = host.readout_rule

@@ -24,12 +24,14 @@ from restuning.cli.frame import (
     plain,
     show_rows,
 )
-from restuning.train import FitSettings
+from restuning.training import FitSettings
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\nrestuning cache digits\n\n"
-             "restuning cache photos/ --backbone timm:vit_base_patch16_224 --dtype fp16 --views 2\n\n"
-             "restuning cache ls\n\nrestuning cache verify digits")  # fmt: skip
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nrestuning cache digits\n\n"
+    "restuning cache photos/ --backbone timm:vit_base_patch16_224 --dtype fp16 --views 2\n\n"
+    "restuning cache ls\n\nrestuning cache verify digits"
+)
 def cache(
     what: Annotated[str, typer.Argument(help="Data as for train; or ls, info, verify, rm")],
     name: Annotated[str | None, typer.Argument(help="Store, for info, verify and rm")] = None,
@@ -68,10 +70,16 @@ def cache(
             precision=precision,
         )
         facts = caches.build(
-            source, backbone=joined(backbone, quantize), weights=weights, random=random, tokens=tokens, views=views,
-            batch_size=batch_size, workers=workers,
+            source,
+            backbone=joined(backbone, quantize),
+            weights=weights,
+            random=random,
+            tokens=tokens,
+            views=views,
+            batch_size=batch_size,
+            workers=workers,
             console=Console(stderr=True) if as_json else console,
-        )  # fmt: skip
+        )
     elif what == "ls":
         rows = caches.listing(store)
         if as_json:
@@ -96,8 +104,10 @@ def cache(
         show_rows([{"what": k, "": plain(v)} for k, v in facts.items()], facts["path"])
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\nrestuning sweep digits --grid lr=1e-3,5e-3,rank=5,10 --seeds 3\n\n"
-             "restuning sweep photos/ --method linear --grid lr=1e-3,1e-2,1e-1 --seeds 1")  # fmt: skip
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nrestuning sweep digits --grid lr=1e-3,5e-3,rank=5,10 --seeds 3\n\n"
+    "restuning sweep photos/ --method linear --grid lr=1e-3,1e-2,1e-1 --seeds 1"
+)
 def sweep(
     data: Annotated[str, typer.Argument(help="As for train; needs a val split")],
     grid: Annotated[
@@ -133,8 +143,16 @@ def sweep(
         data, augment, False, skip_bad, text, label, True, store, cache_dtype, cache_precision
     )
     report = sweeping.run(
-        source, method, grid, seeds, base, backbone=joined(backbone, quantize), weights=weights, random=random,
-        out=out, console=Console(stderr=True) if as_json else console,
-    )  # fmt: skip
+        source,
+        method,
+        grid,
+        seeds,
+        base,
+        backbone=joined(backbone, quantize),
+        weights=weights,
+        random=random,
+        out=out,
+        console=Console(stderr=True) if as_json else console,
+    )
     if as_json:
         typer.echo(json.dumps(report, indent=1))

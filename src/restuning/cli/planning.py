@@ -15,7 +15,6 @@ from rich.table import Table
 from restuning import forecast, methods
 from restuning._errors import ForecastError, MapsError, NoSitesError
 from restuning.backbones import Backbone, load_backbone
-from restuning.bypass import IN_WORDS, Needs
 from restuning.cli import training
 from restuning.cli.frame import (
     BackboneName,
@@ -27,12 +26,14 @@ from restuning.cli.frame import (
     time_in_words,
 )
 from restuning.data import load_data
-from restuning.features.codec import DTYPES, check_dtype
+from restuning.features import DTYPES
+from restuning.features.codec import check_dtype
+from restuning.features.stored import wanted
 from restuning.host import Host
-from restuning.train.settings import FitSettings
-from restuning.train.stored import wanted
-from restuning.train.sweep import TOGETHER
-from restuning.train.timing import EVALUATED, measure_bank, read_seconds
+from restuning.search.sweep import TOGETHER
+from restuning.sites import IN_WORDS, Needs
+from restuning.training import FitSettings
+from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
 COMPARED = ("linear", "res-tuning-bypass", "res-tuning", "full")
 
@@ -91,9 +92,14 @@ class Planner:
     def _option(self, method: str, form: str, host: Host, task: Any) -> forecast.Option:
         request = self.request
         at = partial(
-            forecast.forecast_task, host, task, self.example, cached=form == "cached",
-            checkpointing=form == "checkpointing", precision=request.precision,
-        )  # fmt: skip
+            forecast.forecast_task,
+            host,
+            task,
+            self.example,
+            cached=form == "cached",
+            checkpointing=form == "checkpointing",
+            precision=request.precision,
+        )
         step, needs, size = at(request.batch), task.needs(host.readout_rule), None
         if form == "cached":
             taps = forecast.tap_shapes(host, wanted(host, needs), self.example)
@@ -103,9 +109,15 @@ class Planner:
             largest = forecast.largest_batch(at, request.budget, first=step)
         forward, own = self.forward.cost.seconds(self.rates), step.cost.seconds(self.rates)
         return forecast.Option(
-            method, form, _words(needs), step, own / forward,
-            self._seconds(method, form, own, forward), size or None, largest,
-        )  # fmt: skip
+            method,
+            form,
+            _words(needs),
+            step,
+            own / forward,
+            self._seconds(method, form, own, forward),
+            size or None,
+            largest,
+        )
 
     def _seconds(self, method: str, form: str, step: float, forward: float) -> float | None:
         splits, batch = self.request.splits, self.request.batch
@@ -148,14 +160,20 @@ def run(
         "splits": request.splits,
         "memory": request.budget,
         "rates": asdict(planner.rates),
-        "forward": planner.forward.to_dict() | {
-            "seconds": planner.forward.cost.seconds(planner.rates)},
+        "forward": planner.forward.to_dict()
+        | {"seconds": planner.forward.cost.seconds(planner.rates)},
         "options": [asdict(o) | {"step": o.step.to_dict()} for o in options],
-        "recommended": None if found is None else {
-            "method": found.option.method, "form": found.option.form, "reads": found.option.reads,
-            "batch": found.batch, "why": found.why},
+        "recommended": None
+        if found is None
+        else {
+            "method": found.option.method,
+            "form": found.option.form,
+            "reads": found.option.reads,
+            "batch": found.batch,
+            "why": found.why,
+        },
         "left_out": left_out,
-    }  # fmt: skip
+    }
 
 
 def grid(
@@ -179,51 +197,77 @@ def grid(
 
     if not forecast.storable(build()):
         raise ForecastError(
-            "a grid is trained from stored features", where=method,
-            found="tuners inside the backbone", fix="give --method res-tuning-bypass or linear",
-        )  # fmt: skip
+            "a grid is trained from stored features",
+            where=method,
+            found="tuners inside the backbone",
+            fix="give --method res-tuning-bypass or linear",
+        )
     default = training.DEFAULTS.get(method.partition("[")[0], training.OTHERWISE)
     measure = partial(
-        measure_bank, host, build, loaded.kwargs or loaded.example, batch=request.batch,
-        classes=request.classes, read=read_seconds(data.train) if data is not None else 0.0,
+        measure_bank,
+        host,
+        build,
+        loaded.kwargs or loaded.example,
+        batch=request.batch,
+        classes=request.classes,
+        read=read_seconds(data.train) if data is not None else 0.0,
         evaluated=min(EVALUATED, request.splits.get("val", EVALUATED)),
-    )  # fmt: skip
+    )
     rates, single = measure(arms=min(arms, TOGETHER)), measure(arms=1)
     told = forecast.forecast_grid(
-        rates, request.splits, tasks=tasks, arms=arms, epochs=request.epochs or default.epochs,
-        batch=request.batch, finals=finals, single=single,
-    )  # fmt: skip
+        rates,
+        request.splits,
+        tasks=tasks,
+        arms=arms,
+        epochs=request.epochs or default.epochs,
+        batch=request.batch,
+        finals=finals,
+        single=single,
+    )
     console.print(
         f"\n[bold]grid[/bold]  {tasks} x {arms} runs of {method}, and {finals} of each choice: "
         f"{time_in_words(told.seconds)} (features {time_in_words(told.features)}, search {time_in_words(told.search)}, "
         f"final {time_in_words(told.final)})\n  measured here: {rates.forward_seconds * 1e3:.1f} ms an "
         f"image, {rates.step_seconds * 1e3:.1f} ms a step of {rates.arms} arms",
         highlight=False,
-    )  # fmt: skip
+    )
     return told.to_dict() | {"measured": asdict(rates), "measured_single": asdict(single)}
 
 
 def _show(
-    planner: Planner, options: list[forecast.Option], found: forecast.Recommendation | None,
+    planner: Planner,
+    options: list[forecast.Option],
+    found: forecast.Recommendation | None,
     console: Console,
-) -> None:  # fmt: skip
+) -> None:
     request, forward = planner.request, planner.forward
     table = Table(
         title=f"{request.backbone}, batch {request.batch}: weights "
         f"{size_in_words(forward.weights_bytes)}, one forward {size_in_words(forward.above_bytes)} above them and "
-        f"about {time_in_words(forward.cost.seconds(planner.rates))}", title_justify="left",
-    )  # fmt: skip
+        f"about {time_in_words(forward.cost.seconds(planner.rates))}",
+        title_justify="left",
+    )
     columns = ["method", "form", "reads", "memory", "above weights", "step / forward"]
     columns += ["run", "store"] if request.splits else []
     columns += ["largest batch"] if request.budget is not None else []
     for column in columns:
         right = columns.index(column) > 2
-        table.add_column(column, justify="right" if right else "left", overflow="fold",
-                         no_wrap=column in ("method", "form"))  # fmt: skip
+        table.add_column(
+            column,
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=column in ("method", "form"),
+        )
     for option in options:
         step = option.step
-        cells = [option.method, option.form, option.reads, size_in_words(step.total_bytes),
-                 size_in_words(step.above_bytes), f"{option.time_over_forward:.2f}"]  # fmt: skip
+        cells = [
+            option.method,
+            option.form,
+            option.reads,
+            size_in_words(step.total_bytes),
+            size_in_words(step.above_bytes),
+            f"{option.time_over_forward:.2f}",
+        ]
         if request.splits:
             cells += [time_in_words(option.seconds), size_in_words(option.store_bytes)]
         if request.budget is not None:
@@ -240,10 +284,12 @@ def _show(
         )
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\nrestuning plan --data digits\n\n"
-             "restuning plan --backbone timm:vit_base_patch16_224 --images 1000 --memory 8GB\n\n"
-             "restuning plan --backbone timm:vit_small_patch16_224 --method res-tuning --batch 32\n\n"
-             "restuning plan --data digits --arms 15 --tasks 19")  # fmt: skip
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nrestuning plan --data digits\n\n"
+    "restuning plan --backbone timm:vit_base_patch16_224 --images 1000 --memory 8GB\n\n"
+    "restuning plan --backbone timm:vit_small_patch16_224 --method res-tuning --batch 32\n\n"
+    "restuning plan --data digits --arms 15 --tasks 19"
+)
 def plan(
     backbone: BackboneName = "restuning-tiny",
     data: Annotated[str | None, typer.Option(help="As for train; its images are counted")] = None,
@@ -282,14 +328,26 @@ def plan(
         parts = {"train": found.train, "val": found.val, "test": found.test}
         splits = {name: len(part) for name, part in parts.items() if part is not None}
     request = Request(
-        backbone, classes or (found.num_classes if found else 100), splits, batch, epochs, budget,
-        precision, check_dtype(cache_dtype), {"rank": rank} if rank else {},
-    )  # fmt: skip
+        backbone,
+        classes or (found.num_classes if found else 100),
+        splits,
+        batch,
+        epochs,
+        budget,
+        precision,
+        check_dtype(cache_dtype),
+        {"rank": rank} if rank else {},
+    )
     report = run(request, [method] if method else list(COMPARED), loaded, host, to)
     if arms is not None:
         report["grid"] = grid(
-            request, method or "res-tuning-bypass", found, arms=arms, tasks=tasks, finals=finals,
+            request,
+            method or "res-tuning-bypass",
+            found,
+            arms=arms,
+            tasks=tasks,
+            finals=finals,
             console=to,
-        )  # fmt: skip
+        )
     if as_json:
         typer.echo(json.dumps(report, indent=1))

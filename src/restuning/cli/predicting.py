@@ -13,8 +13,7 @@ from restuning._errors import DataError
 from restuning.backbones import Preprocessing, load_backbone
 from restuning.cli.inputs import Images, Inputs, Sentences, Texts
 from restuning.data import TagBatch, text_batch
-from restuning.files import describe, load
-from restuning.together import Together
+from restuning.task import Together, describe, load
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,16 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, tasks: Sequence[Path], *, backbone: str | None, weights: Path | None, random: bool,
-        skip_bad: bool, text: str, any_backbone: bool = False,
-    ) -> Predictor:  # fmt: skip
+        cls,
+        tasks: Sequence[Path],
+        *,
+        backbone: str | None,
+        weights: Path | None,
+        random: bool,
+        skip_bad: bool,
+        text: str,
+        any_backbone: bool = False,
+    ) -> Predictor:
         """Load the tasks on the one backbone that all of them name.
 
         Raises:
@@ -43,14 +49,18 @@ class Predictor:
         """
         descriptions = {_name(path): describe(path) for path in tasks}
         if len(descriptions) < len(tasks):
-            raise DataError("two tasks have one name", found=", ".join(_name(p) for p in tasks),
-                            fix="rename a task folder")  # fmt: skip
+            raise DataError(
+                "two tasks have one name",
+                found=", ".join(_name(p) for p in tasks),
+                fix="rename a task folder",
+            )
         names = {d["backbone"]["name"] for d in descriptions.values()}
         if backbone is None and len(names) > 1:
             raise DataError(
-                "tasks of several backbones cannot share a forward", found=", ".join(sorted(names)),
+                "tasks of several backbones cannot share a forward",
+                found=", ".join(sorted(names)),
                 fix="predict with the tasks of one backbone at a time",
-            )  # fmt: skip
+            )
         loaded = load_backbone(backbone or names.pop(), weights=weights, random=random)
         host = loaded.host()
         if torch.cuda.is_available():
@@ -62,9 +72,10 @@ class Predictor:
         stored = [d["preprocessing"] for d in descriptions.values() if d["preprocessing"]]
         if any(other != stored[0] for other in stored):
             raise DataError(
-                "the tasks prepare their inputs in different ways", found=str(stored[:2])[:200],
+                "the tasks prepare their inputs in different ways",
+                found=str(stored[:2])[:200],
                 fix="predict with them one at a time",
-            )  # fmt: skip
+            )
         if loaded.tokenizer is not None:
             batch = text_batch(loaded.tokenizer, stored[0] if stored else {})
             words = isinstance(batch, TagBatch)
@@ -73,8 +84,11 @@ class Predictor:
             own = Preprocessing.from_dict(stored[0]) if stored else loaded.preprocessing
             inputs = Images(own, skip_bad)  # type: ignore[arg-type]
         else:
-            raise DataError("nothing says how inputs are prepared", where=str(tasks[0]),
-                            fix="train the task again with `restuning train`")  # fmt: skip
+            raise DataError(
+                "nothing says how inputs are prepared",
+                where=str(tasks[0]),
+                fix="train the task again with `restuning train`",
+            )
         labels = {n: d["task"]["labels"] for n, d in descriptions.items()}
         return cls(Together(host, ready), labels, inputs)
 
@@ -106,8 +120,10 @@ class Predictor:
                     found = {t: self._best(t, values[row], top) for t, values in chances.items()}
                 else:
                     places = batch.words[row].values()
-                    found = {t: [self._best(t, values[row, place], top) for place in places]
-                             for t, values in chances.items()}  # fmt: skip
+                    found = {
+                        t: [self._best(t, values[row, place], top) for place in places]
+                        for t, values in chances.items()
+                    }
                     # Words beyond the tokens that are read have no answer.
                     name = name[: len(batch.words[row])]
                 yield name, found

@@ -43,12 +43,18 @@ def comparison(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
     names = [row["method"] for row in rows]
     panels = [
         ("test accuracy (%)", [100 * (row["test_accuracy"] or 0) for row in rows], "{:.2f}"),
-        ("memory above weights (MiB)", [(row["peak_memory_bytes"] or 0) / MIB for row in rows],
-         "{:.0f}"),
-        ("trained parameters (thousand)", [row["trainable_parameters"] / 1e3 for row in rows],
-         "{:.1f}"),
+        (
+            "memory above weights (MiB)",
+            [(row["peak_memory_bytes"] or 0) / MIB for row in rows],
+            "{:.0f}",
+        ),
+        (
+            "trained parameters (thousand)",
+            [row["trainable_parameters"] / 1e3 for row in rows],
+            "{:.1f}",
+        ),
         ("training time (s)", [row["seconds"] for row in rows], "{:.1f}"),
-    ]  # fmt: skip
+    ]
     figure, axes = plt.subplots(1, len(panels), figsize=(14, 3.6), constrained_layout=True)
     for axis, (label, values, form) in zip(axes, panels, strict=True):
         bars = axis.bar(names, values, color=_COLOURS[: len(names)], width=0.65)

@@ -8,9 +8,8 @@ from typing import Any
 from restuning._errors import DataError
 from restuning.backbones import Backbone, load_backbone
 from restuning.data import LONGEST_TEXT, load_data
-from restuning.files import describe, load
-from restuning.train import evaluate
-from restuning.tuned import Tuned
+from restuning.task import Tuned, describe, load
+from restuning.training import evaluate
 
 
 def _tuned(
@@ -24,9 +23,18 @@ def _tuned(
 
 
 def evaluate_task(
-    task: Path, data: str, *, backbone: str | None, weights: Path | None, random: bool,
-    batch_size: int, skip_bad: bool, text: str, label: str, any_backbone: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    task: Path,
+    data: str,
+    *,
+    backbone: str | None,
+    weights: Path | None,
+    random: bool,
+    batch_size: int,
+    skip_bad: bool,
+    text: str,
+    label: str,
+    any_backbone: bool = False,
+) -> dict[str, Any]:
     """Accuracy, loss and count on the test split."""
     tuned, loaded, description = _tuned(task, backbone, weights, random, any_backbone)
     longest = description["preprocessing"].get("max_tokens", LONGEST_TEXT)
@@ -38,10 +46,16 @@ def evaluate_task(
     trained = description["task"]["labels"]
     if trained and trained != loaded_data.labels:
         raise DataError(
-            "the classes of the data are not those of the task", where=data,
+            "the classes of the data are not those of the task",
+            where=data,
             found=f"{loaded_data.num_classes} classes {loaded_data.labels[:4]}; the task has "
-            f"{len(trained)}: {trained[:4]}", fix="evaluate on the data it was trained for",
-        )  # fmt: skip
+            f"{len(trained)}: {trained[:4]}",
+            fix="evaluate on the data it was trained for",
+        )
     result = evaluate(tuned, loaded_data.test, batch_size, loaded_data.collate)
-    return {"task": str(task), "data": loaded_data.name, "method": description["task"]["method"],
-            **result}  # fmt: skip
+    return {
+        "task": str(task),
+        "data": loaded_data.name,
+        "method": description["task"]["method"],
+        **result,
+    }

@@ -16,20 +16,32 @@ from restuning._errors import TrainingError
 from restuning.backbones import load_backbone
 from restuning.cli.training import Source
 from restuning.features import default_root
-from restuning.train import FitSettings
-from restuning.train.stored import VIEWS_OF, stored
-from restuning.train.sweep import parse_grid, sweep
+from restuning.features.stored import VIEWS_OF, stored
+from restuning.search.sweep import parse_grid, sweep
+from restuning.training import FitSettings
 
 
 def run(
-    source: Source, method: str, grid: str, seeds: int, base: FitSettings, *, backbone: str,
-    weights: Path | None, random: bool, out: Path | None, console: Console,
-) -> dict[str, Any]:  # fmt: skip
+    source: Source,
+    method: str,
+    grid: str,
+    seeds: int,
+    base: FitSettings,
+    *,
+    backbone: str,
+    weights: Path | None,
+    random: bool,
+    out: Path | None,
+    console: Console,
+) -> dict[str, Any]:
     """Store the features, train the grid, print the table and draw the picture."""
     values = parse_grid(grid)
     if source.augment not in VIEWS_OF:
-        raise TrainingError("a sweep trains from stored features", where=f"--augment {source.augment}",
-                            fix="give none or flip")  # fmt: skip
+        raise TrainingError(
+            "a sweep trains from stored features",
+            where=f"--augment {source.augment}",
+            fix="give none or flip",
+        )
     torch.manual_seed(0)
     loaded = load_backbone(backbone, weights=weights, random=random)
     host = loaded.host()
@@ -38,19 +50,33 @@ def run(
     plain = source.load(loaded, plain=True)
     probe = methods.build(method, host, num_classes=plain.num_classes)
     kept = stored(
-        host, loaded, plain, probe.needs(host.readout_rule), root=source.root or default_root(),
-        views=VIEWS_OF[source.augment], dtype=source.dtype, precision=source.precision,
+        host,
+        loaded,
+        plain,
+        probe.needs(host.readout_rule),
+        root=source.root or default_root(),
+        views=VIEWS_OF[source.augment],
+        dtype=source.dtype,
+        precision=source.precision,
         say=lambda line: console.print(line, highlight=False),
-    )  # fmt: skip
+    )
     if kept is None:
         raise TrainingError(
-            "these features cannot be stored", where=source.name,
-            found="texts of different lengths, all tokens", fix="use a class-token readout",
-        )  # fmt: skip
+            "these features cannot be stored",
+            where=source.name,
+            found="texts of different lengths, all tokens",
+            fix="use a class-token readout",
+        )
     folder = out or Path("runs") / f"{plain.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    bar = Progress(TextColumn("arms"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("{task.fields[best]}"), console=console,
-                   disable=not console.is_terminal)  # fmt: skip
+    bar = Progress(
+        TextColumn("arms"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[best]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
     with bar:
         line = bar.add_task("", total=None, best="")
 
@@ -58,11 +84,21 @@ def run(
             bar.update(line, completed=done, total=total, best=best)
 
         report = sweep(
-            host, method, kept.data(plain, final=False), kept.data(plain, final=True), values,
-            seeds=range(seeds), base=base, out=folder, say=say,
-            card={"backbone": backbone, "labels": plain.labels,
-                  "preprocessing": loaded.preprocessing.to_dict() if loaded.preprocessing else None},
-        )  # fmt: skip
+            host,
+            method,
+            kept.data(plain, final=False),
+            kept.data(plain, final=True),
+            values,
+            seeds=range(seeds),
+            base=base,
+            out=folder,
+            say=say,
+            card={
+                "backbone": backbone,
+                "labels": plain.labels,
+                "preprocessing": loaded.preprocessing.to_dict() if loaded.preprocessing else None,
+            },
+        )
     _table(report, console)
     picture(report, folder / "sweep.png", f"{method} on {plain.name}")
     console.print(f"left in [bold]{folder}[/bold]")
@@ -78,9 +114,11 @@ def _table(report: dict[str, Any], console: Console) -> None:
         best = row is report["best"] or row == report["best"]
         cells = [
             *[str(v) for v in row["setting"].values()],
-            "-" if row["mean"] is None else f"{row['mean']:.2%}", f"{row['std']:.2%}",
-            str(row["died"]), f"{row['trainable_parameters']:,}",
-        ]  # fmt: skip
+            "-" if row["mean"] is None else f"{row['mean']:.2%}",
+            f"{row['std']:.2%}",
+            str(row["died"]),
+            f"{row['trainable_parameters']:,}",
+        ]
         table.add_row(*cells, style="bold" if best else "")
     console.print(table)
     final = report["final"]
@@ -107,10 +145,16 @@ def picture(report: dict[str, Any], file: Path, title: str) -> None:
     for place, row in enumerate(rows):
         chosen = row["setting"] == report["best"]["setting"]
         colour = "#d9822b" if chosen else "#2a6fbb"
-        axes.errorbar(100 * row["mean"], place, xerr=100 * row["std"], fmt="o", color=colour,
-                      capsize=3)  # fmt: skip
-        axes.plot([100 * v for v in row["val_accuracy"]], [place] * len(row["val_accuracy"]), ".",
-                  color=colour, alpha=0.5)  # fmt: skip
+        axes.errorbar(
+            100 * row["mean"], place, xerr=100 * row["std"], fmt="o", color=colour, capsize=3
+        )
+        axes.plot(
+            [100 * v for v in row["val_accuracy"]],
+            [place] * len(row["val_accuracy"]),
+            ".",
+            color=colour,
+            alpha=0.5,
+        )
     axes.set_yticks(range(len(rows)), [_words(r["setting"]) for r in rows], fontsize=8)
     axes.set_xlabel("validation accuracy in %, mean and standard deviation over seeds")
     axes.set_title(title, loc="left")

@@ -21,14 +21,13 @@ from restuning.cli.inspect import proofs
 from restuning.cli.report import comparison, show
 from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT, Data, load_data
-from restuning.extractor import Extractor
-from restuning.features import Cached, default_root, solved
-from restuning.files import save
+from restuning.features import Cached, default_root
+from restuning.features.stored import BY_ITSELF, VIEWS_OF, Stored, stored, why_not
 from restuning.forecast import Run, forecast_run
-from restuning.task import Task
-from restuning.train import FitSettings, evaluate, fit
-from restuning.train.stored import BY_ITSELF, VIEWS_OF, Stored, stored, why_not
-from restuning.tuned import Tuned
+from restuning.host import Extractor
+from restuning.task import Task, Tuned, save
+from restuning.training import FitSettings, evaluate, fit
+from restuning.training.closed_form import solved
 
 COMPARED = ("linear", "res-tuning", "res-tuning-bypass")
 
@@ -85,10 +84,15 @@ class Source:
     def load(self, backbone: Backbone, *, plain: bool = False) -> Data:
         """The data set; `plain` without augmentation and with its splits apart."""
         return load_data(
-            self.name, backbone, augment="none" if plain else self.augment,
-            skip_bad=self.skip_bad, final=False if plain else self.final, text=self.text,
-            label=self.label, max_tokens=self.max_tokens,
-        )  # fmt: skip
+            self.name,
+            backbone,
+            augment="none" if plain else self.augment,
+            skip_bad=self.skip_bad,
+            final=False if plain else self.final,
+            text=self.text,
+            label=self.label,
+            max_tokens=self.max_tokens,
+        )
 
     def features(
         self,
@@ -103,11 +107,18 @@ class Source:
         if reason:
             return None
         return stored(
-            host, backbone, self.load(backbone, plain=True), task.needs(host.readout_rule),
-            root=self.root or default_root(), views=VIEWS_OF[self.augment], dtype=self.dtype,
+            host,
+            backbone,
+            self.load(backbone, plain=True),
+            task.needs(host.readout_rule),
+            root=self.root or default_root(),
+            views=VIEWS_OF[self.augment],
+            dtype=self.dtype,
             precision=self.precision,
-            workers=workers, limit=BY_ITSELF, say=say,
-        )  # fmt: skip
+            workers=workers,
+            limit=BY_ITSELF,
+            say=say,
+        )
 
 
 def train(
@@ -140,9 +151,20 @@ def train(
     for method in chosen:
         to = folder if single else folder / folder_name(method)
         rows.append(
-            train_one(method, host, source, data, loaded, settings(method), to,
-                      dict(options), resume, console, head)
-        )  # fmt: skip
+            train_one(
+                method,
+                host,
+                source,
+                data,
+                loaded,
+                settings(method),
+                to,
+                dict(options),
+                resume,
+                console,
+                head,
+            )
+        )
     if not single:
         comparison(rows, folder, f"{data.name} on {backbone}")
     show(rows, console)
@@ -182,11 +204,20 @@ def folder_name(method: str) -> str:
 
 
 def train_one(
-    method: str, host: Extractor, source: Source, data: Data, backbone: Backbone,
-    settings: FitSettings, out: Path, options: dict[str, Any], resume: bool, console: Console,
-    head: nn.Linear | None = None, told: dict[str, Any] | None = None,
+    method: str,
+    host: Extractor,
+    source: Source,
+    data: Data,
+    backbone: Backbone,
+    settings: FitSettings,
+    out: Path,
+    options: dict[str, Any],
+    resume: bool,
+    console: Console,
+    head: nn.Linear | None = None,
+    told: dict[str, Any] | None = None,
     begin: Callable[[Task], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train and test one method.
 
     `told` goes into its `metrics.json` as well; `begin` gives the task other first weights.
@@ -203,9 +234,12 @@ def train_one(
         f"{task.tuner_parameters():,} without the head; {settings.epochs} epochs, lr {settings.lr}"
     )
     kept = source.features(
-        task, host, backbone, settings.workers,
+        task,
+        host,
+        backbone,
+        settings.workers,
         lambda line: console.print(f"  from stored features: {line}", highlight=False),
-    )  # fmt: skip
+    )
     fed = data if kept is None else kept.data(data, final=source.final)
     tuned: nn.Module = Tuned(host, task) if kept is None else Cached(host, task, kept.store)
     fed = replace(fed, train=solved([task], fed.train))
@@ -218,8 +252,9 @@ def train_one(
     )
     tested = (
         evaluate(tuned, fed.test, settings.batch_size, fed.collate)
-        if fed.test is not None else {"accuracy": None}
-    )  # fmt: skip
+        if fed.test is not None
+        else {"accuracy": None}
+    )
     row = {
         "method": method,
         "test_accuracy": tested["accuracy"],
@@ -236,19 +271,34 @@ def train_one(
         "train_loss": result.train_loss,
         "steps": result.steps,
         "memory_measure": result.memory_measure,
-        "forecast": forecast_run(Run(
-            tuned, fed.train, fed.val, fed.collate, settings.batch_size, settings.accumulate,
-            settings.epochs, settings.precision, settings.ema is not None,
-        )),
+        "forecast": forecast_run(
+            Run(
+                tuned,
+                fed.train,
+                fed.val,
+                fed.collate,
+                settings.batch_size,
+                settings.accumulate,
+                settings.epochs,
+                settings.precision,
+                settings.ema is not None,
+            )
+        ),
         "backbone": backbone.name,
         "weights": backbone.weights,
         "fingerprint": host.fingerprint(),
         "data": {"name": data.name, "identity": data.identity, "skipped": data.skipped},
-        "features": None if kept is None else {
-            "store": str(kept.store.path), "digest": kept.store.key.digest,
-            "tokens": kept.store.key.tokens, "dtype": kept.store.key.dtype,
-            "precision": kept.store.key.precision, "views": kept.views,
-            "bytes": kept.store.bytes, "built_seconds": kept.seconds,
+        "features": None
+        if kept is None
+        else {
+            "store": str(kept.store.path),
+            "digest": kept.store.key.digest,
+            "tokens": kept.store.key.tokens,
+            "dtype": kept.store.key.dtype,
+            "precision": kept.store.key.precision,
+            "views": kept.views,
+            "bytes": kept.store.bytes,
+            "built_seconds": kept.seconds,
         },
         "settings": settings.to_dict(),
         "options": options,
@@ -259,13 +309,16 @@ def train_one(
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
         },
-    }  # fmt: skip
+    }
     save(
-        task, host, out / f"{data.name}.task", backbone=backbone.name,
+        task,
+        host,
+        out / f"{data.name}.task",
+        backbone=backbone.name,
         preprocessing=data.notes.get("preprocessing")
         or (backbone.preprocessing.to_dict() if backbone.preprocessing else None),
         results={"test accuracy": tested["accuracy"], "seed": settings.seed},
-    )  # fmt: skip
+    )
     (out / "metrics.json").write_text(json.dumps(more, indent=1) + "\n", encoding="utf-8")
     (out / "settings.json").write_text(
         json.dumps({"method": method, "options": options, **settings.to_dict()}, indent=1) + "\n",

@@ -34,17 +34,19 @@ class ZeroShot:
         """
         if backbone.text is None:
             raise BackboneError(
-                "a zero-shot start needs a text tower", where=backbone.name,
+                "a zero-shot start needs a text tower",
+                where=backbone.name,
                 found=type(backbone.model).__name__,
                 fix="give a vision-language model: clip:NAME or openclip:NAME/TAG",
-            )  # fmt: skip
+            )
         names = list(labels) if self.names is None else lines_of(self.names)
         if len(names) != len(labels):
             raise DataError(
-                "every class needs one name", where=str(self.names),
+                "every class needs one name",
+                where=str(self.names),
                 found=f"{len(names)} names for {len(labels)} classes: {', '.join(labels[:4])} ...",
                 fix="write a name a line, in the order of the labels",
-            )  # fmt: skip
+            )
         templates = [
             line
             for given in self.templates

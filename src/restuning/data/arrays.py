@@ -23,25 +23,40 @@ def digits(preprocessing: Preprocessing, augment: str, final: bool) -> Data:
     images = [Image.fromarray((x * 255 / 16).astype(np.uint8)) for x in raw.images]
     labels = raw.target.tolist()
     splits = stratified(labels, (0.5, 0.15), SPLIT_SEED)
-    return _arrays("digits", images, labels, splits, [str(d) for d in range(10)], preprocessing,
-                   augment, final)  # fmt: skip
+    return _arrays(
+        "digits", images, labels, splits, [str(d) for d in range(10)], preprocessing, augment, final
+    )
 
 
 def _arrays(
-    name: str, images: list[Any], labels: list[int], splits: list[list[int]], names: list[str],
-    preprocessing: Preprocessing, augment: str, final: bool,
-) -> Data:  # fmt: skip
+    name: str,
+    images: list[Any],
+    labels: list[int],
+    splits: list[list[int]],
+    names: list[str],
+    preprocessing: Preprocessing,
+    augment: str,
+    final: bool,
+) -> Data:
     train, val, test = splits
     train = [*train, *val] if final else train
 
     def part(indices: list[int], policy: str) -> Arrays:
-        return Arrays([images[i] for i in indices], [labels[i] for i in indices],
-                      preprocessing.augmented(policy), keep=policy == "none")  # fmt: skip
+        return Arrays(
+            [images[i] for i in indices],
+            [labels[i] for i in indices],
+            preprocessing.augmented(policy),
+            keep=policy == "none",
+        )
 
     return Data(
-        name, part(train, augment), None if final or not val else part(val, "none"),
-        part(test, "none") if test else None, names, identity=identity([(i, labels[i]) for s in splits for i in s]),
-    )  # fmt: skip
+        name,
+        part(train, augment),
+        None if final or not val else part(val, "none"),
+        part(test, "none") if test else None,
+        names,
+        identity=identity([(i, labels[i]) for s in splits for i in s]),
+    )
 
 
 def from_torchvision(
@@ -59,15 +74,17 @@ def from_torchvision(
             parts = cls(root, split="train"), cls(root, split="test")
     except TypeError:
         raise DataError(
-            "a torchvision data set without a training and a test part", where=name,
+            "a torchvision data set without a training and a test part",
+            where=name,
             fix="save its images as class folders and give that folder",
-        ) from None  # fmt: skip
+        ) from None
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(
-            "a torchvision data set is not there", where=f"{name} in {root}",
+            "a torchvision data set is not there",
+            where=f"{name} in {root}",
             found=str(error).splitlines()[0][:200],
             fix=f"download it once: torchvision.datasets.{name}({str(root)!r}, download=True)",
-        ) from None  # fmt: skip
+        ) from None
     images = [sample[0] for part in parts for sample in part]
     labels = [int(sample[1]) for part in parts for sample in part]
     train, val = stratified(labels[: len(parts[0])], (0.9,), SPLIT_SEED)
@@ -84,25 +101,37 @@ def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool)
         sets = hf.load_from_disk(name) if path.is_dir() else hf.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            "a Hugging Face data set could not be loaded", where=name,
-            found=str(error).splitlines()[0][:200], fix="check the name, the network or the folder",
-        ) from None  # fmt: skip
+            "a Hugging Face data set could not be loaded",
+            where=name,
+            found=str(error).splitlines()[0][:200],
+            fix="check the name, the network or the folder",
+        ) from None
     parts = sets if isinstance(sets, dict) else {"train": sets}
     if "train" not in parts:
-        raise DataError("a data set without a train split", where=name,
-                        found=f"splits {', '.join(parts)}", fix="rename one to train")  # fmt: skip
-    column = next((c for c in ("label", "labels", "fine_label") if c in parts["train"].features),
-                  None)  # fmt: skip
+        raise DataError(
+            "a data set without a train split",
+            where=name,
+            found=f"splits {', '.join(parts)}",
+            fix="rename one to train",
+        )
+    column = next(
+        (c for c in ("label", "labels", "fine_label") if c in parts["train"].features), None
+    )
     picture = next((c for c in ("image", "img") if c in parts["train"].features), None)
     if column is None or picture is None:
-        raise DataError("no image and label columns", where=name,
-                        found=", ".join(parts["train"].features), fix="rename them")  # fmt: skip
+        raise DataError(
+            "no image and label columns",
+            where=name,
+            found=", ".join(parts["train"].features),
+            fix="rename them",
+        )
     feature = parts["train"].features[column]
     if feature.dtype == "string":
         raise DataError(
-            "labels are words, not class numbers", where=f"{name}, column {column}",
+            "labels are words, not class numbers",
+            where=f"{name}, column {column}",
             fix=f'number them once: dataset.class_encode_column("{column}")',
-        )  # fmt: skip
+        )
     images: list[Any] = []
     labels: list[int] = []
     bounds: list[list[int]] = []
@@ -116,10 +145,11 @@ def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool)
     wrong = [y for y in labels if not 0 <= y < len(names)]
     if wrong:
         raise DataError(
-            "labels outside the classes", where=f"{name}, column {column}",
+            "labels outside the classes",
+            where=f"{name}, column {column}",
             found=f"{len(wrong)} such as {wrong[0]} (an unlabelled split?)",
             fix="leave that split out",
-        )  # fmt: skip
+        )
     if not bounds[2]:
         # Only what is missing is drawn; a validation split that was brought stays as it is.
         shares = (0.8,) if bounds[1] else (0.7, 0.1)

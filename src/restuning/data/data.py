@@ -89,9 +89,11 @@ def decode(path: Path) -> Image.Image:
         Image.DecompressionBombError,
     ) as error:
         raise DataError(
-            "an image cannot be read", where=str(path), found=str(error)[:200],
+            "an image cannot be read",
+            where=str(path),
+            found=str(error)[:200],
             fix="restore the file, or leave such files out with --skip-bad",
-        ) from None  # fmt: skip
+        ) from None
 
 
 class ImageFiles(Dataset):
@@ -200,3 +202,8 @@ def stratified(labels: Sequence[int], shares: Sequence[float], seed: int) -> lis
             split += order[at:to].tolist()
             at = to
     return [sorted(split) for split in splits]
+
+
+def as_is(batch: Any) -> Any:
+    """The collate function of a data set that gives whole batches."""
+    return batch

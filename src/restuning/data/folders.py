@@ -33,9 +33,14 @@ def from_folder(
 
 
 def _files(
-    path: Path, splits: dict[str, list[tuple[Path, int]]], labels: list[str],
-    preprocessing: Preprocessing, augment: str, skip_bad: bool, final: bool,
-) -> Data:  # fmt: skip
+    path: Path,
+    splits: dict[str, list[tuple[Path, int]]],
+    labels: list[str],
+    preprocessing: Preprocessing,
+    augment: str,
+    skip_bad: bool,
+    final: bool,
+) -> Data:
     skipped = 0
     if skip_bad:
         for key, samples in splits.items():
@@ -48,13 +53,17 @@ def _files(
         return ImageFiles(splits[key], clean, keep=True) if splits.get(key) else None
 
     return Data(
-        path.name, ImageFiles(train, preprocessing.augmented(augment), keep=augment == "none"),
-        None if final else part("val"), part("test"), labels, skipped=skipped,
+        path.name,
+        ImageFiles(train, preprocessing.augmented(augment), keep=augment == "none"),
+        None if final else part("val"),
+        part("test"),
+        labels,
+        skipped=skipped,
         identity=identity(
             # The size stands for the contents: a replaced image is another sample.
             [(f"{os.path.relpath(p, path)} {_bytes(p)}", y) for s in splits.values() for p, y in s]
         ),
-    )  # fmt: skip
+    )
 
 
 def _bytes(file: Path) -> int:
@@ -72,9 +81,11 @@ def _class_folders(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
     empty = [name for name in labels if name not in counts and (path / name).is_dir()]
     if empty or not samples:
         raise DataError(
-            "class folders without images", where=str(path), found=", ".join(empty[:5]) or "none",
+            "class folders without images",
+            where=str(path),
+            found=", ".join(empty[:5]) or "none",
             fix=f"put images there ({', '.join(sorted(_IMAGES))}) or remove the folders",
-        )  # fmt: skip
+        )
     return samples
 
 
@@ -86,30 +97,36 @@ def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
     }
     if found["train"] is None and (found["val"] or found["test"]):
         raise DataError(
-            "a folder with val or test but no train", where=str(path),
-            found=", ".join(str(p.name) for p in found.values() if p), fix="add train/CLASS/...",
-        )  # fmt: skip
+            "a folder with val or test but no train",
+            where=str(path),
+            found=", ".join(str(p.name) for p in found.values() if p),
+            fix="add train/CLASS/...",
+        )
     base = found["train"] or path
     labels = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(labels) < 2:
         raise DataError(
-            "a folder of images needs a folder for each class", where=str(base),
-            found=f"{len(labels)} folders", fix="lay it out as CLASS/image.jpg, optionally below "
-            "train/, val/ and test/",
-        )  # fmt: skip
+            "a folder of images needs a folder for each class",
+            where=str(base),
+            found=f"{len(labels)} folders",
+            fix="lay it out as CLASS/image.jpg, optionally below train/, val/ and test/",
+        )
     if found["train"] is not None:
         for key in ("val", "test"):
             folder = found[key]
             inside = (
                 {p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."}
-                if folder else set()
-            )  # fmt: skip
+                if folder
+                else set()
+            )
             extra = inside - set(labels)
             if extra:
                 raise DataError(
-                    "classes that training does not have", where=str(found[key]),
-                    found=", ".join(sorted(extra)[:5]), fix="give them training images",
-                )  # fmt: skip
+                    "classes that training does not have",
+                    where=str(found[key]),
+                    found=", ".join(sorted(extra)[:5]),
+                    fix="give them training images",
+                )
         return {k: _class_folders(p, labels) for k, p in found.items() if p is not None}, labels
     samples = _class_folders(path, labels)
     parts = stratified([y for _, y in samples], (0.7, 0.1), SPLIT_SEED)
@@ -129,9 +146,11 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            "a list of images cannot be read", where=str(file), found=str(error)[:200],
+            "a list of images cannot be read",
+            where=str(file),
+            found=str(error)[:200],
             fix="restore it; lines read `images/xxx.jpg label`",
-        ) from None  # fmt: skip
+        ) from None
     samples = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -139,9 +158,11 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isascii() or not label.isdigit() or len(label) > LABEL_DIGITS:
             raise DataError(
-                "a line of a list is malformed", where=f"{file}, line {number}",
-                found=line[:80], fix="write `images/xxx.jpg label` with a label from 0",
-            )  # fmt: skip
+                "a line of a list is malformed",
+                where=f"{file}, line {number}",
+                found=line[:80],
+                fix="write `images/xxx.jpg label` with a label from 0",
+            )
         samples.append((file.parent / name.strip(), int(label)))
     return samples
 
@@ -150,14 +171,19 @@ def _vtab(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
     names = {"train": _LISTS["train"], "val": _LISTS["val"], "test": "test.txt"}
     splits = {k: read_list(path / v) for k, v in names.items() if (path / v).exists()}
     if not splits.get("train"):
-        raise DataError("an empty training list", where=str(path / names["train"]),
-                        fix="write lines of `images/xxx.jpg label`")  # fmt: skip
+        raise DataError(
+            "an empty training list",
+            where=str(path / names["train"]),
+            fix="write lines of `images/xxx.jpg label`",
+        )
     highest = max((y for s in splits.values() for _, y in s), default=-1)
     if highest >= MOST_CLASSES:
         raise DataError(
-            "a label is too large to be a class number", where=str(path), found=str(highest),
+            "a label is too large to be a class number",
+            where=str(path),
+            found=str(highest),
             fix="correct the lists",
-        )  # fmt: skip
+        )
     described = path / "task.json"
     labels = [str(i) for i in range(highest + 1)]
     if described.exists():
@@ -165,12 +191,16 @@ def _vtab(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
             labels = list(map(str, json.loads(described.read_text(encoding="utf-8"))["classes"]))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                "task.json of a data set is malformed", where=str(described), found=str(error),
+                "task.json of a data set is malformed",
+                where=str(described),
+                found=str(error),
                 fix='it needs "classes", a list of names',
-            ) from None  # fmt: skip
+            ) from None
     if highest >= len(labels) or highest < 0:
         raise DataError(
-            "labels and classes do not fit", where=str(path),
-            found=f"highest label {highest}, {len(labels)} classes", fix="correct the lists",
-        )  # fmt: skip
+            "labels and classes do not fit",
+            where=str(path),
+            found=f"highest label {highest}, {len(labels)} classes",
+            fix="correct the lists",
+        )
     return splits, labels

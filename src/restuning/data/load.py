@@ -65,6 +65,7 @@ def load_data(
     if path.is_dir():
         return from_folder(path, backbone.preprocessing, augment, skip_bad, final)
     raise UnknownNameError(
-        "no such data set", where=name,
+        "no such data set",
+        where=name,
         fix="give `digits`, a folder, a csv file, torchvision:NAME or hf:NAME",
-    )  # fmt: skip
+    )

@@ -29,16 +29,20 @@ def csv_rows(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
             columns = reader.fieldnames or []
             if text not in columns or (label is not None and label not in columns):
                 raise DataError(
-                    "a csv lacks a column", where=str(file), found=f"columns {list(columns)[:8]}",
+                    "a csv lacks a column",
+                    where=str(file),
+                    found=f"columns {list(columns)[:8]}",
                     fix="name them with --text and --label" if label else "name it with --text",
-                )  # fmt: skip
+                )
             rows = []
             for row in reader:
                 if label is not None and not (row[label] or "").strip():
                     raise DataError(
-                        "a text has no label", where=f"{file}, line {reader.line_num}",
-                        found=(row[text] or "")[:60], fix="give it one, or remove the line",
-                    )  # fmt: skip
+                        "a text has no label",
+                        where=f"{file}, line {reader.line_num}",
+                        found=(row[text] or "")[:60],
+                        fix="give it one, or remove the line",
+                    )
                 rows.append((row[text] or "", row[label] if label is not None else ""))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -48,9 +52,13 @@ def csv_rows(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
 
 
 def from_csv(
-    path: Path, backbone: Backbone, text: str, label: str, final: bool,
+    path: Path,
+    backbone: Backbone,
+    text: str,
+    label: str,
+    final: bool,
     longest: int = LONGEST_TEXT,
-) -> Data:  # fmt: skip
+) -> Data:
     """A csv file, or a folder with train.csv and optionally val.csv and test.csv."""
     tokenizer = _tokenizer(path, backbone)
     if path.is_dir():
@@ -84,8 +92,10 @@ def from_conll(path: Path, backbone: Backbone, final: bool, longest: int = LONGE
     labels = sorted(used["train"], key=lambda y: (y != "O", y))
     _check_classes(path, labels, used)
     places = {tag: i for i, tag in enumerate(labels)}
-    splits = {k: [(words, [places[t] for t in tags]) for words, tags in sentences]
-              for k, sentences in rows.items()}  # fmt: skip
+    splits = {
+        k: [(words, [places[t] for t in tags]) for words, tags in sentences]
+        for k, sentences in rows.items()
+    }
     return _data(path, "tags", splits, labels, TagBatch(tokenizer, longest), final)
 
 
@@ -95,9 +105,11 @@ def _sentences(file: Path) -> list[tuple[list[str], list[str]]]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            "a file of tagged words cannot be read", where=str(file), found=str(error)[:200],
+            "a file of tagged words cannot be read",
+            where=str(file),
+            found=str(error)[:200],
             fix="restore it",
-        ) from None  # fmt: skip
+        ) from None
     for number, line in enumerate(lines, 1):
         if line.startswith("-DOCSTART-"):
             continue
@@ -106,9 +118,11 @@ def _sentences(file: Path) -> list[tuple[list[str], list[str]]]:
             sentences.append(([], []))
         elif len(columns) < 2:
             raise DataError(
-                "a word has no tag", where=f"{file}, line {number}", found=line[:60],
+                "a word has no tag",
+                where=f"{file}, line {number}",
+                found=line[:60],
                 fix="write a word and its tag on every line",
-            )  # fmt: skip
+            )
         else:
             sentences[-1][0].append(columns[0])
             sentences[-1][1].append(columns[-1])
@@ -118,30 +132,50 @@ def _sentences(file: Path) -> list[tuple[list[str], list[str]]]:
 def _tokenizer(path: Path, backbone: Backbone) -> Any:
     if backbone.tokenizer is None:
         raise DataError(
-            "text needs a language backbone", where=str(path), found=f"backbone {backbone.name}",
+            "text needs a language backbone",
+            where=str(path),
+            found=f"backbone {backbone.name}",
             fix="give one, e.g. --backbone hf:sentence-transformers/all-MiniLM-L6-v2",
-        )  # fmt: skip
+        )
     return backbone.tokenizer
 
 
 def _check_classes(path: Path, labels: list[str], used: dict[str, set[str]]) -> None:
     if len(labels) < 2:
-        raise DataError("a classification needs two classes", where=str(path),
-                        found=f"{len(labels)}", fix="check the label column")  # fmt: skip
+        raise DataError(
+            "a classification needs two classes",
+            where=str(path),
+            found=f"{len(labels)}",
+            fix="check the label column",
+        )
     for part, classes in used.items():
         unknown = classes - set(labels)
         if unknown:
-            raise DataError("classes that training does not have", where=f"{path} ({part})",
-                            found=", ".join(sorted(unknown)[:5]), fix="correct the label column")  # fmt: skip
+            raise DataError(
+                "classes that training does not have",
+                where=f"{path} ({part})",
+                found=", ".join(sorted(unknown)[:5]),
+                fix="correct the label column",
+            )
 
 
 def _data(
-    path: Path, kind: str, splits: dict[str, list[Any]], labels: list[str], collate: TextBatch,
+    path: Path,
+    kind: str,
+    splits: dict[str, list[Any]],
+    labels: list[str],
+    collate: TextBatch,
     final: bool,
-) -> Data:  # fmt: skip
+) -> Data:
     train = splits["train"] + (splits.get("val", []) if final else [])
     return Data(
-        path.stem, train, None if final else splits.get("val"), splits.get("test"), labels, kind,
-        collate, identity=identity([p for s in splits.values() for p in s]),
+        path.stem,
+        train,
+        None if final else splits.get("val"),
+        splits.get("test"),
+        labels,
+        kind,
+        collate,
+        identity=identity([p for s in splits.values() for p in s]),
         notes={"preprocessing": collate.to_dict()},
-    )  # fmt: skip
+    )

@@ -42,13 +42,19 @@ class TextBatch:
     def tokens(self, texts: Sequence[Any], **how: Any) -> Any:
         """The backbone's input, `b n` each."""
         batch = self.tokenizer(
-            list(texts), padding=True, padding_side="right", truncation=True,
-            max_length=self.limit, return_tensors="pt", **how,
-        )  # fmt: skip
+            list(texts),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.limit,
+            return_tensors="pt",
+            **how,
+        )
         if batch["input_ids"].shape[1] == 0:
             # A tokenizer without special tokens makes nothing of an empty text.
-            batch = self.tokenizer(list(texts), padding="max_length", max_length=1,
-                                   return_tensors="pt", **how)  # fmt: skip
+            batch = self.tokenizer(
+                list(texts), padding="max_length", max_length=1, return_tensors="pt", **how
+            )
             batch["input_ids"] = batch["input_ids"].long()
         mask = batch["attention_mask"] = batch["attention_mask"].long()
         # ... and attention to nothing has no answer: its first pad stands for it.
@@ -91,10 +97,11 @@ class TagBatch(TextBatch):
             ids = [batch.word_ids(row) for row in range(len(sentences))]
         except (AssertionError, ValueError, AttributeError) as error:
             raise DataError(
-                "a tokenizer cannot place words", where=type(self.tokenizer).__name__,
+                "a tokenizer cannot place words",
+                where=type(self.tokenizer).__name__,
                 found=str(error).splitlines()[0][:200],
                 fix="use a fast tokenizer; RoBERTa's and GPT-2's need add_prefix_space=True",
-            ) from None  # fmt: skip
+            ) from None
         places: list[dict[int, int]] = []
         for words in ids:
             first: dict[int, int] = {}

@@ -29,13 +29,15 @@ def with_validation(data: Data) -> Data:
     val, train = stratified(labels, (SHARE,), SPLIT_SEED)
     if not train or not val:
         raise DataError(
-            "too few examples to hold any out for validation", where=data.name,
+            "too few examples to hold any out for validation",
+            where=data.name,
             found=f"{len(labels)} training examples of {len(set(labels))} classes",
             fix="give two or more of a class, or a validation split",
-        )  # fmt: skip
+        )
     drawn = hashlib.sha256(repr((data.identity, val)).encode()).hexdigest()[:16]
-    return replace(data, train=Subset(data.train, train), val=Subset(data.train, val),
-                   identity=drawn)  # fmt: skip
+    return replace(
+        data, train=Subset(data.train, train), val=Subset(data.train, val), identity=drawn
+    )
 
 
 def _label(dataset: Any, index: int) -> int:

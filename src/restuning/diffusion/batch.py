@@ -8,13 +8,18 @@ from torch import Tensor
 from restuning.diffusion.encoded import Encoded
 from restuning.diffusion.objective import Noised, Objective
 from restuning.diffusion.settings import DenoiserSettings
-from restuning.train.randomness import Order, mixed
+from restuning.training.randomness import Order, mixed
 
 
 def drawn(
-    data: Encoded, objective: Objective, settings: DenoiserSettings, order: Order, step: int,
-    rank: int = 0, world: int = 1,
-) -> tuple[Noised, dict[str, Tensor]]:  # fmt: skip
+    data: Encoded,
+    objective: Objective,
+    settings: DenoiserSettings,
+    order: Order,
+    step: int,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[Noised, dict[str, Tensor]]:
     """One process's noised samples and conditions of a step.
 
     All is drawn for the whole batch and then shared out, so that k processes train on what one

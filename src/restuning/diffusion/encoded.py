@@ -88,9 +88,14 @@ class Encoded:
 
 
 def encode(
-    pairs: Pairs, encoder: Encoder, size: int, folder: str | Path | None = None, *,
-    batch: int = 16, progress: Callable[[int, int], None] | None = None,
-) -> Encoded:  # fmt: skip
+    pairs: Pairs,
+    encoder: Encoder,
+    size: int,
+    folder: str | Path | None = None,
+    *,
+    batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Encoded:
     """Encode pairs, or read what was encoded before under the same key.
 
     Args:
@@ -125,9 +130,14 @@ def encode(
         empty = {n: t.cpu() for n, t in encoder.texts([""]).items()}
     row = {caption: i for i, caption in enumerate(unique)}
     found = Encoded(
-        torch.cat(means), torch.cat(stds), texts, torch.tensor([row[c] for c in pairs.captions]),
-        empty, pairs.captions, key,
-    )  # fmt: skip
+        torch.cat(means),
+        torch.cat(stds),
+        texts,
+        torch.tensor([row[c] for c in pairs.captions]),
+        empty,
+        pairs.captions,
+        key,
+    )
     if home is not None:
         _write(home, found, facts)
     return found
@@ -155,9 +165,11 @@ def _write(home: Path, found: Encoded, facts: Mapping[str, Any]) -> None:
             shutil.rmtree(aside)
     except OSError as error:
         raise StoreError(
-            "latents and texts could not be kept", where=str(home), found=str(error),
+            "latents and texts could not be kept",
+            where=str(home),
+            found=str(error),
             fix="free space or give another --store",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _read(home: Path, pairs: Pairs, key: str) -> Encoded:
@@ -169,13 +181,22 @@ def _read(home: Path, pairs: Pairs, key: str) -> Encoded:
         tensors = {n: torch.from_numpy(np.load(home / f"{n}.npy", mmap_mode="c")) for n in files}
         texts = {n[5:]: t for n, t in tensors.items() if n.startswith("text.")}
         empty = {n[6:]: t for n, t in tensors.items() if n.startswith("empty.")}
-        return Encoded(tensors["mean"], tensors["std"], texts, tensors["caption_of"], empty,
-                       pairs.captions, key)  # fmt: skip
+        return Encoded(
+            tensors["mean"],
+            tensors["std"],
+            texts,
+            tensors["caption_of"],
+            empty,
+            pairs.captions,
+            key,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            "a store of latents is damaged", where=str(home), found=str(error)[:200],
+            "a store of latents is damaged",
+            where=str(home),
+            found=str(error)[:200],
             fix="remove this folder; it is made again",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _sum(file: Path) -> str:

@@ -11,7 +11,7 @@ from restuning._errors import DataError
 from restuning.diffusion.encoded import Encoded
 from restuning.diffusion.objective import Objective
 from restuning.diffusion.sample import Denoiser
-from restuning.train.randomness import mixed
+from restuning.training.randomness import mixed
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,15 @@ class HeldOut:
 
 @torch.no_grad()
 def held_out_error(
-    denoiser: Denoiser, objective: Objective, data: Encoded, *, buckets: int = 10,
-    rows: int | None = None, batch: int = 32, seed: int = 0,
-) -> HeldOut:  # fmt: skip
+    denoiser: Denoiser,
+    objective: Objective,
+    data: Encoded,
+    *,
+    buckets: int = 10,
+    rows: int | None = None,
+    batch: int = 32,
+    seed: int = 0,
+) -> HeldOut:
     """The error on data that were not trained on, every image at one time of every bucket.
 
     Noise and times are functions of the seed and the image, so all denoisers meet the same.
@@ -74,9 +80,10 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     """
     if min(len(first), len(second)) < 2:
         raise DataError(
-            "a distance between sets needs sets", found=f"{len(first)} and {len(second)} features",
+            "a distance between sets needs sets",
+            found=f"{len(first)} and {len(second)} features",
             fix="give at least two of each, better thousands",
-        )  # fmt: skip
+        )
     a, b = first.double(), second.double()
     one, two = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
     roots = torch.linalg.eigvals(one @ two).real.clamp(min=0).sqrt().sum()
@@ -104,9 +111,10 @@ def density_and_coverage(
     """
     if len(real) <= neighbours or not len(generated):
         raise DataError(
-            "density and coverage need more samples", found=f"{len(real)} real ones, "
-            f"{len(generated)} generated", fix=f"give more than {neighbours} real ones",
-        )  # fmt: skip
+            "density and coverage need more samples",
+            found=f"{len(real)} real ones, {len(generated)} generated",
+            fix=f"give more than {neighbours} real ones",
+        )
     within = torch.cdist(real.double(), real.double())
     radius = within.kthvalue(neighbours + 1, dim=1).values
     inside = torch.cdist(real.double(), generated.double()) < radius[:, None]

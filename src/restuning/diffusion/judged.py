@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from restuning._errors import BackboneError, require
 from restuning.diffusion.evaluate import density_and_coverage
-from restuning.fingerprint import weights_digest
+from restuning.host import weights_digest
 
 FETCHED = "they are fetched at first use: run once with a network, or put the file where it is kept"
 
@@ -48,10 +48,14 @@ class Protocol:
 
 @torch.no_grad()
 def judge_images(
-    reference: Iterable[Tensor], generated: Iterable[tuple[Tensor, Sequence[str]]],
-    protocol: Protocol, *, network: nn.Module | None = None, clip: str | None = None,
+    reference: Iterable[Tensor],
+    generated: Iterable[tuple[Tensor, Sequence[str]]],
+    protocol: Protocol,
+    *,
+    network: nn.Module | None = None,
+    clip: str | None = None,
     neighbours: int = 5,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Compare two sets of images, and images with their captions.
 
     Args:
@@ -107,10 +111,12 @@ def judge_images(
             "reference_images": sum(map(len, real)),
             "generated_images": sum(map(len, made)),
             "captions_digest": hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:16],
-            "feature_networks": networks, "clip": clip, "neighbours": neighbours,
+            "feature_networks": networks,
+            "clip": clip,
+            "neighbours": neighbours,
             "libraries": {n: version(n) for n in ("torch", "torchmetrics")},
         },
-    }  # fmt: skip
+    }
 
 
 def _clip(name: str) -> Any:
@@ -124,6 +130,7 @@ def _clip(name: str) -> Any:
 def _unavailable(what: str, error: Exception) -> BackboneError:
     words = (str(error).strip().splitlines() or [""])[0]
     return BackboneError(
-        f"the weights of {what} are not here", found=f"{type(error).__name__}: {words[:200]}",
+        f"the weights of {what} are not here",
+        found=f"{type(error).__name__}: {words[:200]}",
         fix=FETCHED,
-    )  # fmt: skip
+    )

@@ -69,14 +69,16 @@ class Objective:
             )
         if self.kind != "flow" and self.alphas is None:
             raise TrainingError(
-                "this objective needs a noise schedule", where=self.kind,
+                "this objective needs a noise schedule",
+                where=self.kind,
                 fix="give alphas, e.g. pipeline.scheduler.alphas_cumprod",
-            )  # fmt: skip
+            )
         if self.kind == "flow" and self.min_snr is not None:
             raise TrainingError(
-                "min-SNR weights are those of a noise schedule", where="flow",
+                "min-SNR weights are those of a noise schedule",
+                where="flow",
                 fix="leave min_snr out",
-            )  # fmt: skip
+            )
 
     def times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Random times of a batch: whole steps, or for "flow" numbers between 0 and 1."""

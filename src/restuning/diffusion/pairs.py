@@ -53,9 +53,11 @@ class Pairs:
                 image = file.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(
-                "an image cannot be read", where=self.names[index], found=str(error)[:200],
+                "an image cannot be read",
+                where=self.names[index],
+                found=str(error)[:200],
                 fix="repair it or take it out",
-            ) from None  # fmt: skip
+            ) from None
         scale = size / min(image.size)
         width, height = (max(size, round(s * scale)) for s in image.size)
         if image.size != (width, height):
@@ -90,25 +92,29 @@ def load_pairs(path: str | Path) -> Pairs:
         return _parquet([root])
     if not root.is_dir():
         raise DataError(
-            "no images with captions here", where=str(root), found="no folder and no .parquet file",
+            "no images with captions here",
+            where=str(root),
+            found="no folder and no .parquet file",
             fix="give a folder of images with captions, or parquet",
-        )  # fmt: skip
+        )
     tables = sorted(root.rglob("*.parquet"))
     if tables:
         return _parquet(tables)
     found = list(_named(root))
     if not found:
         raise DataError(
-            "no images with captions here", where=str(root),
+            "no images with captions here",
+            where=str(root),
             found="neither metadata.jsonl nor captions.csv, and no image with a .txt beside it",
             fix='write metadata.jsonl: {"file_name": "a.png", "caption": "..."} a line',
-        )  # fmt: skip
+        )
     for file, _ in found:
         if not file.is_file():
             raise DataError(
-                "a captioned image is missing", where=str(file),
+                "a captioned image is missing",
+                where=str(file),
                 fix="restore it or take its line out",
-            )  # fmt: skip
+            )
     names = tuple(str(f.relative_to(root)) for f, _ in found)
     return Pairs(names, tuple(c for _, c in found), tuple(f for f, _ in found))
 
@@ -132,9 +138,11 @@ def _named(root: Path) -> Iterator[tuple[Path, str]]:
                     yield image, beside.read_text(encoding="utf-8").strip()
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise DataError(
-            "captions cannot be read", where=str(root), found=str(error)[:200],
+            "captions cannot be read",
+            where=str(root),
+            found=str(error)[:200],
             fix="write UTF-8, one JSON object a line or a csv with a head",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _row(root: Path, row: Any, where: str) -> tuple[Path, str]:
@@ -142,15 +150,19 @@ def _row(root: Path, row: Any, where: str) -> tuple[Path, str]:
     caption = next((row[c] for c in CAPTION_COLUMNS if isinstance(row, dict) and c in row), None)
     if not isinstance(name, str) or not isinstance(caption, str):
         raise DataError(
-            "a line names no image or no caption", where=where, found=str(row)[:120],
+            "a line names no image or no caption",
+            where=where,
+            found=str(row)[:120],
             fix=f"give file_name and one of {', '.join(CAPTION_COLUMNS)}",
-        )  # fmt: skip
+        )
     file = (root / name).resolve()
     if root.resolve() not in file.parents:
         raise DataError(
-            "a caption's image lies outside the folder", where=where, found=name,
+            "a caption's image lies outside the folder",
+            where=where,
+            found=name,
             fix="give names relative to the folder",
-        )  # fmt: skip
+        )
     return root / name, caption.strip()
 
 
@@ -162,27 +174,31 @@ def _parquet(files: list[Path]) -> Pairs:
             table = parquet.read_table(file)
         except (OSError, ValueError) as error:
             raise DataError(
-                "a parquet file cannot be read", where=str(file), found=str(error)[:200],
+                "a parquet file cannot be read",
+                where=str(file),
+                found=str(error)[:200],
                 fix="restore it from where it came from",
-            ) from None  # fmt: skip
+            ) from None
         text = next((c for c in CAPTION_COLUMNS if c in table.column_names), None)
         image = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
         if text is None or image is None:
             raise DataError(
-                "a parquet file lacks images or captions", where=str(file),
+                "a parquet file lacks images or captions",
+                where=str(file),
                 found=f"columns {', '.join(table.column_names[:8])}",
                 fix=f"name them {IMAGE_COLUMNS[0]} and one of {', '.join(CAPTION_COLUMNS)}",
-            )  # fmt: skip
+            )
         pictures, texts = table[image].to_pylist(), table[text].to_pylist()
         for number, (picture, caption) in enumerate(zip(pictures, texts, strict=True)):
             data = picture.get("bytes") if isinstance(picture, dict) else picture
             where = f"{file.name}:{number}"
             if not isinstance(data, bytes) or not isinstance(caption, str):
                 raise DataError(
-                    "a row holds no image or no caption", where=where,
+                    "a row holds no image or no caption",
+                    where=where,
                     found=f"{type(data).__name__} and {type(caption).__name__}",
                     fix="store the bytes of image files, and a string",
-                )  # fmt: skip
+                )
             names.append(where)
             captions.append(caption.strip())
             sources.append(data)

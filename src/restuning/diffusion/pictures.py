@@ -25,8 +25,9 @@ def save_grid(images: Tensor, path: str | Path, columns: int, scale: int = 1) ->
     pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     count, _, height, width = pixels.shape
     rows = -(-count // columns)
-    sheet = torch.full((3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255,
-                       dtype=torch.uint8)  # fmt: skip
+    sheet = torch.full(
+        (3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8
+    )
     for place, image in enumerate(pixels):
         top, left = (place // columns) * (height + GAP), (place % columns) * (width + GAP)
         sheet[:, top : top + height, left : left + width] = image

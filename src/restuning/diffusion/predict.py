@@ -12,8 +12,7 @@ from restuning._errors import TrainingError
 from restuning.backbones.conditions import as_inputs
 from restuning.host import Host
 from restuning.sites import first_tensor
-from restuning.task import Task
-from restuning.tuned import Tuned
+from restuning.task import Task, Tuned
 
 
 class Predictions(nn.Module):

@@ -15,10 +15,16 @@ Denoiser = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser, objective: Objective, noise: Tensor, conditions: Mapping[str, Tensor], *,
-    steps: int = 20, guidance: float = 1.0, empty: Mapping[str, Tensor] | None = None,
+    denoiser: Denoiser,
+    objective: Objective,
+    noise: Tensor,
+    conditions: Mapping[str, Tensor],
+    *,
+    steps: int = 20,
+    guidance: float = 1.0,
+    empty: Mapping[str, Tensor] | None = None,
     clip: float | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Denoise in equal steps, without randomness of its own (eta 0).
 
     Args:

@@ -59,21 +59,27 @@ class DenoiserSettings:
         _demand(_whole(self.seed, 0), "seed", self.seed, "give 0 or more")
         _demand(_number(self.lr) and self.lr > 0, "lr", self.lr, "give a number above 0")
         _demand(
-            _number(self.weight_decay) and self.weight_decay >= 0, "weight_decay",
-            self.weight_decay, "give 0 or more",
-        )  # fmt: skip
+            _number(self.weight_decay) and self.weight_decay >= 0,
+            "weight_decay",
+            self.weight_decay,
+            "give 0 or more",
+        )
         _demand(
-            _number(self.caption_drop) and 0 <= self.caption_drop < 1, "caption_drop",
-            self.caption_drop, "give 0 or more, below 1",
-        )  # fmt: skip
+            _number(self.caption_drop) and 0 <= self.caption_drop < 1,
+            "caption_drop",
+            self.caption_drop,
+            "give 0 or more, below 1",
+        )
         for name, below in (("clip", math.inf), ("ema", 1.0)):
             value = getattr(self, name)
             fits = value is None or (_number(value) and 0 < value < below)
             _demand(fits, name, value, "give a number above 0, or none")
         _demand(
-            self.precision in ("no", "bf16", "fp16"), "precision", self.precision,
+            self.precision in ("no", "bf16", "fp16"),
+            "precision",
+            self.precision,
             "choose one of no, bf16, fp16",
-        )  # fmt: skip
+        )
 
     @property
     def warmup(self) -> int:

@@ -21,18 +21,15 @@ from restuning.diffusion.encoded import Encoded
 from restuning.diffusion.objective import Objective
 from restuning.diffusion.predict import Predictions
 from restuning.diffusion.settings import DenoiserSettings
-from restuning.files import save
 from restuning.host import Host
-from restuning.task import Task
-from restuning.train import checkpoint
-from restuning.train.ema import Ema
-from restuning.train.failures import short_of_memory
-from restuning.train.fit import accelerated
-from restuning.train.identity import check_same_run
-from restuning.train.interrupts import Interrupts
-from restuning.train.journal import Journal
-from restuning.train.optimiser import build_optimiser, learning_rate
-from restuning.train.randomness import Order, own_randomness, seed_everything
+from restuning.task import Task, save
+from restuning.training import build_optimiser, checkpoint, learning_rate
+from restuning.training.fit import accelerated
+from restuning.training.interrupts import Interrupts, short_of_memory
+from restuning.training.log import Journal
+from restuning.training.optimiser import Ema
+from restuning.training.randomness import Order, own_randomness, seed_everything
+from restuning.training.settings import check_same_run
 
 LOG_EVERY = 10
 
@@ -119,10 +116,12 @@ class _Loop:
         self.step = 0
         self.losses: list[list[float]] = []
         self.identity = {
-            **settings.identity(), "data": run.data.key, "objective": run.objective.kind,
+            **settings.identity(),
+            "data": run.data.key,
+            "objective": run.objective.kind,
             "min_snr": run.objective.min_snr,
             "tasks": json.dumps({n: t.spec() for n, t in run.tasks.items()}, sort_keys=True),
-        }  # fmt: skip
+        }
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     def run(self, resume: bool) -> dict[str, Any]:
@@ -166,8 +165,9 @@ class _Loop:
                 named = zip(self.spec.tasks, rows, strict=True)
                 loss = {n: sum(r) / len(r) for n, r in named}
                 rate = self._rate(self.step - 1)
-                self.journal.write({"step": self.step, "loss": loss, "lr": rate,
-                                    "seconds": self._seconds()})  # fmt: skip
+                self.journal.write(
+                    {"step": self.step, "loss": loss, "lr": rate, "seconds": self._seconds()}
+                )
             if self.step < settings.steps:
                 if self.step % settings.checkpoint_every == 0:
                     self._save(folder)
@@ -188,8 +188,9 @@ class _Loop:
 
     def _step(self) -> None:
         run, settings, device = self.spec, self.spec.settings, self.accelerator.device
-        noised, conditions = drawn(run.data, run.objective, settings, self.order, self.step,
-                                   self.rank, self.world)  # fmt: skip
+        noised, conditions = drawn(
+            run.data, run.objective, settings, self.order, self.step, self.rank, self.world
+        )
         rows = len(noised.time)
         counts = self.order.counts(self.step, self.rank, self.world)
         seed_everything("step", settings.seed, self.step, self.rank)
@@ -219,10 +220,11 @@ class _Loop:
         self.losses.append(total.tolist())
         if not all(map(math.isfinite, self.losses[-1])):
             raise TrainingError(
-                "the loss is no longer finite", where=f"step {self.step}",
+                "the loss is no longer finite",
+                where=f"step {self.step}",
                 found=f"{self.losses[-1]} at a learning rate of {self._rate(self.step - 1):.2g}",
                 fix="lower --lr, or start again from an earlier checkpoint with --clip",
-            )  # fmt: skip
+            )
         if self.ema is not None:
             self.ema.update(self.task, self.step)
 
@@ -232,8 +234,9 @@ class _Loop:
             return
         self.task.eval()
         for name, task in self.spec.tasks.items():
-            save(task, self.spec.host, self.out / f"{name}{suffix}.task",
-                 backbone=self.spec.backbone)  # fmt: skip
+            save(
+                task, self.spec.host, self.out / f"{name}{suffix}.task", backbone=self.spec.backbone
+            )
         if self.spec.draw is not None:
             with own_randomness():
                 self.spec.draw(self.step)
@@ -243,9 +246,13 @@ class _Loop:
         if not self.main or self.journal is None:
             return
         state = {
-            "step": self.step, "run": self.identity, "losses": self.losses, "result": result,
-            "seconds": self._seconds(), "log": self.journal.position(),
-        }  # fmt: skip
+            "step": self.step,
+            "run": self.identity,
+            "losses": self.losses,
+            "result": result,
+            "seconds": self._seconds(),
+            "log": self.journal.position(),
+        }
         unfinished = result is None
         mean = self.ema.mean if unfinished and self.ema is not None else None
         snapshot = checkpoint.take(self.task, self.optimiser if unfinished else None, mean, state)

@@ -2,8 +2,6 @@
 
 from restuning.features.cached import Cached as Cached
 from restuning.features.cached import StoredFeatures as StoredFeatures
-from restuning.features.closed_form import WithAnswers as WithAnswers
-from restuning.features.closed_form import solved as solved
 from restuning.features.codec import DTYPES as DTYPES
 from restuning.features.codec import PRECISIONS as PRECISIONS
 from restuning.features.extract import Forecast as Forecast

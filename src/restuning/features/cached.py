@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
-from restuning.bypass import Needs, Tokens, hold
-from restuning.extractor import Extractor
 from restuning.features.store import Store
 from restuning.features.views import drawn_view
-from restuning.sites import one_token
+from restuning.host import Extractor
+from restuning.sites import Needs, Tokens, hold, one_token
 from restuning.task import Task
 
 
@@ -40,10 +38,11 @@ class StoredFeatures(Dataset):
                 raise StoreError("no such split in the store", where=str(store.path), found=split)
         if not 1 <= views <= len(store.key.views):
             raise StoreError(
-                "the store has fewer views", where=str(store.path),
+                "the store has fewer views",
+                where=str(store.path),
                 found=f"{len(store.key.views)} views, {views} asked for",
                 fix="build one with `restuning cache --views`",
-            )  # fmt: skip
+            )
         self.store, self.splits, self.views = store, tuple(splits), views
         self.places = [(s, i) for s in splits for i in range(store.key.splits[s])]
         self.labels = torch.cat([store.labels(s) for s in splits])
@@ -84,11 +83,6 @@ class StoredFeatures(Dataset):
         return self.store.taps(torch.cat(parts)[order.argsort()]), self.labels[at]
 
 
-def as_is(batch: Any) -> Any:
-    """The collate function of a data set that gives whole batches."""
-    return batch
-
-
 class Cached(nn.Module):
     """A task on stored features: what `Tuned` is on inputs. No backbone forward is made.
 
@@ -108,11 +102,13 @@ class Cached(nn.Module):
         needs = task.needs(host.readout_rule)
         if not covers(store, needs, host.sites.taps[-1]):
             raise StoreError(
-                "the store lacks what the task needs", where=str(store.path),
+                "the store lacks what the task needs",
+                where=str(store.path),
                 found=f"{len(store.key.taps)} taps, tokens {store.key.form}; wanted "
                 f"{', '.join(needs.taps[:4])}{' ...' if len(needs.taps) > 4 else ''}, "
-                f"tokens {needs.form}", fix="build one for this method: `restuning cache`",
-            )  # fmt: skip
+                f"tokens {needs.form}",
+                fix="build one for this method: `restuning cache`",
+            )
         self._last = host.sites.taps[-1]
         self._tokens: Tokens = needs.tokens if store.key.tokens == "all" else "all"
 
@@ -150,7 +146,8 @@ def refuse_other_backbone(host: Extractor, store: Store) -> None:
     if theirs != ours:
         different = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
         raise StoreError(
-            "the store is of another backbone", where=str(store.path),
+            "the store is of another backbone",
+            where=str(store.path),
             found="; ".join(f"{k}: {theirs.get(k)} stored, {ours.get(k)} here" for k in different),
             fix="use the backbone it was built with, or build a store for this one",
-        )  # fmt: skip
+        )

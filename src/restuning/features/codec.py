@@ -37,9 +37,10 @@ def check_precision(precision: str) -> str:
     """
     if precision not in PRECISIONS:
         raise StoreError(
-            "features cannot be computed in this precision", found=str(precision),
+            "features cannot be computed in this precision",
+            found=str(precision),
             fix=f"one of {', '.join(PRECISIONS)}",
-        )  # fmt: skip
+        )
     return precision
 
 
@@ -66,9 +67,10 @@ def encode(rows: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
         half = rows.half()
         if not bool(half.isfinite().all()):
             raise StoreError(
-                "features are too large for fp16", found=f"{float(rows.abs().max()):.3g}",
+                "features are too large for fp16",
+                found=f"{float(rows.abs().max()):.3g}",
                 fix="use --dtype bf16 or fp32",
-            )  # fmt: skip
+            )
         return half.numpy(), None
     scales = rows.abs().amax(0).clamp(min=1e-12) / 127
     return (rows / scales).round().clamp(-127, 127).to(torch.int8).numpy(), scales.numpy()

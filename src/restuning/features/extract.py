@@ -17,21 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
-from restuning.bypass import Needs
-from restuning.extractor import Extractor
-from restuning.features.claim import Claim
+from restuning._files import Claim
+from restuning.bypass.pooling import merged_away
 from restuning.features.key import StoreKey, merged_taps
 from restuning.features.store import MANIFEST, Store
-from restuning.features.writing import (
-    Lost,
-    Shard,
-    finish,
-    is_written,
-    write,
-    write_shard,
-    writing,
-)
-from restuning.pooling import merged_away
+from restuning.features.writing import Lost, Shard, finish, is_written, write, write_shard, writing
+from restuning.host import Extractor
+from restuning.sites import Needs
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 512
@@ -101,9 +93,16 @@ def forecast(
 
 
 def build(
-    host: Extractor, key: StoreKey, root: Path, splits: Mapping[tuple[str, int], Any], *,
-    batch_size: int = 32, workers: int = 0, collate: Callable | None = None, progress: bool = True,
-) -> Store:  # fmt: skip
+    host: Extractor,
+    key: StoreKey,
+    root: Path,
+    splits: Mapping[tuple[str, int], Any],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    collate: Callable | None = None,
+    progress: bool = True,
+) -> Store:
     """Compute what is missing of a store and open it.
 
     Several processes may run this at once on one folder: each shard is claimed by one of them.
@@ -131,24 +130,39 @@ def build(
     missing = sum(s.stop - s.start for s in plan if not is_written(folder, s))
     if missing * key.bytes_per_row > shutil.disk_usage(folder).free:
         raise StoreError(
-            "there is no room for the store", where=str(folder),
+            "there is no room for the store",
+            where=str(folder),
             found=f"{missing * key.bytes_per_row / 2**20:,.1f} MiB wanted, "
             f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free",
             fix="free space, choose --store elsewhere, or a smaller --dtype",
-        )  # fmt: skip
+        )
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("features"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, disable=not (progress and console.is_terminal),
-    )  # fmt: skip
+        TextColumn("features"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (progress and console.is_terminal),
+    )
     with bar:
         line = bar.add_task("", total=key.rows, completed=key.rows - missing)
         # First what nobody has claimed, then what others had claimed and may have left behind.
         for wait in (False, True):
             for (split, view), dataset in splits.items():
                 shards = [s for s in plan if (s.split, s.view) == (split, view)]
-                _extract(host, key, folder, shards, dataset, batch_size, workers, collate,
-                         wait, lambda rows: bar.advance(line, rows))  # fmt: skip
+                _extract(
+                    host,
+                    key,
+                    folder,
+                    shards,
+                    dataset,
+                    batch_size,
+                    workers,
+                    collate,
+                    wait,
+                    lambda rows: bar.advance(line, rows),
+                )
     # One of several writers finishes; the others find the manifest there.
     claim = Claim.take(folder / "manifest.lock", wait=True)
     try:
@@ -182,10 +196,11 @@ def _opened(folder: Path, key: StoreKey) -> Store:
     store = Store(folder)
     if store.key.digest != key.digest:
         raise StoreError(
-            "the folder holds another store", where=str(folder),
+            "the folder holds another store",
+            where=str(folder),
             found=f"key {store.key.digest[:12]}, wanted {key.digest[:12]}",
             fix="choose --store elsewhere",
-        )  # fmt: skip
+        )
     return store
 
 
@@ -209,9 +224,17 @@ def _plan(key: StoreKey, batch_size: int) -> list[Shard]:
 
 
 def _extract(
-    host: Extractor, key: StoreKey, folder: Path, shards: list[Shard], dataset: Any, batch_size: int,
-    workers: int, collate: Callable | None, wait: bool, advance: Callable[[int], None],
-) -> None:  # fmt: skip
+    host: Extractor,
+    key: StoreKey,
+    folder: Path,
+    shards: list[Shard],
+    dataset: Any,
+    batch_size: int,
+    workers: int,
+    collate: Callable | None,
+    wait: bool,
+    advance: Callable[[int], None],
+) -> None:
     claims: dict[Shard, Claim] = {}
     queue: list[tuple[Shard, int]] = []
 
@@ -232,8 +255,13 @@ def _extract(
                 queue.append((shard, stop))
                 yield list(range(start, stop))
 
-    loader = DataLoader(dataset, batch_sampler=batches(), num_workers=workers,  # type: ignore[arg-type]
-                        collate_fn=collate, generator=torch.Generator().manual_seed(0))  # fmt: skip
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches(),
+        num_workers=workers,  # type: ignore[arg-type]
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(0),
+    )
     device = host.device
     parts: list[Tensor] = []
     labels: list[int] = []
@@ -271,8 +299,9 @@ def _row(taps: Mapping[str, Tensor], key: StoreKey) -> Tensor:
     for tap in key.taps:
         if tuple(taps[tap.name].shape[1:]) != tap.shape:
             raise StoreError(
-                "inputs of different sizes cannot share a store", where=tap.name,
+                "inputs of different sizes cannot share a store",
+                where=tap.name,
                 found=f"{tuple(taps[tap.name].shape[1:])}, first was {tap.shape}",
-                fix='store class tokens only, or train live (--no-cache)',
-            )  # fmt: skip
+                fix="store class tokens only, or train live (--no-cache)",
+            )
     return torch.cat([taps[t.name].flatten(1) for t in key.taps], 1).float().cpu()

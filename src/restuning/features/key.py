@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from restuning._errors import StoreError
-from restuning.bypass import Needs
-from restuning.engine import Engine
-from restuning.extractor import Extractor
+from restuning.bypass.pooling import merged
 from restuning.features.codec import BYTES, check_dtype, check_precision
-from restuning.pooling import merged
+from restuning.host import Engine, Extractor
+from restuning.sites import Needs
 
 SCHEMA = 1
 """Raised when stores of an older library can no longer be read."""
@@ -112,11 +111,15 @@ class StoreKey:
         return cls(
             dict(values["backbone"]),
             tuple(Tap(str(n), tuple(int(i) for i in shape)) for n, shape in values["taps"]),
-            str(values["tokens"]), check_dtype(values["dtype"]), dict(values["preprocessing"]),
-            dict(values["data"]), tuple(map(str, values["views"])),
+            str(values["tokens"]),
+            check_dtype(values["dtype"]),
+            dict(values["preprocessing"]),
+            dict(values["data"]),
+            tuple(map(str, values["views"])),
             {str(k): int(v) for k, v in values["splits"].items()},
-            check_precision(values.get("precision", "fp32")), _side(values.get("merge", 1)),
-        )  # fmt: skip
+            check_precision(values.get("precision", "fp32")),
+            _side(values.get("merge", 1)),
+        )
 
     @property
     def digest(self) -> str:
@@ -125,10 +128,19 @@ class StoreKey:
 
 
 def store_key(
-    host: Extractor, needs: Needs, example: Mapping[str, Any] | Sequence[Any], *, backbone: str,
-    preprocessing: Mapping[str, Any], data: str, identity: str, splits: Mapping[str, int],
-    views: Sequence[str] = ("plain",), dtype: str = "fp32", precision: str = "fp32",
-) -> StoreKey:  # fmt: skip
+    host: Extractor,
+    needs: Needs,
+    example: Mapping[str, Any] | Sequence[Any],
+    *,
+    backbone: str,
+    preprocessing: Mapping[str, Any],
+    data: str,
+    identity: str,
+    splits: Mapping[str, int],
+    views: Sequence[str] = ("plain",),
+    dtype: str = "fp32",
+    precision: str = "fp32",
+) -> StoreKey:
     """The key of the store that would hold these features.
 
     Args:
@@ -152,9 +164,10 @@ def store_key(
     """
     if check_precision(precision) != "fp32" and isinstance(host, Engine):
         raise StoreError(
-            "an engine computes in the precision it was exported in", found=precision,
+            "an engine computes in the precision it was exported in",
+            found=precision,
             fix="leave --precision (--cache-precision) out",
-        )  # fmt: skip
+        )
     if isinstance(example, Mapping):
         taps = host.features(keep=needs, **example)
     else:
@@ -163,10 +176,15 @@ def store_key(
     return StoreKey(
         {"name": backbone, **host.fingerprint(), "all weights": host.digest()},
         tuple(Tap(name, tuple(value.shape[1:])) for name, value in taps.items()),
-        needs.tokens, check_dtype(dtype), dict(preprocessing),
-        {"name": data, "identity": identity}, tuple(views), dict(splits),
-        precision, needs.merge,
-    )  # fmt: skip
+        needs.tokens,
+        check_dtype(dtype),
+        dict(preprocessing),
+        {"name": data, "identity": identity},
+        tuple(views),
+        dict(splits),
+        precision,
+        needs.merge,
+    )
 
 
 def merged_taps(taps: Mapping[str, Tensor], merge: int, last: str) -> Mapping[str, Tensor]:

@@ -179,9 +179,11 @@ def remove(path: Path) -> int:
         shutil.rmtree(path)
     except OSError as error:
         raise StoreError(
-            "a store cannot be removed", where=str(path), found=error.strerror or str(error),
+            "a store cannot be removed",
+            where=str(path),
+            found=error.strerror or str(error),
             fix="check its permissions",
-        ) from None  # fmt: skip
+        ) from None
     return freed
 
 
@@ -190,10 +192,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not file.exists():
         unfinished = (path / "key.json").exists()
         raise StoreError(
-            "an unfinished feature store" if unfinished else "no feature store", where=str(path),
+            "an unfinished feature store" if unfinished else "no feature store",
+            where=str(path),
             fix="run the same `restuning cache` again: it goes on at the shard where it was"
-            if unfinished else "`restuning cache DATA` builds one, `restuning cache ls` lists them",
-        )  # fmt: skip
+            if unfinished
+            else "`restuning cache DATA` builds one, `restuning cache ls` lists them",
+        )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         schema, digest = manifest["key"]["schema"], manifest["digest"]
@@ -201,9 +205,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _damaged(file, f"{type(error).__name__}: {error}") from None
     if schema != SCHEMA:
         raise StoreError(
-            "a store of another schema", where=str(file), found=f"{schema}, we read {SCHEMA}",
+            "a store of another schema",
+            where=str(file),
+            found=f"{schema}, we read {SCHEMA}",
             fix="remove it (`restuning cache rm`) and build it again",
-        )  # fmt: skip
+        )
     raw = json.dumps(manifest["key"], sort_keys=True).encode()
     if hashlib.sha256(raw).hexdigest() != digest:
         raise _damaged(file, "its key does not match its digest")
@@ -212,6 +218,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _damaged(file: Path, found: str) -> StoreError:
     return StoreError(
-        "a feature store is damaged", where=str(file), found=found,
+        "a feature store is damaged",
+        where=str(file),
+        found=found,
         fix="remove it (`restuning cache rm`) and build it again: nothing of it is used",
-    )  # fmt: skip
+    )

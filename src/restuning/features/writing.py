@@ -42,8 +42,13 @@ def is_written(folder: Path, shard: Shard) -> bool:
 
 
 def write_shard(
-    folder: Path, key: StoreKey, shard: Shard, rows: Tensor, labels: list[int], lost: Lost | None = None,
-) -> None:  # fmt: skip
+    folder: Path,
+    key: StoreKey,
+    shard: Shard,
+    rows: Tensor,
+    labels: list[int],
+    lost: Lost | None = None,
+) -> None:
     """Write one shard: its files first, then the entry that says it is whole."""
     values, scales = encode(rows, key.dtype)
     error = {} if key.dtype == "fp32" else error_report(rows, key.dtype, key.slices)
@@ -59,14 +64,22 @@ def write_shard(
                     np.save(stream, array)
                     stream.flush()
                     os.fsync(stream.fileno())
-                files.append({"file": name, "bytes": partial.stat().st_size,
-                              "sha256": sha256(partial)})  # fmt: skip
+                files.append(
+                    {"file": name, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
+                )
                 partial.replace(folder / name)
             finally:
                 partial.unlink(missing_ok=True)
-        entry = {"split": shard.split, "view": shard.view, "start": shard.start,
-                 "stop": shard.stop, "files": files, "labels": labels, "error": error,
-                 "lost": lost or {}}  # fmt: skip
+        entry = {
+            "split": shard.split,
+            "view": shard.view,
+            "start": shard.start,
+            "stop": shard.stop,
+            "files": files,
+            "labels": labels,
+            "error": error,
+            "lost": lost or {},
+        }
         write(folder / f"{shard.name}.json", json.dumps(entry).encode())
 
 
@@ -76,15 +89,19 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
     labels: dict[str, Any] = {}
     with writing(folder):
         for split in key.splits:
-            values = [y for e in entries if e["split"] == split and e["view"] == 0
-                      for y in e["labels"]]  # fmt: skip
+            values = [
+                y for e in entries if e["split"] == split and e["view"] == 0 for y in e["labels"]
+            ]
             file = folder / f"{split}.labels.npy"
             partial = folder / f".{file.name}.{os.getpid()}.partial"
             with partial.open("wb") as stream:
                 np.save(stream, np.asarray(values, dtype=np.int64))
             partial.replace(file)
-            labels[split] = {"file": file.name, "bytes": file.stat().st_size,
-                             "sha256": sha256(file)}  # fmt: skip
+            labels[split] = {
+                "file": file.name,
+                "bytes": file.stat().st_size,
+                "sha256": sha256(file),
+            }
         error = {
             tap.name: {
                 kind: max((e["error"][tap.name][kind] for e in entries if e["error"]), default=0.0)
@@ -95,9 +112,14 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
         shards = [
             {k: v for k, v in e.items() if k not in ("labels", "error", "lost")} for e in entries
         ]
-        manifest = {"library": f"restuning {__version__}", "digest": key.digest,
-                    "key": key.to_dict(), "error": error, "labels": labels,
-                    "shards": shards}  # fmt: skip
+        manifest = {
+            "library": f"restuning {__version__}",
+            "digest": key.digest,
+            "key": key.to_dict(),
+            "error": error,
+            "labels": labels,
+            "shards": shards,
+        }
         if key.merge > 1:
             manifest["merged away"] = _shares(entries)
         write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -137,8 +159,9 @@ class writing:  # noqa: N801
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise StoreError(
-                "a feature store cannot be written", where=str(self.folder),
+                "a feature store cannot be written",
+                where=str(self.folder),
                 found=error.strerror or str(error),
                 fix="free space or choose --store elsewhere, and run the same command again: "
                 "shards that were finished are kept",
-            ) from None  # fmt: skip
+            ) from None

@@ -1,13 +1,13 @@
 """What training will take, found from shapes alone: memory, time, stores, and what to choose."""
 
-from restuning.forecast.beside import Run as Run
-from restuning.forecast.beside import example_of as example_of
-from restuning.forecast.beside import forecast_run as forecast_run
 from restuning.forecast.budget import Option as Option
 from restuning.forecast.budget import Recommendation as Recommendation
 from restuning.forecast.budget import largest_batch as largest_batch
 from restuning.forecast.budget import parse_bytes as parse_bytes
 from restuning.forecast.budget import recommend as recommend
+from restuning.forecast.finished import Run as Run
+from restuning.forecast.finished import example_of as example_of
+from restuning.forecast.finished import forecast_run as forecast_run
 from restuning.forecast.grid import BankRates as BankRates
 from restuning.forecast.grid import GridForecast as GridForecast
 from restuning.forecast.grid import forecast_grid as forecast_grid

@@ -53,9 +53,17 @@ class GridForecast:
 
 
 def forecast_grid(
-    rates: BankRates, splits: Mapping[str, int], *, tasks: int, arms: int, epochs: int, batch: int,
-    finals: int = 0, single: BankRates | None = None, views: int = 1,
-) -> GridForecast:  # fmt: skip
+    rates: BankRates,
+    splits: Mapping[str, int],
+    *,
+    tasks: int,
+    arms: int,
+    epochs: int,
+    batch: int,
+    finals: int = 0,
+    single: BankRates | None = None,
+    views: int = 1,
+) -> GridForecast:
     """The cost of `tasks` sweeps of `arms` runs each, from times measured once.
 
     Args:
@@ -79,9 +87,10 @@ def forecast_grid(
     last = single or rates
     # The trained arms of the final runs are tested one by one.
     final = (
-        finals / last.arms
+        finals
+        / last.arms
         * (-(-(train + val) // batch) * epochs * last.step_seconds + test * last.eval_seconds)
-    )  # fmt: skip
+    )
     return GridForecast(
         tasks * forwards * rates.forward_seconds, tasks * search, tasks * final, tasks, arms
     )

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import ForecastError
-from restuning.backbones import Backbone, load_backbone
-from restuning.backbones.forms import QUANTIZED, split
-from restuning.bypass import Needs
+from restuning.backbones import QUANTIZED, Backbone, load_backbone
+from restuning.backbones.forms import split
+from restuning.bypass import Ridge
 from restuning.features import Cached
 from restuning.features.codec import BYTES, check_dtype
 from restuning.features.key import merged_taps
 from restuning.forecast.shapes import AbsentWeights, batch_of, shapes_only, weightless
 from restuning.forecast.step import StepForecast, forecast_step, positional
 from restuning.host import Host
-from restuning.ridge import Ridge
-from restuning.task import Task
-from restuning.tuned import Tuned
+from restuning.sites import Needs
+from restuning.task import Task, Tuned
 
 
 def load_shapes(name: str) -> tuple[Backbone, Host]:
@@ -38,15 +37,19 @@ def load_shapes(name: str) -> tuple[Backbone, Host]:
     """
     if quantised := [form for form in split(name)[1] if form in QUANTIZED]:
         raise ForecastError(
-            "a forecast is of a backbone in its own precision", where=name, found=quantised[0],
+            "a forecast is of a backbone in its own precision",
+            where=name,
+            found=quantised[0],
             fix="leave it out; docs/planning.md says what quantised weights take",
-        )  # fmt: skip
+        )
     with torch.device("meta"):
         backbone = load_backbone(name, random=True)
     backbone = replace(
-        backbone, example=tuple(map(_real, backbone.example)),
-        kwargs={k: _real(v) for k, v in backbone.kwargs.items()}, weights="none",
-    )  # fmt: skip
+        backbone,
+        example=tuple(map(_real, backbone.example)),
+        kwargs={k: _real(v) for k, v in backbone.kwargs.items()},
+        weights="none",
+    )
     with AbsentWeights():
         return backbone, Host(backbone.model, *backbone.example, **backbone.kwargs)
 
@@ -129,9 +132,17 @@ def checkpointed(host: Host, on: bool) -> Iterator[None]:
 
 
 def forecast_task(
-    host: Host, task: Task, example: Any, batch: int, *, cached: bool = False,
-    checkpointing: bool = False, precision: str = "no", pieces: int = 1, device: str = "cpu",
-) -> StepForecast:  # fmt: skip
+    host: Host,
+    task: Task,
+    example: Any,
+    batch: int,
+    *,
+    cached: bool = False,
+    checkpointing: bool = False,
+    precision: str = "no",
+    pieces: int = 1,
+    device: str = "cpu",
+) -> StepForecast:
     """One training step of a task.
 
     Args:

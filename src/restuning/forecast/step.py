@@ -39,9 +39,10 @@ class Cost:
     def plus(self, other: Cost, times: int = 1) -> Cost:
         """This, and another so many times."""
         return Cost(
-            self.flops + times * other.flops, self.moved + times * other.moved,
+            self.flops + times * other.flops,
+            self.moved + times * other.moved,
             self.calls + times * other.calls,
-        )  # fmt: skip
+        )
 
     def minus(self, other: Cost) -> Cost:
         """What this has more than another."""
@@ -50,9 +51,10 @@ class Cost:
     def seconds(self, rates: Rates) -> float:
         """Time at a machine's rates: products, traffic and calls one after the other."""
         return (
-            self.flops / rates.flops_per_second + self.moved / rates.bytes_per_second
+            self.flops / rates.flops_per_second
+            + self.moved / rates.bytes_per_second
             + self.calls * rates.seconds_per_call
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,16 @@ def forecast_step(
             optimiser.zero_grad(set_to_none=True)
     cost = _cost(ledger).plus(done[-1].minus(done[-2]), max(0, pieces - 2))
     return StepForecast(
-        batch, weights_bytes, _bytes(own), optimiser_bytes, input_bytes, saved_bytes,
-        ledger.peak - before, _scratch(ledger, device), cost,
-    )  # fmt: skip
+        batch,
+        weights_bytes,
+        _bytes(own),
+        optimiser_bytes,
+        input_bytes,
+        saved_bytes,
+        ledger.peak - before,
+        _scratch(ledger, device),
+        cost,
+    )
 
 
 def _cost(ledger: Ledger) -> Cost:
@@ -190,9 +199,14 @@ def forecast_forward(
 ) -> StepForecast:
     """The same of one forward without gradients, which steps are compared with."""
     return forecast_step(
-        module, example, batch, trained=(), loss=lambda output: _tensors(output)[0].sum(),
-        device=device, precision=precision,
-    )  # fmt: skip
+        module,
+        example,
+        batch,
+        trained=(),
+        loss=lambda output: _tensors(output)[0].sum(),
+        device=device,
+        precision=precision,
+    )
 
 
 def positional(inputs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -222,8 +236,10 @@ def _adamw(parameters: Sequence[nn.Parameter], mode: Any) -> tuple[torch.optim.A
         with mode:
             first, second = torch.empty_like(parameter), torch.empty_like(parameter)
         optimiser.state[parameter] = {
-            "step": torch.tensor(1.0), "exp_avg": first.detach(), "exp_avg_sq": second.detach(),
-        }  # fmt: skip
+            "step": torch.tensor(1.0),
+            "exp_avg": first.detach(),
+            "exp_avg_sq": second.detach(),
+        }
         moments += [first, second]
     return optimiser, moments
 

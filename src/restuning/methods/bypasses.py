@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from restuning._errors import NoSitesError, UnknownNameError
-from restuning.bypass import Bypass
-from restuning.extractor import Extractor
+from restuning.bypass import Bypass, UNetBypass
+from restuning.host import Extractor
 from restuning.methods.method import PAPER, Method, Options, adapter, dropped, film_adapter
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import Scaled, Tuner
-from restuning.unet_bypass import UNetBypass
 
 
 def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
@@ -28,17 +27,25 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
 
         rule = host.readout_rule
         if head is None and any(s.op == "stage" for s in host.sites.values()):
-            return Task(bypass=UNetBypass.plan(
-                host.sites, plan if horizontal else None, plan if vertical else None,
-                kernel=options.get("kernel", 1), form=options.get("form", "correct"),
-            ))  # fmt: skip
+            return Task(
+                bypass=UNetBypass.plan(
+                    host.sites,
+                    plan if horizontal else None,
+                    plan if vertical else None,
+                    kernel=options.get("kernel", 1),
+                    form=options.get("form", "correct"),
+                )
+            )
         # Without head and readout the state takes the place of the last stream, not of a feature.
         pool = options.get("pool") or (None if head is None else rule.pool)
         own = rule.dim if pool == "own" else None
         bypass = Bypass.plan(
-            host.sites, plan if horizontal else None, plan if vertical else None,
-            own=own, residual=options.get("residual", head is None),
-        )  # fmt: skip
+            host.sites,
+            plan if horizontal else None,
+            plan if vertical else None,
+            own=own,
+            residual=options.get("residual", head is None),
+        )
         if options.get("taps"):
             bypass = _on_taps(bypass, options["taps"])
         if options.get("gate") is not None:
@@ -53,8 +60,12 @@ def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
     last = len(bypass.taps) - 1
     wrong = [n for n in layers if not 1 <= n <= last]
     if wrong:
-        raise NoSitesError("no such tap", where=f"taps={wrong}", found=f"layers 1 to {last}",
-                           fix="give layers from 1")  # fmt: skip
+        raise NoSitesError(
+            "no such tap",
+            where=f"taps={wrong}",
+            found=f"layers 1 to {last}",
+            fix="give layers from 1",
+        )
     kept = sorted({*layers, last})
     across, below = (
         [t if isinstance(t := side[n - 1], Tuner) else None for n in kept]
@@ -62,15 +73,22 @@ def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
     )
     return Bypass(
         [bypass.taps[0], *[bypass.taps[n] for n in kept]],
-        [bypass.dims[0], *[bypass.dims[n] for n in kept]], across, below, bypass.residual,
-    )  # fmt: skip
+        [bypass.dims[0], *[bypass.dims[n] for n in kept]],
+        across,
+        below,
+        bypass.residual,
+    )
 
 
 def _fix_gate(bypass: Bypass, value: float) -> None:
     """One lambda for all layers that is not learned."""
     if not 0 < value < 1:
-        raise UnknownNameError("lambda out of its range", where="gate", found=str(value),
-                               fix="give a number between 0 and 1")  # fmt: skip
+        raise UnknownNameError(
+            "lambda out of its range",
+            where="gate",
+            found=str(value),
+            fix="give a number between 0 and 1",
+        )
     with torch.no_grad():
         bypass.gate.fill_(math.log(value / (1 - value)))
     bypass.gate.requires_grad_(False)
@@ -82,15 +100,24 @@ TAKES = ("taps", "gate")
 
 ROWS: dict[str, Method] = {
     "res-tuning-bypass": Method(
-        _bypass(True, True), "side network, horizontal and vertical Res-Adapters, no gradient "
-        "in the backbone", f"{PAPER}, Table 3b", TAKES, inside=False,
+        _bypass(True, True),
+        "side network, horizontal and vertical Res-Adapters, no gradient in the backbone",
+        f"{PAPER}, Table 3b",
+        TAKES,
+        inside=False,
     ),
     "bypass-horizontal": Method(
-        _bypass(True, False), "bypass with horizontal tuners only", f"{PAPER}, Table 3b", TAKES,
+        _bypass(True, False),
+        "bypass with horizontal tuners only",
+        f"{PAPER}, Table 3b",
+        TAKES,
         inside=False,
     ),
     "bypass-vertical": Method(
-        _bypass(False, True), "bypass with vertical tuners only", f"{PAPER}, Table 3b", TAKES,
+        _bypass(False, True),
+        "bypass with vertical tuners only",
+        f"{PAPER}, Table 3b",
+        TAKES,
         inside=False,
     ),
-}  # fmt: skip
+}

@@ -13,7 +13,7 @@ from restuning.methods.method import PAPER, RANK, Method, Options, adapter, drop
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import ResPrefix, ResPrompt, Scaled, Tuner
-from restuning.tuners.attention import Query
+from restuning.tuners.learned_tokens import Query
 
 
 def parsed(name: str) -> tuple[str, dict[str, str]]:
@@ -44,16 +44,27 @@ def prefix(site: Site, options: Options) -> Tuner:
     """A Res-Prefix with the key width of the layer whose queries it takes."""
     query = _query(site, options)
     own = site.maps.key_width if site.maps is not None and query == "mha" else site.dim
-    return ResPrefix(site.dim, length=options.get("rank", RANK), query=query, heads=_heads(site),
-                     zero=options.get("zero", True), width=None if own == site.dim else own)  # fmt: skip
+    return ResPrefix(
+        site.dim,
+        length=options.get("rank", RANK),
+        query=query,
+        heads=_heads(site),
+        zero=options.get("zero", True),
+        width=None if own == site.dim else own,
+    )
 
 
 def prompt(site: Site, options: Options) -> Tuner:
     """A Res-Prompt with the layer's heads, of tokens of the sequence that the layer reads."""
     query = _query(site, options)
     text = site.maps.context if site.maps is not None and query == "mha" else 0
-    return ResPrompt(site.dim, length=options.get("rank", RANK), query=query, heads=_heads(site),
-                     width=text or None)  # fmt: skip
+    return ResPrompt(
+        site.dim,
+        length=options.get("rank", RANK),
+        query=query,
+        heads=_heads(site),
+        width=text or None,
+    )
 
 
 def _query(site: Site, options: Options) -> Query:
@@ -122,6 +133,7 @@ ROWS: dict[str, Method] = {
     ),
     "res-tuning-tri": Method(
         _combined({"mha": "adapter", "ffn": "adapter", "block": "adapter"}),
-        "dual, and a Res-Adapter beside every block", f"{PAPER}, Table 2c",
+        "dual, and a Res-Adapter beside every block",
+        f"{PAPER}, Table 2c",
     ),
-}  # fmt: skip
+}

@@ -27,9 +27,11 @@ def _vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
     site = host.sites.pick("block", layers=[1])["block.1"]
     if site.layout != "b n d":
         raise NoSitesError(
-            "tokens cannot be appended to a map", where=type(host.model).__name__,
-            found=f"a stream {site.layout}", fix="use res-tuning or res-tuning-bypass",
-        )  # fmt: skip
+            "tokens cannot be appended to a map",
+            where=type(host.model).__name__,
+            found=f"a stream {site.layout}",
+            fix="use res-tuning or res-tuning-bypass",
+        )
     dim = site.dim
     return Task(head=head, tuners={"block.0": StemPrompt(dim, length=options.get("rank", RANK))})
 
@@ -37,30 +39,45 @@ def _vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
 ROWS: dict[str, Method] = {
     "prefix": Method(
         _embedded(("mha",), lambda s, o: Scaled(prefix(s, {"zero": False, **o}), "exact")),
-        "prefix tuning: Res-Prefix on MHA with the exact lambda", f"Li and Liang 2021; {PAPER}",
+        "prefix tuning: Res-Prefix on MHA with the exact lambda",
+        f"Li and Liang 2021; {PAPER}",
     ),
     "vpt-deep": Method(
         _embedded(("mha",), lambda s, o: Scaled(prompt(s, o), "exact")),
-        "VPT-deep: Res-Prompt on MHA with the exact lambda", f"Jia et al. 2022; {PAPER}",
+        "VPT-deep: Res-Prompt on MHA with the exact lambda",
+        f"Jia et al. 2022; {PAPER}",
     ),
     "vpt-shallow": Method(
         _vpt_shallow, "VPT-shallow: tokens appended to the embedding output", "Jia et al. 2022"
     ),
     "adapter": Method(
-        _embedded(("ffn",), lambda s, o: ResAdapter(
-            s.dim, rank=o.get("rank", RANK), reads="output", zero=o.get("zero", True))),
-        "sequential adapter after FFN (reads OP's output)", f"Pfeiffer et al. 2021; {PAPER} 1.3",
+        _embedded(
+            ("ffn",),
+            lambda s, o: ResAdapter(
+                s.dim, rank=o.get("rank", RANK), reads="output", zero=o.get("zero", True)
+            ),
+        ),
+        "sequential adapter after FFN (reads OP's output)",
+        f"Pfeiffer et al. 2021; {PAPER} 1.3",
     ),
     "houlsby": Method(
-        _embedded(("mha", "ffn"), lambda s, o: ResAdapter(
-            s.dim, rank=o.get("rank", 64), reads="output", zero=o.get("zero", True))),
+        _embedded(
+            ("mha", "ffn"),
+            lambda s, o: ResAdapter(
+                s.dim, rank=o.get("rank", 64), reads="output", zero=o.get("zero", True)
+            ),
+        ),
         "sequential adapters after MHA and FFN, bottleneck 64",
         "Houlsby et al. 2019, arXiv 1902.00751, section 3.2",
     ),
     "adaptformer": Method(
-        _embedded(("ffn",), lambda s, o: ResAdapter(
-            s.dim, rank=o.get("rank", 64), activation="relu", zero=True, factor=0.1)),
-        "AdaptFormer-64: a parallel ReLU adapter beside FFN, scale 0.1", "Chen et al. 2022",
-
+        _embedded(
+            ("ffn",),
+            lambda s, o: ResAdapter(
+                s.dim, rank=o.get("rank", 64), activation="relu", zero=True, factor=0.1
+            ),
+        ),
+        "AdaptFormer-64: a parallel ReLU adapter beside FFN, scale 0.1",
+        "Chen et al. 2022",
     ),
-}  # fmt: skip
+}

@@ -13,12 +13,9 @@ from typing import Any
 from torch import nn
 
 from restuning._errors import UnknownNameError
-from restuning.engine import cannot_tune_inside
-from restuning.extractor import Extractor
-from restuning.heads import head_of
-from restuning.host import Host
+from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.methods import bypasses, combined, embedded, ours, weights
-from restuning.methods.method import COMMON, OVER_TIME, Method
+from restuning.methods.method import COMMON, OVER_TIME, Method, head_of
 from restuning.sites import POOLS
 from restuning.task import Task
 
@@ -54,9 +51,13 @@ def check(name: str, more: Collection[str] = ()) -> None:
 
 
 def build(
-    name: str, host: Extractor, num_classes: int | None = None, *, head: nn.Linear | None = None,
+    name: str,
+    host: Extractor,
+    num_classes: int | None = None,
+    *,
+    head: nn.Linear | None = None,
     **options: Any,
-) -> Task:  # fmt: skip
+) -> Task:
     """Build a task by the name of its method.
 
     Args:

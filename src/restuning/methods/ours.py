@@ -5,11 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from restuning._errors import NoSitesError
-from restuning.extractor import Extractor
+from restuning.bypass import MixingBypass, Pooling, Ridge
+from restuning.bypass.pooling import Token
+from restuning.host import Extractor
 from restuning.methods.method import Method, Options
-from restuning.mixing import MixingBypass
-from restuning.pooling import Pooling, Token
-from restuning.ridge import Ridge
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import ConvAdapter, LowRankAttention, ResAdapter, Tuner
@@ -38,16 +37,21 @@ def _classifier(host: Extractor, read: list[Site], classes: int, pool: str) -> R
     own = pool == "own"
     dims = [s.dim for s in read[:-1]] + [host.dim if own else read[-1].dim]
     return Ridge(
-        [s.name for s in read], dims, classes, token=None if own else _TOKEN.get(pool),
+        [s.name for s in read],
+        dims,
+        classes,
+        token=None if own else _TOKEN.get(pool),
         grid=host.images and not own,
-    )  # fmt: skip
+    )
 
 
 def _no_head(name: str) -> NoSitesError:
     return NoSitesError(
-        "it makes a feature for a head", where=name,
-        found="no classes", fix="give num_classes; res-tuning-bypass also runs without a head",
-    )  # fmt: skip
+        "it makes a feature for a head",
+        where=name,
+        found="no classes",
+        fix="give num_classes; res-tuning-bypass also runs without a head",
+    )
 
 
 def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
@@ -58,18 +62,22 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
 
     def tuners() -> list[Tuner]:
         near: Tuner = (
-            ConvAdapter(width, rank=rank, prefix=None, norm=True) if host.images
+            ConvAdapter(width, rank=rank, prefix=None, norm=True)
+            if host.images
             else ResAdapter(width, rank=rank)
-        )  # fmt: skip
+        )
         far = LowRankAttention(width, rank=width, heads=options.get("heads", HEADS))
         return [near, far]
 
     pool = options.get("pool") or host.readout_rule.pool
     bypass = MixingBypass(
-        [s.name for s in read], [s.dim for s in read], [tuners() for _ in read],
+        [s.name for s in read],
+        [s.dim for s in read],
+        [tuners() for _ in read],
         Pooling(width, token=_TOKEN.get(pool), grid=host.images),
-        drop_path=options.get("drop_path", DROP_PATH), merge=options.get("merge", 1),
-    )  # fmt: skip
+        drop_path=options.get("drop_path", DROP_PATH),
+        merge=options.get("merge", 1),
+    )
     return Task(bypass=bypass, head=bypass.widened(head))
 
 
@@ -79,21 +87,28 @@ def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     pool = options.get("pool") or host.readout_rule.pool
     if pool == "all" or not host.images:
         raise NoSitesError(
-            "a classifier in closed form answers once an image, from stored features", where="ridge",
+            "a classifier in closed form answers once an image, from stored features",
+            where="ridge",
             found='pool="all"' if pool == "all" else "a backbone that takes no images",
             fix="use linear, res-tuning-bypass or mixing-bypass",
-        )  # fmt: skip
+        )
     bypass = _classifier(host, _read(host, options), head.out_features, pool)
     return Task(bypass=bypass, head=bypass.widened(head))
 
 
 ROWS: dict[str, Method] = {
     "mixing-bypass": Method(
-        _mixing, "a narrow side network of attention and convolution on all tokens of six taps, "
-        "no gradient in the backbone", "docs/mixing.md", takes=("width", "heads", "merge"), inside=False,
+        _mixing,
+        "a narrow side network of attention and convolution on all tokens of six taps, "
+        "no gradient in the backbone",
+        "docs/mixing.md",
+        takes=("width", "heads", "merge"),
+        inside=False,
     ),
     "ridge": Method(
-        _ridge, "a linear classifier on pooled features of six taps, solved in closed form",
-        "docs/mixing.md", inside=False,
+        _ridge,
+        "a linear classifier on pooled features of six taps, solved in closed form",
+        "docs/mixing.md",
+        inside=False,
     ),
-}  # fmt: skip
+}

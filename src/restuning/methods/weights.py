@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
 
-from restuning.copies import copies
-from restuning.extractor import Extractor
-from restuning.host import Host
+from torch import Tensor, nn
+
+from restuning._errors import BackboneError
+from restuning.host import Extractor, Host, is_offloaded
 from restuning.methods.method import Method, Options
+from restuning.sites import is_plain
 from restuning.task import Task
 
 
@@ -29,3 +31,25 @@ ROWS: dict[str, Method] = {
     "full": Method(_full, "all backbone weights, as a trained copy", "-"),
     "bitfit": Method(_bitfit, "the backbone's biases, as a trained copy", "Ben Zaken et al. 2022"),
 }
+
+
+def copies(model: nn.Module, wanted: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
+    """Copies of some parameters by name; the model keeps its own.
+
+    Args:
+        model: The backbone.
+        wanted: Name and parameter to whether it is trained.
+
+    Raises:
+        BackboneError: One of them is quantised, or the backbone is offloaded.
+    """
+    named = {n: p for n, p in model.named_parameters() if wanted(n, p)}
+    packed = [n for n, p in named.items() if not is_plain(p)]
+    if packed or is_offloaded(model):
+        raise BackboneError(
+            "trained copies are made of weights that are there, in floating point",
+            where=packed[0] if packed else type(model).__name__,
+            found="quantised ones" if packed else "weights that are kept elsewhere (offloaded)",
+            fix="use res-tuning or res-tuning-bypass, or the backbone as it was before",
+        )
+    return {name: weight.clone() for name, weight in named.items()}

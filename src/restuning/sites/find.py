@@ -10,32 +10,24 @@ The finder only listens; the forward and its hooks belong to `host.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning.sites.decoder import Held, decoder_stages, stage_paths
+from restuning.sites.attention_inputs import CONTEXT, given, returned_bias, returns_bias
 from restuning.sites.families import declared_sites
+from restuning.sites.find_readout import ReadoutListener
 from restuning.sites.gated import gated_sums
-from restuning.sites.given import CONTEXT, given, returned_bias, returns_bias
 from restuning.sites.linear import is_linear
 from restuning.sites.operations import Operations
-from restuning.sites.pooling import ReadoutListener
 from restuning.sites.readout import Readout
 from restuning.sites.residual import is_residual
-from restuning.sites.site import Site, Sites
-from restuning.sites.stacks import is_hierarchy, parts
-from restuning.sites.sums import (
-    Heard,
-    equal,
-    first_tensor,
-    is_conv,
-    layout_of,
-    part_of,
-    stream_in,
-)
+from restuning.sites.site import Site, Sites, is_hierarchy
+from restuning.sites.stages import Held, decoder_stages, stage_paths
+from restuning.sites.sums import Heard, equal, first_tensor, is_conv, layout_of, part_of, stream_in
 
 
 @dataclass(eq=False, slots=True)
@@ -209,9 +201,12 @@ class Finder:
         found = [s if s.op == "cross" or gated else replace(s, maps=maps) for s in [*found, site]]
         layer = _Layer(own.start, kind, found)
         named = kind not in _CONTAINERS
-        if len(found) > 1 or is_residual(calls, own) or gated_sums(calls, own, block.stream) or (
-            named and any(kind is known.kind for known in self.layers)
-        ):  # fmt: skip
+        if (
+            len(found) > 1
+            or is_residual(calls, own)
+            or gated_sums(calls, own, block.stream)
+            or (named and any(kind is known.kind for known in self.layers))
+        ):
             self.layers.append(layer)
             self.readout.block(own.left)
             return True
@@ -233,3 +228,23 @@ def _joint(output: Any, context: Tensor | None) -> bool:
 
 def _inside(path: str, other: str) -> bool:
     return f"{path}.".startswith(f"{other}.")
+
+
+def parts(model: nn.Module, candidates: Iterable[str]) -> set[str]:
+    """Candidates that are parts of one layer, not layers.
+
+    T5 keeps self-attention, cross-attention and feed-forward of a layer in a list: inside another
+    candidate, two or more members, no two of one class. (What a `Sequential` holds is a chain.)
+    """
+    known = set(candidates)
+    found: set[str] = set()
+    for path in known:
+        container = path.rpartition(".")[0]
+        owner = container.rpartition(".")[0]
+        held = model.get_submodule(container)
+        if owner not in known or not isinstance(held, nn.ModuleList):
+            continue
+        classes = [type(m) for m in held.children()]
+        if len(classes) > 1 and len(set(classes)) == len(classes):
+            found.add(path)
+    return found

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning.sites.gated import gated_sums
-from restuning.sites.maps import Maps
-from restuning.sites.prove import propose, prove
+from restuning.sites.projections import Maps
+from restuning.sites.prove_projections import propose, prove
 from restuning.sites.site import Op, Site
 from restuning.sites.sums import (
     ATTENTION,
@@ -120,9 +120,14 @@ class Operations:
         return Site(op, op, 0, dim, enter, module, leave.path, layout=layout, proof=proof)
 
     def _maps(
-        self, module: Heard, stream: Tensor, inside: list[Heard], calls: list[Heard], own: Heard,
+        self,
+        module: Heard,
+        stream: Tensor,
+        inside: list[Heard],
+        calls: list[Heard],
+        own: Heard,
         leave: Heard,
-    ) -> Maps | None:  # fmt: skip
+    ) -> Maps | None:
         # A post-norm attention ends after its own sum; then only its inner part is in the branch.
         parent = module.path.rpartition(".")[0]
         proposal = propose(self.model, module.path) or (

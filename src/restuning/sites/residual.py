@@ -25,9 +25,11 @@ def is_residual(calls: list[Heard], own: Heard) -> bool:
         heads = [
             c.entered
             for c in calls
-            if c.left is not None and c.entered is not None
-            and any(equal(c.left, h) for h in heads) and not equal(c.left, c.entered)
-        ]  # fmt: skip
+            if c.left is not None
+            and c.entered is not None
+            and any(equal(c.left, h) for h in heads)
+            and not equal(c.left, c.entered)
+        ]
         targets += heads
     if own.left.dim() == 4:
         # A block may compute with channels last and turn what it returns (MaxViT).
@@ -81,10 +83,14 @@ def _proportional(rows: Tensor) -> Tensor:
 def _readers(calls: list[Heard], own: Heard, target: Tensor) -> list[Heard]:
     """The outermost modules that read the block's input and return a tensor of the target's size."""
     reads = [
-        c for c in calls
-        if c.entered is not None and c.left is not None and own.entered is not None
-        and c.left.numel() == target.numel() and equal(c.entered, own.entered)
-    ]  # fmt: skip
+        c
+        for c in calls
+        if c.entered is not None
+        and c.left is not None
+        and own.entered is not None
+        and c.left.numel() == target.numel()
+        and equal(c.entered, own.entered)
+    ]
     return [c for c in reads if not any(o.start < c.start and o.end > c.end for o in reads)]
 
 
@@ -94,9 +100,11 @@ def _plus_nothing(calls: list[Heard], own: Heard, outer: list[Heard], target: Te
         c.left is not None and c.left.numel() == target.numel() and not c.left.any() for c in calls
     )
     shortcuts = [own.entered, *[c.left for c in outer]]
-    return nothing and bool(target.any()) and any(
-        s is not None and equal(s, target) for s in shortcuts
-    )  # fmt: skip
+    return (
+        nothing
+        and bool(target.any())
+        and any(s is not None and equal(s, target) for s in shortcuts)
+    )
 
 
 def _parallel(outer: list[Heard], target: Tensor) -> bool:

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from restuning._errors import NoSitesError
-from restuning.sites.maps import Maps
-from restuning.sites.stacks import starts
+from restuning.sites.projections import Maps
 
 Op = Literal["mha", "cross", "ffn", "block", "stage"]
 Layout = Literal["b n d", "b d n", "b h w d", "b d h w"]
@@ -142,8 +141,10 @@ class Sites(Mapping[str, Site]):
         `block.0`, and in an encoder-decoder `start.l`, what enters the decoder's first layer l.
         """
         layers = starts(self.values())
-        return {"start." + str(layer) if layer > layers[0] else "block.0": self[f"block.{layer}"]
-                for layer in layers}  # fmt: skip
+        return {
+            "start." + str(layer) if layer > layers[0] else "block.0": self[f"block.{layer}"]
+            for layer in layers
+        }
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -217,3 +218,27 @@ class Sites(Mapping[str, Site]):
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
             for line in table
         )
+
+
+def starts(sites: Iterable[Site]) -> list[int]:
+    """First layers of the stacks: 1, and that of a decoder, every layer of which reads across.
+
+    Elsewhere a layer that reads across stands in the one stack (UNets, gated cross-attention).
+    """
+    known = list(sites)
+    crossing = {s.layer for s in known if s.op == "cross"}
+    found, before = [], None
+    for site in (s for s in known if s.op == "block"):
+        container = site.module.rpartition(".")[0]
+        later = {s.layer for s in known if s.layer >= site.layer}
+        begins = later <= crossing and site.layer == min(crossing)
+        if before is None or (container != before and begins):
+            found.append(site.layer)
+        before = container
+    return found
+
+
+def is_hierarchy(sites: Iterable[Site]) -> bool:
+    """Whether streams are maps, or change their width on the way."""
+    blocks = [s for s in sites if s.op == "block"]
+    return len({s.dim for s in blocks}) > 1 or any(s.layout != "b n d" for s in blocks)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning.sites.pooling import has_unit_length, vector_of
+from restuning.sites.find_readout import has_unit_length, vector_of
 from restuning.sites.readout import Readout
 from restuning.sites.site import Site, Sites
 from restuning.sites.sums import Heard, first_tensor, layout_of
@@ -116,9 +116,17 @@ class StageFinder:
         # Streams of one network are laid out alike.
         dim_in = before[0].sample.shape[1 if layout == "b d h w" else -1]
         return Site(
-            f"block.{number}", "block", number, dim, before[1].path, last.path, last.path,
-            layout=layout, changes=True, dim_in=dim_in,
-        )  # fmt: skip
+            f"block.{number}",
+            "block",
+            number,
+            dim,
+            before[1].path,
+            last.path,
+            last.path,
+            layout=layout,
+            changes=True,
+            dim_in=dim_in,
+        )
 
 
 def _digest(x: Any) -> Digest | None:
@@ -136,3 +144,57 @@ def telling(value: Any) -> Any:
         noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
         return noise.to(value)
     return value
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a module that may be a stage returned.
+
+    Attributes:
+        path: Of the module.
+        map: Its first output, `b d h w`.
+    """
+
+    path: str
+    map: Tensor
+
+
+def stage_paths(model: nn.Module) -> set[str]:
+    """Children of the model, and members of its lists."""
+    paths: set[str] = set()
+    for name, child in model.named_children():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            paths |= {f"{name}.{member}" for member, _ in child.named_children()}
+        else:
+            paths.add(name)
+    return paths
+
+
+def decoder_stages(ran: list[Held], layers: list[Site]) -> list[Site]:
+    """The stages as sites; none where no grid grows.
+
+    Args:
+        ran: In the order of the forward.
+        layers: Block sites, numbered.
+    """
+    inside = {h.path: [s for s in layers if s.module.startswith(f"{h.path}.")] for h in ran}
+    held = [h for h in ran if inside[h.path] and h.map.dim() == 4]
+    sizes = [h.map.shape[-2] * h.map.shape[-1] for h in held]
+    if len(held) < 3 or sizes[-1] == min(sizes):
+        return []
+    bottom = len(sizes) - 1 - sizes[::-1].index(min(sizes))
+    return [
+        Site(
+            f"stage.{number}",
+            "stage",
+            inside[h.path][-1].layer,
+            h.map.shape[1],
+            h.path,
+            h.path,
+            h.path,
+            layout="b d h w",
+            changes=True,
+            proof="shape",
+        )
+        for number, h in enumerate(held[bottom:], 1)
+    ]

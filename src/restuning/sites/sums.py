@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from restuning.sites.given import Given
+from restuning.sites.attention_inputs import Given
 from restuning.sites.linear import is_linear, width_in
 from restuning.sites.site import Layout, Op
 

@@ -4,22 +4,22 @@ A new tuner is one file here and one import line below; the law tests then run o
 """
 
 from restuning.tuners._base import Tuner as Tuner
-from restuning.tuners._base import View as View
 from restuning.tuners._base import from_spec as from_spec
 from restuning.tuners._base import kinds as kinds
 from restuning.tuners._base import tuner as tuner
 from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath
 from restuning.tuners.combine import Sum as Sum
+from restuning.tuners.context import at_time as at_time
+from restuning.tuners.context import real_tokens as real_tokens
+from restuning.tuners.context import time_now as time_now
 from restuning.tuners.conv import ConvAdapter as ConvAdapter
 from restuning.tuners.conv import before_the_grid as before_the_grid
 from restuning.tuners.film import FilmAdapter as FilmAdapter
-from restuning.tuners.film import at_time as at_time
-from restuning.tuners.film import time_now as time_now
-from restuning.tuners.mixing import ContextAdapter as ContextAdapter
-from restuning.tuners.mixing import LowRankAttention as LowRankAttention
-from restuning.tuners.padding import real_tokens as real_tokens
 from restuning.tuners.prefix import ResPrefix as ResPrefix
 from restuning.tuners.prompt import ResPrompt as ResPrompt
 from restuning.tuners.prompt import StemPrompt as StemPrompt
 from restuning.tuners.scale import Scaled as Scaled
+from restuning.tuners.token_mixing import ContextAdapter as ContextAdapter
+from restuning.tuners.token_mixing import LowRankAttention as LowRankAttention
+from restuning.tuners.view import View as View

@@ -6,8 +6,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
-from restuning.tuners._base import Reads, Tuner, View, tuner
+from restuning.tuners._base import Reads, Tuner, tuner
 from restuning.tuners.products import added_product
+from restuning.tuners.view import View
 
 BIAS_STD = 1e-6
 """Standard deviation of the biases, as in the authors' code."""

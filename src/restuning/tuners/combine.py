@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
-from restuning.tuners._base import Tuner, View, tuner
+from restuning.tuners._base import Tuner, tuner
+from restuning.tuners.view import View
 
 
 @tuner("sum")

@@ -9,9 +9,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
-from restuning.tuners._base import Tuner, View, tuner
+from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
-from restuning.tuners.mixing import normed
+from restuning.tuners.token_mixing import normed
+from restuning.tuners.view import View
 
 MOST_PREFIX_TOKENS = 6
 """Class, distillation and up to four register tokens stand before the grid in known families."""
@@ -48,15 +49,22 @@ class ConvAdapter(Tuner):
     needs_grid = True
 
     def __init__(
-        self, dim: int, *, rank: int = 10, kernel: int = 3, prefix: int | None = 0,
-        norm: bool = False, zero: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        *,
+        rank: int = 10,
+        kernel: int = 3,
+        prefix: int | None = 0,
+        norm: bool = False,
+        zero: bool = False,
+    ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise TunerShapeError(
-                "a convolution that keeps the grid has an odd kernel", found=f"kernel={kernel}",
+                "a convolution that keeps the grid has an odd kernel",
+                found=f"kernel={kernel}",
                 fix="give 3, 5 or 7",
-            )  # fmt: skip
+            )
         self.dim, self.rank, self.kernel, self.prefix = dim, rank, kernel, prefix
         self.norm, self.zero = norm, zero
         self.down = nn.Linear(dim, rank)
@@ -102,6 +110,7 @@ def before_the_grid(tokens: int, prefix: int | None = None) -> int:
         if rest >= 0 and math.isqrt(rest) ** 2 == rest:
             return count
     raise TunerShapeError(
-        "tokens form no square grid", found=f"{tokens} tokens, {given[0]} to {given[-1]} of them "
-        "before the grid", fix="set prefix to the number of class and register tokens",
-    )  # fmt: skip
+        "tokens form no square grid",
+        found=f"{tokens} tokens, {given[0]} to {given[-1]} of them before the grid",
+        fix="set prefix to the number of class and register tokens",
+    )

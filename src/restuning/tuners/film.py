@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import MapsError
-from restuning.tuners._base import Tuner, View, tuner
+from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
+from restuning.tuners.context import time_now
 from restuning.tuners.products import added_map
+from restuning.tuners.view import View
 
 FEATURES = 64
 """Sines and cosines of a time step: 32 periods from 2 pi to 10,000 times that, as diffusion models
 use them, which tell steps of 1 apart and know the whole range of 1,000."""
-
-_local = threading.local()
-
-
-@contextmanager
-def at_time(steps: Tensor | None) -> Iterator[None]:
-    """Tuners that run inside see these time steps, `b` or `1`; None where there are none."""
-    before = getattr(_local, "steps", None)
-    _local.steps = steps
-    try:
-        yield
-    finally:
-        _local.steps = before
-
-
-def time_now() -> Tensor | None:
-    """The time steps of this thread's forward."""
-    return getattr(_local, "steps", None)
 
 
 @tuner("film_adapter")
@@ -98,9 +79,11 @@ class FilmAdapter(Tuner):
         steps = time_now()
         if steps is None:
             raise MapsError(
-                "this tuner needs the time step of a diffusion model", where=self.kind,
-                found="a forward without one", fix="use ResAdapter on backbones without time steps",
-            )  # fmt: skip
+                "this tuner needs the time step of a diffusion model",
+                where=self.kind,
+                found="a forward without one",
+                fix="use ResAdapter on backbones without time steps",
+            )
         # As wide as the stream's rows, or one step for all of them.
         weight = self.film.weight
         features = time_features(steps.to(weight.device) * self.time_scale)

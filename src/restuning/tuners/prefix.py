@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from restuning.tuners._base import View, tuner
-from restuning.tuners.attention import AttentionTuner, Query, required
+from restuning.tuners._base import tuner
+from restuning.tuners.learned_tokens import AttentionTuner, Query, required
 from restuning.tuners.products import split_heads
+from restuning.tuners.view import View
 
 
 @tuner("res_prefix")

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
-from restuning.tuners._base import Tuner, View, tuner
-from restuning.tuners.attention import AttentionTuner, required
-from restuning.tuners.padding import mean_of_tokens
+from restuning.tuners._base import Tuner, tuner
+from restuning.tuners.context import mean_of_tokens
+from restuning.tuners.learned_tokens import AttentionTuner, required
 from restuning.tuners.products import attend
+from restuning.tuners.view import View
 
 Form = Literal["none", "scalar", "channel", "gate", "exact"]
 FORMS = ("none", "scalar", "channel", "gate", "exact")

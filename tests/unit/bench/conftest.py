@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from restuning.bench import Job, Protocol, find_tasks, open_grid, parse_entries, plan
-from restuning.train import FitSettings
+from restuning.training import FitSettings
 
 SIZES = {"train800": 24, "val200": 8, "test": 12}
 PIXELS = 32

@@ -6,8 +6,8 @@ import torch
 from restuning import Host, RestuningError, methods
 from restuning.backbones import load_backbone
 from restuning.bench import rivals
-from restuning.bench.ablations import ABLATIONS, entries_of
 from restuning.bench.grid import layers_of
+from restuning.bench.studies.ablations import ABLATIONS, entries_of
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

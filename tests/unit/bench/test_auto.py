@@ -13,9 +13,9 @@ from restuning.bench import (
     protocol_of,
     read_results,
 )
-from restuning.bench.kept import load_kept
 from restuning.bench.report import write_report
-from restuning.choose import CANDIDATES
+from restuning.bench.studies.kept import load_kept
+from restuning.search import CANDIDATES
 
 NAMES = [c.method for c in CANDIDATES]
 
@@ -24,13 +24,14 @@ NAMES = [c.method for c in CANDIDATES]
 def made(suite, tmp_path_factory):
     """A finished grid of `auto` under a budget that leaves only small steps, and of linear probing."""
     from restuning.bench import Job, Protocol
-    from restuning.train import FitSettings
+    from restuning.training import FitSettings
 
     folder = tmp_path_factory.mktemp("auto") / "grid"
     protocol = Protocol(
-        "restuning-tiny", settings=FitSettings(epochs=1, batch_size=8, lr=1e-2),
+        "restuning-tiny",
+        settings=FitSettings(epochs=1, batch_size=8, lr=1e-2),
         choices={"": {"lr": [1e-3, 1e-2]}},
-    )  # fmt: skip
+    )
     entries = parse_entries("tight=auto:memory=11MiB,auto,linear")
     runs = plan(protocol, find_tasks(str(suite), ["shades"]), entries, 1)
     open_grid(folder, protocol, runs)
@@ -84,12 +85,15 @@ def test_a_report_can_be_drawn_of_it(made):
     assert f"method={made[1]['auto']['setting']['method']}" in text.read_text()
 
 
-@pytest.mark.parametrize(("entry", "words"), [
-    ("auto:rank=4", "auto takes memory and minutes"),
-    ("auto:memory=much", "not an amount of memory"),
-    ("auto:minutes=soon", "not a budget of time"),
-    ("auto:memory=1MB", "no method can be chosen"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("auto:rank=4", "auto takes memory and minutes"),
+        ("auto:memory=much", "not an amount of memory"),
+        ("auto:minutes=soon", "not a budget of time"),
+        ("auto:memory=1MB", "no method can be chosen"),
+    ],
+)
 def test_a_budget_that_cannot_be_is_told_in_the_result(grid, entry, words):
     job = grid(entry)
     assert carry_out(job) == 1

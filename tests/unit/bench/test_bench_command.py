@@ -10,7 +10,7 @@ from restuning import RestuningError
 from restuning._errors import UnknownNameError
 from restuning.bench import Event
 from restuning.cli import benching
-from restuning.cli.app import app
+from restuning.cli.frame import app
 
 RUN = ["bench", "run", "--epochs", "1", "--seeds", "1", "--batch-size", "8"]
 
@@ -69,9 +69,12 @@ def test_rivals_are_listed():
 
 @pytest.mark.parametrize(
     ("name", "size", "made"),
-    [("timm:vit", 112, "timm:vit@112"), ("timm:cnn:a=1", 64, "timm:cnn@64:a=1"),
-     ("restuning-tiny", None, "restuning-tiny")],
-)  # fmt: skip
+    [
+        ("timm:vit", 112, "timm:vit@112"),
+        ("timm:cnn:a=1", 64, "timm:cnn@64:a=1"),
+        ("restuning-tiny", None, "restuning-tiny"),
+    ],
+)
 def test_an_image_size_becomes_part_of_the_backbones_name(name, size, made):
     assert benching.sized(name, size) == made
 

@@ -7,15 +7,15 @@ import torch.nn.functional as F  # noqa: N812
 from restuning import FitSettings, Host, RestuningError, Tuned, methods
 from restuning.backbones import load_backbone
 from restuning.bench import Bench, carry_out, protocol_of
-from restuning.bench.attacks import fgsm, input_gradient, pgd
-from restuning.bench.corruptions import CORRUPTIONS, corrupted
-from restuning.bench.ensembles import disagreement, ensemble_accuracy
-from restuning.bench.forgetting import learn_in_sequence
-from restuning.bench.held import HeldImages
-from restuning.bench.kept import load_kept
-from restuning.bench.robustness import robustness, robustness_table
+from restuning.bench.studies.attacks import fgsm, input_gradient, pgd
+from restuning.bench.studies.corruptions import CORRUPTIONS, corrupted
+from restuning.bench.studies.ensembles import disagreement, ensemble_accuracy
+from restuning.bench.studies.forgetting import learn_in_sequence
+from restuning.bench.studies.kept import load_kept
+from restuning.bench.studies.robustness import robustness, robustness_table
 from restuning.data import Data
-from restuning.features.cached import as_is
+from restuning.data.data import as_is
+from restuning.data.decoded import HeldImages
 
 DIFFERENCE_TOLERANCE = 0.03
 """Of a gradient against a difference of two fp32 losses: relative, a few bits of the loss are left."""

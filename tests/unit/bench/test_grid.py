@@ -18,7 +18,7 @@ from restuning.bench import (
     plan,
 )
 from restuning.bench.grid import slug
-from restuning.train import FitSettings
+from restuning.training import FitSettings
 
 TASK = SuiteTask("shades", "natural", "somewhere")
 
@@ -52,7 +52,9 @@ def test_choices_are_read_for_all_and_for_one_method():
 def test_a_method_chooses_between_its_own_values_and_those_of_all():
     protocol = Protocol("restuning-tiny", choices=parse_choices(["lr=1,2", "wd=3,4", "full:lr=5"]))
     assert protocol.candidates(Entry("full", "full")) == [
-        (("lr", 5), ("wd", 3)), (("lr", 5), ("wd", 4))]  # fmt: skip
+        (("lr", 5), ("wd", 3)),
+        (("lr", 5), ("wd", 4)),
+    ]
     assert len(protocol.candidates(Entry("linear", "linear"))) == 4
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restuning import RestuningError
+from restuning._files import write_json
 from restuning.bench import carry_out, read_result, read_results, result_file
-from restuning.bench.record import packed, unpacked, write_json
+from restuning.bench.folder import packed, unpacked
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
@@ -30,10 +31,24 @@ def result(tmp_path_factory):
     """A valid result, without training anything."""
     hits = np.array([True, False, True, True])
     return {
-        "format": 1, "status": "done", "task": "t", "label": "l", "method": "m", "stage": "final",
-        "seed": 0, "accuracy": 0.75, "count": 4, "hits": packed(hits), "parameters": {},
-        "memory": {}, "seconds": {}, "settings": {}, "data": {}, "versions": {}, "hardware": {},
-    }  # fmt: skip
+        "format": 1,
+        "status": "done",
+        "task": "t",
+        "label": "l",
+        "method": "m",
+        "stage": "final",
+        "seed": 0,
+        "accuracy": 0.75,
+        "count": 4,
+        "hits": packed(hits),
+        "parameters": {},
+        "memory": {},
+        "seconds": {},
+        "settings": {},
+        "data": {},
+        "versions": {},
+        "hardware": {},
+    }
 
 
 def test_a_valid_result_is_read(result, tmp_path):
@@ -44,9 +59,19 @@ def test_a_valid_result_is_read(result, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"accuracy": 1.5}, {"accuracy": "high"}, {"accuracy": 0.5}, {"hits": "!"},
-     {"count": 40}, {"status": None}, {"seed": "zero"}, {"parameters": []}, {"seed": True}],
-)  # fmt: skip
+    [
+        {"format": 2},
+        {"accuracy": 1.5},
+        {"accuracy": "high"},
+        {"accuracy": 0.5},
+        {"hits": "!"},
+        {"count": 40},
+        {"status": None},
+        {"seed": "zero"},
+        {"parameters": []},
+        {"seed": True},
+    ],
+)
 def test_a_result_with_a_wrong_field_is_refused(result, tmp_path, change):
     write_json(tmp_path / "r.json", {**result, **change})
     with pytest.raises(RestuningError, match=r"r\.json"):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from restuning import RestuningError
-from restuning.bench.record import packed, write_json
+from restuning._files import write_json
+from restuning.bench.folder import packed
 from restuning.bench.report import (
     critical_difference,
     mean_ranks,
@@ -30,17 +31,42 @@ SMALL = 0.02
 def result(task, group, label, seed, hits, **more):
     hits = np.asarray(hits, bool)
     return {
-        "format": 1, "status": "done", "task": task, "group": group, "label": label,
-        "method": label, "stage": "final", "seed": seed, "split": "test",
-        "accuracy": float(hits.mean()), "count": len(hits), "hits": packed(hits),
-        "setting": {"lr": 0.001}, "chosen": {"among": []}, "options": {},
-        "parameters": {"trained": 110 * len(label), "without_head": 100 * len(label) - 600,
-                       "backbone": 9}, "memory": {"step_bytes": 2**20, "live_step_bytes": 2**21},
-        "seconds": {"step": 0.1, "train_cpu": 3.0, "features_cpu": 1.0, "whole": 9.0,
-                    "inference": 0.002, "bare_inference": 0.001},
-        "settings": {"lr": 0.001}, "data": {}, "versions": {}, "file_bytes": 1000,
-        "hardware": {"cpu": "a processor", "threads": 1}, **more,
-    }  # fmt: skip
+        "format": 1,
+        "status": "done",
+        "task": task,
+        "group": group,
+        "label": label,
+        "method": label,
+        "stage": "final",
+        "seed": seed,
+        "split": "test",
+        "accuracy": float(hits.mean()),
+        "count": len(hits),
+        "hits": packed(hits),
+        "setting": {"lr": 0.001},
+        "chosen": {"among": []},
+        "options": {},
+        "parameters": {
+            "trained": 110 * len(label),
+            "without_head": 100 * len(label) - 600,
+            "backbone": 9,
+        },
+        "memory": {"step_bytes": 2**20, "live_step_bytes": 2**21},
+        "seconds": {
+            "step": 0.1,
+            "train_cpu": 3.0,
+            "features_cpu": 1.0,
+            "whole": 9.0,
+            "inference": 0.002,
+            "bare_inference": 0.001,
+        },
+        "settings": {"lr": 0.001},
+        "data": {},
+        "versions": {},
+        "file_bytes": 1000,
+        "hardware": {"cpu": "a processor", "threads": 1},
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +81,27 @@ def folder(tmp_path_factory):
                 made = result(task, group, label, seed, hits)
                 write_json(root / "runs" / task / label / f"final.seed={seed}.json", made)
     write_json(root / "runs/a/alone/final.seed=0.json", result("a", "natural", "alone", 0, base))
-    failed = {"format": 1, "status": "failed", "task": "b", "label": "alone", "method": "alone",
-              "group": "structured", "stage": "final", "seed": 0, "error": "TrainingError: diverged"}  # fmt: skip
+    failed = {
+        "format": 1,
+        "status": "failed",
+        "task": "b",
+        "label": "alone",
+        "method": "alone",
+        "group": "structured",
+        "stage": "final",
+        "seed": 0,
+        "error": "TrainingError: diverged",
+    }
     write_json(root / "runs/b/alone/final.seed=0.json", failed)
     settings = {"epochs": 3, "batch_size": 64, "precision": "no"}
-    write_json(root / "grid.json", {"format": 1, "versions": {"torch": "2"}, "protocol": {
-        "backbone": "a-backbone@112", "settings": settings}})  # fmt: skip
+    write_json(
+        root / "grid.json",
+        {
+            "format": 1,
+            "versions": {"torch": "2"},
+            "protocol": {"backbone": "a-backbone@112", "settings": settings},
+        },
+    )
     return root
 
 
@@ -116,7 +157,9 @@ def test_the_bootstrap_is_sure_of_a_real_difference_and_not_of_none(folder):
 
 def test_ranks_and_the_critical_difference_are_those_of_the_textbook(folder):
     assert mean_ranks(summarise(folder), ["linear", "better"], ["a", "b"]) == {
-        "linear": 2.0, "better": 1.0}  # fmt: skip
+        "linear": 2.0,
+        "better": 1.0,
+    }
     # Demsar 2006, Table 5a: q_0.05 of 4 methods is 2.569; his example has 14 data sets.
     assert critical_difference(4, 14) == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), abs=1e-3)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from restuning.bench import Bench, carry_out, open_grid, read_result, result_file
-from restuning.bench.record import unpacked
-from restuning.train import evaluate
+from restuning.bench.folder import unpacked
+from restuning.training import evaluate
 
 SAME_TOLERANCE = 1e-5
 """Losses of stored and live training: the same numbers, batched otherwise."""

@@ -6,7 +6,7 @@ import pytest
 
 from restuning import RestuningError
 from restuning.bench import find_tasks
-from restuning.bench.check import check_suite
+from restuning.bench.studies.check import check_suite
 from restuning.bench.suites import SUITES
 
 
@@ -47,8 +47,13 @@ def test_everything_that_is_missing_is_named(suite, tmp_path):
     (tmp_path / "cifar/train800.txt").write_text("images/train800-0.png 100\nnonsense\n")
     before = {c.task: c for c in check_suite("vtab-1k", tmp_path)}
     told = "; ".join(before["cifar"].problems)
-    for words in ("val200.txt is missing", "1 of 12 images are missing, first images/test-3.png",
-                  "malformed", "12 test images, published are 10000", "2 of 100 classes"):  # fmt: skip
+    for words in (
+        "val200.txt is missing",
+        "1 of 12 images are missing, first images/test-3.png",
+        "malformed",
+        "12 test images, published are 10000",
+        "2 of 100 classes",
+    ):
         assert words in told
     assert before["dtd"].problems == ("no such folder",) and len(before) == 19
 

@@ -14,8 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from restuning._errors import EngineError, FormatError
-from restuning.bypass import Tokens
-from restuning.sites import POOLS, Readout, Site, Sites
+from restuning.sites import POOLS, Readout, Site, Sites, Tokens
 
 FORMAT = 1
 """Raised when an older library could not read what a newer one writes."""
@@ -72,18 +71,21 @@ class Description:
             "inputs": [[n, list(shape), dtype] for n, (shape, dtype) in self.inputs.items()],
             "sites": [
                 {n: getattr(site, n) for n in sorted(_PLAIN)}
-                for site in self.sites.values() if site.op in _OPS
+                for site in self.sites.values()
+                if site.op in _OPS
             ],
             "tokens": self.tokens,
             "readout": asdict(self.readout),
-            "norm": None if norm is None else {
+            "norm": None
+            if norm is None
+            else {
                 "kind": _KINDS[type(norm)],
                 "eps": norm.eps,
                 "tensors": base64.b64encode(save(dict(norm.state_dict()))).decode(),
             },
             "preprocessing": self.preprocessing,
             "pool": self.pool,
-        }  # fmt: skip
+        }
         return json.dumps(values)
 
     @classmethod
@@ -99,26 +101,37 @@ class Description:
         """
         if not text:
             raise FormatError(
-                "not an engine of ours", where=where,
+                "not an engine of ours",
+                where=where,
                 found="a network that does not say where its taps are",
                 fix="make one with `restuning engine export`",
-            )  # fmt: skip
+            )
         try:
             values = json.loads(text)
             version = values["format"]
             made = None if version != FORMAT else cls._from(values)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError,
-                SafetensorError) as error:  # fmt: skip
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            IndexError,
+            SafetensorError,
+        ) as error:
             raise FormatError(
-                "the description of an engine is malformed", where=where,
-                found=f"{type(error).__name__}: {str(error)[:200]}", fix="export it again",
-            ) from None  # fmt: skip
+                "the description of an engine is malformed",
+                where=where,
+                found=f"{type(error).__name__}: {str(error)[:200]}",
+                fix="export it again",
+            ) from None
         if made is None:
             raise FormatError(
-                "an engine of another format", where=where,
+                "an engine of another format",
+                where=where,
                 found=f"format {version}, we read {FORMAT}",
                 fix="export it again with this version, or use the library that wrote it",
-            )  # fmt: skip
+            )
         return made
 
     @classmethod
@@ -133,10 +146,18 @@ class Description:
         if not isinstance(values["fingerprint"], dict) or not inputs:
             raise TypeError("no fingerprint or no inputs")
         return cls(
-            str(values["backbone"]), str(values["weights"]), values["fingerprint"],
-            str(values["precision"]), inputs, sites, values["tokens"], readout,
-            _held(_norm(values["norm"])), values["preprocessing"], values["pool"],
-        )  # fmt: skip
+            str(values["backbone"]),
+            str(values["weights"]),
+            values["fingerprint"],
+            str(values["precision"]),
+            inputs,
+            sites,
+            values["tokens"],
+            readout,
+            _held(_norm(values["norm"])),
+            values["preprocessing"],
+            values["pool"],
+        )
 
     def example(self) -> dict[str, Tensor]:
         """One input, batch 1: zeros for pixels, ones for token numbers and masks."""
@@ -157,10 +178,11 @@ def plain_readout(model: nn.Module, rule: Readout) -> tuple[Readout, nn.Module]:
     found = plain_norm(model.get_submodule(rule.norm), rule.maps) if rule.norm else None
     if rule.norm and found is None and rule.pool != "own":
         raise EngineError(
-            "the final norm of this backbone cannot be taken along", where=rule.norm,
+            "the final norm of this backbone cannot be taken along",
+            where=rule.norm,
             found=type(model.get_submodule(rule.norm)).__name__,
             fix="train on the PyTorch backbone; LayerNorm and RMSNorm are taken along",
-        )  # fmt: skip
+        )
     return replace(rule, norm="norm" if found is not None else "", maps=False), _held(found)
 
 

@@ -18,8 +18,8 @@ from restuning._errors import EngineError, RestuningError, require
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.engines.description import KEY, Description, plain_readout
 from restuning.backbones.engines.open import open_engine
-from restuning.bypass import IN_WORDS, Needs, tokens_of
 from restuning.host import Host
+from restuning.sites import IN_WORDS, Needs, tokens_of
 
 RUNTIMES = ("onnx", "pt2")
 PRECISIONS = ("fp32", "int8")
@@ -75,9 +75,13 @@ class Taps(nn.Module):
 
 
 def export_engine(
-    backbone: Backbone, out: str | Path, *, runtime: str = "onnx", precision: str = "fp32",
+    backbone: Backbone,
+    out: str | Path,
+    *,
+    runtime: str = "onnx",
+    precision: str = "fp32",
     tokens: str = "auto",
-) -> Exported:  # fmt: skip
+) -> Exported:
     """Write a backbone with all its taps, and compare the file's taps with PyTorch's.
 
     Args:
@@ -99,17 +103,22 @@ def export_engine(
     kinds = {"auto", *IN_WORDS}
     if runtime not in RUNTIMES or precision not in PRECISIONS or tokens not in kinds:
         raise EngineError(
-            "no such engine", found=f"{runtime}, {precision}, tokens {tokens}",
+            "no such engine",
+            found=f"{runtime}, {precision}, tokens {tokens}",
             fix=f"give one of {', '.join(RUNTIMES)}; {', '.join(PRECISIONS)}; "
             f"{', '.join(sorted(kinds))}",
-        )  # fmt: skip
+        )
     if precision == "int8" and runtime != "onnx":
-        raise EngineError("int8 is quantised by ONNX Runtime", where=runtime,
-                          fix="use --engine onnx, or the backbone NAME+int8")  # fmt: skip
+        raise EngineError(
+            "int8 is quantised by ONNX Runtime",
+            where=runtime,
+            fix="use --engine onnx, or the backbone NAME+int8",
+        )
     host = backbone.host()
     if not isinstance(host, Host):
-        raise EngineError("this is an engine already", where=backbone.name,
-                          fix="export the PyTorch backbone")  # fmt: skip
+        raise EngineError(
+            "this is an engine already", where=backbone.name, fix="export the PyTorch backbone"
+        )
     kept: Any = tokens_of(host.readout_rule.pool) if tokens == "auto" else tokens
     names = tuple(backbone.kwargs) or ("input",)
     example = _example(backbone)
@@ -117,11 +126,18 @@ def export_engine(
     rule, norm = plain_readout(host.model, host.readout_rule)
     one = [value[:1] for value in example]
     description = Description(
-        backbone.name, backbone.weights, host.fingerprint(), precision,
+        backbone.name,
+        backbone.weights,
+        host.fingerprint(),
+        precision,
         {n: (tuple(v.shape), str(v.dtype)[6:]) for n, v in zip(names, one, strict=True)},
-        host.sites, kept, rule, norm,
-        backbone.preprocessing.to_dict() if backbone.preprocessing else None, backbone.pool,
-    )  # fmt: skip
+        host.sites,
+        kept,
+        rule,
+        norm,
+        backbone.preprocessing.to_dict() if backbone.preprocessing else None,
+        backbone.pool,
+    )
     with _told(backbone.name):
         program = _program(module, example)
         writer: Callable[..., None] = _write_onnx if runtime == "onnx" else _write_pt2
@@ -130,12 +146,14 @@ def export_engine(
             largest, relative = _errors(partial, runtime, module, names, example)
             if precision == "fp32" and not relative <= TOLERANCE:
                 raise EngineError(
-                    "the exported engine gives other taps than PyTorch", where=backbone.name,
+                    "the exported engine gives other taps than PyTorch",
+                    where=backbone.name,
                     found=f"relative error {relative:.2g}, at most {TOLERANCE:g} is rounding",
                     fix="another --engine, or the PyTorch backbone; nothing was written",
-                )  # fmt: skip
-    return Exported(out, out.stat().st_size, runtime, precision, kept, len(host.sites.taps),
-                    largest, relative)  # fmt: skip
+                )
+    return Exported(
+        out, out.stat().st_size, runtime, precision, kept, len(host.sites.taps), largest, relative
+    )
 
 
 def _example(backbone: Backbone) -> tuple[Tensor, ...]:
@@ -161,22 +179,30 @@ def _write_onnx(program: Any, file: Path, description: Description) -> None:
     size = sum(p.numel() * p.element_size() for p in program.state_dict.values())
     if size > LARGEST:
         raise EngineError(
-            "the backbone is too large for one ONNX file", where=description.backbone,
+            "the backbone is too large for one ONNX file",
+            where=description.backbone,
             found=f"{size / 2**30:.1f} GiB of weights, at most 2",
             fix="export it with --engine pt2",
-        )  # fmt: skip
+        )
     made: Any = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=list(description.inputs),
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=list(description.inputs),
         output_names=list(description.sites.taps),
-    )  # fmt: skip
+    )
     made.save(str(file), external_data=False)
     if description.precision == "int8":
         quantisation = require("onnxruntime.quantization", "onnx", "an int8 engine")
         # Convolutions stay: dynamic int8 convolutions are slower than fp32 ones.
         quantisation.quantize_dynamic(
-            str(file), str(file), per_channel=True, weight_type=quantisation.QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"], extra_options={"MatMulConstBOnly": True},
-        )  # fmt: skip
+            str(file),
+            str(file),
+            per_channel=True,
+            weight_type=quantisation.QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            extra_options={"MatMulConstBOnly": True},
+        )
     graph = onnx.load(str(file))
     onnx.helper.set_model_props(graph, {KEY: description.to_json()})
     onnx.save(graph, str(file))
@@ -214,9 +240,11 @@ def _whole(out: Path) -> Iterator[Path]:
             partial.replace(out)
     except OSError as error:
         raise EngineError(
-            "the engine cannot be written", where=str(out), found=error.strerror or str(error),
+            "the engine cannot be written",
+            where=str(out),
+            found=error.strerror or str(error),
             fix="free space or choose another --out",
-        ) from None  # fmt: skip
+        ) from None
 
 
 @contextmanager
@@ -236,9 +264,10 @@ def _told(name: str) -> Iterator[None]:
             cause = cause.__cause__
         words = (str(cause).strip().splitlines() or [""])[0]
         raise EngineError(
-            "the backbone cannot be exported", where=name,
+            "the backbone cannot be exported",
+            where=name,
             found=f"{type(cause).__name__}: {words[:300]}",
             fix="another --engine, or the PyTorch backbone",
-        ) from None  # fmt: skip
+        ) from None
     finally:
         logging.disable(quiet)

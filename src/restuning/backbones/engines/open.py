@@ -12,7 +12,8 @@ from torch import Tensor
 
 from restuning._errors import EngineError, RestuningError, require
 from restuning.backbones.engines.description import KEY, Description
-from restuning.engine import Engine, Run
+from restuning.host import Engine
+from restuning.host.engine import Run
 
 Opened = tuple[str, Callable[[Description], Run]]
 """The description in a file, and what makes it run."""
@@ -41,9 +42,10 @@ def opened(runtime: str, file: str | Path) -> tuple[Engine, Description]:
     file = Path(file)
     if not file.is_file():
         raise EngineError(
-            "no such engine file", where=str(file),
+            "no such engine file",
+            where=str(file),
             fix="give its path, or make it with `restuning engine export`",
-        )  # fmt: skip
+        )
     try:
         text, start = OPENERS[runtime](file)
         description = Description.from_json(text, str(file))
@@ -53,19 +55,25 @@ def opened(runtime: str, file: str | Path) -> tuple[Engine, Description]:
     except Exception as error:  # noqa: BLE001 (runtimes and exporters raise anything)
         words = (str(error).strip().splitlines() or [""])[0]
         raise EngineError(
-            "an engine cannot be opened", where=str(file),
+            "an engine cannot be opened",
+            where=str(file),
             found=f"{type(error).__name__}: {words[:300]}",
             fix=f"export it again, or fetch the file again ({runtime} reads it)",
-        ) from None  # fmt: skip
+        ) from None
     if description.precision == "int8":
         run = _one_by_one(run)
     digest = _digest(file)
     its = {"runtime": runtime, "precision": description.precision, "file": digest}
     engine = Engine(
-        _refusing(run, file), inputs=tuple(description.inputs), sites=description.sites,
-        tokens=description.tokens, readout=description.readout, model=description.norm,
-        fingerprint={**description.fingerprint, "engine": its}, digest=digest,
-    )  # fmt: skip
+        _refusing(run, file),
+        inputs=tuple(description.inputs),
+        sites=description.sites,
+        tokens=description.tokens,
+        readout=description.readout,
+        model=description.norm,
+        fingerprint={**description.fingerprint, "engine": its},
+        digest=digest,
+    )
     return engine, description
 
 
@@ -93,10 +101,11 @@ def _openvino(file: Path) -> Opened:
 
     def start(description: Description) -> Run:
         compiled = core.compile_model(
-            model, "CPU",
+            model,
+            "CPU",
             # fp32 as in PyTorch: its own choice on new processors is bf16.
             {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"},
-        )  # fmt: skip
+        )
 
         def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
             given = {name: value.contiguous().numpy() for name, value in inputs.items()}
@@ -150,10 +159,11 @@ def _refusing(run: Run, file: Path) -> Run:
             words = (str(error).strip().splitlines() or [""])[0]
             shapes = ", ".join(f"{n} {tuple(v.shape)} {v.dtype}" for n, v in inputs.items())
             raise EngineError(
-                "an engine refused its input", where=str(file),
+                "an engine refused its input",
+                where=str(file),
                 found=f"{shapes}; {type(error).__name__}: {words[:200]}",
                 fix="`restuning info` says what it takes, or export one for this size",
-            ) from None  # fmt: skip
+            ) from None
 
     return checked
 

@@ -10,8 +10,20 @@ from typing import Any
 from restuning.bench.report.statistics import Interval, critical_difference, mean_ranks
 from restuning.bench.report.summary import Summary
 
-PALETTE = ("#2a6fbb", "#d9822b", "#3a9a5b", "#b8405e", "#7b5ea7", "#8a6d3b", "#3aa6a6", "#c24d9b",
-           "#6b7280", "#a3b545", "#e0b400", "#1f4e5f")  # fmt: skip
+PALETTE = (
+    "#2a6fbb",
+    "#d9822b",
+    "#3a9a5b",
+    "#b8405e",
+    "#7b5ea7",
+    "#8a6d3b",
+    "#3aa6a6",
+    "#c24d9b",
+    "#6b7280",
+    "#a3b545",
+    "#e0b400",
+    "#1f4e5f",
+)
 
 NARROW = 3
 """Costs within this ratio are shown on a linear axis: a logarithmic one would have no tick between."""
@@ -36,9 +48,13 @@ def apart(points: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def scatter(
-    summary: Summary, labels: Sequence[str], tasks: Sequence[str],
-    of: Callable[[dict[str, Any]], Any], axis: str, scale: float = 1.0,
-) -> str | None:  # fmt: skip
+    summary: Summary,
+    labels: Sequence[str],
+    tasks: Sequence[str],
+    of: Callable[[dict[str, Any]], Any],
+    axis: str,
+    scale: float = 1.0,
+) -> str | None:
     """Mean accuracy against a cost, logarithmic where it is wide; None where no run tells the cost."""
     points = []
     for label in labels:
@@ -65,9 +81,14 @@ def scatter(
     figure.draw_without_rendering()
     shown = [axes.transData.transform((x if x > 0 else left, y)) for _, x, y, _ in points]
     for (label, x, y, _), (_, up), height in zip(points, shown, apart(shown), strict=True):
-        axes.annotate(label if x > 0 else f"{label} (0)", (x if x > 0 else left, y),
-                      xytext=(9, height - up), textcoords="offset pixels", fontsize=8,
-                      color=own[label])  # fmt: skip
+        axes.annotate(
+            label if x > 0 else f"{label} (0)",
+            (x if x > 0 else left, y),
+            xytext=(9, height - up),
+            textcoords="offset pixels",
+            fontsize=8,
+            color=own[label],
+        )
     return _svg(figure, axes)
 
 
@@ -86,10 +107,19 @@ def group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) ->
         values = [100 * means[label][g] for g in groups]
         axes.barh(at, values, height * 0.9, color=own[label], label=label)
         for y, value in zip(at, values, strict=True):
-            axes.annotate(f"{label} {value:.1f}", (value, y), xytext=(-4, 0), fontsize=7,
-                          textcoords="offset points", va="center", ha="right", color="white")  # fmt: skip
-    axes.set_yticks([n + 0.4 - height / 2 for n in range(len(groups))],
-                    [g or "tasks" for g in groups])  # fmt: skip
+            axes.annotate(
+                f"{label} {value:.1f}",
+                (value, y),
+                xytext=(-4, 0),
+                fontsize=7,
+                textcoords="offset points",
+                va="center",
+                ha="right",
+                color="white",
+            )
+    axes.set_yticks(
+        [n + 0.4 - height / 2 for n in range(len(groups))], [g or "tasks" for g in groups]
+    )
     axes.invert_yaxis()
     axes.set_xlabel("mean accuracy in %")
     return _svg(figure, axes, grid="x")
@@ -105,8 +135,15 @@ def intervals(found: dict[str, Interval], reference: str, labels: Sequence[str])
         below, above = 100 * (each.mean - each.low), 100 * (each.high - each.mean)
         # A resample's percentiles may leave its mean outside by a rounding.
         error = [[max(0.0, below)], [max(0.0, above)]]
-        axes.errorbar(100 * each.mean, place, xerr=error, fmt="o", color=own[label], capsize=3,
-                      alpha=1.0 if each.sure else 0.45)  # fmt: skip
+        axes.errorbar(
+            100 * each.mean,
+            place,
+            xerr=error,
+            fmt="o",
+            color=own[label],
+            capsize=3,
+            alpha=1.0 if each.sure else 0.45,
+        )
     axes.axvline(0, color="#444", lw=1)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.set_xlabel(f"points of accuracy above {reference}, 95 % paired bootstrap")
@@ -123,8 +160,14 @@ def ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str 
     figure, axes = plt.subplots(figsize=(5.6, 1.3 + 0.3 * len(mean)), layout="constrained")
     own = colours(labels)
     for place, (label, rank) in enumerate(mean):
-        axes.plot([rank, rank + limit], [place, place], color=own[label], alpha=0.35, lw=6,
-                  solid_capstyle="butt")  # fmt: skip
+        axes.plot(
+            [rank, rank + limit],
+            [place, place],
+            color=own[label],
+            alpha=0.35,
+            lw=6,
+            solid_capstyle="butt",
+        )
         axes.plot(rank, place, "o", color=own[label])
     axes.set_yticks(range(len(mean)), [label for label, _ in mean])
     axes.invert_yaxis()
@@ -145,8 +188,14 @@ def _pyplot() -> Any:
     from matplotlib import pyplot as plt
 
     # Words stay words that can be found and copied; names of parts do not change from run to run.
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "restuning", "font.size": 9,
-                         "font.family": "sans-serif"})  # fmt: skip
+    plt.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "restuning",
+            "font.size": 9,
+            "font.family": "sans-serif",
+        }
+    )
     return plt
 
 

@@ -57,9 +57,13 @@ REFERENCES = ("lora", "linear")
 
 
 def write_report(
-    folder: Path, out: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (),
-    suites: Sequence[str] = (), reference: str | None = None,
-) -> tuple[Path, Path]:  # fmt: skip
+    folder: Path,
+    out: Path,
+    tasks: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    suites: Sequence[str] = (),
+    reference: str | None = None,
+) -> tuple[Path, Path]:
     """Write `report.html` and `report.md` with its plots, from the results of a grid alone.
 
     Args:
@@ -96,16 +100,20 @@ def plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict
     labels = summary.of(tasks)
     found = {
         "Accuracy against parameters": figures.scatter(
-            summary, labels, tasks, parameters, "trained parameters without the head"),
+            summary, labels, tasks, parameters, "trained parameters without the head"
+        ),
         "Accuracy against training memory": figures.scatter(
-            summary, labels, tasks, memory, "MiB of a step above weights", 2**20),
+            summary, labels, tasks, memory, "MiB of a step above weights", 2**20
+        ),
         "Accuracy against training time": figures.scatter(
-            summary, labels, tasks, training_seconds, "processor seconds of a run"),
+            summary, labels, tasks, training_seconds, "processor seconds of a run"
+        ),
         "Accuracy against inference time": figures.scatter(
-            summary, labels, tasks, inference, "forward over the bare backbone's"),
+            summary, labels, tasks, inference, "forward over the bare backbone's"
+        ),
         "Groups of tasks": figures.group_bars(summary, labels, tasks),
         "Mean ranks": figures.ranks(summary, labels, tasks),
-    }  # fmt: skip
+    }
     against = reference or next((n for n in REFERENCES if n in labels), labels[0])
     if against in labels and len(labels) > 1:
         others = [n for n in labels if n != against]
@@ -115,24 +123,33 @@ def plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict
 
 
 def _html(
-    summary: Summary, parts: list[tuple[str, list[Table], dict[str, str]]],
-    beside: list[Table], chosen: Table | None,
-) -> str:  # fmt: skip
-    body = [f"<h1>{html.escape(summary.grid['protocol']['backbone'])}</h1>",
-            f'<p class="lead">{html.escape(summary.protocol())}.</p>', _tiles(summary)]  # fmt: skip
+    summary: Summary,
+    parts: list[tuple[str, list[Table], dict[str, str]]],
+    beside: list[Table],
+    chosen: Table | None,
+) -> str:
+    body = [
+        f"<h1>{html.escape(summary.grid['protocol']['backbone'])}</h1>",
+        f'<p class="lead">{html.escape(summary.protocol())}.</p>',
+        _tiles(summary),
+    ]
     for name, tables, drawn in parts:
         body.append(f"<h2>{html.escape(name[:1].upper() + name[1:])}</h2>")
         body += [_card(table) for table in tables]
-        cards = [f'<div class="card"><h3>{html.escape(title)}</h3>{svg}</div>'
-                 for title, svg in drawn.items()]  # fmt: skip
+        cards = [
+            f'<div class="card"><h3>{html.escape(title)}</h3>{svg}</div>'
+            for title, svg in drawn.items()
+        ]
         body.append(f'<div class="plots" style="margin-top:16px">{"".join(cards)}</div>')
     if chosen is not None:
         body.append(
             f"<details><summary>Settings chosen on validation</summary>{_card(chosen)}</details>"
         )
     if beside:
-        body.append("<h2>Published results</h2><p>Printed by their authors, on other backbones, "
-                    "images and budgets: never mixed with what was measured here.</p>")  # fmt: skip
+        body.append(
+            "<h2>Published results</h2><p>Printed by their authors, on other backbones, "
+            "images and budgets: never mixed with what was measured here.</p>"
+        )
         body += [_card(table, "published") for table in beside]
     body.append(_notes(summary))
     return (
@@ -145,13 +162,18 @@ def _html(
 def _tiles(summary: Summary) -> str:
     tasks = summary.tasks
     labels = summary.of(tasks) or summary.labels
-    tiles = [(str(len(tasks)), "tasks"), (str(len(summary.labels)), "methods"),
-             (str(sum(len(c.runs) for c in summary.cells.values())), "final runs")]  # fmt: skip
+    tiles = [
+        (str(len(tasks)), "tasks"),
+        (str(len(summary.labels)), "methods"),
+        (str(sum(len(c.runs) for c in summary.cells.values())), "final runs"),
+    ]
     if summary.of(tasks):
         best = max(labels, key=lambda n: summary.mean(n, tasks)[0])
         tiles.append((f"{words.percent(summary.mean(best, tasks)[0])} %", f"best mean: {best}"))
-    inner = "".join(f'<div class="tile"><b>{html.escape(b)}</b><span>{html.escape(s)}</span></div>'
-                    for b, s in tiles)  # fmt: skip
+    inner = "".join(
+        f'<div class="tile"><b>{html.escape(b)}</b><span>{html.escape(s)}</span></div>'
+        for b, s in tiles
+    )
     return f'<div class="tiles">{inner}</div>'
 
 
@@ -185,8 +207,9 @@ def _notes(summary: Summary) -> str:
     if summary.failures:
         rows = "".join(
             f"<li>{html.escape(r['task'])}, {html.escape(r['label'])}, {r['stage']} seed {r['seed']}: "
-            f"{html.escape(r.get('error', '')[:200])}</li>" for r in summary.failures
-        )  # fmt: skip
+            f"{html.escape(r.get('error', '')[:200])}</li>"
+            for r in summary.failures
+        )
         lines.append(
             f"<details open><summary>{len(summary.failures)} runs failed</summary><ul>{rows}</ul></details>"
         )
@@ -194,9 +217,12 @@ def _notes(summary: Summary) -> str:
 
 
 def _markdown(
-    summary: Summary, parts: list[tuple[str, list[Table], dict[str, str]]],
-    beside: list[Table], chosen: Table | None, out: Path,
-) -> str:  # fmt: skip
+    summary: Summary,
+    parts: list[tuple[str, list[Table], dict[str, str]]],
+    beside: list[Table],
+    chosen: Table | None,
+    out: Path,
+) -> str:
     lines = [f"# {summary.grid['protocol']['backbone']}", "", f"{summary.protocol()}.", ""]
     for number, (name, tables, drawn) in enumerate(parts):
         lines += [f"## {name[:1].upper() + name[1:]}", ""]
@@ -212,6 +238,9 @@ def _markdown(
         lines += [table.markdown() for table in beside]
     if summary.failures:
         lines += [f"{len(summary.failures)} runs failed:", ""]
-        lines += [f"- {r['task']}, {r['label']}, {r['stage']} seed {r['seed']}: "
-                  f"{r.get('error', '').splitlines()[0][:200]}" for r in summary.failures]  # fmt: skip
+        lines += [
+            f"- {r['task']}, {r['label']}, {r['stage']} seed {r['seed']}: "
+            f"{r.get('error', '').splitlines()[0][:200]}"
+            for r in summary.failures
+        ]
     return "\n".join(lines) + "\n"

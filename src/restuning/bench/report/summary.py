@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from restuning._errors import DataError
-from restuning.bench.record import GRID, read_json, read_results, unpacked
+from restuning._files import read_json
+from restuning.bench.folder import GRID, read_results, unpacked
 
 GROUPS = ("natural", "specialized", "structured", "fine-grained", "")
 """Order of groups in tables."""
@@ -173,24 +174,30 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
     """
     results = read_results(folder)
     kept = [
-        r for r in results
+        r
+        for r in results
         if (not tasks or r["task"] in tasks) and (not labels or r["label"] in labels)
-    ]  # fmt: skip
+    ]
     runs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for r in kept:
         if r["stage"] == "final" and r["status"] == "done":
             runs.setdefault((r["task"], r["label"]), {})[r["seed"]] = r
     if not runs:
-        raise DataError("no finished run to report", where=str(folder),
-                        found=f"{len(results)} results", fix="let the grid go on")  # fmt: skip
+        raise DataError(
+            "no finished run to report",
+            where=str(folder),
+            found=f"{len(results)} results",
+            fix="let the grid go on",
+        )
     order = list(labels) or sorted({label for _, label in runs}, key=lambda n: _first(runs, n))
     return Summary(
         {key: Cell(value) for key, value in runs.items()},
         {task: next(iter(runs[task, label].values()))["group"] for task, label in runs},
         [label for label in order if any(label == have for _, have in runs)],
         [r for r in kept if r["status"] == "failed"],
-        read_json(folder / GRID), results,
-    )  # fmt: skip
+        read_json(folder / GRID),
+        results,
+    )
 
 
 def _first(runs: dict[tuple[str, str], dict[int, dict[str, Any]]], label: str) -> tuple[int, str]:

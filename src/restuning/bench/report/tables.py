@@ -9,13 +9,7 @@ from importlib import resources
 from typing import Any
 
 from restuning.bench.report import words
-from restuning.bench.report.summary import (
-    Summary,
-    inference,
-    memory,
-    parameters,
-    training_seconds,
-)
+from restuning.bench.report.summary import Summary, inference, memory, parameters, training_seconds
 
 
 @dataclass(frozen=True)
@@ -51,11 +45,19 @@ def accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
         means = {label: summary.group_means(label, tasks) for label in labels}
         for group in next(iter(means.values()), {}):
             if len({summary.groups[t] for t in tasks}) > 1:
-                rows.append([f"mean of {group or 'others'}",
-                             *[words.percent(means[label][group]) for label in labels]])  # fmt: skip
+                rows.append(
+                    [
+                        f"mean of {group or 'others'}",
+                        *[words.percent(means[label][group]) for label in labels],
+                    ]
+                )
         if len({summary.groups[t] for t in tasks}) > 1:
-            rows.append(["mean of groups",
-                         *[words.percent(summary.mean_of_groups(n, tasks)) for n in labels]])  # fmt: skip
+            rows.append(
+                [
+                    "mean of groups",
+                    *[words.percent(summary.mean_of_groups(n, tasks)) for n in labels],
+                ]
+            )
         rows.append(["mean of tasks", *[words.percent(*summary.mean(n, tasks)) for n in labels]])
     covers = f"Test accuracy in %, mean ± standard deviation over seeds. {summary.protocol()}."
     return Table(f"Accuracy, {name} ({len(tasks)})", covers, ["task", *labels], rows)
@@ -81,10 +83,13 @@ def costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
         [label, *[tell(summary.cost(label, tasks, of)) for _, of, tell in COSTS]]
         for label in labels
     ]
-    machines = sorted({
-        f"{r['hardware'].get('gpu') or r['hardware']['cpu']}, {r['hardware']['threads']} thread(s)"
-        for r in summary.results if r["status"] == "done"
-    })  # fmt: skip
+    machines = sorted(
+        {
+            f"{r['hardware'].get('gpu') or r['hardware']['cpu']}, {r['hardware']['threads']} thread(s)"
+            for r in summary.results
+            if r["status"] == "done"
+        }
+    )
     covers = (
         f"Medians over runs on {len(tasks)} tasks. Step memory is counted above weights, moments "
         "and batch, for the way the method was trained (detached ones from stored features) and, "
@@ -106,8 +111,12 @@ def published(suite: str) -> Table:
         [name, *["-" if v is None else f"{v:g}" for v in row]]
         for name, row in found["rows"].items()
     ]
-    return Table(f"Published: {found['title']}", f"As printed in {found['source']}; not measured here.",
-                 ["method", *found["columns"]], rows)  # fmt: skip
+    return Table(
+        f"Published: {found['title']}",
+        f"As printed in {found['source']}; not measured here.",
+        ["method", *found["columns"]],
+        rows,
+    )
 
 
 def published_tables() -> dict[str, Any]:
@@ -127,5 +136,9 @@ def choices(summary: Summary) -> Table | None:
     if not counted:
         return None
     rows = [[label, setting, str(n)] for (label, setting), n in sorted(counted.items())]
-    return Table("Settings chosen", "On the validation split, one seed.",
-                 ["method", "setting", "tasks"], rows)  # fmt: skip
+    return Table(
+        "Settings chosen",
+        "On the validation split, one seed.",
+        ["method", "setting", "tasks"],
+        rows,
+    )

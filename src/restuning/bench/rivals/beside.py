@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, require
 from restuning.bench.rivals.inside import fresh_head
-from restuning.bypass import Needs, tokens_of
 from restuning.host import Host
+from restuning.sites import Needs, tokens_of
 from restuning.task import Task
 
 LADDER_REDUCTION = 8
@@ -32,13 +32,22 @@ def alexnet() -> nn.Sequential:
     """The convolutions of AlexNet (Krizhevsky 2014, as torchvision has them), `b 3 h w -> b 9216`."""
     pool = nn.MaxPool2d(3, 2)
     return nn.Sequential(
-        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), pool,
-        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), pool,
-        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), pool,
-        nn.AdaptiveAvgPool2d(6), nn.Flatten(),
-    )  # fmt: skip
+        nn.Conv2d(3, 64, 11, 4, 2),
+        nn.ReLU(),
+        pool,
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+        pool,
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+        pool,
+        nn.AdaptiveAvgPool2d(6),
+        nn.Flatten(),
+    )
 
 
 class Side(nn.Module):
@@ -178,9 +187,10 @@ def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
     dims = {site.dim for site in sites.values()}
     if len(dims) > 1 or any(site.layout != "b n d" for site in sites.values()):
         raise NoSitesError(
-            "a ladder of one width needs streams of one width", found=f"widths {sorted(dims)}",
+            "a ladder of one width needs streams of one width",
+            found=f"widths {sorted(dims)}",
             fix="use res-tuning-bypass, which resamples between stages",
-        )  # fmt: skip
+        )
     attentions = [s for s in host.sites.values() if s.op == "mha" and s.maps is not None]
     heads = attentions[0].maps.heads if attentions else 1  # type: ignore[union-attr]
     side = Ladder(host.sites.taps, dims.pop(), options.get("reduction", LADDER_REDUCTION), heads)

@@ -63,10 +63,11 @@ class Convpass(nn.Module):
         side = math.isqrt(rest.shape[1])
         if side * side != rest.shape[1]:
             raise TunerShapeError(
-                "tokens form no square grid", where="convpass",
+                "tokens form no square grid",
+                where="convpass",
                 found=f"{x.shape[1]} tokens, {self.prefix} before the grid",
                 fix="set prefix to the number of class and register tokens",
-            )  # fmt: skip
+            )
         grid = self.convolution(rest.unflatten(1, (side, side)).movedim(-1, 1))
         # A grid of one token meets the kernel's centre only.
         centre = self.convolution.weight[:, :, 1, 1]

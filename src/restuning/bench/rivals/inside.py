@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, require
-from restuning.bypass import Needs, tokens_of
 from restuning.host import Host
+from restuning.sites import Needs, tokens_of
 from restuning.tuners import ResAdapter
 
 LORA_RANK = 8
@@ -140,9 +140,12 @@ class Parallel(nn.Module):
 
 
 def parallel(
-    model: nn.Module, host: Host, make: Callable[[int], nn.Module], scale: float | None,
+    model: nn.Module,
+    host: Host,
+    make: Callable[[int], nn.Module],
+    scale: float | None,
     layers: Any = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """A module beside every MHA and FFN of a copy of a backbone, reading after the norm.
 
     Raises:
@@ -151,10 +154,16 @@ def parallel(
     sites = host.sites.pick("mha", "ffn", layers=slice(None) if layers is None else layers)
     for site in sites.values():
         if not site.module or site.layout != "b n d":
-            raise NoSitesError("an operation has no module of its own", where=site.name,
-                               fix="use a method of `restuning methods`")  # fmt: skip
-        put(model, site.module, Parallel(model.get_submodule(site.module), make(site.dim), scale,
-                                         site.dim))  # fmt: skip
+            raise NoSitesError(
+                "an operation has no module of its own",
+                where=site.name,
+                fix="use a method of `restuning methods`",
+            )
+        put(
+            model,
+            site.module,
+            Parallel(model.get_submodule(site.module), make(site.dim), scale, site.dim),
+        )
     return model
 
 

@@ -38,10 +38,16 @@ def swift(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
     tuners = require("swift.tuners", "swift", "the rival ms-swift")
     model: Any = copied(host)
     if not hasattr(model, "blocks") or not hasattr(model, "norm"):
-        raise NoSitesError("ms-swift's example names the modules of a timm ViT",
-                           where=type(model).__name__, fix="give a timm ViT")  # fmt: skip
+        raise NoSitesError(
+            "ms-swift's example names the modules of a timm ViT",
+            where=type(model).__name__,
+            fix="give a timm ViT",
+        )
     config = tuners.ResTuningConfig(
-        dims=host.dim, root_modules=r".*blocks.0$", stem_modules=r".*blocks\.\d+$",
-        target_modules=r"norm", tuner_cfg="res_adapter",
-    )  # fmt: skip
+        dims=host.dim,
+        root_modules=r".*blocks.0$",
+        stem_modules=r".*blocks\.\d+$",
+        target_modules=r"norm",
+        tuner_cfg="res_adapter",
+    )
     return Swifted(tuners.Swift.prepare_model(model, config), fresh_head(host.dim, classes))

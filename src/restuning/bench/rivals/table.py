@@ -12,8 +12,7 @@ from restuning._errors import UnknownNameError
 from restuning.backbones import Backbone
 from restuning.bench.rivals import beside, convpass, inside, swift
 from restuning.host import Host
-from restuning.task import Task
-from restuning.tuned import Tuned
+from restuning.task import Task, Tuned
 
 Options = dict[str, Any]
 
@@ -55,9 +54,10 @@ def build(name: str, host: Host, backbone: Backbone, num_classes: int, **options
     unknown = options.keys() - set(row.takes)
     if unknown:
         raise UnknownNameError(
-            "no such option", where=", ".join(sorted(unknown)),
+            "no such option",
+            where=", ".join(sorted(unknown)),
             fix=f"{name} takes {', '.join(row.takes) or 'none'}",
-        )  # fmt: skip
+        )
     return row.build(host, backbone, num_classes, options)
 
 
@@ -87,31 +87,43 @@ def _beside(make: Callable[[Host, int, Options], nn.Module]) -> Callable[..., nn
 
 RIVALS: dict[str, Rival] = {
     "lora": Rival(
-        _inside(inside.lora), "LoRA r 8 on qkv, through PEFT", "Hu et al. 2022; PEFT's defaults",
+        _inside(inside.lora),
+        "LoRA r 8 on qkv, through PEFT",
+        "Hu et al. 2022; PEFT's defaults",
         ("rank", "alpha", "targets"),
     ),
     "ssf": Rival(
-        _inside(inside.ssf), "SSF: a scale and a shift after every map and norm",
+        _inside(inside.ssf),
+        "SSF: a scale and a shift after every map and norm",
         "Lian et al. 2022, arXiv 2210.08823",
     ),
     "convpass": Rival(
-        _inside(convpass.convpass), "Convpass: a convolutional bottleneck beside MHA and FFN",
-        "Jie and Deng 2022, arXiv 2207.07039", ("rank", "scale", "prefix"),
+        _inside(convpass.convpass),
+        "Convpass: a convolutional bottleneck beside MHA and FFN",
+        "Jie and Deng 2022, arXiv 2207.07039",
+        ("rank", "scale", "prefix"),
     ),
     "side-tuning": Rival(
-        _beside(beside.side_tuning), "Side-Tuning: AlexNet beside the backbone, blended",
-        "Zhang et al. 2020, arXiv 1912.13503; sizes as in VPT's code", ("pretrained",),
+        _beside(beside.side_tuning),
+        "Side-Tuning: AlexNet beside the backbone, blended",
+        "Zhang et al. 2020, arXiv 1912.13503; sizes as in VPT's code",
+        ("pretrained",),
     ),
     "lst": Rival(
-        _beside(beside.ladder), "LST: a small transformer on all taps, no gradient in the backbone",
-        "Sung et al. 2022, arXiv 2206.06522", ("reduction",),
+        _beside(beside.ladder),
+        "LST: a small transformer on all taps, no gradient in the backbone",
+        "Sung et al. 2022, arXiv 2206.06522",
+        ("reduction",),
     ),
     "ms-swift": Rival(
-        _beside(swift.swift), "the authors' bypass in ms-swift (adapters of length 32)",
+        _beside(swift.swift),
+        "the authors' bypass in ms-swift (adapters of length 32)",
         "ms-swift's documentation",
     ),
     "res-tuning-after-norm": Rival(
-        _inside(inside.after_the_norm), "res-tuning whose tuners read after the norm (ablation)",
-        "Jiang et al. 2023, arXiv 2310.19859, but for where it reads", ("rank", "layers"),
+        _inside(inside.after_the_norm),
+        "res-tuning whose tuners read after the norm (ablation)",
+        "Jiang et al. 2023, arXiv 2310.19859, but for where it reads",
+        ("rank", "layers"),
     ),
-}  # fmt: skip
+}

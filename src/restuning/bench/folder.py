@@ -1,0 +1,271 @@
+"""The description of a grid, which all commands on its folder must agree with."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restuning._errors import FormatError, TrainingError
+from restuning._files import Claim, read_json, write_json
+from restuning.bench.grid import Protocol, Run, slug
+from restuning.bench.measure import versions
+from restuning.training import FitSettings
+
+
+def open_grid(
+    folder: Path, protocol: Protocol, runs: Sequence[Run], retry: bool = False
+) -> list[Run]:
+    """Begin a grid or go on with one; the runs that have no result.
+
+    Args:
+        folder: Of the grid.
+        protocol: Must be the one the folder was begun with.
+        runs: Wanted; more tasks, entries and seeds may be added to a folder at any time.
+        retry: Forget failures, so that those runs are made again.
+
+    Raises:
+        TrainingError: The folder was begun with another protocol.
+        FormatError: A result that is there is malformed.
+    """
+    identity = json.loads(json.dumps(protocol.identity()))
+    choices = {r.entry.label: _choices(protocol, r) for r in runs}
+    file = folder / GRID
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    (folder / WORK / ".gitignore").write_text("*\n", encoding="utf-8")
+    claim = Claim.take(folder / WORK / "grid.lock", wait=True)
+    try:
+        known: dict[str, Any] = {}
+        if file.exists():
+            before = read_json(file)
+            _check_same(before, identity, folder)
+            known = before.get("choices", {})
+            other = [k for k, v in choices.items() if k in known and known[k] != v]
+            if other:
+                raise TrainingError(
+                    "this grid chooses between other settings",
+                    where=str(folder),
+                    found="; ".join(f"{k}: {known[k]} then, {choices[k]} now" for k in other),
+                    fix="use those of then, another label (LABEL=METHOD), or another --out",
+                )
+        write_json(
+            file,
+            {
+                "format": FORMAT,
+                "protocol": identity,
+                "choices": {**known, **choices},
+                "versions": versions(),
+            },
+        )
+    finally:
+        if claim is not None:
+            claim.give_back()
+    left = []
+    for run in runs:
+        result = result_file(folder, run)
+        if result.exists() and read_result(result)["status"] == "failed" and retry:
+            result.unlink()
+        if not result.exists():
+            left.append(run)
+    return left
+
+
+def _choices(protocol: Protocol, run: Run) -> list[dict[str, Any]]:
+    found = [dict(setting) for setting in protocol.candidates(run.entry)]
+    return json.loads(
+        json.dumps(
+            [
+                {**found_, "options": dict(run.entry.options), "method": run.entry.method}
+                for found_ in found
+            ]
+        )
+    )
+
+
+def _check_same(before: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+    then = before.get("protocol")
+    if not isinstance(then, dict) or before.get("format") != FORMAT:
+        raise FormatError(
+            "the description of a grid is malformed",
+            where=str(folder / GRID),
+            fix="restore it, or give another --out",
+        )
+    names = [k for k in identity if then.get(k) != identity[k]]
+    if not names:
+        return
+    told = []
+    for name in names:
+        old, new = then.get(name), identity[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            told += [
+                f"{k} {old.get(k)!r} then, {v!r} now" for k, v in new.items() if old.get(k) != v
+            ]
+        else:
+            told.append(f"{name} {old!r} then, {new!r} now")
+    raise TrainingError(
+        "this folder holds a grid of another protocol",
+        where=str(folder),
+        found="; ".join(told),
+        fix="use the protocol of then, or another --out",
+    )
+
+
+def protocol_of(folder: Path, weights: Path | None = None) -> Protocol:
+    """The protocol a grid was run under, to load its backbone and tasks again.
+
+    Args:
+        folder: Of the grid.
+        weights: File of the backbone's weights, which may lie elsewhere here.
+
+    Raises:
+        FormatError: No grid is there, or its description is malformed.
+    """
+    try:
+        found = dict(read_json(folder / GRID)["protocol"])
+        settings = FitSettings(**{**found.pop("settings"), "seed": 0})
+        found.pop("choices")
+        return Protocol(
+            **{**found, "weights": str(weights) if weights else None, "settings": settings}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            "the description of a grid is malformed",
+            where=str(folder / GRID),
+            found=f"{type(error).__name__}: {error}",
+            fix="restore it, or run the grid again",
+        ) from None
+
+
+def head(run: Run) -> dict[str, Any]:
+    """What every result starts with, failed or done."""
+    return {
+        "format": FORMAT,
+        "task": run.task.name,
+        "group": run.task.group,
+        "label": run.entry.label,
+        "method": run.entry.method,
+        "stage": run.stage,
+        "seed": run.seed,
+    }
+
+
+def result_file(folder: Path, run: Run) -> Path:
+    """Where a run's result is or will be."""
+    return folder / RUNS / f"{run.name}.json"
+
+
+def kept_folder(folder: Path, run: Run) -> Path:
+    """Where the task of a final run is saved, and stays with `--keep`."""
+    return folder / WORK / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
+
+
+FORMAT = 1
+"""Raised when a reader of today could not read what is written tomorrow."""
+
+GRID = "grid.json"
+RUNS = "runs"
+WORK = "work"
+"""Folder of what may be deleted at any time: checkpoints, decoded images, features."""
+
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "task": str,
+    "label": str,
+    "method": str,
+    "stage": str,
+    "seed": int,
+}
+_NEEDED_DONE: dict[str, type | tuple[type, ...]] = {
+    "accuracy": (int, float),
+    "count": int,
+    "hits": str,
+    "parameters": dict,
+    "memory": dict,
+    "seconds": dict,
+    "settings": dict,
+    "data": dict,
+    "versions": dict,
+    "hardware": dict,
+}
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """A run's result, checked field by field.
+
+    Raises:
+        FormatError: Malformed, incomplete, of another format, or a number is out of its range.
+    """
+    content = read_json(file)
+    if content.get("format") != FORMAT:
+        raise FormatError(
+            "a result of another format",
+            where=str(file),
+            found=f"format {content.get('format')!r}, we read {FORMAT}",
+            fix="read it with the library that wrote it",
+        )
+    needed = {**_NEEDED, **(_NEEDED_DONE if content.get("status") == "done" else {})}
+    wrong = [k for k, kind in needed.items() if not _is(content.get(k), kind)]
+    if not wrong and content["status"] == "done":
+        value = content["accuracy"]
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            wrong = ["accuracy"]
+        elif abs(unpacked(content["hits"], content["count"], file).mean() - value) > 1e-9:
+            wrong = ["accuracy (it is not the mean of hits)"]
+    if wrong:
+        raise FormatError(
+            "a result is incomplete or malformed",
+            where=str(file),
+            found=", ".join(wrong),
+            fix="restore it, or delete it and run the grid again",
+        )
+    return content
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """All results of a grid, ordered by path.
+
+    Raises:
+        FormatError: No grid is there, or a result is malformed.
+    """
+    if not (folder / GRID).exists():
+        raise FormatError(
+            "no grid here",
+            where=str(folder),
+            found=f"no {GRID}",
+            fix="give the folder that `restuning bench run` left",
+        )
+    return [read_result(file) for file in sorted((folder / RUNS).rglob("*.json"))]
+
+
+def packed(hits: Sequence[bool] | np.ndarray) -> str:
+    """Right answers in the order of the test split, a bit each, as base64."""
+    return base64.b64encode(np.packbits(np.asarray(hits, bool)).tobytes()).decode()
+
+
+def unpacked(text: str, count: int, where: Path | str = "") -> np.ndarray:
+    """What `packed` packed.
+
+    Raises:
+        FormatError: Not base64, or of another length.
+    """
+    try:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8))
+        if count < 1 or not count <= len(bits) < count + 8:
+            raise ValueError(f"{len(bits)} bits for {count} examples")
+    except ValueError as error:
+        raise FormatError(
+            "the right answers of a result are malformed",
+            where=str(where),
+            found=str(error),
+            fix="restore it, or delete it and run the grid again",
+        ) from None
+    return bits[:count].astype(bool)

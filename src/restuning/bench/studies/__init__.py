@@ -1,0 +1,1 @@
+"""What is found beyond one accuracy: ablations, robustness, forgetting, ensembles, checks."""

@@ -1,0 +1,130 @@
+"""What a suite on disk lacks, and a digest of what it has."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from restuning._errors import DataError, UnknownNameError
+from restuning.bench.suites import LISTS, SUITES, Member, find_tasks
+from restuning.data import read_list
+
+SIZES = {"train800.txt": 800, "val200.txt": 200}
+"""Lines of VTAB-1K's lists."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One task of a suite.
+
+    Attributes:
+        task: Its name.
+        problems: What is wrong, in words; empty where nothing is.
+        sizes: Examples by list.
+        digest: sha256 of the names, labels and sizes of all images, 16 hexadecimal digits: two
+            machines with the same digest have the same task. "" where lists are missing.
+    """
+
+    task: str
+    problems: tuple[str, ...]
+    sizes: Mapping[str, int]
+    digest: str
+
+    def row(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "task": self.task,
+            "problems": list(self.problems),
+            "sizes": dict(self.sizes),
+            "digest": self.digest,
+        }
+
+
+def check_suite(suite: str, root: Path) -> list[Checked]:
+    """Every task of a suite: lists, numbers of examples and classes, and images that are not there.
+
+    Args:
+        suite: "vtab-1k", "fgvc", or "shared" for any folder of tasks.
+        root: Its folder.
+
+    Raises:
+        UnknownNameError: No such suite.
+        DataError: The folder is not there.
+    """
+    if suite not in (*SUITES, "shared") or suite == "cifar100":
+        raise UnknownNameError(
+            "no suite that can be checked", where=suite, fix="one of: vtab-1k, fgvc, shared"
+        )
+    if not root.is_dir():
+        raise DataError("no such folder", where=str(root), fix="give the suite's folder")
+    if suite == "shared":
+        return [_checked(root / task.name, None, suite) for task in find_tasks(str(root))]
+    return [_checked(root / name, member, suite) for name, member in SUITES[suite].items()]
+
+
+def _checked(folder: Path, member: Member | None, suite: str) -> Checked:
+    if not folder.is_dir():
+        return Checked(folder.name, ("no such folder",), {}, "")
+    if suite == "fgvc" and (folder / "train").is_dir():
+        return _class_folders(folder, member)
+    problems, sizes, samples = [], {}, []
+    for name in (*LISTS, "train800val200.txt"):
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+            continue
+        try:
+            read = read_list(folder / name)
+        except DataError as error:
+            problems.append(f"{name}: {error.what}, {error.found}")
+            continue
+        sizes[name] = len(read)
+        samples += read
+        absent = [path for path, _ in read if not path.is_file()]
+        if absent:
+            problems.append(
+                f"{name}: {len(absent)} of {len(read)} images are missing, first "
+                f"{absent[0].relative_to(folder)}"
+            )
+        if suite == "vtab-1k" and SIZES.get(name, len(read)) != len(read):
+            problems.append(f"{name}: {len(read)} lines instead of {SIZES[name]}")
+    problems += _against(member, sizes.get("test.txt"), {label for _, label in samples})
+    return Checked(folder.name, tuple(problems), sizes, _digest(folder, samples))
+
+
+def _against(member: Member | None, test: int | None, labels: set[int]) -> list[str]:
+    if member is None:
+        return []
+    problems = []
+    if test is not None and test != member.test:
+        problems.append(f"{test} test images, published are {member.test}")
+    if labels and max(labels) >= member.classes:
+        problems.append(f"label {max(labels)}, but {member.classes} classes (labels from 0)")
+    elif labels and len(labels) < member.classes:
+        problems.append(f"{len(labels)} of {member.classes} classes occur")
+    return problems
+
+
+def _class_folders(folder: Path, member: Member | None) -> Checked:
+    problems, sizes, names = [], {}, []
+    for split in ("train", "val", "test"):
+        files = [p for p in sorted((folder / split).rglob("*")) if p.is_file()]
+        sizes[split] = len(files)
+        names += [(file, 0) for file in files]
+        if not files:
+            problems.append(f"{split}/ is missing or empty")
+    classes = [p.name for p in (folder / "train").iterdir() if p.is_dir()]
+    problems += _against(member, sizes["test"] or None, set(range(len(classes))))
+    return Checked(folder.name, tuple(problems), sizes, _digest(folder, names))
+
+
+def _digest(folder: Path, samples: list[tuple[Path, int]]) -> str:
+    if not samples:
+        return ""
+    digest = hashlib.sha256()
+    for path, label in samples:
+        size = path.stat().st_size if path.is_file() else -1
+        digest.update(f"{path.relative_to(folder)}\t{label}\t{size}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,124 @@
+"""How the trained tasks of a grid answer under corruptions and attacks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._files import read_json, write_json
+from restuning.bench.bench import Bench
+from restuning.bench.folder import FORMAT
+from restuning.bench.grid import Run
+from restuning.bench.report.tables import Table
+from restuning.bench.studies.attacks import fgsm, pgd
+from restuning.bench.studies.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from restuning.bench.studies.kept import load_kept
+from restuning.data.decoded import HeldImages
+
+IMAGES = 256
+"""Of the test split, spread evenly: a share of right answers is then known to about three points."""
+
+RADII = (1.0, 2.0, 4.0)
+"""Of 255."""
+
+BATCH = 64
+
+
+def robustness(
+    bench: Bench,
+    run: Run,
+    images: int = IMAGES,
+    severities: Sequence[int] = SEVERITIES,
+    radii: Sequence[float] = RADII,
+) -> dict[str, Any]:
+    """Accuracy of a kept task on clean, corrupted and attacked test images, as JSON.
+
+    Left in `robustness/RUN.json` of the grid; what is there is not made again.
+
+    Raises:
+        FormatError: The run's task was not kept.
+    """
+    file = bench.folder / "robustness" / f"{run.name}.json"
+    wanted = {"images": images, "severities": list(severities), "radii": list(radii)}
+    if file.exists():
+        found = read_json(file)
+        if all(found.get(k) == v for k, v in wanted.items()):
+            return found
+    tuned, trained = load_kept(bench, run)
+    test: HeldImages = bench.data(run.task).apart.test
+    at = (
+        [n * len(test) // images for n in range(images)] if images < len(test) else range(len(test))
+    )
+    pixels, labels = test.pixels[list(at)], test.labels[list(at)]
+
+    def share(changed: Callable[[Tensor, Tensor], Tensor]) -> float:
+        right = sum(
+            int((answer(tuned, test.normalise(changed(x, y))) == y).sum())
+            for x, y in _batches(pixels, labels)
+        )
+        return right / len(labels)
+
+    result = {
+        "format": FORMAT,
+        "task": run.task.name,
+        "group": run.task.group,
+        "label": run.entry.label,
+        "seed": run.seed,
+        "test_accuracy": trained["accuracy"],
+        **wanted,
+        "clean": share(lambda x, y: x),
+        "corruptions": {
+            kind: [share(lambda x, y, k=kind, s=s: corrupted(x, k, s)) for s in severities]
+            for kind in CORRUPTIONS
+        },
+        "fgsm": [share(lambda x, y, r=r: fgsm(tuned, x, y, test.normalise, r)) for r in radii],
+        "pgd": [share(lambda x, y, r=r: pgd(tuned, x, y, test.normalise, r)) for r in radii],
+    }
+    write_json(file, result)
+    return result
+
+
+def answer(tuned: nn.Module, images: Tensor) -> Tensor:
+    """Classes."""
+    with torch.no_grad():
+        return tuned(images).argmax(1)
+
+
+def _batches(pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(labels), BATCH):
+        yield pixels[start : start + BATCH], labels[start : start + BATCH]
+
+
+def robustness_table(folder: Path) -> Table:
+    """Mean accuracy by method over the tasks and seeds that were attacked."""
+    results = [read_json(f) for f in sorted((folder / "robustness").rglob("*.json"))]
+    labels = list(dict.fromkeys(r["label"] for r in results))
+    radii = results[0]["radii"] if results else []
+    rows = []
+    for label in labels:
+        own = [r for r in results if r["label"] == label]
+
+        def mean(values: Sequence[float]) -> str:
+            return f"{100 * statistics.mean(values):.1f}"
+
+        under = [v for r in own for each in r["corruptions"].values() for v in each]
+        worst = [each[-1] for r in own for each in r["corruptions"].values()]
+        row = [label, str(len(own)), mean([r["clean"] for r in own]), mean(under), mean(worst)]
+        for kind in ("fgsm", "pgd"):
+            row += [mean([r[kind][n] for r in own]) for n in range(len(radii))]
+        rows.append(row)
+    tasks = sorted({r["task"] for r in results})
+    columns = ["method", "runs", "clean", "corrupted", "severest"]
+    columns += [f"{kind.upper()} {r:g}/255" for kind in ("fgsm", "pgd") for r in radii]
+    covers = (
+        f"Accuracy in %, {', '.join(tasks)}; {results[0]['images'] if results else 0} test images "
+        f"at most of each; {len(CORRUPTIONS)} corruptions of ImageNet-C in severities "
+        f"{results[0]['severities'] if results else []}; attacks are white-box, also through what "
+        "a method detaches."
+    )
+    return Table("Robustness", covers, columns, rows)

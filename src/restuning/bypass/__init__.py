@@ -1,0 +1,9 @@
+"""Side networks on detached taps: taps in, a feature out, no gradient towards the taps."""
+
+from restuning.bypass.bypass import LAST_GATE as LAST_GATE
+from restuning.bypass.bypass import Bypass as Bypass
+from restuning.bypass.bypass import Plan as Plan
+from restuning.bypass.mixing import MixingBypass as MixingBypass
+from restuning.bypass.pooling import Pooling as Pooling
+from restuning.bypass.ridge import Ridge as Ridge
+from restuning.bypass.unet import UNetBypass as UNetBypass

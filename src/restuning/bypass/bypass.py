@@ -1,0 +1,283 @@
+"""The side network of Res-Tuning-Bypass: taps in, last state out, no gradient towards the taps.
+
+An ordinary `nn.Module` that never sees a host. Its needs follow from its tuners and the readout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from restuning._errors import TunerShapeError
+from restuning.bypass import fused
+from restuning.sites import IN_WORDS as IN_WORDS
+from restuning.sites import Features as Features
+from restuning.sites import Needs as Needs
+from restuning.sites import Site, Sites
+from restuning.sites import Tokens as Tokens
+from restuning.sites import hold as hold
+from restuning.sites import readout_of as readout_of
+from restuning.sites import tokens_of as tokens_of
+from restuning.tuners import Tuner, at_time, from_spec, real_tokens
+
+Plan = Callable[[Site], "Tuner | None"]
+LAST_GATE = 3.0
+"""Start of the last lambda's logit: sigmoid(3) = 0.95, close to the linear probe (lambda_L = 1)
+with a gradient left for the vertical path."""
+
+
+class Bypass(nn.Module):
+    r"""`x_0' = x_0`, `x_l' = lambda_l h_l(x_l) + (1 - lambda_l) v_l(x_{l-1}')`.
+
+    h and v are `x + tuner(x)`; where a plan gives None they are the identity. lambda_l is the
+    sigmoid of one learned number a layer.
+
+    Args:
+        taps: Names of x_0 ... x_L.
+        dims: Their widths.
+        horizontal: L tuners (or None each) on the taps x_1 ... x_L.
+        vertical: L tuners (or None each) on the states x_0' ... x_{L-1}'.
+        residual: Return `x_L + (x_L' - m_L)`, where m is the same recursion without tuners: what
+            the tuners changed is added to the backbone's own last stream. With tuners that start
+            as no change the backbone's output is then exact at the start, whatever the lambdas.
+
+    Shape:
+        taps: mapping of name to `b n d_l` (or `b h w d_l`). Returns the last state, `b n d_L`.
+
+    On maps and hierarchies (readout "own") every tap is one vector: x_l the mean of the stream over
+    its grid, x_L the backbone's own feature, and a learned linear map between widths. This is a
+    form of its own, not a short cut: mean(h(x)) = h(mean(x)) holds only for affine h.
+
+    Cost: with 24 Res-Adapters of rank 10 on ViT-B/16, 387,312 parameters and 12 lambdas.
+    Start: lambda 0.5 as a neutral choice (the paper's is not known), the last one 0.95 (0.5 if
+    residual, where it is not needed to stay close to the backbone); with
+    tuners that start as no change this is linear probing to within 5 % of the vertical state.
+    Reference: arXiv 2310.19859 section 3, Fig. 3(c). The authors' released code has no lambda.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[str],
+        dims: Sequence[int],
+        horizontal: Sequence[Tuner | None],
+        vertical: Sequence[Tuner | None],
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        layers = len(taps) - 1
+        if not layers == len(dims) - 1 == len(horizontal) == len(vertical):
+            raise TunerShapeError(
+                "a bypass needs L+1 taps and widths, and L horizontal and vertical tuners",
+                found=f"{len(taps)} taps, {len(dims)} widths, {len(horizontal)} and "
+                f"{len(vertical)} tuners",
+                fix="give None where a layer has no tuner",
+            )
+        self.taps, self.dims = tuple(taps), tuple(dims)
+        self.horizontal = nn.ModuleList(_or_identity(t) for t in horizontal)
+        self.vertical = nn.ModuleList(_or_identity(t) for t in vertical)
+        self.gate = nn.Parameter(torch.zeros(layers))
+        self.resample = nn.ModuleDict(
+            {
+                str(layer): Resample(dims[layer], dims[layer + 1])
+                for layer in range(layers)
+                if dims[layer] != dims[layer + 1]
+            }
+        )
+        if not residual:
+            nn.init.constant_(self.gate[-1:], LAST_GATE)
+
+    @classmethod
+    def plan(
+        cls,
+        sites: Sites,
+        horizontal: Plan | None,
+        vertical: Plan | None,
+        *,
+        own: int | None = None,
+        residual: bool = False,
+    ) -> Bypass:
+        """A bypass over all block sites (of the decoder in an encoder-decoder).
+
+        Args:
+            sites: The host's.
+            horizontal: Tuners on the taps; None is the identity.
+            vertical: Tuners on the states; None is the identity.
+            own: Width of the backbone's own feature where that is x_L (readout "own").
+            residual: See the class.
+        """
+        start = list(sites.stems)[-1]
+        blocks = [s for s in sites.last_stack.values() if s.op == "block"]
+        states = [replace(blocks[0], dim=blocks[0].dim_in or blocks[0].dim), *blocks]
+        if own is not None:
+            states[-1] = replace(blocks[-1], dim=own)
+        across = [horizontal(s) if horizontal else None for s in states[1:]]
+        # A vertical tuner works on the state before the layer, hence on that state's width.
+        below = [vertical(s) if vertical else None for s in states[:-1]]
+        names, dims = [start, *[s.name for s in blocks]], [s.dim for s in states]
+        return cls(names, dims, across, below, residual)
+
+    @property
+    def tuners(self) -> list[Tuner]:
+        """All tuners, horizontal first."""
+        return [t for t in [*self.horizontal, *self.vertical] if isinstance(t, Tuner)]
+
+    def needs(self, pool: str) -> Needs:
+        """What is read: what the readout reads, or all tokens where they are mixed on the way.
+
+        Raises:
+            TunerShapeError: A tuner mixes tokens where the readout leaves one vector.
+        """
+        tokens, mixing = tokens_of(pool), next((t for t in self.tuners if t.mixes_tokens), None)
+        if tokens == "pool" and mixing is not None:
+            raise TunerShapeError(
+                "a bypass on the backbone's own feature has one vector a tap",
+                where=mixing.kind,
+                found="a tuner that mixes tokens",
+                fix='give the task pool="mean" or "all"',
+            )
+        token_wise = mixing is None and not len(self.resample)
+        return Needs(self.taps, tokens if tokens == "pool" or token_wise else "all")
+
+    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """Run the side network; see the class. Taps are detached at this door."""
+        streams = [taps[name].detach() for name in self.taps]
+        if self.fuses(streams):
+            return self.fused(taps, _itself)[0]
+        with real_tokens(getattr(taps, "mask", None)), at_time(getattr(taps, "time", None)):
+            state = self._run(streams, _beside)
+        if not self.residual:
+            return state
+        return streams[-1] + (state - self._run(streams, lambda tuner, x: x))
+
+    def _run(
+        self, streams: Sequence[Tensor], beside: Callable[[nn.Module, Tensor], Tensor]
+    ) -> Tensor:
+        gates, state = self.gate.sigmoid(), streams[0]
+        for layer, stream in enumerate(streams[1:]):
+            across = beside(self.horizontal[layer], stream)
+            below = beside(self.vertical[layer], state)
+            if str(layer) in self.resample:
+                below = self.resample[str(layer)](below, across)
+            else:
+                below = on_grid(below, across.shape[1:-1])
+            # Written as one interpolation: below + lambda (across - below).
+            state = torch.lerp(below, across, gates[layer].to(across.dtype))
+        return state
+
+    def fuses(self, streams: Sequence[Tensor]) -> bool:
+        """Whether `fused` applies: equal shapes, adapters of a side alike, nothing random or residual.
+
+        A compiler or a functional transform records the bypass as it is written.
+        """
+        x = streams[0]
+        return (
+            not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and not torch.is_autocast_enabled(x.device.type)
+            and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
+            and not len(self.resample)
+            and not self.residual
+            and fused.form(self.horizontal, self.vertical) is not None
+        )
+
+    def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """The last states of k bypasses of this form in few products; see `fused.py`.
+
+        Args:
+            taps: As for the bypass.
+            of: A parameter of this bypass to the k stacked ones, `k ...`, or to itself (k = 1).
+
+        Shape:
+            Returns `k b ...`, the rest as the taps.
+        """
+        streams = [taps[name].detach() for name in self.taps]
+        form = fused.form(self.horizontal, self.vertical)
+        assert form is not None
+        across, below = fused.weights(self.horizontal, of), fused.weights(self.vertical, of)
+        flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
+        state = fused.run(flat, of(self.gate).sigmoid(), across, below, form[2])
+        return state.unflatten(1, streams[-1].shape[:-1])
+
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build this bypass again, as JSON."""
+        return {
+            "taps": list(self.taps),
+            "dims": list(self.dims),
+            "horizontal": [t.spec() if isinstance(t, Tuner) else None for t in self.horizontal],
+            "vertical": [t.spec() if isinstance(t, Tuner) else None for t in self.vertical],
+            # Only where it is so: files of before it stay what they are, byte for byte.
+            **({"residual": True} if self.residual else {}),
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Bypass:
+        """Build a bypass from its `spec`."""
+        across, below = (
+            [from_spec(s) if s is not None else None for s in spec[side]]
+            for side in ("horizontal", "vertical")
+        )
+        residual = bool(spec.get("residual", False))
+        return cls(spec["taps"], spec["dims"], across, below, residual)
+
+
+def _or_identity(tuner: Tuner | None) -> nn.Module:
+    return nn.Identity() if tuner is None else tuner
+
+
+def _itself(parameter: Tensor) -> Tensor:
+    return parameter
+
+
+def _beside(tuner: nn.Module, x: Tensor) -> Tensor:
+    return tuner.added(x, x) if isinstance(tuner, Tuner) else x
+
+
+RANK = 64
+"""Channels between two stages: ResNet-50 would otherwise spend 2.7 million parameters there."""
+
+
+class Resample(nn.Module):
+    """Fits a state to the next stage of a hierarchy: `pool(x) W`, average pooling over the grid.
+
+    Args:
+        dim: Width of the state.
+        to: Width of the next stage.
+
+    Shape:
+        x: `b h w d` or `b n d`; like: the next tap. Returns a tensor of like's shape.
+
+    Cost: W has `dim * to + to` parameters, or, where that is less, goes through 64 channels.
+    """
+
+    def __init__(self, dim: int, to: int) -> None:
+        super().__init__()
+        whole = nn.Linear(dim, to)
+        thin = RANK * (dim + to) < dim * to
+        self.width: nn.Module = (
+            whole
+            if not thin
+            else nn.Sequential(nn.Linear(dim, RANK, bias=False), nn.Linear(RANK, to))
+        )
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        """Pool tokens to like's grid, then map the width."""
+        return self.width(on_grid(x, like.shape[1:-1]))
+
+
+def on_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """Average pooling of a state to a grid, `b h w d` or `b n d`; itself where it is on it."""
+    if tuple(x.shape[1:-1]) == tuple(grid):
+        return x
+    if x.dim() == 4:
+        pooled = F.adaptive_avg_pool2d(x.movedim(-1, 1), (grid[0], grid[1]))
+        return pooled.movedim(1, -1)
+    side, to = int(x.shape[1] ** 0.5), int(grid[0] ** 0.5)
+    if side**2 == x.shape[1] and to**2 == grid[0]:
+        return F.adaptive_avg_pool2d(x.mT.unflatten(-1, (side, side)), to).flatten(2).mT
+    return F.adaptive_avg_pool1d(x.mT, grid[0]).mT

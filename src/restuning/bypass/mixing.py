@@ -1,0 +1,181 @@
+"""A bypass of our own: a narrow side network whose tuners mix tokens, on detached taps.
+
+The paper's bypass is token-wise: its class token never sees where anything is. Here every token of
+a few taps enters a narrow state, on which attention and convolution run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from restuning._errors import TunerShapeError
+from restuning.bypass.pooling import Pooling, merged
+from restuning.sites import Needs
+from restuning.tuners import Tuner, from_spec, real_tokens
+
+
+class MixingBypass(nn.Module):
+    r"""`s_k = M_k(s_{k-1} + W_k norm(x_k))`; the feature is `readout(x_L)` and `pool(norm(s_K))`.
+
+    x_k are the taps it reads, s_0 = 0, and M_k adds its tuners one after the other:
+    `s + tuner_1(s)`, then `s + tuner_2(s)`. `pool` is a `Pooling`. The norms have no parameters. Both
+    parts of the feature stand side by side (`docs/mixing.md`).
+
+    Args:
+        taps: Names of those that are read, in order; the last is the backbone's last stream.
+        dims: Their widths.
+        tuners: For every tap, its tuners of width w.
+        pool: Of the last state, of width w.
+        drop_path: Chance to leave out a tuner's delta of a sample while training.
+        merge: Read patches as means of squares of so many by so many (`pooling.merged`): a fourth of
+            the patches at 2. The readout still takes the last tap whole.
+
+    Shape:
+        taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all".
+
+    Attributes:
+        recompute: Compute each tap's tuners again in the backward pass instead of keeping what they
+            saved: the same gradients, about a quarter of the memory, each forward twice.
+
+    Cost: `sum_k d_k w` parameters beside the tuners' and the pooling's, and a head of f more inputs; a
+    step holds one state of width w a tap, and what the tuners of a single tap save.
+    Start: with `widened(head)` exactly linear probing, whatever the tuners.
+    Reference: not in the paper. Side networks on detached features: Ladder Side-Tuning (Sung et al.
+    2022), LAST (Tang et al. 2024). Chosen on validation; see `docs/mixing.md`.
+
+    Raises:
+        TunerShapeError: Numbers of taps, widths and tuners do not agree, or patches are to be merged
+            where there is no grid, or where every token has an answer of its own.
+    """
+
+    recompute = True
+
+    def __init__(
+        self,
+        taps: Sequence[str],
+        dims: Sequence[int],
+        tuners: Sequence[Sequence[Tuner]],
+        pool: Pooling,
+        drop_path: float = 0.0,
+        merge: int = 1,
+    ) -> None:
+        super().__init__()
+        if merge < 1 or (merge > 1 and (not pool.grid or pool.token == "all")):
+            raise TunerShapeError(
+                "patches cannot be merged here",
+                found=f"merge={merge}"
+                + (", an answer for every token" if pool.token == "all" else "")
+                + ("" if pool.grid else ", no grid of patches"),
+                fix="give a whole number from 1 where an image has one answer, else leave merge out",
+            )
+        widths = {t.dim for row in tuners for t in row}
+        if not len(taps) == len(dims) == len(tuners) > 0 or len(widths) != 1:
+            raise TunerShapeError(
+                "a mixing bypass needs a width and tuners for every tap, the tuners of one width",
+                found=f"{len(taps)} taps, {len(dims)} widths, {len(tuners)} rows of tuners of "
+                f"width {sorted(widths)}",
+                fix="give every tap a list of tuners, all of one dim",
+            )
+        self.taps, self.dims, self.drop_path = tuple(taps), tuple(dims), drop_path
+        self.merge = merge
+        self.width = widths.pop()
+        self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
+        self.mix = nn.ModuleList(nn.ModuleList(row) for row in tuners)
+        self.pool = pool
+
+    @property
+    def tuners(self) -> list[Tuner]:
+        """All tuners, in the order they run."""
+        return [tuner for row in self.mix for tuner in row]  # type: ignore[union-attr]
+
+    def needs(self, pool: str) -> Needs:
+        """All tokens of its taps.
+
+        Raises:
+            TunerShapeError: The readout leaves one vector ("own": maps and hierarchies).
+        """
+        if pool == "own":
+            raise TunerShapeError(
+                "a mixing bypass reads streams of tokens",
+                found="a backbone read by its own vector",
+                fix='use res-tuning-bypass, or pool="mean" where the last stream has tokens',
+            )
+        return Needs(self.taps, "all", self.merge)
+
+    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """The last state s_K, `b n w`. Taps are detached at this door."""
+        whole = taps[self.taps[-1]].shape[1]
+        # Taps from a store that keeps them merged are shorter than the last one, which is whole.
+        streams = [
+            merged(stream, self.merge if stream.shape[1] == whole else 1)
+            for stream in (taps[name].detach() for name in self.taps)
+        ]
+        mask = getattr(taps, "mask", None)
+        state = torch.zeros((), dtype=self.pool.value.weight.dtype, device=streams[0].device)
+        # A transform of functions (vmap, grad) cannot run a part again.
+        transformed = torch._C._are_functorch_transforms_active()
+        again = self.recompute and torch.is_grad_enabled() and not transformed
+        for number, stream in enumerate(streams):
+            if again:
+                state = checkpoint(self._tap, number, state, stream, mask, use_reentrant=False)
+            else:
+                state = self._tap(number, state, stream, mask)
+        return F.layer_norm(state, state.shape[-1:])
+
+    def _tap(self, number: int, state: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
+        # Padding is told here and not around the loop: a second run comes from the backward pass.
+        with real_tokens(mask):
+            normed = F.layer_norm(stream.to(state.dtype), stream.shape[-1:])
+            state = state + self.enter[number](normed)
+            for tuner in self.mix[number]:  # type: ignore[union-attr]
+                state = self._beside(tuner, state)
+        return state
+
+    def _beside(self, tuner: Tuner, state: Tensor) -> Tensor:
+        if not (self.training and self.drop_path):
+            return tuner.added(state, state)
+        kept = torch.rand(len(state), 1, 1, device=state.device) >= self.drop_path
+        return state + tuner(state) * (kept / (1 - self.drop_path)).to(state.dtype)
+
+    def feature(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
+    ) -> Tensor:
+        """The backbone's feature and the side network's own, side by side; see the class."""
+        frozen = readout(taps[self.taps[-1]].detach(), pool=pool)
+        own = self.pool(self(taps), getattr(taps, "mask", None))
+        return torch.cat([frozen.to(own.dtype), own], -1)
+
+    def widened(self, head: nn.Linear) -> nn.Linear:
+        """A head that reads both parts and answers as this one, which reads the first, does."""
+        wide = nn.Linear(head.in_features + self.pool.features, head.out_features)
+        with torch.no_grad():
+            wide.weight.zero_()[:, : head.in_features] = head.weight
+            wide.bias.copy_(head.bias) if head.bias is not None else wide.bias.zero_()
+        return wide
+
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build this bypass again, as JSON."""
+        return {
+            "network": "mixing",
+            "taps": list(self.taps),
+            "dims": list(self.dims),
+            "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]
+            "pool": {"token": self.pool.token, "grid": self.pool.grid},
+            "drop_path": self.drop_path,
+            "merge": self.merge,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> MixingBypass:
+        """Build a bypass from its `spec`."""
+        tuners = [[from_spec(s) for s in row] for row in spec["tuners"]]
+        pool = Pooling(tuners[0][0].dim, **spec["pool"])
+        return cls(
+            spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], spec.get("merge", 1)
+        )

@@ -1,0 +1,155 @@
+"""A task's images decoded once for all runs: bytes in one file, mapped into every process."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from restuning._errors import DataError
+from restuning._files import Claim
+from restuning.backbones import Backbone, Preprocessing
+from restuning.data.data import Data, as_is
+
+
+class HeldImages(Dataset):
+    """Images of one size as bytes, normalised a batch at a time; a loader gets whole batches.
+
+    Args:
+        pixels: `n 3 h w`, bytes.
+        labels: One each.
+        normalise: Bytes to what the backbone takes.
+    """
+
+    whole_batches, views = True, 1
+
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.pixels, self.labels, self.normalise = pixels, labels, normalise
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One image `3 h w` and its label."""
+        return self.normalise(self.pixels[index]), int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch."""
+        return self.gather(indices, [0] * len(indices))
+
+    def view(self) -> int:
+        """Images are held without augmentation: there is one view."""
+        return 0
+
+    def gather(self, indices: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`b 3 h w` and labels of a batch."""
+        at = torch.as_tensor(list(indices))
+        return self.normalise(self.pixels[at]), self.labels[at]
+
+    def and_also(self, other: HeldImages) -> HeldImages:
+        """These images, then another's."""
+        return HeldImages(
+            torch.cat([self.pixels, other.pixels]),
+            torch.cat([self.labels, other.labels]),
+            self.normalise,
+        )
+
+
+def held(data: Data, backbone: Backbone, root: Path) -> Data:
+    """The same data set with its images decoded, resized and cropped.
+
+    Args:
+        data: Image files or arrays, without augmentation.
+        backbone: Whose preprocessing is used.
+        root: Folder of the files of bytes, shared by all processes; each file is written once.
+
+    Raises:
+        DataError: No images, or there is no room for them.
+    """
+    preprocessing = backbone.preprocessing
+    if preprocessing is None or data.kind != "image":
+        raise DataError(
+            "a grid trains on images",
+            where=data.name,
+            found=f"{data.kind}s",
+            fix="use `restuning train` for texts",
+        )
+
+    def split(name: str) -> HeldImages | None:
+        dataset = getattr(data, name)
+        return None if dataset is None else _split(dataset, name, data, preprocessing, root)
+
+    return Data(
+        data.name,
+        split("train"),
+        split("val"),
+        split("test"),
+        data.labels,
+        data.kind,
+        as_is,
+        data.skipped,
+        data.identity,
+        data.notes,
+    )
+
+
+def _split(
+    dataset: Any, name: str, data: Data, preprocessing: Preprocessing, root: Path
+) -> HeldImages:
+    described = f"{data.identity} {name} {preprocessing.to_dict()}"
+    digest = hashlib.sha256(described.encode()).hexdigest()[:12]
+    file = root / f"{data.name}-{name}-{digest}.npy"
+    labels = torch.tensor([_label(dataset, i) for i in range(len(dataset))])
+    if not file.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        # Others wait for the one who decodes.
+        claim = Claim.take(file.with_suffix(".lock"), wait=True)
+        try:
+            if not file.exists():
+                _decode(dataset, preprocessing, file)
+        finally:
+            if claim is not None:
+                claim.give_back()
+    # Private pages: torch wants memory it may write to, and nobody writes.
+    return HeldImages(
+        torch.from_numpy(np.load(file, mmap_mode="c")), labels, preprocessing.normalised
+    )
+
+
+def _label(dataset: Any, index: int) -> int:
+    samples = getattr(dataset, "samples", None)
+    return int(samples[index][1] if samples is not None else dataset.labels[index])
+
+
+def _decode(dataset: Any, preprocessing: Preprocessing, file: Path) -> None:
+    """Write all images, whole or not at all."""
+    pixels = copy.copy(dataset)
+    pixels.transform, pixels.kept = preprocessing.pixels, None
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    shape = (len(pixels), 3, *preprocessing.size)
+    try:
+        whole = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+        for index in range(len(pixels)):
+            whole[index] = pixels[index][0].numpy()
+        whole.flush()
+        partial.replace(file)
+    except OSError as error:
+        raise DataError(
+            "decoded images cannot be written",
+            where=str(file),
+            found=str(error),
+            fix="free space, or give another --out",
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)

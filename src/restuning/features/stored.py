@@ -1,0 +1,222 @@
+"""Find or build the store of a data set, where training from it is exact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from restuning._errors import StoreError
+from restuning.backbones import Backbone
+from restuning.data import Data
+from restuning.data.data import as_is
+from restuning.features.cached import StoredFeatures
+from restuning.features.extract import build, forecast, place
+from restuning.features.key import StoreKey, store_key
+from restuning.features.store import Store, stores
+from restuning.features.views import view_names, viewed
+from restuning.host import Extractor
+from restuning.sites import IN_WORDS, Needs, hold
+from restuning.task import Task
+
+BY_ITSELF = 4 * 2**30
+"""Bytes up to which training builds a store without being asked: all tokens of 2000 ViT-S images."""
+
+VIEWS_OF = {"none": 1, "flip": 2}
+"""Augmentations that a store repeats exactly, and how many views they are."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An opened store and how it came about.
+
+    Attributes:
+        store: Opened.
+        seconds: Spent on building it now; 0 if it was there.
+        views: Of the training split that are drawn from.
+    """
+
+    store: Store
+    seconds: float
+    views: int
+
+    def data(self, data: Data, *, final: bool) -> Data:
+        """The same data set with stored features in place of inputs."""
+        there = self.store.key.splits
+        train = ("train", "val") if final and "val" in there else ("train",)
+
+        def split(name: str) -> StoredFeatures | None:
+            return StoredFeatures(self.store, [name]) if name in there else None
+
+        return Data(
+            data.name,
+            StoredFeatures(self.store, train, self.views),
+            None if final else split("val"),
+            split("test"),
+            data.labels,
+            data.kind,
+            as_is,
+            data.skipped,
+            data.identity,
+            data.notes,
+        )
+
+
+def why_not(task: Task, augment: str) -> str:
+    """Why a task cannot train from a store exactly; empty if it can."""
+    if task.bypass is None and (task.inline_tuners or len(task.weights)):
+        return "its tuners are inside the backbone"
+    if augment not in VIEWS_OF:
+        return f"--augment {augment} draws new images every epoch (`cache --views` keeps some)"
+    return ""
+
+
+def wanted(host: Extractor, needs: Needs) -> Needs:
+    """What to store: every tap where that is one token each, so that methods share a store."""
+    return (
+        Needs(host.sites.taps, needs.tokens)
+        if needs.tokens != "all"
+        else Needs(
+            tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps), "all", needs.merge
+        )
+    )
+
+
+def keyed(
+    host: Extractor,
+    backbone: Backbone,
+    data: Data,
+    needs: Needs,
+    views: int,
+    dtype: str,
+    precision: str = "fp32",
+) -> StoreKey:
+    """The key of the store of these features."""
+    splits = {
+        name: len(split)
+        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+        if split is not None
+    }
+    description = data.notes.get("preprocessing") or (
+        backbone.preprocessing.to_dict() if backbone.preprocessing else {"kind": "text"}
+    )
+    return store_key(
+        host,
+        needs,
+        backbone.kwargs or backbone.example,
+        backbone=backbone.name,
+        preprocessing=description,
+        data=data.name,
+        identity=data.identity,
+        splits=splits,
+        views=view_names(views),
+        dtype=dtype,
+        precision=precision,
+    )
+
+
+def stored(
+    host: Extractor,
+    backbone: Backbone,
+    data: Data,
+    needs: Needs,
+    *,
+    root: Path,
+    views: int = 1,
+    augmented: Any = None,
+    dtype: str = "fp32",
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 0,
+    limit: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Stored | None:
+    """Open a store that covers what is needed, or build it.
+
+    Args:
+        host: The frozen backbone.
+        backbone: What it was made of.
+        data: The data set, without augmentation, its splits apart.
+        needs: Of the task.
+        root: Where stores lie.
+        views: Of the training split.
+        augmented: The training data with random augmentation, for views beyond two.
+        dtype: How values are kept.
+        precision: What the backbone computes in.
+        batch_size: Of the extraction.
+        workers: Processes that read inputs.
+        limit: Bytes above which None is returned instead of building.
+        say: Receives one line a fact.
+
+    Raises:
+        StoreError: It cannot be built, or one that is there is damaged.
+    """
+    if data.kind != "image" and needs.tokens == "all":
+        return None
+    key = keyed(host, backbone, data, wanted(host, needs), views, dtype, precision)
+    found = _covering(root, key)
+    if found is not None:
+        say(f"{_form(found.key)}: reused {found.path}")
+        return Stored(found, 0.0, views)
+    size = key.rows * key.bytes_per_row
+    if limit is not None and size > limit:
+        say(f"not stored: {size / 2**30:.1f} GiB (`restuning cache` builds it)")
+        return None
+    example = backbone.kwargs or backbone.example
+    say(
+        f"{_form(key)}: building {place(root, key)}: "
+        f"{forecast(host, key, root, example, batch_size)}"
+    )
+    started = time.perf_counter()
+    parts: dict[tuple[str, int], Any] = {
+        ("train", number): viewed(view, data.train, augmented)
+        for number, view in enumerate(key.views)
+    }
+    parts |= {(n, 0): s for n, s in (("val", data.val), ("test", data.test)) if s is not None}
+    store = build(
+        host, key, root, parts, batch_size=batch_size, workers=workers, collate=data.collate
+    )
+    if shares := store.manifest.get("merged away"):
+        say(
+            f"merged away: {min(shares.values()):.0%} to {max(shares.values()):.0%} of the variance of "
+            "patches inside an image, by tap"
+        )
+    return Stored(store, time.perf_counter() - started, views)
+
+
+def _form(key: StoreKey) -> str:
+    views = f", {len(key.views)} views" if len(key.views) > 1 else ""
+    merging = "" if key.merge == 1 else f" (patches {key.merge} x {key.merge} together)"
+    computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
+    return (
+        f"{len(key.taps)} taps, {IN_WORDS[key.tokens]}{merging}, {key.dtype}{computed}{views}, "
+        f"{key.bytes_per_row:,} bytes an input"
+    )
+
+
+def _covering(root: Path, key: StoreKey) -> Store | None:
+    """A finished store with at least these taps, tokens and views, in the same form."""
+    exact = place(root, key)
+    if (exact / "manifest.json").exists():
+        return Store(exact)
+    wide = {tap.name for tap in key.taps}
+    for path in stores(root):
+        try:
+            store = Store(path)
+        except StoreError:
+            continue
+        theirs = store.key
+        same = all(
+            getattr(theirs, f) == getattr(key, f)
+            for f in ("backbone", "dtype", "precision", "preprocessing", "data")
+        )
+        # Splits that are not asked for do no harm; the data set's identity is part of `data`.
+        same = same and key.splits.items() <= theirs.splits.items()
+        enough = wide <= {t.name for t in theirs.taps} and hold(
+            theirs.tokens, key.tokens, theirs.merge, key.merge
+        )
+        if same and enough and theirs.views[: len(key.views)] == key.views:
+            return store
+    return None

@@ -1,0 +1,236 @@
+"""The record of one call: which tuners and taps are in use, and what was seen. One thread's own.
+
+What changes from call to call travels here, so that hooks hold plain data only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from restuning._errors import MapsError, SiteNotReachedError
+from restuning.host.side_by_side import Spread
+from restuning.sites import (
+    Features,
+    Given,
+    LentMaps,
+    Needs,
+    Readout,
+    Sites,
+    first_tensor,
+    mean_of,
+    one_token,
+    vector_of,
+)
+from restuning.tuners import Tuner
+
+_local = threading.local()
+trained: set[str] = set()
+"""Slots of hosts that ran a task with gradients: only these can meet a recomputation."""
+
+
+class Call:
+    """The record of one call: what is in use, what was seen. Lives in one thread.
+
+    Args:
+        tuners: In use, by site name.
+        needs: What to keep.
+        views: Attention maps by site name.
+        last: Name of the last tap.
+        bypass: Whose state takes the place of the last stream: a bypass, or several (`Spread`).
+        rows: Inputs in the batch; 0 where that is the stream's first axis.
+        weights: What stands in the place of the backbone's weights, by name.
+    """
+
+    def __init__(
+        self,
+        tuners: Mapping[str, Tuner],
+        needs: Needs,
+        views: Mapping[str, LentMaps],
+        last: str,
+        bypass: Any = None,
+        rows: int = 0,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
+        self.bypass, self.rows, self.weights = bypass, rows, dict(weights or {})
+        self.entered: dict[str, Tensor] = {}
+        self.carried: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+        self.given: dict[str, Given] = {}
+        self.counts: dict[str, int] = {}
+        self.reached: set[str] = set()
+        self.appended = 0
+        self.real: Tensor | None = None
+        self.time: Tensor | None = None
+        self.cache: Any = None
+        self.lends = any(t.needs_view or t.appends for t in tuners.values())
+        self.looks_ahead = any(t.looks_ahead for t in tuners.values()) or (
+            bypass is not None and any(t.looks_ahead for t in bypass.tuners)
+        )
+
+    def again(self) -> Call:
+        """A fresh record of the same task, for a block that is recomputed."""
+        call = Call(
+            self.tuners, Needs(()), self.views, self.last, rows=self.rows, weights=self.weights
+        )
+        call.real, call.time = self.real, self.time
+        return call
+
+    def mask(self, stream: Tensor, *, appended: bool = False) -> Tensor | None:
+        """Which tokens of a stream are real, `b n`; None where all are.
+
+        With a cache of earlier tokens the mask is longer than the stream, which is its end.
+
+        Args:
+            stream: The stream.
+            appended: With those that a stem prompt appended, which are real.
+        """
+        length = stream.shape[1] - self.appended
+        if self.real is None or stream.dim() != 3 or self.real.shape[1] < length:
+            return None
+        own = self.real[:, self.real.shape[1] - length :]
+        return F.pad(own, (0, self.appended), value=True) if appended else own
+
+    def keep(self, tap: str, stream: Tensor, channels_first: bool = False) -> None:
+        """Keep a tap with channels last, only the tokens that are needed."""
+        if channels_first:
+            stream = stream.movedim(1, -1)
+        mask = self.mask(stream)
+        if self.appended:
+            stream = stream[:, : -self.appended]
+        if self.needs.tokens in ("cls", "last"):
+            stream = one_token(stream, self.needs.tokens, mask)
+            # A slice would hold the whole stream in memory; a copy of one token lets it go.
+            stream = stream if stream.requires_grad or mask is not None else stream.clone()
+        elif self.needs.tokens == "pool" and tap not in ("last", self.last):
+            # Windows or patches folded into the batch (MobileViT) are tokens of one input.
+            stream = stream.reshape(self.rows or stream.shape[0], -1, stream.shape[-1])
+            stream = mean_of(stream, mask).unsqueeze(1)
+        self.kept[tap] = stream
+
+    def own(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:
+        """Under tokens "pool" the last tap is the backbone's own feature, `b 1 d`.
+
+        Args:
+            output: The backbone's.
+            rule: How its feature is read.
+            readout: That, as a function of the last stream and its mask.
+        """
+        for tap in ("last", self.last) if self.needs.tokens == "pool" else ():
+            if tap in self.kept:
+                stream = self.kept[tap]
+                vector = (
+                    vector_of(output)
+                    if rule.pool == "own"
+                    else readout(stream, mask=self.mask(stream))
+                )
+                assert vector is not None
+                self.kept[tap] = vector.unsqueeze(1)
+
+    def features(self, readout: Callable[..., Tensor]) -> Features:
+        """What was kept, with the readout on loan and the mask of the last stack."""
+        last = next(reversed(self.kept.values()), None)
+        whole = self.needs.tokens == "all" and last is not None
+        mask = self.mask(last) if whole else None  # type: ignore[arg-type]
+        return Features(self.kept, readout, mask, self.time)
+
+
+def rows_of(args: tuple, kwargs: Mapping[str, Any]) -> int:
+    """Inputs in a batch; 0 where there is no tensor that would tell."""
+    x = first_tensor(args)
+    x = first_tensor(dict(kwargs)) if x is None else x
+    return 0 if x is None else x.shape[0]
+
+
+@contextmanager
+def in_use(slot: str, call: Call | None) -> Iterator[None]:
+    """The hooks of a slot see this record in this thread, and what was there before afterwards."""
+    before = getattr(_local, slot, None)
+    with_gradient = call is not None and call.tuners and torch.is_grad_enabled()
+    # A compiled graph needs no guard against recomputation, and must not carry this effect.
+    if with_gradient and not torch.compiler.is_compiling():
+        trained.add(slot)
+    setattr(_local, slot, call)
+    try:
+        yield
+    finally:
+        setattr(_local, slot, before)
+        if call is not None and isinstance(call.bypass, Spread):
+            call.bypass.close()
+
+
+def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentMaps]) -> None:
+    """Every tuner can do its work at its site.
+
+    Raises:
+        MapsError: A tuner needs maps that are not lent, or appends tokens that nothing would see.
+        NoSitesError: There is no such site.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for name, tuner in tuners.items():
+        if name in sites.stems:
+            if tuner.appends and any(view.maps.causal for view in views.values()):
+                raise MapsError(
+                    "tokens appended at the stem are never seen in a causal backbone",
+                    where=f"{tuner.kind} at {name}",
+                    found="they would come after every token",
+                    fix="use the method vpt-deep or prefix",
+                )
+            continue
+        site = sites[name]
+        if tuner.needs_view and name not in views:
+            raise MapsError(
+                f"{tuner.kind} needs the frozen attention maps of its layer",
+                where=f"{name} ({site.module})",
+                found="W_q, W_k, W_v, W_o could not be proved by one forward",
+                fix='use query="stream", or add a row to sites/families.py',
+            )
+        if getattr(tuner, "form", "") == "exact" and not views[name].maps.direct:
+            raise MapsError(
+                "the exact scale is no identity here",
+                where=f"{name} ({site.leave})",
+                found="a norm or LayerScale stands between W_o and the stream",
+                fix='use another form of scale: "channel", or "none"',
+            )
+
+
+def roll_call(call: Call) -> None:
+    """Every tuner was reached and every tap kept.
+
+    Raises:
+        SiteNotReachedError: Names those that were not.
+    """
+    missing = [n for n in call.tuners if n not in call.reached]
+    missing += [t for t in call.needs.taps if t not in call.kept]
+    if missing:
+        raise SiteNotReachedError(
+            f"{len(missing)} sites were never reached in this forward",
+            where=", ".join(missing[:4]),
+            found="their modules did not run, or were replaced after Host(...) was built "
+            "(quantisation, LoRA)",
+            fix="build the Host last; after host.release() if there was one before",
+        )
+
+
+def current(slot: str) -> Call | None:
+    """The record in use in this thread."""
+    return getattr(_local, slot, None)
+
+
+def idle(slot: str) -> None:
+    """Make a slot known to this thread: a first use after compilation would cost a second graph."""
+    setattr(_local, slot, None)
+
+
+def forget(slot: str) -> None:
+    """A released host leaves nothing behind in this thread."""
+    trained.discard(slot)
+    vars(_local).pop(slot, None)

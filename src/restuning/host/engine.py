@@ -1,0 +1,122 @@
+"""An engine: a backbone that gives taps and cannot differentiate, such as an ONNX Runtime session.
+
+A bypass needs values only, so this is all it needs. Nothing can be tuned inside an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import EngineError
+from restuning.host.extractor import Extractor
+from restuning.sites import IN_WORDS, Features, Needs, Readout, Sites, Tokens, hold, one_token
+
+Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
+
+
+class Engine(Extractor):
+    """Taps of a network that runs elsewhere; its final norm is lent as a small frozen module.
+
+    Args:
+        run: Inputs by name on the CPU to the values of all taps. May be called from many threads.
+        inputs: Names of the inputs, in the order of positional arguments.
+        sites: Its blocks.
+        tokens: What its taps hold: "all", or only what was exported.
+        readout: How its last stream becomes a feature; `readout.norm` is a path in `model`.
+        model: Holds the final norm.
+        fingerprint: Of the network it was made of, and of its own file under "engine".
+        digest: Of its file.
+
+    Cost: one run a batch, and a copy of its inputs and taps where they live on another device.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        inputs: Sequence[str],
+        sites: Sites,
+        tokens: Tokens,
+        readout: Readout,
+        model: nn.Module,
+        fingerprint: Mapping[str, Any],
+        digest: str,
+    ) -> None:
+        super().__init__()
+        self.run, self.inputs, self.sites = run, tuple(inputs), sites
+        self.tokens: Tokens = tokens
+        self.readout_rule, self.model = readout, model.eval().requires_grad_(False)
+        self.images = "attention_mask" not in self.inputs
+        self._fingerprint, self._digest = dict(fingerprint), digest
+        # Where inputs are wanted, even where there is no norm that would tell.
+        self.register_buffer("here", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes its inputs and gives its taps; it computes where its runtime does."""
+        return self.here.device  # type: ignore[return-value]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Features:
+        """All taps."""
+        return self.features(*args, **kwargs)
+
+    def features(
+        self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
+    ) -> Features:
+        """Taps of one run; see `Extractor`.
+
+        Raises:
+            EngineError: It holds other tokens than are wanted, or refuses the input.
+            NoSitesError: A tap has no such name.
+        """
+        needs = self.asked(keep, self.tokens)
+        if not hold(self.tokens, needs.tokens):
+            raise EngineError(
+                "the engine gives other tokens than the task reads",
+                found=f"{IN_WORDS[self.tokens]} were exported, {IN_WORDS[needs.tokens]} are wanted",
+                fix=f"export it again with --tokens {needs.tokens}",
+            )
+        given = self._named(args, kwargs)
+        device = next(iter(given.values())).device
+        with torch.no_grad():
+            values = self.run({name: value.detach().cpu() for name, value in given.items()})
+        streams = dict(zip(self.sites.taps, (v.to(device) for v in values), strict=True))
+        real = given.get("attention_mask")
+        mask = real.bool() if real is not None and real.dim() == 2 else None
+        kept = {tap: streams[self.sites.taps[-1] if tap == "last" else tap] for tap in needs.taps}
+        if self.tokens == "all" and needs.tokens in ("cls", "last"):
+            kept = {tap: one_token(value, needs.tokens, mask) for tap, value in kept.items()}
+        return Features(kept, self.readout, mask if needs.tokens == "all" else None)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the network it was made of, and of its own file: rounding differs between engines."""
+        return dict(self._fingerprint)
+
+    def digest(self) -> str:
+        """sha256 of its file, 16 hexadecimal digits."""
+        return self._digest
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        given = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
+        if len(args) > len(self.inputs) or set(given) != set(self.inputs):
+            raise EngineError(
+                "these are not the engine's inputs",
+                found=", ".join([*map(str, given), *["?"] * max(0, len(args) - len(self.inputs))]),
+                fix=f"give {', '.join(self.inputs)}",
+            )
+        return given
+
+
+def cannot_tune_inside(what: str) -> EngineError:
+    """The error of whatever would run inside an engine."""
+    return EngineError(
+        "nothing can be tuned inside an engine",
+        where=what,
+        found="it gives values and no gradients, and its layers cannot be changed",
+        fix="use res-tuning-bypass, bypass-horizontal, bypass-vertical or linear, or the PyTorch "
+        "backbone that the engine was exported from",
+    )

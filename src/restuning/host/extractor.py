@@ -1,0 +1,98 @@
+"""What a bypass task needs of a backbone: its taps, its readout on loan, its fingerprint.
+
+`Host` is an extractor that also runs tuners inside the backbone; `Engine` is one that cannot.
+Features, training from a store, banks and task files ask for nothing more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import NoSitesError
+from restuning.sites import Features, Needs, Readout, Sites, Tokens
+
+
+class Extractor(nn.Module, ABC):
+    """A frozen backbone as a source of features.
+
+    Attributes:
+        model: The network; of an engine what is left of it in PyTorch, its final norm.
+        sites: Where it was tapped, and of a host where it can be tuned.
+        readout_rule: How its last stream becomes a feature.
+        has_time: Whether it is given time steps: whether it is a diffusion model.
+        images: Whether it was shown images: its tokens are a grid, not a sequence.
+    """
+
+    model: nn.Module
+    sites: Sites
+    readout_rule: Readout
+    has_time: bool = False
+    images: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Width of the feature a head reads."""
+        return self.readout_rule.dim
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it takes its inputs and gives its taps."""
+
+    @abstractmethod
+    def features(
+        self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
+    ) -> Features:
+        """Taps of one forward, without gradient; they carry the readout and the mask with them.
+
+        Args:
+            args: The backbone's input.
+            keep: `Needs` (of a task or a bank), or tap names; None for all taps.
+            kwargs: The backbone's input by keyword.
+
+        Raises:
+            NoSitesError: A tap has no such name.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What a task file stores to know its backbone again."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Of everything its features depend on: what a feature store is keyed by."""
+
+    def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
+        """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
+        rule = self.readout_rule
+        if pool is not None and pool != rule.pool:
+            rule = replace(rule, pool=pool, pool_first=False)  # type: ignore[arg-type]
+        return rule(self.model, state, mask)
+
+    def asked(self, keep: Needs | Sequence[str] | None, tokens: Tokens = "all") -> Needs:
+        """What to keep, checked.
+
+        Args:
+            keep: As for `features`.
+            tokens: Of the taps, where only names (or nothing) are given.
+
+        Raises:
+            NoSitesError: A tap has no such name.
+        """
+        taps = self.sites.taps
+        needs = keep if isinstance(keep, Needs) else Needs(tuple(keep or taps), tokens)
+        for tap in needs.taps:
+            if tap != "last" and tap not in taps:
+                raise NoSitesError("no such tap", where=tap, fix=f"taps are block.0 to {taps[-1]}")
+        return needs
+
+
+def is_image(value: Any) -> bool:
+    """Whether an input is a batch of images, `b c h w`."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4

@@ -1,0 +1,68 @@
+"""Find sites: run one forward of a backbone in which every module is heard, and prove what was seen.
+
+It stands here and not in `sites` because it registers hooks, if only for that one forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from restuning._errors import NoSitesError
+from restuning.sites import (
+    Finder,
+    Readout,
+    Sites,
+    StageFinder,
+    telling,
+)
+
+
+def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, Readout]:
+    """Find the sites and the readout of a backbone by structure, proved by one forward.
+
+    A second forward looks for stages where the first has shown no residual sum.
+
+    Args:
+        model: The backbone, in eval mode.
+        example: One input as the model takes it, batch 1 is enough.
+        kwargs: The same by keyword.
+
+    Raises:
+        NoSitesError: None found.
+    """
+    finder, stages = Finder(model), StageFinder(model)
+    try:
+        return finder.found(_heard(model, finder, example, kwargs))
+    except NoSitesError:
+        if (found := stages.found(_heard(model, stages, example, kwargs))) is None:
+            raise
+        return found
+
+
+def _heard(
+    model: nn.Module, finder: Finder | StageFinder, example: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """The output of one forward in which a finder heard every module."""
+    handles = []
+    for path, module in model.named_modules():
+
+        def enter(m: nn.Module, a: tuple, k: dict, path: str = path) -> None:
+            finder.enter(path, m, a, k)
+
+        def leave(m: nn.Module, a: tuple, out: Any, path: str = path) -> None:
+            finder.leave(path, out)
+
+        handles += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ]
+    try:
+        with torch.no_grad():
+            return model(*map(telling, example), **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()

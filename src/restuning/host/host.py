@@ -1,0 +1,260 @@
+"""The host owns the hooks on one frozen backbone: the only file that registers a hook.
+
+Hooks are registered once, at construction (a compiled model ignores later ones), and hold only
+plain data. Everything that changes from call to call, the tuners in use and the taps to keep,
+travels in a record of the calling thread. A hook that finds no record returns what it was given.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import MapsError
+from restuning.host.attach import hooks_of
+from restuning.host.call import Call, check, forget, idle, in_use, roll_call, rows_of
+from restuning.host.extractor import Extractor, is_image
+from restuning.host.find_sites import find_sites
+from restuning.host.fingerprint import device_of, fingerprint, weights_digest
+from restuning.host.listeners import Clock
+from restuning.host.recompute import checkpoint_blocks
+from restuning.host.side_by_side import Spread
+from restuning.sites import (
+    Features,
+    LentMaps,
+    Needs,
+    Readout,
+    Sites,
+    first_tensor,
+    keep_backward,
+)
+from restuning.tuners import Tuner
+
+if TYPE_CHECKING:
+    from restuning.bypass import Bypass
+
+
+class Host(Extractor):
+    """A frozen backbone, kept in eval mode, with the places to tune it.
+
+    `host(x)` is the backbone's own output, bit for bit; its `state_dict` is under `model.` and
+    the backbone object's own keys do not change.
+
+    Args:
+        model: The backbone. It stays the user's object; its parameters are frozen.
+        example: One input (random or zeros will do) for the forward that proves the sites.
+        sites: Sites, where they are known or declared; found otherwise.
+        readout: How the last stream becomes a feature; found otherwise.
+        kwargs: The example's keyword arguments.
+
+    Raises:
+        NoSitesError: No site was found.
+
+    Cost: one forward at construction; two to four Python calls a layer in every forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *example: Any,
+        sites: Sites | None = None,
+        readout: Readout | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        keep_backward(model)
+        found, seen = (
+            (sites, readout) if sites and readout else find_sites(model, *example, **kwargs)
+        )
+        self.sites: Sites = sites or found
+        self.readout_rule: Readout = readout or seen
+        self.images = any(is_image(value) for value in (*example, *kwargs.values()))
+        self._slot = f"host_{uuid.uuid4().hex}"
+        idle(self._slot)
+        self._views = {
+            s.name: LentMaps(model, s.maps) for s in self.sites.values() if s.maps is not None
+        }
+        self._last = self.sites.taps[-1]
+        self._register()
+
+    def _register(self) -> None:
+        for path, hook in hooks_of(self._slot, self.model, self.sites):
+            module = self.model.get_submodule(path)
+            self.has_time |= isinstance(hook, Clock)
+            if hook.after:
+                module.register_forward_hook(hook)
+            else:
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone runs, also where its weights are kept elsewhere (offloaded)."""
+        return device_of(self.model)
+
+    def train(self, mode: bool = True) -> Host:
+        """Frozen is frozen: dropout stays off and BatchNorm statistics stay where they are."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's own output."""
+        return self.model(*args, **kwargs)
+
+    def features(
+        self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
+    ) -> Features:
+        """Taps of one forward, without gradient; they carry the readout and the mask with them.
+
+        Args:
+            args: The backbone's input.
+            keep: `Needs` (of a task or a bank), or tap names for all tokens; None for all taps.
+            kwargs: The backbone's input by keyword.
+
+        Raises:
+            NoSitesError: A tap has no such name.
+        """
+        needs = self.asked(keep)
+        call = Call({}, needs, self._views, self._last, rows=rows_of(args, kwargs))
+        with torch.no_grad(), in_use(self._slot, call):
+            output = self.model(*args, **kwargs)
+        roll_call(call)
+        call.own(output, self.readout_rule, self.readout)
+        call.kept = {tap: call.kept[tap] for tap in needs.taps}
+        return call.features(self.readout)
+
+    def tuned(
+        self,
+        tuners: Mapping[str, Tuner],
+        needs: Needs,
+        *args: Any,
+        weights: Mapping[str, Tensor] | None = None,
+        bypass: Bypass | None = None,
+        **kwargs: Any,
+    ) -> tuple[Features, Any]:
+        """One forward with tuners in use: the kept streams, and the backbone's own output.
+
+        Args:
+            tuners: By site name.
+            needs: What to keep; the tap "last" is the last stream.
+            args: The backbone's input.
+            weights: Tensors that take the place of the backbone's for this forward.
+            bypass: Its state takes the place of the last stream; its taps must be in `needs`.
+            kwargs: The backbone's input by keyword.
+        """
+        call = Call(tuners, needs, self._views, self._last, bypass, rows_of(args, kwargs), weights)
+        check(tuners, self.sites, self._views)
+        with in_use(self._slot, call):
+            if weights:
+                output = torch.func.functional_call(self.model, dict(weights), args, kwargs)
+            else:
+                output = self.model(*args, **kwargs)
+        roll_call(call)
+        call.own(output, self.readout_rule, self.readout)
+        return call.features(self.readout), output
+
+    def beside(
+        self, bypasses: Sequence[Any], *args: Any, base: bool = True, **kwargs: Any
+    ) -> Tensor:
+        """Predictions of a diffusion model and of k bypasses beside it, from one forward of it.
+
+        Returns `1+k ...` of the backbone's output, or `k ...` without `base`. Only what follows
+        the last block runs k times.
+
+        Args:
+            bypasses: `task.bypass` of bypass tasks without a head.
+            args: The backbone's input.
+            base: Whether the backbone's own prediction goes first.
+            kwargs: The backbone's input by keyword.
+
+        Raises:
+            MapsError: The backbone is no diffusion model.
+        """
+        if not self.has_time:
+            raise MapsError(
+                "predictions side by side are made by diffusion models",
+                found=f"{type(self.model).__name__}, whose forward takes no timestep",
+                fix="use Bank(tasks)(host.features(x, keep=...))",
+            )
+        spread = Spread(bypasses, base=base)
+        call = Call({}, Needs(spread.taps), self._views, self._last, spread)
+        with in_use(self._slot, call):
+            output = self.model(*args, **kwargs)
+        roll_call(call)
+        return first_tensor(output)  # type: ignore[return-value]
+
+    @contextmanager
+    def using(self, task: Any) -> Iterator[None]:
+        """Every forward of the backbone in this thread and block uses the task.
+
+        For the user's own loop, `generate()` and pipelines. Tuners run at their sites; a bypass
+        without a head gives the last stream, which the backbone's own final norm and output map
+        then read. None switches a task off. Do not hold it across an `await`.
+
+        Args:
+            task: An inline task, or a bypass task without a head; several of them as a `Blend` or
+                as `Rows`; or None.
+
+        Raises:
+            MapsError: The task is a bypass with a head, which reads a state of its own.
+        """
+        if task is None:
+            with in_use(self._slot, None):
+                yield
+            return
+        bypass = getattr(task, "bypass", None)
+        if bypass is not None and task.head is not None:
+            raise MapsError(
+                "a bypass task with a head runs beside the backbone, not inside it",
+                fix="call Tuned(host, task)(x), or task(host.features(x, keep=...), host.readout)",
+            )
+        check(task.inline_tuners, self.sites, self._views)
+        needs = Needs(bypass.taps if bypass is not None else ())
+        call = Call(task.inline_tuners, needs, self._views, self._last, bypass)
+        with in_use(self._slot, call):
+            yield
+        if call.reached or call.kept:
+            roll_call(call)
+
+    def checkpoint(self, on: bool = True) -> None:
+        """Activation checkpointing of every block that keeps the tuners.
+
+        A block is run again inside backward with the record it was run with. Gradients are equal;
+        does not compile with `fullgraph`: checkpoint or compile.
+
+        Args:
+            on: False takes it away again.
+        """
+        checkpoint_blocks(self.model, self.sites, self._slot, on)
+
+    def release(self) -> None:
+        """Remove every hook of this host; the backbone is as it was before."""
+        for module in self.model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key, hook in list(hooks.items()):
+                    if getattr(hook, "slot", None) == self._slot:
+                        del hooks[key]
+                        module._forward_pre_hooks_with_kwargs.pop(key, None)
+        forget(self._slot)
+
+    def __enter__(self) -> Host:
+        """`with Host(...) as host:` releases the backbone at the end."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Release the backbone."""
+        self.release()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a task file stores to know its backbone again; see `fingerprint.py`."""
+        return fingerprint(self.model, self.sites)
+
+    def digest(self) -> str:
+        """sha256 over all weights, 16 hexadecimal digits; about 1 s a gigabyte."""
+        return weights_digest(self.model)

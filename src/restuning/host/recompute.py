@@ -1,0 +1,86 @@
+"""Activation checkpointing that runs a block again with the record it was first run with.
+
+Where a task trains copies of the backbone's weights, the block is run again with those: by then the
+forward that had put them in place is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.utils.checkpoint import checkpoint
+
+from restuning.host.call import Call, current, in_use
+from restuning.sites import Sites
+
+
+class RecomputedBlock(CheckpointWrapper):
+    """A block whose activations are dropped and computed again in the backward pass.
+
+    It finds record, block and weights through itself, so that a copy of the backbone recomputes its own.
+
+    Args:
+        block: Of the backbone.
+        slot: The host's, whose record of the first run is used for the second.
+        names: Of its parameters in it, to their names in the backbone.
+
+    Cost: one more forward of the block.
+    """
+
+    def __init__(self, block: nn.Module, slot: str, names: Mapping[str, str]) -> None:
+        super().__init__(block)
+        self.slot, self.names = slot, dict(names)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the block."""
+        # The reentrant form would lose the gradients of tuners without a word.
+        return checkpoint(
+            self._checkpoint_wrapped_module,
+            *args,
+            use_reentrant=False,
+            context_fn=self.contexts,
+            **kwargs,
+        )
+
+    def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of the first run and of the second."""
+        call = current(self.slot)
+        if call is None:
+            return nullcontext(), in_use(self.slot, None)
+        block: Any = self._checkpoint_wrapped_module
+        return nullcontext(), _as_before(self.slot, call.again(), block, self.names)
+
+
+def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> None:
+    """Put every block into a checkpoint, or take it out again.
+
+    Args:
+        model: The backbone.
+        sites: Its sites.
+        slot: The host's slot, whose record of the first run is used for the second.
+        on: Put in, or take out.
+    """
+    # A weight that several modules share is trained under its first name.
+    first = {id(p): n for n, p in model.named_parameters()}
+    for site in sites.pick("block").values():
+        parent_path, _, name = site.module.rpartition(".")
+        parent = model.get_submodule(parent_path)
+        block = getattr(parent, name)
+        if on and not isinstance(block, CheckpointWrapper):
+            names = {n: first[id(p)] for n, p in block.named_parameters(remove_duplicate=False)}
+            setattr(parent, name, RecomputedBlock(block, slot, names))
+        elif not on and isinstance(block, CheckpointWrapper):
+            setattr(parent, name, block._checkpoint_wrapped_module)
+
+
+@contextmanager
+def _as_before(slot: str, call: Call, block: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
+    """The record of the first run, and the weights that it ran with."""
+    own = {n: call.weights[whole] for n, whole in names.items() if whole in call.weights}
+    with in_use(slot, call), torch.nn.utils.stateless._reparametrize_module(block, own):
+        yield

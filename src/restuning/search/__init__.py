@@ -1,0 +1,11 @@
+"""`auto`: a method and its settings, chosen on validation within a budget of memory and time."""
+
+from restuning.search.auto import AUTO as AUTO
+from restuning.search.auto import Choice as Choice
+from restuning.search.auto import choose as choose
+from restuning.search.budget import Budget as Budget
+from restuning.search.budget import bytes_in_words as bytes_in_words
+from restuning.search.candidates import CANDIDATES as CANDIDATES
+from restuning.search.candidates import Candidate as Candidate
+from restuning.search.feed import Feed as Feed
+from restuning.search.feed import feed_of as feed_of

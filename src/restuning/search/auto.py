@@ -1,0 +1,184 @@
+"""The choice of a method and its settings on the validation split, within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from restuning._errors import DataError, TrainingError
+from restuning.host import Extractor
+from restuning.search import rule
+from restuning.search.budget import Budget, keep_where_memory_is_free
+from restuning.search.candidates import CANDIDATES, MORE, SHRINK, Candidate
+from restuning.search.feed import Feed
+from restuning.search.journal import Journal
+from restuning.search.trial import Row, Trials
+from restuning.task import Task
+from restuning.training import FitSettings
+
+AUTO = "auto"
+"""The name that stands for a choice where a method is asked for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and from what.
+
+    Attributes:
+        method: Its name.
+        lr, epochs, accumulate: Of its final run.
+        form: "stored" (features once) or "live".
+        rows: One a candidate: method, status ("tried", "stopped" early, "left out"), why, accuracy
+            on validation with its standard error, cross-entropy there after a temperature of its own,
+            the rates tried, memory, seconds.
+        examples: Of the validation split.
+        budget: It was made within.
+        start: Weights that its final run goes on from, by name; None where it begins anew.
+    """
+
+    method: str
+    lr: float
+    epochs: int
+    accumulate: int
+    form: str
+    rows: list[Row]
+    examples: int
+    budget: Budget
+    start: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def begin(self, task: Task) -> None:
+        """Give a new task of the method the weights that its final run goes on from."""
+        keep_where_memory_is_free(task, self.budget)
+        if self.start is not None:
+            task.load_state_dict(self.start)
+
+    @property
+    def seconds(self) -> float:
+        """On the wall, of features and trials; of killed parts of a choice only what was kept."""
+        return sum(row["seconds"] for row in self.rows)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of the processor, likewise."""
+        return sum(row["cpu_seconds"] for row in self.rows)
+
+    def settings(self, base: FitSettings) -> FitSettings:
+        """Of the final run."""
+        own = replace(base, lr=self.lr, epochs=self.epochs, accumulate=self.accumulate)
+        # As in its trial.
+        return replace(own, precision="no") if self.form == "stored" else own
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, without the weights."""
+        plain = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "start"
+        }
+        return {
+            **plain,
+            "budget": asdict(self.budget),
+            "goes_on": self.start is not None,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+
+
+def choose(
+    host: Extractor,
+    feed: Feed,
+    settings: FitSettings,
+    out: str | Path,
+    *,
+    budget: Budget | None = None,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    resume: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Choice:
+    """Choose a method, its rate and its epochs on validation; nothing of a test split is read.
+
+    Candidates are tried from the cheapest on. Detached methods are trained from features that are
+    stored once, the rates of one together; then methods inside the backbone. Each trial is a whole
+    run, so that none looks better for needing less, but is ended early where it clearly loses
+    (`rule.lost`). `rule.taken` says which is taken. Where epochs are dear the final run
+    goes on from the trial's weights, shrunk, with `candidates.MORE` of its epochs on both splits
+    (`Choice.begin`); where they are cheap it begins anew. What the budget does not allow is left
+    out with the reason; a batch that memory does not allow is first run in pieces.
+
+    Killed and called again with the same arguments, it goes on and ends with the same choice: what
+    the clock decided stands in the journal, and the time that killed parts took is not counted.
+
+    Args:
+        host: The frozen backbone.
+        feed: Data, and where features come from.
+        settings: Base of every run; `epochs` are those of a final run inside the backbone.
+        out: Folder of the journal.
+        budget: None for no limits.
+        candidates: What is tried.
+        resume: False starts over.
+        say: Receives a line for each candidate.
+
+    Raises:
+        TrainingError: The budget is too small for every candidate, or the folder holds another
+            choice.
+        DataError: There is no validation split.
+
+    Cost: with the final run 1.4 to 2.0 runs of LoRA (`recipes/shared_tasks`).
+    """
+    data, budget, out = replace(feed.data, test=None), budget or Budget(), Path(out)
+    if data.val is None or not len(data.val):
+        raise DataError(
+            "a choice is made on validation data",
+            where=data.name,
+            found="none",
+            fix="draw some: with_validation(data)",
+        )
+    identity = {
+        "data": data.identity,
+        "train": len(data.train),
+        "val": len(data.val),
+        "classes": data.num_classes,
+        "backbone": host.fingerprint(),
+        "settings": settings.identity(),
+        "budget": asdict(budget),
+        "options": dict(feed.options),
+        "candidates": [asdict(each) for each in candidates],
+        "more": MORE,
+        "shrink": SHRINK,
+    }
+    journal = Journal(out, identity, resume)
+    trials = Trials(host, replace(feed, data=data), settings, budget, journal, say)
+    rows: list[Row] = []
+    for candidate in candidates:
+        rows.append(trials.row(candidate, rows))
+    taken = rule.taken(rows)
+    if taken is None:
+        raise TrainingError(
+            "no method can be chosen",
+            where=data.name,
+            found="; ".join(f"{row['method']}: {row['why']}" for row in rows),
+            fix="raise the budget of memory or time, take a smaller batch or a smaller backbone, or name "
+            "a method",
+        )
+    told = [
+        row if row["status"] == "left out" else {**row, "why": rule.in_words(row, taken)}
+        for row in rows
+    ]
+    start = None
+    if taken["goes_on"]:
+        ended = journal.weights(taken["method"], taken["lr"])
+        start = {n: v * SHRINK if v.is_floating_point() else v for n, v in ended.items()}
+    journal.keep(taken["method"], taken["lr"])
+    return Choice(
+        taken["method"],
+        taken["lr"],
+        taken["epochs"],
+        taken["accumulate"],
+        taken["form"],
+        told,
+        len(data.val),
+        budget,
+        start,
+    )

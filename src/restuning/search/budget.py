@@ -1,0 +1,76 @@
+"""What a choice and the final run may take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from restuning._errors import TrainingError
+from restuning.bypass import MixingBypass
+from restuning.forecast import parse_bytes
+from restuning.task import Task
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits; None is no limit.
+
+    Without a limit of time nothing depends on a clock: the choice follows from data and seed alone.
+
+    Attributes:
+        memory: Bytes for everything: weights, moments, a batch and the peak above them.
+        seconds: On the wall, for features, trials and the final run.
+    """
+
+    memory: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, memory: str | None, minutes: float | None) -> Budget:
+        """Of what a user writes: `2GiB`, 10.
+
+        Raises:
+            ForecastError: Not an amount of memory.
+            TrainingError: Not a time.
+        """
+        if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+            raise TrainingError(
+                "not a budget of time",
+                where="minutes",
+                found=str(minutes),
+                fix="give minutes above 0, or none for no limit",
+            )
+        return cls(
+            None if memory is None else parse_bytes(str(memory)),
+            None if minutes is None else 60 * minutes,
+        )
+
+    def refuses_memory(self, needed: int | None) -> str:
+        """Why not, in words; empty where it fits or nothing is known."""
+        if self.memory is None or needed is None or needed <= self.memory:
+            return ""
+        return f"needs {bytes_in_words(needed)} of memory, budget {bytes_in_words(self.memory)}"
+
+    def refuses_time(self, needed: float) -> str:
+        """The same of seconds from the beginning to the end."""
+        if self.seconds is None or needed <= self.seconds:
+            return ""
+        return f"needs {minutes_in_words(needed)}, budget {minutes_in_words(self.seconds)}"
+
+
+def keep_where_memory_is_free(task: Task, budget: Budget) -> None:
+    """Without a limit of memory nothing is computed twice to save it: the same gradients, sooner."""
+    if budget.memory is None and isinstance(task.bypass, MixingBypass):
+        task.bypass.recompute = False
+
+
+def bytes_in_words(size: int) -> str:
+    """`3.1 GiB`, `512 MiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, round(size / 2**20))} MiB"
+
+
+def minutes_in_words(seconds: float) -> str:
+    """`12 min`, `1.5 min`, `20 s`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,164 @@
+"""What a candidate takes of memory and time: counted from shapes, measured in a few steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from restuning.data import Data
+from restuning.forecast import (
+    StepForecast,
+    call,
+    example_of,
+    forecast_forward,
+    forecast_step,
+    largest_batch,
+    positional,
+)
+from restuning.host import Extractor
+from restuning.search.budget import Budget
+from restuning.search.candidates import Candidate
+from restuning.training import FitSettings
+from restuning.training.timing import measure_step
+
+TIMED = 8
+"""Inputs of the forward that is timed."""
+
+
+class Costs:
+    """Of a backbone on a task's inputs.
+
+    Args:
+        host: The backbone.
+        data: Its inputs, with a training and a validation split.
+        tested: Inputs of the test split.
+        settings: Of a run inside the backbone.
+    """
+
+    def __init__(self, host: Extractor, data: Data, tested: int, settings: FitSettings) -> None:
+        self.host, self.data, self.tested, self.settings = host, data, tested, settings
+        self.inputs = len(data.train) + len(data.val)
+        self.device = host.device.type
+        self._forward: tuple[StepForecast | None] | None = None
+        self._seconds: float | None = None
+
+    def example(self, fed: Data) -> Any:
+        """One input, batch 1."""
+        return example_of(fed.train, fed.collate, self.settings.batch_size)
+
+    def forward(self) -> StepForecast | None:
+        """Of a batch without gradients, which every method is tested by; None if not known."""
+        if self._forward is None:
+            self._forward = (
+                _counted(
+                    lambda: forecast_forward(
+                        self.host,
+                        self.example(self.data),
+                        self.settings.batch_size,
+                        device=self.device,
+                        precision=self.settings.precision,
+                    )
+                ),
+            )
+        return self._forward[0]
+
+    def step(
+        self, tuned: nn.Module, fed: Data, settings: FitSettings, budget: Budget, split: bool
+    ) -> tuple[StepForecast | None, int]:
+        """A step of training, and the pieces its batch is run in; None if memory is not known.
+
+        Args:
+            tuned: With `.task`.
+            fed: What it trains on.
+            settings: Of its trial.
+            budget: That a step should fit.
+            split: More pieces may be made: the step is the same (as `restuning plan` proposes).
+        """
+        task: Any = tuned.task
+        size = min(settings.batch_size, len(fed.train))
+        at = partial(
+            forecast_step,
+            tuned.train(),
+            self.example(fed),
+            device=self.device,
+            trained=[p for p in task.parameters() if p.requires_grad],
+            precision=settings.precision,
+        )
+        pieces = min(settings.accumulate, size)
+        step = _counted(lambda: at(size, pieces=pieces))
+        if step is None or budget.memory is None or step.total_bytes <= budget.memory or not split:
+            return step, pieces
+        most = largest_batch(at, budget.memory, first=step if pieces == 1 else None)
+        if not most:
+            return at(1), size
+        return at(size, pieces=-(-size // most)), -(-size // most)
+
+    def forward_seconds(self) -> float:
+        """Of one input, from a forward of eight."""
+        if self._seconds is None:
+
+            def wide(value: Any) -> Any:
+                if not isinstance(value, Tensor):
+                    return value
+                return value.expand(TIMED, *value.shape[1:]).to(self.host.device)
+
+            args, kwargs = positional(self.example(self.data))
+            inputs: Any = {k: wide(v) for k, v in kwargs.items()} or tuple(map(wide, args))
+            taps = partial(call, _Taps(self.host), inputs)
+            _seconds(taps)
+            self._seconds = _seconds(taps) / TIMED
+        return self._seconds
+
+    def features_seconds(self) -> float:
+        """Of storing the training and the validation split."""
+        return self.inputs * self.forward_seconds()
+
+    def run_seconds(
+        self,
+        tuned: nn.Module,
+        fed: Data,
+        settings: FitSettings,
+        candidate: Candidate,
+        detached: bool,
+    ) -> tuple[float, float]:
+        """Of the trial of a candidate, and of its final run with its test; from measured steps."""
+        step, forward = (
+            measure_step(tuned, fed.train, settings, fed.collate),
+            self.forward_seconds(),
+        )
+        batch, val = settings.batch_size, len(self.data.val)
+        trial = -(-len(self.data.train) // batch) * settings.epochs * len(candidate.rates) * step
+        final = -(-self.inputs // batch) * candidate.epochs(self.settings.epochs) * step
+        final += self.tested * forward
+        if detached:
+            return trial, final + self.features_seconds()
+        return trial + settings.epochs * val * forward, final
+
+
+class _Taps(nn.Module):
+    """All taps of an input: what storing features costs."""
+
+    def __init__(self, host: Extractor) -> None:
+        super().__init__()
+        self.host = host
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.host.features(*args, **kwargs)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _counted(forecast: Callable[[], StepForecast]) -> StepForecast | None:
+    """A forecast; None of what shapes cannot follow, such as an engine."""
+    try:
+        return forecast()
+    except Exception:  # noqa: BLE001 (any network may do so)
+        return None

@@ -1,0 +1,144 @@
+"""How a choice follows from trials: plain functions of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from restuning.training.batch import IGNORED, move, run
+
+DOUBT = 2.0
+"""Standard errors of validation that a trial is given before it counts as lost."""
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """Of an accuracy on `count` examples: `sqrt(p (1 - p) / (n + 2))` with `p = (hits + 1) / (n + 2)`.
+
+    The two examples more keep it above zero where all answers are right, or none (Agresti and
+    Coull 1998).
+    """
+    p = (accuracy * count + 1) / (count + 2)
+    return math.sqrt(p * (1 - p) / (count + 2))
+
+
+def highest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row with the highest `val_accuracy`, of equals the first, which is the cheapest; or None.
+
+    Not the cheapest within one standard error, as trees are pruned (Breiman et al. 1984). With noise s
+    in the difference of two methods, taking the better looking one loses at most 0.17 s on average,
+    whatever their true difference; preferring the cheaper within one standard error loses up to
+    0.51 s. With 200 examples s is about 2.5 points, which is 0.4 and 1.3 points. What a cheaper method
+    saves is for the budget to say.
+    """
+    tried = [row for row in rows if row.get("val_accuracy") is not None]
+    return max(tried, key=lambda row: row["val_accuracy"]) if tried else None
+
+
+def taken(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row to take: of those not told apart from the highest, the one whose probabilities fit best.
+
+    An accuracy on 200 examples is known to about 3 points, a difference of two to 2 or more, while
+    methods are 1 to 4 apart. Their cross-entropies, each after a temperature of its own, say more of the same
+    examples: on `cifar100` the highest two were 1 point apart one way, which is noise, and 1.97 to 1.92
+    the other way by cross-entropy, as on the test split (`recipes/shared_tasks`). With more
+    examples fewer methods are within one standard error, and accuracy alone decides. A trial that was
+    ended early is not taken for it.
+    """
+    top = highest(rows)
+    if top is None:
+        return None
+    near = [
+        row
+        for row in rows
+        if row["status"] == "tried"
+        and "cross_entropy" in row
+        and top["val_accuracy"] - row["val_accuracy"] <= noise(row, top)
+    ]
+    return min(near, key=lambda row: row["cross_entropy"], default=top)
+
+
+def noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Standard error of the difference of two rows, as if their errors were independent."""
+    return math.hypot(one["standard_error"], other["standard_error"])
+
+
+def lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) -> bool:
+    """Whether a trial will end below `to_beat` even if every epoch left gains as much as the last.
+
+    Curves of accuracy bend down, except at their start, where they may lie flat for a while. So
+    nothing is judged before half of the trial, and a doubt of two standard errors of the difference is
+    allowed.
+
+    Args:
+        accuracy: On validation, after each epoch so far.
+        epochs: Of the whole trial.
+        to_beat: The best of the other trials, 0 for none.
+        count: Validation examples.
+    """
+    if len(accuracy) < max(2, epochs / 2):
+        return False
+    gain = max(0.0, accuracy[-1] - accuracy[-2])
+    end = min(1.0, accuracy[-1] + gain * (epochs - len(accuracy)))
+    doubt = math.hypot(standard_error(end, count), standard_error(to_beat, count))
+    return end + DOUBT * doubt < to_beat
+
+
+def in_words(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """Why a row that was tried is taken or not."""
+    ahead = row["val_accuracy"] - chosen["val_accuracy"]
+    if row is chosen:
+        return "taken"
+    if ahead == 0:
+        return "equal"
+    words = f"{100 * abs(ahead):.1f} points {'ahead' if ahead > 0 else 'behind'}"
+    if abs(ahead) > noise(row, chosen):
+        return words
+    # One that is ahead was passed over for its cross-entropy.
+    return f"{words}, within one standard error" + (", fits worse" if ahead > 0 else "")
+
+
+SCALES = tuple(2.0 ** (k / 4) for k in range(-20, 25))
+"""Inverse temperatures that are tried: 1/32 to 64, a fifth apart."""
+
+
+def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
+    r"""`min_s mean_i -log softmax(s z_i)[y_i]`: cross-entropy after the best of a few temperatures.
+
+    Training to the end makes logits loud, which says nothing of who answers better (Guo et al. 2017).
+
+    Args:
+        logits: `n c`.
+        labels: `n`.
+    """
+    return min(float(F.cross_entropy(scale * logits, labels)) for scale in SCALES)
+
+
+@torch.no_grad()
+def answers(
+    tuned: nn.Module, data: Any, batch_size: int, collate: Callable | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (`n c`) and labels (`n`) of a split, or of its labelled tokens, in eval mode.
+
+    Args:
+        tuned: With `.task`; left in eval mode.
+        data: Map-style, of `(input, label)`.
+        batch_size: Inputs at a time.
+        collate: Makes a batch of a list of examples.
+    """
+    parameter = next(tuned.task.parameters(), None)  # type: ignore[union-attr]
+    device = torch.device("cpu") if parameter is None else parameter.device
+    tuned.eval()
+    found, right = [], []
+    for batch in DataLoader(data, batch_size, collate_fn=collate):
+        inputs, labels = move(batch[0], batch[1], device)
+        logits = run(tuned, inputs)
+        counted = labels != IGNORED
+        found.append(logits[counted].float().cpu())
+        right.append(labels[counted].cpu())
+    return torch.cat(found), torch.cat(right)

@@ -1,0 +1,284 @@
+"""One candidate: whether the budget allows it, and its score on validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from restuning import methods
+from restuning._errors import EngineError, RestuningError, TrainingError
+from restuning.data import Data
+from restuning.features import Cached
+from restuning.features.stored import Stored
+from restuning.forecast import StepForecast, storable
+from restuning.host import Extractor, Host
+from restuning.search import rule
+from restuning.search.budget import Budget, keep_where_memory_is_free
+from restuning.search.candidates import Candidate
+from restuning.search.costs import Costs
+from restuning.search.feed import Feed
+from restuning.search.journal import Journal
+from restuning.search.rule import answers, calibrated_loss
+from restuning.sites import Needs
+from restuning.task import Task, Tuned
+from restuning.training import FitSettings, fit
+from restuning.training.arms import train_arms
+from restuning.training.closed_form import solved
+
+Row = dict[str, Any]
+
+
+class LeftOutError(Exception):
+    """A candidate is not tried; the message is why."""
+
+
+class Trials:
+    """Tries one candidate after the other.
+
+    Args:
+        host: The frozen backbone.
+        feed: Data and features.
+        settings: Base of all trials; `epochs` are those of a final run inside the backbone.
+        budget: Of the whole.
+        journal: Of what was decided.
+        say: Receives a line for each trial.
+    """
+
+    def __init__(
+        self,
+        host: Extractor,
+        feed: Feed,
+        settings: FitSettings,
+        budget: Budget,
+        journal: Journal,
+        say: Callable[[str], None],
+    ) -> None:
+        self.host, self.feed, self.settings = host, feed, settings
+        self.budget, self.journal, self.say = budget, journal, say
+        self.costs = Costs(host, feed.data, feed.tested, settings)
+
+    def row(self, candidate: Candidate, before: Sequence[Row]) -> Row:
+        """Try a candidate, or say why not; a row that the journal holds is taken as it is."""
+        known = self.journal.read(candidate.method)
+        if known is not None and known["status"] != "begun":
+            return known
+        wall, processor = time.perf_counter(), time.process_time()
+        spent = sum(row["seconds"] for row in before)
+        row: Row = {
+            "method": candidate.method,
+            "status": "left out",
+            "why": "",
+            "epochs": candidate.epochs(self.settings.epochs),
+            "goes_on": candidate.goes_on,
+            "trial_epochs": candidate.trial_epochs(self.settings.epochs),
+        }
+        try:
+            row |= self._tried(candidate, before, known, lambda: spent + time.perf_counter() - wall)
+        except LeftOutError as reason:
+            row["why"] = str(reason)
+        row["seconds"] = time.perf_counter() - wall
+        row["cpu_seconds"] = time.process_time() - processor
+        self.journal.write(row)
+        self.say(_told(row))
+        return row
+
+    def _tried(
+        self,
+        candidate: Candidate,
+        before: Sequence[Row],
+        known: Row | None,
+        spent: Callable[[], float],
+    ) -> Row:
+        try:
+            task = self._build(candidate)
+            needs = task.needs(self.host.readout_rule)
+        except RestuningError as error:
+            raise LeftOutError(error.what) from None
+        forward = self.costs.forward() if self.budget.memory is not None else None
+        _refuse(self.budget.refuses_memory(forward and forward.total_bytes))
+        detached = storable(task)
+        settings, fed = self._settings(candidate, detached), self.feed.data
+        if detached:
+            kept = self._features(task, needs, known is not None, spent)
+            tuned: nn.Module = Cached(self.host, task, kept.store)
+            fed = replace(kept.data(fed, final=False), test=None)
+            fed = replace(fed, train=solved([task], fed.train))
+        else:
+            tuned = Tuned(cast(Host, self.host), task)
+        step, pieces = self.costs.step(tuned, fed, settings, self.budget, split=not detached)
+        _refuse(self.budget.refuses_memory(step and step.total_bytes))
+        settings = replace(settings, accumulate=pieces)
+        row: Row = {
+            "form": "stored" if detached else "live",
+            "accumulate": pieces,
+            "memory_bytes": step and step.total_bytes,
+            "step_bytes": step and step.above_bytes,
+            "final_seconds": known and known["final_seconds"],
+        }
+        if known is None:
+            if self.budget.seconds is not None:
+                trial, final = self.costs.run_seconds(tuned, fed, settings, candidate, detached)
+                # Should this one lose, the final run is that of the best before it.
+                other = (rule.taken(before) or {}).get("final_seconds") or 0.0
+                _refuse(self.budget.refuses_time(spent() + trial + max(final, other)))
+                row["final_seconds"] = final
+            self.journal.write(
+                {"method": candidate.method, "status": "begun", "seconds": 0.0, **row}
+            )
+        if detached and len(candidate.rates) > 1 and not candidate.goes_on:
+            found, status = self._arms(candidate, fed, settings, step), "tried"
+        else:
+            # A bank of one would gain nothing, cannot be ended early and leaves no weights.
+            found, status = self._alone(candidate, tuned, fed, settings, before)
+        return row | self._scored(found, status)
+
+    def _build(self, candidate: Candidate) -> Task:
+        """Its task with the first weights of the seed."""
+        torch.manual_seed(self.settings.seed)
+        task = methods.build(
+            candidate.method, self.host, num_classes=self.feed.data.num_classes, **self.feed.options
+        )
+        keep_where_memory_is_free(task, self.budget)
+        return task.to(self.host.device)
+
+    def _settings(self, candidate: Candidate, detached: bool) -> FitSettings:
+        epochs, warmup = candidate.trial_epochs(self.settings.epochs), self.settings.warmup_epochs
+        own = replace(
+            self.settings,
+            epochs=epochs,
+            track=(),
+            ema=None,
+            warmup_epochs=None if warmup is None else min(warmup, epochs),
+        )
+        # Products of a side network are small: casting them costs more than it saves.
+        return replace(own, precision="no", accumulate=1) if detached else own
+
+    def _features(
+        self, task: Task, needs: Needs, decided: bool, spent: Callable[[], float]
+    ) -> Stored:
+        """Stored features, built if the budget allows it."""
+        features = self.feed.features
+        try:
+            kept = features(task, False)
+            if kept is None and self.budget.seconds is not None and not decided:
+                needed = spent() + self.costs.features_seconds()
+                _refuse(self.budget.refuses_time(needed))
+            kept = kept or features(task, True)
+        except EngineError as error:
+            raise LeftOutError(error.what) from None
+        if kept is None:
+            texts = self.feed.data.kind != "image" and needs.tokens == "all"
+            raise LeftOutError(
+                "all tokens of texts cannot be stored"
+                if texts
+                else "its features are too large to store (`restuning cache` builds them)"
+            )
+        return kept
+
+    def _arms(
+        self, candidate: Candidate, fed: Data, settings: FitSettings, step: StepForecast | None
+    ) -> list[dict[str, Any]]:
+        """All rates from the store, as many at once as memory allows."""
+        rates, found = candidate.rates, []
+        together = len(rates)
+        if self.budget.memory is not None and step is not None:
+            each = step.above_bytes + step.optimiser_bytes + step.trained_bytes
+            together = min(together, 1 + (self.budget.memory - step.total_bytes) // max(1, each))
+        for start in range(0, len(rates), together):
+            part = [replace(settings, lr=rate) for rate in rates[start : start + together]]
+            tasks = [self._build(candidate) for _ in part]
+            arms = train_arms(self.host, tasks, part, fed.train, fed.val)
+            for one, arm in zip(part, arms, strict=True):
+                alive = arm.died_at is None
+                found.append(
+                    {"lr": one.lr, "val_accuracy": arm.val_accuracy[-1] if alive else None}
+                    | (self._fits(Cached(self.host, arm.task, fed.val.store), fed) if alive else {})
+                )
+        return found
+
+    def _alone(
+        self,
+        candidate: Candidate,
+        tuned: nn.Module,
+        fed: Data,
+        settings: FitSettings,
+        before: Sequence[Row],
+    ) -> tuple[list[dict[str, Any]], str]:
+        """One rate after the other, each ended early where it clearly loses."""
+        to_beat = (rule.highest(before) or {}).get("val_accuracy", 0.0)
+        found, status = [], "tried"
+
+        def stop(history: list[dict[str, Any]]) -> bool:
+            curve = [epoch["val_accuracy"] for epoch in history]
+            return rule.lost(curve, settings.epochs, to_beat, len(fed.val))
+
+        for rate in candidate.rates:
+            if found:
+                tuned.task = self._build(candidate)
+                fed = replace(fed, train=solved([tuned.task], fed.train))
+            folder = self.journal.fit(candidate.method, rate)
+            try:
+                result = fit(
+                    tuned,
+                    fed.train,
+                    fed.val,
+                    settings=replace(settings, lr=rate),
+                    out=folder,
+                    collate=fed.collate,
+                    progress=False,
+                    stop=stop,
+                )
+            except TrainingError as error:
+                if error.what != DIVERGED:
+                    raise
+                found.append({"lr": rate, "val_accuracy": None})
+                continue
+            curve = [epoch["val_accuracy"] for epoch in result.history]
+            found.append(
+                {"lr": rate, "val_accuracy": curve[-1], "curve": curve} | self._fits(tuned, fed)
+            )
+            status = "stopped" if len(curve) < settings.epochs else status
+        return found, status
+
+    def _fits(self, tuned: nn.Module, fed: Data) -> dict[str, float]:
+        """How well what was trained fits the validation split."""
+        told = answers(tuned, fed.val, self.settings.batch_size, fed.collate)
+        return {"cross_entropy": calibrated_loss(*told)}
+
+    def _scored(self, found: list[dict[str, Any]], status: str) -> Row:
+        alive = [t for t in found if t["val_accuracy"] is not None]
+        if not alive:
+            raise LeftOutError("its loss became NaN at every rate")
+        top: Any = max(alive, key=lambda t: t["val_accuracy"])
+        noise = rule.standard_error(top["val_accuracy"], len(self.feed.data.val))
+        return {
+            "status": status,
+            "val_accuracy": top["val_accuracy"],
+            "lr": top["lr"],
+            "cross_entropy": top["cross_entropy"],
+            "standard_error": noise,
+            "trials": found,
+        }
+
+
+DIVERGED = "training diverged"
+"""What `fit` says of a loss that is no longer a number."""
+
+
+def _refuse(why: str) -> None:
+    if why:
+        raise LeftOutError(why)
+
+
+def _told(row: Row) -> str:
+    if row["status"] == "left out":
+        return f"{row['method']}: left out, {row['why']}"
+    early = ", ended early" if row["status"] == "stopped" else ""
+    return (
+        f"{row['method']}: {row['val_accuracy']:.1%} on validation{early}, {row['seconds']:.1f} s"
+    )

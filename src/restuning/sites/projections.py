@@ -1,0 +1,211 @@
+"""The frozen attention maps of a layer as data, and lent to a tuner for one forward as functions.
+
+What is lent was proved (`prove.py`): recomputing the layer's attention from the maps gives what the
+layer returned, with grouped queries, rotary positions, norms on queries and keys, relative-position
+biases, masks, a cache of earlier tokens, and the other sequence of a cross-attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from restuning._errors import MapsError
+from restuning.sites.attention_inputs import Given, rotated
+from restuning.sites.linear import bias_of, weight_of
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Where the maps of one attention are: module paths and numbers, no tensors.
+
+    Attributes:
+        form: "fused" (one qkv map), "separate", or "packed" (`nn.MultiheadAttention`).
+        q, k, v, out: Paths of the maps; the same path thrice for fused and packed.
+        heads: Number h of query heads.
+        scale: What multiplies QK^T.
+        norm: Path of the attention branch's norm, "" for none (post-norm layers).
+        q_norm, k_norm: Paths of norms on q and k, "" for none; on every head if they are as wide
+            as one, else on all heads together (OLMo 2).
+        causal: Whether the layer masks the future.
+        module: Path of the attention itself, where mask and positions pass.
+        kv_heads: Number of key and value heads; fewer than `heads` are grouped queries.
+        head_dim: Width e of a head.
+        rope: Rotary positions: "" for none, "half" or "interleaved".
+        direct: Whether W_o's output meets the stream as it is, with no LayerScale or norm between.
+        context: Width of the other sequence, where keys and values are made of one; 0 elsewhere.
+    """
+
+    form: str
+    q: str
+    k: str
+    v: str
+    out: str
+    heads: int
+    scale: float
+    norm: str = ""
+    q_norm: str = ""
+    k_norm: str = ""
+    causal: bool = False
+    module: str = ""
+    kv_heads: int = 0
+    head_dim: int = 0
+    rope: str = ""
+    direct: bool = True
+    context: int = 0
+
+    @property
+    def key_width(self) -> int:
+        """Width of all key heads side by side: what a learned key is wide."""
+        return self.kv_heads * self.head_dim
+
+
+class LentMaps:
+    """The maps as functions, for one forward (the `View` that tuners are given).
+
+    Letters: `h` query heads, `e` width of a head.
+    """
+
+    def __init__(self, model: nn.Module, maps: Maps, beside: Given | None = None) -> None:
+        self.maps, self.heads, self.scale = maps, maps.heads, maps.scale
+        self._of = {
+            path: model.get_submodule(path)
+            for path in (maps.q, maps.k, maps.v, maps.out, maps.norm, maps.q_norm, maps.k_norm)
+            if path
+        }
+        self._given = beside
+
+    def during(self, given: Given) -> LentMaps:
+        """The same maps in a forward whose attention was given this."""
+        lent = object.__new__(LentMaps)
+        lent.__dict__.update(self.__dict__, _given=given)
+        return lent
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The attention branch's own norm."""
+        return self._of[self.maps.norm](x) if self.maps.norm else x
+
+    def q(self, x: Tensor) -> Tensor:
+        """W_q x, turned to the tokens' positions, `... n d -> ... h n e`."""
+        return self._turned(self._map(x, 0))
+
+    def k(self, x: Tensor) -> Tensor:
+        """W_k x of tokens without a position (position 0), `... n d -> ... h n e`."""
+        return self._spread(self._map(x, 1))
+
+    def v(self, x: Tensor) -> Tensor:
+        """W_v x, `... n d -> ... h n e`."""
+        return self._spread(self._map(x, 2))
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer itself attends to in this forward, `b n d -> b h m e` each.
+
+        Its own tokens at their positions after those in the cache, or the other sequence.
+        """
+        beside = self._given or Given()
+        if beside.context is not None:
+            return self.k(beside.context), self.v(beside.context)
+        if beside.past is not None and beside.whole:
+            keys, values = beside.past
+        else:
+            keys, values = self._turned(self._map(tokens, 1)), self._map(tokens, 2)
+            if beside.past is not None:
+                keys = torch.cat([beside.past[0], keys], -2)
+                values = torch.cat([beside.past[1], values], -2)
+        return self._spread(keys), self._spread(values)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Learned keys or values as heads, `... r key_width -> ... h r e`."""
+        return self._spread(x.unflatten(-1, (self.maps.kv_heads, -1)).transpose(-3, -2))
+
+    def out(self, y: Tensor) -> Tensor:
+        """W_o without its bias, `... h n e -> ... n d`."""
+        return F.linear(y.transpose(-3, -2).flatten(-2), self._out_weight().to(y.dtype))
+
+    def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
+        """`h r e` keys and values as maps `h*r d` around a softmax; see the tuners' `View`."""
+        tokens = keys.shape[-2] * self.heads
+        weight, bias = self._part(0)
+        if self.maps.q_norm or self.maps.rope or tokens >= weight.shape[-1] or weight.dim() != 2:
+            return None
+        keys = keys * self.scale
+        into = (keys @ weight.unflatten(0, (self.heads, -1))).flatten(0, 1)
+        shift = None
+        if bias is not None:
+            shift = (keys @ bias.view(self.heads, -1, 1)).flatten()
+        out = self._out_weight()
+        mixed = values @ out.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        return into, shift, mixed.flatten(0, 1)
+
+    def mask(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """What the layer adds to its scores, `b|1 h|1 n m`: masks and relative positions."""
+        beside = self._given or Given()
+        # The least number, not minus infinity: a row that sees nothing must not become NaN.
+        least = torch.finfo(queries.dtype).min
+        n, m = queries.shape[-2], keys.shape[-2]
+        added = beside.mask
+        if added is not None:
+            added = added[..., :m]
+            if added.dtype == torch.bool:
+                added = torch.zeros_like(added, dtype=queries.dtype).masked_fill(~added, least)
+        elif self.maps.causal and n > 1:
+            added = queries.new_full((n, m), least).triu(1 + m - n)
+        if beside.bias is None:
+            return added
+        return beside.bias if added is None else (added + beside.bias).clamp(min=least)
+
+    def _part(self, third: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of W_q, W_k or W_v."""
+        maps = self.maps
+        module: Any = self._of[(maps.q, maps.k, maps.v)[third]]
+        if maps.form == "separate":
+            return weight_of(module), bias_of(module)
+        packed = maps.form == "packed"
+        weight = module.in_proj_weight if packed else weight_of(module)
+        bias = module.in_proj_bias if packed else bias_of(module)
+        queries = maps.heads * maps.head_dim
+        start, width = (
+            (0, queries),
+            (queries, maps.key_width),
+            (queries + maps.key_width, maps.key_width),
+        )[third]
+        part = slice(start, start + width)
+        return weight[part], None if bias is None else bias[part]
+
+    def _map(self, x: Tensor, third: int) -> Tensor:
+        maps = self.maps
+        heads = maps.heads if third == 0 else maps.kv_heads
+        norm = self._of.get((maps.q_norm, maps.k_norm, "")[third])
+        if maps.form == "separate":
+            y = self._of[(maps.q, maps.k, maps.v)[third]](x)
+        else:
+            y = F.linear(x, *self._part(third))
+        weight = getattr(norm, "weight", None)
+        a_head = weight is None or weight.numel() == maps.head_dim
+        if norm is not None and not a_head:
+            y = norm(y)
+        y = y.unflatten(-1, (heads, -1)).transpose(-3, -2)
+        return norm(y) if norm is not None and a_head else y
+
+    def _turned(self, y: Tensor) -> Tensor:
+        if not self.maps.rope:
+            return y
+        if self._given is None or self._given.rope is None:
+            raise MapsError(
+                "a layer's rotary positions are not known outside its forward",
+                where=self.maps.module,
+                fix="use the maps while the backbone runs: Tuned(host, task)(x) or host.using(task)",
+            )
+        return rotated(y, self._given.rope, self.maps.rope)
+
+    def _spread(self, y: Tensor) -> Tensor:
+        groups = self.maps.heads // self.maps.kv_heads
+        return y if groups == 1 else y.repeat_interleave(groups, -3)
+
+    def _out_weight(self) -> Tensor:
+        module: Any = self._of[self.maps.out]
+        return weight_of(module.out_proj if self.maps.form == "packed" else module)

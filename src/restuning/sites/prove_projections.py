@@ -1,0 +1,182 @@
+"""The attention maps of a layer: found by structure, proved by one forward.
+
+A proof recomputes the layer's attention from the maps and compares it with what the layer
+returned. What cannot be proved is not lent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from restuning.sites.attention_inputs import Given
+from restuning.sites.linear import bias_of, is_linear, width_out
+from restuning.sites.projections import LentMaps, Maps
+
+PROOF_TOLERANCE = 1e-4
+"""Largest error of the recomputed attention, relative to its maximum: fp32 fused kernels differ
+from plain softmax by about 1e-6."""
+
+_FUSED = ("qkv", "in_proj", "query_key_value", "Wqkv", "c_attn", "qkv_proj")
+_SEPARATE = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+    ("to_q", "to_k", "to_v"),
+    ("q_lin", "k_lin", "v_lin"),
+)
+_OUT = ("out_proj", "o_proj", "proj", "output.dense", "to_out.0", "dense", "c_proj", "out_lin", "o")
+_CAPS = ("attn_logit_softcapping", "attn_logit_softcap")
+"""A cap on the scores is close to no change at small scores, so that a proof could pass by chance."""
+
+
+class Recorded(Protocol):
+    """One recorded call of a module: what it read, what it returned, what it was given."""
+
+    entered: Tensor | None
+    left: Tensor | None
+    given: Given
+
+
+def propose(model: nn.Module, path: str) -> Maps | None:
+    """What the attention module at a path looks like, or None; not proved yet."""
+    module = model.get_submodule(path)
+    if isinstance(module, nn.MultiheadAttention):
+        if module.in_proj_weight is None or not module.batch_first:
+            return None
+        size = module.head_dim
+        return Maps(
+            "packed",
+            path,
+            path,
+            path,
+            path,
+            module.num_heads,
+            size**-0.5,
+            module=path,
+            kv_heads=module.num_heads,
+            head_dim=size,
+        )
+    linear = {name: m for name, m in module.named_modules() if is_linear(m)}
+
+    def find(*names: str) -> str | None:
+        for name in names:
+            for have in linear:
+                if have == name or have.endswith(f".{name}"):
+                    return f"{path}.{have}"
+        return None
+
+    heads = int(_number(module, "num_heads", "num_attention_heads", "n_heads", "heads") or 0)
+    out = find(*_OUT)
+    if not heads or not out or _number(module, *_CAPS):
+        return None
+    fused = find(*_FUSED)
+    separate = next((found for names in _SEPARATE if all(found := [find(n) for n in names])), None)
+    if not fused and separate is None:
+        return None
+    q, k, v = (fused, fused, fused) if fused else (str(p) for p in separate or ())
+    rows = width_out(model.get_submodule(str(q)))
+    if fused:
+        groups = int(_number(module, "num_key_value_heads", "num_kv_heads") or heads)
+        size = rows // (heads + 2 * groups)
+    else:
+        size = rows // heads
+        groups = width_out(model.get_submodule(str(k))) // max(size, 1)
+    if not size or not groups or heads % groups:
+        return None
+    scale = _number(module, "scale", "scaling") or size**-0.5
+    return Maps(
+        "fused" if fused else "separate",
+        str(q),
+        str(k),
+        str(v),
+        out,
+        heads,
+        float(scale),
+        q_norm=_norm(module, path, "q_norm"),
+        k_norm=_norm(module, path, "k_norm"),
+        module=path,
+        kv_heads=groups,
+        head_dim=size,
+    )
+
+
+def _norm(module: nn.Module, path: str, side: str) -> str:
+    for name, each in module.named_modules():
+        if name.split(".")[-1] == side and not isinstance(each, nn.Identity):
+            return f"{path}.{name}"
+    return ""
+
+
+def _number(module: nn.Module, *names: str) -> float | None:
+    """The first numeric attribute of these names on the module, its children or its config."""
+    for each in module.modules():
+        for holder in (each, getattr(each, "config", None)):
+            for name in names:
+                value = getattr(holder, name, None)
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    return value
+    return None
+
+
+def prove(
+    model: nn.Module, maps: Maps, heard: Callable[[str], Recorded | None], leave: Recorded
+) -> Maps | None:
+    """The maps, if they reproduce the layer's attention.
+
+    Rotary positions and a causal mask are tried where the arguments leave them open.
+
+    Args:
+        model: The backbone.
+        maps: A proposal.
+        heard: Path of a module to its recorded call.
+        leave: The call whose output is added to the stream.
+    """
+    first, last, own = heard(maps.q), heard(maps.out), heard(maps.module)
+    if first is None or last is None or own is None or first.entered is None or last.left is None:
+        return None
+    # Keys that a cache would hand back prove nothing.
+    beside = own.given._replace(past=None, whole=False)
+    x, y = first.entered, last.left
+    bias_owner: Any = model.get_submodule(maps.out)
+    bias = bias_of(bias_owner.out_proj if maps.form == "packed" else bias_owner)
+    target = y if bias is None else y - bias
+    causal = getattr(model.get_submodule(maps.module), "is_causal", False) is True
+    masks = (_hides_future(beside.mask),) if beside.mask is not None else (causal, not causal)
+    if beside.context is not None:
+        masks = (False,)
+    for rope in ("", "half", "interleaved") if beside.rope is not None else ("",):
+        for masked in masks:
+            tried = replace(maps, rope=rope, causal=masked)
+            error = _error(LentMaps(model, tried, beside), x, target)
+            if error <= PROOF_TOLERANCE * target.abs().max():
+                same = leave.left is not None and leave.left.numel() == y.numel()
+                direct = same and torch.equal(leave.left.reshape(-1), y.reshape(-1))  # type: ignore[union-attr]
+                context = 0 if beside.context is None else beside.context.shape[-1]
+                return replace(tried, direct=direct, context=context)
+    return None
+
+
+def _error(lent: LentMaps, x: Tensor, target: Tensor) -> float:
+    try:
+        q = lent.q(x)
+        k, v = lent.keys_values(x)
+        scores, mask = (q * lent.scale) @ k.transpose(-2, -1), lent.mask(q, k)
+        mixed = (scores if mask is None else scores + mask).softmax(-1) @ v
+        return float((lent.out(mixed) - target).abs().max())
+    except (RuntimeError, AttributeError, TypeError, IndexError, ValueError):
+        return float("inf")
+
+
+def _hides_future(mask: Tensor) -> bool:
+    """Whether the second token sees the first, and the first not the second."""
+    if mask.shape[-2] < 2:
+        return False
+    later, earlier = mask[0, 0, 0, 1], mask[0, 0, 1, 0]
+    if mask.dtype == torch.bool:
+        return bool(earlier) and not bool(later)
+    return bool(earlier > later)

@@ -1,0 +1,106 @@
+"""What a task reads of a backbone, and the features that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor
+
+from restuning._errors import TunerShapeError
+
+Tokens = Literal["cls", "last", "all", "pool"]
+
+IN_WORDS: dict[str, str] = {
+    "cls": "class token",
+    "last": "last token",
+    "all": "all tokens",
+    "pool": "pooled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a task reads of the backbone: which taps, and which tokens of them.
+
+    Attributes:
+        taps: `block.0` ... `block.L`.
+        tokens: "cls" (the class token only), "last" (the last real token only), "all", or "pool":
+            one vector a tap, the mean over its tokens, and for the last tap the backbone's own
+            feature.
+        merge: Of all tokens, patches are read as means of squares of so many by so many. A store keeps
+            them so, but for the last tap, which the readout takes whole; a forward gives all.
+    """
+
+    taps: tuple[str, ...]
+    tokens: Tokens = "all"
+    merge: int = 1
+
+    @property
+    def form(self) -> str:
+        """The tokens as users write them: `cls`, `all`, `all/2`."""
+        return self.tokens if self.merge == 1 else f"{self.tokens}/{self.merge}"
+
+
+def tokens_of(pool: str | None) -> Tokens:
+    """What a readout reads of the last stream: one token, the backbone's own vector, or all."""
+    of: dict[str | None, Tokens] = {"cls": "cls", "last": "last", "own": "pool"}
+    return of.get(pool, "all")
+
+
+def hold(kept: str, wanted: str, kept_merge: int = 1, wanted_merge: int = 1) -> bool:
+    """Whether tokens that were kept hold those that are wanted: all hold the first and the last.
+
+    What is pooled is in no other: the last of it is the backbone's own feature. Where patches were
+    merged, the class token is still there as it was; whole patches can be merged at any time.
+    """
+    if kept_merge not in (1, wanted_merge):
+        return wanted == "cls"
+    return kept == wanted or (kept == "all" and wanted in ("cls", "last"))
+
+
+class Features(dict[str, Tensor]):
+    """Taps of one forward by name, with the frozen readout on loan.
+
+    Attributes:
+        readout: Final norm and pooling, `(state, pool, mask) -> feature`.
+        mask: Which tokens are real, `b n`; None where all are.
+        time: Time steps of a diffusion model, `b` or `1`; None where there are none.
+    """
+
+    def __init__(
+        self,
+        taps: Mapping[str, Tensor],
+        readout: Callable[..., Tensor],
+        mask: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> None:
+        super().__init__(taps)
+        self.readout, self.mask, self.time = readout, mask, time
+
+    def rows(self, start: int, every: int) -> Features:
+        """Those of every so manieth input."""
+        mask = None if self.mask is None else self.mask[start::every]
+        time = self.time
+        time = time if time is None or time.numel() == 1 else time[start::every]
+        return Features({n: t[start::every] for n, t in self.items()}, self.readout, mask, time)
+
+
+def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) -> Any:
+    """The readout that was given, else the one that came with the features, with their mask.
+
+    Raises:
+        TunerShapeError: Neither.
+    """
+    if isinstance(taps, Features):
+        lent = taps.readout if given is None else given
+        return lent if taps.mask is None else partial(lent, mask=taps.mask)
+    if given is not None:
+        return given
+    raise TunerShapeError(
+        "a task needs the backbone's readout",
+        found="plain taps without one",
+        fix="pass host.features(...) itself, or give host.readout as the second argument",
+    )

@@ -1,0 +1,160 @@
+"""A bank: many bypass tasks as stacked tensors, run on the features of one backbone forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor, nn
+
+from restuning._errors import FormatError, TunerShapeError, UnknownNameError
+from restuning.sites import Needs, Tokens, readout_of, tokens_of
+from restuning.task import stack
+from restuning.task.stack import Stack
+from restuning.task.task import Task
+
+
+class Bank(nn.Module):
+    """N bypass tasks of one backbone, answered together: `bank(features) -> {name: logits}`.
+
+    Bypasses of Res-Adapters are stacked: all horizontal down-projections of a layer are one matrix
+    product, everything else is batched. Other tuners run one task after the other. A bank is
+    immutable and holds copies; to add a task, build a new one and swap the reference.
+
+    Args:
+        tasks: By name: bypass tasks, or heads alone (linear probing), on one backbone.
+
+    Attributes:
+        keep: What to keep of a forward: `host.features(x, keep=bank.keep)`.
+        names: Of the tasks.
+
+    Raises:
+        FormatError: A task has tuners inside the backbone, does not say what it reads, or reads
+            pooled vectors where another reads tokens.
+
+    Cost: per input and task, `4 * L * (2 d r)` flops and `2 L d` values of state on one token.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        if not tasks:
+            raise FormatError("a bank needs a task", found="none", fix="give {name: task}")
+        for name, task in tasks.items():
+            if task.bypass is None and (task.inline_tuners or len(task.weights)):
+                raise FormatError(
+                    "a bank runs bypass tasks",
+                    where=name,
+                    found=f"{task.method}, whose tuners are inside the backbone",
+                    fix="run it alone: Tuned(host, task)(x)",
+                )
+            if task.pool is None:
+                raise FormatError(
+                    "a task does not say what it reads",
+                    where=name,
+                    found="pool=None",
+                    fix='set task.pool = host.readout_rule.pool ("cls", "mean", ...)',
+                )
+        self.names = tuple(tasks)
+        self.labels = {name: task.labels for name, task in tasks.items()}
+        needs = [
+            t.bypass.needs(str(t.pool))
+            if t.bypass is not None
+            else Needs(("last",), tokens_of(t.pool))
+            for t in tasks.values()
+        ]
+        taps = dict.fromkeys(tap for need in needs for tap in need.taps)
+        kinds: set[Tokens] = {need.tokens for need in needs}
+        if "pool" in kinds and len(kinds) > 1:
+            raise FormatError(
+                "tasks of one bank must read the backbone alike",
+                found=", ".join(f"{n}: {t.pool}" for n, t in tasks.items()),
+                fix='give tasks of readout "own" a bank of their own',
+            )
+        tokens: Tokens = kinds.pop() if len(kinds) == 1 else "all"
+        self.keep = Needs(tuple(taps), tokens)
+        groups: dict[str, dict[str, Task]] = {}
+        for name, task in tasks.items():
+            groups.setdefault(_form(name, task), {})[name] = task
+        self.groups = nn.ModuleList(
+            _One(group) if form.startswith("alone ") else Stack(group)
+            for form, group in groups.items()
+        )
+        self.eval().requires_grad_(False)
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        readout: Callable[..., Tensor] | None = None,
+        tasks: Iterable[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """Logits of the tasks asked for.
+
+        Args:
+            features: `host.features(x, keep=bank.keep)`, or stored ones.
+            readout: The host's, where the features do not carry it.
+            tasks: Names; None for all.
+
+        Raises:
+            UnknownNameError: No such task.
+        """
+        wanted = self.names if tasks is None else tuple(tasks)
+        unknown = [name for name in wanted if name not in self.names]
+        if unknown:
+            raise UnknownNameError(
+                "no such task in the bank",
+                where=", ".join(unknown[:4]),
+                fix=f"one of: {', '.join(self.names[:8])}",
+            )
+        _check_taps(features, self.keep)
+        lent = readout_of(features, readout)
+        answers: dict[str, Tensor] = {}
+        for group in self.groups:
+            chosen = [n for n in group.names if n in wanted]  # type: ignore[operator, union-attr]
+            if chosen:
+                answers |= group(features, lent, chosen)
+        return {name: answers[name] for name in wanted}
+
+    def extra_repr(self) -> str:
+        """Its size."""
+        return f"{len(self.names)} tasks in {len(self.groups)} groups"
+
+
+class _One(nn.Module):
+    """Tasks that do not stack, one after the other."""
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.names = tuple(tasks)
+        self.tasks = nn.ModuleList(Task.from_spec(t.spec()) for t in tasks.values())
+        for mine, theirs in zip(self.tasks, tasks.values(), strict=True):
+            mine.load_state_dict(theirs.state_dict())
+
+    def forward(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], names: list[str]
+    ) -> dict[str, Tensor]:
+        """Logits by name."""
+        return {
+            name: task(taps, readout)
+            for name, task in zip(self.names, self.tasks, strict=True)
+            if name in names
+        }
+
+
+def _form(name: str, task: Task) -> str:
+    """Tasks of one form share a stack."""
+    form = stack.form(task)
+    return f"alone {name}" if form is None else form
+
+
+def _check_taps(features: Mapping[str, Tensor], needs: Needs) -> None:
+    """Refuse features that lack a tap.
+
+    Raises:
+        TunerShapeError: Names the taps that are missing.
+    """
+    missing = [tap for tap in needs.taps if tap not in features]
+    if missing:
+        raise TunerShapeError(
+            "the features lack taps that the bank reads",
+            found=", ".join(missing[:4]),
+            fix="keep them: host.features(x, keep=bank.keep)",
+        )

@@ -1,0 +1,271 @@
+"""Several tasks in one forward: mixed by weight, or each for its own rows of the batch.
+
+Both stand where a task stands in `host.using(...)`. They hold the tasks themselves: what is trained
+later, or moved to a device, is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import FormatError, TunerShapeError
+from restuning.host import Spread
+from restuning.sites import Features
+from restuning.task.task import Task
+from restuning.tuners import Tuner, View, at_time, time_now
+
+
+class Blend:
+    """Tasks mixed by weight: `stream + sum_i w_i delta_i` at every site.
+
+    One task with a weight is a slider of its strength: 0 is the bare backbone, 1 the task itself,
+    more exaggerates it. The changes of several tasks add up, so weights need not sum to 1. A bypass
+    adds `w (its last state - the backbone's)` to the last stream.
+
+    Args:
+        parts: `(task, weight)` pairs of inline tasks, bypass tasks without a head, or both.
+
+    Raises:
+        FormatError: A task cannot run inside the backbone's own forward.
+    """
+
+    head = None
+
+    def __init__(self, *parts: tuple[Task, float]) -> None:
+        self.parts = tuple((_allowed(task), float(weight)) for task, weight in parts)
+        bypasses = [(t.bypass, w) for t, w in self.parts if t.bypass is not None]
+        self.bypass = _mixed(bypasses) if bypasses else None
+
+    @property
+    def inline_tuners(self) -> dict[str, Tuner]:
+        """One tuner for every site that any task tunes."""
+        by_site: dict[str, list[tuple[Tuner, float]]] = {}
+        for task, weight in self.parts:
+            for name, tuner in task.inline_tuners.items():
+                by_site.setdefault(name, []).append((tuner, weight))
+        return {name: _Weighted(*zip(*found, strict=True)) for name, found in by_site.items()}
+
+
+class Rows:
+    """A task for every row of the batch: row i is answered by `tasks[i % len(tasks)]`.
+
+    Guidance without a classifier doubles the batch, rows of one kind after those of the other;
+    counting on from the start again, both halves are given the same tasks.
+
+    Args:
+        tasks: Inline or bypass tasks without a head, or None for the bare backbone.
+
+    Raises:
+        FormatError: A task cannot run inside the backbone's own forward.
+    """
+
+    head = None
+
+    def __init__(self, tasks: Sequence[Task | None]) -> None:
+        self.tasks = tuple(None if t is None else _allowed(t) for t in tasks)
+        if not self.tasks:
+            raise FormatError("no task for any row", found="an empty list", fix="give [task, ...]")
+        bypasses = [t.bypass if t is not None else None for t in self.tasks]
+        self.bypass = _by_rows(bypasses) if any(b is not None for b in bypasses) else None
+
+    @property
+    def inline_tuners(self) -> dict[str, Tuner]:
+        """One tuner for every site that any task tunes."""
+        tables = [{} if t is None else t.inline_tuners for t in self.tasks]
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: _ByRow([table.get(name) for table in tables]) for name in names}
+
+
+class Guided:
+    """A bypass task whose prediction is led away from the backbone's own, which comes for free.
+
+    `base + scale (tuned - base)`: 0 is the bare backbone, 1 the task, more goes beyond it. Unlike a
+    weight of `Blend` it works on predictions, not on the last stream. Both are made in one forward.
+
+    Args:
+        task: A bypass task without a head, on a diffusion model.
+        scale: How far.
+
+    Raises:
+        FormatError: The task is no such bypass.
+    """
+
+    head = None
+
+    def __init__(self, task: Task, scale: float) -> None:
+        if _allowed(task).bypass is None:
+            raise FormatError(
+                "only a bypass leaves the backbone's own prediction in reach",
+                where=task.method,
+                found="tuners inside the backbone",
+                fix="use Blend((task, weight))",
+            )
+        self.task, self.scale = task, float(scale)
+
+    @property
+    def inline_tuners(self) -> dict[str, Tuner]:
+        """None."""
+        return {}
+
+    @property
+    def bypass(self) -> Spread:
+        """Both last streams; a new object for every use."""
+        return Spread(
+            [self.task.bypass], combine=lambda both: torch.lerp(both[0], both[1], self.scale)
+        )
+
+
+def _allowed(task: Task) -> Task:
+    if len(task.weights) or task.head is not None:
+        raise FormatError(
+            "a task cannot run inside the backbone's own forward",
+            where=task.method,
+            found="a head" if task.head is not None else "trained copies of backbone weights",
+            fix="use tasks of tuners, or bypass tasks without a head",
+        )
+    return task
+
+
+class _Several(Tuner):
+    """What both kinds share: tuners of one site that read and see the same."""
+
+    def __init__(self, tuners: Sequence[Tuner | None]) -> None:
+        super().__init__()
+        known = [t for t in tuners if t is not None]
+        if len({(t.dim, t.reads, t.needs_grid, bool(t.appends)) for t in known}) > 1:
+            raise FormatError(
+                "tasks cannot be used together",
+                found="tuners at one site that read different "
+                f"things: {', '.join(t.kind for t in known)}",
+                fix="use them one after the other",
+            )
+        self.dim, self.reads = known[0].dim, known[0].reads
+        self.tuners = tuple(tuners)
+
+    @property
+    def _known(self) -> list[Tuner]:
+        return [t for t in self.tuners if t is not None]
+
+    @property
+    def mixes_tokens(self) -> bool:  # type: ignore[override]
+        """If any of them does."""
+        return any(t.mixes_tokens for t in self._known)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """If any of them does."""
+        return any(t.looks_ahead for t in self._known)
+
+    @property
+    def needs_view(self) -> bool:  # type: ignore[override]
+        """If any of them does."""
+        return any(t.needs_view for t in self._known)
+
+    @property
+    def needs_grid(self) -> bool:  # type: ignore[override]
+        """As all of them."""
+        return self._known[0].needs_grid
+
+    def reset_parameters(self) -> None:
+        """Nothing of its own."""
+
+    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+        """The delta alone."""
+        return self.added(torch.zeros_like(x), x, view)
+
+
+class _Weighted(_Several):
+    kind = "blend"
+
+    def __init__(self, tuners: Sequence[Tuner], weights: Sequence[float]) -> None:
+        super().__init__(tuners)
+        self.weights = tuple(weights)
+
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """`y + sum_i w_i tuner_i(x)`."""
+        for tuner, weight in zip(self._known, self.weights, strict=True):
+            if weight != 0:
+                y = tuner.added(
+                    y, x, view, None if weight == 1 else y.new_full((self.dim,), weight)
+                )
+        return y
+
+
+class _ByRow(_Several):
+    kind = "rows"
+
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Every task's own rows."""
+        if any(t.mixes_tokens and t.needs_view for t in self._known):
+            raise FormatError(
+                "a tuner that repeats the layer's attention cannot be given rows of a batch",
+                found=", ".join(t.kind for t in self._known),
+                fix='use another form of scale than "exact", or one task at a time',
+            )
+        every, rows, time = len(self.tuners), [], time_now()
+        for i, tuner in enumerate(self.tuners):
+            own = y[i::every]
+            if tuner is not None:
+                with at_time(time if time is None or time.numel() == 1 else time[i::every]):
+                    own = tuner.added(own, x[i::every], view)
+            rows.append(own)
+        return _together(rows, y.shape[0])
+
+
+def _together(rows: list[Tensor], batch: int) -> Tensor:
+    if batch % len(rows):
+        raise TunerShapeError(
+            "the batch does not divide among the tasks",
+            found=f"{batch} rows, {len(rows)} tasks",
+            fix="give one task for every row, or as many as divide the batch",
+        )
+    return torch.stack(rows, 1).flatten(0, 1)
+
+
+class _Side:
+    """A side network made of side networks, as a host runs one."""
+
+    def __init__(
+        self, bypasses: Sequence[nn.Module], state: Callable[[Mapping[str, Tensor]], Tensor]
+    ) -> None:
+        each = list(bypasses)
+        # The last tap, which all end at, stays last.
+        taps = dict.fromkeys(tap for b in each for tap in b.taps[:-1])  # type: ignore[index, union-attr]
+        self.taps = (*taps, each[0].taps[-1])  # type: ignore[index]
+        self.tuners = [t for b in each for t in b.tuners]  # type: ignore[union-attr]
+        self._state = state
+
+    def __call__(self, taps: Mapping[str, Tensor]) -> Tensor:
+        return self._state(taps)
+
+
+def _mixed(bypasses: Sequence[tuple[nn.Module, float]]) -> _Side:
+    def state(taps: Mapping[str, Tensor]) -> Tensor:
+        last = total = taps[bypasses[0][0].taps[-1]]  # type: ignore[index]
+        for bypass, weight in bypasses:
+            if weight != 0:
+                total = total + weight * (bypass(taps) - last)
+        return total
+
+    return _Side([b for b, _ in bypasses], state)
+
+
+def _by_rows(bypasses: Sequence[nn.Module | None]) -> _Side:
+    known = [b for b in bypasses if b is not None]
+
+    def state(taps: Mapping[str, Tensor]) -> Tensor:
+        every, last = len(bypasses), taps[known[0].taps[-1]]  # type: ignore[index]
+        rows = []
+        for i, bypass in enumerate(bypasses):
+            own = taps.rows(i, every) if isinstance(taps, Features) else taps
+            rows.append(last[i::every] if bypass is None else bypass(own))
+        return _together(rows, last.shape[0])
+
+    return _Side(known, state)

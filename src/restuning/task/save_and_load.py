@@ -1,0 +1,279 @@
+"""A task as a folder: `task.json`, `weights.safetensors`, `README.md`. No pickle, ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from restuning._errors import FormatError, HubError, WrongBackboneError, require
+from restuning._version import __version__
+from restuning.host import Extractor
+from restuning.task.task import Task
+
+FORMAT = 1
+"""Raised when an older library could not read what a newer one writes."""
+
+
+def save(
+    task: Task,
+    host: Extractor,
+    path: str | Path,
+    *,
+    backbone: str = "",
+    preprocessing: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a task folder, whole or not at all: files are written aside and renamed.
+
+    Args:
+        task: What to save.
+        host: The host it belongs to; its fingerprint is stored.
+        path: The folder, by habit `NAME.task`.
+        backbone: Name that `load_backbone` understands, for whoever loads it.
+        preprocessing: How images become inputs.
+        results: Figures for the model card.
+
+    Raises:
+        FormatError: The folder cannot be written.
+    """
+    path = Path(path)
+    description = {
+        "format": FORMAT,
+        "library": f"restuning {__version__}",
+        "task": task.spec(),
+        "backbone": {"name": backbone, "fingerprint": host.fingerprint()},
+        "preprocessing": dict(preprocessing or {}),
+    }
+    tensors = {n: t.detach().cpu().contiguous() for n, t in task.state_dict().items()}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        partial = path / ".weights.partial"
+        save_file(tensors, partial)
+        partial.replace(path / "weights.safetensors")
+        _write(path / "README.md", _card(path.name, task, backbone, results or {}))
+        _write(path / "task.json", json.dumps(description, indent=1) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise FormatError(
+            "a task could not be saved",
+            where=str(path),
+            found=str(error),
+            fix="free space or choose another folder; what was there before is still whole",
+        ) from None
+    return path
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """The contents of `task.json`, checked, without loading weights.
+
+    Raises:
+        FormatError: No task folder, damaged, or of a newer format.
+    """
+    file = Path(path) / "task.json"
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        version = description["format"]
+        complete = {"task", "backbone", "preprocessing"} <= description.keys()
+        complete = complete and isinstance(description["backbone"]["fingerprint"], dict)
+    except FileNotFoundError:
+        raise FormatError(
+            "no task here",
+            where=str(path),
+            found="no task.json",
+            fix="give the folder that `restuning train` left (NAME.task)",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(
+            "task.json cannot be read",
+            where=str(file),
+            found=f"{type(error).__name__}: {error}",
+            fix="restore it from where the task was saved",
+        ) from None
+    if version != FORMAT:
+        raise FormatError(
+            "a task of another format",
+            where=str(file),
+            found=f"format {version}, we read {FORMAT}",
+            fix=f"use the library that wrote it ({description.get('library', 'unknown')})",
+        )
+    if not complete:
+        raise FormatError(
+            "task.json is incomplete",
+            where=str(file),
+            found=", ".join(sorted(description)),
+            fix="restore it from where the task was saved",
+        )
+    return description
+
+
+def load(path: str | Path, host: Extractor, *, any_backbone: bool = False) -> Task:
+    """Read a task folder, or a repository of the Hugging Face hub (`user/name`).
+
+    Args:
+        path: Folder or hub name.
+        host: The host it will run on.
+        any_backbone: Accept other weights of the same shape, or another engine of the same
+            backbone, whose values differ by its rounding.
+
+    Raises:
+        WrongBackboneError: It was trained on another backbone.
+        FormatError: Damaged or of another format.
+    """
+    folder = _local(path)
+    description = describe(folder)
+    theirs, ours = description["backbone"]["fingerprint"], host.fingerprint()
+    if (different := _difference(theirs, ours)) and (different == "backbone" or not any_backbone):
+        name = description["backbone"]["name"]
+        accept = (
+            "" if different == "backbone" else "; any_backbone=True (--any-backbone) accepts it"
+        )
+        raise WrongBackboneError(
+            f"this task was trained on another {different}",
+            where=str(path),
+            found=f"trained on {_short(theirs)}; this is {_short(ours)}",
+            fix=f"load the backbone named in task.json{f' ({name})' if name else ''}{accept}",
+        )
+    task = Task.from_spec(description["task"])
+    weights = Path(folder) / "weights.safetensors"
+    try:
+        task.load_state_dict(load_file(weights), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise FormatError(
+            "the weights of a task cannot be read",
+            where=str(weights),
+            found=str(error)[:300],
+            fix="restore weights.safetensors from where the task was saved",
+        ) from None
+    device = host.device
+    return task.to(device).eval()
+
+
+def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> str:
+    """Upload a task folder to the Hugging Face hub; returns its address.
+
+    Args:
+        path: What `save` left.
+        repository: `user/name`; made if it is not there.
+        private: Of a repository that is made now.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        HubError: Not logged in, not allowed, or the hub cannot be reached.
+    """
+    describe(path)
+    hub = require("huggingface_hub", "hub", "pushing a task")
+    api = hub.HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        return str(api.upload_folder(folder_path=str(path), repo_id=repository))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise HubError(
+            "the task was not pushed",
+            where=repository,
+            found=_first_line(error),
+            fix="log in with `hf auth login` (or set HF_TOKEN to a token that may write), and check "
+            "the name and the network; the folder here is as it was",
+        ) from None
+
+
+def _local(path: str | Path) -> Path:
+    folder = Path(path)
+    if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        return folder
+    hub = require("huggingface_hub", "hub", "loading a task from the hub")
+    try:
+        return Path(hub.snapshot_download(str(path)))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise FormatError(
+            "no such folder, and the hub gave no such task",
+            where=str(path),
+            found=_first_line(error),
+            fix="check the name and the network",
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What two fingerprints differ in, in words; "" for nothing."""
+    names = {n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)}
+    if names - {"weights", "engine"}:
+        return "backbone"
+    if "weights" in names:
+        return "set of weights of this architecture"
+    return "engine of this backbone" if names else ""
+
+
+def _short(fingerprint: Mapping[str, Any]) -> str:
+    f = fingerprint
+    widths = ",".join(map(str, f.get("widths", [])))
+    engine = f.get("engine") or {}
+    ran = f", in {' '.join(map(str, engine.values()))}" if engine else ""
+    return (
+        f"{f.get('class')} ({f.get('layers')} layers, d={widths}, sites {f.get('sites')}, "
+        f"weights {f.get('weights')}{ran})"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:
+    figures = "".join(f"| {k} | {v} |\n" for k, v in results.items())
+    base = _base_model(backbone)
+    use = _IMAGE_USE if backbone.startswith("diffusers:") else _USE
+    use = use.format(backbone=backbone.removeprefix("diffusers:"), name=name)
+    return f"""---
+library_name: restuning
+tags: [res-tuning, {"bypass" if task.bypass is not None else "inline"}]
+{f"base_model: {base}{chr(10)}" if base else ""}---
+# {name}
+
+A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
+{task.tuner_parameters():,} parameters without the head, {task.trainable_parameters():,} with it.
+
+```python
+{use}```
+{f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
+
+
+_USE = """import restuning
+backbone = restuning.load_backbone("{backbone}")
+host = backbone.host()
+task = restuning.load("{name}", host)
+logits = restuning.Tuned(host, task)(images)  # for texts: (**tokens)
+"""
+
+_IMAGE_USE = """import restuning
+from restuning.backbones.diffusion import load_text_to_image
+
+parts = load_text_to_image("{backbone}")
+args, kwargs = parts.example
+host = restuning.Host(parts.denoiser, *args, **kwargs)
+task = restuning.load("{name}", host)
+with host.using(task):
+    images = parts.pipeline("a prompt").images
+"""
+
+
+def _base_model(backbone: str) -> str:
+    """The backbone's name on the hub; empty where it has none, for the hub refuses other names."""
+    source, _, name = backbone.partition(":")
+    if source in ("hf", "diffusers") and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return name
+    # timm's repositories are named after architecture and weights.
+    return f"timm/{name}" if source == "timm" and re.fullmatch(r"\w+\.\w+", name) else ""

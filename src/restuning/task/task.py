@@ -1,0 +1,199 @@
+"""A task is everything one downstream problem owns; its `state_dict()` is its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import FormatError, NoSitesError
+from restuning.bypass import Bypass, MixingBypass, Plan, Ridge, UNetBypass
+from restuning.sites import Needs, Readout, Sites, readout_of, tokens_of
+from restuning.tuners import Tuner, from_spec
+
+
+class Task(nn.Module):
+    """Tuners inside the backbone (inline) or a side network (bypass), and a head.
+
+    Build one with `Task.inline`, `Task.bypass_of` or `methods.build`.
+
+    Attributes:
+        tuners: `ModuleDict` of site key (`mha_3`) to tuner; empty for a bypass task.
+        bypass: The side network, or None for an inline task.
+        weights: Trained copies of backbone tensors by name with "/" for "." (full fine-tuning,
+            BitFit); the backbone itself is never changed.
+        head: `nn.Linear` on the feature, or None to return the backbone's own output.
+        pool: Readout this task uses ("cls", "mean", "last", "all", "own"), None for the host's.
+        method: Name of the method that built it.
+        labels: Class names, in the order of the logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        tuners: Mapping[str, Tuner] | None = None,
+        bypass: Bypass | MixingBypass | Ridge | UNetBypass | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        head: nn.Linear | None = None,
+        pool: str | None = None,
+        method: str = "custom",
+        labels: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if bypass is not None and (tuners or weights):
+            raise FormatError(
+                "a task is inline or bypass, not both",
+                found=f"{len(tuners or {})} tuners and a bypass",
+                fix="make two tasks",
+            )
+        self.sites = tuple(tuners or {})
+        self.tuners = nn.ModuleDict({n.replace(".", "_"): t for n, t in (tuners or {}).items()})
+        self.bypass = bypass
+        self.weights = nn.ParameterDict(
+            {n.replace(".", "/"): nn.Parameter(w) for n, w in (weights or {}).items()}
+        )
+        self.head = head
+        self.pool, self.method, self.labels = pool, method, labels
+
+    @classmethod
+    def inline(
+        cls, sites: Sites, plan: Plan, head: nn.Linear | None = None, **settings: Any
+    ) -> Task:
+        """Tuners inside the backbone: Res-Tuning.
+
+        Args:
+            sites: Sites to offer to the plan, e.g. `host.sites.pick("mha", "ffn")`.
+            plan: `Site -> Tuner | None`.
+            head: Head on the feature.
+            settings: `pool`, `method`, `labels`.
+
+        Raises:
+            NoSitesError: The plan gave no tuner.
+        """
+        tuners = {name: t for name, site in sites.items() if (t := plan(site)) is not None}
+        if not tuners:
+            raise NoSitesError(
+                "the plan gave no tuner",
+                found=f"{len(sites)} sites were offered",
+                fix="return a tuner for at least one site",
+            )
+        return cls(tuners=tuners, head=head, **settings)
+
+    @classmethod
+    def bypass_of(
+        cls,
+        sites: Sites,
+        plan: Plan | None,
+        head: nn.Linear | None = None,
+        *,
+        vertical: Plan | None = None,
+        own: int | None = None,
+        residual: bool = False,
+        **settings: Any,
+    ) -> Task:
+        """A side network on all block taps: Res-Tuning-Bypass.
+
+        Args:
+            sites: The host's sites.
+            plan: Horizontal tuners, `Site -> Tuner | None`; None for none.
+            head: Head on the feature.
+            vertical: Vertical tuners; None for none.
+            own: Width of the feature, `host.dim`, where the readout is "own" (maps, hierarchies).
+            residual: Add what the tuners changed to the backbone's own last stream; see `Bypass`.
+            settings: `pool`, `method`, `labels`.
+        """
+        bypass = Bypass.plan(sites, plan, vertical, own=own, residual=residual)
+        return cls(bypass=bypass, head=head, **settings)
+
+    @property
+    def inline_tuners(self) -> dict[str, Tuner]:
+        """Tuners by site name."""
+        return {name: self.tuners[name.replace(".", "_")] for name in self.sites}  # type: ignore[misc]
+
+    def needs(self, readout: Readout) -> Needs:
+        """What this task reads of the backbone, given the host's readout."""
+        pool = self.pool or readout.pool
+        if self.bypass is not None:
+            return self.bypass.needs(pool)
+        return Needs(("last",), tokens_of(pool))
+
+    def forward(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Features to logits.
+
+        Args:
+            taps: What `needs` names; for an inline task the last stream under "last".
+            readout: The host's frozen norm and pooling; None takes the one that came with
+                `host.features(...)`.
+
+        Shape:
+            Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
+        """
+        lent = readout_of(taps, readout)
+        if isinstance(self.bypass, MixingBypass | Ridge):
+            feature = self.bypass.feature(taps, lent, self.pool)
+        else:
+            state = self.bypass(taps) if self.bypass is not None else taps["last"]
+            feature = lent(state, pool=self.pool)
+        return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
+
+    def trainable_parameters(self) -> int:
+        """Number of parameters that are trained or solved in closed form, head included."""
+        solved = sum(m.solved for m in self.modules() if isinstance(m, Ridge))
+        return solved + sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def tuner_parameters(self) -> int:
+        """Number of parameters that are trained or solved in closed form, without the head."""
+        head = sum(p.numel() for p in self.head.parameters()) if self.head is not None else 0
+        return self.trainable_parameters() - head
+
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build this task again without its weights, as JSON."""
+        return {
+            "method": self.method,
+            "tuners": {name: tuner.spec() for name, tuner in self.inline_tuners.items()},
+            "bypass": self.bypass.spec() if self.bypass is not None else None,
+            "weights": {n.replace("/", "."): list(p.shape) for n, p in self.weights.items()},
+            "head": [self.head.in_features, self.head.out_features] if self.head else None,
+            "pool": self.pool,
+            "labels": self.labels,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Task:
+        """Build a task from its `spec`; weights are drawn afresh.
+
+        Raises:
+            FormatError: The spec is incomplete or malformed.
+        """
+        try:
+            return cls(
+                tuners={name: from_spec(s) for name, s in spec["tuners"].items()},
+                bypass=_bypass_of(spec["bypass"]) if spec["bypass"] else None,
+                weights={n: torch.zeros(*shape) for n, shape in spec["weights"].items()},
+                head=nn.Linear(*spec["head"]) if spec["head"] else None,
+                pool=spec["pool"],
+                method=spec["method"],
+                labels=spec["labels"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(
+                "the description of a task is malformed",
+                found=f"{type(error).__name__}: {error}",
+                fix="restore task.json from where it was saved",
+            ) from None
+
+
+def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass | Ridge | UNetBypass:
+    """The side network that a spec describes; the paper's where it names none."""
+    kinds = {None: Bypass, "mixing": MixingBypass, "ridge": Ridge, "unet": UNetBypass}
+    if spec.get("network") not in kinds:
+        raise FormatError(
+            "no bypass of this kind",
+            found=repr(spec.get("network")),
+            fix="read it with the library version that wrote it",
+        )
+    return kinds[spec.get("network")].from_spec(spec)

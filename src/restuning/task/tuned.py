@@ -1,0 +1,102 @@
+"""A host and a task as one module: what is trained, compiled, exported and wrapped in DDP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restuning._errors import TrainingError
+from restuning.host import Extractor, Host, cannot_tune_inside
+from restuning.sites import Features, Needs
+from restuning.task.task import Task
+
+
+class Tuned(nn.Module):
+    """`Tuned(host, task)(x)` gives the task's logits; only the task's parameters train.
+
+    An inline task runs its tuners inside the backbone's forward. A bypass task runs the backbone
+    once without gradient, keeping only what it needs, and then its side network; so does a head
+    alone. A task without a head and a pool gives the backbone's own output: its logits and loss,
+    for a language model.
+
+    Args:
+        host: The frozen backbone; an engine for a bypass task or a head alone.
+        task: Inline or bypass.
+
+    Shape:
+        Input as the backbone takes it; returns `b c`.
+
+    Raises:
+        EngineError: The task runs inside the backbone, and that is an engine.
+        TrainingError: A tap arrived with a gradient graph (a bypass must not have one).
+    """
+
+    def __init__(self, host: Extractor, task: Task) -> None:
+        super().__init__()
+        if _inside(task) and not isinstance(host, Host):
+            raise cannot_tune_inside(task.method)
+        self.host, self.task = host, task
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Logits of one batch."""
+        host, task = self.host, self.task
+        if _inside(task):
+            return self._inside(*args, **kwargs)
+        taps = host.features(*args, keep=task.needs(host.readout_rule), **kwargs)
+        _refuse_graph(taps)
+        return task(taps, host.readout)
+
+    def _inside(self, *args: Any, **kwargs: Any) -> Any:
+        """Tuners, trained weights or a bypass's last state in the backbone's own forward."""
+        host, task = self.host, self.task
+        assert isinstance(host, Host)
+        headless = task.head is None and task.pool is None
+        if task.bypass is not None:
+            bypass: Any = task.bypass
+            taps, output = host.tuned({}, Needs(bypass.taps), *args, bypass=bypass, **kwargs)
+            _refuse_graph(taps)
+            return output
+        needs = task.needs(host.readout_rule)
+        weights = {n.replace("/", "."): w for n, w in task.weights.items()}
+        tuners = task.inline_tuners
+        # Without either there is nothing to differentiate in the backbone.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(tuners or weights)):
+            kept, output = host.tuned(tuners, needs, *args, weights=weights, **kwargs)
+            if headless:
+                return output
+            if weights:
+                return self._with_trained_readout(host, kept, weights)
+        return task(kept, host.readout)
+
+    def _with_trained_readout(
+        self, host: Host, kept: Features, weights: dict[str, Tensor]
+    ) -> Tensor:
+        """The readout's norm, too, is one of the trained weights of full fine-tuning."""
+        rule = host.readout_rule
+        if not rule.norm:
+            return self.task(kept, host.readout)
+        norm = host.model.get_submodule(rule.norm)
+        own = {
+            n.removeprefix(f"{rule.norm}."): w
+            for n, w in weights.items()
+            if n.startswith(f"{rule.norm}.")
+        }
+        with torch.nn.utils.stateless._reparametrize_module(norm, own):
+            return self.task(kept, host.readout)
+
+
+def _inside(task: Task) -> bool:
+    """Whether it changes what the backbone computes, or wants the backbone's own output."""
+    headless = task.head is None and task.pool is None
+    return headless or bool(task.inline_tuners or len(task.weights))
+
+
+def _refuse_graph(taps: Features) -> None:
+    if any(tap.grad_fn is not None for tap in taps.values()):
+        raise TrainingError(
+            "a tap of a bypass has a gradient graph",
+            found="something switched gradients on inside the backbone's forward",
+            fix="remove hooks such as enable_input_require_grads",
+        )

@@ -1,0 +1,207 @@
+"""Checkpoints of the task, never of the backbone: one safetensors file each, no pickle.
+
+Tensors are tensors of the file; everything else is JSON in its header, so that one rename makes
+both appear together. No generator state is kept: `randomness.py` says why none is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from restuning._errors import FormatError, TrainingError
+
+FORMAT = 1
+KEPT = 2
+"""The newest, and one to fall back to if the newest is damaged."""
+FINAL = "final.safetensors"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run needs to go on.
+
+    Args:
+        tensors: By name: `task.*`, `optimiser.INDEX.KEY`, `ema.*`.
+        state: Plain JSON values.
+    """
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with `prefix.`, without it."""
+        start = f"{prefix}."
+        return {n[len(start) :]: t for n, t in self.tensors.items() if n.startswith(start)}
+
+
+def take(
+    task: nn.Module,
+    optimiser: torch.optim.Optimizer | None,
+    mean: Mapping[str, Tensor] | None,
+    state: dict[str, Any],
+) -> Snapshot:
+    """Copy a run's tensors to the CPU."""
+    tensors = {f"task.{n}": t for n, t in task.state_dict().items()}
+    if optimiser is not None:
+        for index, entry in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in entry.items()}
+    tensors |= {f"ema.{n}": t for n, t in (mean or {}).items()}
+    # A clone each: safetensors refuses tensors that share memory.
+    whole = {
+        n: t.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
+        for n, t in tensors.items()
+    }
+    return Snapshot(whole, state)
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+    """Put an optimiser's moments back; its groups are those it was built with."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in snapshot.part("optimiser").items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+def write(folder: Path, snapshot: Snapshot, *, final: bool = False) -> Path:
+    """Write a checkpoint whole or not at all, then remove those no longer needed.
+
+    Args:
+        folder: Of the checkpoints.
+        snapshot: `state["step"]` names the file.
+        final: The run is finished: no other checkpoint is kept.
+
+    Raises:
+        TrainingError: The disk is full or the folder cannot be written; older ones are untouched.
+    """
+    path = folder / (FINAL if final else f"step-{snapshot.state['step']:09d}{SUFFIX}")
+    partial = folder / f".{path.name}.partial"
+    header = {
+        "format": str(FORMAT),
+        "state": json.dumps(snapshot.state),
+        "sha256": _digest(snapshot),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(snapshot.tensors, partial, metadata=header)
+        _sync(partial)
+        partial.replace(path)
+        _sync(folder)
+        for old in [p for p in _present(folder) if p != path][0 if final else KEPT - 1 :]:
+            old.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        _forget(partial)
+        raise TrainingError(
+            "a checkpoint cannot be written",
+            where=str(path),
+            found=getattr(error, "strerror", None) or str(error),
+            fix="free space or make the folder writable, and run the same command again: it goes "
+            "on from the checkpoint before this one, which is whole",
+        ) from None
+    return path
+
+
+def read(path: Path) -> Snapshot:
+    """Read a checkpoint and prove it whole.
+
+    Raises:
+        FormatError: Truncated, damaged, or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = json.loads(header["state"])
+        snapshot = Snapshot(tensors, state)
+        whole = header["sha256"] == _digest(snapshot) and isinstance(state["step"], int)
+        version = header["format"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise FormatError("a checkpoint is damaged", where=str(path), found=found[:200]) from None
+    if version != str(FORMAT):
+        raise FormatError("a checkpoint of another format", where=str(path), found=version)
+    if not whole:
+        found = "its contents do not match their checksum"
+        raise FormatError("a checkpoint is damaged", where=str(path), found=found)
+    return snapshot
+
+
+def newest(folder: Path, *, warn: bool = True) -> Snapshot | None:
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
+    for path in _present(folder):
+        try:
+            return read(path)
+        except FormatError as error:
+            if warn:
+                what = f"{error}\n  going on from the checkpoint before it, or from the start"
+                warnings.warn(what, RuntimeWarning, stacklevel=2)
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Remove the checkpoints of a folder and nothing else.
+
+    Raises:
+        TrainingError: One cannot be removed.
+    """
+    try:
+        for path in _present(folder):
+            path.unlink(missing_ok=True)
+        for path in folder.glob(f".*{SUFFIX}.partial"):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            "an old checkpoint cannot be removed",
+            where=str(folder),
+            found=error.strerror or str(error),
+            fix="remove it, or choose another --out",
+        ) from None
+
+
+def _present(folder: Path) -> list[Path]:
+    """Newest first; a finished run's comes before all others."""
+    steps = sorted(folder.glob(f"step-*{SUFFIX}"), reverse=True)
+    final = folder / FINAL
+    return [final, *steps] if final.exists() else steps
+
+
+def _digest(snapshot: Snapshot) -> str:
+    digest = hashlib.sha256(json.dumps(snapshot.state).encode())
+    for name in sorted(snapshot.tensors):
+        tensor = snapshot.tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder; its rename is durable with the journal.
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _forget(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return

@@ -1,0 +1,251 @@
+"""`log.jsonl`: one line for every few steps and one for every epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from restuning._errors import TrainingError, require
+from restuning.training.settings import FitSettings
+
+
+class Journal:
+    """The log of a run. A resumed run cuts it back to its checkpoint, so no line stands twice.
+
+    Args:
+        path: The file.
+        position: Bytes to keep of what is there.
+
+    Raises:
+        TrainingError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = path.open("ab")
+            size = path.stat().st_size
+            self._file.truncate(min(position, size))
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Add a line; it reaches the file at once, so that a reader can follow."""
+        try:
+            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def position(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from None
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file; what a full disk refuses now, a resumed run writes again."""
+        try:
+            self._file.close()
+        except OSError:
+            return
+
+    def _failed(self, error: OSError) -> TrainingError:
+        return TrainingError(
+            "the log cannot be written",
+            where=str(self.path),
+            found=error.strerror or str(error),
+            fix="free space or make the folder writable, and run the same command again: it goes "
+            "on from the last checkpoint",
+        )
+
+
+TRAIN, VALIDATION = "#0072b2", "#d55e00"
+"""Two colours that stay apart for colour-blind readers; line styles differ as well."""
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Draw a run's history.
+
+    Args:
+        history: One entry an epoch, as `FitResult.history`.
+        path: Where the picture goes.
+
+    Raises:
+        TrainingError: It cannot be written.
+    """
+    # Figure and canvas by hand: pyplot would keep state and choose a backend for the caller.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    epochs = [entry["epoch"] for entry in history]
+    for axes, key, name, scale in (
+        (left, "loss", "cross entropy", 1.0),
+        (right, "accuracy", "accuracy (%)", 100.0),
+    ):
+        for own, label, colour, style in (
+            (key, "train", TRAIN, "--"),
+            (f"val_{key}", "validation", VALIDATION, "-"),
+        ):
+            points = [
+                (e, h[own] * scale)
+                for e, h in zip(epochs, history, strict=True)
+                if h.get(own) is not None
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                axes.plot(
+                    x,
+                    y,
+                    style,
+                    color=colour,
+                    label=f"{label} (last: {y[-1]:.4g})",
+                    linewidth=2,
+                    marker="o",
+                    markersize=4 if len(x) < 40 else 0,
+                )
+        axes.set_xlabel("epoch", fontsize=12)
+        axes.set_ylabel(name, fontsize=12)
+        axes.tick_params(labelsize=11)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=11)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            canvas.print_png(file)
+        os.replace(partial, path)
+    except OSError as error:
+        raise TrainingError(
+            "the curves cannot be drawn",
+            where=str(path),
+            found=error.strerror or str(error),
+            fix="free space or make the folder writable, and run the same command again",
+        ) from None
+    return path
+
+
+class Bar:
+    """A rich bar on stderr, or nothing at all.
+
+    Args:
+        total: Steps.
+        epochs: Passes.
+        show: True shows it on a terminal only, "force" always, False never.
+    """
+
+    def __init__(self, total: int, epochs: int, show: bool | Literal["force"]) -> None:
+        self.epochs = epochs
+        self._bar: Progress | None = None
+        self._says = {"epoch": "", "loss": "", "accuracy": ""}
+        console = Console(stderr=True, force_terminal=True if show == "force" else None)
+        if show and console.is_terminal:
+            bar = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TextColumn("loss {task.fields[loss]}  {task.fields[accuracy]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._bar, self._row = bar, bar.add_task("", total=total, **self._says)  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        """Appear."""
+        if self._bar is not None:
+            self._bar.start()
+
+    def stop(self) -> None:
+        """Leave the last state standing and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def at(
+        self,
+        step: int,
+        epoch: int,
+        loss: float | None,
+        accuracy: float | None = None,
+        validation: bool = False,
+    ) -> None:
+        """Show where the run is."""
+        if self._bar is None:
+            return
+        self._says["epoch"] = f"{epoch}/{self.epochs}"
+        if loss is not None:
+            self._says["loss"] = f"{loss:.4f}"
+        if accuracy is not None:
+            name = "validation" if validation else "train"
+            self._says["accuracy"] = f"{name} accuracy {100 * accuracy:.2f}%"
+        self._bar.update(self._row, completed=step, **self._says)  # type: ignore[arg-type]
+
+
+MODULES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+PROJECT = "restuning"
+
+
+def check_trackers(track: tuple[str, ...]) -> None:
+    """Fail before training, not after its first epoch.
+
+    Raises:
+        MissingExtraError: A tracker is not installed.
+    """
+    for name in track:
+        require(MODULES[name], "tracking", f"track={name!r}")
+
+
+def start_trackers(accelerator: Accelerator, settings: FitSettings, out: Path) -> None:
+    """Open the trackers of a run.
+
+    Raises:
+        TrainingError: One refuses to start (no account, no network).
+    """
+    if not settings.track:
+        return
+    plain = {
+        k: v if isinstance(v, int | float | str | bool) else str(v)
+        for k, v in settings.to_dict().items()
+    }
+    options = {"wandb": {"name": out.name, "dir": str(out)}} if "wandb" in settings.track else {}
+    try:
+        accelerator.init_trackers(PROJECT, config=plain, init_kwargs=options)
+    except Exception as error:  # noqa: BLE001
+        # Trackers raise classes of their own, which cannot be named without importing them.
+        raise TrainingError(
+            "a tracker did not start",
+            where=", ".join(settings.track),
+            found=str(error)[:300],
+            fix="log in to it (or set WANDB_MODE=offline), or train without --track",
+        ) from None
+
+
+def track(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
+    """Send numbers to every open tracker."""
+    if accelerator.trackers:
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        accelerator.log(numbers, step=step)
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Close the trackers; `end_training` would take the caller's process group down, too."""
+    if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            tracker.finish()

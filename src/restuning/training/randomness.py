@@ -1,0 +1,173 @@
+"""All randomness of a run as a function of (seed, epoch, example or step).
+
+A resumed run therefore needs no generator state: the order is drawn from (seed, epoch), an
+example's augmentation from (seed, epoch, index) and dropout from (seed, step, process), whatever
+ran before, in however many worker processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def mixed(*parts: int | str) -> int:
+    """One 63-bit seed from several numbers."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_everything(*parts: int | str, devices: bool = True) -> None:
+    """Seed Python, NumPy and torch; without `devices`, torch's CPU generator only."""
+    seed = mixed(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if devices:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """The caller's generators are afterwards as they were before."""
+    python, numbers = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
+
+
+class Order:
+    """Which examples make up which step, for the whole run and any number of processes.
+
+    Args:
+        count: Examples in the training data.
+        batch_size: Of all processes together; the last batch of an epoch may be smaller.
+        epochs: Passes.
+        seed: Of the order.
+    """
+
+    def __init__(self, count: int, batch_size: int, epochs: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.per_epoch = -(-count // batch_size)
+        self.total = self.per_epoch * epochs
+        self._drawn: tuple[int, list[int]] = (-1, [])
+
+    def batch(self, step: int) -> list[int]:
+        """The examples of a step (from 0), over all processes."""
+        epoch, place = divmod(step, self.per_epoch)
+        if self._drawn[0] != epoch:
+            generator = torch.Generator().manual_seed(mixed("order", self.seed, epoch))
+            self._drawn = (epoch, torch.randperm(self.count, generator=generator).tolist())
+        return self._drawn[1][place * self.batch_size : (place + 1) * self.batch_size]
+
+    def size(self, step: int) -> int:
+        """Number of examples of a step, over all processes."""
+        place = step % self.per_epoch
+        return min(self.batch_size, self.count - place * self.batch_size)
+
+    def share(self, step: int, rank: int, world: int) -> list[int]:
+        """One process's examples of a step.
+
+        A batch of fewer examples than processes leaves some without any; they run one that does
+        not count, because all processes must take part in the exchange of gradients.
+        """
+        batch = self.batch(step)
+        own = batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
+        return own or batch[:1]
+
+    def counts(self, step: int, rank: int, world: int) -> int:
+        """1, or 0 where a process's share is the one example that does not count."""
+        size = self.size(step)
+        return int(size * (rank + 1) // world > size * rank // world)
+
+
+class Steps(Sampler):
+    """One process's batches from a step to the end of the run, as `(epoch, index)` pairs."""
+
+    def __init__(self, order: Order, start: int, rank: int, world: int) -> None:
+        self.order, self.start, self.rank, self.world = order, start, rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Lists of `(epoch, index)`; skipped steps are never loaded."""
+        for step in range(self.start, self.order.total):
+            epoch = step // self.order.per_epoch
+            indices = self.order.share(step, self.rank, self.world)
+            yield [(epoch, index) for index in indices]
+
+    def __len__(self) -> int:
+        """Steps that are left."""
+        return self.order.total - self.start
+
+
+class SeededExamples(Dataset):
+    """A data set asked by `(epoch, index)`, its augmentation seeded by both."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, at: tuple[int, int]) -> Any:
+        """The example with this epoch's augmentation."""
+        epoch, index = at
+        seed_everything("example", self.seed, epoch, index, devices=False)
+        return self.dataset[index]
+
+    def __getitems__(self, ats: list[tuple[int, int]]) -> Any:
+        """A batch: of single examples, or whole where the data set gives whole batches."""
+        if not getattr(self.dataset, "whole_batches", False):
+            return [self[at] for at in ats]
+        views = []
+        for epoch, index in ats:
+            if self.dataset.views > 1:
+                seed_everything("example", self.seed, epoch, index, devices=False)
+            views.append(self.dataset.view())
+        return self.dataset.gather([index for _, index in ats], views)
+
+    def __len__(self) -> int:
+        """Examples of the data set."""
+        return len(self.dataset)
+
+
+def batches(
+    dataset: Any,
+    order: Order,
+    start: int,
+    rank: int,
+    world: int,
+    collate: Callable | None,
+    workers: int,
+    *,
+    pin: bool,
+) -> DataLoader:
+    """One process's batches from a step to the end of the run; one set of workers for all epochs.
+
+    Args:
+        dataset: Map-style.
+        order: Of the run.
+        start: First step.
+        rank: This process.
+        world: Number of processes.
+        collate: Makes a batch of a list of examples.
+        workers: Processes that load data.
+        pin: Prepare batches for a GPU.
+    """
+    return DataLoader(
+        SeededExamples(dataset, order.seed),
+        batch_sampler=Steps(order, start, rank, world),
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin,
+        # Else the loader would draw its workers' seeds from the caller's generator.
+        generator=torch.Generator().manual_seed(order.seed),
+    )

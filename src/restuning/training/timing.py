@@ -1,0 +1,178 @@
+"""Times that a forecast of a whole grid starts from, measured once on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from restuning.features import StoredFeatures
+from restuning.forecast.grid import BankRates
+from restuning.host import Extractor
+from restuning.task import Task
+from restuning.training import FitSettings
+from restuning.training.arms import train_arms
+from restuning.training.batch import move, pieces, run, score
+from restuning.training.randomness import Order, batches, own_randomness
+
+SHORT, LONG, ROUNDS = 4, 20, 3
+"""Steps of two timed runs, whose difference is free of what is done once, and how often: the median
+counts, as does that of forwards made in between, when a machine has come up to its speed."""
+
+EVALUATED = 512
+"""Inputs of the timed evaluation."""
+
+
+READ = 16
+"""Samples whose reading is timed."""
+
+
+def read_seconds(dataset: Any) -> float:
+    """Seconds to read and decode one sample, from a few spread over the data set."""
+    count = min(READ, len(dataset))
+    start = time.perf_counter()
+    for number in range(count):
+        dataset[number * len(dataset) // count]
+    return (time.perf_counter() - start) / count
+
+
+class _Drawn:
+    """Features of a task's form with random values, as `StoredFeatures` gives them."""
+
+    views = 1
+
+    def __init__(self, shapes: dict[str, Tensor], count: int, classes: int) -> None:
+        width = sum(tap[0].numel() for tap in shapes.values())
+        self.rows = torch.randn(min(count, EVALUATED), width)
+        self.shapes, self.count, self.classes = shapes, count, classes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, indices: Sequence[int], views: Sequence[int]) -> tuple[Any, Tensor]:
+        places = torch.tensor(indices) % len(self.rows)
+        rows, taps, at = self.rows[places], {}, 0
+        for name, tap in self.shapes.items():
+            size = tap[0].numel()
+            taps[name] = rows[:, at : at + size].unflatten(1, tap.shape[1:])
+            at += size
+        return taps, places % self.classes
+
+
+def measure_bank(
+    host: Extractor,
+    build: Callable[[], Task],
+    example: Any,
+    *,
+    arms: int,
+    batch: int,
+    classes: int,
+    images: int = 32,
+    read: float = 0.0,
+    evaluated: int = EVALUATED,
+) -> BankRates:
+    """Time the backbone on a few images, and a bank of arms on features of the same form.
+
+    Args:
+        host: The frozen backbone, with weights.
+        build: Makes the task of one arm.
+        example: One input, batch 1, positional (a tuple) or by keyword (a mapping).
+        arms: Trained at once.
+        batch: Of a step.
+        classes: Of the head.
+        images: Of the timed forward, as features are extracted.
+        read: Seconds for reading and decoding one image, added to its forward.
+        evaluated: Inputs of the timed evaluation: as many as there will be, as a small one costs
+            more an input.
+
+    Cost: four forwards of `images`, and some 140 steps of the bank.
+    """
+    positional, keyword = ((), dict(example)) if isinstance(example, dict) else (example, {})
+    needs = build().needs(host.readout_rule)
+    taps = tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps)
+    device = host.device
+
+    def wide(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.expand(images, *value.shape[1:]).to(device)
+
+    def features() -> dict[str, Tensor]:
+        return host.features(
+            *map(wide, positional),
+            keep=type(needs)(taps, needs.tokens),
+            **{k: wide(v) for k, v in keyword.items()},
+        )
+
+    shapes = {name: tap[:1] for name, tap in features().items()}
+
+    def run(epochs: int, val: int) -> float:
+        # One step an epoch, so that evaluations are as many as steps.
+        settings = [FitSettings(epochs=epochs, batch_size=batch, seed=0)] * arms
+        train, held = (_Drawn(shapes, n, classes) for n in (batch, max(1, val)))
+        tasks = [build() for _ in range(arms)]
+        return _seconds(
+            lambda: train_arms(
+                host,
+                tasks,
+                settings,
+                cast(StoredFeatures, train),
+                cast(StoredFeatures, held) if val else None,
+            )
+        )
+
+    run(2, evaluated)
+    forwards, steps, evaluations = [], [], []
+    for _ in range(ROUNDS):
+        forwards.append(_seconds(features) / images)
+        short, long, with_val = run(SHORT, 0), run(LONG, 0), run(LONG, evaluated)
+        steps.append((long - short) / (LONG - SHORT))
+        evaluations.append((with_val - long) / LONG / evaluated)
+    step, evaluation = (max(0.0, statistics.median(t)) for t in (steps, evaluations))
+    return BankRates(statistics.median(forwards) + read, step, evaluation, arms)
+
+
+def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: Any = None) -> float:
+    """Seconds of a training step on real examples: the faster of two, after one that sets up.
+
+    Args:
+        tuned: With `.task`; its weights are left as they are.
+        train: Data set of `(input, label)`.
+        settings: Batch, pieces and precision.
+        collate: Makes a batch of a list of examples.
+
+    Cost: three forwards and backwards.
+    """
+    device = next(tuned.task.parameters()).device  # type: ignore[union-attr, operator]
+    kind = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    cast = torch.autocast(device.type, kind, enabled=settings.precision != "no")
+    order = Order(len(train), settings.batch_size, 3, settings.seed)
+    loader = iter(batches(train, order, 0, 0, 1, collate, 0, pin=False))
+    seconds = []
+    tuned.train()
+    with own_randomness():
+        for _ in range(3):
+            start = time.perf_counter()
+            batch, answers = next(loader)
+            for inputs, labels in pieces(batch, answers, settings.accumulate):
+                inputs, labels = move(inputs, labels, device)
+                with cast:
+                    logits = run(tuned, inputs)
+                loss = score(logits, labels)[0]
+                loss.backward()
+                # Waits for a device that computes in its own time.
+                loss.detach().item()
+            seconds.append(time.perf_counter() - start)
+    tuned.zero_grad(set_to_none=True)
+    tuned.eval()
+    return min(seconds[1:])
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

@@ -1,0 +1,102 @@
+"""What Res-Prefix and Res-Prompt share: queries of the layer attend to a few learned tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from restuning._errors import MapsError
+from restuning.tuners._base import Tuner
+from restuning.tuners.products import added_product, attend, merge_heads, split_heads
+from restuning.tuners.view import View
+
+Query = Literal["mha", "stream"]
+
+
+class AttentionTuner(Tuner):
+    """`W_o Attn(Q, K_t, V_t)` over `length` learned tokens t; abstract.
+
+    `query="mha"` (default) borrows the frozen W_q, W_k, W_v, W_o and norm of the layer's own
+    attention, also at FFN and block sites: the paper's figure draws a frozen Q box and names an
+    MHA box, and gives no other source of Q. `query="stream"` uses the stream itself as Q and no
+    frozen map, so it runs on any backbone. Which the paper uses at FFN and block is not known.
+    """
+
+    query: Query
+    heads: int
+    length: int
+
+    @property
+    def needs_view(self) -> bool:  # type: ignore[override]
+        """Frozen maps are needed unless the stream itself is the query."""
+        return self.query == "mha"
+
+    @abstractmethod
+    def keys_values(self, view: View | None) -> tuple[Tensor, Tensor]:
+        """K_t and V_t of the learned tokens, each `h r d/h`."""
+
+    def attended(self, x: Tensor, view: View | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, `Attn(Q, K_t, V_t)` and its log-sum-exp, per head.
+
+        Raises:
+            MapsError: `query="mha"` and no maps were lent.
+        """
+        keys, values = self.keys_values(view)
+        if self.query == "stream":
+            queries = split_heads(x, self.heads)
+            scale = (self.dim // self.heads) ** -0.5
+        else:
+            lent = required(view, self)
+            queries, scale = lent.q(lent.norm(x)), lent.scale
+        mixed, lse = attend(queries, keys, values, scale)
+        return queries, mixed, lse
+
+    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+        """Compute the delta; see the class."""
+        if (folded := self._folded(x, view)) is not None:
+            weights, out = folded
+            return weights @ out
+        _, mixed, _ = self.attended(x, view)
+        return merge_heads(mixed) if self.query == "stream" else required(view, self).out(mixed)
+
+    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+        """`scale * tuner(x)` with the scale folded into the last product where there is one."""
+        if (folded := self._folded(x, view)) is None:
+            return super().scaled(x, view, scale)
+        weights, out = folded
+        return weights @ (out * scale)
+
+    def added(
+        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """`y + scale * tuner(x)`, as one product where the maps fold."""
+        if (folded := self._folded(x, view)) is None:
+            return super().added(y, x, view, scale)
+        weights, out = folded
+        return added_product(y, weights, (out if scale is None else out * scale).t(), None)
+
+    def _folded(self, x: Tensor, view: View | None) -> tuple[Tensor, Tensor] | None:
+        """Attention weights `... n h*r` and what they mix, `h*r d`; None where nothing folds."""
+        if self.query == "stream":
+            return None
+        lent = required(view, self)
+        maps = lent.fold(*self.keys_values(view))
+        if maps is None:
+            return None
+        into, shift, out = maps
+        scores = F.linear(lent.norm(x), into, shift).unflatten(-1, (lent.heads, -1))
+        return scores.softmax(-1).flatten(-2), out
+
+
+def required(view: View | None, tuner: Tuner) -> View:
+    """The lent maps, or an error that says how to get them."""
+    if view is None:
+        raise MapsError(
+            f"{tuner.kind} needs the frozen attention maps of its layer",
+            found="this site lends none (they could not be proved, or there is no attention)",
+            fix='use query="stream", or declare the maps in sites/families.py',
+        )
+    return view

@@ -1,0 +1,124 @@
+"""`restuning train --method auto`: what a person sees, what is left on disk, and mistakes in words."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from restuning.cli import main
+from restuning.cli.frame import app
+from restuning.search import CANDIDATES
+from restuning.task import describe
+
+MOST_COLUMNS = 80
+
+
+def call(*arguments):
+    return CliRunner(env={"COLUMNS": str(MOST_COLUMNS)}).invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def trained(shades, tmp_path_factory):
+    """A folder without a validation split, under a budget that leaves the larger methods out."""
+    root = tmp_path_factory.mktemp("auto")
+    command = [
+        "train",
+        shades,
+        "--method",
+        "auto",
+        "--memory",
+        "11MiB",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        "--out",
+        root / "run",
+        "--store",
+        root / "store",
+    ]
+    done = call(*command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return root / "run", done.output, command
+
+
+def test_a_person_sees_every_candidate_and_why(trained):
+    _, told, _ = trained
+    lines = " ".join(told.split())
+    assert "no validation split: 4 of 20 training examples are held out" in lines
+    assert all(candidate.method in told for candidate in CANDIDATES)
+    assert "budget 11 MiB" in lines
+    assert "within" in lines or "behind" in lines or "ahead" in lines or "equal" in lines
+    assert "take " in told
+    assert max(map(len, told.splitlines())) <= MOST_COLUMNS + 20, "long paths alone run over"
+
+
+def test_the_choice_is_kept_with_the_task_and_the_figures(trained):
+    folder, _, _ = trained
+    metrics = json.loads((folder / "metrics.json").read_text())
+    kept = json.loads((folder / "choice.json").read_text())
+    (task,) = folder.glob("*.task")
+    assert kept == metrics["choice"] == json.loads((task / "choice.json").read_text())
+    assert metrics["method"] == kept["method"] == describe(task)["task"]["method"]
+    assert metrics["settings"]["lr"] == kept["lr"]
+    assert metrics["settings"]["epochs"] == kept["epochs"]
+    assert metrics["val_accuracy"] is None, "the final run trains on both splits"
+
+
+def test_the_final_run_trains_on_what_was_held_out_as_well(trained):
+    folder = trained[0]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    # 20 examples in batches of 8.
+    assert log[-1]["step"] == 3 * metrics["settings"]["epochs"]
+
+
+def test_the_same_command_again_takes_everything_from_disk_and_ends_the_same(trained):
+    folder, _, command = trained
+    before = json.loads((folder / "metrics.json").read_text())
+    done = call(*command, "--json")
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout[done.stdout.index("{") :])
+    assert row["test_accuracy"] == before["test_accuracy"]
+    assert row["choice"] == before["choice"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--method", "auto", "--lr", "1e-3"), "chooses this itself"),
+        (("--method", "auto", "--rank", "4"), "chooses this itself"),
+        (("--method", "auto", "--no-cache"), "stored features first"),
+        (("--method", "auto", "--augment", "timm"), "stored features first"),
+        (("--method", "auto", "--memory", "plenty"), "not an amount of memory"),
+        (("--method", "auto", "--memory", "1MB"), "no method can be chosen"),
+        (("--method", "auto", "--minutes", "0"), "not a budget of time"),
+        (("--method", "auto", "--minutes", "0.0001"), "no method can be chosen"),
+        (("--method", "linear", "--minutes", "3"), "a budget is for --method auto"),
+        (("--memory", "2GiB"), "a budget is for --method auto"),
+        (("--method", "atuo"), "did you mean auto?"),
+    ],
+)
+def test_mistakes_are_told_in_words(shades, tmp_path, monkeypatch, capsys, more, words):
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "restuning",
+            "train",
+            str(shades),
+            *more,
+            "--epochs",
+            "1",
+            "--out",
+            str(tmp_path / "run"),
+            "--store",
+            str(tmp_path / "store"),
+        ],
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code not in (0, None)
+    assert words in told
+    assert "do:" in told
+    assert "Traceback" not in told
