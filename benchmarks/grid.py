@@ -35,7 +35,7 @@ def main() -> None:
     from restuning import FitSettings, Host, methods
     from restuning.data import Data
     from restuning.features import build as build_store
-    from restuning.features.stored import Stored, keyed
+    from restuning.features.stored import Stored, key_for
     from restuning.forecast import forecast_grid
     from restuning.search.sweep import sweep
     from restuning.training.timing import measure_bank
@@ -101,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         # Without the size and time that `stored` shows before: two forwards, whatever the data.
-        key = keyed(host, loaded, data, build().needs(host.readout_rule), 1, "fp32")
+        key = key_for(host, loaded, data, build().needs(host.readout_rule), 1, "fp32")
         parts = {("train", 0): data.train, ("val", 0): data.val, ("test", 0): data.test}
         store = build_store(host, key, Path(folder) / "stores", parts)
         features = time.perf_counter() - start

@@ -61,7 +61,7 @@ def measure(args: Any, row: str) -> dict[str, Any]:
                 str(i): restuning.methods.build("res-tuning-bypass", host, num_classes=10)
                 for i in range(19)
             }
-            together = restuning.Together(host, tasks).to(args.device)
+            together = restuning.MultiTask(host, tasks).to(args.device)
 
             def turn() -> None:
                 together(x)

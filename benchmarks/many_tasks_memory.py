@@ -23,7 +23,7 @@ def rows_of(name: str, batch: int) -> list[dict[str, Any]]:
     import timm
     import torch
 
-    from restuning import Host, Together, forecast, methods
+    from restuning import Host, MultiTask, forecast, methods
 
     example = torch.zeros(1, 3, 224, 224)
     host = Host(timm.create_model(name, num_classes=0), example)
@@ -34,7 +34,7 @@ def rows_of(name: str, batch: int) -> list[dict[str, Any]]:
             f"task {i}": methods.build("res-tuning-bypass", host, num_classes=10 + i % 91)
             for i in range(count)
         }
-        told = forecast.forecast_forward(Together(host, tasks), example, batch)
+        told = forecast.forecast_forward(MultiTask(host, tasks), example, batch)
         rows.append(
             {
                 "model": name,

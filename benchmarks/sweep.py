@@ -63,7 +63,7 @@ def main() -> None:
     import torch
 
     from restuning import FitSettings, Host, methods
-    from restuning.data.data import as_is
+    from restuning.data.data import collate_batch
     from restuning.features import Cached, StoredFeatures
     from restuning.training import fit
     from restuning.training.arms import train_arms
@@ -94,7 +94,7 @@ def main() -> None:
                 train,
                 settings=FitSettings(epochs=epochs),
                 out=Path(root) / name,
-                collate=as_is,
+                collate=collate_batch,
                 progress=False,
             )
 

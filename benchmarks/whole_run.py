@@ -49,7 +49,7 @@ def ours(args: Any, precision: str, root: Path) -> dict[str, Any]:
     from restuning import FitSettings, Host, methods
     from restuning.data import load_data
     from restuning.features import Cached
-    from restuning.features.stored import stored
+    from restuning.features.stored import open_or_build
     from restuning.training import fit
 
     folder = images.make(root / "images", args.images, 0, CLASSES)
@@ -70,7 +70,7 @@ def ours(args: Any, precision: str, root: Path) -> dict[str, Any]:
     task = methods.build("res-tuning-bypass", host, num_classes=CLASSES).to(args.device)
     data = load_data(str(folder), backbone)
     lap("sites, task, data set")
-    kept = stored(
+    kept = open_or_build(
         host,
         backbone,
         data,

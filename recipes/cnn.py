@@ -31,7 +31,7 @@ import torch
 import restuning
 from restuning import FitSettings, Host, methods
 from restuning.data import load_data
-from restuning.features.stored import stored
+from restuning.features.stored import open_or_build
 from restuning.search.sweep import sweep
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,9 @@ def rows_of(name: str, seeds: int, work: Path, loaded: Any, host: Host) -> list[
     """A row a method and seed."""
     data = load_data(str(DATA / "vtab" / name), loaded)
     widest = methods.build("res-tuning-bypass", host, num_classes=data.num_classes)
-    kept = stored(host, loaded, data, widest.needs(host.readout_rule), root=work / "features")
+    kept = open_or_build(
+        host, loaded, data, widest.needs(host.readout_rule), root=work / "features"
+    )
     assert kept is not None
     rows = []
     for method, grid in GRIDS.items():

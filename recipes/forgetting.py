@@ -24,7 +24,7 @@ from restuning import FitSettings, Host
 from restuning.bench.measure import hardware, versions
 from restuning.bench.studies.forgetting import learn_in_sequence
 from restuning.data import Data, load_data
-from restuning.data.decoded import HeldImages, held
+from restuning.data.decoded import HeldImages, decode_once
 
 PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
 ROWS: list[tuple[str, str, bool, dict[str, Any]]] = [
@@ -54,7 +54,7 @@ def main() -> None:
     host = Host(backbone.model, *backbone.example)
     rows = []
     with tempfile.TemporaryDirectory() as work:
-        digits = held(load_data("digits", backbone), backbone, Path(work) / "images")
+        digits = decode_once(load_data("digits", backbone), backbone, Path(work) / "images")
         tasks = [
             Data(
                 f"{a}-{b}",

@@ -161,7 +161,7 @@ class Bench:
         )
         if start == "mixed":
             with torch.no_grad():
-                task.bypass.gate.zero_()
+                task.side.gate.zero_()
         else:
             lr = self.chosen["linear"][0]
             probe = self.work / f"{self.name}-linear-{lr}-{seed}" / "head.pt"

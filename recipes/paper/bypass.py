@@ -28,7 +28,7 @@ from common import DATA, SIZE, backbone, into_docs, require_data, table, task_da
 
 import restuning
 from restuning.data import load_data
-from restuning.features.stored import stored
+from restuning.features.stored import open_or_build
 from restuning.search.sweep import sweep
 from restuning.training import FitSettings, PeakMemory
 
@@ -52,7 +52,9 @@ def accuracies(seeds: int, work: Path) -> list[dict[str, Any]]:
     for name in tasks():
         data = load_data(str(DATA / "vtab" / name), loaded)
         probe = restuning.methods.build("res-tuning-bypass", host, num_classes=data.num_classes)
-        kept = stored(host, loaded, data, probe.needs(host.readout_rule), root=work / "features")
+        kept = open_or_build(
+            host, loaded, data, probe.needs(host.readout_rule), root=work / "features"
+        )
         assert kept is not None
         search, final = kept.data(data, final=False), kept.data(data, final=True)
         for method in METHODS:
@@ -131,8 +133,8 @@ def inference(rounds: int = 15) -> dict[str, dict[str, float]]:
     classes = {name: task_data(name, loaded).num_classes for name in tasks()}
     x = torch.randn(TOGETHER, 3, SIZE, SIZE)
 
-    def all_tasks(method: str) -> restuning.Together:
-        return restuning.Together(
+    def all_tasks(method: str) -> restuning.MultiTask:
+        return restuning.MultiTask(
             host,
             {
                 name: restuning.methods.build(method, host, num_classes=count)

@@ -24,9 +24,9 @@ from restuning.sites import Sites as Sites
 from restuning.task import Bank as Bank
 from restuning.task import Blend as Blend
 from restuning.task import Guided as Guided
-from restuning.task import Rows as Rows
+from restuning.task import MultiTask as MultiTask
+from restuning.task import PerRow as PerRow
 from restuning.task import Task as Task
-from restuning.task import Together as Together
 from restuning.task import Tuned as Tuned
 from restuning.task import describe as describe
 from restuning.task import load as load
@@ -38,6 +38,7 @@ from restuning.training import fit as fit
 from restuning.tuners import ConvAdapter as ConvAdapter
 from restuning.tuners import DropPath as DropPath
 from restuning.tuners import FilmAdapter as FilmAdapter
+from restuning.tuners import FrozenAttention as FrozenAttention
 from restuning.tuners import ResAdapter as ResAdapter
 from restuning.tuners import ResPrefix as ResPrefix
 from restuning.tuners import ResPrompt as ResPrompt
@@ -45,5 +46,4 @@ from restuning.tuners import Scaled as Scaled
 from restuning.tuners import StemPrompt as StemPrompt
 from restuning.tuners import Sum as Sum
 from restuning.tuners import Tuner as Tuner
-from restuning.tuners import View as View
 from restuning.tuners import tuner as tuner

@@ -49,7 +49,7 @@ class TunerShapeError(RestuningError):
     """A tuner returned another shape than the stream it was given."""
 
 
-class MapsError(RestuningError):
+class ProjectionsError(RestuningError):
     """A tuner needs the frozen attention maps of a site, and they could not be proved."""
 
 

@@ -12,7 +12,7 @@ from restuning import (
     FilmAdapter,
     Guided,
     Host,
-    Rows,
+    PerRow,
     Task,
     Tuned,
     UNetBypass,
@@ -20,7 +20,7 @@ from restuning import (
     methods,
     save,
 )
-from restuning._errors import FormatError, MapsError, NoSitesError
+from restuning._errors import FormatError, NoSitesError, ProjectionsError
 from restuning.forecast.ledger import Saved
 
 pytest.importorskip("diffusers")
@@ -46,7 +46,7 @@ def test_a_fresh_bypass_of_a_unet_changes_nothing_to_the_last_bit(options):
     host = hosted(case)
     before = case()
     task = bypass_task(host, **options)
-    assert isinstance(task.bypass, UNetBypass)
+    assert isinstance(task.side, UNetBypass)
     assert torch.equal(Tuned(host, task)(*case.args, **case.kwargs).sample, before)
     wake(task, 3)
     assert not torch.equal(Tuned(host, task)(*case.args, **case.kwargs).sample, before)
@@ -89,13 +89,13 @@ def test_all_stages_of_a_correcting_bypass_learn_from_the_first_step():
     host = hosted(case)
     task = bypass_task(host)
     Tuned(host, task)(*case.args, **case.kwargs).sample.square().mean().backward()
-    assert all(t.up.weight.grad.abs().max() > 0 for t in task.bypass.horizontal)
+    assert all(t.up.weight.grad.abs().max() > 0 for t in task.side.horizontal)
 
 
 def test_a_replacing_bypass_is_the_recursion_of_the_released_example():
     """`x_l' = x_l + h(x_l) + up(M v(x_{l-1}'))` in plain lines."""
     host = hosted(unet())
-    bypass = wake(bypass_task(host, form="replace", film=False), 2).bypass
+    bypass = wake(bypass_task(host, form="replace", film=False), 2).side
     taps = {
         n: torch.randn(2, s, s, d)
         for n, s, d in zip(bypass.taps, (4, 8, 8), bypass.dims, strict=True)
@@ -142,7 +142,7 @@ def test_the_base_prediction_and_those_of_k_bypasses_come_from_one_forward(name)
     forwards = []
     first = case.model.get_submodule(host.sites["block.1"].module)
     handle = first.register_forward_hook(lambda *_: forwards.append(1))
-    together = host.beside([t.bypass for t in tasks], *case.args, **case.kwargs)
+    together = host.predict_side_by_side([t.side for t in tasks], *case.args, **case.kwargs)
     handle.remove()
     assert len(forwards) == 1
     assert (together[0] - case()).abs().max() < BATCHED
@@ -156,8 +156,8 @@ def test_k_bypasses_train_on_one_backbone_forward_as_each_would_alone(name):
     case = CASES[name]()
     host = hosted(case)
     tasks = [wake(bypass_task(host), seed) for seed in (1, 2)]
-    bypasses = [t.bypass for t in tasks]
-    together = host.beside(bypasses, *case.args, base=False, **case.kwargs)
+    bypasses = [t.side for t in tasks]
+    together = host.predict_side_by_side(bypasses, *case.args, base=False, **case.kwargs)
     together.square().mean((1, 2, 3, 4)).sum().backward()
     gradients = [[p.grad.clone() for p in t.parameters()] for t in tasks]
     for task, seen in zip(tasks, gradients, strict=True):
@@ -173,11 +173,11 @@ def test_predictions_side_by_side_leave_nothing_open_when_the_tail_fails():
     task = wake(bypass_task(host), 1)
     handle = case.model.conv_out.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        host.beside([task.bypass], *case.args, **case.kwargs)
+        host.predict_side_by_side([task.side], *case.args, **case.kwargs)
     handle.remove()
     assert torch.equal(torch.zeros(2) + 1, torch.ones(2))
     assert not torch._C._functorch.maybe_current_level()
-    host.beside([task.bypass], *case.args, **case.kwargs)
+    host.predict_side_by_side([task.side], *case.args, **case.kwargs)
 
 
 def test_guidance_without_a_classifier_in_one_batch_equals_two_calls(tmp_path):
@@ -208,10 +208,10 @@ def test_strength_moves_the_last_stream_and_mixtures_add_up():
     case = unet()
     host = hosted(case)
     first, second = wake(bypass_task(host), 1), wake(bypass_task(host), 2)
-    taps = host.features(*case.args, keep=first.bypass.taps, **case.kwargs)
-    last = taps[first.bypass.taps[-1]]
-    mixed = Blend((first, 0.5), (second, -1.0)).bypass(taps)
-    wanted = last + 0.5 * (first.bypass(taps) - last) - (second.bypass(taps) - last)
+    taps = host.features(*case.args, keep=first.side.taps, **case.kwargs)
+    last = taps[first.side.taps[-1]]
+    mixed = Blend((first, 0.5), (second, -1.0)).side(taps)
+    wanted = last + 0.5 * (first.side(taps) - last) - (second.side(taps) - last)
     assert torch.allclose(mixed, wanted, atol=BATCHED)
     with host.using(Blend((first, 0.0))):
         assert torch.equal(case(), case())
@@ -222,12 +222,12 @@ def test_several_bypasses_are_sampled_in_one_batch_through_one_backbone(name):
     case = CASES[name]()
     host = hosted(case)
     tasks = [wake(bypass_task(host), 1), wake(bypass_task(host), 2)]
-    with host.using(Rows(tasks)):
+    with host.using(PerRow(tasks)):
         together = case()
     for row, task in enumerate(tasks):
         with host.using(task):
             assert (together[row] - case()[row]).abs().max() < BATCHED
-    with host.using(Rows([None, tasks[1]])):
+    with host.using(PerRow([None, tasks[1]])):
         assert (case()[0] - _bare(case)[0]).abs().max() < BATCHED
 
 
@@ -249,7 +249,7 @@ def test_a_bypass_runs_in_an_untouched_pipeline_which_is_bit_equal_after_it(tmp_
     tasks = [wake(bypass_task(host), seed) for seed in (1, 2)]
     with host.using(tasks[0]):
         one = sampled(pipeline, ["a red ball", "a blue box"])
-    with host.using(Rows(tasks)):
+    with host.using(PerRow(tasks)):
         each = sampled(pipeline, ["a red ball", "a blue box"])
     assert (one[0] - each[0]).abs().max() < 10 * BATCHED
     assert (one[1] - each[1]).abs().max() > 1e-3
@@ -293,7 +293,7 @@ def test_the_time_step_reaches_the_tuners_of_a_bypass_and_of_inline_tasks():
 
 
 def test_a_time_aware_tuner_says_what_is_missing_on_other_backbones():
-    with pytest.raises(MapsError, match="time step"):
+    with pytest.raises(ProjectionsError, match="time step"):
         FilmAdapter(8)(torch.zeros(1, 2, 8))
 
 
@@ -328,4 +328,4 @@ def test_a_step_of_a_bypass_saves_a_fraction_of_what_full_tuning_saves():
 def test_flux_counts_time_from_nought_to_one():
     host = hosted(flux())
     task = bypass_task(host, time_scale=1000.0)
-    assert all(t.time_scale == 1000.0 for t in task.bypass.tuners)
+    assert all(t.time_scale == 1000.0 for t in task.side.tuners)

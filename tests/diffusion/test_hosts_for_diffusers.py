@@ -5,8 +5,8 @@ import torch
 
 from awake import wake
 from diffusion.small import CASES, dit, flux, pixart, sampled, sd3, stable_diffusion, unet
-from restuning import Blend, Host, ResAdapter, Rows, Task, Tuned, methods
-from restuning._errors import FormatError, MapsError, TunerShapeError
+from restuning import Blend, Host, PerRow, ResAdapter, Task, Tuned, methods
+from restuning._errors import FormatError, ProjectionsError, TunerShapeError
 
 pytest.importorskip("diffusers")
 
@@ -224,7 +224,7 @@ def test_maps_are_still_borrowed_beside_a_modulated_norm_and_refused_at_it():
     with host.using(wake(cross, 1)):
         case()
     task = methods.build("res-tuning[mha=prefix,ffn=adapter]", host, rank=3, query="mha")
-    with pytest.raises(MapsError, match="stream"), host.using(task):
+    with pytest.raises(ProjectionsError, match="stream"), host.using(task):
         case()
 
 
@@ -316,7 +316,7 @@ def test_rows_give_every_input_of_a_batch_its_own_task(name):
     case = CASES[name]()
     host = hosted(case)
     tasks = [awake_task(host, seed=1), None]
-    with host.using(Rows(tasks)):
+    with host.using(PerRow(tasks)):
         together = case()
     for row, task in enumerate(tasks):
         with host.using(task):
@@ -326,7 +326,7 @@ def test_rows_give_every_input_of_a_batch_its_own_task(name):
 def test_a_batch_for_rows_must_divide_and_tasks_with_heads_are_refused():
     case = unet()
     host = hosted(case)
-    with pytest.raises(TunerShapeError, match="divide"), host.using(Rows([awake_task(host)] * 3)):
+    with pytest.raises(TunerShapeError, match="divide"), host.using(PerRow([awake_task(host)] * 3)):
         case()
     with pytest.raises(FormatError, match="head"):
         Blend((methods.build("res-tuning", host, num_classes=3), 1.0))

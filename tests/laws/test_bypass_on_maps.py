@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from awake import wake
-from restuning import Bank, Host, Together, Tuned, methods
+from restuning import Bank, Host, MultiTask, Tuned, methods
 from restuning._errors import FormatError, TunerShapeError
 from restuning.bypass import Bypass
-from restuning.sites import hold, tokens_of
+from restuning.sites import covers_tokens, tokens_of
 
 SAME_TOLERANCE = 1e-4
 """The same sums in another order, in fp32, of features of size about ten."""
@@ -68,7 +68,7 @@ def test_a_bank_of_maps_answers_as_each_task_alone(make):
         "c": build(host, 2, method="linear"),
         "d": build(host, 4, method="bypass-horizontal"),
     }
-    together = Together(host, tasks)
+    together = MultiTask(host, tasks)
     assert together.forwards == 1
     assert together.bank.keep.tokens == "pool"
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_bypass_of_one_width_runs_fused_on_pooled_vectors_and_equals_the_writt
     host = host_on(OneWidth())
     task = build(host)
     features = host.features(X, keep=task.needs(host.readout_rule))
-    assert task.bypass.fuses([features[tap] for tap in task.bypass.taps])
+    assert task.side.fuses([features[tap] for tap in task.side.taps])
     fused = task(features).detach()
     monkeypatch.setattr(Bypass, "fuses", lambda self, streams: False)
     assert torch.allclose(task(features), fused, atol=SAME_TOLERANCE * float(fused.abs().max()))
@@ -94,11 +94,11 @@ def test_a_bypass_of_several_widths_or_grids_runs_as_it_is_written():
     wide = host_on(timm.create_model("test_resnet", num_classes=0))
     task = build(wide)
     features = wide.features(X, keep=task.needs(wide.readout_rule))
-    assert not task.bypass.fuses([features[tap] for tap in task.bypass.taps])
+    assert not task.side.fuses([features[tap] for tap in task.side.taps])
     grids = host_on(OneWidth(pools=True))
     task = build(grids, pool="mean")
     features = grids.features(X, keep=task.needs(grids.readout_rule))
-    assert not task.bypass.fuses([features[tap] for tap in task.bypass.taps])
+    assert not task.side.fuses([features[tap] for tap in task.side.taps])
     assert task(features).shape == (3, 3)
 
 
@@ -106,7 +106,7 @@ def test_a_bank_refuses_streams_whose_grid_changes_and_tasks_that_read_different
     host = host_on(OneWidth(pools=True))
     dense, pooled = build(host, pool="mean"), build(host)
     with pytest.raises(TunerShapeError, match="do not stack"):
-        Together(host, {"a": dense})(X)
+        MultiTask(host, {"a": dense})(X)
     with pytest.raises(FormatError, match="read the backbone alike"):
         Bank({"dense": dense, "pooled": pooled})
 
@@ -138,5 +138,5 @@ def test_a_bypass_without_a_head_starts_as_the_network_of_maps_and_then_changes_
 def test_only_all_tokens_hold_other_tokens_and_none_hold_what_is_pooled():
     kinds = [tokens_of(pool) for pool in ("cls", "last", "own", "mean", "all", None)]
     assert kinds == ["cls", "last", "pool", "all", "all", "all"]
-    pairs = {(a, b) for a in set(kinds) for b in set(kinds) if hold(a, b)}
+    pairs = {(a, b) for a in set(kinds) for b in set(kinds) if covers_tokens(a, b)}
     assert pairs == {(k, k) for k in set(kinds)} | {("all", "cls"), ("all", "last")}

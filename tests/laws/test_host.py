@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import restuning
 from awake import tiny_vit
 from restuning import Host, SiteNotReachedError, Tuned, methods
-from restuning._errors import MapsError, RecomputedError
+from restuning._errors import ProjectionsError, RecomputedError
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -93,7 +93,7 @@ def test_using_gives_the_tuned_stream_and_nests(host):
 
 def test_a_bypass_is_refused_inside_the_backbone(host):
     with (
-        pytest.raises(MapsError, match="beside the backbone"),
+        pytest.raises(ProjectionsError, match="beside the backbone"),
         host.using(drawn(host, "res-tuning-bypass").task),
     ):
         pass
@@ -176,9 +176,9 @@ def test_a_bypass_starts_at_the_linear_probe_as_its_last_gate_closes(host):
     probe = methods.build("linear", host, num_classes=4)
     probe.head.load_state_dict(task.head.state_dict())
     with torch.no_grad():
-        for t in task.bypass.tuners:
+        for t in task.side.tuners:
             t.up.bias.zero_()
-        task.bypass.gate[-1] = 40.0
+        task.side.gate[-1] = 40.0
         assert torch.allclose(Tuned(host, task)(X), Tuned(host, probe)(X), atol=1e-6)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from awake import wake
 from restuning import Host, ResPrefix, Scaled, Task, Tuned, methods
-from restuning._errors import MapsError
+from restuning._errors import ProjectionsError
 from restuning.sites.linear import is_linear
 from zoo.language import ALL, DECODERS, TWO_STACKS, awake_task, batch, close, example, texts
 
@@ -49,7 +49,7 @@ def asked(model, rows):
 def test_cached_decoding_equals_uncached_in_every_token_and_logit(member, method):
     name, model, host = member
     if method in ("prefix", "vpt-deep") and not host.sites["mha.1"].maps.direct:
-        with pytest.raises(MapsError, match="no identity"):
+        with pytest.raises(ProjectionsError, match="no identity"):
             Tuned(host, awake_task(method, host, classes=None))(**example(ALL[name]))
         return
     task = awake_task(method, host, classes=None)
@@ -101,7 +101,7 @@ def test_prompts_padded_on_the_left_go_on_as_each_would_alone(member, method):
 def test_a_bypass_for_generation_starts_as_the_bare_model_bit_for_bit(member):
     name, model, host = member
     task = methods.build("res-tuning-bypass", host)
-    assert task.bypass.residual
+    assert task.side.residual
     given = example(ALL[name])
     with torch.no_grad():
         assert torch.equal(Tuned(host, task)(**given).logits, model(**given).logits)
@@ -147,7 +147,7 @@ def test_a_saved_bypass_for_generation_comes_back_as_it_was(member, tmp_path):
     name, model, host = member
     task = awake_task("res-tuning-bypass", host, classes=None)
     again = load(save(task, host, tmp_path / "a.task"), host)
-    assert again.bypass.residual
+    assert again.side.residual
     with torch.no_grad():
         given = example(ALL[name])
         assert torch.equal(Tuned(host, again)(**given).logits, Tuned(host, task)(**given).logits)
@@ -158,7 +158,7 @@ def test_a_gate_over_all_tokens_is_refused_where_a_cache_hides_them():
     host = Host(model, **example(ALL["llama"]))
     for method in ("res-tuning", "res-tuning-bypass"):
         task = awake_task(method, host, classes=None, scale="gate")
-        with host.using(task), pytest.raises(MapsError, match="looks at all tokens"):
+        with host.using(task), pytest.raises(ProjectionsError, match="looks at all tokens"):
             generated(model, asked(model, texts((5,))))
         with host.using(task):
             generated(model, asked(model, texts((5,))), cache=False)

@@ -7,7 +7,7 @@ from torch import nn
 
 from awake import wake
 from restuning import Host, NoSitesError, Task, Tuned, Tuner, methods
-from restuning._errors import MapsError, TunerShapeError
+from restuning._errors import ProjectionsError, TunerShapeError
 from restuning.tuners import ConvAdapter, ResAdapter, ResPrefix
 
 CONSTANT_TOLERANCE = 1e-4
@@ -248,9 +248,9 @@ def test_a_bypass_on_a_hierarchy_starts_at_the_linear_probe_as_its_last_gate_clo
     probe = methods.build("linear", host, num_classes=4)
     probe.head.load_state_dict(task.head.state_dict())
     with torch.no_grad():
-        for t in task.bypass.tuners:
+        for t in task.side.tuners:
             t.up.bias.zero_()
-        task.bypass.gate[-1] = 40.0
+        task.side.gate[-1] = 40.0
         assert torch.allclose(Tuned(host, task)(X), Tuned(host, probe)(X), atol=1e-5)
 
 
@@ -312,10 +312,10 @@ def test_a_mixing_tuner_is_refused_in_a_pooled_bypass_and_runs_over_the_grid_oth
     def plan(site):
         return ConvAdapter(site.dim, rank=2)
 
-    pooled = Task.bypass_of(host.sites, plan, pool="own", own=host.dim)
+    pooled = Task.bypass(host.sites, plan, pool="own", own=host.dim)
     with pytest.raises(TunerShapeError, match="mixes tokens"):
         Tuned(host, pooled)(X)
-    task = Task.bypass_of(host.sites, plan, vertical=plan, pool="mean")
+    task = Task.bypass(host.sites, plan, vertical=plan, pool="mean")
     assert task.needs(host.readout_rule).tokens == "all"
     out = Tuned(host, task)(X)
     assert out.shape == (3, host.dim)
@@ -330,7 +330,7 @@ def test_prompts_and_prefixes_are_refused_where_there_is_no_attention():
     with pytest.raises(NoSitesError, match="appended to a map"):
         methods.build("vpt-shallow", host, num_classes=2)
     task = Task.inline(host.sites, lambda s: ResPrefix(s.dim, length=2))
-    with pytest.raises(MapsError):
+    with pytest.raises(ProjectionsError):
         Tuned(host, task)(X)
 
 

@@ -141,7 +141,7 @@ def test_it_is_saved_and_loaded_and_has_no_parameter_more(stored, tmp_path):
     task = task_of(host)
     save(task, host, tmp_path / "x.task")
     again = load(tmp_path / "x.task", host)
-    assert again.bypass.merge == SIDE
+    assert again.side.merge == SIDE
     assert torch.equal(Tuned(host, again)(IMAGES), Tuned(host, task)(IMAGES))
     assert task.trainable_parameters() == task_of(host, merge=1).trainable_parameters()
 

@@ -87,7 +87,7 @@ def test_it_sees_where_things_are():
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
     task = awake(host)
     with torch.no_grad():
-        for p in task.bypass.parameters():
+        for p in task.side.parameters():
             p.mul_(5)
     taps = host.features(torch.randn(2, 3, 32, 32), keep=task.needs(host.readout_rule))
     moved = copy.copy(taps)
@@ -103,14 +103,14 @@ def test_images_get_a_convolution_and_texts_do_not(name):
     model, args, kwargs = ZOO[name][0]()
     host = Host(wake(model), *args, **kwargs)
     assert host.images == (name not in ("hf bert", "hf llama"))
-    found = any(isinstance(t, ConvAdapter) for t in task_of(host).bypass.tuners)
+    found = any(isinstance(t, ConvAdapter) for t in task_of(host).side.tuners)
     assert found == host.images
 
 
 def test_drop_path_is_off_at_inference_and_on_in_training():
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
     task = awake(host)
-    task.bypass.drop_path = 0.5
+    task.side.drop_path = 0.5
     tuned, x = Tuned(host, task), torch.randn(4, 3, 32, 32)
     assert torch.equal(tuned.eval()(x), tuned(x))
     tuned.train()
@@ -121,12 +121,12 @@ def test_drop_path_is_off_at_inference_and_on_in_training():
 def test_computing_again_gives_the_same_gradients_from_a_fraction_of_what_was_kept(member):
     host, args, kwargs = member
     task = awake(host).train()
-    task.bypass.drop_path = 0.5
+    task.side.drop_path = 0.5
     needs = task.needs(host.readout_rule)
     taps = host.features(*args, keep=needs, **kwargs)
     found, kept = [], []
     for again in (False, True):
-        task.bypass.recompute = again
+        task.side.recompute = again
         torch.manual_seed(3)
         with (saved := Saved(list(task.parameters()))).hooks():
             logits = task(taps)

@@ -77,7 +77,7 @@ def test_kept_taps_are_one_vector_each_and_hold_no_more_memory():
 
 def test_a_mixing_tuner_gets_all_tokens():
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
-    task = Task.bypass_of(host.sites, lambda site: Mixing(site.dim))
+    task = Task.bypass(host.sites, lambda site: Mixing(site.dim))
     assert task.needs(host.readout_rule).tokens == "all"
 
 

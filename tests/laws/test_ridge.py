@@ -11,7 +11,7 @@ from restuning import Bank, Host, Tuned, load, methods, save
 from restuning._errors import NoSitesError, TrainingError, TunerShapeError
 from restuning.bypass import Ridge
 from restuning.bypass.ridge import PENALTIES
-from restuning.training.closed_form import solved
+from restuning.training.closed_form import solve_closed_form
 from zoo.table import NOT_YET, ZOO
 
 CLOSED_TOLERANCE = 1e-4
@@ -140,12 +140,12 @@ def test_it_runs_on_any_backbone_of_images_and_reads_what_training_reads(name):
         return
     task = methods.build("ridge", host, num_classes=3)
     with torch.no_grad():
-        task.bypass.weight.normal_()
+        task.side.weight.normal_()
     taps = host.features(*args, keep=task.needs(host.readout_rule), **kwargs)
     logits = Tuned(host, task)(*args, **kwargs)
-    exact = F.linear(task.bypass.inputs(taps), task.bypass.weight, task.bypass.bias)
+    exact = F.linear(task.side.inputs(taps), task.side.weight, task.side.bias)
     torch.testing.assert_close(logits, exact, atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE)
-    handed = dict(taps) | {task.bypass.name: torch.ones(len(logits), 3)}
+    handed = dict(taps) | {task.side.name: torch.ones(len(logits), 3)}
     assert torch.equal(task(handed, host.readout), torch.ones(len(logits), 3))
 
 
@@ -153,9 +153,9 @@ def test_inputs_that_are_not_stored_are_refused_in_words():
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
     images = [(torch.zeros(3, 32, 32), 0)]
     with pytest.raises(TrainingError, match="solved from stored features"):
-        solved([methods.build("ridge", host, num_classes=3)], images)
+        solve_closed_form([methods.build("ridge", host, num_classes=3)], images)
     linear = methods.build("linear", host, num_classes=3)
-    assert solved([linear], images) is images
+    assert solve_closed_form([linear], images) is images
 
 
 def test_it_is_saved_loaded_and_answers_in_a_bank(tmp_path):
@@ -167,8 +167,8 @@ def test_it_is_saved_loaded_and_answers_in_a_bank(tmp_path):
     x = torch.randn(2, 3, 32, 32)
     for name, task in tasks.items():
         wake(task)
-        if isinstance(task.bypass, Ridge):
-            task.bypass.weight.normal_()
+        if isinstance(task.side, Ridge):
+            task.side.weight.normal_()
         save(task, host, tmp_path / f"{name}.task", backbone="tiny")
         again = load(tmp_path / f"{name}.task", host).eval()
         assert torch.equal(Tuned(host, again)(x), Tuned(host, task)(x))

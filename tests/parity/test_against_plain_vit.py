@@ -116,9 +116,9 @@ def test_bypass_equals_the_plain_form(pair):
     host, weights = pair
     task = drawn(methods.build("res-tuning-bypass", host, 5))
     across, below = (
-        [linear(t) for t in side] for side in (task.bypass.horizontal, task.bypass.vertical)
+        [linear(t) for t in side] for side in (task.side.horizontal, task.side.vertical)
     )
-    compare(host, task, lambda x: plain.bypass(weights, x, across, below, task.bypass.gate))
+    compare(host, task, lambda x: plain.bypass(weights, x, across, below, task.side.gate))
 
 
 def test_the_unbinding_identity_holds_in_the_plain_form_itself():

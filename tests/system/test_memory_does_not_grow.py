@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from awake import tiny_vit
-from restuning import Host, Together, Tuned, methods
+from restuning import Host, MultiTask, Tuned, methods
 from restuning.host import call as record
 
 FORWARDS, CYCLES = 1000, 100
@@ -30,7 +30,7 @@ def test_a_thousand_forwards_leave_no_tensor_behind(method):
     host = Host(tiny_vit(depth=1, embed_dim=16, num_heads=2), torch.zeros(1, 3, 32, 32))
     if method == "bank":
         tasks = {n: methods.build("res-tuning-bypass", host, num_classes=2) for n in "abc"}
-        run = Together(host, tasks)
+        run = MultiTask(host, tasks)
     else:
         run = Tuned(host, methods.build(method, host, num_classes=2))
     x = torch.randn(1, 3, 32, 32)

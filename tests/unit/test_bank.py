@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awake import tiny_vit
-from restuning import Bank, Host, RestuningError, Together, Tuned, methods
+from restuning import Bank, Host, MultiTask, RestuningError, Tuned, methods
 
 ALONE_TOLERANCE = 1e-5
 """Stacked products round in another order than single ones in fp32."""
@@ -85,7 +85,7 @@ def test_tasks_of_near_ranks_share_a_stack(host):
 
 def test_one_forward_answers_all_bypass_tasks_and_one_more_each_inline_task(host, tasks):
     inline = {n: methods.build("res-tuning", host, num_classes=2) for n in ("in 1", "in 2")}
-    together = Together(host, {**tasks, **inline})
+    together = MultiTask(host, {**tasks, **inline})
     forwards = 0
 
     def count(*_):

@@ -15,7 +15,7 @@ from awake import tiny_vit
 from restuning import FitSettings, Host, RestuningError, Tuned, methods
 from restuning._errors import StoreError
 from restuning.data import load_data
-from restuning.data.data import as_is
+from restuning.data.data import collate_batch
 from restuning.features import (
     DTYPES,
     Cached,
@@ -25,10 +25,10 @@ from restuning.features import (
     place,
     store_key,
     view_names,
-    viewed,
+    view_of,
 )
 from restuning.features.codec import decode, encode, error_report
-from restuning.features.stored import stored
+from restuning.features.stored import open_or_build
 from restuning.training import evaluate, fit
 
 LIVE_TOLERANCE = 1e-6
@@ -39,7 +39,7 @@ SPLITS = {"train": 20, "val": 6, "test": 7}
 
 
 def parts(count=20, views=("plain",)):
-    train = {("train", i): viewed(v, Noise(count), Noise(count)) for i, v in enumerate(views)}
+    train = {("train", i): view_of(v, Noise(count), Noise(count)) for i, v in enumerate(views)}
     return {**train, ("val", 0): Noise(6), ("test", 0): Noise(7)}
 
 
@@ -203,7 +203,7 @@ def test_cached_training_has_the_losses_of_live_training(tmp_path, augment, meth
         each.val = torch.utils.data.Subset(each.val, range(20))
         each.test = torch.utils.data.Subset(each.test, range(20))
     task = methods.build(method, host, num_classes=10)
-    kept = stored(
+    kept = open_or_build(
         host,
         backbone,
         plain,
@@ -250,7 +250,7 @@ def test_no_backbone_forward_is_made_while_training_from_a_store(tmp_path):
             StoredFeatures(store, ["val"]),
             settings=FitSettings(epochs=2, batch_size=8),
             out=tmp_path / "run",
-            collate=as_is,
+            collate=collate_batch,
         )
     finally:
         handle.remove()
@@ -260,7 +260,7 @@ def test_a_store_of_all_tokens_serves_a_task_that_reads_one(tmp_path):
     host, key = host_and_key(splits=SPLITS, tokens="all")
     store = build(host, key, tmp_path, parts(), batch_size=8, progress=False)
     task = methods.build("res-tuning-bypass", host, num_classes=5).eval()
-    batch, _ = next(iter(DataLoader(StoredFeatures(store, ["test"]), 7, collate_fn=as_is)))
+    batch, _ = next(iter(DataLoader(StoredFeatures(store, ["test"]), 7, collate_fn=collate_batch)))
     live = Tuned(host, task)(torch.stack([Noise()[i][0] for i in range(7)]))
     torch.testing.assert_close(
         Cached(host, task, store)(**batch), live, atol=STORED_TOLERANCE, rtol=STORED_TOLERANCE
@@ -301,12 +301,12 @@ def test_views_are_mirror_images_and_fixed_draws(tmp_path):
             image, label = super().__getitem__(index)
             return image + torch.rand(()), label
 
-    flipped, drawn = viewed("flip", Noise(), None), viewed("crop.2", Noise(), Random())
+    flipped, drawn = view_of("flip", Noise(), None), view_of("crop.2", Noise(), Random())
     assert torch.equal(flipped[3][0], Noise()[3][0].flip(-1))
     assert torch.equal(drawn[3][0], drawn[3][0])
     assert not torch.equal(drawn[3][0], Noise()[3][0])
     host, key = host_and_key(splits=SPLITS, views=views)
-    several = {("train", i): viewed(v, Noise(20), Random(20)) for i, v in enumerate(views)}
+    several = {("train", i): view_of(v, Noise(20), Random(20)) for i, v in enumerate(views)}
     store = build(host, key, tmp_path, {**parts(), **several}, batch_size=8, progress=False)
     rows = [store.rows("train", view, [0]) for view in range(3)]
     assert not torch.equal(rows[0], rows[1])

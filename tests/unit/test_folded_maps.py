@@ -5,7 +5,7 @@ import torch
 
 from awake import tiny_vit
 from restuning import Host, ResPrefix, ResPrompt
-from restuning.sites import LentMaps
+from restuning.sites import LentProjections
 
 FOLDED_TOLERANCE = 1e-5
 """The maps are multiplied in another order; fp32 rounds in another place."""
@@ -42,7 +42,7 @@ def test_folded_attention_equals_the_attention_it_stands_for(make, kind, monkeyp
     x = torch.randn(2, 5, site.dim)
     assert view.fold(*tuner.keys_values(view)) is not None
     folded = tuner(x, view)
-    monkeypatch.setattr(LentMaps, "fold", lambda *_: None)
+    monkeypatch.setattr(LentProjections, "fold", lambda *_: None)
     plain = tuner(x, view)
     assert plain.abs().max() > 0
     torch.testing.assert_close(folded, plain, atol=FOLDED_TOLERANCE, rtol=FOLDED_TOLERANCE)

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from awake import tiny_vit
 from restuning import Host, Needs, Tuned, forecast, methods
-from restuning._errors import ForecastError, MapsError
-from restuning.features import build, viewed
+from restuning._errors import ForecastError, ProjectionsError
+from restuning.features import build, view_of
 from restuning.forecast import Run, StepForecast, forecast_run
 from restuning.forecast.ledger import Ledger
 from restuning.forecast.methods import checkpointed
@@ -310,7 +310,7 @@ def test_a_language_model_without_weights_has_the_sites_of_one_with_weights():
 def test_tuners_that_borrow_maps_are_refused_where_there_are_no_weights():
     backbone, bare = forecast.load_shapes("restuning-tiny")
     task = methods.build("vpt-deep", bare, num_classes=CLASSES)
-    with pytest.raises(MapsError):
+    with pytest.raises(ProjectionsError):
         forecast.forecast_task(bare, task, backbone.example, 2)
 
 
@@ -319,7 +319,7 @@ def test_tuners_that_borrow_maps_are_refused_where_there_are_no_weights():
 def test_the_size_of_a_store_is_that_of_a_real_one(tmp_path, dtype, tokens):
     splits = {"train": 20, "val": 6}
     host, key = host_and_key(dtype, splits=splits, tokens=tokens)
-    parts = {("train", 0): viewed("plain", Noise(20), Noise(20)), ("val", 0): Noise(6)}
+    parts = {("train", 0): view_of("plain", Noise(20), Noise(20)), ("val", 0): Noise(6)}
     store = build(host, key, tmp_path, parts, batch_size=8, progress=False)
     taps = forecast.tap_shapes(host, Needs(host.sites.taps, tokens), (torch.zeros(IMAGE),))
     told = forecast.store_bytes(taps, 26, dtype)

@@ -108,14 +108,18 @@ def test_k_bypasses_at_once_are_each_of_them_alone():
 
 def test_what_is_no_plain_adapter_is_left_to_autograd():
     plain, dropped = [adapter(), adapter()], [adapter(), DropPath(adapter(), 0.5)]
-    assert fused.form(plain, plain) == (3, 3, "gelu")
-    assert fused.form(plain, dropped) is None
-    assert fused.form(plain, dropped, at_rest=True) == (3, 3, "gelu")
-    assert fused.form([adapter(form="gate")] * 2, plain) is None
-    assert fused.form([adapter(), adapter(rank=2)], plain) is None
-    assert fused.form([adapter(), torch.nn.Identity()], plain) is None
-    assert fused.form([adapter("relu")] * 2, plain) is None
-    assert fused.form([torch.nn.Identity()] * 2, [adapter(form="channel")] * 2) == (0, 3, "gelu")
+    assert fused.fused_signature(plain, plain) == (3, 3, "gelu")
+    assert fused.fused_signature(plain, dropped) is None
+    assert fused.fused_signature(plain, dropped, at_rest=True) == (3, 3, "gelu")
+    assert fused.fused_signature([adapter(form="gate")] * 2, plain) is None
+    assert fused.fused_signature([adapter(), adapter(rank=2)], plain) is None
+    assert fused.fused_signature([adapter(), torch.nn.Identity()], plain) is None
+    assert fused.fused_signature([adapter("relu")] * 2, plain) is None
+    assert fused.fused_signature([torch.nn.Identity()] * 2, [adapter(form="channel")] * 2) == (
+        0,
+        3,
+        "gelu",
+    )
 
 
 def test_a_bypass_with_gaps_runs_as_it_is_written():

@@ -255,7 +255,7 @@ def test_fit_and_evaluate_leave_an_offloaded_backbone_where_it_is(tmp_path):
         task = methods.build("res-tuning-bypass", on, num_classes=3)
         tuned = Tuned(on, task)
         fit(tuned, data, settings=FitSettings(epochs=2, lr=1e-2), out=tmp_path / name)
-        found.append((evaluate(tuned, data)["loss"], task.bypass.gate.detach().clone()))
+        found.append((evaluate(tuned, data)["loss"], task.side.gate.detach().clone()))
     assert all(p.is_meta for n, p in model.named_parameters() if n.startswith("blocks"))
     assert abs(found[0][0] - found[1][0]) < SAME
     assert torch.allclose(found[0][1], found[1][1], atol=SAME)

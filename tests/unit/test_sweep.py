@@ -12,7 +12,7 @@ from restuning import FitSettings, Host, RestuningError, load, methods
 from restuning._errors import TrainingError
 from restuning.data import load_data
 from restuning.features import Cached
-from restuning.features.stored import stored
+from restuning.features.stored import open_or_build
 from restuning.search.sweep import parse_grid, sweep
 from restuning.training import evaluate, fit
 from restuning.training.arms import form, train_arms
@@ -31,7 +31,9 @@ def world(tmp_path_factory):
     for part in ("train", "val", "test"):
         setattr(data, part, torch.utils.data.Subset(getattr(data, part), range(100)))
     needs = methods.build("res-tuning-bypass", host, CLASSES).needs(host.readout_rule)
-    kept = stored(host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2)
+    kept = open_or_build(
+        host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2
+    )
     return host, data, kept
 
 
@@ -72,7 +74,7 @@ def test_lambdas_go_further_at_a_rate_of_their_own(world):
         a.task for a in train_arms(host, [made(host) for _ in each], each, fed.train, None)
     )
     start = made(host)
-    moved = [float((t.bypass.gate - start.bypass.gate).detach().abs().max()) for t in (slow, fast)]
+    moved = [float((t.side.gate - start.side.gate).detach().abs().max()) for t in (slow, fast)]
     assert moved[1] > 10 * moved[0] > 0
     # Everything else keeps the common rate.
     heads = [float((t.head.weight - start.head.weight).detach().abs().max()) for t in (slow, fast)]

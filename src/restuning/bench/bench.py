@@ -30,14 +30,14 @@ from restuning.bench.measure import (
 )
 from restuning.bench.suites import SuiteTask
 from restuning.data import Data, load_data
-from restuning.data.decoded import held
+from restuning.data.decoded import decode_once
 from restuning.features import Cached
-from restuning.features.stored import Stored, stored, why_not
+from restuning.features.stored import Stored, open_or_build, reason_not_storable
 from restuning.host import Host, weights_digest
-from restuning.search import AUTO, feed_of
+from restuning.search import AUTO, open_inputs
 from restuning.task import Task, Tuned
 from restuning.training import FitSettings, fit
-from restuning.training.closed_form import solved
+from restuning.training.closed_form import solve_closed_form
 
 LARGEST_STORE = 16 * 2**30
 """Bytes of one task's features up to which a grid stores them: it reads them for every seed."""
@@ -94,7 +94,7 @@ class Bench:
         choice, entry = None, run.entry
         setting, chosen = chosen_setting(self.protocol, self.folder, run)
         if entry.method == AUTO:
-            feed = feed_of(
+            feed = open_inputs(
                 self.host,
                 self.backbone,
                 data.apart,
@@ -126,7 +126,7 @@ class Bench:
         if kept is not None:
             fed = kept.data(data.apart, final=final)
             tuned = Cached(self.host, task, kept.store)
-            fed = replace(fed, train=solved([task], fed.train))
+            fed = replace(fed, train=solve_closed_form([task], fed.train))
             # Products of a side network are small: casting them costs more than it saves.
             settings = replace(settings, precision="no")
         folder = self.work / "fits" / run.name
@@ -218,7 +218,7 @@ class Bench:
             self.loaded = None
             images = self.work / "images"
             data = load_data(task.source, self.backbone)
-            apart = held(data, self.backbone, images)
+            apart = decode_once(data, self.backbone, images)
             if apart.test is None:
                 raise DataError("there is no test split", where=task.source, fix="add one")
             together = apart.train if apart.val is None else apart.train.and_also(apart.val)
@@ -239,12 +239,16 @@ class Bench:
 
     def _stored(self, task: Any, data: Loaded) -> Stored | None:
         """Features of a task that needs no gradient in the backbone; one store for all such runs."""
-        if not self.protocol.cache or not isinstance(task, Task) or why_not(task, "none"):
+        if (
+            not self.protocol.cache
+            or not isinstance(task, Task)
+            or reason_not_storable(task, "none")
+        ):
             return None
         needs = task.needs(self.host.readout_rule)
         if needs not in data.stores:
             used = time.process_time()
-            data.stores[needs] = kept = stored(
+            data.stores[needs] = kept = open_or_build(
                 self.host,
                 self.backbone,
                 data.apart,

@@ -9,7 +9,7 @@ from restuning._errors import TrainingError
 from restuning.bench.folder import read_result, result_file
 from restuning.bench.grid import Entry, Protocol, Run, Setting, searches
 from restuning.host import Host
-from restuning.search import AUTO, Budget, Choice, Feed, choose
+from restuning.search import AUTO, Budget, Choice, Inputs, choose
 
 TAKES = ("memory", "minutes")
 """Options of `auto`."""
@@ -50,7 +50,7 @@ def chosen_setting(
 
 
 def chosen_by_auto(
-    run: Run, protocol: Protocol, host: Host, feed: Feed, folder: Path
+    run: Run, protocol: Protocol, host: Host, feed: Inputs, folder: Path
 ) -> tuple[Entry, Choice]:
     """The method that a run of `auto` trains, in place of its own, and how it was chosen.
 

@@ -20,7 +20,7 @@ from restuning.sites import Features as Features
 from restuning.sites import Needs as Needs
 from restuning.sites import Site, Sites
 from restuning.sites import Tokens as Tokens
-from restuning.sites import hold as hold
+from restuning.sites import covers_tokens as covers_tokens
 from restuning.sites import readout_of as readout_of
 from restuning.sites import tokens_of as tokens_of
 from restuning.tuners import Tuner, at_time, from_spec, real_tokens
@@ -183,7 +183,7 @@ class Bypass(nn.Module):
             and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
             and not len(self.resample)
             and not self.residual
-            and fused.form(self.horizontal, self.vertical) is not None
+            and fused.fused_signature(self.horizontal, self.vertical) is not None
         )
 
     def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
@@ -197,7 +197,7 @@ class Bypass(nn.Module):
             Returns `k b ...`, the rest as the taps.
         """
         streams = [taps[name].detach() for name in self.taps]
-        form = fused.form(self.horizontal, self.vertical)
+        form = fused.fused_signature(self.horizontal, self.vertical)
         assert form is not None
         across, below = fused.weights(self.horizontal, of), fused.weights(self.vertical, of)
         flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]

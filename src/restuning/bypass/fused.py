@@ -46,7 +46,7 @@ class Adapters(NamedTuple):
     bias: Tensor
 
 
-def taken_apart(
+def split_adapter(
     tuner: nn.Module, *, at_rest: bool = False
 ) -> tuple[ResAdapter, nn.Parameter | None] | None:
     """The adapter of a tuner and its learned scale; None for what is no plain adapter.
@@ -57,23 +57,25 @@ def taken_apart(
     """
     if isinstance(tuner, DropPath):
         random = tuner.training and tuner.p > 0 and not at_rest
-        return None if random else taken_apart(tuner.tuner, at_rest=at_rest)
+        return None if random else split_adapter(tuner.tuner, at_rest=at_rest)
     if isinstance(tuner, Scaled) and tuner.form in ("none", "scalar", "channel"):
-        inner = taken_apart(tuner.tuner, at_rest=at_rest)
+        inner = split_adapter(tuner.tuner, at_rest=at_rest)
         if inner is None or inner[1] is not None:
             return None
         return inner[0], None if tuner.form == "none" else tuner.scale
     return (tuner, None) if type(tuner) is ResAdapter else None
 
 
-def form(across: Side, below: Side, *, at_rest: bool = False) -> tuple[int, int, str] | None:
+def fused_signature(
+    across: Side, below: Side, *, at_rest: bool = False
+) -> tuple[int, int, str] | None:
     """Rank of each side (0 for none) and activation, or None for what does not run fused.
 
     A side has a plain adapter of one rank in every layer or in none, and all one activation.
     """
     ranks, activations = [], set()
     for side in (across, below):
-        parts = [taken_apart(t, at_rest=at_rest) for t in side if isinstance(t, Tuner)]
+        parts = [split_adapter(t, at_rest=at_rest) for t in side if isinstance(t, Tuner)]
         found = {None if part is None else part[0].rank for part in parts}
         if None in found or len(found) > 1 or len(parts) not in (0, len(side)):
             return None
@@ -103,7 +105,7 @@ def stacked(side: Sequence[Tensor]) -> Adapters | None:
 
 
 def _folded(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> tuple[Tensor, ...]:
-    parts = taken_apart(tuner, at_rest=True)
+    parts = split_adapter(tuner, at_rest=True)
     assert parts is not None
     adapter, scale = parts
     up, bias = of(adapter.up.weight), of(adapter.up.bias)  # type: ignore[arg-type]
@@ -116,7 +118,7 @@ def _folded(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> tuple[Ten
     return of(adapter.down.weight), of(adapter.down.bias), up, bias  # type: ignore[arg-type]
 
 
-def mixed(across: Adapters | None, below: Adapters | None, gate: Tensor) -> Tensor | None:
+def mix_up_weights(across: Adapters | None, below: Adapters | None, gate: Tensor) -> Tensor | None:
     """`[lambda W_up | (1 - lambda) W_up' | bias]` of every layer, transposed: `L k (2r + 1) d`.
 
     Args:
@@ -132,7 +134,7 @@ def mixed(across: Adapters | None, below: Adapters | None, gate: Tensor) -> Tens
     return torch.cat([*(p.up.mT * share for p, share in shares), bias], 2)  # type: ignore[list-item]
 
 
-def climb(
+def run_layers(
     streams: Sequence[Tensor],
     gate: Tensor,
     downs: Sequence[tuple[Tensor, Tensor] | None],
@@ -214,10 +216,10 @@ class _Run(torch.autograd.Function):
         sides = stacked(given[:cut]), stacked(given[cut:])
         ctx.alone = gate.dim() == 1
         gate = gate.unsqueeze(1) if ctx.alone else gate.t()
-        up = mixed(*sides, gate)
+        up = mix_up_weights(*sides, gate)
         downs = [None if side is None else (side.down, side.shift) for side in sides]
         kept: list[Tensor] | None = [] if keep else None
-        state = climb(streams, gate, downs, up, activation, kept)
+        state = run_layers(streams, gate, downs, up, activation, kept)
         if kept is not None:
             ctx.there, ctx.activation = [side is not None for side in sides], activation
             ctx.layers = len(streams) - 1

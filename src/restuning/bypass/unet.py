@@ -118,7 +118,7 @@ class UNetBypass(nn.Module):
             raise NoSitesError(
                 "the backbone has no decoder on maps",
                 found="no stage whose grid grows again",
-                fix="use Task.bypass_of, whose taps are the outputs of blocks",
+                fix="use Task.bypass, whose taps are the outputs of blocks",
             )
         stages = list(sites.pick("stage").values())
         across = [horizontal(s) if horizontal else None for s in stages]

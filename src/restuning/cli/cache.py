@@ -13,7 +13,7 @@ from restuning._errors import StoreError
 from restuning.backbones import load_backbone
 from restuning.cli.training import Source
 from restuning.features import Store, StoreKey, default_root, remove, stores
-from restuning.features.stored import stored
+from restuning.features.stored import open_or_build
 from restuning.sites import IN_WORDS, Needs, tokens_of
 
 VERBS = ("ls", "info", "verify", "rm")
@@ -51,7 +51,7 @@ def build(
     if views > 2:
         crops = Source(**{**source.__dict__, "augment": "timm"})
         augmented = crops.load(loaded).train
-    kept = stored(
+    kept = open_or_build(
         host,
         loaded,
         source.load(loaded, plain=True),

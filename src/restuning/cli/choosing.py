@@ -19,7 +19,7 @@ from restuning.cli.report import show
 from restuning.cli.training import Source, default_folder, opened, train_one
 from restuning.data import with_validation
 from restuning.features.stored import VIEWS_OF
-from restuning.search import AUTO, Budget, Choice, bytes_in_words, choose, feed_of
+from restuning.search import AUTO, Budget, Choice, bytes_in_words, choose, open_inputs
 from restuning.training import FitSettings
 
 CHOSEN = "choice.json"
@@ -95,7 +95,7 @@ def train(
     def say(line: str) -> None:
         console.print(f"  {line}", highlight=False)
 
-    feed = feed_of(
+    feed = open_inputs(
         host,
         loaded,
         data,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from restuning import forecast, methods
-from restuning._errors import ForecastError, MapsError, NoSitesError
+from restuning._errors import ForecastError, NoSitesError, ProjectionsError
 from restuning.backbones import Backbone, load_backbone
 from restuning.cli import training
 from restuning.cli.frame import (
@@ -28,7 +28,7 @@ from restuning.cli.frame import (
 from restuning.data import load_data
 from restuning.features import DTYPES
 from restuning.features.codec import check_dtype
-from restuning.features.stored import wanted
+from restuning.features.stored import taps_to_store
 from restuning.host import Host
 from restuning.search.sweep import TOGETHER
 from restuning.sites import IN_WORDS, Needs
@@ -80,7 +80,7 @@ class Planner:
         """Every form of a method."""
         try:
             return self._options(method, self.host)
-        except MapsError:
+        except ProjectionsError:
             # Its tuners borrow attention maps, which are proved with weights only.
             self.drawn = self.drawn or forecast.load_drawn(self.request.backbone)[1]
             return self._options(method, self.drawn)
@@ -102,7 +102,7 @@ class Planner:
         )
         step, needs, size = at(request.batch), task.needs(host.readout_rule), None
         if form == "cached":
-            taps = forecast.tap_shapes(host, wanted(host, needs), self.example)
+            taps = forecast.tap_shapes(host, taps_to_store(host, needs), self.example)
             size = forecast.store_bytes(taps, sum(request.splits.values()), request.dtype)
         largest = None
         if request.budget is not None:
@@ -146,7 +146,7 @@ def run(
     for method in chosen:
         try:
             options += planner.options(method)
-        except (NoSitesError, MapsError) as error:
+        except (NoSitesError, ProjectionsError) as error:
             if len(chosen) == 1:
                 raise
             left_out[method] = error.what

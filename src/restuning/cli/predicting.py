@@ -13,7 +13,7 @@ from restuning._errors import DataError
 from restuning.backbones import Preprocessing, load_backbone
 from restuning.cli.inputs import Images, Inputs, Sentences, Texts
 from restuning.data import TagBatch, text_batch
-from restuning.task import Together, describe, load
+from restuning.task import MultiTask, describe, load
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Predictor:
         inputs: How what the user names becomes an input.
     """
 
-    together: Together
+    together: MultiTask
     labels: dict[str, list[str] | None]
     inputs: Inputs
 
@@ -90,7 +90,7 @@ class Predictor:
                 fix="train the task again with `restuning train`",
             )
         labels = {n: d["task"]["labels"] for n, d in descriptions.items()}
-        return cls(Together(host, ready), labels, inputs)
+        return cls(MultiTask(host, ready), labels, inputs)
 
     def answers(
         self, named: Sequence[Any], batch_size: int, top: int

@@ -16,7 +16,7 @@ from restuning._errors import TrainingError
 from restuning.backbones import load_backbone
 from restuning.cli.training import Source
 from restuning.features import default_root
-from restuning.features.stored import VIEWS_OF, stored
+from restuning.features.stored import VIEWS_OF, open_or_build
 from restuning.search.sweep import parse_grid, sweep
 from restuning.training import FitSettings
 
@@ -49,7 +49,7 @@ def run(
         host.cuda()
     plain = source.load(loaded, plain=True)
     probe = methods.build(method, host, num_classes=plain.num_classes)
-    kept = stored(
+    kept = open_or_build(
         host,
         loaded,
         plain,

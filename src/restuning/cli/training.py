@@ -22,12 +22,18 @@ from restuning.cli.report import comparison, show
 from restuning.cli.zero_shot import ZeroShot
 from restuning.data import LONGEST_TEXT, Data, load_data
 from restuning.features import Cached, default_root
-from restuning.features.stored import BY_ITSELF, VIEWS_OF, Stored, stored, why_not
+from restuning.features.stored import (
+    BY_ITSELF,
+    VIEWS_OF,
+    Stored,
+    open_or_build,
+    reason_not_storable,
+)
 from restuning.forecast import Run, forecast_run
 from restuning.host import Extractor
 from restuning.task import Task, Tuned, save
 from restuning.training import FitSettings, evaluate, fit
-from restuning.training.closed_form import solved
+from restuning.training.closed_form import solve_closed_form
 
 COMPARED = ("linear", "res-tuning", "res-tuning-bypass")
 
@@ -103,10 +109,10 @@ class Source:
         say: Callable[[str], None],
     ) -> Stored | None:
         """Stored features, where training from them is exact; None for live training."""
-        reason = "--no-cache" if not self.cache else why_not(task, self.augment)
+        reason = "--no-cache" if not self.cache else reason_not_storable(task, self.augment)
         if reason:
             return None
-        return stored(
+        return open_or_build(
             host,
             backbone,
             self.load(backbone, plain=True),
@@ -242,7 +248,7 @@ def train_one(
     )
     fed = data if kept is None else kept.data(data, final=source.final)
     tuned: nn.Module = Tuned(host, task) if kept is None else Cached(host, task, kept.store)
-    fed = replace(fed, train=solved([task], fed.train))
+    fed = replace(fed, train=solve_closed_form([task], fed.train))
     start = None
     if head is not None and fed.val is not None:
         start = evaluate(tuned, fed.val, settings.batch_size, fed.collate)["accuracy"]

@@ -204,6 +204,6 @@ def stratified(labels: Sequence[int], shares: Sequence[float], seed: int) -> lis
     return [sorted(split) for split in splits]
 
 
-def as_is(batch: Any) -> Any:
+def collate_batch(batch: Any) -> Any:
     """The collate function of a data set that gives whole batches."""
     return batch

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from restuning._errors import DataError
 from restuning._files import Claim
 from restuning.backbones import Backbone, Preprocessing
-from restuning.data.data import Data, as_is
+from restuning.data.data import Data, collate_batch
 
 
 class HeldImages(Dataset):
@@ -66,7 +66,7 @@ class HeldImages(Dataset):
         )
 
 
-def held(data: Data, backbone: Backbone, root: Path) -> Data:
+def decode_once(data: Data, backbone: Backbone, root: Path) -> Data:
     """The same data set with its images decoded, resized and cropped.
 
     Args:
@@ -97,7 +97,7 @@ def held(data: Data, backbone: Backbone, root: Path) -> Data:
         split("test"),
         data.labels,
         data.kind,
-        as_is,
+        collate_batch,
         data.skipped,
         data.identity,
         data.notes,

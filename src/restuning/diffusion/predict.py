@@ -35,7 +35,7 @@ class Predictions(nn.Module):
         self, host: Host, tasks: Mapping[str, Task], fixed: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        if len(tasks) > 1 and any(t.bypass is None for t in tasks.values()):
+        if len(tasks) > 1 and any(t.side is None for t in tasks.values()):
             raise TrainingError(
                 "only bypass tasks train on one backbone forward",
                 found=", ".join(f"{n}: {t.method}" for n, t in tasks.items()),
@@ -58,8 +58,8 @@ class Predictions(nn.Module):
             assert answer is not None
             answer = answer.unsqueeze(0)
         else:
-            bypasses = [t.bypass for t in self.tasks]
-            answer = self.host.beside(bypasses, sample, base=False, **inputs)
+            bypasses = [t.side for t in self.tasks]
+            answer = self.host.predict_side_by_side(bypasses, sample, base=False, **inputs)
         return answer if answer.shape[2] == sample.shape[1] else answer.chunk(2, 2)[0]
 
 

@@ -17,4 +17,4 @@ from restuning.features.store import remove as remove
 from restuning.features.store import stores as stores
 from restuning.features.views import VIEWS as VIEWS
 from restuning.features.views import view_names as view_names
-from restuning.features.views import viewed as viewed
+from restuning.features.views import view_of as view_of

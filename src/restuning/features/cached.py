@@ -12,7 +12,7 @@ from restuning._errors import StoreError
 from restuning.features.store import Store
 from restuning.features.views import drawn_view
 from restuning.host import Extractor
-from restuning.sites import Needs, Tokens, hold, one_token
+from restuning.sites import Needs, Tokens, covers_tokens, one_token
 from restuning.task import Task
 
 
@@ -114,7 +114,7 @@ class Cached(nn.Module):
 
     def forward(self, **taps: Tensor) -> Tensor:
         """Logits, `b c`."""
-        if self.task.bypass is None:
+        if self.task.side is None:
             taps = {"last": taps[self._last]}
         return self.task(narrowed(taps, self._tokens), self.host.readout)
 
@@ -129,7 +129,7 @@ def narrowed(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]
 def covers(store: Store, needs: Needs, last: str) -> bool:
     """Whether a store holds all that is needed."""
     wanted = {last if tap == "last" else tap for tap in needs.taps}
-    return wanted <= {tap.name for tap in store.key.taps} and hold(
+    return wanted <= {tap.name for tap in store.key.taps} and covers_tokens(
         store.key.tokens, needs.tokens, store.key.merge, needs.merge
     )
 

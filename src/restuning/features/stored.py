@@ -11,14 +11,14 @@ from typing import Any
 from restuning._errors import StoreError
 from restuning.backbones import Backbone
 from restuning.data import Data
-from restuning.data.data import as_is
+from restuning.data.data import collate_batch
 from restuning.features.cached import StoredFeatures
 from restuning.features.extract import build, forecast, place
 from restuning.features.key import StoreKey, store_key
 from restuning.features.store import Store, stores
-from restuning.features.views import view_names, viewed
+from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
-from restuning.sites import IN_WORDS, Needs, hold
+from restuning.sites import IN_WORDS, Needs, covers_tokens
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
@@ -57,23 +57,23 @@ class Stored:
             split("test"),
             data.labels,
             data.kind,
-            as_is,
+            collate_batch,
             data.skipped,
             data.identity,
             data.notes,
         )
 
 
-def why_not(task: Task, augment: str) -> str:
+def reason_not_storable(task: Task, augment: str) -> str:
     """Why a task cannot train from a store exactly; empty if it can."""
-    if task.bypass is None and (task.inline_tuners or len(task.weights)):
+    if task.side is None and (task.inline_tuners or len(task.weights)):
         return "its tuners are inside the backbone"
     if augment not in VIEWS_OF:
         return f"--augment {augment} draws new images every epoch (`cache --views` keeps some)"
     return ""
 
 
-def wanted(host: Extractor, needs: Needs) -> Needs:
+def taps_to_store(host: Extractor, needs: Needs) -> Needs:
     """What to store: every tap where that is one token each, so that methods share a store."""
     return (
         Needs(host.sites.taps, needs.tokens)
@@ -84,7 +84,7 @@ def wanted(host: Extractor, needs: Needs) -> Needs:
     )
 
 
-def keyed(
+def key_for(
     host: Extractor,
     backbone: Backbone,
     data: Data,
@@ -117,7 +117,7 @@ def keyed(
     )
 
 
-def stored(
+def open_or_build(
     host: Extractor,
     backbone: Backbone,
     data: Data,
@@ -155,7 +155,7 @@ def stored(
     """
     if data.kind != "image" and needs.tokens == "all":
         return None
-    key = keyed(host, backbone, data, wanted(host, needs), views, dtype, precision)
+    key = key_for(host, backbone, data, taps_to_store(host, needs), views, dtype, precision)
     found = _covering(root, key)
     if found is not None:
         say(f"{_form(found.key)}: reused {found.path}")
@@ -171,7 +171,7 @@ def stored(
     )
     started = time.perf_counter()
     parts: dict[tuple[str, int], Any] = {
-        ("train", number): viewed(view, data.train, augmented)
+        ("train", number): view_of(view, data.train, augmented)
         for number, view in enumerate(key.views)
     }
     parts |= {(n, 0): s for n, s in (("val", data.val), ("test", data.test)) if s is not None}
@@ -214,7 +214,7 @@ def _covering(root: Path, key: StoreKey) -> Store | None:
         )
         # Splits that are not asked for do no harm; the data set's identity is part of `data`.
         same = same and key.splits.items() <= theirs.splits.items()
-        enough = wide <= {t.name for t in theirs.taps} and hold(
+        enough = wide <= {t.name for t in theirs.taps} and covers_tokens(
             theirs.tokens, key.tokens, theirs.merge, key.merge
         )
         if same and enough and theirs.views[: len(key.views)] == key.views:

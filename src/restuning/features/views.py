@@ -68,7 +68,7 @@ class _Drawn(Dataset):
                 np.random.set_state(state[1])
 
 
-def viewed(view: str, plain: Any, augmented: Any) -> Any:
+def view_of(view: str, plain: Any, augmented: Any) -> Any:
     """The data set that gives a view.
 
     Args:

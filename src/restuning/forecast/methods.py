@@ -75,7 +75,7 @@ def storable(task: Task) -> bool:
 
 def forms(task: Task) -> tuple[str, ...]:
     """How a task can be trained: "cached", "live", "checkpointing"."""
-    if isinstance(task.bypass, Ridge):
+    if isinstance(task.side, Ridge):
         # It is solved from stored features.
         return ("cached",)
     if storable(task):

@@ -10,4 +10,4 @@ from restuning.host.fingerprint import fingerprint as fingerprint
 from restuning.host.fingerprint import is_offloaded as is_offloaded
 from restuning.host.fingerprint import weights_digest as weights_digest
 from restuning.host.host import Host as Host
-from restuning.host.side_by_side import Spread as Spread
+from restuning.host.side_by_side import SideBySide as SideBySide

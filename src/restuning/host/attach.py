@@ -8,8 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from restuning.host.hooks import Enter, Gather, Inside, Leave, Via
-from restuning.host.listeners import Beside, Bias, Clock, Padding
+from restuning.host.hooks import (
+    AddBeforeGate,
+    AddDelta,
+    AddDeltaToReaders,
+    GatherOutputs,
+    SaveStream,
+)
+from restuning.host.listeners import (
+    RecordAttentionInputs,
+    RecordMask,
+    RecordPositionBias,
+    RecordTimestep,
+)
 from restuning.sites import Site, Sites, returns_bias
 
 
@@ -23,32 +34,32 @@ def hooks_of(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str, A
     """
     steps = place_of("timestep", model)
     if steps is not None:
-        yield "", Clock(slot, steps)
-        yield "", Gather(slot)
+        yield "", RecordTimestep(slot, steps)
+        yield "", GatherOutputs(slot)
     enters, leaves = _by(sites, "enter"), _by(sites, "leave")
     stems = {site.enter: (tap, site) for tap, site in sites.stems.items()}
     for path in dict.fromkeys(p for stem in stems for p in around(stem)):
         place = place_of("attention_mask", model.get_submodule(path))
         if place is not None:
-            yield path, Padding(slot, place, not path)
-    # Before `Enter` of the same module, which must note the stream with what was added.
+            yield path, RecordMask(slot, place, not path)
+    # Before `SaveStream` of the same module, which must note the stream with what was added.
     vias = dict.fromkeys(path for site in sites.values() for path in site.via)
     for path in vias:
-        yield path, Via(slot, tuple(s for s in sites.values() if path in s.via))
+        yield path, AddDeltaToReaders(slot, tuple(s for s in sites.values() if path in s.via))
     for path in dict.fromkeys([*enters, *stems]):
         tap, first = stems.get(path, ("", None))
-        yield path, Enter(slot, tuple(enters.get(path, ())), tap, first)
+        yield path, SaveStream(slot, tuple(enters.get(path, ())), tap, first)
     attentions = [s for s in sites.values() if s.op in ("mha", "cross")]
     for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):
         relative = returns_bias(model.get_submodule(path))
-        yield path, Beside(slot, path, relative)
+        yield path, RecordAttentionInputs(slot, path, relative)
         if relative:
-            yield path, Bias(slot, path)
+            yield path, RecordPositionBias(slot, path)
     gated = Sites(s for s in sites.values() if s.gated)
     for path, inside in _by(gated, "module").items():
-        yield path, Inside(slot, tuple(inside))
+        yield path, AddBeforeGate(slot, tuple(inside))
     for path, sites_here in leaves.items():
-        yield path, Leave(slot, tuple(sites_here))
+        yield path, AddDelta(slot, tuple(sites_here))
 
 
 def _by(sites: Sites, attribute: str) -> dict[str, list[Site]]:

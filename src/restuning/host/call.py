@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from restuning._errors import MapsError, SiteNotReachedError
-from restuning.host.side_by_side import Spread
+from restuning._errors import ProjectionsError, SiteNotReachedError
+from restuning.host.side_by_side import SideBySide
 from restuning.sites import (
+    AttentionInputs,
     Features,
-    Given,
-    LentMaps,
+    LentProjections,
     Needs,
     Readout,
     Sites,
@@ -43,7 +43,7 @@ class Call:
         needs: What to keep.
         views: Attention maps by site name.
         last: Name of the last tap.
-        bypass: Whose state takes the place of the last stream: a bypass, or several (`Spread`).
+        side: Whose state takes the place of the last stream: a bypass, or several (`SideBySide`).
         rows: Inputs in the batch; 0 where that is the stream's first axis.
         weights: What stands in the place of the backbone's weights, by name.
     """
@@ -52,18 +52,18 @@ class Call:
         self,
         tuners: Mapping[str, Tuner],
         needs: Needs,
-        views: Mapping[str, LentMaps],
+        views: Mapping[str, LentProjections],
         last: str,
-        bypass: Any = None,
+        side: Any = None,
         rows: int = 0,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
-        self.bypass, self.rows, self.weights = bypass, rows, dict(weights or {})
+        self.side, self.rows, self.weights = side, rows, dict(weights or {})
         self.entered: dict[str, Tensor] = {}
         self.carried: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
-        self.given: dict[str, Given] = {}
+        self.given: dict[str, AttentionInputs] = {}
         self.counts: dict[str, int] = {}
         self.reached: set[str] = set()
         self.appended = 0
@@ -72,10 +72,10 @@ class Call:
         self.cache: Any = None
         self.lends = any(t.needs_view or t.appends for t in tuners.values())
         self.looks_ahead = any(t.looks_ahead for t in tuners.values()) or (
-            bypass is not None and any(t.looks_ahead for t in bypass.tuners)
+            side is not None and any(t.looks_ahead for t in side.tuners)
         )
 
-    def again(self) -> Call:
+    def for_recompute(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
         call = Call(
             self.tuners, Needs(()), self.views, self.last, rows=self.rows, weights=self.weights
@@ -115,7 +115,7 @@ class Call:
             stream = mean_of(stream, mask).unsqueeze(1)
         self.kept[tap] = stream
 
-    def own(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:
+    def keep_own_feature(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:
         """Under tokens "pool" the last tap is the backbone's own feature, `b 1 d`.
 
         Args:
@@ -150,7 +150,7 @@ def rows_of(args: tuple, kwargs: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def in_use(slot: str, call: Call | None) -> Iterator[None]:
+def active(slot: str, call: Call | None) -> Iterator[None]:
     """The hooks of a slot see this record in this thread, and what was there before afterwards."""
     before = getattr(_local, slot, None)
     with_gradient = call is not None and call.tuners and torch.is_grad_enabled()
@@ -162,11 +162,11 @@ def in_use(slot: str, call: Call | None) -> Iterator[None]:
         yield
     finally:
         setattr(_local, slot, before)
-        if call is not None and isinstance(call.bypass, Spread):
-            call.bypass.close()
+        if call is not None and isinstance(call.side, SideBySide):
+            call.side.close()
 
 
-def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentMaps]) -> None:
+def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentProjections]) -> None:
     """Every tuner can do its work at its site.
 
     Raises:
@@ -178,7 +178,7 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentMap
     for name, tuner in tuners.items():
         if name in sites.stems:
             if tuner.appends and any(view.maps.causal for view in views.values()):
-                raise MapsError(
+                raise ProjectionsError(
                     "tokens appended at the stem are never seen in a causal backbone",
                     where=f"{tuner.kind} at {name}",
                     found="they would come after every token",
@@ -187,14 +187,14 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentMap
             continue
         site = sites[name]
         if tuner.needs_view and name not in views:
-            raise MapsError(
+            raise ProjectionsError(
                 f"{tuner.kind} needs the frozen attention maps of its layer",
                 where=f"{name} ({site.module})",
                 found="W_q, W_k, W_v, W_o could not be proved by one forward",
                 fix='use query="stream", or add a row to sites/families.py',
             )
         if getattr(tuner, "form", "") == "exact" and not views[name].maps.direct:
-            raise MapsError(
+            raise ProjectionsError(
                 "the exact scale is no identity here",
                 where=f"{name} ({site.leave})",
                 found="a norm or LayerScale stands between W_o and the stream",
@@ -202,7 +202,7 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentMap
             )
 
 
-def roll_call(call: Call) -> None:
+def check_all_reached(call: Call) -> None:
     """Every tuner was reached and every tap kept.
 
     Raises:
@@ -225,12 +225,12 @@ def current(slot: str) -> Call | None:
     return getattr(_local, slot, None)
 
 
-def idle(slot: str) -> None:
+def register_thread(slot: str) -> None:
     """Make a slot known to this thread: a first use after compilation would cost a second graph."""
     setattr(_local, slot, None)
 
 
-def forget(slot: str) -> None:
+def drop_thread(slot: str) -> None:
     """A released host leaves nothing behind in this thread."""
     trained.discard(slot)
     vars(_local).pop(slot, None)

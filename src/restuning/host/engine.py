@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from restuning._errors import EngineError
 from restuning.host.extractor import Extractor
-from restuning.sites import IN_WORDS, Features, Needs, Readout, Sites, Tokens, hold, one_token
+from restuning.sites import (
+    IN_WORDS,
+    Features,
+    Needs,
+    Readout,
+    Sites,
+    Tokens,
+    covers_tokens,
+    one_token,
+)
 
 Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 
@@ -73,8 +82,8 @@ class Engine(Extractor):
             EngineError: It holds other tokens than are wanted, or refuses the input.
             NoSitesError: A tap has no such name.
         """
-        needs = self.asked(keep, self.tokens)
-        if not hold(self.tokens, needs.tokens):
+        needs = self.resolve_needs(keep, self.tokens)
+        if not covers_tokens(self.tokens, needs.tokens):
             raise EngineError(
                 "the engine gives other tokens than the task reads",
                 found=f"{IN_WORDS[self.tokens]} were exported, {IN_WORDS[needs.tokens]} are wanted",

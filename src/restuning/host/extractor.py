@@ -75,7 +75,7 @@ class Extractor(nn.Module, ABC):
             rule = replace(rule, pool=pool, pool_first=False)  # type: ignore[arg-type]
         return rule(self.model, state, mask)
 
-    def asked(self, keep: Needs | Sequence[str] | None, tokens: Tokens = "all") -> Needs:
+    def resolve_needs(self, keep: Needs | Sequence[str] | None, tokens: Tokens = "all") -> Needs:
         """What to keep, checked.
 
         Args:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from restuning._errors import RecomputedError, TunerShapeError
 from restuning.host.call import Call, current, trained
-from restuning.host.side_by_side import Spread
+from restuning.host.side_by_side import SideBySide
 from restuning.sites import Features, Site, first_tensor, stream_in
 from restuning.tuners import Tuner, at_time, real_tokens
 
 
 @dataclass(frozen=True)
-class Gather:
+class GatherOutputs:
     """Brings together what came of several last streams, where the model returns."""
 
     after: ClassVar[bool] = True
@@ -31,13 +31,13 @@ class Gather:
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook."""
         call: Call | None = current(self.slot)
-        if call is None or not isinstance(call.bypass, Spread):
+        if call is None or not isinstance(call.side, SideBySide):
             return output
-        return replaced(output, call.bypass.gather)
+        return replaced(output, call.side.gather)
 
 
 @dataclass(frozen=True)
-class Enter:
+class SaveStream:
     """Notes the stream that enters a site; at a stem keeps its tap and adds tokens.
 
     `first` is the block that a stem enters.
@@ -84,7 +84,7 @@ class Enter:
 
 
 @dataclass(frozen=True)
-class Via:
+class AddDeltaToReaders:
     """Adds a tuner's delta to the stream that a module of a gated block reads.
 
     The delta is worked out at the first such module, where the sum was made, and carried to the
@@ -96,7 +96,7 @@ class Via:
     sites: tuple[Site, ...]
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """A forward pre-hook; it runs before the module's own `Enter`."""
+        """A forward pre-hook; it runs before the module's own `SaveStream`."""
         call: Call | None = current(self.slot)
         if call is None:
             return None
@@ -117,7 +117,7 @@ class Via:
 
 
 @dataclass(frozen=True)
-class Inside:
+class AddBeforeGate:
     """Adds what a tuner makes of OP's own output, before the gate that follows OP."""
 
     after: ClassVar[bool] = True
@@ -142,7 +142,7 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Leave:
+class AddDelta:
     """Adds the tuner's delta where the operation's output meets the stream, and keeps taps."""
 
     after: ClassVar[bool] = True
@@ -177,9 +177,9 @@ class Leave:
                 if site.name == call.last and call.appended:
                     output = replaced(output, lambda t: t[:, : -call.appended], site.part)  # noqa: B023
                     call.appended = 0
-                if site.name == call.last and call.bypass is not None:
+                if site.name == call.last and call.side is not None:
                     mask = call.mask(call.kept[site.name])
-                    state = call.bypass(Features(call.kept, _no_readout, mask, call.time))
+                    state = call.side(Features(call.kept, _no_readout, mask, call.time))
                     state = state.movedim(-1, 1) if site.channels_first else state
                     output = replaced(output, lambda _: state, site.part)  # noqa: B023
         return output
@@ -189,7 +189,7 @@ def _no_readout(*_: Any, **__: Any) -> Tensor:
     raise AssertionError("a bypass inside a forward makes a state, and the backbone reads it out")
 
 
-def _refuse_recomputation(hook: Leave) -> None:
+def _refuse_recomputation(hook: AddDelta) -> None:
     if torch.compiler.is_compiling() or hook.slot not in trained:
         return
     if torch._C._current_graph_task_id() != -1:

@@ -15,18 +15,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import MapsError
+from restuning._errors import ProjectionsError
 from restuning.host.attach import hooks_of
-from restuning.host.call import Call, check, forget, idle, in_use, roll_call, rows_of
+from restuning.host.call import (
+    Call,
+    active,
+    check,
+    check_all_reached,
+    drop_thread,
+    register_thread,
+    rows_of,
+)
 from restuning.host.extractor import Extractor, is_image
 from restuning.host.find_sites import find_sites
 from restuning.host.fingerprint import device_of, fingerprint, weights_digest
-from restuning.host.listeners import Clock
+from restuning.host.listeners import RecordTimestep
 from restuning.host.recompute import checkpoint_blocks
-from restuning.host.side_by_side import Spread
+from restuning.host.side_by_side import SideBySide
 from restuning.sites import (
     Features,
-    LentMaps,
+    LentProjections,
     Needs,
     Readout,
     Sites,
@@ -76,9 +84,11 @@ class Host(Extractor):
         self.readout_rule: Readout = readout or seen
         self.images = any(is_image(value) for value in (*example, *kwargs.values()))
         self._slot = f"host_{uuid.uuid4().hex}"
-        idle(self._slot)
+        register_thread(self._slot)
         self._views = {
-            s.name: LentMaps(model, s.maps) for s in self.sites.values() if s.maps is not None
+            s.name: LentProjections(model, s.maps)
+            for s in self.sites.values()
+            if s.maps is not None
         }
         self._last = self.sites.taps[-1]
         self._register()
@@ -86,7 +96,7 @@ class Host(Extractor):
     def _register(self) -> None:
         for path, hook in hooks_of(self._slot, self.model, self.sites):
             module = self.model.get_submodule(path)
-            self.has_time |= isinstance(hook, Clock)
+            self.has_time |= isinstance(hook, RecordTimestep)
             if hook.after:
                 module.register_forward_hook(hook)
             else:
@@ -120,12 +130,12 @@ class Host(Extractor):
         Raises:
             NoSitesError: A tap has no such name.
         """
-        needs = self.asked(keep)
+        needs = self.resolve_needs(keep)
         call = Call({}, needs, self._views, self._last, rows=rows_of(args, kwargs))
-        with torch.no_grad(), in_use(self._slot, call):
+        with torch.no_grad(), active(self._slot, call):
             output = self.model(*args, **kwargs)
-        roll_call(call)
-        call.own(output, self.readout_rule, self.readout)
+        check_all_reached(call)
+        call.keep_own_feature(output, self.readout_rule, self.readout)
         call.kept = {tap: call.kept[tap] for tap in needs.taps}
         return call.features(self.readout)
 
@@ -135,7 +145,7 @@ class Host(Extractor):
         needs: Needs,
         *args: Any,
         weights: Mapping[str, Tensor] | None = None,
-        bypass: Bypass | None = None,
+        side: Bypass | None = None,
         **kwargs: Any,
     ) -> tuple[Features, Any]:
         """One forward with tuners in use: the kept streams, and the backbone's own output.
@@ -145,21 +155,21 @@ class Host(Extractor):
             needs: What to keep; the tap "last" is the last stream.
             args: The backbone's input.
             weights: Tensors that take the place of the backbone's for this forward.
-            bypass: Its state takes the place of the last stream; its taps must be in `needs`.
+            side: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
-        call = Call(tuners, needs, self._views, self._last, bypass, rows_of(args, kwargs), weights)
+        call = Call(tuners, needs, self._views, self._last, side, rows_of(args, kwargs), weights)
         check(tuners, self.sites, self._views)
-        with in_use(self._slot, call):
+        with active(self._slot, call):
             if weights:
                 output = torch.func.functional_call(self.model, dict(weights), args, kwargs)
             else:
                 output = self.model(*args, **kwargs)
-        roll_call(call)
-        call.own(output, self.readout_rule, self.readout)
+        check_all_reached(call)
+        call.keep_own_feature(output, self.readout_rule, self.readout)
         return call.features(self.readout), output
 
-    def beside(
+    def predict_side_by_side(
         self, bypasses: Sequence[Any], *args: Any, base: bool = True, **kwargs: Any
     ) -> Tensor:
         """Predictions of a diffusion model and of k bypasses beside it, from one forward of it.
@@ -168,7 +178,7 @@ class Host(Extractor):
         the last block runs k times.
 
         Args:
-            bypasses: `task.bypass` of bypass tasks without a head.
+            bypasses: `task.side` of bypass tasks without a head.
             args: The backbone's input.
             base: Whether the backbone's own prediction goes first.
             kwargs: The backbone's input by keyword.
@@ -177,16 +187,16 @@ class Host(Extractor):
             MapsError: The backbone is no diffusion model.
         """
         if not self.has_time:
-            raise MapsError(
+            raise ProjectionsError(
                 "predictions side by side are made by diffusion models",
                 found=f"{type(self.model).__name__}, whose forward takes no timestep",
                 fix="use Bank(tasks)(host.features(x, keep=...))",
             )
-        spread = Spread(bypasses, base=base)
+        spread = SideBySide(bypasses, base=base)
         call = Call({}, Needs(spread.taps), self._views, self._last, spread)
-        with in_use(self._slot, call):
+        with active(self._slot, call):
             output = self.model(*args, **kwargs)
-        roll_call(call)
+        check_all_reached(call)
         return first_tensor(output)  # type: ignore[return-value]
 
     @contextmanager
@@ -205,22 +215,22 @@ class Host(Extractor):
             MapsError: The task is a bypass with a head, which reads a state of its own.
         """
         if task is None:
-            with in_use(self._slot, None):
+            with active(self._slot, None):
                 yield
             return
-        bypass = getattr(task, "bypass", None)
-        if bypass is not None and task.head is not None:
-            raise MapsError(
+        side = getattr(task, "side", None)
+        if side is not None and task.head is not None:
+            raise ProjectionsError(
                 "a bypass task with a head runs beside the backbone, not inside it",
                 fix="call Tuned(host, task)(x), or task(host.features(x, keep=...), host.readout)",
             )
         check(task.inline_tuners, self.sites, self._views)
-        needs = Needs(bypass.taps if bypass is not None else ())
-        call = Call(task.inline_tuners, needs, self._views, self._last, bypass)
-        with in_use(self._slot, call):
+        needs = Needs(side.taps if side is not None else ())
+        call = Call(task.inline_tuners, needs, self._views, self._last, side)
+        with active(self._slot, call):
             yield
         if call.reached or call.kept:
-            roll_call(call)
+            check_all_reached(call)
 
     def checkpoint(self, on: bool = True) -> None:
         """Activation checkpointing of every block that keeps the tuners.
@@ -241,7 +251,7 @@ class Host(Extractor):
                     if getattr(hook, "slot", None) == self._slot:
                         del hooks[key]
                         module._forward_pre_hooks_with_kwargs.pop(key, None)
-        forget(self._slot)
+        drop_thread(self._slot)
 
     def __enter__(self) -> Host:
         """`with Host(...) as host:` releases the backbone at the end."""

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import MapsError
+from restuning._errors import ProjectionsError
 from restuning.host.call import Call, current
-from restuning.sites import first_tensor, given, has_past, returned_bias
+from restuning.sites import attention_inputs, first_tensor, has_past, returned_bias
 
 
 @dataclass(frozen=True)
-class Beside:
+class RecordAttentionInputs:
     """Notes what an attention is given beside the stream, for tuners that repeat its softmax."""
 
     after: ClassVar[bool] = False
@@ -27,9 +27,9 @@ class Beside:
         call: Call | None = current(self.slot)
         if call is None or not call.lends:
             return None
-        call.given[self.path] = given(module, args, kwargs)
+        call.given[self.path] = attention_inputs(module, args, kwargs)
         if call.appended and (self.relative or call.given[self.path].rope is not None):
-            raise MapsError(
+            raise ProjectionsError(
                 "tokens appended at the stem have no place among relative positions",
                 where=self.path,
                 fix="use the method vpt-deep or prefix",
@@ -61,7 +61,7 @@ def _seen_too(mask: Tensor, tokens: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Bias:
+class RecordPositionBias:
     """Notes the relative-position bias that an attention returns beside its output (T5)."""
 
     after: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class Bias:
 
 
 @dataclass(frozen=True)
-class Clock:
+class RecordTimestep:
     """Notes the time step that a diffusion model is given."""
 
     after: ClassVar[bool] = False
@@ -93,7 +93,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Padding:
+class RecordMask:
     """Notes which tokens are real, where a model or one of its stacks is told.
 
     A stack's own mask comes after the model's and counts for its layers; one that is given in
@@ -119,7 +119,7 @@ class Padding:
         if call.looks_ahead:
             call.cache = kwargs.get("cache", kwargs.get("past_key_values"))
             if has_past(call.cache):
-                raise MapsError(
+                raise ProjectionsError(
                     "a tuner that looks at all tokens cannot decode with a cache",
                     found="one token at a time is shown to it (a gate averages over tokens)",
                     fix="generate(..., use_cache=False), or tuners that work token by token",

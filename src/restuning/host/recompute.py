@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.utils.checkpoint import checkpoint
 
-from restuning.host.call import Call, current, in_use
+from restuning.host.call import Call, active, current
 from restuning.sites import Sites
 
 
@@ -51,9 +51,9 @@ class RecomputedBlock(CheckpointWrapper):
         """Of the first run and of the second."""
         call = current(self.slot)
         if call is None:
-            return nullcontext(), in_use(self.slot, None)
+            return nullcontext(), active(self.slot, None)
         block: Any = self._checkpoint_wrapped_module
-        return nullcontext(), _as_before(self.slot, call.again(), block, self.names)
+        return nullcontext(), _as_before(self.slot, call.for_recompute(), block, self.names)
 
 
 def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> None:
@@ -82,5 +82,5 @@ def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> No
 def _as_before(slot: str, call: Call, block: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
     """The record of the first run, and the weights that it ran with."""
     own = {n: call.weights[whole] for n, whole in names.items() if whole in call.weights}
-    with in_use(slot, call), torch.nn.utils.stateless._reparametrize_module(block, own):
+    with active(slot, call), torch.nn.utils.stateless._reparametrize_module(block, own):
         yield

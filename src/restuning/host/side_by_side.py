@@ -18,7 +18,7 @@ from torch._functorch.vmap import lazy_load_decompositions
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
 
-class Spread:
+class SideBySide:
     """Stands where a bypass stands in the record of one call.
 
     Args:

@@ -28,7 +28,7 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
         rule = host.readout_rule
         if head is None and any(s.op == "stage" for s in host.sites.values()):
             return Task(
-                bypass=UNetBypass.plan(
+                side=UNetBypass.plan(
                     host.sites,
                     plan if horizontal else None,
                     plan if vertical else None,
@@ -50,7 +50,7 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
             bypass = _on_taps(bypass, options["taps"])
         if options.get("gate") is not None:
             _fix_gate(bypass, float(options["gate"]))
-        return Task(bypass=bypass, head=head)
+        return Task(side=bypass, head=head)
 
     return build_task
 

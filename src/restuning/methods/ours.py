@@ -78,7 +78,7 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         drop_path=options.get("drop_path", DROP_PATH),
         merge=options.get("merge", 1),
     )
-    return Task(bypass=bypass, head=bypass.widened(head))
+    return Task(side=bypass, head=bypass.widened(head))
 
 
 def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
@@ -93,7 +93,7 @@ def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
             fix="use linear, res-tuning-bypass or mixing-bypass",
         )
     bypass = _classifier(host, _read(host, options), head.out_features, pool)
-    return Task(bypass=bypass, head=bypass.widened(head))
+    return Task(side=bypass, head=bypass.widened(head))
 
 
 ROWS: dict[str, Method] = {

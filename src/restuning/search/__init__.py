@@ -7,5 +7,5 @@ from restuning.search.budget import Budget as Budget
 from restuning.search.budget import bytes_in_words as bytes_in_words
 from restuning.search.candidates import CANDIDATES as CANDIDATES
 from restuning.search.candidates import Candidate as Candidate
-from restuning.search.feed import Feed as Feed
-from restuning.search.feed import feed_of as feed_of
+from restuning.search.feed import Inputs as Inputs
+from restuning.search.feed import open_inputs as open_inputs

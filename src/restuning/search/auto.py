@@ -14,7 +14,7 @@ from restuning.host import Extractor
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_where_memory_is_free
 from restuning.search.candidates import CANDIDATES, MORE, SHRINK, Candidate
-from restuning.search.feed import Feed
+from restuning.search.feed import Inputs
 from restuning.search.journal import Journal
 from restuning.search.trial import Row, Trials
 from restuning.task import Task
@@ -88,7 +88,7 @@ class Choice:
 
 def choose(
     host: Extractor,
-    feed: Feed,
+    feed: Inputs,
     settings: FitSettings,
     out: str | Path,
     *,

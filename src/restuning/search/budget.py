@@ -60,8 +60,8 @@ class Budget:
 
 def keep_where_memory_is_free(task: Task, budget: Budget) -> None:
     """Without a limit of memory nothing is computed twice to save it: the same gradients, sooner."""
-    if budget.memory is None and isinstance(task.bypass, MixingBypass):
-        task.bypass.recompute = False
+    if budget.memory is None and isinstance(task.side, MixingBypass):
+        task.side.recompute = False
 
 
 def bytes_in_words(size: int) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 from restuning.backbones import Backbone
 from restuning.data import Data
 from restuning.features import default_root
-from restuning.features.stored import BY_ITSELF, Stored, stored
+from restuning.features.stored import BY_ITSELF, Stored, open_or_build
 from restuning.host import Extractor
 from restuning.task import Task
 
 
 @dataclass(frozen=True)
-class Feed:
+class Inputs:
     """What a choice is fed with.
 
     Attributes:
@@ -33,7 +33,7 @@ class Feed:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def feed_of(
+def open_inputs(
     host: Extractor,
     backbone: Backbone,
     data: Data,
@@ -47,7 +47,7 @@ def feed_of(
     limit: int = BY_ITSELF,
     options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Feed:
+) -> Inputs:
     """Inputs of a data set, and stores of its training and validation features.
 
     The test split is counted and left out: its features are computed for the method that is taken,
@@ -68,7 +68,7 @@ def feed_of(
     place = Path(root or default_root())
 
     def features(task: Task, build: bool) -> Stored | None:
-        return stored(
+        return open_or_build(
             host,
             backbone,
             apart,
@@ -83,4 +83,4 @@ def feed_of(
         )
 
     tested = 0 if data.test is None else len(data.test)
-    return Feed(replace(data, test=None), features, tested, dict(options or {}))
+    return Inputs(replace(data, test=None), features, tested, dict(options or {}))

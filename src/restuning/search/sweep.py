@@ -267,7 +267,7 @@ class _Sweep:
         more = {k: v for k, v in setting.items() if k not in RATES}
         torch.manual_seed(arm.seed)
         task = methods.build(self.method, self.host, classes, **{**self.options, **more})
-        if task.bypass is None and (task.inline_tuners or len(task.weights)):
+        if task.side is None and (task.inline_tuners or len(task.weights)):
             raise TrainingError(
                 "a sweep trains from stored features",
                 where=self.method,

@@ -21,14 +21,14 @@ from restuning.search import rule
 from restuning.search.budget import Budget, keep_where_memory_is_free
 from restuning.search.candidates import Candidate
 from restuning.search.costs import Costs
-from restuning.search.feed import Feed
+from restuning.search.feed import Inputs
 from restuning.search.journal import Journal
 from restuning.search.rule import answers, calibrated_loss
 from restuning.sites import Needs
 from restuning.task import Task, Tuned
 from restuning.training import FitSettings, fit
 from restuning.training.arms import train_arms
-from restuning.training.closed_form import solved
+from restuning.training.closed_form import solve_closed_form
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Trials:
     def __init__(
         self,
         host: Extractor,
-        feed: Feed,
+        feed: Inputs,
         settings: FitSettings,
         budget: Budget,
         journal: Journal,
@@ -107,7 +107,7 @@ class Trials:
             kept = self._features(task, needs, known is not None, spent)
             tuned: nn.Module = Cached(self.host, task, kept.store)
             fed = replace(kept.data(fed, final=False), test=None)
-            fed = replace(fed, train=solved([task], fed.train))
+            fed = replace(fed, train=solve_closed_form([task], fed.train))
         else:
             tuned = Tuned(cast(Host, self.host), task)
         step, pieces = self.costs.step(tuned, fed, settings, self.budget, split=not detached)
@@ -220,7 +220,7 @@ class Trials:
         for rate in candidate.rates:
             if found:
                 tuned.task = self._build(candidate)
-                fed = replace(fed, train=solved([tuned.task], fed.train))
+                fed = replace(fed, train=solve_closed_form([tuned.task], fed.train))
             folder = self.journal.fit(candidate.method, rate)
             try:
                 result = fit(

@@ -1,7 +1,7 @@
 """Sites: where a network computes `stream + OP(stream)`, found by structure, proved by a forward."""
 
-from restuning.sites.attention_inputs import Given as Given
-from restuning.sites.attention_inputs import given as given
+from restuning.sites.attention_inputs import AttentionInputs as AttentionInputs
+from restuning.sites.attention_inputs import attention_inputs as attention_inputs
 from restuning.sites.attention_inputs import has_past as has_past
 from restuning.sites.attention_inputs import returned_bias as returned_bias
 from restuning.sites.attention_inputs import returns_bias as returns_bias
@@ -9,8 +9,8 @@ from restuning.sites.find import Finder as Finder
 from restuning.sites.find_readout import vector_of as vector_of
 from restuning.sites.linear import is_plain as is_plain
 from restuning.sites.linear import keep_backward as keep_backward
-from restuning.sites.projections import LentMaps as LentMaps
-from restuning.sites.projections import Maps as Maps
+from restuning.sites.projections import LentProjections as LentProjections
+from restuning.sites.projections import Projections as Projections
 from restuning.sites.readout import POOLS as POOLS
 from restuning.sites.readout import Readout as Readout
 from restuning.sites.readout import mean_of as mean_of
@@ -27,6 +27,6 @@ from restuning.sites.taps import IN_WORDS as IN_WORDS
 from restuning.sites.taps import Features as Features
 from restuning.sites.taps import Needs as Needs
 from restuning.sites.taps import Tokens as Tokens
-from restuning.sites.taps import hold as hold
+from restuning.sites.taps import covers_tokens as covers_tokens
 from restuning.sites.taps import readout_of as readout_of
 from restuning.sites.taps import tokens_of as tokens_of

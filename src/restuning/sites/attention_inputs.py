@@ -13,7 +13,7 @@ CONTEXT = ("encoder_hidden_states", "key_value_states", "context")
 """Keywords under which cross-attention is given the other sequence."""
 
 
-class Given(NamedTuple):
+class AttentionInputs(NamedTuple):
     """One forward's conditions of one attention.
 
     Attributes:
@@ -33,7 +33,7 @@ class Given(NamedTuple):
     context: Tensor | None = None
 
 
-def given(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Given:
+def attention_inputs(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> AttentionInputs:
     """Read them off an attention's arguments."""
     context = next((kwargs[n] for n in CONTEXT if isinstance(kwargs.get(n), Tensor)), None)
     mask, rope, past, whole = None, None, None, False
@@ -46,7 +46,7 @@ def given(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Given:
                 rope = value
         elif context is None and hasattr(value, "get_seq_length"):
             past, whole = _past(value, module)
-    return Given(mask, None, rope, past, whole, context)
+    return AttentionInputs(mask, None, rope, past, whole, context)
 
 
 def returns_bias(module: nn.Module) -> bool:

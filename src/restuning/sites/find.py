@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning.sites.attention_inputs import CONTEXT, given, returned_bias, returns_bias
+from restuning.sites.attention_inputs import CONTEXT, attention_inputs, returned_bias, returns_bias
 from restuning.sites.families import declared_sites
 from restuning.sites.find_readout import ReadoutListener
 from restuning.sites.gated import gated_sums
@@ -90,7 +90,7 @@ class Finder:
         call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
         call.alone = len(args) + sum(v is not None for v in kwargs.values()) == 1
         if self._listening:
-            call.given = given(module, args, kwargs)
+            call.given = attention_inputs(module, args, kwargs)
             # Clones, because a later in-place operation would change what was seen.
             call.entered = None if x is None else x.clone()
         self.stack.append(call)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning.sites.gated import gated_sums
-from restuning.sites.projections import Maps
+from restuning.sites.projections import Projections
 from restuning.sites.prove_projections import propose, prove
 from restuning.sites.site import Op, Site
 from restuning.sites.sums import (
@@ -103,7 +103,7 @@ class Operations:
             found.append(replace(site, maps=maps))
         return found
 
-    def _norm_alone(self, maps: Maps, stream: Tensor, calls: list[Heard]) -> bool:
+    def _norm_alone(self, maps: Projections, stream: Tensor, calls: list[Heard]) -> bool:
         """Whether what W_q read is what the layer's norm, given nothing else, made of the stream."""
         reads = next((c.entered for c in calls if c.path == maps.q), None)
         norm = next((c for c in calls if c.path == maps.norm), None)
@@ -127,7 +127,7 @@ class Operations:
         calls: list[Heard],
         own: Heard,
         leave: Heard,
-    ) -> Maps | None:
+    ) -> Projections | None:
         # A post-norm attention ends after its own sum; then only its inner part is in the branch.
         parent = module.path.rpartition(".")[0]
         proposal = propose(self.model, module.path) or (

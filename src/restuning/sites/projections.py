@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning._errors import MapsError
-from restuning.sites.attention_inputs import Given, rotated
+from restuning._errors import ProjectionsError
+from restuning.sites.attention_inputs import AttentionInputs, rotated
 from restuning.sites.linear import bias_of, weight_of
 
 
 @dataclass(frozen=True, slots=True)
-class Maps:
+class Projections:
     """Where the maps of one attention are: module paths and numbers, no tensors.
 
     Attributes:
@@ -64,13 +64,15 @@ class Maps:
         return self.kv_heads * self.head_dim
 
 
-class LentMaps:
+class LentProjections:
     """The maps as functions, for one forward (the `View` that tuners are given).
 
     Letters: `h` query heads, `e` width of a head.
     """
 
-    def __init__(self, model: nn.Module, maps: Maps, beside: Given | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, maps: Projections, beside: AttentionInputs | None = None
+    ) -> None:
         self.maps, self.heads, self.scale = maps, maps.heads, maps.scale
         self._of = {
             path: model.get_submodule(path)
@@ -79,9 +81,9 @@ class LentMaps:
         }
         self._given = beside
 
-    def during(self, given: Given) -> LentMaps:
+    def during(self, given: AttentionInputs) -> LentProjections:
         """The same maps in a forward whose attention was given this."""
-        lent = object.__new__(LentMaps)
+        lent = object.__new__(LentProjections)
         lent.__dict__.update(self.__dict__, _given=given)
         return lent
 
@@ -106,7 +108,7 @@ class LentMaps:
 
         Its own tokens at their positions after those in the cache, or the other sequence.
         """
-        beside = self._given or Given()
+        beside = self._given or AttentionInputs()
         if beside.context is not None:
             return self.k(beside.context), self.v(beside.context)
         if beside.past is not None and beside.whole:
@@ -143,7 +145,7 @@ class LentMaps:
 
     def mask(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         """What the layer adds to its scores, `b|1 h|1 n m`: masks and relative positions."""
-        beside = self._given or Given()
+        beside = self._given or AttentionInputs()
         # The least number, not minus infinity: a row that sees nothing must not become NaN.
         least = torch.finfo(queries.dtype).min
         n, m = queries.shape[-2], keys.shape[-2]
@@ -195,7 +197,7 @@ class LentMaps:
         if not self.maps.rope:
             return y
         if self._given is None or self._given.rope is None:
-            raise MapsError(
+            raise ProjectionsError(
                 "a layer's rotary positions are not known outside its forward",
                 where=self.maps.module,
                 fix="use the maps while the backbone runs: Tuned(host, task)(x) or host.using(task)",

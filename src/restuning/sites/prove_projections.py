@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from restuning.sites.attention_inputs import Given
+from restuning.sites.attention_inputs import AttentionInputs
 from restuning.sites.linear import bias_of, is_linear, width_out
-from restuning.sites.projections import LentMaps, Maps
+from restuning.sites.projections import LentProjections, Projections
 
 PROOF_TOLERANCE = 1e-4
 """Largest error of the recomputed attention, relative to its maximum: fp32 fused kernels differ
@@ -39,17 +39,17 @@ class Recorded(Protocol):
 
     entered: Tensor | None
     left: Tensor | None
-    given: Given
+    given: AttentionInputs
 
 
-def propose(model: nn.Module, path: str) -> Maps | None:
+def propose(model: nn.Module, path: str) -> Projections | None:
     """What the attention module at a path looks like, or None; not proved yet."""
     module = model.get_submodule(path)
     if isinstance(module, nn.MultiheadAttention):
         if module.in_proj_weight is None or not module.batch_first:
             return None
         size = module.head_dim
-        return Maps(
+        return Projections(
             "packed",
             path,
             path,
@@ -89,7 +89,7 @@ def propose(model: nn.Module, path: str) -> Maps | None:
     if not size or not groups or heads % groups:
         return None
     scale = _number(module, "scale", "scaling") or size**-0.5
-    return Maps(
+    return Projections(
         "fused" if fused else "separate",
         str(q),
         str(k),
@@ -124,8 +124,8 @@ def _number(module: nn.Module, *names: str) -> float | None:
 
 
 def prove(
-    model: nn.Module, maps: Maps, heard: Callable[[str], Recorded | None], leave: Recorded
-) -> Maps | None:
+    model: nn.Module, maps: Projections, heard: Callable[[str], Recorded | None], leave: Recorded
+) -> Projections | None:
     """The maps, if they reproduce the layer's attention.
 
     Rotary positions and a causal mask are tried where the arguments leave them open.
@@ -152,7 +152,7 @@ def prove(
     for rope in ("", "half", "interleaved") if beside.rope is not None else ("",):
         for masked in masks:
             tried = replace(maps, rope=rope, causal=masked)
-            error = _error(LentMaps(model, tried, beside), x, target)
+            error = _error(LentProjections(model, tried, beside), x, target)
             if error <= PROOF_TOLERANCE * target.abs().max():
                 same = leave.left is not None and leave.left.numel() == y.numel()
                 direct = same and torch.equal(leave.left.reshape(-1), y.reshape(-1))  # type: ignore[union-attr]
@@ -161,7 +161,7 @@ def prove(
     return None
 
 
-def _error(lent: LentMaps, x: Tensor, target: Tensor) -> float:
+def _error(lent: LentProjections, x: Tensor, target: Tensor) -> float:
     try:
         q = lent.q(x)
         k, v = lent.keys_values(x)

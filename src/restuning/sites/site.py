@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from restuning._errors import NoSitesError
-from restuning.sites.projections import Maps
+from restuning.sites.projections import Projections
 
 Op = Literal["mha", "cross", "ffn", "block", "stage"]
 Layout = Literal["b n d", "b d n", "b h w d", "b d h w"]
@@ -58,7 +58,7 @@ class Site:
     calls: int = 1
     layout: Layout = "b n d"
     proof: Proof = "residual"
-    maps: Maps | None = None
+    maps: Projections | None = None
     changes: bool = False
     dim_in: int = 0
     part: int | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from restuning.sites.attention_inputs import Given
+from restuning.sites.attention_inputs import AttentionInputs
 from restuning.sites.linear import is_linear, width_in
 from restuning.sites.site import Layout, Op
 
@@ -35,7 +35,7 @@ class Heard:
     start: int
     entered: Tensor | None
     cross: bool = False
-    given: Given = Given()  # noqa: RUF009
+    given: AttentionInputs = AttentionInputs()  # noqa: RUF009
     end: int = -1
     left: Tensor | None = None
     part: int | None = None

@@ -50,7 +50,7 @@ def tokens_of(pool: str | None) -> Tokens:
     return of.get(pool, "all")
 
 
-def hold(kept: str, wanted: str, kept_merge: int = 1, wanted_merge: int = 1) -> bool:
+def covers_tokens(kept: str, wanted: str, kept_merge: int = 1, wanted_merge: int = 1) -> bool:
     """Whether tokens that were kept hold those that are wanted: all hold the first and the last.
 
     What is pooled is in no other: the last of it is the backbone's own feature. Where patches were

@@ -39,7 +39,7 @@ class Bank(nn.Module):
         if not tasks:
             raise FormatError("a bank needs a task", found="none", fix="give {name: task}")
         for name, task in tasks.items():
-            if task.bypass is None and (task.inline_tuners or len(task.weights)):
+            if task.side is None and (task.inline_tuners or len(task.weights)):
                 raise FormatError(
                     "a bank runs bypass tasks",
                     where=name,
@@ -56,9 +56,7 @@ class Bank(nn.Module):
         self.names = tuple(tasks)
         self.labels = {name: task.labels for name, task in tasks.items()}
         needs = [
-            t.bypass.needs(str(t.pool))
-            if t.bypass is not None
-            else Needs(("last",), tokens_of(t.pool))
+            t.side.needs(str(t.pool)) if t.side is not None else Needs(("last",), tokens_of(t.pool))
             for t in tasks.values()
         ]
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)

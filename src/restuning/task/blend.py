@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, TunerShapeError
-from restuning.host import Spread
+from restuning.host import SideBySide
 from restuning.sites import Features
 from restuning.task.task import Task
-from restuning.tuners import Tuner, View, at_time, time_now
+from restuning.tuners import FrozenAttention, Tuner, at_time, time_now
 
 
 class Blend:
@@ -36,8 +36,8 @@ class Blend:
 
     def __init__(self, *parts: tuple[Task, float]) -> None:
         self.parts = tuple((_allowed(task), float(weight)) for task, weight in parts)
-        bypasses = [(t.bypass, w) for t, w in self.parts if t.bypass is not None]
-        self.bypass = _mixed(bypasses) if bypasses else None
+        bypasses = [(t.side, w) for t, w in self.parts if t.side is not None]
+        self.side = _mixed(bypasses) if bypasses else None
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -49,7 +49,7 @@ class Blend:
         return {name: _Weighted(*zip(*found, strict=True)) for name, found in by_site.items()}
 
 
-class Rows:
+class PerRow:
     """A task for every row of the batch: row i is answered by `tasks[i % len(tasks)]`.
 
     Guidance without a classifier doubles the batch, rows of one kind after those of the other;
@@ -68,8 +68,8 @@ class Rows:
         self.tasks = tuple(None if t is None else _allowed(t) for t in tasks)
         if not self.tasks:
             raise FormatError("no task for any row", found="an empty list", fix="give [task, ...]")
-        bypasses = [t.bypass if t is not None else None for t in self.tasks]
-        self.bypass = _by_rows(bypasses) if any(b is not None for b in bypasses) else None
+        bypasses = [t.side if t is not None else None for t in self.tasks]
+        self.side = _by_rows(bypasses) if any(b is not None for b in bypasses) else None
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -96,7 +96,7 @@ class Guided:
     head = None
 
     def __init__(self, task: Task, scale: float) -> None:
-        if _allowed(task).bypass is None:
+        if _allowed(task).side is None:
             raise FormatError(
                 "only a bypass leaves the backbone's own prediction in reach",
                 where=task.method,
@@ -111,10 +111,10 @@ class Guided:
         return {}
 
     @property
-    def bypass(self) -> Spread:
+    def side(self) -> SideBySide:
         """Both last streams; a new object for every use."""
-        return Spread(
-            [self.task.bypass], combine=lambda both: torch.lerp(both[0], both[1], self.scale)
+        return SideBySide(
+            [self.task.side], combine=lambda both: torch.lerp(both[0], both[1], self.scale)
         )
 
 
@@ -172,7 +172,7 @@ class _Several(Tuner):
     def reset_parameters(self) -> None:
         """Nothing of its own."""
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """The delta alone."""
         return self.added(torch.zeros_like(x), x, view)
 
@@ -185,7 +185,7 @@ class _Weighted(_Several):
         self.weights = tuple(weights)
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + sum_i w_i tuner_i(x)`."""
         for tuner, weight in zip(self._known, self.weights, strict=True):
@@ -200,7 +200,7 @@ class _ByRow(_Several):
     kind = "rows"
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """Every task's own rows."""
         if any(t.mixes_tokens and t.needs_view for t in self._known):

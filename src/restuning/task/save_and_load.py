@@ -239,7 +239,7 @@ def _card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> s
     use = use.format(backbone=backbone.removeprefix("diffusers:"), name=name)
     return f"""---
 library_name: restuning
-tags: [res-tuning, {"bypass" if task.bypass is not None else "inline"}]
+tags: [res-tuning, {"bypass" if task.side is not None else "inline"}]
 {f"base_model: {base}{chr(10)}" if base else ""}---
 # {name}
 

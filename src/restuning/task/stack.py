@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
 from restuning.bypass import Bypass, fused
-from restuning.bypass.fused import Adapters, climb, mixed
+from restuning.bypass.fused import Adapters, mix_up_weights, run_layers
 from restuning.sites import one_token, tokens_of
 from restuning.task.task import Task
 
@@ -25,10 +25,10 @@ column passes gelu, relu and silu as zero and changes nothing."""
 
 def form(task: Task) -> str | None:
     """Tasks of one form share a stack; None for a task that does not stack."""
-    bypass = task.bypass
+    bypass = task.side
     if not isinstance(bypass, Bypass) or bypass.residual or len(set(bypass.dims)) > 1:
         return None
-    found = fused.form(bypass.horizontal, bypass.vertical, at_rest=True)
+    found = fused.fused_signature(bypass.horizontal, bypass.vertical, at_rest=True)
     if found is None:
         return None
     ranks = [_padded(rank) for rank in found[:2]]
@@ -58,10 +58,10 @@ class Stack(nn.Module):
         super().__init__()
         self.names = tuple(tasks)
         members = list(tasks.values())
-        bypasses: list[Bypass] = [t.bypass for t in members]  # type: ignore[misc]
+        bypasses: list[Bypass] = [t.side for t in members]  # type: ignore[misc]
         self.taps, self.pool = bypasses[0].taps, members[0].pool
         self.classes = [t.head.out_features if t.head is not None else None for t in members]
-        found = fused.form(bypasses[0].horizontal, bypasses[0].vertical, at_rest=True)
+        found = fused.fused_signature(bypasses[0].horizontal, bypasses[0].vertical, at_rest=True)
         assert found is not None
         self.activation = found[2]
         across = _stacked([b.horizontal for b in bypasses])
@@ -69,7 +69,7 @@ class Stack(nn.Module):
         gate = torch.stack([b.gate.detach().sigmoid() for b in bypasses], 1)
         self.register_buffer("gate", gate)
         # What does not depend on the input is worked out once.
-        self.register_buffer("up", mixed(across, below, gate))
+        self.register_buffer("up", mix_up_weights(across, below, gate))
         self.sides = tuple(n for n, s in (("across", across), ("below", below)) if s is not None)
         for name, side in (("across", across), ("below", below)):
             if side is not None:
@@ -114,7 +114,7 @@ class Stack(nn.Module):
             for n in ("across", "below")
         ]
         up = None if self.up is None else self._of("up", pick)
-        state = climb(flat, self._of("gate", pick), downs, up, self.activation)  # type: ignore[arg-type]
+        state = run_layers(flat, self._of("gate", pick), downs, up, self.activation)  # type: ignore[arg-type]
         feature = readout(state.reshape(-1, *shape[1:]), pool=self.pool)
         feature = feature.unflatten(0, (len(members), -1))
         if self.classes[0] is None:

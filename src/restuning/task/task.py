@@ -17,11 +17,11 @@ from restuning.tuners import Tuner, from_spec
 class Task(nn.Module):
     """Tuners inside the backbone (inline) or a side network (bypass), and a head.
 
-    Build one with `Task.inline`, `Task.bypass_of` or `methods.build`.
+    Build one with `Task.inline`, `Task.bypass` or `methods.build`.
 
     Attributes:
         tuners: `ModuleDict` of site key (`mha_3`) to tuner; empty for a bypass task.
-        bypass: The side network, or None for an inline task.
+        side: The side network, or None for an inline task.
         weights: Trained copies of backbone tensors by name with "/" for "." (full fine-tuning,
             BitFit); the backbone itself is never changed.
         head: `nn.Linear` on the feature, or None to return the backbone's own output.
@@ -34,7 +34,7 @@ class Task(nn.Module):
         self,
         *,
         tuners: Mapping[str, Tuner] | None = None,
-        bypass: Bypass | MixingBypass | Ridge | UNetBypass | None = None,
+        side: Bypass | MixingBypass | Ridge | UNetBypass | None = None,
         weights: Mapping[str, Tensor] | None = None,
         head: nn.Linear | None = None,
         pool: str | None = None,
@@ -42,7 +42,7 @@ class Task(nn.Module):
         labels: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if bypass is not None and (tuners or weights):
+        if side is not None and (tuners or weights):
             raise FormatError(
                 "a task is inline or bypass, not both",
                 found=f"{len(tuners or {})} tuners and a bypass",
@@ -50,11 +50,12 @@ class Task(nn.Module):
             )
         self.sites = tuple(tuners or {})
         self.tuners = nn.ModuleDict({n.replace(".", "_"): t for n, t in (tuners or {}).items()})
-        self.bypass = bypass
+        self.side = side
         self.weights = nn.ParameterDict(
             {n.replace(".", "/"): nn.Parameter(w) for n, w in (weights or {}).items()}
         )
         self.head = head
+        self._register_load_state_dict_pre_hook(_accept_old_names)
         self.pool, self.method, self.labels = pool, method, labels
 
     @classmethod
@@ -82,7 +83,7 @@ class Task(nn.Module):
         return cls(tuners=tuners, head=head, **settings)
 
     @classmethod
-    def bypass_of(
+    def bypass(
         cls,
         sites: Sites,
         plan: Plan | None,
@@ -105,7 +106,7 @@ class Task(nn.Module):
             settings: `pool`, `method`, `labels`.
         """
         bypass = Bypass.plan(sites, plan, vertical, own=own, residual=residual)
-        return cls(bypass=bypass, head=head, **settings)
+        return cls(side=bypass, head=head, **settings)
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -115,8 +116,8 @@ class Task(nn.Module):
     def needs(self, readout: Readout) -> Needs:
         """What this task reads of the backbone, given the host's readout."""
         pool = self.pool or readout.pool
-        if self.bypass is not None:
-            return self.bypass.needs(pool)
+        if self.side is not None:
+            return self.side.needs(pool)
         return Needs(("last",), tokens_of(pool))
 
     def forward(
@@ -133,10 +134,10 @@ class Task(nn.Module):
             Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
         """
         lent = readout_of(taps, readout)
-        if isinstance(self.bypass, MixingBypass | Ridge):
-            feature = self.bypass.feature(taps, lent, self.pool)
+        if isinstance(self.side, MixingBypass | Ridge):
+            feature = self.side.feature(taps, lent, self.pool)
         else:
-            state = self.bypass(taps) if self.bypass is not None else taps["last"]
+            state = self.side(taps) if self.side is not None else taps["last"]
             feature = lent(state, pool=self.pool)
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
@@ -155,7 +156,7 @@ class Task(nn.Module):
         return {
             "method": self.method,
             "tuners": {name: tuner.spec() for name, tuner in self.inline_tuners.items()},
-            "bypass": self.bypass.spec() if self.bypass is not None else None,
+            "bypass": self.side.spec() if self.side is not None else None,
             "weights": {n.replace("/", "."): list(p.shape) for n, p in self.weights.items()},
             "head": [self.head.in_features, self.head.out_features] if self.head else None,
             "pool": self.pool,
@@ -172,7 +173,7 @@ class Task(nn.Module):
         try:
             return cls(
                 tuners={name: from_spec(s) for name, s in spec["tuners"].items()},
-                bypass=_bypass_of(spec["bypass"]) if spec["bypass"] else None,
+                side=_bypass_of(spec["bypass"]) if spec["bypass"] else None,
                 weights={n: torch.zeros(*shape) for n, shape in spec["weights"].items()},
                 head=nn.Linear(*spec["head"]) if spec["head"] else None,
                 pool=spec["pool"],
@@ -197,3 +198,9 @@ def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass | Ridge | UNetB
             fix="read it with the library version that wrote it",
         )
     return kinds[spec.get("network")].from_spec(spec)
+
+
+def _accept_old_names(state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Files and checkpoints of before call the side network `bypass`."""
+    for key in [k for k in state if k.startswith(f"{prefix}bypass.")]:
+        state[f"{prefix}side.{key.removeprefix(f'{prefix}bypass.')}"] = state.pop(key)

@@ -14,8 +14,8 @@ from restuning.task.task import Task
 from restuning.task.tuned import Tuned
 
 
-class Together(nn.Module):
-    """`Together(host, {name: task})(x) -> {name: logits}`.
+class MultiTask(nn.Module):
+    """`MultiTask(host, {name: task})(x) -> {name: logits}`.
 
     All bypass tasks and all heads alone share one backbone forward and one bank; every inline task
     takes a forward of its own, because its tuners change what the backbone computes.
@@ -37,7 +37,7 @@ class Together(nn.Module):
         super().__init__()
         if not tasks:
             raise FormatError("there is no task to answer", found="none", fix="give {name: task}")
-        shared = {n: t for n, t in tasks.items() if t.bypass is not None or _head_alone(t)}
+        shared = {n: t for n, t in tasks.items() if t.side is not None or _head_alone(t)}
         for task in shared.values():
             task.pool = task.pool or host.readout_rule.pool
         self.host, self.names = host, tuple(tasks)

@@ -53,9 +53,9 @@ class Tuned(nn.Module):
         host, task = self.host, self.task
         assert isinstance(host, Host)
         headless = task.head is None and task.pool is None
-        if task.bypass is not None:
-            bypass: Any = task.bypass
-            taps, output = host.tuned({}, Needs(bypass.taps), *args, bypass=bypass, **kwargs)
+        if task.side is not None:
+            side: Any = task.side
+            taps, output = host.tuned({}, Needs(side.taps), *args, side=side, **kwargs)
             _refuse_graph(taps)
             return output
         needs = task.needs(host.readout_rule)

@@ -21,7 +21,7 @@ from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
 from restuning.host import Extractor
 from restuning.task import Task
-from restuning.training.closed_form import solved
+from restuning.training.closed_form import solve_closed_form
 from restuning.training.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
 from restuning.training.randomness import Order
 from restuning.training.settings import FitSettings
@@ -79,7 +79,7 @@ def train_arms(
                 found=", ".join(differs) or "ema or mixed precision",
                 fix="train them apart",
             )
-    train = solved(tasks, train)
+    train = solve_closed_form(tasks, train)
     arms = _Arms(host, tasks, settings)
     order = Order(len(train), first.batch_size, first.epochs, first.seed)
     warmup = round(first.warmup * order.per_epoch)
@@ -160,7 +160,7 @@ class _Arms:
 
     def logits(self, taps: Mapping[str, Tensor]) -> Tensor:
         """`k b c`."""
-        if self.template.bypass is None:
+        if self.template.side is None:
             taps = {"last": taps[self.last]}
         tokens = self.template.needs(self.host.readout_rule).tokens
         fed = {name: tap.to(self.device) for name, tap in narrowed(taps, tokens).items()}
@@ -174,7 +174,7 @@ class _Arms:
         return vmap(one, randomness="different")(dict(self.weights), dict(self.buffers))
 
     def _fuses(self, taps: Mapping[str, Tensor]) -> bool:
-        bypass = self.template.bypass
+        bypass = self.template.side
         return (
             isinstance(bypass, Bypass)
             and self.template.head is not None
@@ -182,7 +182,7 @@ class _Arms:
         )
 
     def _fused(self, taps: Mapping[str, Tensor]) -> Tensor:
-        bypass, head = self.template.bypass, self.template.head
+        bypass, head = self.template.side, self.template.head
         assert isinstance(bypass, Bypass)
         assert head is not None
         state = bypass.fused(taps, self.stacked.__getitem__)

@@ -58,7 +58,7 @@ class WithAnswers(Dataset):
         return taps | {name: rows[at] for name, rows in self.answers.items()}, labels
 
 
-def solved(tasks: Sequence[Task], train: Any) -> Any:
+def solve_closed_form(tasks: Sequence[Task], train: Any) -> Any:
     """Fit every `Ridge` of some tasks on a training split; the split with its answers beside.
 
     One pass over the features for all of them; the same data give the same solution, so a run that was

@@ -22,4 +22,4 @@ from restuning.tuners.prompt import StemPrompt as StemPrompt
 from restuning.tuners.scale import Scaled as Scaled
 from restuning.tuners.token_mixing import ContextAdapter as ContextAdapter
 from restuning.tuners.token_mixing import LowRankAttention as LowRankAttention
-from restuning.tuners.view import View as View
+from restuning.tuners.view import FrozenAttention as FrozenAttention

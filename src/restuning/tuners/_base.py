@@ -2,7 +2,7 @@
 
 Imports torch and `_errors` only: a tuner knows a width, never a backbone, a path, a layer number or
 a device. What it must borrow from the frozen layer (Res-Prefix and Res-Prompt need W_q, W_k, W_v
-and W_o) is lent for one forward as a `View`.
+and W_o) is lent for one forward as a `FrozenAttention`.
 
 Letters in shapes: `b` batch, `n` tokens, `d` width, `h` heads, `r` rank or length.
 """
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, TunerShapeError, UnknownNameError
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 ENTRY_POINTS = "restuning.tuners"
 
@@ -54,14 +54,14 @@ class Tuner(nn.Module, ABC):
         return self.mixes_tokens
 
     @abstractmethod
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
 
     @abstractmethod
     def reset_parameters(self) -> None:
         """Draw the start values, also after `to_empty` on a module built on `meta`."""
 
-    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+    def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)`; a tuner ending in a linear map folds the scale into its weight.
 
         Folding keeps the `b n d` product out of the graph: without it the gradient of the scale
@@ -70,7 +70,7 @@ class Tuner(nn.Module, ABC):
         return self(x, view) * scale
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)`, which is what runs at a site.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from restuning._errors import UnknownNameError
 from restuning.tuners._base import Reads, Tuner, tuner
 from restuning.tuners.products import added_product
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 BIAS_STD = 1e-6
 """Standard deviation of the biases, as in the authors' code."""
@@ -76,17 +76,17 @@ class ResAdapter(Tuner):
         """Draw the start values; see the class."""
         start_bottleneck(self.down, self.up, self.zero)
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
         delta = self.up(self._hidden(x))
         return delta if self.factor == 1.0 else delta * self.factor
 
-    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+    def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with a scalar or channel scale folded into W_up."""
         return F.linear(self._hidden(x), *self._up(scale))
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the bottleneck."""
         return added_product(y, self._hidden(x), *self._up(scale))

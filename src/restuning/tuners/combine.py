@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, tuner
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 
 @tuner("sum")
@@ -57,7 +57,7 @@ class Sum(Tuner):
         for each in self.tuners:
             each.reset_parameters()  # type: ignore[operator]
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the sum of the deltas."""
         total = self.tuners[0](x, view)
         for each in list(self.tuners)[1:]:
@@ -65,7 +65,7 @@ class Sum(Tuner):
         return total
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * sum_i tuner_i(x)`, one tuner after the other."""
         for each in self.tuners:
@@ -112,7 +112,7 @@ class DropPath(Tuner):
         """The tuner's own start."""
         self.tuner.reset_parameters()
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta, dropped for some samples while training."""
         delta = self.tuner(x, view)
         if not self.training or self.p == 0:
@@ -121,7 +121,7 @@ class DropPath(Tuner):
         return delta * (kept / (1 - self.p)).to(delta.dtype)
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """As the tuner inside at inference."""
         if self.training and self.p > 0:

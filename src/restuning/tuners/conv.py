@@ -12,7 +12,7 @@ from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
 from restuning.tuners.token_mixing import normed
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 MOST_PREFIX_TOKENS = 6
 """Class, distillation and up to four register tokens stand before the grid in known families."""
@@ -78,7 +78,7 @@ class ConvAdapter(Tuner):
         nn.init.dirac_(self.depthwise.weight, groups=self.rank)
         nn.init.zeros_(self.depthwise.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
         hidden = self.down(normed(x, self.norm))
         if x.dim() == 4:

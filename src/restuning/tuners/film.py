@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning._errors import MapsError
+from restuning._errors import ProjectionsError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
 from restuning.tuners.context import time_now
 from restuning.tuners.products import added_map
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 FEATURES = 64
 """Sines and cosines of a time step: 32 periods from 2 pi to 10,000 times that, as diffusion models
@@ -61,16 +61,16 @@ class FilmAdapter(Tuner):
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
         return self.up(self._hidden(x))
 
-    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+    def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with the scale folded into W_up."""
         return F.linear(self._hidden(x), self.up.weight * scale.unsqueeze(-1), self.up.bias * scale)
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the bottleneck."""
         return added_map(y, self._hidden(x), self.up, scale)
@@ -78,7 +78,7 @@ class FilmAdapter(Tuner):
     def _hidden(self, x: Tensor) -> Tensor:
         steps = time_now()
         if steps is None:
-            raise MapsError(
+            raise ProjectionsError(
                 "this tuner needs the time step of a diffusion model",
                 where=self.kind,
                 found="a forward without one",

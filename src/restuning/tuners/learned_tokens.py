@@ -8,10 +8,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from restuning._errors import MapsError
+from restuning._errors import ProjectionsError
 from restuning.tuners._base import Tuner
 from restuning.tuners.products import added_product, attend, merge_heads, split_heads
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 Query = Literal["mha", "stream"]
 
@@ -35,10 +35,10 @@ class AttentionTuner(Tuner):
         return self.query == "mha"
 
     @abstractmethod
-    def keys_values(self, view: View | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, view: FrozenAttention | None) -> tuple[Tensor, Tensor]:
         """K_t and V_t of the learned tokens, each `h r d/h`."""
 
-    def attended(self, x: Tensor, view: View | None) -> tuple[Tensor, Tensor, Tensor]:
+    def attended(self, x: Tensor, view: FrozenAttention | None) -> tuple[Tensor, Tensor, Tensor]:
         """Q, `Attn(Q, K_t, V_t)` and its log-sum-exp, per head.
 
         Raises:
@@ -54,7 +54,7 @@ class AttentionTuner(Tuner):
         mixed, lse = attend(queries, keys, values, scale)
         return queries, mixed, lse
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
         if (folded := self._folded(x, view)) is not None:
             weights, out = folded
@@ -62,7 +62,7 @@ class AttentionTuner(Tuner):
         _, mixed, _ = self.attended(x, view)
         return merge_heads(mixed) if self.query == "stream" else required(view, self).out(mixed)
 
-    def scaled(self, x: Tensor, view: View | None, scale: Tensor) -> Tensor:
+    def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with the scale folded into the last product where there is one."""
         if (folded := self._folded(x, view)) is None:
             return super().scaled(x, view, scale)
@@ -70,7 +70,7 @@ class AttentionTuner(Tuner):
         return weights @ (out * scale)
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)`, as one product where the maps fold."""
         if (folded := self._folded(x, view)) is None:
@@ -78,7 +78,7 @@ class AttentionTuner(Tuner):
         weights, out = folded
         return added_product(y, weights, (out if scale is None else out * scale).t(), None)
 
-    def _folded(self, x: Tensor, view: View | None) -> tuple[Tensor, Tensor] | None:
+    def _folded(self, x: Tensor, view: FrozenAttention | None) -> tuple[Tensor, Tensor] | None:
         """Attention weights `... n h*r` and what they mix, `h*r d`; None where nothing folds."""
         if self.query == "stream":
             return None
@@ -91,10 +91,10 @@ class AttentionTuner(Tuner):
         return scores.softmax(-1).flatten(-2), out
 
 
-def required(view: View | None, tuner: Tuner) -> View:
+def required(view: FrozenAttention | None, tuner: Tuner) -> FrozenAttention:
     """The lent maps, or an error that says how to get them."""
     if view is None:
-        raise MapsError(
+        raise ProjectionsError(
             f"{tuner.kind} needs the frozen attention maps of its layer",
             found="this site lends none (they could not be proved, or there is no attention)",
             fix='use query="stream", or declare the maps in sites/families.py',

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from restuning.tuners._base import tuner
 from restuning.tuners.learned_tokens import AttentionTuner, Query, required
 from restuning.tuners.products import split_heads
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 
 @tuner("res_prefix")
@@ -60,7 +60,7 @@ class ResPrefix(AttentionTuner):
         if self.zero:
             nn.init.zeros_(self.v)
 
-    def keys_values(self, view: View | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, view: FrozenAttention | None) -> tuple[Tensor, Tensor]:
         """The prefix, split into heads."""
         if self.query == "stream":
             return split_heads(self.k, self.heads), split_heads(self.v, self.heads)

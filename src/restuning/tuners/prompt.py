@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from restuning.tuners._base import tuner
 from restuning.tuners.learned_tokens import AttentionTuner, Query, required
 from restuning.tuners.products import split_heads
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 
 @tuner("res_prompt")
@@ -55,7 +55,7 @@ class ResPrompt(AttentionTuner):
         """Draw the start values; see the class."""
         nn.init.xavier_uniform_(self.prompt)
 
-    def keys_values(self, view: View | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, view: FrozenAttention | None) -> tuple[Tensor, Tensor]:
         """The prompt through the layer's norm, W_k and W_v."""
         if self.query == "stream":
             tokens = split_heads(self.prompt, self.heads)
@@ -93,10 +93,10 @@ class StemPrompt(AttentionTuner):
         """Xavier-uniform."""
         nn.init.xavier_uniform_(self.prompt)
 
-    def keys_values(self, view: View | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, view: FrozenAttention | None) -> tuple[Tensor, Tensor]:
         """The tokens themselves."""
         return self.prompt, self.prompt
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """The tokens, once for each sample."""
         return self.prompt.to(x.dtype).expand(x.shape[0], -1, -1)

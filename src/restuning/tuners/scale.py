@@ -12,7 +12,7 @@ from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.context import mean_of_tokens
 from restuning.tuners.learned_tokens import AttentionTuner, required
 from restuning.tuners.products import attend
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 Form = Literal["none", "scalar", "channel", "gate", "exact"]
 FORMS = ("none", "scalar", "channel", "gate", "exact")
@@ -97,7 +97,7 @@ class Scaled(Tuner):
             self.gate.reset_parameters()
         self.tuner.reset_parameters()
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the scaled delta; see the class."""
         if self.form in ("scalar", "channel"):
             return self.tuner.scaled(x, view, self.scale.expand(self.dim))
@@ -108,7 +108,7 @@ class Scaled(Tuner):
         return self.tuner(x, view)
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + s * tuner(x)`; a learned s goes into the tuner's own last product."""
         if scale is not None or self.form in ("gate", "exact"):
@@ -116,7 +116,7 @@ class Scaled(Tuner):
         own = self.scale.expand(self.dim) if self.form in ("scalar", "channel") else None
         return self.tuner.added(y, x, view, own)
 
-    def _exact(self, x: Tensor, view: View | None) -> Tensor:
+    def _exact(self, x: Tensor, view: FrozenAttention | None) -> Tensor:
         lent = required(view, self)
         assert isinstance(self.tuner, AttentionTuner)
         queries, ours, ours_lse = self.tuner.attended(x, view)

@@ -10,7 +10,7 @@ from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
 from restuning.tuners.context import attention_mask, mean_of_tokens
 from restuning.tuners.products import added_map, merge_heads, split_heads
-from restuning.tuners.view import View
+from restuning.tuners.view import FrozenAttention
 
 
 def normed(x: Tensor, norm: bool) -> Tensor:
@@ -62,12 +62,12 @@ class LowRankAttention(Tuner):
         """Draw the start values; see the class."""
         start_bottleneck(self.qkv, self.up, self.zero)
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
         return self.up(self._mixed(x))
 
     def added(
-        self, y: Tensor, x: Tensor, view: View | None = None, scale: Tensor | None = None
+        self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the attention's output."""
         return added_map(y, self._mixed(x), self.up, scale)
@@ -115,6 +115,6 @@ class ContextAdapter(Tuner):
         start_bottleneck(self.down, self.up, self.zero)
         nn.init.xavier_uniform_(self.all.weight)
 
-    def forward(self, x: Tensor, view: View | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
         return self.up(F.gelu(self.down(x) + self.all(mean_of_tokens(x))))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @runtime_checkable
-class View(Protocol):
+class FrozenAttention(Protocol):
     """The frozen attention maps of one layer, lent to a tuner for one forward and never kept."""
 
     heads: int

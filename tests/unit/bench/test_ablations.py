@@ -55,9 +55,9 @@ def test_a_fixed_lambda_is_not_trained_and_the_rest_is(host):
     assert whole.trainable_parameters() - task.trainable_parameters() == host.sites.layers
     taps = host.features(IMAGE, keep=task.needs(host.readout_rule))
     task(taps).sum().backward()
-    assert task.bypass.gate.grad is None
+    assert task.side.gate.grad is None
     assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
-    torch.testing.assert_close(task.bypass.gate.sigmoid(), torch.full((6,), 0.5))
+    torch.testing.assert_close(task.side.gate.sigmoid(), torch.full((6,), 0.5))
     for wrong in (0, 1, 2.5):
         with pytest.raises(RestuningError, match="lambda out of its range"):
             methods.build("res-tuning-bypass", host, num_classes=3, gate=wrong)
@@ -68,6 +68,6 @@ def test_a_bypass_on_fewer_taps_reads_those_alone(host):
     assert task.needs(host.readout_rule).taps == ("block.0", "block.2", "block.4", "block.6")
     assert task(host.features(IMAGE, keep=task.needs(host.readout_rule))).shape == (2, 3)
     rebuilt = type(task).from_spec(task.spec())
-    assert rebuilt.bypass.taps == task.bypass.taps
+    assert rebuilt.side.taps == task.side.taps
     with pytest.raises(RestuningError, match="no such tap"):
         methods.build("res-tuning-bypass", host, num_classes=3, taps=[7])

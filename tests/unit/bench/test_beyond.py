@@ -14,7 +14,7 @@ from restuning.bench.studies.forgetting import learn_in_sequence
 from restuning.bench.studies.kept import load_kept
 from restuning.bench.studies.robustness import robustness, robustness_table
 from restuning.data import Data
-from restuning.data.data import as_is
+from restuning.data.data import collate_batch
 from restuning.data.decoded import HeldImages
 
 DIFFERENCE_TOLERANCE = 0.03
@@ -120,7 +120,7 @@ def data(world, seed, count=24):
     # Noise can only be learned by heart, which the next task is sure to disturb.
     x, y = pixels(count, seed), torch.arange(count) % 2
     held = HeldImages(x, y, normalise)
-    return Data(f"d{seed}", held, None, held, ["a", "b"], collate=as_is)
+    return Data(f"d{seed}", held, None, held, ["a", "b"], collate=collate_batch)
 
 
 def test_tasks_of_their_own_forget_nothing_and_a_shared_network_changes(world, tmp_path):

@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 import restuning
 from restuning import FitSettings, Host
 from restuning.data import load_data
-from restuning.search import choose, feed_of
+from restuning.search import choose, open_inputs
 
 SETTINGS = FitSettings(epochs=1, batch_size=32)
 
@@ -39,7 +39,7 @@ class World:
         self.root = root
 
     def feed(self, data=None):
-        return feed_of(self.host, self.backbone, data or self.data, root=self.root)
+        return open_inputs(self.host, self.backbone, data or self.data, root=self.root)
 
     def choose(self, out, data=None, settings=SETTINGS, **more):
         return choose(self.host, self.feed(data), settings, out, **more)

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from restuning import FitSettings, Host, export_engine, load_backbone, methods
 from restuning._errors import DataError, FormatError, TrainingError
 from restuning.data import load_data
-from restuning.search import CANDIDATES, Budget, Candidate, choose, feed_of, rule, trial
+from restuning.search import CANDIDATES, Budget, Candidate, choose, open_inputs, rule, trial
 from restuning.search.candidates import SHRINK
 from restuning.search.costs import Costs
 from restuning.training.checkpoint import read
@@ -88,7 +88,7 @@ def test_taps_are_computed_again_only_where_memory_is_limited(world, tmp_path, m
     found = world.choose(tmp_path, candidates=(MIXING,), budget=Budget(memory))
     task = methods.build("mixing-bypass", world.host, num_classes=world.data.num_classes)
     found.begin(task)
-    assert task.bypass.recompute is again
+    assert task.side.recompute is again
 
 
 def test_a_final_run_of_what_is_cheap_begins_anew(world, tmp_path):
@@ -290,7 +290,7 @@ def test_a_cnn_leaves_the_mixing_bypass_out_and_says_why(tmp_path):
         digits, train=Subset(digits.train, range(32)), val=Subset(digits.val, range(16)), test=None
     )
 
-    feed = feed_of(host, backbone, data, root=tmp_path / "stores")
+    feed = open_inputs(host, backbone, data, root=tmp_path / "stores")
     found = choose(host, feed, FitSettings(epochs=1), tmp_path / "out", candidates=(LINEAR, MIXING))
     assert found.method == "linear"
     assert "mixing" in reasons(found)["mixing-bypass"]
@@ -309,7 +309,7 @@ def test_an_engine_leaves_out_what_runs_inside_and_what_reads_tokens_it_does_not
     engine = load_backbone(f"pt2:{tmp_path / 'cls.pt2'}")
     host, data = engine.host(), replace(world.data, test=None)
 
-    feed = feed_of(host, engine, data, root=tmp_path / "stores")
+    feed = open_inputs(host, engine, data, root=tmp_path / "stores")
     found = choose(
         host,
         feed,

@@ -7,10 +7,10 @@ import restuning
 from restuning import FitSettings, Host, methods
 from restuning.data import load_data
 from restuning.features import Cached, StoredFeatures
-from restuning.features.stored import stored
+from restuning.features.stored import open_or_build
 from restuning.training import evaluate, fit
 from restuning.training.arms import train_arms
-from restuning.training.closed_form import WithAnswers, solved
+from restuning.training.closed_form import WithAnswers, solve_closed_form
 
 ALONE_TOLERANCE = 1e-5
 """Stacked products round elsewhere than single ones."""
@@ -25,7 +25,9 @@ def world(tmp_path_factory):
     for part in ("train", "val", "test"):
         setattr(data, part, torch.utils.data.Subset(getattr(data, part), range(ROWS)))
     needs = made(host).needs(host.readout_rule)
-    kept = stored(host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2)
+    kept = open_or_build(
+        host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2
+    )
     return host, data, kept
 
 
@@ -38,7 +40,7 @@ def test_it_starts_as_the_solution_which_reads_images_it_has_not_seen(world):
     host, data, kept = world
     task = made(host)
     tuned = Cached(host, task, kept.store)
-    train = solved([task], kept.data(data, final=False).train)
+    train = solve_closed_form([task], kept.data(data, final=False).train)
     assert isinstance(train, WithAnswers)
     right = evaluate(tuned, kept.data(data, final=False).test, 64, lambda batch: batch)
     # Ten digits: chance is a tenth.
@@ -49,19 +51,19 @@ def test_rows_carry_the_answer_they_would_have_had_if_left_out(world):
     host, data, kept = world
     task = made(host)
     plain = kept.data(data, final=False).train
-    train = solved([task], plain)
-    name = task.bypass.name
+    train = solve_closed_form([task], plain)
+    name = task.side.name
     rows = [5, 0, 149]
     taps, labels = train.gather(rows, [0, 1, 0])
     assert torch.equal(labels, plain.labels[rows])
     assert torch.equal(taps[name], train.answers[name][rows])
     assert torch.equal(train[5][0][name], taps[name][0])
-    assert not torch.allclose(taps[name], task.bypass({n: t for n, t in taps.items() if n != name}))
+    assert not torch.allclose(taps[name], task.side({n: t for n, t in taps.items() if n != name}))
     # Left out, a row is answered without its label: other labels of it change nothing there.
     other = StoredFeatures(kept.store, ["train"], 2)
     other.labels = other.labels.clone()
     other.labels[5] = (other.labels[5] + 1) % CLASSES
-    again = solved([made(host)], other)
+    again = solve_closed_form([made(host)], other)
     ratio = again.answers[name][5] / train.answers[name][5]
     # Up to the one scale that all rows share.
     assert float((ratio / ratio.median() - 1).abs().max()) < 1e-3
@@ -74,7 +76,7 @@ def test_an_arm_with_a_solution_ends_as_its_run_alone_would(world, tmp_path):
     arms = train_arms(host, [made(host) for _ in each], each, fed.train, fed.val)
     for number, (own, arm) in enumerate(zip(each, arms, strict=True)):
         task = made(host)
-        train = solved([task], fed.train)
+        train = solve_closed_form([task], fed.train)
         fit(
             Cached(host, task, kept.store),
             train,
@@ -93,13 +95,13 @@ def test_the_same_rows_give_the_same_solution_so_a_killed_run_goes_on(world):
     host, data, kept = world
     fed = kept.data(data, final=False)
     one, other = made(host), made(host)
-    first = solved([one], fed.train)
-    second = solved([other, made(host)], fed.train)
-    assert torch.equal(one.bypass.weight, other.bypass.weight)
-    assert torch.equal(first.answers[one.bypass.name], second.answers[one.bypass.name])
+    first = solve_closed_form([one], fed.train)
+    second = solve_closed_form([other, made(host)], fed.train)
+    assert torch.equal(one.side.weight, other.side.weight)
+    assert torch.equal(first.answers[one.side.name], second.answers[one.side.name])
 
 
 def test_tasks_without_one_are_fed_as_before(world):
     host, data, kept = world
     fed = kept.data(data, final=False)
-    assert solved([methods.build("linear", host, CLASSES)], fed.train) is fed.train
+    assert solve_closed_form([methods.build("linear", host, CLASSES)], fed.train) is fed.train

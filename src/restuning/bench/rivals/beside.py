@@ -194,6 +194,6 @@ def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
     attentions = [s for s in host.sites.values() if s.op == "mha" and s.maps is not None]
     heads = attentions[0].maps.heads if attentions else 1  # type: ignore[union-attr]
     side = Ladder(host.sites.taps, dims.pop(), options.get("reduction", LADDER_REDUCTION), heads)
-    task = Task(bypass=side, head=fresh_head(host.dim, classes), method="lst")  # type: ignore[arg-type]
+    task = Task(side=side, head=fresh_head(host.dim, classes), method="lst")  # type: ignore[arg-type]
     task.pool = host.readout_rule.pool
     return task
