@@ -1,49 +1,142 @@
-"""Res-Tuning: small tuners that run beside a frozen backbone, and a bypass that detaches them."""
+"""Res-Tuning: small tuners that run beside a frozen backbone, and a bypass that detaches them.
 
-from restuning import methods as methods
-from restuning._errors import EngineError as EngineError
-from restuning._errors import NoSitesError as NoSitesError
-from restuning._errors import RestuningError as RestuningError
-from restuning._errors import SiteNotReachedError as SiteNotReachedError
-from restuning._errors import WrongBackboneError as WrongBackboneError
+Names are imported when they are first used: `import restuning` alone does not import torch, so that
+`restuning --help` answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from restuning._version import __version__ as __version__
-from restuning.backbones import export_engine as export_engine
-from restuning.backbones import load_backbone as load_backbone
-from restuning.bypass import Bypass as Bypass
-from restuning.bypass import UNetBypass as UNetBypass
-from restuning.data import load_data as load_data
-from restuning.host import Engine as Engine
-from restuning.host import Extractor as Extractor
-from restuning.host import Host as Host
-from restuning.host import find_sites as find_sites
-from restuning.sites import Features as Features
-from restuning.sites import Needs as Needs
-from restuning.sites import Readout as Readout
-from restuning.sites import Site as Site
-from restuning.sites import Sites as Sites
-from restuning.task import Bank as Bank
-from restuning.task import Blend as Blend
-from restuning.task import Guided as Guided
-from restuning.task import MultiTask as MultiTask
-from restuning.task import PerRow as PerRow
-from restuning.task import Task as Task
-from restuning.task import Tuned as Tuned
-from restuning.task import describe as describe
-from restuning.task import load as load
-from restuning.task import push_to_hub as push_to_hub
-from restuning.task import save as save
-from restuning.training import FitSettings as FitSettings
-from restuning.training import evaluate as evaluate
-from restuning.training import fit as fit
-from restuning.tuners import ConvAdapter as ConvAdapter
-from restuning.tuners import DropPath as DropPath
-from restuning.tuners import FilmAdapter as FilmAdapter
-from restuning.tuners import FrozenAttention as FrozenAttention
-from restuning.tuners import ResAdapter as ResAdapter
-from restuning.tuners import ResPrefix as ResPrefix
-from restuning.tuners import ResPrompt as ResPrompt
-from restuning.tuners import Scaled as Scaled
-from restuning.tuners import StemPrompt as StemPrompt
-from restuning.tuners import Sum as Sum
-from restuning.tuners import Tuner as Tuner
-from restuning.tuners import tuner as tuner
+
+if TYPE_CHECKING:
+    from restuning import methods as methods
+    from restuning._errors import EngineError as EngineError
+    from restuning._errors import NoSitesError as NoSitesError
+    from restuning._errors import RestuningError as RestuningError
+    from restuning._errors import SiteNotReachedError as SiteNotReachedError
+    from restuning._errors import WrongBackboneError as WrongBackboneError
+    from restuning.backbones import export_engine as export_engine
+    from restuning.backbones import load_backbone as load_backbone
+    from restuning.bypass import Bypass as Bypass
+    from restuning.bypass import UNetBypass as UNetBypass
+    from restuning.data import load_data as load_data
+    from restuning.host import Engine as Engine
+    from restuning.host import Extractor as Extractor
+    from restuning.host import Host as Host
+    from restuning.host import find_sites as find_sites
+    from restuning.sites import Features as Features
+    from restuning.sites import Needs as Needs
+    from restuning.sites import Readout as Readout
+    from restuning.sites import Site as Site
+    from restuning.sites import Sites as Sites
+    from restuning.task import Bank as Bank
+    from restuning.task import Blend as Blend
+    from restuning.task import Guided as Guided
+    from restuning.task import MultiTask as MultiTask
+    from restuning.task import PerRow as PerRow
+    from restuning.task import Task as Task
+    from restuning.task import Tuned as Tuned
+    from restuning.task import describe as describe
+    from restuning.task import load as load
+    from restuning.task import push_to_hub as push_to_hub
+    from restuning.task import save as save
+    from restuning.training import FitSettings as FitSettings
+    from restuning.training import evaluate as evaluate
+    from restuning.training import fit as fit
+    from restuning.tuners import ConvAdapter as ConvAdapter
+    from restuning.tuners import DropPath as DropPath
+    from restuning.tuners import FilmAdapter as FilmAdapter
+    from restuning.tuners import FrozenAttention as FrozenAttention
+    from restuning.tuners import ResAdapter as ResAdapter
+    from restuning.tuners import ResPrefix as ResPrefix
+    from restuning.tuners import ResPrompt as ResPrompt
+    from restuning.tuners import Scaled as Scaled
+    from restuning.tuners import StemPrompt as StemPrompt
+    from restuning.tuners import Sum as Sum
+    from restuning.tuners import Tuner as Tuner
+    from restuning.tuners import tuner as tuner
+
+# The same names as above, by the room that gives them; a test compares the two.
+_ROOMS = {
+    "_errors": (
+        "EngineError",
+        "NoSitesError",
+        "RestuningError",
+        "SiteNotReachedError",
+        "WrongBackboneError",
+    ),
+    "backbones": (
+        "export_engine",
+        "load_backbone",
+    ),
+    "bypass": (
+        "Bypass",
+        "UNetBypass",
+    ),
+    "data": ("load_data",),
+    "host": (
+        "Engine",
+        "Extractor",
+        "Host",
+        "find_sites",
+    ),
+    "sites": (
+        "Features",
+        "Needs",
+        "Readout",
+        "Site",
+        "Sites",
+    ),
+    "task": (
+        "Bank",
+        "Blend",
+        "Guided",
+        "MultiTask",
+        "PerRow",
+        "Task",
+        "Tuned",
+        "describe",
+        "load",
+        "push_to_hub",
+        "save",
+    ),
+    "training": (
+        "FitSettings",
+        "evaluate",
+        "fit",
+    ),
+    "tuners": (
+        "ConvAdapter",
+        "DropPath",
+        "FilmAdapter",
+        "FrozenAttention",
+        "ResAdapter",
+        "ResPrefix",
+        "ResPrompt",
+        "Scaled",
+        "StemPrompt",
+        "Sum",
+        "Tuner",
+        "tuner",
+    ),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = ["__version__", "methods", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room, once."""
+    if name == "methods":
+        return import_module("restuning.methods")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'restuning' has no attribute {name!r}")
+    value = getattr(import_module(f"restuning.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """What is there, imported or not."""
+    return sorted({*globals(), *__all__})
