@@ -10,12 +10,12 @@ from types import ModuleType
 
 
 class RestuningError(Exception):
-    """The mother of every error a user's input can cause.
+    """Base class of every error that a user's input can cause.
 
     Args:
         what: What happened, one clause.
         where: The file, site, module or option concerned.
-        found: What was found there instead of what was wanted.
+        found: What was there instead of what was needed.
         fix: What to do next, an instruction.
     """
 
@@ -30,75 +30,112 @@ class RestuningError(Exception):
 
     def __reduce__(self) -> tuple:
         """Rebuild from the four parts, so that an error crosses process borders whole."""
-        return _rebuilt, (type(self), self.what, self.where, self.found, self.fix)
+        return _rebuild, (type(self), self.what, self.where, self.found, self.fix)
 
 
-def _rebuilt(kind: type, what: str, where: str, found: str, fix: str) -> RestuningError:
+def _rebuild(kind: type, what: str, where: str, found: str, fix: str) -> RestuningError:
     return kind(what, where=where, found=found, fix=fix)
 
 
+# Where a task meets a backbone.
+
+
 class NoSitesError(RestuningError):
-    """No place to tune was found in a backbone, or none matches a selection."""
+    """Raised where a backbone has no place to tune, or none of the name or selection asked for."""
 
 
 class SiteNotReachedError(RestuningError):
-    """A tuner was in use, but its site never fired in a forward."""
-
-
-class TunerShapeError(RestuningError):
-    """A tuner returned another shape than the stream it was given."""
+    """Raised after a forward in which a tuner was in use, but its site never ran."""
 
 
 class ProjectionsError(RestuningError):
-    """A tuner needs the frozen attention maps of a site, and they could not be proved."""
+    """Raised where a tuner needs W_q, W_k, W_v and W_o of a layer's attention, and has none.
+
+    Either they could not be proved (recomputing the attention from them did not give what the layer
+    returned), or there is no attention, or they are used outside the layer's forward.
+    """
+
+
+class PlacementError(RestuningError):
+    """Raised where a tuner stands at a place at which it cannot do what it is for.
+
+    Tokens appended at the stem of a causal backbone or among relative positions; the exact scale
+    where a norm stands between W_o and the stream.
+    """
+
+
+class MissingInputError(RestuningError):
+    """Raised where a forward lacks something that a task reads: a time step, a tap, the readout."""
+
+
+class DecodingError(RestuningError):
+    """Raised where text is decoded with a cache, and a tuner must see all tokens at once."""
+
+
+class WrongTaskError(RestuningError):
+    """Raised where a task of one kind is used as one of another: a head inside the backbone."""
+
+
+class TunerShapeError(RestuningError):
+    """Raised where shapes do not fit: of a tuner's delta, a side network, a head, or a batch."""
 
 
 class RecomputedError(RestuningError):
-    """A block was run again inside backward, where its task is unknown."""
-
-
-class UnknownNameError(RestuningError):
-    """A method, tuner, backbone or data set has no such name."""
-
-
-class BackboneError(RestuningError):
-    """A backbone or its weights could not be loaded."""
-
-
-class EngineError(RestuningError):
-    """An engine cannot be made, opened or run, or is asked for what engines cannot do."""
+    """Raised where a block is run again inside backward, where its task is unknown."""
 
 
 class WrongBackboneError(RestuningError):
-    """A task was trained on another backbone than the one it is given."""
+    """Raised where a task is opened on another backbone than the one it was trained on."""
+
+
+# What is opened by name or path.
+
+
+class UnknownNameError(RestuningError):
+    """Raised where a method, tuner, option, backbone or data set has no such name."""
+
+
+class BackboneError(RestuningError):
+    """Raised where a backbone or its weights cannot be loaded, or cannot be used so."""
+
+
+class EngineError(RestuningError):
+    """Raised where an engine cannot be made, opened or run, or is asked what engines cannot do."""
 
 
 class FormatError(RestuningError):
-    """A file is not what it should be: damaged, of an unknown version, or incomplete."""
+    """Raised where a file is damaged, incomplete or of an unknown version."""
 
 
 class HubError(RestuningError):
-    """A hub refused or cannot be reached."""
+    """Raised where a hub refuses or cannot be reached."""
 
 
 class DataError(RestuningError):
-    """A data set, an image or a list of labels cannot be read."""
+    """Raised where a data set, an image or a list of labels cannot be read."""
 
 
 class StoreError(RestuningError):
-    """A feature store cannot be built, read or used for this purpose."""
-
-
-class TrainingError(RestuningError):
-    """Training cannot start or go on."""
-
-
-class ForecastError(RestuningError):
-    """A forecast cannot be made, or was asked for in terms that cannot be read."""
+    """Raised where a feature store cannot be built, read or used for this purpose."""
 
 
 class MissingExtraError(RestuningError, ImportError):
-    """An optional dependency is not installed."""
+    """Raised where an optional dependency is not installed."""
+
+
+# Training and its forecast.
+
+
+class TrainingError(RestuningError):
+    """Raised where training cannot start or go on."""
+
+
+class DivergedError(TrainingError):
+    """Raised where training diverges: the loss or a weight is NaN or infinite."""
+
+
+class ForecastError(RestuningError):
+    """Raised where a forecast cannot be made, or is asked for in terms that cannot be read."""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

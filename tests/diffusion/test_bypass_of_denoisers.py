@@ -20,7 +20,7 @@ from restuning import (
     methods,
     save,
 )
-from restuning._errors import FormatError, NoSitesError, ProjectionsError
+from restuning._errors import FormatError, MissingInputError, NoSitesError
 from restuning.forecast.ledger import Saved
 
 pytest.importorskip("diffusers")
@@ -293,7 +293,7 @@ def test_the_time_step_reaches_the_tuners_of_a_bypass_and_of_inline_tasks():
 
 
 def test_a_time_aware_tuner_says_what_is_missing_on_other_backbones():
-    with pytest.raises(ProjectionsError, match="time step"):
+    with pytest.raises(MissingInputError, match="time step"):
         FilmAdapter(8)(torch.zeros(1, 2, 8))
 
 

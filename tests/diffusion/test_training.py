@@ -10,7 +10,7 @@ import torch
 
 from diffusion.small import sampled, stable_diffusion, unet
 from restuning import Host, load, load_backbone, methods
-from restuning._errors import TrainingError
+from restuning._errors import DivergedError, TrainingError
 from restuning.diffusion import (
     DenoiserSettings,
     Encoded,
@@ -143,7 +143,7 @@ def test_several_inline_tasks_and_a_loss_that_is_not_finite_are_refused(tmp_path
     inline = {n: fresh(backbone, method="res-tuning[mha=adapter,ffn=adapter]") for n in "ab"}
     with pytest.raises(TrainingError, match="bypass"):
         trained(tmp_path, inline, backbone)
-    with pytest.raises(TrainingError, match="finite"):
+    with pytest.raises(DivergedError, match="finite"):
         trained(tmp_path, {"a": fresh(backbone)}, backbone, lr=1e30, steps=12, clip=None)
 
 

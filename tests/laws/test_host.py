@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import restuning
 from awake import tiny_vit
 from restuning import Host, SiteNotReachedError, Tuned, methods
-from restuning._errors import ProjectionsError, RecomputedError
+from restuning._errors import RecomputedError, WrongTaskError
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -93,7 +93,7 @@ def test_using_gives_the_tuned_stream_and_nests(host):
 
 def test_a_bypass_is_refused_inside_the_backbone(host):
     with (
-        pytest.raises(ProjectionsError, match="beside the backbone"),
+        pytest.raises(WrongTaskError, match="beside the backbone"),
         host.using(drawn(host, "res-tuning-bypass").task),
     ):
         pass

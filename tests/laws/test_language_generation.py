@@ -5,7 +5,7 @@ import torch
 
 from awake import wake
 from restuning import Host, ResPrefix, Scaled, Task, Tuned, methods
-from restuning._errors import ProjectionsError
+from restuning._errors import DecodingError, PlacementError
 from restuning.sites.linear import is_linear
 from zoo.language import ALL, DECODERS, TWO_STACKS, awake_task, batch, close, example, texts
 
@@ -49,7 +49,7 @@ def asked(model, rows):
 def test_cached_decoding_equals_uncached_in_every_token_and_logit(member, method):
     name, model, host = member
     if method in ("prefix", "vpt-deep") and not host.sites["mha.1"].maps.direct:
-        with pytest.raises(ProjectionsError, match="no identity"):
+        with pytest.raises(PlacementError, match="no identity"):
             Tuned(host, awake_task(method, host, classes=None))(**example(ALL[name]))
         return
     task = awake_task(method, host, classes=None)
@@ -158,7 +158,7 @@ def test_a_gate_over_all_tokens_is_refused_where_a_cache_hides_them():
     host = Host(model, **example(ALL["llama"]))
     for method in ("res-tuning", "res-tuning-bypass"):
         task = awake_task(method, host, classes=None, scale="gate")
-        with host.using(task), pytest.raises(ProjectionsError, match="looks at all tokens"):
+        with host.using(task), pytest.raises(DecodingError, match="looks at all tokens"):
             generated(model, asked(model, texts((5,))))
         with host.using(task):
             generated(model, asked(model, texts((5,))), cache=False)

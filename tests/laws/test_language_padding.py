@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from restuning import Host, Tuned
-from restuning._errors import ProjectionsError
+from restuning._errors import PlacementError
 from restuning.task import Bank
 from zoo.language import (
     ALL,
@@ -143,7 +143,7 @@ def test_tokens_appended_at_the_stem_attend_and_are_seen_beside_padding(name):
 def test_tokens_appended_where_they_cannot_work_are_refused(name, why):
     model = ALL[name].make()
     host = Host(model, **example(ALL[name]))
-    with pytest.raises(ProjectionsError, match=why):
+    with pytest.raises(PlacementError, match=why):
         Tuned(host, awake_task("vpt-shallow", host))(**batch(model, texts()))
 
 

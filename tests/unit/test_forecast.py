@@ -310,8 +310,11 @@ def test_a_language_model_without_weights_has_the_sites_of_one_with_weights():
 def test_tuners_that_borrow_maps_are_refused_where_there_are_no_weights():
     backbone, bare = forecast.load_shapes("restuning-tiny")
     task = methods.build("vpt-deep", bare, num_classes=CLASSES)
+    assert bare.lacks_projections(task.inline_tuners) == list(task.inline_tuners)
     with pytest.raises(ProjectionsError):
         forecast.forecast_task(bare, task, backbone.example, 2)
+    _, drawn = forecast.load_drawn("restuning-tiny")
+    assert drawn.lacks_projections(task.inline_tuners) == []
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from restuning import forecast, methods
-from restuning._errors import ForecastError, NoSitesError, ProjectionsError
+from restuning._errors import ForecastError, NoSitesError, PlacementError, ProjectionsError
 from restuning.backbones import Backbone, load_backbone
 from restuning.cli import training
 from restuning.cli.frame import (
@@ -32,6 +32,7 @@ from restuning.features.stored import taps_to_store
 from restuning.host import Host
 from restuning.search.sweep import TOGETHER
 from restuning.sites import IN_WORDS, Needs
+from restuning.task import Task
 from restuning.training import FitSettings
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
@@ -78,16 +79,15 @@ class Planner:
 
     def options(self, method: str) -> list[forecast.Option]:
         """Every form of a method."""
-        try:
-            return self._options(method, self.host)
-        except ProjectionsError:
-            # Its tuners borrow attention maps, which are proved with weights only.
+        host, task = self.host, self._task(method, self.host)
+        if host.lacks_projections(task.inline_tuners):
+            # They are proved with weights only, and this host was opened without.
             self.drawn = self.drawn or forecast.load_drawn(self.request.backbone)[1]
-            return self._options(method, self.drawn)
-
-    def _options(self, method: str, host: Host) -> list[forecast.Option]:
-        task = methods.build(method, host, num_classes=self.request.classes, **self.request.options)
+            host, task = self.drawn, self._task(method, self.drawn)
         return [self._option(method, form, host, task) for form in forecast.forms(task)]
+
+    def _task(self, method: str, host: Host) -> Task:
+        return methods.build(method, host, num_classes=self.request.classes, **self.request.options)
 
     def _option(self, method: str, form: str, host: Host, task: Any) -> forecast.Option:
         request = self.request
@@ -146,7 +146,7 @@ def run(
     for method in chosen:
         try:
             options += planner.options(method)
-        except (NoSitesError, ProjectionsError) as error:
+        except (NoSitesError, PlacementError, ProjectionsError) as error:
             if len(chosen) == 1:
                 raise
             left_out[method] = error.what

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from restuning._errors import TrainingError
+from restuning._errors import DivergedError, TrainingError
 from restuning.diffusion.batch import drawn
 from restuning.diffusion.encoded import Encoded
 from restuning.diffusion.objective import Objective
@@ -72,7 +72,8 @@ def train_denoiser(run: Run, *, resume: bool = True) -> dict[str, Any]:
         `steps`, `loss` (mean over the last tenth, by task), `seconds`.
 
     Raises:
-        TrainingError: The loss is not finite, the folder holds another run, or there is no data.
+        DivergedError: The loss is not finite.
+        TrainingError: The folder holds another run, or there is no data.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
     """
     if len(run.data) == 0:
@@ -219,7 +220,7 @@ class _Loop:
         self.step += 1
         self.losses.append(total.tolist())
         if not all(map(math.isfinite, self.losses[-1])):
-            raise TrainingError(
+            raise DivergedError(
                 "the loss is no longer finite",
                 where=f"step {self.step}",
                 found=f"{self.losses[-1]} at a learning rate of {self._rate(self.step - 1):.2g}",

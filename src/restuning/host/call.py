@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from restuning._errors import ProjectionsError, SiteNotReachedError
+from restuning._errors import PlacementError, ProjectionsError, SiteNotReachedError
 from restuning.host.side_by_side import SideBySide
 from restuning.sites import (
     AttentionInputs,
@@ -170,15 +170,25 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentPro
     """Every tuner can do its work at its site.
 
     Raises:
-        MapsError: A tuner needs maps that are not lent, or appends tokens that nothing would see.
+        ProjectionsError: A tuner needs projections of a layer that has none.
+        PlacementError: Appended tokens would be seen by nothing, or the exact scale is none here.
         NoSitesError: There is no such site.
     """
     if torch.compiler.is_compiling():
         return
+    without = sites_without_projections(tuners, sites, views)
+    if without:
+        tuner, site = tuners[without[0]], sites[without[0]]
+        raise ProjectionsError(
+            f"{tuner.kind} needs the projections of its layer's attention",
+            where=f"{site.name} ({site.module})",
+            found="W_q, W_k, W_v, W_o could not be proved by one forward",
+            fix='use query="stream", or declare them: Host(model, x, sites=Sites.declare(...))',
+        )
     for name, tuner in tuners.items():
         if name in sites.stems:
             if tuner.appends and any(view.maps.causal for view in views.values()):
-                raise ProjectionsError(
+                raise PlacementError(
                     "tokens appended at the stem are never seen in a causal backbone",
                     where=f"{tuner.kind} at {name}",
                     found="they would come after every token",
@@ -186,20 +196,22 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentPro
                 )
             continue
         site = sites[name]
-        if tuner.needs_view and name not in views:
-            raise ProjectionsError(
-                f"{tuner.kind} needs the frozen attention maps of its layer",
-                where=f"{name} ({site.module})",
-                found="W_q, W_k, W_v, W_o could not be proved by one forward",
-                fix='use query="stream", or add a row to sites/families.py',
-            )
         if getattr(tuner, "form", "") == "exact" and not views[name].maps.direct:
-            raise ProjectionsError(
+            raise PlacementError(
                 "the exact scale is no identity here",
                 where=f"{name} ({site.leave})",
                 found="a norm or LayerScale stands between W_o and the stream",
                 fix='use another form of scale: "channel", or "none"',
             )
+
+
+def sites_without_projections(
+    tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentProjections]
+) -> list[str]:
+    """Sites where a tuner needs the projections of an attention, and none were proved."""
+    return [
+        n for n, t in tuners.items() if n not in sites.stems and t.needs_view and n not in views
+    ]
 
 
 def check_all_reached(call: Call) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import ProjectionsError
+from restuning._errors import MissingInputError, WrongTaskError
 from restuning.host.attach import hooks_of
 from restuning.host.call import (
     Call,
@@ -25,6 +25,7 @@ from restuning.host.call import (
     drop_thread,
     register_thread,
     rows_of,
+    sites_without_projections,
 )
 from restuning.host.extractor import Extractor, is_image
 from restuning.host.find_sites import find_sites
@@ -117,6 +118,17 @@ class Host(Extractor):
         """The backbone's own output."""
         return self.model(*args, **kwargs)
 
+    def lacks_projections(self, tuners: Mapping[str, Tuner]) -> list[str]:
+        """Sites where a tuner needs W_q, W_k, W_v, W_o of the layer's attention, and none are known.
+
+        Empty where all of them can run. Projections are proved with weights: a backbone without
+        any (`forecast.load_shapes`) has none.
+
+        Args:
+            tuners: By site name, as `task.inline_tuners`.
+        """
+        return sites_without_projections(tuners, self.sites, self._views)
+
     def features(
         self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
     ) -> Features:
@@ -184,10 +196,10 @@ class Host(Extractor):
             kwargs: The backbone's input by keyword.
 
         Raises:
-            MapsError: The backbone is no diffusion model.
+            MissingInputError: The backbone takes no time step: it is no diffusion model.
         """
         if not self.has_time:
-            raise ProjectionsError(
+            raise MissingInputError(
                 "predictions side by side are made by diffusion models",
                 found=f"{type(self.model).__name__}, whose forward takes no timestep",
                 fix="use Bank(tasks)(host.features(x, keep=...))",
@@ -212,7 +224,7 @@ class Host(Extractor):
                 as `Rows`; or None.
 
         Raises:
-            MapsError: The task is a bypass with a head, which reads a state of its own.
+            WrongTaskError: The task is a bypass with a head, which reads a state of its own.
         """
         if task is None:
             with active(self._slot, None):
@@ -220,7 +232,7 @@ class Host(Extractor):
             return
         side = getattr(task, "side", None)
         if side is not None and task.head is not None:
-            raise ProjectionsError(
+            raise WrongTaskError(
                 "a bypass task with a head runs beside the backbone, not inside it",
                 fix="call Tuned(host, task)(x), or task(host.features(x, keep=...), host.readout)",
             )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import ProjectionsError
+from restuning._errors import DecodingError, PlacementError
 from restuning.host.call import Call, current
 from restuning.sites import attention_inputs, first_tensor, has_past, returned_bias
 
@@ -29,7 +29,7 @@ class RecordAttentionInputs:
             return None
         call.given[self.path] = attention_inputs(module, args, kwargs)
         if call.appended and (self.relative or call.given[self.path].rope is not None):
-            raise ProjectionsError(
+            raise PlacementError(
                 "tokens appended at the stem have no place among relative positions",
                 where=self.path,
                 fix="use the method vpt-deep or prefix",
@@ -119,7 +119,7 @@ class RecordMask:
         if call.looks_ahead:
             call.cache = kwargs.get("cache", kwargs.get("past_key_values"))
             if has_past(call.cache):
-                raise ProjectionsError(
+                raise DecodingError(
                     "a tuner that looks at all tokens cannot decode with a cache",
                     found="one token at a time is shown to it (a gate averages over tokens)",
                     fix="generate(..., use_cache=False), or tuners that work token by token",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from restuning import methods
-from restuning._errors import EngineError, RestuningError, TrainingError
+from restuning._errors import DivergedError, EngineError, RestuningError
 from restuning.data import Data
 from restuning.features import Cached
 from restuning.features.stored import Stored
@@ -233,9 +233,7 @@ class Trials:
                     progress=False,
                     stop=stop,
                 )
-            except TrainingError as error:
-                if error.what != DIVERGED:
-                    raise
+            except DivergedError:
                 found.append({"lr": rate, "val_accuracy": None})
                 continue
             curve = [epoch["val_accuracy"] for epoch in result.history]
@@ -264,10 +262,6 @@ class Trials:
             "standard_error": noise,
             "trials": found,
         }
-
-
-DIVERGED = "training diverged"
-"""What `fit` says of a loss that is no longer a number."""
 
 
 def _refuse(why: str) -> None:

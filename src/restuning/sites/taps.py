@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from restuning._errors import TunerShapeError
+from restuning._errors import MissingInputError
 
 Tokens = Literal["cls", "last", "all", "pool"]
 
@@ -92,14 +92,14 @@ def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) 
     """The readout that was given, else the one that came with the features, with their mask.
 
     Raises:
-        TunerShapeError: Neither.
+        MissingInputError: Neither.
     """
     if isinstance(taps, Features):
         lent = taps.readout if given is None else given
         return lent if taps.mask is None else partial(lent, mask=taps.mask)
     if given is not None:
         return given
-    raise TunerShapeError(
+    raise MissingInputError(
         "a task needs the backbone's readout",
         found="plain taps without one",
         fix="pass host.features(...) itself, or give host.readout as the second argument",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
-from restuning._errors import FormatError, TunerShapeError, UnknownNameError
+from restuning._errors import FormatError, MissingInputError, UnknownNameError
 from restuning.sites import Needs, Tokens, readout_of, tokens_of
 from restuning.task import stack
 from restuning.task.stack import Stack
@@ -147,11 +147,11 @@ def _check_taps(features: Mapping[str, Tensor], needs: Needs) -> None:
     """Refuse features that lack a tap.
 
     Raises:
-        TunerShapeError: Names the taps that are missing.
+        MissingInputError: Names the taps that are missing.
     """
     missing = [tap for tap in needs.taps if tap not in features]
     if missing:
-        raise TunerShapeError(
+        raise MissingInputError(
             "the features lack taps that the bank reads",
             found=", ".join(missing[:4]),
             fix="keep them: host.features(x, keep=bank.keep)",

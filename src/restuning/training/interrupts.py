@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from restuning._errors import TrainingError
+from restuning._errors import DivergedError, TrainingError
 from restuning.training.settings import FitSettings
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -73,10 +73,10 @@ class Interrupts:
 
 def diverged(
     step: int, rate: float, found: str, settings: FitSettings, folder: Path
-) -> TrainingError:
+) -> DivergedError:
     """The loss or a weight is NaN or infinite."""
     other = ', precision="bf16" or "no"' if settings.precision == "fp16" else ""
-    return TrainingError(
+    return DivergedError(
         "training diverged",
         where=f"step {step}, learning rate {rate:.3g}",
         found=found,

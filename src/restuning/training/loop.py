@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from restuning._errors import TrainingError
+from restuning._errors import DivergedError
 from restuning.training import checkpoint
 from restuning.training.batch import bounds, check_labels, move, pieces, run, score
 from restuning.training.evaluate import evaluate
@@ -330,5 +330,5 @@ class Loop:
         now = self.memory.read()
         return max((p for p in (now, self.peak_before) if p is not None), default=None)
 
-    def _diverged(self, step: int, found: str) -> TrainingError:
+    def _diverged(self, step: int, found: str) -> DivergedError:
         return diverged(step, self._rate(max(0, step - 1)), found, self.settings, self.folder)

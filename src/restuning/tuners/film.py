@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning._errors import ProjectionsError
+from restuning._errors import MissingInputError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
 from restuning.tuners.context import time_now
@@ -42,7 +42,7 @@ class FilmAdapter(Tuner):
     Reference: not in the paper, whose tuners know no time; Perez et al. 2018 (FiLM).
 
     Raises:
-        MapsError: It runs where no time step is known.
+        MissingInputError: It runs where no time step is known.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class FilmAdapter(Tuner):
     def _hidden(self, x: Tensor) -> Tensor:
         steps = time_now()
         if steps is None:
-            raise ProjectionsError(
+            raise MissingInputError(
                 "this tuner needs the time step of a diffusion model",
                 where=self.kind,
                 found="a forward without one",

@@ -42,7 +42,7 @@ class AttentionTuner(Tuner):
         """Q, `Attn(Q, K_t, V_t)` and its log-sum-exp, per head.
 
         Raises:
-            MapsError: `query="mha"` and no maps were lent.
+            ProjectionsError: `query="mha"` and no projections were lent.
         """
         keys, values = self.keys_values(view)
         if self.query == "stream":
@@ -95,8 +95,8 @@ def required(view: FrozenAttention | None, tuner: Tuner) -> FrozenAttention:
     """The lent maps, or an error that says how to get them."""
     if view is None:
         raise ProjectionsError(
-            f"{tuner.kind} needs the frozen attention maps of its layer",
+            f"{tuner.kind} needs the projections of its layer's attention",
             found="this site lends none (they could not be proved, or there is no attention)",
-            fix='use query="stream", or declare the maps in sites/families.py',
+            fix='use query="stream", or declare them: Host(model, x, sites=Sites.declare(...))',
         )
     return view

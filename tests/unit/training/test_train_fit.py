@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from restuning._errors import MissingExtraError, TrainingError
+from restuning._errors import DivergedError, MissingExtraError, TrainingError
 from restuning.training import FitSettings, evaluate, fit
 from restuning.training import checkpoint as checkpoints
 
@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rate_and_keeps_a_checkpoint(
             data.x[:] = float("nan")
 
     data.broken = poison
-    with pytest.raises(TrainingError, match=r"(?s)step 5, learning rate .*nan.*lower lr"):
+    with pytest.raises(DivergedError, match=r"(?s)step 5, learning rate .*nan.*lower lr"):
         train(make_tuned(), data, tmp_path, epochs=4)
     kept = checkpoints.newest(tmp_path / "checkpoints")
     assert kept.state["step"] == 4
