@@ -1,13 +1,12 @@
 """Training tasks of denoisers: to the end, whatever interrupts it, one or several at once."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
+from commands import restuning
 from diffusion.small import sampled, stable_diffusion, unet
 from restuning import Host, load, load_backbone, methods
 from restuning._errors import DivergedError, TrainingError
@@ -153,17 +152,6 @@ def test_settings_out_of_range_are_refused(value):
         DenoiserSettings(**value)
 
 
-def command(*words, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "restuning", "train-image-generation", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-
-
 def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(tmp_path):
     from diffusion.test_pairs import folder
 
@@ -173,6 +161,7 @@ def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(
     (tmp_path / "images").mkdir()
     folder(tmp_path / "images")
     words = (
+        "train-image-generation",
         "images",
         "--pipeline",
         "sd",
@@ -192,7 +181,7 @@ def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(
         0.9,
         "--json",
     )
-    done = command(*words, cwd=tmp_path)
+    done = restuning(*words, cwd=tmp_path, COLUMNS="200")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["steps"] == 4 and row["parameters"] > 0
@@ -209,7 +198,7 @@ def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(
     before = sampled(pipeline, "shade 0")
     with host.using(task):
         assert not torch.equal(sampled(pipeline, "shade 0"), before)
-    again = command(*words, cwd=tmp_path)
+    again = restuning(*words, cwd=tmp_path, COLUMNS="200")
     assert json.loads(again.stdout) == row
 
 

@@ -1,16 +1,11 @@
-"""The command line as a user meets it: real processes, exit codes, no tracebacks."""
+"""The command line as a user meets it: what it leaves and prints, exit codes, no tracebacks."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
-
-def restuning(*args, cwd=None):
-    command = [sys.executable, "-c", "from restuning.cli import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+from commands import as_process, restuning
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +63,14 @@ def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_pa
     done = restuning("predict", tmp_path, "--task", out / "digits.task", "--skip-bad")
     assert done.returncode == 0
     assert "1 corrupt" in done.stderr
+
+
+def test_a_process_of_its_own_ends_as_one_in_this_process_does(tmp_path):
+    """All other tests of commands rest on it."""
+    for arguments in (["train", "digits", "--lr", "-1"], ["methods", "--json"]):
+        ours, process = (run(*arguments, cwd=tmp_path) for run in (restuning, as_process))
+        assert (ours.returncode, ours.stdout) == (process.returncode, process.stdout)
+        assert ours.stderr.splitlines()[-1:] == process.stderr.splitlines()[-1:]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_command_line import restuning
+
+from commands import restuning
 
 TASKS = ("linear", "res-tuning-bypass", "res-tuning")
 

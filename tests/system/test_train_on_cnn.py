@@ -1,17 +1,16 @@
 """A convolutional backbone from the command line: default methods, stored features, real weights."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from commands import restuning
 
 BACKBONE = "timm:mobilenetv2_035@64:pad_type=same,bn_eps=1e-3"
 
 
 def train(*args):
-    command = [sys.executable, "-c", "from restuning.cli import main; main()", "train", *args]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=550)
+    done = restuning("train", *args)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,7 +14,7 @@ def main() -> None:
     from restuning.cli import imaging as imaging
     from restuning.cli import once as once
     from restuning.cli import planning as planning
-    from restuning.cli.frame import app
+    from restuning.cli.app import app  # from there, for that file holds the first commands
 
     try:
         app()
