@@ -9,10 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from restuning._errors import FormatError
 from restuning.backbones import Backbone
 from restuning.bench.measure import folder_bytes
-from restuning.bypass import Ridge
+from restuning.bypass import SideNetwork
 from restuning.data import Data
 from restuning.features.stored import Stored
 from restuning.forecast import forecast_step, forecast_task
@@ -24,7 +23,7 @@ from restuning.training import FitSettings
 def parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
     """Trained or solved in closed form, of them without the head, and of the backbone."""
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    trained += sum(m.solved for m in task.modules() if isinstance(m, Ridge))
+    trained += sum(m.solved_parameters for m in task.modules() if isinstance(m, SideNetwork))
     of_head = sum(p.numel() for p in task.head.parameters() if p.requires_grad)
     return {
         "trained": trained,
@@ -106,7 +105,7 @@ def saved_bytes(
     A task is saved as `restuning train` saves it; of a rival that is none, its trained tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(task, Task) and _restores(task):
+    if isinstance(task, Task):
         told = backbone.preprocessing
         save(
             task,
@@ -123,12 +122,3 @@ def saved_bytes(
     if not keep:
         shutil.rmtree(folder)
     return size
-
-
-def _restores(task: Task) -> bool:
-    """Whether a task file holds all of it: a rival in the place of a bypass is none of ours."""
-    try:
-        Task.from_spec(task.spec())
-    except FormatError:
-        return False
-    return True

@@ -6,4 +6,8 @@ from restuning.bypass.bypass import Plan as Plan
 from restuning.bypass.mixing import MixingBypass as MixingBypass
 from restuning.bypass.pooling import Pooling as Pooling
 from restuning.bypass.ridge import Ridge as Ridge
+from restuning.bypass.side_network import SideNetwork as SideNetwork
+from restuning.bypass.side_network import from_spec as from_spec
+from restuning.bypass.side_network import kinds as kinds
+from restuning.bypass.side_network import side_network as side_network
 from restuning.bypass.unet import UNetBypass as UNetBypass

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
 from restuning.bypass import fused
+from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import IN_WORDS as IN_WORDS
 from restuning.sites import Features as Features
 from restuning.sites import Needs as Needs
@@ -23,7 +24,7 @@ from restuning.sites import Tokens as Tokens
 from restuning.sites import covers_tokens as covers_tokens
 from restuning.sites import readout_of as readout_of
 from restuning.sites import tokens_of as tokens_of
-from restuning.tuners import Tuner, at_time, from_spec, real_tokens
+from restuning.tuners import Tuner, at_time, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]
 LAST_GATE = 3.0
@@ -31,7 +32,8 @@ LAST_GATE = 3.0
 with a gradient left for the vertical path."""
 
 
-class Bypass(nn.Module):
+@side_network("bypass")
+class Bypass(SideNetwork):
     r"""`x_0' = x_0`, `x_l' = lambda_l h_l(x_l) + (1 - lambda_l) v_l(x_{l-1}')`.
 
     h and v are `x + tuner(x)`; where a plan gives None they are the identity. lambda_l is the
@@ -59,6 +61,8 @@ class Bypass(nn.Module):
     tuners that start as no change this is linear probing to within 5 % of the vertical state.
     Reference: arXiv 2310.19859 section 3, Fig. 3(c). The authors' released code has no lambda.
     """
+
+    lambda_names = ("gate",)
 
     def __init__(
         self,
@@ -206,24 +210,13 @@ class Bypass(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
-        return {
-            "taps": list(self.taps),
-            "dims": list(self.dims),
-            "horizontal": [t.spec() if isinstance(t, Tuner) else None for t in self.horizontal],
-            "vertical": [t.spec() if isinstance(t, Tuner) else None for t in self.vertical],
-            # Only where it is so: files of before it stay what they are, byte for byte.
-            **({"residual": True} if self.residual else {}),
-        }
+        sides = {"horizontal": self.horizontal, "vertical": self.vertical}
+        return super().spec() | {name: specs_of(side) for name, side in sides.items()}
 
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Bypass:
-        """Build a bypass from its `spec`."""
-        across, below = (
-            [from_spec(s) if s is not None else None for s in spec[side]]
-            for side in ("horizontal", "vertical")
-        )
-        residual = bool(spec.get("residual", False))
-        return cls(spec["taps"], spec["dims"], across, below, residual)
+
+def specs_of(side: nn.ModuleList) -> list[dict[str, Any] | None]:
+    """Specs of the tuners of one side, None where a layer has none."""
+    return [t.spec() if isinstance(t, Tuner) else None for t in side]
 
 
 def _or_identity(tuner: Tuner | None) -> nn.Module:

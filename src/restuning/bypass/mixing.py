@@ -16,11 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from restuning._errors import TunerShapeError
 from restuning.bypass.pooling import Pooling, merged
+from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs
 from restuning.tuners import Tuner, from_spec, real_tokens
 
 
-class MixingBypass(nn.Module):
+@side_network("mixing")
+class MixingBypass(SideNetwork):
     r"""`s_k = M_k(s_{k-1} + W_k norm(x_k))`; the feature is `readout(x_L)` and `pool(norm(s_K))`.
 
     x_k are the taps it reads, s_0 = 0, and M_k adds its tuners one after the other:
@@ -162,7 +164,7 @@ class MixingBypass(nn.Module):
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
         return {
-            "network": "mixing",
+            "kind": "mixing",
             "taps": list(self.taps),
             "dims": list(self.dims),
             "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
 from restuning.bypass.pooling import BINS, Token, profiles
+from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs, mean_of, one_token, tokens_of
 from restuning.tuners import before_the_grid
 
@@ -27,7 +27,8 @@ MOST_ROWS = 8192
 """Rows that are solved for: 0.5 GiB of products between them. Others are answered as new rows are."""
 
 
-class Ridge(nn.Module):
+@side_network("ridge")
+class Ridge(SideNetwork):
     r"""`tau (W z + b)` with `W, b = argmin sum_i |W z_i + b - y_i|^2 + a |W|^2`, y one-hot.
 
     z are, of every tap with tokens normalised (no parameters), a token and the mean of the others, and
@@ -86,19 +87,19 @@ class Ridge(nn.Module):
         self.register_buffer("bias", torch.zeros(classes))
 
     @property
-    def tuners(self) -> list:
-        """None: nothing of it is trained by gradient."""
-        return []
-
-    @property
-    def solved(self) -> int:
-        """How many numbers are solved for."""
+    def solved_parameters(self) -> int:
+        """Weights and bias."""
         return self.weight.numel() + self.bias.numel()
 
     @property
     def name(self) -> str:
         """Name of the tap that holds answers to rows left out."""
         return f"ridge of {' '.join(self.taps)}"
+
+    @property
+    def prepared_taps(self) -> Mapping[str, tuple[int, ...]]:
+        """Answers to rows left out."""
+        return {self.name: (self.classes,)}
 
     def needs(self, pool: str) -> Needs:
         """All tokens of its taps, or one vector of each where the backbone pools by itself."""
@@ -191,24 +192,6 @@ class Ridge(nn.Module):
         self.weight.copy_(solved)
         self.bias.copy_(tau * middle - solved @ centre)
         return (tau * left_out).to(self.weight.dtype)
-
-    def spec(self) -> dict[str, Any]:
-        """Everything needed to build it again, as JSON."""
-        return {
-            "network": "ridge",
-            "taps": list(self.taps),
-            "dims": list(self.dims),
-            "classes": self.classes,
-            "token": self.token,
-            "grid": self.grid,
-        }
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Ridge:
-        """Build it from its `spec`; its numbers come with the task's file."""
-        return cls(
-            spec["taps"], spec["dims"], spec["classes"], token=spec["token"], grid=spec["grid"]
-        )
 
 
 def _spectrum(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, NoSitesError, TunerShapeError
-from restuning.bypass.bypass import Plan
+from restuning.bypass.bypass import Plan, specs_of
+from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs, Sites
-from restuning.tuners import Tuner, at_time, from_spec
+from restuning.tuners import Tuner, at_time
 
 Form = Literal["correct", "replace"]
 
 
-class UNetBypass(nn.Module):
+@side_network("unet")
+class UNetBypass(SideNetwork):
     r"""`c_0 = h_0(x_0)`, `c_l = h_l(x_l) + up(M_l v_l(c_{l-1}))`, output `x_L + c_L`.
 
     x_0 is the mid block's output and x_1 ... x_L those of the up blocks; h are tuners, v are
@@ -169,26 +171,8 @@ class UNetBypass(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
-        return {
-            "network": "unet",
-            "taps": list(self.taps),
-            "dims": list(self.dims),
-            "horizontal": [t.spec() if isinstance(t, Tuner) else None for t in self.horizontal],
-            "vertical": [t.spec() if isinstance(t, Tuner) else None for t in self.vertical],
-            "kernel": self.kernel,
-            "form": self.form,
-        }
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> UNetBypass:
-        """Build a bypass from its `spec`."""
-        across, below = (
-            [from_spec(s) if s is not None else None for s in spec[side]]
-            for side in ("horizontal", "vertical")
-        )
-        return cls(
-            spec["taps"], spec["dims"], across, below, kernel=spec["kernel"], form=spec["form"]
-        )
+        sides = {"horizontal": self.horizontal, "vertical": self.vertical}
+        return super().spec() | {name: specs_of(side) for name, side in sides.items()}
 
 
 def _on_grid(x: Tensor, like: Tensor) -> Tensor:

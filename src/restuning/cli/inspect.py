@@ -36,7 +36,7 @@ def facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
             "method": task["method"],
             "backbone": description["backbone"]["name"],
             "fingerprint": description["backbone"]["fingerprint"],
-            "tuners": "bypass" if task["bypass"] else dict(tuners),
+            "tuners": "bypass" if task["side"] else dict(tuners),
             "head": task["head"],
             "labels": task["labels"],
             "preprocessing": description["preprocessing"],

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from restuning._errors import ForecastError
 from restuning.backbones import QUANTIZED, Backbone, load_backbone
 from restuning.backbones.forms import split
-from restuning.bypass import Ridge
 from restuning.features import Cached
 from restuning.features.codec import BYTES, check_dtype
 from restuning.features.key import merged_taps
@@ -75,9 +74,6 @@ def storable(task: Task) -> bool:
 
 def forms(task: Task) -> tuple[str, ...]:
     """How a task can be trained: "cached", "live", "checkpointing"."""
-    if isinstance(task.side, Ridge):
-        # It is solved from stored features.
-        return ("cached",)
     if storable(task):
         return ("cached", "live")
     return ("live", "checkpointing")
@@ -161,8 +157,8 @@ def forecast_task(
     if cached:
         taps = tap_shapes(host, task.needs(host.readout_rule), example)
         # What is solved beforehand is handed in as answers.
-        solved = (m for m in task.modules() if isinstance(m, Ridge))
-        taps |= {m.name: torch.zeros(1, m.classes) for m in solved}
+        prepared = {} if task.side is None else task.side.prepared_taps
+        taps |= {name: torch.zeros(1, *shape) for name, shape in prepared.items()}
         return forecast_step(OnTaps(host, task), taps, batch, trained=trained, **more)
     with checkpointed(host, checkpointing):
         return forecast_step(Tuned(host, task).train(), example, batch, trained=trained, **more)

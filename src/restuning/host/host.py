@@ -45,7 +45,7 @@ from restuning.sites import (
 from restuning.tuners import Tuner
 
 if TYPE_CHECKING:
-    from restuning.bypass import Bypass
+    from restuning.bypass import SideNetwork
 
 
 class Host(Extractor):
@@ -157,7 +157,7 @@ class Host(Extractor):
         needs: Needs,
         *args: Any,
         weights: Mapping[str, Tensor] | None = None,
-        side: Bypass | None = None,
+        side: SideNetwork | None = None,
         **kwargs: Any,
     ) -> tuple[Features, Any]:
         """One forward with tuners in use: the kept streams, and the backbone's own output.

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from restuning._errors import TrainingError
-from restuning.bypass import MixingBypass
 from restuning.forecast import parse_bytes
 from restuning.task import Task
 
@@ -60,7 +59,7 @@ class Budget:
 
 def keep_where_memory_is_free(task: Task, budget: Budget) -> None:
     """Without a limit of memory nothing is computed twice to save it: the same gradients, sooner."""
-    if budget.memory is None and isinstance(task.side, MixingBypass):
+    if budget.memory is None and task.side is not None:
         task.side.recompute = False
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from restuning._errors import FormatError, HubError, WrongBackboneError, require
 from restuning._version import __version__
 from restuning.host import Extractor
 from restuning.task.task import Task
 
-FORMAT = 1
-"""Raised when an older library could not read what a newer one writes."""
+FORMAT = 2
+"""Raised when an older library could not read what a newer one writes. Format 1 is read as well."""
 
 
 def save(
@@ -70,7 +71,7 @@ def save(
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """The contents of `task.json`, checked, without loading weights.
+    """The contents of `task.json`, checked, without loading weights; an older format as today's.
 
     Raises:
         FormatError: No task folder, damaged, or of a newer format.
@@ -81,6 +82,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         version = description["format"]
         complete = {"task", "backbone", "preprocessing"} <= description.keys()
         complete = complete and isinstance(description["backbone"]["fingerprint"], dict)
+        complete = complete and isinstance(description["task"], dict)
     except FileNotFoundError:
         raise FormatError(
             "no task here",
@@ -95,11 +97,11 @@ def describe(path: str | Path) -> dict[str, Any]:
             found=f"{type(error).__name__}: {error}",
             fix="restore it from where the task was saved",
         ) from None
-    if version != FORMAT:
+    if version not in (1, FORMAT):
         raise FormatError(
             "a task of another format",
             where=str(file),
-            found=f"format {version}, we read {FORMAT}",
+            found=f"format {version}, we read 1 to {FORMAT}",
             fix=f"use the library that wrote it ({description.get('library', 'unknown')})",
         )
     if not complete:
@@ -109,7 +111,25 @@ def describe(path: str | Path) -> dict[str, Any]:
             found=", ".join(sorted(description)),
             fix="restore it from where the task was saved",
         )
-    return description
+    return _from_format1(description) if version == 1 else description
+
+
+def _from_format1(description: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 called the side network `bypass` and its kind `network`; the paper's had none."""
+    task = dict(description["task"])
+    side = task.pop("bypass", None)
+    if side is not None:
+        side = {"kind": side.get("network", "bypass"), **side}
+        side.pop("network", None)
+    return {**description, "format": FORMAT, "task": {**task, "side": side}}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The weights by today's names, whatever the format."""
+    return {
+        f"side.{name.removeprefix('bypass.')}" if name.startswith("bypass.") else name: tensor
+        for name, tensor in load_file(file).items()
+    }
 
 
 def load(path: str | Path, host: Extractor, *, any_backbone: bool = False) -> Task:
@@ -142,7 +162,7 @@ def load(path: str | Path, host: Extractor, *, any_backbone: bool = False) -> Ta
     task = Task.from_spec(description["task"])
     weights = Path(folder) / "weights.safetensors"
     try:
-        task.load_state_dict(load_file(weights), strict=True)
+        task.load_state_dict(_tensors(weights), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise FormatError(
             "the weights of a task cannot be read",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, NoSitesError
-from restuning.bypass import Bypass, MixingBypass, Plan, Ridge, UNetBypass
+from restuning.bypass import Bypass, Plan, SideNetwork
+from restuning.bypass import from_spec as side_from_spec
 from restuning.sites import Needs, Readout, Sites, readout_of, tokens_of
 from restuning.tuners import Tuner, from_spec
 
@@ -34,7 +35,7 @@ class Task(nn.Module):
         self,
         *,
         tuners: Mapping[str, Tuner] | None = None,
-        side: Bypass | MixingBypass | Ridge | UNetBypass | None = None,
+        side: SideNetwork | None = None,
         weights: Mapping[str, Tensor] | None = None,
         head: nn.Linear | None = None,
         pool: str | None = None,
@@ -55,7 +56,6 @@ class Task(nn.Module):
             {n.replace(".", "/"): nn.Parameter(w) for n, w in (weights or {}).items()}
         )
         self.head = head
-        self._register_load_state_dict_pre_hook(_accept_old_names)
         self.pool, self.method, self.labels = pool, method, labels
 
     @classmethod
@@ -134,16 +134,15 @@ class Task(nn.Module):
             Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
         """
         lent = readout_of(taps, readout)
-        if isinstance(self.side, MixingBypass | Ridge):
+        if self.side is not None:
             feature = self.side.feature(taps, lent, self.pool)
         else:
-            state = self.side(taps) if self.side is not None else taps["last"]
-            feature = lent(state, pool=self.pool)
+            feature = lent(taps["last"], pool=self.pool)
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
     def trainable_parameters(self) -> int:
         """Number of parameters that are trained or solved in closed form, head included."""
-        solved = sum(m.solved for m in self.modules() if isinstance(m, Ridge))
+        solved = 0 if self.side is None else self.side.solved_parameters
         return solved + sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def tuner_parameters(self) -> int:
@@ -156,7 +155,7 @@ class Task(nn.Module):
         return {
             "method": self.method,
             "tuners": {name: tuner.spec() for name, tuner in self.inline_tuners.items()},
-            "bypass": self.side.spec() if self.side is not None else None,
+            "side": self.side.spec() if self.side is not None else None,
             "weights": {n.replace("/", "."): list(p.shape) for n, p in self.weights.items()},
             "head": [self.head.in_features, self.head.out_features] if self.head else None,
             "pool": self.pool,
@@ -173,7 +172,7 @@ class Task(nn.Module):
         try:
             return cls(
                 tuners={name: from_spec(s) for name, s in spec["tuners"].items()},
-                side=_bypass_of(spec["bypass"]) if spec["bypass"] else None,
+                side=side_from_spec(spec["side"]) if spec["side"] else None,
                 weights={n: torch.zeros(*shape) for n, shape in spec["weights"].items()},
                 head=nn.Linear(*spec["head"]) if spec["head"] else None,
                 pool=spec["pool"],
@@ -186,21 +185,3 @@ class Task(nn.Module):
                 found=f"{type(error).__name__}: {error}",
                 fix="restore task.json from where it was saved",
             ) from None
-
-
-def _bypass_of(spec: Mapping[str, Any]) -> Bypass | MixingBypass | Ridge | UNetBypass:
-    """The side network that a spec describes; the paper's where it names none."""
-    kinds = {None: Bypass, "mixing": MixingBypass, "ridge": Ridge, "unet": UNetBypass}
-    if spec.get("network") not in kinds:
-        raise FormatError(
-            "no bypass of this kind",
-            found=repr(spec.get("network")),
-            fix="read it with the library version that wrote it",
-        )
-    return kinds[spec.get("network")].from_spec(spec)
-
-
-def _accept_old_names(state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Files and checkpoints of before call the side network `bypass`."""
-    for key in [k for k in state if k.startswith(f"{prefix}bypass.")]:
-        state[f"{prefix}side.{key.removeprefix(f'{prefix}bypass.')}"] = state.pop(key)

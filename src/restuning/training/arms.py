@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
-from restuning.bypass import Bypass
 from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
 from restuning.host import Extractor
@@ -174,18 +173,18 @@ class _Arms:
         return vmap(one, randomness="different")(dict(self.weights), dict(self.buffers))
 
     def _fuses(self, taps: Mapping[str, Tensor]) -> bool:
-        bypass = self.template.side
+        side = self.template.side
         return (
-            isinstance(bypass, Bypass)
+            side is not None
             and self.template.head is not None
-            and bypass.fuses([taps[name] for name in bypass.taps])
+            and side.fuses([taps[name] for name in side.taps])
         )
 
     def _fused(self, taps: Mapping[str, Tensor]) -> Tensor:
-        bypass, head = self.template.side, self.template.head
-        assert isinstance(bypass, Bypass)
+        side, head = self.template.side, self.template.head
+        assert side is not None
         assert head is not None
-        state = bypass.fused(taps, self.stacked.__getitem__)
+        state = side.fused(taps, self.stacked.__getitem__)
         feature = self.host.readout(state.flatten(0, 1), pool=self.template.pool)
         feature = feature.unflatten(0, (len(self.members), -1))
         weight, bias = self.stacked[head.weight], self.stacked[head.bias]

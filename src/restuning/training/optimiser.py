@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError
-from restuning.bypass import Bypass
+from restuning.bypass import SideNetwork
 
 
 def parameter_groups(
@@ -47,11 +47,12 @@ def parameter_groups(
 
 
 def lambdas_of(task: nn.Module) -> dict[str, nn.Parameter]:
-    """The lambdas of the bypasses in a task, by name."""
+    """The lambdas of the side networks in a task (`SideNetwork.lambda_names`), by name."""
     return {
-        f"{name}.gate".removeprefix("."): module.gate
-        for name, module in task.named_modules()
-        if isinstance(module, Bypass)
+        f"{path}.{name}".removeprefix("."): module.get_parameter(name)
+        for path, module in task.named_modules()
+        if isinstance(module, SideNetwork)
+        for name in module.lambda_names
     }
 
 

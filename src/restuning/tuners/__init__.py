@@ -4,8 +4,10 @@ A new tuner is one file here and one import line below; the law tests then run o
 """
 
 from restuning.tuners._base import Tuner as Tuner
+from restuning.tuners._base import from_json as from_json
 from restuning.tuners._base import from_spec as from_spec
 from restuning.tuners._base import kinds as kinds
+from restuning.tuners._base import to_json as to_json
 from restuning.tuners._base import tuner as tuner
 from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath

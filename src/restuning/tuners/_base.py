@@ -9,18 +9,15 @@ Letters in shapes: `b` batch, `n` tokens, `d` width, `h` heads, `r` rank or leng
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from restuning._errors import FormatError, TunerShapeError, UnknownNameError
+from restuning._errors import TunerShapeError
+from restuning.tuners.registry import Registry, arguments_of, construct
 from restuning.tuners.view import FrozenAttention
-
-ENTRY_POINTS = "restuning.tuners"
 
 Reads = Literal["stream", "output"]
 
@@ -100,11 +97,10 @@ class Tuner(nn.Module, ABC):
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this tuner again, as JSON."""
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
         if not self.kind:
             # Imported by hand: the table that would have named it was not asked for yet.
             kinds()
-        return {"kind": self.kind, **{name: _to_json(getattr(self, name)) for name in names}}
+        return {"kind": self.kind, **arguments_of(self, to_json)}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -113,21 +109,10 @@ class Tuner(nn.Module, ABC):
         )
 
 
-_TABLE: dict[str, type[Tuner]] = {}
-_BROKEN: dict[str, str] = {}
-"""Kinds whose package does not import, and why."""
-T = TypeVar("T", bound=type[Tuner])
+_REGISTRY: Registry[Tuner] = Registry("tuner", "restuning.tuners")
 
-
-def tuner(kind: str) -> Callable[[T], T]:
-    """Enter a tuner in the closed table that specs are read from."""
-
-    def enter(cls: T) -> T:
-        cls.kind = kind
-        _TABLE[kind] = cls
-        return cls
-
-    return enter
+tuner = _REGISTRY.enter
+"""Enter a tuner in the closed table that specs are read from: `@tuner("kind")` above the class."""
 
 
 def kinds() -> dict[str, type[Tuner]]:
@@ -136,17 +121,7 @@ def kinds() -> dict[str, type[Tuner]]:
     A package adds one with `[project.entry-points."restuning.tuners"]`, `kind = "module:Class"`.
     One that does not import is left out, and named when its kind is asked for.
     """
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name in _TABLE:
-            continue
-        try:
-            cls = point.load()
-        except Exception as error:  # noqa: BLE001 (a stranger's module fails in any way it likes)
-            _BROKEN[point.name] = f"{point.value} fails: {type(error).__name__}: {error}"
-            continue
-        cls.kind = point.name
-        _TABLE[point.name] = cls
-    return dict(_TABLE)
+    return _REGISTRY.kinds()
 
 
 def from_spec(spec: Mapping[str, Any]) -> Tuner:
@@ -156,65 +131,23 @@ def from_spec(spec: Mapping[str, Any]) -> Tuner:
         UnknownNameError: The kind is in no table.
         FormatError: The arguments do not fit the kind.
     """
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
-        raise FormatError(
-            "not the spec of a tuner", found=repr(spec)[:200], fix='give {"kind": ...}'
-        )
-    table = _TABLE if spec["kind"] in _TABLE else kinds()
-    if spec["kind"] not in table and spec["kind"] in _BROKEN:
-        raise UnknownNameError(
-            "a package registers this tuner but does not import",
-            where=spec["kind"],
-            found=_BROKEN[spec["kind"]],
-            fix="repair or reinstall the package",
-        )
-    if spec["kind"] not in table:
-        raise UnknownNameError(
-            "no tuner of this kind",
-            where=spec["kind"],
-            found=f"known kinds: {', '.join(sorted(table))}",
-            fix="install the package that registers it, or correct the spec",
-        )
-    cls = table[spec["kind"]]
-    arguments = {k: _from_json(v) for k, v in spec.items() if k != "kind"}
-    try:
-        signature = inspect.signature(cls.__init__)
-        positional, keyword = [], {}
-        for name, parameter in list(signature.parameters.items())[1:]:
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                positional += arguments.pop(name, ())
-            elif name in arguments and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-                positional.append(arguments.pop(name))
-            elif name in arguments:
-                keyword[name] = arguments.pop(name)
-        if arguments:
-            raise FormatError(
-                "a tuner's spec has unknown arguments",
-                where=spec["kind"],
-                found=", ".join(sorted(arguments)),
-                fix=f"{spec['kind']} takes {', '.join(list(signature.parameters)[1:])}",
-            )
-        return cls(*positional, **keyword)
-    except (TypeError, ValueError) as error:
-        raise FormatError(
-            "a tuner cannot be built from its spec",
-            where=spec["kind"],
-            found=str(error),
-            fix="write the spec with the library version that reads it",
-        ) from None
+    cls = _REGISTRY.find(spec)
+    return construct(cls, {k: from_json(v) for k, v in spec.items() if k != "kind"}, "tuner")
 
 
-def _to_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
+    """A constructor's argument as JSON: tuners become their specs."""
     if isinstance(value, Tuner):
         return value.spec()
     if isinstance(value, (list, tuple, nn.ModuleList)):
-        return [_to_json(item) for item in value]
+        return [to_json(item) for item in value]
     return value
 
 
-def _from_json(value: Any) -> Any:
+def from_json(value: Any) -> Any:
+    """An argument from its JSON: specs become tuners."""
     if isinstance(value, Mapping) and "kind" in value:
         return from_spec(value)
     if isinstance(value, list):
-        return [_from_json(item) for item in value]
+        return [from_json(item) for item in value]
     return value

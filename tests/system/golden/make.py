@@ -1,6 +1,7 @@
-"""Makes the golden task folders of format 1: `python tests/system/golden/make.py`.
+"""Makes the golden task folders of format 2: `python tests/system/golden/make.py`.
 
-They stand for files that users already have. Run it only for a new format, into new names.
+They stand for files that users already have, as do those of format 1, which the library of its day
+wrote. Run it only for a new format, into new names.
 
 Backbone, tasks and input are filled by whole numbers (no generator of random numbers, no sine):
 every value is a fraction of 4096, so that all machines and all versions of torch agree to the bit.
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from restuning import Host, Task, Tuned, methods, save
 
 HERE = Path(__file__).parent
-METHODS = {"format1_inline": "res-tuning", "format1_bypass": "res-tuning-bypass"}
+FORMAT1 = ("format1_inline", "format1_bypass")
+METHODS = {
+    "format2_inline": ("res-tuning", {"rank": 2}),
+    "format2_bypass": ("res-tuning-bypass", {"rank": 2}),
+    "format2_mixing": ("mixing-bypass", {"width": 4, "heads": 2, "rank": 2}),
+    "format2_ridge": ("ridge", {}),
+}
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 LABELS = ["ant", "bee", "cat"]
 PREPROCESSING = {"size": [16, 16], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -30,9 +37,10 @@ def whole_numbers(shape: tuple[int, ...], start: int) -> Tensor:
 
 
 def fill(module: nn.Module, start: int) -> None:
-    """Every parameter by its place in the order of names; norms stay near one."""
+    """Every parameter by its place in the order of names, then buffers; norms stay near one."""
     with torch.no_grad():
-        for place, (name, p) in enumerate(sorted(module.named_parameters())):
+        named = [*sorted(module.named_parameters()), *sorted(module.named_buffers())]
+        for place, (name, p) in enumerate(named):
             # A quarter: larger values close every gelu, and then weights behind it mean nothing.
             p.copy_(whole_numbers(tuple(p.shape), start + place) / 4)
             if "norm" in name and name.endswith("weight"):
@@ -51,8 +59,8 @@ def host() -> Host:
     return Host(model, example()[:1])
 
 
-def task_of(method: str, on: Host) -> Task:
-    task = methods.build(method, on, num_classes=len(LABELS), rank=2)
+def task_of(method: str, options: dict, on: Host) -> Task:
+    task = methods.build(method, on, num_classes=len(LABELS), **options)
     task.labels = LABELS
     fill(task, start=500)
     return task.eval()
@@ -65,12 +73,12 @@ def logits(on: Host, task: Task) -> Tensor:
 
 def make(to: Path) -> None:
     on, answers = host(), {}
-    for name, method in METHODS.items():
-        task = task_of(method, on)
+    for name, (method, options) in METHODS.items():
+        task = task_of(method, options, on)
         save(task, on, to / f"{name}.task", backbone="golden", preprocessing=PREPROCESSING)
         answers[name] = logits(on, task).tolist()
     text = json.dumps(answers, indent=1) + "\n"
-    (to / "logits.json").write_text(text, encoding="utf-8")
+    (to / "logits_format2.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, require
 from restuning.bench.rivals.inside import fresh_head
+from restuning.bypass import SideNetwork, side_network
 from restuning.host import Host
 from restuning.sites import Needs, tokens_of
 from restuning.task import Task
@@ -121,11 +122,11 @@ class LadderBlock(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
-class Ladder(nn.Module):
+@side_network("ladder")
+class Ladder(SideNetwork):
     """`h_l = B_l(mu_l D_l x_l + (1 - mu_l) h_(l-1))`, `mu_l = sigmoid(alpha_l / 0.1)`, then up.
 
-    It takes the place of a `Bypass` in a task: it reads all tokens of all taps, and its state is
-    read by the backbone's frozen norm.
+    It reads all tokens of all taps, and its state is read by the backbone's frozen norm.
 
     Args:
         taps: Names, the embedding output first.
@@ -141,9 +142,10 @@ class Ladder(nn.Module):
     Reference: Sung et al. 2022, arXiv 2206.06522.
     """
 
-    def __init__(self, taps: tuple[str, ...], dim: int, reduction: int, heads: int) -> None:
+    def __init__(self, taps: Sequence[str], dim: int, reduction: int, heads: int) -> None:
         super().__init__()
-        self.taps, width = taps, dim // reduction
+        self.taps, self.dim, self.reduction, self.heads = tuple(taps), dim, reduction, heads
+        width = dim // reduction
         heads = heads if width % heads == 0 else 1
         self.down = nn.ModuleList(nn.Linear(dim, width) for _ in taps)
         self.blocks = nn.ModuleList(LadderBlock(width, heads) for _ in taps[1:])
@@ -154,7 +156,7 @@ class Ladder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def needs(self, pool: str | None) -> Needs:
+    def needs(self, pool: str) -> Needs:
         """All tokens: its layers attend."""
         return Needs(self.taps, "all")
 
@@ -167,14 +169,6 @@ class Ladder(nn.Module):
             low = self.down[place + 1](stream)
             state = block(mu[place] * low + (1 - mu[place]) * state)
         return self.up(state)
-
-    def spec(self) -> dict[str, Any]:
-        """What it is, for the identity of a run; task files do not hold ladders."""
-        return {
-            "ladder": list(self.taps),
-            "width": self.up.in_features,
-            "dim": self.up.out_features,
-        }
 
 
 def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
@@ -194,6 +188,6 @@ def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
     attentions = [s for s in host.sites.values() if s.op == "mha" and s.maps is not None]
     heads = attentions[0].maps.heads if attentions else 1  # type: ignore[union-attr]
     side = Ladder(host.sites.taps, dims.pop(), options.get("reduction", LADDER_REDUCTION), heads)
-    task = Task(side=side, head=fresh_head(host.dim, classes), method="lst")  # type: ignore[arg-type]
+    task = Task(side=side, head=fresh_head(host.dim, classes), method="lst")
     task.pool = host.readout_rule.pool
     return task

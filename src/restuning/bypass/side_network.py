@@ -1,0 +1,182 @@
+"""A side network: taps of a frozen backbone in, a feature out, no gradient towards the taps.
+
+A new one is one class with `@side_network("kind")` above it, or a class of an installed package that
+is named by an entry point `restuning.side_networks`. Tasks, files, training from stores, banks,
+forecasts and searches then work with it: they ask for what stands here and for nothing else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from restuning._errors import FormatError
+from restuning.sites import Needs
+from restuning.tuners import Tuner, from_json, to_json
+from restuning.tuners.registry import Registry, arguments_of, construct
+
+Rows = Iterable[tuple[Mapping[str, Tensor], Tensor]]
+"""Batches of taps and labels of a training split, in its order, without augmentation."""
+
+
+class SideNetwork(nn.Module, ABC):
+    """`taps -> state`, and `feature = readout(state)`, which a task's head reads.
+
+    Subclasses keep every constructor argument as an attribute of the same name (that is their
+    `spec`; those with other ways override `spec` and `from_spec`), put a `@side_network("kind")`
+    above the class, and detach the taps they read.
+
+    Shape:
+        taps: mapping of name to `b n d_l`, or `b h w d_l` on maps. Returns the last state, a stream
+        that the backbone's readout takes (`b n d_L`), unless `feature` is overridden.
+
+    Attributes:
+        kind: Its name in the table.
+        taps: Names of the taps it reads, the one it ends at last.
+        recompute: Compute parts again in the backward pass instead of keeping what they saved. It
+            means nothing where a side network has no such parts; a search turns it off where memory
+            costs nothing.
+        lambda_names: Of parameters that mix streams, whose rate `lambda_rate` multiplies.
+    """
+
+    kind: ClassVar[str] = ""
+    taps: tuple[str, ...]
+    recompute: bool = False
+    lambda_names: tuple[str, ...] = ()
+
+    @abstractmethod
+    def needs(self, pool: str) -> Needs:
+        """What is read of the backbone, where the task's readout is `pool`."""
+
+    @abstractmethod
+    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """The last state; see the class."""
+
+    @property
+    def tuners(self) -> Sequence[Tuner]:
+        """Tuners inside it: a decoder with a cache asks whether one of them looks ahead."""
+        return [m for m in self.modules() if isinstance(m, Tuner)]
+
+    def feature(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
+    ) -> Tensor:
+        """What the head reads: `readout(self(taps), pool=pool)` unless overridden.
+
+        Args:
+            taps: What `needs` names.
+            readout: The backbone's frozen norm and pooling, on loan.
+            pool: The task's; None for the backbone's own.
+        """
+        return readout(self(taps), pool=pool)
+
+    def widened(self, head: nn.Linear) -> nn.Linear:
+        """The head a task gets: this one, unless the feature is not the backbone's.
+
+        Args:
+            head: As wide as the backbone's feature. A side network with a feature of its own
+                answers with a head of that width which starts as this one.
+        """
+        return head
+
+    @property
+    def solved_parameters(self) -> int:
+        """How many numbers `prepare` solves for: they count among those that are trained."""
+        return 0
+
+    @property
+    def prepared_taps(self) -> Mapping[str, tuple[int, ...]]:
+        """Names of what `prepare` returns, and the shape it has for one row."""
+        return {}
+
+    def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
+        """Called by training once before the first step, with the training split.
+
+        It may set buffers, and may return a tensor for every row (`n ...`), which training then hands
+        in beside the row's taps: `ridge` returns what it would have answered to each row without it.
+        What it does must follow from `spec` and the rows alone, so that a run that was killed goes
+        on as it was. Rows are read only where they are iterated over; then inputs have to be the
+        same each time they are read.
+        """
+        return {}
+
+    def fuses(self, streams: Sequence[Tensor]) -> bool:
+        """Whether `fused` applies to these taps."""
+        return False
+
+    def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """Last states of k networks of this form at once, `k b ...`, where `fuses` says so.
+
+        Args:
+            taps: As for `forward`.
+            of: A parameter of this network to the k stacked ones, `k ...`.
+        """
+        raise NotImplementedError(f"{self.kind} does not run several at once")
+
+    def stack_key(self) -> str | None:
+        """Networks with the same key can be answered by one `stacked`; None: each runs alone."""
+        return None
+
+    @classmethod
+    def stacked(cls, networks: Sequence[Any]) -> nn.Module:
+        """Trained networks of one `stack_key` as one module for inference.
+
+        It is called with the streams of the taps and the numbers of the networks asked for (None
+        for all), and returns their last states, `k b ...`.
+        """
+        raise NotImplementedError(f"{cls.kind} does not stack")
+
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build this network again, as JSON."""
+        return {**self._kind_of_spec(), **arguments_of(self, to_json)}
+
+    def _kind_of_spec(self) -> dict[str, str]:
+        if not self.kind:
+            # Imported by hand: the table that would have named it was not asked for yet.
+            kinds()
+        if not self.kind:
+            raise FormatError(
+                "a side network of no kind cannot be written down",
+                where=type(self).__name__,
+                fix='put @side_network("a name") above the class, or install the package that '
+                "registers it",
+            )
+        return {"kind": self.kind}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> SideNetwork:
+        """Build one of this class from its `spec`.
+
+        Raises:
+            FormatError: The arguments do not fit.
+        """
+        arguments = {k: from_json(v) for k, v in spec.items() if k != "kind"}
+        return construct(cls, arguments, "side network")
+
+
+_REGISTRY: Registry[SideNetwork] = Registry("side network", "restuning.side_networks")
+
+side_network = _REGISTRY.enter
+"""Enter a side network in the table that specs are read from: `@side_network("kind")`."""
+
+
+def kinds() -> dict[str, type[SideNetwork]]:
+    """The table of side networks: ours, and those that installed packages give by entry point.
+
+    A package adds one with `[project.entry-points."restuning.side_networks"]`,
+    `kind = "module:Class"`. One that does not import is left out, and named when its kind is asked
+    for.
+    """
+    return _REGISTRY.kinds()
+
+
+def from_spec(spec: Mapping[str, Any]) -> SideNetwork:
+    """Build a side network from its `spec`.
+
+    Raises:
+        UnknownNameError: The kind is in no table.
+        FormatError: The arguments do not fit the kind.
+    """
+    return _REGISTRY.find(spec).from_spec(spec)

@@ -1,0 +1,128 @@
+"""Tables of classes by kind that specs are read from: ours, and those of installed packages.
+
+Tuners and side networks are both found this way. A spec is JSON: `{"kind": ..., argument: value}`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from restuning._errors import FormatError, UnknownNameError
+
+T = TypeVar("T", bound=nn.Module)
+C = TypeVar("C", bound="type[nn.Module]")
+
+
+class Registry(Generic[T]):
+    """Classes by kind.
+
+    Args:
+        noun: What its classes are, for error messages: "tuner".
+        group: Entry points by which an installed package adds one:
+            `[project.entry-points."GROUP"]`, `kind = "module:Class"`.
+    """
+
+    def __init__(self, noun: str, group: str) -> None:
+        self.noun, self.group = noun, group
+        self._table: dict[str, type[T]] = {}
+        self._broken: dict[str, str] = {}
+
+    def enter(self, kind: str) -> Callable[[C], C]:
+        """A class decorator that enters a class under its kind."""
+
+        def enter(cls: C) -> C:
+            cls.kind = kind  # type: ignore[attr-defined]
+            self._table[kind] = cls  # type: ignore[assignment]
+            return cls
+
+        return enter
+
+    def kinds(self) -> dict[str, type[T]]:
+        """All classes by kind; one that does not import is named when its kind is asked for."""
+        for point in entry_points(group=self.group):
+            if point.name in self._table:
+                continue
+            try:
+                cls = point.load()
+            except Exception as error:  # noqa: BLE001 (a stranger's module fails in any way it likes)
+                why = f"{point.value} fails: {type(error).__name__}: {error}"
+                self._broken[point.name] = why
+                continue
+            cls.kind = point.name
+            self._table[point.name] = cls
+        return dict(self._table)
+
+    def find(self, spec: Any) -> type[T]:
+        """The class that a spec names.
+
+        Raises:
+            FormatError: It is no spec.
+            UnknownNameError: The kind is in no table.
+        """
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
+            raise FormatError(
+                f"not the spec of a {self.noun}", found=repr(spec)[:200], fix='give {"kind": ...}'
+            )
+        kind = spec["kind"]
+        # Entry points are read only for kinds that are not ours: it takes a while.
+        table = self._table if kind in self._table else self.kinds()
+        if kind not in table and kind in self._broken:
+            raise UnknownNameError(
+                f"a package registers this {self.noun} but does not import",
+                where=kind,
+                found=self._broken[kind],
+                fix="repair or reinstall the package",
+            )
+        if kind not in table:
+            raise UnknownNameError(
+                f"no {self.noun} of this kind",
+                where=kind,
+                found=f"known kinds: {', '.join(sorted(table))}",
+                fix="install the package that registers it, or correct the spec",
+            )
+        return table[kind]
+
+
+def arguments_of(module: nn.Module, to_json: Callable[[Any], Any]) -> dict[str, Any]:
+    """The constructor's arguments, each an attribute of the same name, as JSON."""
+    names = list(inspect.signature(type(module).__init__).parameters)[1:]
+    return {name: to_json(getattr(module, name)) for name in names}
+
+
+def construct(cls: type[T], arguments: Mapping[str, Any], noun: str) -> T:
+    """Call a constructor with what a spec holds.
+
+    Raises:
+        FormatError: The arguments do not fit.
+    """
+    left, kind = dict(arguments), getattr(cls, "kind", cls.__name__)
+    try:
+        signature = inspect.signature(cls.__init__)
+        positional, keyword = [], {}
+        for name, parameter in list(signature.parameters.items())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                positional += left.pop(name, ())
+            elif name in left and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                positional.append(left.pop(name))
+            elif name in left:
+                keyword[name] = left.pop(name)
+        if left:
+            raise FormatError(
+                f"the spec of a {noun} has unknown arguments",
+                where=kind,
+                found=", ".join(sorted(left)),
+                fix=f"{kind} takes {', '.join(list(signature.parameters)[1:])}",
+            )
+        return cls(*positional, **keyword)
+    except (TypeError, ValueError) as error:
+        raise FormatError(
+            f"a {noun} cannot be built from its spec",
+            where=kind,
+            found=str(error),
+            fix="write the spec with the library version that reads it",
+        ) from None
