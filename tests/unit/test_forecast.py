@@ -333,7 +333,7 @@ def test_the_size_of_a_store_is_that_of_a_real_one(tmp_path, dtype, tokens):
 @pytest.mark.parametrize(
     ("method", "forms"),
     [
-        ("ridge", {"cached"}),
+        ("ridge", {"cached", "live"}),
         ("mixing-bypass", {"cached", "live"}),
         ("linear", {"cached", "live"}),
         ("res-tuning", {"live", "checkpointing"}),
