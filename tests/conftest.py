@@ -1,6 +1,7 @@
 """What all tests share: seeds, threads, and models that are awake."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,8 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real weights and tasks at {folder} (set RESTUNING_DATA)")
     return folder
+
+
+def pytest_sessionfinish():
+    if "children" in sys.modules:
+        sys.modules["children"].stop()

@@ -2,11 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+
+from children import Child
 
 PATIENCE = 400
 """Seconds; far above what a command of these tests takes alone."""
@@ -18,19 +18,13 @@ MARKS = [
 
 def started(*arguments):
     """`restuning ARGUMENTS` as a process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "restuning", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Child(["-m", "restuning", *arguments])
 
 
 def ended(process):
     """What it said; it must end well."""
-    told = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, told
+    told, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, told + errors
     return told
 
 
@@ -40,5 +34,5 @@ def kill_when(process, seen):
     while time.monotonic() < end and not seen():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    told = process.communicate()[0]
+    told = "".join(process.communicate())
     assert process.returncode == -signal.SIGKILL, told

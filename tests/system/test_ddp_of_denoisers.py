@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from awake import wake
+from children import START
 from diffusion.small import unet
 from restuning import Host, methods
 from restuning.diffusion import (
@@ -87,7 +88,9 @@ def one_of_two(rank, names, folder):
 def runs(request, tmp_path_factory):
     """Tasks before; tasks and loss of one process; what each of two left."""
     folder, names = tmp_path_factory.mktemp("ddp"), RUNS[request.param]
-    torch.multiprocessing.spawn(one_of_two, (names, str(folder)), nprocs=PROCESSES)
+    torch.multiprocessing.start_processes(
+        one_of_two, (names, str(folder)), PROCESSES, start_method=START
+    )
     two = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
     host, tasks = build(names)
     before = copied(tasks)

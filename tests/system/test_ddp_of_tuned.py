@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from awake import tiny_vit, wake
+from children import START
 from restuning import Host, Tuned, methods
 
 METHODS = ("res-tuning", "res-tuning-bypass")
@@ -73,7 +74,9 @@ def one_of_two(rank, method, folder):
 def runs(request, tmp_path_factory):
     """The task before and after in one process, and what each of the two left."""
     folder = tmp_path_factory.mktemp("ddp")
-    torch.multiprocessing.spawn(one_of_two, (request.param, str(folder)), nprocs=PROCESSES)
+    torch.multiprocessing.start_processes(
+        one_of_two, (request.param, str(folder)), PROCESSES, start_method=START
+    )
     two = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
     host, task = build(request.param)
     before = copied(task)

@@ -2,18 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from store_script import BATCH, COUNT
 
+from children import Child
 from restuning.features import Store, stores
 
 SCRIPT = Path(__file__).with_name("store_script.py")
-TESTS = Path(__file__).parents[1]
 PATIENCE = 120
 FORWARDS = COUNT // BATCH
 SHARD = 2
@@ -22,12 +20,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and RLIMIT are 
 
 
 def start(root, sleep=0.0, limit=0):
-    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    command = [sys.executable, str(SCRIPT), str(root), str(sleep), str(limit)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Child([SCRIPT, root, sleep, limit])
 
 
 def finish(process):

@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from children import Child
+
 PATIENCE = 120
 KIND = "soft_sign"
 NAME = "restuning-softsign"
@@ -37,10 +35,8 @@ class SoftSign(Tuner):
         return self.weight * torch.nn.functional.softsign(self.steep * x)
 '''
 
-PRELUDE = f"""
-import sys, json, torch
-sys.path.insert(0, {str(TESTS)!r})
-torch.set_num_threads(1)
+PRELUDE = """
+import json, torch
 from awake import tiny_vit, wake
 from restuning import Host, Task, Tuned, load, save
 from restuning._errors import RestuningError
@@ -79,17 +75,13 @@ def distribution(folder, module=MODULE):
 
 def python(code, *packages):
     """A fresh process with the distributions installed; its last line, as JSON."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, packages))
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    child = Child(
+        ["-c", PRELUDE + textwrap.dedent(code)],
+        {"PYTHONPATH": os.pathsep.join(map(str, packages))},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    out, errors = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 0, errors[-3000:]
+    return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from children import Child
 
 SCRIPT = Path(__file__).with_name("training_script.py")
 SETTINGS = ("epochs=6", "batch_size=8", "checkpoint_every=4", "lr=0.01", "ema=0.9", "clip=1.0")
@@ -23,10 +23,8 @@ posix = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a signal of POSIX
 
 
 def start(out, sleep="0", *more):
-    environment = {**os.environ, "TRAINING_SLEEP": sleep, "OMP_NUM_THREADS": "1"}
-    environment["ACCELERATE_USE_CPU"] = "true"
-    command = [sys.executable, str(SCRIPT), str(out), *SETTINGS, *more]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    environment = {"TRAINING_SLEEP": sleep, "ACCELERATE_USE_CPU": "true"}
+    return Child([SCRIPT, out, *SETTINGS, *more], environment)
 
 
 def finish(process):
