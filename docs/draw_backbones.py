@@ -40,7 +40,7 @@ logits; release, no hook left.
 {summary}
 
 `python tests/zoo/run.py` repeats all of it and goes on where it was killed (`{versions}`; the run
-below took {minutes:.0f} minutes on a shared CPU core, tracing included), `pytest -m slow
+below took {minutes:.0f} minutes on a shared CPU core, tracing included), `pytest -m longer
 tests/zoo/test_chain.py` does so under pytest, and CI runs a sample. This page is drawn from `benchmarks/results/zoo.jsonl` by
 `python docs/draw_backbones.py`.
 

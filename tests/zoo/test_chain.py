@@ -48,7 +48,7 @@ def test_a_sample_of_the_zoo_passes_the_whole_chain(name):
     json.dumps(passed.row())
 
 
-@pytest.mark.slow
+@pytest.mark.longer
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=getattr(pytest.mark, f"zoo_{n.partition(':')[0]}")) for n in EVERYONE],

@@ -121,7 +121,7 @@ def _side_by_side(job: Job, jobs: int, listen: Listener) -> None:
         )
 
 
-def _stop(number: int, frame: object) -> None:
+def _stop(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 

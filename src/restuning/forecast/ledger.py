@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 
-def _fused_attention(x: tuple, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _fused_attention(x: tuple, *args: Any, **kwargs: Any) -> int:
     """Products of `nn.MultiheadAttention`'s inference kernel: four maps, scores and their sum."""
     b, n, d = x
     return 8 * b * n * d * d + 4 * b * n * n * d
@@ -78,7 +78,7 @@ class Ledger(TorchDispatchMode):
         return self.live
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, _types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """One operation."""
         kwargs = kwargs or {}

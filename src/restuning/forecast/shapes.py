@@ -70,7 +70,7 @@ class AbsentWeights(TorchDispatchMode):
         self._drawn: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, _types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """One operation."""
         named: dict[str, Any] = kwargs or {}

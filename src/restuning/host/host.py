@@ -269,7 +269,7 @@ class Host(Extractor):
         """`with Host(...) as host:` releases the backbone at the end."""
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         """Release the backbone."""
         self.release()
 

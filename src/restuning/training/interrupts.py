@@ -56,7 +56,7 @@ class Interrupts:
         if number:
             raise SystemExit(128 + number)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             # A worker that loads data inherits this handler: Ctrl-C is its parent's to answer.
             if number == signal.SIGTERM:

@@ -26,7 +26,7 @@ class _Through(TorchFunctionMode):
     2018).
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.detach, torch.detach):
             return args[0]
         if func is torch._C._set_grad_enabled and not args[0]:
