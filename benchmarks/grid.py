@@ -35,9 +35,10 @@ def main() -> None:
     from restuning import FitSettings, Host, methods
     from restuning.data import Data
     from restuning.features import build as build_store
-    from restuning.features.stored import Stored, key_for
+    from restuning.features.stored import StoreOptions, key_for
     from restuning.forecast import forecast_grid
     from restuning.search.sweep import sweep
+    from restuning.training.run import open_inputs
     from restuning.training.timing import measure_bank
 
     torch.manual_seed(0)
@@ -101,20 +102,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         # Without the size and time that `stored` shows before: two forwards, whatever the data.
-        key = key_for(host, loaded, data, build().needs(host.readout_rule), 1, "fp32")
+        key = key_for(host, loaded, data, build().needs(host.readout_rule))
         parts = {("train", 0): data.train, ("val", 0): data.val, ("test", 0): data.test}
         store = build_store(host, key, Path(folder) / "stores", parts)
         features = time.perf_counter() - start
-        kept = Stored(store, features, 1)
+        inputs = open_inputs(host, loaded, data, StoreOptions(store.path.parent))
         start = time.perf_counter()
         sweep(
-            host,
+            inputs,
             "res-tuning-bypass",
-            kept.data(data, final=False),
-            kept.data(data, final=True),
             GRID,
             seeds=[0],
-            base=FitSettings(epochs=args.epochs, batch_size=args.batch),
+            settings=FitSettings(epochs=args.epochs, batch_size=args.batch),
             out=Path(folder) / "sweep",
         )
         runs = time.perf_counter() - start

@@ -48,8 +48,7 @@ def ours(args: Any, precision: str, root: Path) -> dict[str, Any]:
     import restuning
     from restuning import FitSettings, Host, methods
     from restuning.data import load_data
-    from restuning.features import Cached
-    from restuning.features.stored import open_or_build
+    from restuning.features import Cached, StoreOptions, open_or_build
     from restuning.training import fit
 
     folder = images.make(root / "images", args.images, 0, CLASSES)
@@ -75,8 +74,7 @@ def ours(args: Any, precision: str, root: Path) -> dict[str, Any]:
         backbone,
         data,
         task.needs(host.readout_rule),
-        root=root / "stores",
-        precision=precision,
+        StoreOptions(root / "stores", precision=precision),
     )
     assert kept is not None
     lap("store")

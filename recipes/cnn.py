@@ -31,8 +31,9 @@ import torch
 import restuning
 from restuning import FitSettings, Host, methods
 from restuning.data import load_data
-from restuning.features.stored import open_or_build
+from restuning.features import StoreOptions
 from restuning.search.sweep import sweep
+from restuning.training.run import open_inputs
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data"))
@@ -57,21 +58,17 @@ def tasks() -> list[str]:
 def rows_of(name: str, seeds: int, work: Path, loaded: Any, host: Host) -> list[dict[str, Any]]:
     """A row a method and seed."""
     data = load_data(str(DATA / "vtab" / name), loaded)
-    widest = methods.build("res-tuning-bypass", host, num_classes=data.num_classes)
-    kept = open_or_build(
-        host, loaded, data, widest.needs(host.readout_rule), root=work / "features"
-    )
-    assert kept is not None
+    inputs = open_inputs(host, loaded, data, StoreOptions(work / "features"))
+    # The widest first: all methods then share its store.
+    inputs.stored(methods.build("res-tuning-bypass", host, num_classes=data.num_classes))
     rows = []
     for method, grid in GRIDS.items():
         report = sweep(
-            host,
+            inputs,
             method,
-            kept.data(data, final=False),
-            kept.data(data, final=True),
             grid,
             seeds=range(seeds),
-            base=FitSettings(epochs=EPOCHS),
+            settings=FitSettings(epochs=EPOCHS),
             out=work / f"{name}.{method}",
         )
         best, tested = report["best"], report["final"]["test_accuracy"]

@@ -35,7 +35,7 @@ import restuning
 from restuning import Extractor, FitSettings, Needs
 from restuning.backbones import Backbone, export_engine, load_backbone
 from restuning.data import Data, load_data
-from restuning.features.stored import Stored, open_or_build
+from restuning.features import Stored, StoreOptions, open_or_build
 from restuning.training.arms import evaluate_arm, train_arms
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,9 @@ def main() -> None:
 
 def features(data: Data, backbone: Backbone, host: Extractor, work: Path) -> Stored:
     """The class tokens of all taps on one backbone, stored once."""
-    kept = open_or_build(host, backbone, data, Needs(host.sites.taps, "cls"), root=work / "stores")
+    kept = open_or_build(
+        host, backbone, data, Needs(host.sites.taps, "cls"), StoreOptions(work / "stores")
+    )
     assert kept is not None
     print(f"{data.name}: {kept.store.key.rows} inputs in {kept.seconds:.0f} s", flush=True)
     return kept

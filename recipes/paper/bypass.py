@@ -28,9 +28,10 @@ from common import DATA, SIZE, backbone, into_docs, require_data, table, task_da
 
 import restuning
 from restuning.data import load_data
-from restuning.features.stored import open_or_build
+from restuning.features import StoreOptions
 from restuning.search.sweep import sweep
 from restuning.training import FitSettings, PeakMemory
+from restuning.training.run import open_inputs
 
 METHODS = ["linear", "bypass-horizontal", "bypass-vertical", "res-tuning-bypass"]
 RATES = [3e-3, 1e-2, 3e-2]
@@ -52,20 +53,15 @@ def accuracies(seeds: int, work: Path) -> list[dict[str, Any]]:
     for name in tasks():
         data = load_data(str(DATA / "vtab" / name), loaded)
         probe = restuning.methods.build("res-tuning-bypass", host, num_classes=data.num_classes)
-        kept = open_or_build(
-            host, loaded, data, probe.needs(host.readout_rule), root=work / "features"
-        )
-        assert kept is not None
-        search, final = kept.data(data, final=False), kept.data(data, final=True)
+        inputs = open_inputs(host, loaded, data, StoreOptions(work / "features"))
+        inputs.stored(probe)
         for method in METHODS:
             report = sweep(
-                host,
+                inputs,
                 method,
-                search,
-                final,
                 {"lr": RATES},
                 seeds=range(seeds),
-                base=FitSettings(epochs=EPOCHS),
+                settings=FitSettings(epochs=EPOCHS),
                 out=work / "bypass" / f"{name}.{method}",
             )
             rows += [

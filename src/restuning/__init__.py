@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from restuning.host import Extractor as Extractor
     from restuning.host import Host as Host
     from restuning.host import find_sites as find_sites
+    from restuning.search.train import train as train
     from restuning.sites import Features as Features
     from restuning.sites import Needs as Needs
     from restuning.sites import Readout as Readout
@@ -81,6 +82,7 @@ _ROOMS = {
         "Host",
         "find_sites",
     ),
+    "search.train": ("train",),
     "sites": (
         "Features",
         "Needs",

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from restuning import Tuned, load, load_backbone
-from restuning.cli.frame import app
+from restuning.cli.app import app
 from zoo import folders
 
 pytest.importorskip("onnx")

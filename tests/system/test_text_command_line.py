@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from restuning import load_backbone
-from restuning.cli.frame import app
+from restuning.cli.app import app
 from zoo import folders
 
 ROWS = [

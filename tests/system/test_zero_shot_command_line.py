@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from restuning import load_backbone, load_data
-from restuning.cli.frame import app
+from restuning.cli.app import app
 
 pytest.importorskip("transformers")
 import towers  # noqa: E402 (needs transformers)

@@ -28,7 +28,7 @@ from restuning.features import (
     view_of,
 )
 from restuning.features.codec import decode, encode, error_report
-from restuning.features.stored import open_or_build
+from restuning.features.stored import StoreOptions, open_or_build
 from restuning.training import evaluate, fit
 
 LIVE_TOLERANCE = 1e-6
@@ -208,8 +208,7 @@ def test_cached_training_has_the_losses_of_live_training(tmp_path, augment, meth
         backbone,
         plain,
         task.needs(host.readout_rule),
-        root=tmp_path / "stores",
-        views=1 + (augment == "flip"),
+        StoreOptions(tmp_path / "stores", views=1 + (augment == "flip")),
     )
     fed = kept.data(plain, final=False)
     run = FitSettings(epochs=3, batch_size=16, lr=5e-3)

@@ -19,7 +19,7 @@ from awake import tiny_vit
 from restuning import Host, Needs, Tuned, forecast, methods
 from restuning._errors import ForecastError, ProjectionsError
 from restuning.features import build, view_of
-from restuning.forecast import Run, StepForecast, forecast_run
+from restuning.forecast import FinishedRun, StepForecast, forecast_run
 from restuning.forecast.ledger import Ledger
 from restuning.forecast.methods import checkpointed
 from restuning.forecast.step import SCRATCH
@@ -455,6 +455,6 @@ class Unfollowable(nn.Module):
 
 def test_a_run_that_cannot_be_forecast_says_why():
     data = [(torch.ones(4), 0)] * 8
-    found = forecast_run(Run(Unfollowable(), data, None, None, 4, 1, 1, "no", False))
+    found = forecast_run(FinishedRun(Unfollowable(), data, None, None, 4, 1, 1, "no", False))
     assert list(found) == ["not_made"]
     assert "DataDependent" in found["not_made"]

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from restuning._errors import ForecastError
 from restuning.cli import planning
-from restuning.cli.frame import app
+from restuning.cli.app import app
 
 runner = CliRunner()
 

@@ -11,11 +11,11 @@ import restuning
 from restuning import FitSettings, Host, RestuningError, load, methods
 from restuning._errors import TrainingError
 from restuning.data import load_data
-from restuning.features import Cached
-from restuning.features.stored import open_or_build
+from restuning.features import Cached, StoreOptions
 from restuning.search.sweep import parse_grid, sweep
 from restuning.training import evaluate, fit
 from restuning.training.arms import form, train_arms
+from restuning.training.run import open_inputs
 
 ALONE_TOLERANCE = 1e-5
 """Stacked products round elsewhere than single ones."""
@@ -30,11 +30,9 @@ def world(tmp_path_factory):
     data = load_data("digits", backbone)
     for part in ("train", "val", "test"):
         setattr(data, part, torch.utils.data.Subset(getattr(data, part), range(100)))
-    needs = methods.build("res-tuning-bypass", host, CLASSES).needs(host.readout_rule)
-    kept = open_or_build(
-        host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2
-    )
-    return host, data, kept
+    store = StoreOptions(tmp_path_factory.mktemp("stores"), views=2)
+    inputs = open_inputs(host, backbone, data, store)
+    return inputs, inputs.stored(methods.build("res-tuning-bypass", host, CLASSES))
 
 
 def made(host, seed=0, method="res-tuning-bypass", **options):
@@ -44,7 +42,8 @@ def made(host, seed=0, method="res-tuning-bypass", **options):
 
 @pytest.mark.parametrize("method", ["res-tuning-bypass", "bypass-horizontal", "linear"])
 def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
-    host, data, kept = world
+    inputs, kept = world
+    host, data = inputs.host, inputs.data
     fed = kept.data(data, final=False)
     each = [
         FitSettings(lr=1e-3, weight_decay=1e-2, **RUN),
@@ -67,7 +66,8 @@ def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
 
 
 def test_lambdas_go_further_at_a_rate_of_their_own(world):
-    host, data, kept = world
+    inputs, kept = world
+    host, data = inputs.host, inputs.data
     fed = kept.data(data, final=False)
     each = [FitSettings(lr=1e-3, lambda_rate=rate, **RUN) for rate in (1.0, 30.0)]
     slow, fast = (
@@ -82,7 +82,8 @@ def test_lambdas_go_further_at_a_rate_of_their_own(world):
 
 
 def test_an_arm_that_turns_nan_dies_alone(world):
-    host, data, kept = world
+    inputs, kept = world
+    host, data = inputs.host, inputs.data
     fed = kept.data(data, final=False)
     calm, wild = FitSettings(lr=1e-3, **RUN), FitSettings(lr=1e30, **RUN)
     alone = train_arms(host, [made(host)], [calm], fed.train, fed.val)[0]
@@ -96,14 +97,15 @@ def test_an_arm_that_turns_nan_dies_alone(world):
 
 
 def test_tasks_of_other_shapes_are_of_another_form(world):
-    host = world[0]
+    host = world[0].host
     assert form(made(host)) == form(made(host, seed=1))
     assert form(made(host)) != form(made(host, rank=4))
     assert form(made(host)) != form(made(host, scale="channel"))
 
 
 def test_arms_that_cannot_share_a_bank_are_refused(world):
-    host, data, kept = world
+    inputs, kept = world
+    host, data = inputs.host, inputs.data
     fed = kept.data(data, final=False)
     each = [FitSettings(epochs=1), FitSettings(epochs=2)]
     with pytest.raises(TrainingError, match="epochs"):
@@ -111,23 +113,20 @@ def test_arms_that_cannot_share_a_bank_are_refused(world):
 
 
 def run(world, out, grid=None, seeds=(0, 1), **more):
-    host, data, kept = world
     return sweep(
-        host,
+        world[0],
         more.pop("method", "res-tuning-bypass"),
-        kept.data(data, final=False),
-        kept.data(data, final=True),
         grid or {"lr": [1e-3, 5e-3], "rank": [2, 4]},
         seeds=seeds,
-        base=FitSettings(**RUN),
+        settings=FitSettings(**RUN),
         out=out,
-        card={"backbone": "restuning-tiny"},
         **more,
     )
 
 
 def test_a_sweep_chooses_on_validation_and_tests_the_choice_over_seeds(world, tmp_path):
-    host, data, kept = world
+    inputs, kept = world
+    host, data = inputs.host, inputs.data
     report = run(world, tmp_path)
     means = [row["mean"] for row in report["settings"]]
     assert len(means) == 4
@@ -150,7 +149,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(world, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(world, tmp_path / "stopped", say=stop)
+        run(world, tmp_path / "stopped", on_progress=stop)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "stopped/arms").glob("*.json")}
     assert 0 < len(before) < 8
     again = run(world, tmp_path / "stopped")

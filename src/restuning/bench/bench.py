@@ -31,13 +31,13 @@ from restuning.bench.measure import (
 from restuning.bench.suites import SuiteTask
 from restuning.data import Data, load_data
 from restuning.data.decoded import decode_once
-from restuning.features import Cached
-from restuning.features.stored import Stored, open_or_build, reason_not_storable
+from restuning.features import Stored, StoreOptions
+from restuning.features.stored import reason_not_storable
 from restuning.host import Host, weights_digest
-from restuning.search import AUTO, open_inputs
+from restuning.search import AUTO
 from restuning.task import Task, Tuned
-from restuning.training import FitSettings, fit
-from restuning.training.closed_form import solve_closed_form
+from restuning.training import FitSettings
+from restuning.training.run import Inputs, Setup
 
 LARGEST_STORE = 16 * 2**30
 """Bytes of one task's features up to which a grid stores them: it reads them for every seed."""
@@ -91,20 +91,11 @@ class Bench:
         """
         started = time.perf_counter()
         data = self.data(run.task)
-        choice, entry = None, run.entry
+        choice, entry, final = None, run.entry, run.stage == "final"
         setting, chosen = chosen_setting(self.protocol, self.folder, run)
         if entry.method == AUTO:
-            feed = open_inputs(
-                self.host,
-                self.backbone,
-                data.apart,
-                root=self.stores,
-                dtype=self.protocol.dtype,
-                precision=self._precision(),
-                limit=LARGEST_STORE,
-            )
             entry, choice = chosen_by_auto(
-                run, self.protocol, self.host, feed, self.work / "choices" / run.name
+                run, self.protocol, self._inputs(data), self.work / "choices" / run.name
             )
         layers = self.host.sites.layers
         options = {
@@ -120,21 +111,17 @@ class Bench:
         task: Any = tuned.task
         if choice is not None:
             choice.begin(task)
+        inputs = self._inputs(data, final=final)
         kept = self._stored(task, data)
-        final = run.stage == "final"
-        fed = data.together if final else data.apart
+        setup = Setup(tuned, inputs.data) if kept is None else Setup.on(inputs, task, kept)
         if kept is not None:
-            fed = kept.data(data.apart, final=final)
-            tuned = Cached(self.host, task, kept.store)
-            fed = replace(fed, train=solve_closed_form([task], fed.train))
             # Products of a side network are small: casting them costs more than it saves.
             settings = replace(settings, precision="no")
+        tuned, fed = setup.tuned, setup.data
         folder = self.work / "fits" / run.name
         resumed = (folder / "checkpoints").exists()
         used = time.process_time()
-        fitted = fit(
-            tuned, fed.train, settings=settings, out=folder, collate=fed.collate, progress=False
-        )
+        fitted = setup.fit(settings, folder, val=False, progress=False)
         # A machine shared with others slows the clock on the wall, not this one.
         used = time.process_time() - used
         tested = fed.test if final else fed.val
@@ -239,33 +226,35 @@ class Bench:
 
     def _stored(self, task: Any, data: Loaded) -> Stored | None:
         """Features of a task that needs no gradient in the backbone; one store for all such runs."""
+        inputs = self._inputs(data)
         if (
-            not self.protocol.cache
+            inputs.store is None
             or not isinstance(task, Task)
-            or reason_not_storable(task, "none")
+            or reason_not_storable(task, inputs.augment)
         ):
             return None
         needs = task.needs(self.host.readout_rule)
         if needs not in data.stores:
             used = time.process_time()
-            data.stores[needs] = kept = open_or_build(
-                self.host,
-                self.backbone,
-                data.apart,
-                needs,
-                root=self.stores,
-                dtype=self.protocol.dtype,
-                precision=self._precision(),
-                limit=LARGEST_STORE,
-            )
+            data.stores[needs] = kept = inputs.stored(task)
             if kept is not None and kept.seconds:
                 took = {"seconds": kept.seconds, "cpu": time.process_time() - used}
                 write_json(self._built(kept), took)
         return data.stores[needs]
 
-    def _precision(self) -> str:
-        """Of stored features: that of live training."""
-        return "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
+    def _inputs(self, data: Loaded, final: bool = False) -> Inputs:
+        """A task's data before the backbone; for a final run train and val are one split."""
+        # Stored features are those of live training.
+        precision = "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
+        store = StoreOptions(self.stores, self.protocol.dtype, precision, limit=LARGEST_STORE)
+        return Inputs(
+            self.host,
+            self.backbone,
+            data.together if final else data.apart,
+            lambda: data.apart,
+            store if self.protocol.cache else None,
+            final=final,
+        )
 
     def _extraction(self, kept: Stored | None) -> dict[str, float | None]:
         """What building a store took, whoever built it: on the wall, and of the processor."""

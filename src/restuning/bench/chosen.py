@@ -8,8 +8,8 @@ from typing import Any
 from restuning._errors import TrainingError
 from restuning.bench.folder import read_result, result_file
 from restuning.bench.grid import Entry, Protocol, Run, Setting, searches
-from restuning.host import Host
-from restuning.search import AUTO, Budget, Choice, Inputs, choose
+from restuning.search import AUTO, Budget, Choice, choose
+from restuning.training.run import Inputs
 
 TAKES = ("memory", "minutes")
 """Options of `auto`."""
@@ -50,7 +50,7 @@ def chosen_setting(
 
 
 def chosen_by_auto(
-    run: Run, protocol: Protocol, host: Host, feed: Inputs, folder: Path
+    run: Run, protocol: Protocol, inputs: Inputs, folder: Path
 ) -> tuple[Entry, Choice]:
     """The method that a run of `auto` trains, in place of its own, and how it was chosen.
 
@@ -59,8 +59,7 @@ def chosen_by_auto(
     Args:
         run: Of an entry whose method is `auto`.
         protocol: Of the grid.
-        host: The backbone.
-        feed: The task, without its test split.
+        inputs: The task's data before the backbone.
         folder: Of the choice.
 
     Raises:
@@ -90,7 +89,7 @@ def chosen_by_auto(
         )
     settings = protocol.settings_of((), run.seed)
     budget = Budget.of(None if memory is None else str(memory), minutes)
-    choice = choose(host, feed, settings, folder, budget=budget)
+    choice = choose(inputs, settings, folder, budget=budget)
     return Entry(run.entry.label, choice.method), choice
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from restuning import methods
 from restuning._version import __version__
 from restuning.backbones import joined
-from restuning.cli import choosing, predicting, training
+from restuning.cli import choosing, predicting
 from restuning.cli import inspect as looks
 from restuning.cli import run as runs
 from restuning.cli.frame import (
@@ -32,10 +32,13 @@ from restuning.cli.frame import (
     plain,
     show_rows,
 )
-from restuning.cli.zero_shot import ZeroShot
+from restuning.cli.report import log_to, show
 from restuning.data import LONGEST_TEXT
-from restuning.search import AUTO
-from restuning.training import FitSettings
+from restuning.features import StoreOptions
+from restuning.features.stored import BY_ITSELF
+from restuning.search import Comparison
+from restuning.search.train import train as train_tasks
+from restuning.training.defaults import COMPARED
 
 
 def _version(show: bool) -> None:
@@ -125,69 +128,59 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
-    budget = choosing.budget_of(
-        method,
-        memory,
-        minutes,
-        {"--lr": lr, "--rank": rank, "--scale": scale, "--zero-shot": zero_shot, "--ema": ema},
-    )
-    if method:
-        methods.check(method, (AUTO,))
-    chosen = [method] if method else list(training.COMPARED)
-    options = (
-        ({"rank": rank} if rank else {})
-        | ({"scale": scale} if scale else {})
-        | ({"drop_path": drop_path} if drop_path else {})
-        | ({"pool": pool} if pool else {})
-    )
-
-    def settings(name: str) -> FitSettings:
-        default = training.DEFAULTS.get(name.partition("[")[0], training.OTHERWISE)
-        return FitSettings(
-            epochs=epochs or default.epochs,
-            batch_size=batch_size,
-            lr=lr or default.lr,
-            lambda_rate=lambda_rate,
-            weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
-            label_smoothing=label_smoothing,
-            precision=precision,
-            accumulate=accumulate,
-            clip=clip,
-            drop_path=drop_path,
-            ema=ema,
-            seed=seed,
-            workers=workers,
-            track=tuple(track or ()),
-        )
-
-    source = training.Source(
+    shown = Console(stderr=True) if as_json else console
+    result = train_tasks(
         data,
-        augment,
-        final and budget is None,
-        skip_bad,
-        text,
-        label,
-        not no_cache,
-        store,
-        cache_dtype,
-        cache_precision,
-        max_tokens,
+        backbone=joined(backbone, quantize),
+        weights=weights,
+        method=list(COMPARED) if method is None else method,
+        out=out,
+        resume=not no_resume,
+        log=log_to(shown),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        lambda_rate=lambda_rate,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        label_smoothing=label_smoothing,
+        precision=precision,
+        accumulate=accumulate,
+        clip=clip,
+        drop_path=drop_path,
+        ema=ema,
+        seed=seed,
+        workers=workers,
+        track=tuple(track or ()),
+        rank=rank,
+        scale=scale,
+        pool=pool,
+        augment=augment,
+        final=final,
+        skip_bad=skip_bad,
+        text=text,
+        label=label,
+        max_tokens=max_tokens,
+        store=False
+        if no_cache
+        else StoreOptions(store, cache_dtype, cache_precision, limit=BY_ITSELF),
+        random=random,
+        zero_shot=zero_shot,
+        class_names=class_names,
+        memory=memory,
+        minutes=minutes,
+        progress=True,
     )
-    common: dict[str, Any] = {
-        "backbone": joined(backbone, quantize),
-        "weights": weights,
-        "random": random,
-        "out": out,
-        "options": options,
-        "resume": not no_resume,
-        "console": Console(stderr=True) if as_json else console,
-    }
-    if budget is not None:
-        rows = [choosing.train(source, settings(chosen[0]), budget, **common)]
+    rows: list[dict[str, Any]]
+    if isinstance(result, Comparison):
+        rows = result.rows()
     else:
-        prompts = ZeroShot(tuple(zero_shot), class_names) if zero_shot else None
-        rows = training.train(source, chosen, settings, zero_shot=prompts, **common)
+        rows = [result.row()]
+        if result.choice is not None:
+            choosing.show_choice(result.choice, shown)
+            rows[0]["choice"] = result.choice.to_dict()
+    show(rows, shown)
+    shown.print(f"left in [bold]{result.folder}[/bold]")
     if as_json:
         typer.echo(json.dumps(rows if method is None else rows[0], indent=1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ from rich.console import Console
 
 from restuning._errors import StoreError
 from restuning.backbones import load_backbone
-from restuning.cli.training import Source
-from restuning.features import Store, StoreKey, default_root, remove, stores
-from restuning.features.stored import open_or_build
+from restuning.features import (
+    Store,
+    StoreKey,
+    StoreOptions,
+    default_root,
+    open_or_build,
+    remove,
+    stores,
+)
 from restuning.sites import IN_WORDS, Needs, tokens_of
+from restuning.training.run import Source
 
 VERBS = ("ls", "info", "verify", "rm")
 
@@ -26,9 +34,7 @@ def build(
     weights: Path | None,
     random: bool,
     tokens: str,
-    views: int,
-    batch_size: int,
-    workers: int,
+    options: StoreOptions,
     console: Console,
 ) -> dict[str, Any]:
     """Build a store of all taps, or go on with one; returns its facts."""
@@ -48,27 +54,20 @@ def build(
         )
     needs = Needs(host.sites.taps, kind, int(side) if slash else 1)  # type: ignore[arg-type]
     augmented = None
-    if views > 2:
-        crops = Source(**{**source.__dict__, "augment": "timm"})
-        augmented = crops.load(loaded).train
+    if options.views > 2:
+        augmented = replace(source, augment="timm").load(loaded).train
     kept = open_or_build(
         host,
         loaded,
         source.load(loaded, plain=True),
         needs,
-        root=source.root or default_root(),
-        views=views,
+        replace(options, log=lambda line: console.print(line, highlight=False)),
         augmented=augmented,
-        dtype=source.dtype,
-        precision=source.precision,
-        batch_size=batch_size,
-        workers=workers,
-        say=lambda line: console.print(line, highlight=False),
     )
     if kept is None:
         raise StoreError(
             "texts have different lengths, so all their tokens cannot be stored",
-            where=source.name,
+            where=str(source.name),
             fix="give --tokens cls or last, or train live",
         )
     return {**facts(kept.store.path), "built_seconds": kept.seconds}

@@ -1,149 +1,17 @@
-"""`train --method auto`: a method chosen on validation, then trained as any other."""
+"""How `train --method auto` shows what was chosen, and among what."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from restuning._errors import TrainingError
-from restuning.backbones import load_backbone
 from restuning.cli.frame import time_in_words
-from restuning.cli.report import show
-from restuning.cli.training import Source, default_folder, opened, train_one
-from restuning.data import with_validation
-from restuning.features.stored import VIEWS_OF
-from restuning.search import AUTO, Budget, Choice, bytes_in_words, choose, open_inputs
-from restuning.training import FitSettings
-
-CHOSEN = "choice.json"
-"""In the run's folder, and in the task folder."""
-
-
-def budget_of(
-    method: str | None, memory: str | None, minutes: float | None, fixed: dict[str, Any]
-) -> Budget | None:
-    """The budget of `--method auto`; None of another method.
-
-    Args:
-        method: That was asked for.
-        memory, minutes: As they were written.
-        fixed: Options that say what a choice would find, by name; None or False where not given.
-
-    Raises:
-        TrainingError: Options that do not go together.
-        ForecastError: Not an amount of memory.
-    """
-    if method != AUTO:
-        limits = {"--memory": memory, "--minutes": minutes}
-        if given := [name for name, value in limits.items() if value is not None]:
-            raise TrainingError(
-                "a budget is for --method auto",
-                where=" ".join(given),
-                found=f"--method {method}",
-                fix="give --method auto; `restuning plan` forecasts what one method takes",
-            )
-        return None
-    if given := [name for name, value in fixed.items() if value]:
-        raise TrainingError(
-            "--method auto chooses this itself",
-            where=" ".join(given),
-            fix="leave it out, or name a method",
-        )
-    return Budget.of(memory, minutes)
-
-
-def train(
-    source: Source,
-    settings: FitSettings,
-    budget: Budget,
-    *,
-    backbone: str,
-    weights: Path | None,
-    random: bool,
-    out: Path | None,
-    options: dict[str, Any],
-    resume: bool,
-    console: Console,
-) -> dict[str, Any]:
-    """Choose on the validation split, train on both splits, test once; returns the row."""
-    if not source.cache or source.augment not in VIEWS_OF:
-        raise TrainingError(
-            "--method auto trains from stored features first",
-            where="--no-cache" if not source.cache else f"--augment {source.augment}",
-            fix=f"leave --no-cache out, and give --augment {' or '.join(VIEWS_OF)}",
-        )
-    torch.manual_seed(settings.seed)
-    loaded = load_backbone(backbone, weights=weights, random=random)
-    given = source.load(loaded)
-    data, plain = with_validation(given), with_validation(source.load(loaded, plain=True))
-    host, options = opened(loaded, data, options, console)
-    if given.val is None:
-        console.print(
-            f"  no validation split: {len(data.val)} of {len(given.train)} training "
-            "examples are held out for the choice",
-            highlight=False,
-        )
-    folder = out or default_folder(data, AUTO)
-
-    def say(line: str) -> None:
-        console.print(f"  {line}", highlight=False)
-
-    feed = open_inputs(
-        host,
-        loaded,
-        data,
-        plain=plain,
-        root=source.root,
-        views=VIEWS_OF[source.augment],
-        dtype=source.dtype,
-        precision=source.precision,
-        workers=settings.workers,
-        options=options,
-        say=say,
-    )
-    console.print(f"\n[bold]auto[/bold]  on {len(data.val)} validation examples")
-    choice = choose(
-        host,
-        feed,
-        settings,
-        folder / "choice",
-        budget=budget,
-        resume=resume,
-        say=say,
-    )
-    show_choice(choice, console)
-    final = replace(source, final=True)
-    row = train_one(
-        choice.method,
-        host,
-        final,
-        final.load(loaded),
-        loaded,
-        choice.settings(settings),
-        folder,
-        options,
-        resume,
-        console,
-        told={"choice": choice.to_dict()},
-        begin=choice.begin,
-    )
-    text = json.dumps(choice.to_dict(), indent=1) + "\n"
-    for place in (folder, folder / f"{data.name}.task"):
-        (place / CHOSEN).write_text(text, encoding="utf-8")
-    show([row], console)
-    console.print(f"left in [bold]{folder}[/bold]")
-    return {**row, "choice": choice.to_dict()}
+from restuning.search import Choice, bytes_in_words
 
 
 def show_choice(choice: Choice, console: Console) -> None:
-    """One row a candidate, the one that was taken in bold, and a sentence."""
+    """One row a candidate, the one that was taken in bold."""
     table = Table(
         title=f"choice on {choice.examples} validation examples",
         title_justify="left",
@@ -169,9 +37,3 @@ def show_choice(choice: Choice, console: Console) -> None:
             style="bold" if taken else "",
         )
     console.print(table)
-    more = " more from its trial's weights" if choice.start is not None else ""
-    console.print(
-        f"[bold]take[/bold]  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{more}; the choice "
-        f"took {time_in_words(choice.seconds)}",
-        highlight=False,
-    )

@@ -14,6 +14,7 @@ from torch import Tensor
 from restuning._errors import DataError
 from restuning.backbones import Preprocessing
 from restuning.data import TagBatch, TextBatch, csv_rows, decode
+from restuning.data.texts import read_lines
 
 LONGEST_CELL = 60
 """Characters of a text up to which a table makes room for it."""
@@ -112,7 +113,7 @@ class Texts:
             elif each.endswith(".csv"):
                 texts += [text for text, _ in csv_rows(Path(each), self.column, None)]
             elif each.endswith(".txt"):
-                texts += lines_of(Path(each))
+                texts += read_lines(Path(each))
             else:
                 texts.append(each)
         return texts
@@ -144,20 +145,3 @@ class Sentences(Texts):
         assert isinstance(self.collate, TagBatch)
         tokens, places = self.collate.placed(names)
         return Batch(list(names), kwargs=tokens, words=places)
-
-
-def lines_of(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "a file of texts cannot be read",
-            where=str(file),
-            found=str(error)[:200],
-            fix="give a file with a text a line",
-        ) from None

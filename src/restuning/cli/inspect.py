@@ -10,14 +10,8 @@ from typing import Any
 from restuning import methods
 from restuning._errors import RestuningError
 from restuning.backbones import load_backbone
-from restuning.host import Extractor
 from restuning.task import describe
-
-
-def proofs(host: Extractor) -> str:
-    """Sites by operation and proof, in words."""
-    counts = Counter((s.op, s.proof) for s in host.sites.values())
-    return ", ".join(f"{n} {op} ({proof})" for (op, proof), n in counts.items())
+from restuning.training.run import describe_sites
 
 
 def site_rows(name: str, weights: Path | None, random: bool) -> list[dict[str, Any]]:
@@ -53,7 +47,7 @@ def facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
         "weights": backbone.weights,
         "parameters": sum(p.numel() for p in backbone.model.parameters()),
         "layers": host.sites.layers,
-        "sites": proofs(host),
+        "sites": describe_sites(host),
         "readout": f"{rule.pool}, norm {rule.norm or 'none'}, width {rule.dim} ({rule.proof})",
         "preprocessing": backbone.preprocessing.to_dict() if backbone.preprocessing else "text",
         "fingerprint": host.fingerprint(),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from restuning.backbones import joined
 from restuning.cli import cache as caches
-from restuning.cli import sweeping, training
+from restuning.cli import sweeping
 from restuning.cli.frame import (
     BackboneName,
     Json,
@@ -24,7 +24,9 @@ from restuning.cli.frame import (
     plain,
     show_rows,
 )
-from restuning.training import FitSettings
+from restuning.features import StoreOptions
+from restuning.training.defaults import settings_for
+from restuning.training.run import Source
 
 
 @app.command(
@@ -60,24 +62,14 @@ def cache(
 ) -> None:
     """Compute a data set's features once. Run it in several terminals to share the work."""
     if what not in caches.VERBS:
-        source = training.Source(
-            what,
-            skip_bad=skip_bad,
-            text=text,
-            label=label,
-            root=store,
-            dtype=dtype,
-            precision=precision,
-        )
+        source = Source(what, skip_bad=skip_bad, text=text, label=label)
         facts = caches.build(
             source,
             backbone=joined(backbone, quantize),
             weights=weights,
             random=random,
             tokens=tokens,
-            views=views,
-            batch_size=batch_size,
-            workers=workers,
+            options=StoreOptions(store, dtype, precision, views, batch_size, workers),
             console=Console(stderr=True) if as_json else console,
         )
     elif what == "ls":
@@ -137,10 +129,20 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train a grid of settings from features computed once; choose on val, test the choice."""
-    default = training.DEFAULTS.get(method.partition("[")[0], training.OTHERWISE)
-    base = FitSettings(epochs=epochs or default.epochs, batch_size=batch_size, lr=default.lr)
-    source = training.Source(
-        data, augment, False, skip_bad, text, label, True, store, cache_dtype, cache_precision
+    base = settings_for(method, {"epochs": epochs, "batch_size": batch_size})
+    console_ = Console(stderr=True) if as_json else console
+    source = Source(
+        data,
+        augment,
+        skip_bad=skip_bad,
+        text=text,
+        label=label,
+        store=StoreOptions(
+            store,
+            cache_dtype,
+            cache_precision,
+            log=lambda line: console_.print(line, highlight=False),
+        ),
     )
     report = sweeping.run(
         source,
@@ -152,7 +154,7 @@ def sweep(
         weights=weights,
         random=random,
         out=out,
-        console=Console(stderr=True) if as_json else console,
+        console=console_,
     )
     if as_json:
         typer.echo(json.dumps(report, indent=1))

@@ -15,7 +15,6 @@ from rich.table import Table
 from restuning import forecast, methods
 from restuning._errors import ForecastError, NoSitesError, PlacementError, ProjectionsError
 from restuning.backbones import Backbone, load_backbone
-from restuning.cli import training
 from restuning.cli.frame import (
     BackboneName,
     Json,
@@ -34,6 +33,7 @@ from restuning.search.sweep import TOGETHER
 from restuning.sites import IN_WORDS, Needs
 from restuning.task import Task
 from restuning.training import FitSettings
+from restuning.training.defaults import default_of
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
 COMPARED = ("linear", "res-tuning-bypass", "res-tuning", "full")
@@ -123,7 +123,7 @@ class Planner:
         splits, batch = self.request.splits, self.request.batch
         if not splits:
             return None
-        default = training.DEFAULTS.get(method.partition("[")[0], training.OTHERWISE)
+        default = default_of(method)
         epochs = self.request.epochs or default.epochs
         steps = -(-splits["train"] // batch)
         if form == "cached":
@@ -202,7 +202,7 @@ def grid(
             found="tuners inside the backbone",
             fix="give --method res-tuning-bypass or linear",
         )
-    default = training.DEFAULTS.get(method.partition("[")[0], training.OTHERWISE)
+    default = default_of(method)
     measure = partial(
         measure_bank,
         host,

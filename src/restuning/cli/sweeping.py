@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from restuning import methods
 from restuning._errors import TrainingError
 from restuning.backbones import load_backbone
-from restuning.cli.training import Source
-from restuning.features import default_root
-from restuning.features.stored import VIEWS_OF, open_or_build
+from restuning.features.stored import VIEWS_OF
 from restuning.search.sweep import parse_grid, sweep
 from restuning.training import FitSettings
+from restuning.training.device import on_device
+from restuning.training.run import Source
 
 
 def run(
@@ -44,30 +43,11 @@ def run(
         )
     torch.manual_seed(0)
     loaded = load_backbone(backbone, weights=weights, random=random)
-    host = loaded.host()
-    if torch.cuda.is_available():
-        host.cuda()
-    plain = source.load(loaded, plain=True)
-    probe = methods.build(method, host, num_classes=plain.num_classes)
-    kept = open_or_build(
-        host,
-        loaded,
-        plain,
-        probe.needs(host.readout_rule),
-        root=source.root or default_root(),
-        views=VIEWS_OF[source.augment],
-        dtype=source.dtype,
-        precision=source.precision,
-        say=lambda line: console.print(line, highlight=False),
-    )
-    if kept is None:
-        raise TrainingError(
-            "these features cannot be stored",
-            where=source.name,
-            found="texts of different lengths, all tokens",
-            fix="use a class-token readout",
-        )
-    folder = out or Path("runs") / f"{plain.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    with on_device(None) as device:
+        host = loaded.host()
+        host.to(device)
+    inputs = source.open(host, loaded)
+    folder = out or Path("runs") / f"{inputs.data.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     bar = Progress(
         TextColumn("arms"),
         BarColumn(),
@@ -80,27 +60,20 @@ def run(
     with bar:
         line = bar.add_task("", total=None, best="")
 
-        def say(done: int, total: int, best: str) -> None:
+        def show(done: int, total: int, best: str) -> None:
             bar.update(line, completed=done, total=total, best=best)
 
         report = sweep(
-            host,
+            inputs,
             method,
-            kept.data(plain, final=False),
-            kept.data(plain, final=True),
             values,
             seeds=range(seeds),
-            base=base,
+            settings=base,
             out=folder,
-            say=say,
-            card={
-                "backbone": backbone,
-                "labels": plain.labels,
-                "preprocessing": loaded.preprocessing.to_dict() if loaded.preprocessing else None,
-            },
+            on_progress=show,
         )
     _table(report, console)
-    picture(report, folder / "sweep.png", f"{method} on {plain.name}")
+    picture(report, folder / "sweep.png", f"{method} on {inputs.data.name}")
     console.print(f"left in [bold]{folder}[/bold]")
     return report
 

@@ -179,3 +179,20 @@ def _data(
         identity=identity([p for s in splits.values() for p in s]),
         notes={"preprocessing": collate.to_dict()},
     )
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            "a file of texts cannot be read",
+            where=str(file),
+            found=str(error)[:200],
+            fix="give a file with a text a line",
+        ) from None

@@ -15,6 +15,9 @@ from restuning.features.store import Store as Store
 from restuning.features.store import default_root as default_root
 from restuning.features.store import remove as remove
 from restuning.features.store import stores as stores
+from restuning.features.stored import Stored as Stored
+from restuning.features.stored import StoreOptions as StoreOptions
+from restuning.features.stored import open_or_build as open_or_build
 from restuning.features.views import VIEWS as VIEWS
 from restuning.features.views import view_names as view_names
 from restuning.features.views import view_of as view_of

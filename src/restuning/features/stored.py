@@ -15,17 +15,50 @@ from restuning.data.data import collate_batch
 from restuning.features.cached import StoredFeatures
 from restuning.features.extract import build, forecast, place
 from restuning.features.key import StoreKey, store_key
-from restuning.features.store import Store, stores
+from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
 from restuning.sites import IN_WORDS, Needs, covers_tokens
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
-"""Bytes up to which training builds a store without being asked: all tokens of 2000 ViT-S images."""
+"""Bytes up to which training builds a store unasked: all tokens of 2000 ViT-S images."""
 
 VIEWS_OF = {"none": 1, "flip": 2}
 """Augmentations that a store repeats exactly, and how many views they are."""
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Where stores lie and how their values are computed and kept.
+
+    Attributes:
+        root: Folder of all stores; None for the usual one (`default_root`).
+        dtype: How values are kept: "fp32", "bf16", "fp16" or "int8" (fp32: training is then exact).
+        precision: What the backbone computes them in: "fp32" or "bf16".
+        views: Of the training split that are stored: 1 the image, 2 its mirror image as well, more
+            random crops.
+        batch_size: Inputs of one forward while a store is built.
+        workers: Processes that read inputs meanwhile; 0 reads in this one.
+        limit: Bytes above which no store is built; None for no limit.
+        progress: A bar on a terminal while a store is built.
+        log: Receives a line for each store that is opened or built.
+    """
+
+    root: str | Path | None = None
+    dtype: str = "fp32"
+    precision: str = "fp32"
+    views: int = 1
+    batch_size: int = 32
+    workers: int = 0
+    limit: int | None = None
+    progress: bool = True
+    log: Callable[[str], None] = lambda line: None
+
+    @property
+    def folder(self) -> Path:
+        """Of all stores."""
+        return default_root() if self.root is None else Path(self.root)
 
 
 @dataclass(frozen=True)
@@ -89,9 +122,7 @@ def key_for(
     backbone: Backbone,
     data: Data,
     needs: Needs,
-    views: int,
-    dtype: str,
-    precision: str = "fp32",
+    options: StoreOptions = StoreOptions(),
 ) -> StoreKey:
     """The key of the store of these features."""
     splits = {
@@ -111,9 +142,9 @@ def key_for(
         data=data.name,
         identity=data.identity,
         splits=splits,
-        views=view_names(views),
-        dtype=dtype,
-        precision=precision,
+        views=view_names(options.views),
+        dtype=options.dtype,
+        precision=options.precision,
     )
 
 
@@ -122,16 +153,9 @@ def open_or_build(
     backbone: Backbone,
     data: Data,
     needs: Needs,
+    options: StoreOptions = StoreOptions(),
     *,
-    root: Path,
-    views: int = 1,
     augmented: Any = None,
-    dtype: str = "fp32",
-    precision: str = "fp32",
-    batch_size: int = 32,
-    workers: int = 0,
-    limit: int | None = None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Stored | None:
     """Open a store that covers what is needed, or build it.
 
@@ -140,34 +164,32 @@ def open_or_build(
         backbone: What it was made of.
         data: The data set, without augmentation, its splits apart.
         needs: Of the task.
-        root: Where stores lie.
-        views: Of the training split.
+        options: Where the store lies, how it is computed and kept.
         augmented: The training data with random augmentation, for views beyond two.
-        dtype: How values are kept.
-        precision: What the backbone computes in.
-        batch_size: Of the extraction.
-        workers: Processes that read inputs.
-        limit: Bytes above which None is returned instead of building.
-        say: Receives one line a fact.
+
+    Returns:
+        The store; None where there is none and it would be larger than `options.limit`, or where
+        inputs of different lengths cannot be stored (all tokens of texts).
 
     Raises:
         StoreError: It cannot be built, or one that is there is damaged.
     """
     if data.kind != "image" and needs.tokens == "all":
         return None
-    key = key_for(host, backbone, data, taps_to_store(host, needs), views, dtype, precision)
-    found = _covering(root, key)
-    if found is not None:
-        say(f"{_form(found.key)}: reused {found.path}")
-        return Stored(found, 0.0, views)
+    root, log = options.folder, options.log
+    key = key_for(host, backbone, data, taps_to_store(host, needs), options)
+    store = _find_covering(root, key)
+    if store is not None:
+        log(f"{_describe(store.key)}: reused {store.path}")
+        return Stored(store, 0.0, options.views)
     size = key.rows * key.bytes_per_row
-    if limit is not None and size > limit:
-        say(f"not stored: {size / 2**30:.1f} GiB (`restuning cache` builds it)")
+    if options.limit is not None and size > options.limit:
+        log(f"not stored: {size / 2**30:.1f} GiB (`restuning cache` builds it)")
         return None
     example = backbone.kwargs or backbone.example
-    say(
-        f"{_form(key)}: building {place(root, key)}: "
-        f"{forecast(host, key, root, example, batch_size)}"
+    log(
+        f"{_describe(key)}: building {place(root, key)}: "
+        f"{forecast(host, key, root, example, options.batch_size)}"
     )
     started = time.perf_counter()
     parts: dict[tuple[str, int], Any] = {
@@ -176,17 +198,24 @@ def open_or_build(
     }
     parts |= {(n, 0): s for n, s in (("val", data.val), ("test", data.test)) if s is not None}
     store = build(
-        host, key, root, parts, batch_size=batch_size, workers=workers, collate=data.collate
+        host,
+        key,
+        root,
+        parts,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        collate=data.collate,
+        progress=options.progress,
     )
     if shares := store.manifest.get("merged away"):
-        say(
+        log(
             f"merged away: {min(shares.values()):.0%} to {max(shares.values()):.0%} of the variance of "
             "patches inside an image, by tap"
         )
-    return Stored(store, time.perf_counter() - started, views)
+    return Stored(store, time.perf_counter() - started, options.views)
 
 
-def _form(key: StoreKey) -> str:
+def _describe(key: StoreKey) -> str:
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
     merging = "" if key.merge == 1 else f" (patches {key.merge} x {key.merge} together)"
     computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
@@ -196,8 +225,8 @@ def _form(key: StoreKey) -> str:
     )
 
 
-def _covering(root: Path, key: StoreKey) -> Store | None:
-    """A finished store with at least these taps, tokens and views, in the same form."""
+def _find_covering(root: Path, key: StoreKey) -> Store | None:
+    """A finished store with at least these taps, tokens and views, kept the same way."""
     exact = place(root, key)
     if (exact / "manifest.json").exists():
         return Store(exact)

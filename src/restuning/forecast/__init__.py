@@ -5,7 +5,7 @@ from restuning.forecast.budget import Recommendation as Recommendation
 from restuning.forecast.budget import largest_batch as largest_batch
 from restuning.forecast.budget import parse_bytes as parse_bytes
 from restuning.forecast.budget import recommend as recommend
-from restuning.forecast.finished import Run as Run
+from restuning.forecast.finished import FinishedRun as FinishedRun
 from restuning.forecast.finished import example_of as example_of
 from restuning.forecast.finished import forecast_run as forecast_run
 from restuning.forecast.grid import BankRates as BankRates

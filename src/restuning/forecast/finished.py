@@ -21,7 +21,7 @@ rates_here = cache(measure_rates)
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """What a run was, as far as its cost goes.
 
     Attributes:
@@ -43,7 +43,7 @@ class Run:
     ema: bool
 
 
-def forecast_run(run: Run) -> dict[str, Any]:
+def forecast_run(run: FinishedRun) -> dict[str, Any]:
     """Memory above the start of a run, and its time, as shapes alone foretell them.
 
     The measured peak counts from where `fit` starts, when weights are there already. It holds the
@@ -62,7 +62,7 @@ def forecast_run(run: Run) -> dict[str, Any]:
         return {"not_made": f"{type(error).__name__}: {words[:200]}"}
 
 
-def _forecast(run: Run) -> dict[str, Any]:
+def _forecast(run: FinishedRun) -> dict[str, Any]:
     size = min(run.batch, len(run.train))
     example = example_of(run.train, run.collate, size)
     task: Any = run.module.task

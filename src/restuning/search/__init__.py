@@ -7,5 +7,5 @@ from restuning.search.budget import Budget as Budget
 from restuning.search.budget import bytes_in_words as bytes_in_words
 from restuning.search.candidates import CANDIDATES as CANDIDATES
 from restuning.search.candidates import Candidate as Candidate
-from restuning.search.feed import Inputs as Inputs
-from restuning.search.feed import open_inputs as open_inputs
+from restuning.search.comparison import Comparison as Comparison
+from restuning.search.train import TrainOptions as TrainOptions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from restuning._errors import DataError, TrainingError
-from restuning.host import Extractor
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_where_memory_is_free
 from restuning.search.candidates import CANDIDATES, MORE, SHRINK, Candidate
-from restuning.search.feed import Inputs
 from restuning.search.journal import Journal
 from restuning.search.trial import Row, Trials
 from restuning.task import Task
 from restuning.training import FitSettings
+from restuning.training.run import Inputs, Log, silent
 
 AUTO = "auto"
 """The name that stands for a choice where a method is asked for."""
@@ -87,15 +86,14 @@ class Choice:
 
 
 def choose(
-    host: Extractor,
-    feed: Inputs,
+    inputs: Inputs,
     settings: FitSettings,
     out: str | Path,
     *,
     budget: Budget | None = None,
     candidates: Sequence[Candidate] = CANDIDATES,
     resume: bool = True,
-    say: Callable[[str], None] = lambda line: None,
+    log: Log = silent,
 ) -> Choice:
     """Choose a method, its rate and its epochs on validation; nothing of a test split is read.
 
@@ -111,14 +109,15 @@ def choose(
     the clock decided stands in the journal, and the time that killed parts took is not counted.
 
     Args:
-        host: The frozen backbone.
-        feed: Data, and where features come from.
+        inputs: Data with a validation split in front of the frozen backbone, and where features of
+            them are stored. The test split is counted and left out: its features are computed for
+            the method that is taken, not for all that are tried.
         settings: Base of every run; `epochs` are those of a final run inside the backbone.
         out: Folder of the journal.
         budget: None for no limits.
         candidates: What is tried.
         resume: False starts over.
-        say: Receives a line for each candidate.
+        log: Receives a line for each candidate.
 
     Raises:
         TrainingError: The budget is too small for every candidate, or the folder holds another
@@ -127,7 +126,11 @@ def choose(
 
     Cost: with the final run 1.4 to 2.0 runs of LoRA (`recipes/shared_tasks`).
     """
-    data, budget, out = replace(feed.data, test=None), budget or Budget(), Path(out)
+    budget, out = budget or Budget(), Path(out)
+    tested = 0 if inputs.data.test is None else len(inputs.data.test)
+    plain = replace(inputs.plain, test=None)
+    data = replace(inputs.data, test=None)
+    inputs = replace(inputs, data=data, load_plain=lambda: plain)
     if data.val is None or not len(data.val):
         raise DataError(
             "a choice is made on validation data",
@@ -140,16 +143,16 @@ def choose(
         "train": len(data.train),
         "val": len(data.val),
         "classes": data.num_classes,
-        "backbone": host.fingerprint(),
+        "backbone": inputs.host.fingerprint(),
         "settings": settings.identity(),
         "budget": asdict(budget),
-        "options": dict(feed.options),
+        "options": dict(inputs.options),
         "candidates": [asdict(each) for each in candidates],
         "more": MORE,
         "shrink": SHRINK,
     }
     journal = Journal(out, identity, resume)
-    trials = Trials(host, replace(feed, data=data), settings, budget, journal, say)
+    trials = Trials(inputs, tested, settings, budget, journal, log)
     rows: list[Row] = []
     for candidate in candidates:
         rows.append(trials.row(candidate, rows))

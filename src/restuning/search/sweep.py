@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from restuning import methods
 from restuning._errors import RestuningError, TrainingError
 from restuning.data import Data
-from restuning.features import StoredFeatures
-from restuning.host import Extractor
+from restuning.features import Stored
+from restuning.features.stored import reason_not_storable
 from restuning.task import Task, save
 from restuning.training import FitSettings
 from restuning.training.arms import evaluate_arm, form, train_arms
+from restuning.training.run import Inputs, Recipe
 
 RATES = {
     "lr": "lr",
@@ -35,6 +33,10 @@ RATES = {
 
 TOGETHER = 16
 """Arms of one bank: on CPU more gain nothing, and a killed sweep loses no more than these."""
+
+
+OnProgress = Callable[[int, int, str], None]
+"""Called with runs that are done, runs in all, and the best so far in words."""
 
 
 @dataclass(frozen=True)
@@ -93,81 +95,79 @@ def _value(text: str) -> Any:
 
 
 def sweep(
-    host: Extractor,
+    inputs: Inputs,
     method: str,
-    search: Data,
-    final: Data,
     grid: Mapping[str, Sequence[Any]],
     *,
     seeds: Sequence[int],
-    base: FitSettings,
-    out: Path,
+    settings: FitSettings,
+    out: str | Path,
     options: Mapping[str, Any] | None = None,
-    card: Mapping[str, Any] | None = None,
-    say: Callable[[int, int, str], None] = lambda done, total, best: None,
+    on_progress: OnProgress = lambda done, total, best: None,
 ) -> dict[str, Any]:
     """Train every setting of a grid with every seed, choose on validation, test the choice.
 
-    Arms of one form, seed and length train together as one bank. Each result is one file in
-    `out/arms`; a sweep that is started again goes on with the arms that have none.
+    Features are stored first. Runs of one form, seed and length then train together as one bank.
+    Each result is one file in `out/arms`; a sweep that is started again goes on with those that
+    have none. The tasks of the final runs are left in `out/final/seed-N.task`.
 
     Args:
-        host: The frozen backbone.
+        inputs: Data in front of a backbone, with a validation split.
         method: A method whose task trains from stored features.
-        search: Stored features, with validation data.
-        final: The same with train and val as one, for the final runs.
-        grid: Values by setting: `lr`, `lambda` (its rate over the others'), `wd`, `clip`, `smoothing`, `batch`, `epochs`, or any option
-            of the method (`rank`, `scale`, ...).
+        grid: Values by setting: `lr`, `lambda` (its rate over the others'), `wd`, `clip`,
+            `smoothing`, `batch`, `epochs`, or any option of the method (`rank`, `scale`, ...).
         seeds: Of the runs.
-        base: Settings that the grid does not name.
+        settings: What the grid does not name.
         out: Folder of the sweep.
         options: Options of the method that the grid does not name.
-        card: For the task folders of the final runs: `backbone`, `preprocessing`, `labels`.
-        say: Told after each epoch: arms done, arms in all, the best so far in words.
-
-    The tasks of the final runs are left in `out/final/seed-N.task`.
+        on_progress: Called after each epoch: runs that are done, runs in all, the best so far in
+            words.
 
     Returns:
         As `sweep.json`: `settings` (with `val_accuracy` by seed, mean and std), `best`, and `final`
         (test accuracy by seed, mean and std).
 
     Raises:
-        TrainingError: There is no validation data, the folder holds another sweep, or every arm
-            died.
+        TrainingError: There is no validation data, features cannot be stored, the folder holds
+            another sweep, or every setting lost a run to NaN.
     """
-    if search.val is None:
+    out, options = Path(out), {**inputs.options, **(options or {})}
+    plain = inputs.plain
+    if plain.val is None:
         raise TrainingError(
             "a sweep chooses on validation data", found="none", fix="give data with a val split"
         )
-    run = _Sweep(host, method, base, dict(options or {}), out, dict(card or {}), say)
     identity = {
         "method": method,
         "grid": {k: list(v) for k, v in grid.items()},
         "seeds": list(seeds),
-        "base": base.identity(),
-        "options": dict(options or {}),
-        "data": search.identity,
-        "backbone": host.fingerprint(),
+        "base": settings.identity(),
+        "options": options,
+        "data": plain.identity,
+        "backbone": inputs.host.fingerprint(),
     }
+    run = _Sweep(inputs, method, settings, options, out, on_progress)
     run.open(json.loads(json.dumps(identity, default=str)))
     started = time.perf_counter()
-    settings = [
+    stored = _stored(inputs, Recipe(method, settings, options))
+    search, final = stored.data(plain, final=False), stored.data(plain, final=True)
+    combinations = [
         tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
-    arms = [Arm(setting, seed) for seed in seeds for setting in settings]
-    run.train(arms, search.train, search.val, search.num_classes, "arms")
+    arms = [Arm(setting, seed) for seed in seeds for setting in combinations]
+    run.train(arms, search, "arms")
     rows = []
-    for setting in settings:
-        found = [run.result("arms", Arm(setting, seed)) for seed in seeds]
-        values = [r["val_accuracy"] for r in found if r["died_at"] is None]
+    for setting in combinations:
+        results = [run.result("arms", Arm(setting, seed)) for seed in seeds]
+        values = [r["val_accuracy"] for r in results if r["died_at"] is None]
         rows.append(
             {
                 "setting": dict(setting),
                 "val_accuracy": values,
                 "mean": statistics.mean(values) if values else None,
                 "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-                "died": len(found) - len(values),
-                "trainable_parameters": found[0]["trainable_parameters"],
+                "died": len(results) - len(values),
+                "trainable_parameters": results[0]["trainable_parameters"],
             }
         )
     whole = [row for row in rows if not row["died"]]
@@ -181,7 +181,7 @@ def sweep(
     best = max(whole, key=lambda row: row["mean"])
     chosen = tuple(best["setting"].items())
     finals = [Arm(chosen, seed) for seed in seeds]
-    run.train(finals, final.train, None, final.num_classes, "final", test=final.test)
+    run.train(finals, final, "final")
     tested = [run.result("final", arm) for arm in finals]
     accuracy = [r["test_accuracy"] for r in tested if r["test_accuracy"] is not None]
     report = {
@@ -200,21 +200,39 @@ def sweep(
     return report
 
 
+def _stored(inputs: Inputs, recipe: Recipe) -> Stored:
+    """The store that all runs of a sweep train from."""
+    task = recipe.build(inputs)
+    reason = reason_not_storable(task, inputs.augment)
+    stored = None if reason else inputs.stored(task)
+    if stored is None:
+        raise TrainingError(
+            "a sweep trains from stored features",
+            where=recipe.method,
+            found=reason
+            or "features that cannot be stored: texts of different lengths, all "
+            "tokens, or more bytes than the limit",
+            fix="sweep a bypass method or linear, with --augment none or flip; for texts give a "
+            "readout of one token",
+        )
+    return stored
+
+
 class _Sweep:
     """What all groups of arms share."""
 
     def __init__(
         self,
-        host: Extractor,
+        inputs: Inputs,
         method: str,
-        base: FitSettings,
+        settings: FitSettings,
         options: dict[str, Any],
         out: Path,
-        card: dict[str, Any],
-        say: Callable[[int, int, str], None],
+        on_progress: OnProgress,
     ) -> None:
-        self.host, self.method, self.base, self.options = host, method, base, options
-        self.out, self.card, self.say = out, card, say
+        self.inputs, self.host, self.method = inputs, inputs.host, method
+        self.settings, self.options = settings, options
+        self.out, self.on_progress = out, on_progress
 
     def open(self, identity: dict[str, Any]) -> None:
         file = self.out / "grid.json"
@@ -238,82 +256,62 @@ class _Sweep:
     def result(self, kind: str, arm: Arm) -> dict[str, Any]:
         return json.loads(self.file(kind, arm).read_text(encoding="utf-8"))
 
-    def train(
-        self,
-        arms: Sequence[Arm],
-        train: StoredFeatures,
-        val: StoredFeatures | None,
-        classes: int,
-        kind: str,
-        test: StoredFeatures | None = None,
-    ) -> None:
+    def train(self, arms: Sequence[Arm], data: Data, kind: str) -> None:
+        """Train what has no result yet, in banks; `final` runs are tested and saved as well."""
         groups: dict[Any, list[tuple[Arm, Task, FitSettings]]] = {}
         for arm in arms:
             if self.file(kind, arm).exists():
                 continue
-            task, settings = self._made(arm, classes)
+            task, settings = self._build(arm)
             key = (form(task), arm.seed, settings.epochs, settings.batch_size)
             groups.setdefault(key, []).append((arm, task, settings))
         done = sum(self.file(kind, arm).exists() for arm in arms)
         for members in groups.values():
             for start in range(0, len(members), TOGETHER):
                 part = members[start : start + TOGETHER]
-                self._train(part, train, val, kind, test, done, len(arms))
+                self._train(part, data, kind, (done, len(arms)))
                 done += len(part)
 
-    def _made(self, arm: Arm, classes: int) -> tuple[Task, FitSettings]:
+    def _build(self, arm: Arm) -> tuple[Task, FitSettings]:
         setting = dict(arm.setting)
         own = {RATES[k]: v for k, v in setting.items() if k in RATES}
         more = {k: v for k, v in setting.items() if k not in RATES}
-        torch.manual_seed(arm.seed)
-        task = methods.build(self.method, self.host, classes, **{**self.options, **more})
-        if task.side is None and (task.inline_tuners or len(task.weights)):
-            raise TrainingError(
-                "a sweep trains from stored features",
-                where=self.method,
-                found="tuners inside the backbone",
-                fix="sweep a bypass method or linear",
-            )
-        return task, replace(self.base, seed=arm.seed, **own)
+        settings = replace(self.settings, seed=arm.seed, **own)
+        return Recipe(self.method, settings, {**self.options, **more}).build(self.inputs), settings
 
     def _train(
         self,
         part: Sequence[tuple[Arm, Task, FitSettings]],
-        train: StoredFeatures,
-        val: StoredFeatures | None,
+        data: Data,
         kind: str,
-        test: StoredFeatures | None,
-        done: int,
-        total: int,
+        progress: tuple[int, int],
     ) -> None:
+        done, total = progress
+
         def each_epoch(epoch: int, accuracy: list[float]) -> None:
             words = ""
             if accuracy:
                 k = max(range(len(accuracy)), key=lambda i: accuracy[i])
                 words = f"{accuracy[k]:.2%} {part[k][0].name} (epoch {epoch})"
-            self.say(done, total, words)
+            self.on_progress(done, total, words)
 
         started = time.perf_counter()
         results = train_arms(
             self.host,
-            [t for _, t, _ in part],
-            [s for _, _, s in part],
-            train,
-            val,
+            [task for _, task, _ in part],
+            [settings for _, _, settings in part],
+            data.train,
+            data.val,
             each_epoch=each_epoch,
         )
         seconds = (time.perf_counter() - started) / len(part)
         for (arm, task, settings), result in zip(part, results, strict=True):
             alive = result.died_at is None
-            if test is not None:
-                task.labels = self.card.get("labels")
-                save(
-                    task,
-                    self.host,
-                    self.out / kind / f"seed-{arm.seed}.task",
-                    backbone=str(self.card.get("backbone", "")),
-                    preprocessing=self.card.get("preprocessing"),
-                )
+            tested = None
+            if kind == "final":
+                self._save(task, arm)
+                if data.test is not None and alive:
+                    tested = evaluate_arm(self.host, task, data.test)
             _write(
                 self.file(kind, arm),
                 {
@@ -324,9 +322,7 @@ class _Sweep:
                     if result.val_accuracy and alive
                     else None,
                     "val_by_epoch": result.val_accuracy,
-                    "test_accuracy": evaluate_arm(self.host, task, test)
-                    if test and alive
-                    else None,
+                    "test_accuracy": tested,
                     "train_loss": result.train_loss if alive else None,
                     "died_at": result.died_at,
                     "trainable_parameters": task.trainable_parameters(),
@@ -334,7 +330,17 @@ class _Sweep:
                     "arms_together": len(part),
                 },
             )
-        self.say(done + len(part), total, "")
+        self.on_progress(done + len(part), total, "")
+
+    def _save(self, task: Task, arm: Arm) -> None:
+        task.labels = self.inputs.data.labels
+        save(
+            task,
+            self.host,
+            self.out / "final" / f"seed-{arm.seed}.task",
+            backbone=self.inputs.backbone.name,
+            preprocessing=self.inputs.preprocessing,
+        )
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

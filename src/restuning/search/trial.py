@@ -5,30 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
-import torch
 from torch import nn
 
-from restuning import methods
 from restuning._errors import DivergedError, EngineError, RestuningError
 from restuning.data import Data
 from restuning.features import Cached
 from restuning.features.stored import Stored
 from restuning.forecast import StepForecast, storable
-from restuning.host import Extractor, Host
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_where_memory_is_free
 from restuning.search.candidates import Candidate
 from restuning.search.costs import Costs
-from restuning.search.feed import Inputs
 from restuning.search.journal import Journal
 from restuning.search.rule import answers, calibrated_loss
 from restuning.sites import Needs
-from restuning.task import Task, Tuned
-from restuning.training import FitSettings, fit
+from restuning.task import Task
+from restuning.training import FitSettings
 from restuning.training.arms import train_arms
-from restuning.training.closed_form import solve_closed_form
+from restuning.training.run import Inputs, Log, Recipe, Setup
 
 Row = dict[str, Any]
 
@@ -41,26 +38,26 @@ class Trials:
     """Tries one candidate after the other.
 
     Args:
-        host: The frozen backbone.
-        feed: Data and features.
+        inputs: Data and features, without a test split.
+        tested: Inputs of the test split, for the time of the final run.
         settings: Base of all trials; `epochs` are those of a final run inside the backbone.
         budget: Of the whole.
         journal: Of what was decided.
-        say: Receives a line for each trial.
+        log: Receives a line for each trial.
     """
 
     def __init__(
         self,
-        host: Extractor,
-        feed: Inputs,
+        inputs: Inputs,
+        tested: int,
         settings: FitSettings,
         budget: Budget,
         journal: Journal,
-        say: Callable[[str], None],
+        log: Log,
     ) -> None:
-        self.host, self.feed, self.settings = host, feed, settings
-        self.budget, self.journal, self.say = budget, journal, say
-        self.costs = Costs(host, feed.data, feed.tested, settings)
+        self.inputs, self.host, self.settings = inputs, inputs.host, settings
+        self.budget, self.journal, self.log = budget, journal, log
+        self.costs = Costs(inputs.host, inputs.data, tested, settings)
 
     def row(self, candidate: Candidate, before: Sequence[Row]) -> Row:
         """Try a candidate, or say why not; a row that the journal holds is taken as it is."""
@@ -78,16 +75,16 @@ class Trials:
             "trial_epochs": candidate.trial_epochs(self.settings.epochs),
         }
         try:
-            row |= self._tried(candidate, before, known, lambda: spent + time.perf_counter() - wall)
+            row |= self._try(candidate, before, known, lambda: spent + time.perf_counter() - wall)
         except LeftOutError as reason:
             row["why"] = str(reason)
         row["seconds"] = time.perf_counter() - wall
         row["cpu_seconds"] = time.process_time() - processor
         self.journal.write(row)
-        self.say(_told(row))
+        self.log(_in_words(row))
         return row
 
-    def _tried(
+    def _try(
         self,
         candidate: Candidate,
         before: Sequence[Row],
@@ -102,15 +99,12 @@ class Trials:
         forward = self.costs.forward() if self.budget.memory is not None else None
         _refuse(self.budget.refuses_memory(forward and forward.total_bytes))
         detached = storable(task)
-        settings, fed = self._settings(candidate, detached), self.feed.data
-        if detached:
-            kept = self._features(task, needs, known is not None, spent)
-            tuned: nn.Module = Cached(self.host, task, kept.store)
-            fed = replace(kept.data(fed, final=False), test=None)
-            fed = replace(fed, train=solve_closed_form([task], fed.train))
-        else:
-            tuned = Tuned(cast(Host, self.host), task)
-        step, pieces = self.costs.step(tuned, fed, settings, self.budget, split=not detached)
+        settings = self._settings(candidate, detached)
+        stored = self._features(task, needs, known is not None, spent) if detached else None
+        setup = Setup.on(self.inputs, task, stored)
+        step, pieces = self.costs.step(
+            setup.tuned, setup.data, settings, self.budget, split=not detached
+        )
         _refuse(self.budget.refuses_memory(step and step.total_bytes))
         settings = replace(settings, accumulate=pieces)
         row: Row = {
@@ -122,7 +116,9 @@ class Trials:
         }
         if known is None:
             if self.budget.seconds is not None:
-                trial, final = self.costs.run_seconds(tuned, fed, settings, candidate, detached)
+                trial, final = self.costs.run_seconds(
+                    setup.tuned, setup.data, settings, candidate, detached
+                )
                 # Should this one lose, the final run is that of the best before it.
                 other = (rule.taken(before) or {}).get("final_seconds") or 0.0
                 _refuse(self.budget.refuses_time(spent() + trial + max(final, other)))
@@ -131,20 +127,16 @@ class Trials:
                 {"method": candidate.method, "status": "begun", "seconds": 0.0, **row}
             )
         if detached and len(candidate.rates) > 1 and not candidate.goes_on:
-            found, status = self._arms(candidate, fed, settings, step), "tried"
+            results, status = self._parallel(candidate, setup, settings, step), "tried"
         else:
             # A bank of one would gain nothing, cannot be ended early and leaves no weights.
-            found, status = self._alone(candidate, tuned, fed, settings, before)
-        return row | self._scored(found, status)
+            results, status = self._one_by_one(candidate, setup, settings, before)
+        return row | self._score(results, status)
 
     def _build(self, candidate: Candidate) -> Task:
         """Its task with the first weights of the seed."""
-        torch.manual_seed(self.settings.seed)
-        task = methods.build(
-            candidate.method, self.host, num_classes=self.feed.data.num_classes, **self.feed.options
-        )
-        keep_where_memory_is_free(task, self.budget)
-        return task.to(self.host.device)
+        free = partial(keep_where_memory_is_free, budget=self.budget)
+        return Recipe(candidate.method, self.settings, begin=free).build(self.inputs)
 
     def _settings(self, candidate: Candidate, detached: bool) -> FitSettings:
         epochs, warmup = candidate.trial_epochs(self.settings.epochs), self.settings.warmup_epochs
@@ -162,29 +154,29 @@ class Trials:
         self, task: Task, needs: Needs, decided: bool, spent: Callable[[], float]
     ) -> Stored:
         """Stored features, built if the budget allows it."""
-        features = self.feed.features
+        inputs = self.inputs
         try:
-            kept = features(task, False)
-            if kept is None and self.budget.seconds is not None and not decided:
+            stored = inputs.stored(task, build=False)
+            if stored is None and self.budget.seconds is not None and not decided:
                 needed = spent() + self.costs.features_seconds()
                 _refuse(self.budget.refuses_time(needed))
-            kept = kept or features(task, True)
+            stored = stored or inputs.stored(task)
         except EngineError as error:
             raise LeftOutError(error.what) from None
-        if kept is None:
-            texts = self.feed.data.kind != "image" and needs.tokens == "all"
+        if stored is None:
+            texts = inputs.data.kind != "image" and needs.tokens == "all"
             raise LeftOutError(
                 "all tokens of texts cannot be stored"
                 if texts
                 else "its features are too large to store (`restuning cache` builds them)"
             )
-        return kept
+        return stored
 
-    def _arms(
-        self, candidate: Candidate, fed: Data, settings: FitSettings, step: StepForecast | None
+    def _parallel(
+        self, candidate: Candidate, setup: Setup, settings: FitSettings, step: StepForecast | None
     ) -> list[dict[str, Any]]:
         """All rates from the store, as many at once as memory allows."""
-        rates, found = candidate.rates, []
+        rates, results, data = candidate.rates, [], setup.data
         together = len(rates)
         if self.budget.memory is not None and step is not None:
             each = step.above_bytes + step.optimiser_bytes + step.trained_bytes
@@ -192,75 +184,65 @@ class Trials:
         for start in range(0, len(rates), together):
             part = [replace(settings, lr=rate) for rate in rates[start : start + together]]
             tasks = [self._build(candidate) for _ in part]
-            arms = train_arms(self.host, tasks, part, fed.train, fed.val)
+            arms = train_arms(self.host, tasks, part, data.train, data.val)
             for one, arm in zip(part, arms, strict=True):
-                alive = arm.died_at is None
-                found.append(
-                    {"lr": one.lr, "val_accuracy": arm.val_accuracy[-1] if alive else None}
-                    | (self._fits(Cached(self.host, arm.task, fed.val.store), fed) if alive else {})
-                )
-        return found
+                if arm.died_at is not None:
+                    results.append({"lr": one.lr, "val_accuracy": None})
+                    continue
+                own = Cached(self.host, arm.task, data.val.store)
+                score = {"lr": one.lr, "val_accuracy": arm.val_accuracy[-1]}
+                results.append(score | self._loss(own, data))
+        return results
 
-    def _alone(
+    def _one_by_one(
         self,
         candidate: Candidate,
-        tuned: nn.Module,
-        fed: Data,
+        setup: Setup,
         settings: FitSettings,
         before: Sequence[Row],
     ) -> tuple[list[dict[str, Any]], str]:
         """One rate after the other, each ended early where it clearly loses."""
         to_beat = (rule.highest(before) or {}).get("val_accuracy", 0.0)
-        found, status = [], "tried"
+        results, status = [], "tried"
 
         def stop(history: list[dict[str, Any]]) -> bool:
             curve = [epoch["val_accuracy"] for epoch in history]
-            return rule.lost(curve, settings.epochs, to_beat, len(fed.val))
+            return rule.lost(curve, settings.epochs, to_beat, len(setup.data.val))
 
         for rate in candidate.rates:
-            if found:
-                tuned.task = self._build(candidate)
-                fed = replace(fed, train=solve_closed_form([tuned.task], fed.train))
+            if results:
+                setup = Setup.on(self.inputs, self._build(candidate), setup.stored)
             folder = self.journal.fit(candidate.method, rate)
+            own = replace(settings, lr=rate)
             try:
-                result = fit(
-                    tuned,
-                    fed.train,
-                    fed.val,
-                    settings=replace(settings, lr=rate),
-                    out=folder,
-                    collate=fed.collate,
-                    progress=False,
-                    stop=stop,
-                )
+                result = setup.fit(own, folder, progress=False, stop=stop)
             except DivergedError:
-                found.append({"lr": rate, "val_accuracy": None})
+                results.append({"lr": rate, "val_accuracy": None})
                 continue
             curve = [epoch["val_accuracy"] for epoch in result.history]
-            found.append(
-                {"lr": rate, "val_accuracy": curve[-1], "curve": curve} | self._fits(tuned, fed)
-            )
+            score = {"lr": rate, "val_accuracy": curve[-1], "curve": curve}
+            results.append(score | self._loss(setup.tuned, setup.data))
             status = "stopped" if len(curve) < settings.epochs else status
-        return found, status
+        return results, status
 
-    def _fits(self, tuned: nn.Module, fed: Data) -> dict[str, float]:
+    def _loss(self, tuned: nn.Module, data: Data) -> dict[str, float]:
         """How well what was trained fits the validation split."""
-        told = answers(tuned, fed.val, self.settings.batch_size, fed.collate)
-        return {"cross_entropy": calibrated_loss(*told)}
+        logits, labels = answers(tuned, data.val, self.settings.batch_size, data.collate)
+        return {"cross_entropy": calibrated_loss(logits, labels)}
 
-    def _scored(self, found: list[dict[str, Any]], status: str) -> Row:
-        alive = [t for t in found if t["val_accuracy"] is not None]
+    def _score(self, results: list[dict[str, Any]], status: str) -> Row:
+        alive = [t for t in results if t["val_accuracy"] is not None]
         if not alive:
             raise LeftOutError("its loss became NaN at every rate")
         top: Any = max(alive, key=lambda t: t["val_accuracy"])
-        noise = rule.standard_error(top["val_accuracy"], len(self.feed.data.val))
+        noise = rule.standard_error(top["val_accuracy"], len(self.inputs.data.val))
         return {
             "status": status,
             "val_accuracy": top["val_accuracy"],
             "lr": top["lr"],
             "cross_entropy": top["cross_entropy"],
             "standard_error": noise,
-            "trials": found,
+            "trials": results,
         }
 
 
@@ -269,7 +251,7 @@ def _refuse(why: str) -> None:
         raise LeftOutError(why)
 
 
-def _told(row: Row) -> str:
+def _in_words(row: Row) -> str:
     if row["status"] == "left out":
         return f"{row['method']}: left out, {row['why']}"
     early = ", ended early" if row["status"] == "stopped" else ""

@@ -10,7 +10,7 @@ from restuning import RestuningError
 from restuning._errors import UnknownNameError
 from restuning.bench import Event
 from restuning.cli import benching
-from restuning.cli.frame import app
+from restuning.cli.app import app
 
 RUN = ["bench", "run", "--epochs", "1", "--seeds", "1", "--batch-size", "8"]
 

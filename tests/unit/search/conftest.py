@@ -10,7 +10,9 @@ from torch.utils.data import Subset
 import restuning
 from restuning import FitSettings, Host
 from restuning.data import load_data
-from restuning.search import choose, open_inputs
+from restuning.features import StoreOptions
+from restuning.search import choose
+from restuning.training.run import open_inputs
 
 SETTINGS = FitSettings(epochs=1, batch_size=32)
 
@@ -38,11 +40,12 @@ class World:
         )
         self.root = root
 
-    def feed(self, data=None):
-        return open_inputs(self.host, self.backbone, data or self.data, root=self.root)
+    def inputs(self, data=None):
+        store = StoreOptions(root=self.root)
+        return open_inputs(self.host, self.backbone, data or self.data, store)
 
     def choose(self, out, data=None, settings=SETTINGS, **more):
-        return choose(self.host, self.feed(data), settings, out, **more)
+        return choose(self.inputs(data), settings, out, **more)
 
 
 @pytest.fixture(scope="session")

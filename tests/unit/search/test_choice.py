@@ -12,10 +12,13 @@ from torch.utils.data import Subset
 from restuning import FitSettings, Host, export_engine, load_backbone, methods
 from restuning._errors import DataError, FormatError, TrainingError
 from restuning.data import load_data
-from restuning.search import CANDIDATES, Budget, Candidate, choose, open_inputs, rule, trial
+from restuning.features import StoreOptions
+from restuning.search import CANDIDATES, Budget, Candidate, choose, rule
 from restuning.search.candidates import SHRINK
 from restuning.search.costs import Costs
+from restuning.training import run as runs
 from restuning.training.checkpoint import read
+from restuning.training.run import open_inputs
 
 LINEAR, BYPASS, RIDGE, MIXING, INSIDE = CANDIDATES
 CLOCK = ("seconds", "cpu_seconds")
@@ -197,10 +200,10 @@ def test_a_choice_that_is_killed_between_candidates_goes_on_and_ends_the_same(
             raise Killed
 
     with pytest.raises(Killed):
-        world.choose(tmp_path / "killed", candidates=few, say=kill)
+        world.choose(tmp_path / "killed", candidates=few, log=kill)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.json")}
     told = []
-    again = world.choose(tmp_path / "killed", candidates=few, say=told.append)
+    again = world.choose(tmp_path / "killed", candidates=few, log=told.append)
     assert len(told) == len(few) - after
     assert (
         before.items()
@@ -213,15 +216,15 @@ def test_a_trial_that_is_killed_is_not_refused_for_the_time_that_has_passed(
     world, tmp_path, known_costs, monkeypatch
 ):
     few, budget = (LINEAR, INSIDE), Budget(None, 100.0)
-    real = trial.fit
+    real = runs.fit
 
     def kill(*args, **kwargs):
         raise Killed
 
-    monkeypatch.setattr(trial, "fit", kill)
+    monkeypatch.setattr(runs, "fit", kill)
     with pytest.raises(Killed):
         world.choose(tmp_path, candidates=few, budget=budget)
-    monkeypatch.setattr(trial, "fit", real)
+    monkeypatch.setattr(runs, "fit", real)
     known_costs["res-tuning"] = (1e6, 1e6)
     found = world.choose(tmp_path, candidates=few, budget=budget)
     assert reasons(found) == {}
@@ -290,8 +293,8 @@ def test_a_cnn_leaves_the_mixing_bypass_out_and_says_why(tmp_path):
         digits, train=Subset(digits.train, range(32)), val=Subset(digits.val, range(16)), test=None
     )
 
-    feed = open_inputs(host, backbone, data, root=tmp_path / "stores")
-    found = choose(host, feed, FitSettings(epochs=1), tmp_path / "out", candidates=(LINEAR, MIXING))
+    feed = open_inputs(host, backbone, data, StoreOptions(tmp_path / "stores"))
+    found = choose(feed, FitSettings(epochs=1), tmp_path / "out", candidates=(LINEAR, MIXING))
     assert found.method == "linear"
     assert "mixing" in reasons(found)["mixing-bypass"]
 
@@ -309,9 +312,8 @@ def test_an_engine_leaves_out_what_runs_inside_and_what_reads_tokens_it_does_not
     engine = load_backbone(f"pt2:{tmp_path / 'cls.pt2'}")
     host, data = engine.host(), replace(world.data, test=None)
 
-    feed = open_inputs(host, engine, data, root=tmp_path / "stores")
+    feed = open_inputs(host, engine, data, StoreOptions(tmp_path / "stores"))
     found = choose(
-        host,
         feed,
         FitSettings(epochs=1),
         tmp_path / "out",
@@ -336,6 +338,6 @@ def test_a_real_error_is_not_taken_for_a_reason(world, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise TrainingError("the log cannot be written")
 
-    monkeypatch.setattr(trial, "fit", broken)
+    monkeypatch.setattr(runs, "fit", broken)
     with pytest.raises(TrainingError, match="log cannot be written"):
         world.choose(tmp_path, candidates=(MIXING,))

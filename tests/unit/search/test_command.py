@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from restuning.cli import main
-from restuning.cli.frame import app
+from restuning.cli.app import app
 from restuning.search import CANDIDATES
 from restuning.task import describe
 

@@ -6,8 +6,7 @@ import torch
 import restuning
 from restuning import FitSettings, Host, methods
 from restuning.data import load_data
-from restuning.features import Cached, StoredFeatures
-from restuning.features.stored import open_or_build
+from restuning.features import Cached, StoredFeatures, StoreOptions, open_or_build
 from restuning.training import evaluate, fit
 from restuning.training.arms import train_arms
 from restuning.training.closed_form import WithAnswers, solve_closed_form
@@ -26,7 +25,7 @@ def world(tmp_path_factory):
         setattr(data, part, torch.utils.data.Subset(getattr(data, part), range(ROWS)))
     needs = made(host).needs(host.readout_rule)
     kept = open_or_build(
-        host, backbone, data, needs, root=tmp_path_factory.mktemp("stores"), views=2
+        host, backbone, data, needs, StoreOptions(tmp_path_factory.mktemp("stores"), views=2)
     )
     return host, data, kept
 

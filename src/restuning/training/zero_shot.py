@@ -1,4 +1,4 @@
-"""A head that is made of the names of the classes: `train --zero-shot`."""
+"""A head that is made of the names of the classes, by a text tower."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import nn
 
 from restuning._errors import BackboneError, DataError
 from restuning.backbones import Backbone
-from restuning.cli.inputs import lines_of
+from restuning.data.texts import read_lines
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What a user says of it.
+    """Prompts and names that a head starts from.
 
     Attributes:
-        templates: Prompts with `{}` where a name goes, or files with one a line.
+        templates: Prompts with `{}` where a name goes, or .txt files with one a line.
         names: A file with a class name a line, in the order of the labels; None for the labels.
     """
 
     templates: tuple[str, ...]
-    names: Path | None = None
+    names: str | Path | None = None
 
     def head(self, backbone: Backbone, labels: Sequence[str]) -> nn.Linear:
         """The classifier that the names make.
@@ -39,7 +39,7 @@ class ZeroShot:
                 found=type(backbone.model).__name__,
                 fix="give a vision-language model: clip:NAME or openclip:NAME/TAG",
             )
-        names = list(labels) if self.names is None else lines_of(self.names)
+        names = list(labels) if self.names is None else read_lines(Path(self.names))
         if len(names) != len(labels):
             raise DataError(
                 "every class needs one name",
@@ -47,11 +47,11 @@ class ZeroShot:
                 found=f"{len(names)} names for {len(labels)} classes: {', '.join(labels[:4])} ...",
                 fix="write a name a line, in the order of the labels",
             )
-        templates = [
-            line
-            for given in self.templates
-            for line in (
-                lines_of(Path(given)) if given.endswith(".txt") and "{}" not in given else [given]
-            )
-        ]
+        templates: list[str] = []
+        for template in self.templates:
+            # A prompt may end in ".txt" as well; one with a place for the name is no file.
+            if template.endswith(".txt") and "{}" not in template:
+                templates += read_lines(Path(template))
+            else:
+                templates.append(template)
         return backbone.text.head(names, templates)

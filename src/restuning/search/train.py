@@ -1,0 +1,377 @@
+"""`restuning.train`: one call from a data set to a trained, tested and saved task."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, overload
+
+import torch
+
+from restuning import methods
+from restuning._errors import TrainingError
+from restuning._files import write_json
+from restuning.backbones import Backbone, load_backbone, with_text_tower
+from restuning.data import Data, with_validation
+from restuning.features import StoreOptions
+from restuning.features.stored import BY_ITSELF, VIEWS_OF
+from restuning.search.auto import AUTO, choose
+from restuning.search.budget import Budget, minutes_in_words
+from restuning.search.comparison import Comparison
+from restuning.training.defaults import settings_for
+from restuning.training.device import on_device
+from restuning.training.run import (
+    Inputs,
+    Log,
+    Recipe,
+    Run,
+    Source,
+    default_folder,
+    folder_name,
+    run_task,
+    silent,
+    with_pool,
+)
+from restuning.training.settings import FitSettings
+from restuning.training.zero_shot import ZeroShot
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+CHOICE = "choice.json"
+"""In the folder of a run whose method was chosen, and in its task folder."""
+
+
+class TrainOptions(TypedDict, total=False):
+    """Everything else that `train` can be told; what is left out keeps its default.
+
+    Attributes:
+        settings: Of training, in place of the method's own defaults.
+        epochs, batch_size, lr, lambda_rate, weight_decay, warmup_epochs, label_smoothing,
+            precision, accumulate, clip, drop_path, ema, seed, workers, checkpoint_every, track:
+            Single settings, over those; see `FitSettings`.
+        rank, scale, zero, layers, pool: Of the method; see `methods.build`.
+        augment: Of training images: "none", "flip", "timm", "timm:POLICY".
+        final: Train on train and val together.
+        skip_bad: Leave corrupt images out, and count them.
+        text, label: Columns of a csv.
+        max_tokens: Tokens of a text that are read.
+        store: Where feature stores lie (a folder), or `StoreOptions`; False runs the backbone in
+            every epoch.
+        random: Random weights of the backbone, from the seed.
+        zero_shot: Prompts such as "a photo of a {}." that make the first head of the class names.
+        class_names: File of class names for it, a line each.
+        memory: Of "auto": for everything, such as "2GiB".
+        minutes: Of "auto": for the choice and the final run.
+        progress: Bars on a terminal.
+    """
+
+    settings: FitSettings
+    epochs: int | None
+    batch_size: int | None
+    lr: float | None
+    lambda_rate: float | None
+    weight_decay: float | None
+    warmup_epochs: float | None
+    label_smoothing: float | None
+    precision: str | None
+    accumulate: int | None
+    clip: float | None
+    drop_path: float | None
+    ema: float | None
+    seed: int | None
+    workers: int | None
+    checkpoint_every: int | None
+    track: Sequence[str] | None
+    rank: int | None
+    scale: str | None
+    zero: bool | None
+    layers: Any
+    pool: str | None
+    augment: str
+    final: bool
+    skip_bad: bool
+    text: str
+    label: str
+    max_tokens: int
+    store: str | Path | StoreOptions | bool | None
+    random: bool
+    zero_shot: str | Sequence[str] | None
+    class_names: str | Path | None
+    memory: str | None
+    minutes: float | None
+    progress: bool
+
+
+SETTINGS = tuple(each.name for each in fields(FitSettings))
+OF_METHOD = ("rank", "scale", "zero", "layers", "pool", "drop_path")
+OF_SOURCE = ("augment", "final", "skip_bad", "text", "label", "max_tokens")
+OF_BUDGET = ("memory", "minutes")
+CHOSEN_BY_AUTO = ("lr", "rank", "scale", "zero", "layers", "zero_shot", "ema")
+"""What a choice would find, or cannot take."""
+
+
+@overload
+def train(
+    data: str | Path | Data,
+    *,
+    backbone: str | Backbone = ...,
+    weights: str | Path | None = ...,
+    method: str = ...,
+    out: str | Path | None = ...,
+    device: str | torch.device | None = ...,
+    resume: bool = ...,
+    log: Log = ...,
+    **options: Unpack[TrainOptions],
+) -> Run: ...
+
+
+@overload
+def train(
+    data: str | Path | Data,
+    *,
+    backbone: str | Backbone = ...,
+    weights: str | Path | None = ...,
+    method: Sequence[str],
+    out: str | Path | None = ...,
+    device: str | torch.device | None = ...,
+    resume: bool = ...,
+    log: Log = ...,
+    **options: Unpack[TrainOptions],
+) -> Comparison: ...
+
+
+def train(
+    data: str | Path | Data,
+    *,
+    backbone: str | Backbone = "restuning-tiny",
+    weights: str | Path | None = None,
+    method: str | Sequence[str] = AUTO,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    resume: bool = True,
+    log: Log = silent,
+    **options: Unpack[TrainOptions],
+) -> Run | Comparison:
+    """Train a task on a frozen backbone, test it and save it: all that `restuning train` does.
+
+    Features of the backbone are stored once and trained from wherever that is exact. Killed and
+    called again with the same arguments and the same `out`, it goes on and ends the same.
+
+    Args:
+        data: As `load_data` takes it (a folder, a csv, "digits", "hf:NAME" ...), or a `Data`.
+        backbone: By name (see `load_backbone`), or one that is loaded.
+        weights: File of its weights, without a hub.
+        method: A name of `methods.names()`; a list of names to compare; or "auto", the default,
+            which chooses a method and its settings on the validation split within `memory` and
+            `minutes`. (The command line without `--method` compares `training.defaults.COMPARED`:
+            it has somebody to show a table to.)
+        out: Folder of the run; None for `runs/DATA-METHOD-TIME`.
+        device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
+        resume: False starts over.
+        log: Receives a line for each thing that is decided. Nothing is printed.
+        **options: See `TrainOptions`.
+
+    Returns:
+        The run (`.metrics`, `.task`, `.folder`), or a `Comparison` (`.runs`) of several methods.
+
+    Raises:
+        RestuningError: Names, data, weights or settings are not what they should be, the folder
+            holds another run, the disk is full, or training diverged.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_names(given)
+    names = [method] if isinstance(method, str) else list(method)
+    for name in names:
+        methods.check(name, (AUTO,) if isinstance(method, str) else ())
+    if not names:
+        raise TrainingError("there is nothing to train", where="method", found="an empty list")
+    budget = _budget(method, given)
+    recipes = [_recipe(name, given) for name in names]
+    source = _source(data, given, recipes[0].settings, log)
+    if budget is not None:
+        # The choice reads the splits apart; the run that follows reads both anyway.
+        source = replace(source, final=False)
+    with on_device(device) as place:
+        torch.manual_seed(recipes[0].settings.seed)
+        loaded = _load(backbone, weights, given)
+        trainer = _Trainer(source, loaded, place, resume, bool(given.get("progress")), log)
+        folder = None if out is None else Path(out)
+        if budget is not None:
+            return trainer.train_chosen(recipes[0], budget, folder)
+        if given.get("zero_shot"):
+            recipes = [trainer.with_head(each, _prompts(given)) for each in recipes]
+        if isinstance(method, str):
+            return trainer.train_one(recipes[0], folder)
+        return trainer.compare(recipes, folder)
+
+
+class _Trainer:
+    """A source of data before a backbone, and how its runs are made."""
+
+    def __init__(
+        self,
+        source: Source,
+        backbone: Backbone,
+        device: torch.device,
+        resume: bool,
+        progress: bool,
+        log: Log,
+    ) -> None:
+        self.source, self.backbone, self.log = source, backbone, log
+        self.how: dict[str, Any] = {"resume": resume, "progress": progress, "log": log}
+        self.resume = resume
+        self.data = source.load(backbone)
+        self.host = backbone.host()
+        self.host.to(device)
+
+    def with_head(self, recipe: Recipe, prompts: ZeroShot) -> Recipe:
+        """The same, from a head that the names of the classes make."""
+        return replace(recipe, head=prompts.head(self.backbone, self.data.labels))
+
+    def train_one(self, recipe: Recipe, out: Path | None) -> Run:
+        inputs = self._inputs(recipe)
+        self._describe(inputs)
+        out = out or default_folder(self.data, folder_name(recipe.method))
+        return run_task(inputs, recipe, out, **self.how)
+
+    def compare(self, recipes: Sequence[Recipe], out: Path | None) -> Comparison:
+        """Every method in a folder of its own, then all of them in one table and picture."""
+        inputs = self._inputs(recipes[0])
+        self._describe(inputs)
+        out = out or default_folder(self.data, "comparison")
+        runs = [
+            run_task(inputs, each, out / folder_name(each.method), **self.how) for each in recipes
+        ]
+        comparison = Comparison(tuple(runs), out)
+        comparison.save(f"{self.data.name} on {self.backbone.name}")
+        return comparison
+
+    def train_chosen(self, recipe: Recipe, budget: Budget, out: Path | None) -> Run:
+        """A method chosen on validation, then trained on both splits and tested once."""
+        plain = with_validation(self.source.load(self.backbone, plain=True))
+        inputs = self._inputs(recipe, with_validation(self.data))
+        inputs = replace(inputs, load_plain=lambda: plain)
+        self._describe(inputs)
+        val = len(inputs.data.val)
+        if self.data.val is None:
+            self.log(
+                f"  no validation split: {val} of {len(self.data.train)} training examples are "
+                "held out for the choice"
+            )
+        self.log(f"{AUTO}  on {val} validation examples")
+        out = out or default_folder(self.data, AUTO)
+        choice = choose(
+            inputs,
+            recipe.settings,
+            out / "choice",
+            budget=budget,
+            resume=self.resume,
+            log=lambda line: self.log(f"  {line}"),
+        )
+        warm = " more from its trial's weights" if choice.start is not None else ""
+        self.log(
+            f"take  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{warm}; the choice "
+            f"took {minutes_in_words(choice.seconds)}"
+        )
+        final = replace(self.source, final=True)
+        inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
+        own = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
+        facts = {"choice": choice.to_dict()}
+        run = run_task(inputs, own, out, facts=facts, **self.how)
+        for folder in (run.folder, run.task_folder):
+            write_json(folder / CHOICE, choice.to_dict())
+        return replace(run, choice=choice)
+
+    def _inputs(self, recipe: Recipe, data: Data | None = None) -> Inputs:
+        inputs = self.source.open(self.host, self.backbone, self.data if data is None else data)
+        return with_pool(inputs, recipe.options)
+
+    def _describe(self, inputs: Inputs) -> None:
+        for line in inputs.describe():
+            self.log(line)
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    known = list(TrainOptions.__annotations__)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise TrainingError(
+                "train knows no such option",
+                where=name,
+                found=f"did you mean {' or '.join(near)}?" if near else "",
+                fix=f"one of: {', '.join(known)}",
+            )
+
+
+def _budget(method: str | Sequence[str], given: Mapping[str, Any]) -> Budget | None:
+    """The budget of "auto"; None of methods that are named."""
+    limits = [f"--{name}" for name in OF_BUDGET if name in given]
+    if method != AUTO:
+        if limits:
+            raise TrainingError(
+                "a budget is for --method auto",
+                where=" ".join(limits),
+                found=f"--method {method if isinstance(method, str) else ' '.join(method)}",
+                fix="give --method auto; `restuning plan` forecasts what one method takes",
+            )
+        return None
+    fixed = [f"--{name.replace('_', '-')}" for name in CHOSEN_BY_AUTO if given.get(name)]
+    if fixed:
+        raise TrainingError(
+            "--method auto chooses this itself",
+            where=" ".join(fixed),
+            fix="leave it out, or name a method",
+        )
+    augment = given.get("augment", "none")
+    if given.get("store") is False or augment not in VIEWS_OF:
+        raise TrainingError(
+            "--method auto trains from stored features first",
+            where="--no-cache" if augment in VIEWS_OF else f"--augment {augment}",
+            fix=f"leave --no-cache out, and give --augment {' or '.join(VIEWS_OF)}",
+        )
+    return Budget.of(given.get("memory"), given.get("minutes"))
+
+
+def _recipe(method: str, given: Mapping[str, Any]) -> Recipe:
+    own = {name: given[name] for name in SETTINGS if name in given}
+    options = {name: given[name] for name in OF_METHOD if name in given and given[name] != 0}
+    return Recipe(method, settings_for(method, own, given.get("settings")), options)
+
+
+def _source(data: Any, given: Mapping[str, Any], settings: FitSettings, log: Log) -> Source:
+    store = given.get("store")
+    options = store if isinstance(store, StoreOptions) else StoreOptions(limit=BY_ITSELF)
+    if isinstance(store, str | Path):
+        options = replace(options, root=store)
+    options = replace(
+        options,
+        workers=options.workers or settings.workers,
+        progress=bool(given.get("progress")),
+        log=lambda line: log(f"  from stored features: {line}"),
+    )
+    return Source(
+        data if isinstance(data, Data) else str(data),
+        cache=store is not False,
+        store=options,
+        **{name: given[name] for name in OF_SOURCE if name in given},
+    )
+
+
+def _load(
+    backbone: str | Backbone, weights: str | Path | None, given: Mapping[str, Any]
+) -> Backbone:
+    if isinstance(backbone, Backbone):
+        return backbone
+    name = with_text_tower(backbone) if given.get("zero_shot") else backbone
+    file = None if weights is None else Path(weights)
+    return load_backbone(name, weights=file, random=bool(given.get("random")))
+
+
+def _prompts(given: Mapping[str, Any]) -> ZeroShot:
+    prompts = given["zero_shot"]
+    templates = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    return ZeroShot(templates, given.get("class_names"))

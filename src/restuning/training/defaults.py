@@ -1,0 +1,55 @@
+"""Epochs and learning rate of each method where the user gives none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from restuning.training.settings import FitSettings
+
+COMPARED = ("linear", "res-tuning", "res-tuning-bypass")
+"""What `restuning train` compares where no method is named."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """Settings of a method where the user gives none, chosen on the validation split of digits."""
+
+    epochs: int
+    lr: float
+
+
+OTHERWISE = Default(15, 5e-3)
+DEFAULTS = {
+    "linear": Default(100, 3e-2),
+    "res-tuning-bypass": Default(30, 1e-2),
+    "bypass-horizontal": Default(30, 1e-2),
+    "bypass-vertical": Default(30, 1e-2),
+    "mixing-bypass": Default(30, 5e-3),
+    "ridge": Default(5, 1e-3),
+    "full": Default(20, 2e-4),
+}
+
+
+def default_of(method: str) -> Default:
+    """Epochs and rate of a method, also of `res-tuning[...]`, whose base decides."""
+    return DEFAULTS.get(method.partition("[")[0], OTHERWISE)
+
+
+def settings_for(
+    method: str, given: Mapping[str, Any] | None = None, base: FitSettings | None = None
+) -> FitSettings:
+    """The settings a method is trained with.
+
+    Args:
+        method: Its name.
+        given: What the user says, by name of the setting; None stands for "not said".
+        base: Settings in place of the method's own defaults.
+
+    Raises:
+        TrainingError: A value is out of its range.
+    """
+    own = default_of(method)
+    base = FitSettings(epochs=own.epochs, lr=own.lr) if base is None else base
+    return replace(base, **{k: v for k, v in (given or {}).items() if v is not None})

@@ -1,0 +1,67 @@
+"""Where a run computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from accelerate.state import AcceleratorState, PartialState, is_initialized
+
+from restuning._errors import TrainingError
+
+
+@contextmanager
+def on_device(name: str | torch.device | None) -> Iterator[torch.device]:
+    """Runs inside compute on a device; afterwards the process is as it was.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1"; None for CUDA if it is there, else the CPU.
+
+    Raises:
+        TrainingError: There is no such device.
+    """
+    place = _device(name)
+    with ExitStack() as stack:
+        if name is not None:
+            # Accelerate decides once a process where it trains; each run here decides for itself.
+            stack.enter_context(_fresh_accelerate())
+            if place.type == "cpu":
+                stack.enter_context(patch.dict(os.environ, ACCELERATE_USE_CPU="true"))
+            elif place.type == "cuda":
+                stack.enter_context(torch.cuda.device(place))
+        yield place
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        # A device that is named but not there fails here and not in the middle of a run.
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(
+            "there is no such device",
+            where=f"device {str(name)!r}",
+            found=str(error).strip().splitlines()[0][:200],
+            fix='give "cpu", "cuda" or "cuda:1", or leave it out',
+        ) from None
+    return place
+
+
+@contextmanager
+def _fresh_accelerate() -> Iterator[None]:
+    # Processes of `accelerate launch` have their devices given.
+    ours = not is_initialized() and (
+        PartialState._shared_state == {} or PartialState().num_processes == 1
+    )
+    if ours:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        if ours:
+            AcceleratorState._reset_state(reset_partial_state=True)

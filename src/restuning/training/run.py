@@ -1,0 +1,512 @@
+"""One run from data to a task file: build, store or live, prepare, fit, test, write down.
+
+The parts are `Source` (where data come from), `Inputs` (a data set in front of a backbone),
+`Recipe` (a method with its settings), `Setup` (a task with what it is fed) and `run_task`, which
+makes a whole run of them. A benchmark or a search takes the parts and adds what is its own.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from restuning import methods
+from restuning._errors import DataError
+from restuning._files import write_json
+from restuning._version import __version__
+from restuning.backbones import Backbone
+from restuning.data import LONGEST_TEXT, Data, load_data
+from restuning.features import Cached, Stored, StoreOptions, open_or_build
+from restuning.features.stored import BY_ITSELF, VIEWS_OF, reason_not_storable
+from restuning.forecast import FinishedRun, forecast_run
+from restuning.host import Extractor
+from restuning.task import Task, Tuned, save
+from restuning.training.closed_form import solve_closed_form
+from restuning.training.evaluate import evaluate
+from restuning.training.fit import fit
+from restuning.training.settings import FitResult, FitSettings
+
+Log = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """A log that nobody reads."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where training data come from, and whether features of them may be stored.
+
+    Attributes:
+        name: As `load_data` takes it, or a data set that is loaded already.
+        augment: Of training images: "none", "flip", "timm", "timm:POLICY".
+        final: Train on train and val together.
+        skip_bad: Leave corrupt images out.
+        text, label: Columns of a csv.
+        max_tokens: Tokens of a text that are read.
+        cache: Train from stored features where that is exact.
+        store: Where stores lie and how values are kept.
+    """
+
+    name: str | Data
+    augment: str = "none"
+    final: bool = False
+    skip_bad: bool = False
+    text: str = "text"
+    label: str = "label"
+    max_tokens: int = LONGEST_TEXT
+    cache: bool = True
+    store: StoreOptions = field(default_factory=lambda: StoreOptions(limit=BY_ITSELF))
+
+    def load(self, backbone: Backbone, *, plain: bool = False) -> Data:
+        """The data set; `plain` without augmentation and with its splits apart.
+
+        Raises:
+            DataError: Missing or malformed data, or augmentation is asked of a data set that is
+                loaded already.
+        """
+        if isinstance(self.name, Data):
+            return self._as_given(self.name, plain)
+        return load_data(
+            self.name,
+            backbone,
+            augment="none" if plain else self.augment,
+            skip_bad=self.skip_bad,
+            final=False if plain else self.final,
+            text=self.text,
+            label=self.label,
+            max_tokens=self.max_tokens,
+        )
+
+    def _as_given(self, data: Data, plain: bool) -> Data:
+        if self.augment != "none":
+            raise DataError(
+                "images that are loaded already are not augmented",
+                where=data.name,
+                found=f"augment={self.augment!r}",
+                fix="give the name or path of the data, or load_data(..., augment=...)",
+            )
+        if plain or not self.final or data.val is None:
+            return data
+        both = torch.utils.data.ConcatDataset([data.train, data.val])
+        return replace(data, train=both, val=None)
+
+    def open(self, host: Extractor, backbone: Backbone, data: Data | None = None) -> Inputs:
+        """Its data in front of a backbone.
+
+        Args:
+            host: The frozen backbone, on its device.
+            backbone: What it was made of.
+            data: The same data, where they were loaded before.
+        """
+        same = self.augment == "none" and not self.final
+        data = self.load(backbone) if data is None else data
+        return Inputs(
+            host,
+            backbone,
+            data,
+            # Loaded only where features are stored: it lists, and with skip_bad decodes, all files.
+            (lambda: data) if same else (lambda: self.load(backbone, plain=True)),
+            replace(self.store, views=VIEWS_OF.get(self.augment, 1)) if self.cache else None,
+            self.augment,
+            self.final,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A data set in front of a frozen backbone: as it is, or as features that are stored once.
+
+    Attributes:
+        host: The frozen backbone, on its device.
+        backbone: What it was made of.
+        data: As live training reads it, maybe augmented.
+        load_plain: Gives the same without augmentation and with its splits apart.
+        store: How features are stored; None trains live.
+        augment: Of `data`.
+        final: Whether training reads train and val together.
+        options: Of every method that is built for it, such as `pool`.
+    """
+
+    host: Extractor
+    backbone: Backbone
+    data: Data
+    load_plain: Callable[[], Data]
+    store: StoreOptions | None = None
+    augment: str = "none"
+    final: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def plain(self) -> Data:
+        """Without augmentation, splits apart."""
+        return self.load_plain()
+
+    def stored(self, task: Task, *, build: bool = True) -> Stored | None:
+        """The store that a task trains from.
+
+        Args:
+            task: Whose taps and tokens are stored.
+            build: Whether one is built that is not there yet.
+
+        Returns:
+            None where training from a store would not be exact, or none can be built.
+
+        Raises:
+            StoreError: It cannot be written, or one that is there is damaged.
+        """
+        if self.store is None or reason_not_storable(task, self.augment):
+            return None
+        needs = task.needs(self.host.readout_rule)
+        # A limit of nothing opens what is there and builds nothing.
+        options = self.store if build else replace(self.store, limit=0, log=silent)
+        return open_or_build(self.host, self.backbone, self.plain, needs, options)
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How an input becomes what the backbone takes, as a task file tells it."""
+        own = self.backbone.preprocessing
+        return self.data.notes.get("preprocessing") or (own.to_dict() if own else None)
+
+    def describe(self) -> list[str]:
+        """Backbone, sites, readout and data, a line each."""
+        host, rule, pool = self.host, self.host.readout_rule, self.options.get("pool")
+        model = type(self.backbone.model).__name__
+        proof = "given" if pool else rule.proof
+        readout = f"{pool or rule.pool} after {rule.norm or 'no norm'}"
+        weights = self.backbone.weights
+        return [
+            f"backbone  {self.backbone.name}: {model}, {host.sites.layers} layers, weights {weights}",
+            f"sites     {describe_sites(host)}",
+            f"readout   {readout}, width {rule.dim} ({proof})",
+            f"data      {self.data.describe()}",
+        ]
+
+
+def open_inputs(
+    host: Extractor,
+    backbone: Backbone,
+    data: Data,
+    store: StoreOptions | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Inputs:
+    """A data set that is loaded, without augmentation, in front of a backbone.
+
+    Args:
+        host: The frozen backbone, on its device.
+        backbone: What it was made of.
+        data: Its splits apart.
+        store: How features are stored; None for the usual place, up to `BY_ITSELF` bytes.
+        options: Of every method, such as `pool`.
+    """
+    store = StoreOptions(limit=BY_ITSELF) if store is None else store
+    return Inputs(host, backbone, data, lambda: data, store, options=dict(options or {}))
+
+
+def describe_sites(host: Extractor) -> str:
+    """Sites by operation and proof, in words."""
+    counts = Counter((s.op, s.proof) for s in host.sites.values())
+    return ", ".join(f"{n} {op} ({proof})" for (op, proof), n in counts.items())
+
+
+def with_pool(inputs: Inputs, options: Mapping[str, Any]) -> Inputs:
+    """The inputs with options of every method, and among them the readout that the data ask for."""
+    backbone, data = inputs.backbone, inputs.data
+    # Every word of a tagged text is answered; else its one vector is what the authors make of it.
+    pool = options.get("pool") or ("all" if data.kind == "tags" else backbone.pool)
+    return replace(inputs, options={**options, "pool": pool} if pool else dict(options))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method and how it is trained.
+
+    Attributes:
+        method: A name of `methods`.
+        settings: Of its training.
+        options: Of the method, over those of all methods.
+        head: A head to start from; None for a new one.
+        begin: Gives the new task other first weights.
+    """
+
+    method: str
+    settings: FitSettings
+    options: Mapping[str, Any] = field(default_factory=dict)
+    head: nn.Linear | None = None
+    begin: Callable[[Task], None] | None = None
+
+    def build(self, inputs: Inputs) -> Task:
+        """A new task on the backbone's device, with the first weights of the seed.
+
+        Raises:
+            UnknownNameError: No such method or option.
+            NoSitesError: The backbone has no site of an operation the method tunes.
+        """
+        torch.manual_seed(self.settings.seed)
+        task = methods.build(
+            self.method,
+            inputs.host,
+            num_classes=inputs.data.num_classes,
+            head=self.head,
+            **{**inputs.options, **self.options},
+        )
+        task = task.to(inputs.host.device)
+        if self.begin is not None:
+            self.begin(task)
+        return task
+
+
+@dataclass
+class Setup:
+    """A task in place, and what it is fed: inputs through the backbone, or stored features.
+
+    Attributes:
+        tuned: `Cached` or `Tuned`, or another module with `.task`.
+        data: Splits as `tuned` takes them.
+        stored: The store they come from; None where they are inputs.
+    """
+
+    tuned: nn.Module
+    data: Data
+    stored: Stored | None = None
+
+    @classmethod
+    def of(cls, inputs: Inputs, task: Task) -> Setup:
+        """Features are stored, or found, wherever training from them is exact."""
+        return cls.on(inputs, task, inputs.stored(task))
+
+    @classmethod
+    def on(cls, inputs: Inputs, task: Task, stored: Stored | None) -> Setup:
+        """On a store that is open already, or live."""
+        if stored is None:
+            data, tuned = inputs.data, Tuned(inputs.host, task)
+        else:
+            data = stored.data(inputs.plain, final=inputs.final)
+            tuned = Cached(inputs.host, task, stored.store)
+        return cls(tuned, replace(data, train=solve_closed_form([task], data.train)), stored)
+
+    @property
+    def task(self) -> Any:
+        """What is trained."""
+        return self.tuned.task
+
+    def fit(self, settings: FitSettings, out: Path, *, val: bool = True, **how: Any) -> FitResult:
+        """Train; `val=False` evaluates after no epoch. Else as `restuning.fit`."""
+        data = self.data
+        return fit(
+            self.tuned,
+            data.train,
+            data.val if val else None,
+            settings=settings,
+            out=out,
+            collate=data.collate,
+            **how,
+        )
+
+    def accuracy(self, split: Any, batch_size: int) -> float | None:
+        """Of a split of `data`; None where there is no such split."""
+        if split is None:
+            return None
+        return evaluate(self.tuned, split, batch_size, self.data.collate)["accuracy"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        method: That was trained.
+        task: With its trained weights, in eval mode.
+        folder: What it left: `metrics.json`, `settings.json`, `log.jsonl`, `curves.png`,
+            `checkpoints/` and the task's own folder.
+        metrics: As `metrics.json`: accuracies, sizes, memory, time, settings, versions.
+        choice: How `auto` chose the method; None of a method that was named.
+    """
+
+    method: str
+    task: Task = field(repr=False)
+    folder: Path
+    metrics: dict[str, Any] = field(repr=False)
+    choice: Any = field(default=None, repr=False)
+
+    @property
+    def task_folder(self) -> Path:
+        """The task as `restuning.load` and `restuning predict` take it."""
+        return self.folder / f"{self.metrics['data']['name']}.task"
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """On the test split; None where there is none."""
+        return self.metrics["test_accuracy"]
+
+    def row(self) -> dict[str, Any]:
+        """The figures that a comparison shows."""
+        return {name: self.metrics[name] for name in ROW}
+
+
+ROW = (
+    "method",
+    "test_accuracy",
+    "trainable_parameters",
+    "tuner_parameters",
+    "peak_memory_bytes",
+    "seconds",
+    "seed",
+)
+
+
+def run_task(
+    inputs: Inputs,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    facts: Mapping[str, Any] | None = None,
+    log: Log = silent,
+) -> Run:
+    """Train, test and write down one method; the whole of a run.
+
+    Killed and called again with the same arguments it goes on, and ends with the same weights.
+
+    Args:
+        inputs: Data in front of a backbone.
+        recipe: Method and settings.
+        out: Folder of the run.
+        resume: False starts over.
+        progress: A bar on a terminal.
+        facts: Go into `metrics.json` as well.
+        log: Receives a line for each thing that is decided.
+
+    Raises:
+        RestuningError: As `Recipe.build`, `open_or_build` and `fit`.
+    """
+    out, settings = Path(out), recipe.settings
+    task = recipe.build(inputs)
+    task.labels = inputs.data.labels
+    log(
+        f"{recipe.method}  {task.trainable_parameters():,} trainable parameters, "
+        f"{task.tuner_parameters():,} without the head; {settings.epochs} epochs, lr {settings.lr}"
+    )
+    setup = Setup.of(inputs, task)
+    data, batch = setup.data, settings.batch_size
+    start = setup.accuracy(data.val, batch) if recipe.head is not None else None
+    if start is not None:
+        log(f"  zero-shot: {start:.1%} on validation, before any training")
+    result = setup.fit(settings, out, resume=resume, progress=progress)
+    tested = setup.accuracy(data.test, batch)
+    metrics = {
+        "method": recipe.method,
+        "test_accuracy": tested,
+        "zero_shot_val_accuracy": start,
+        **measurements(setup, result, settings),
+        **origin(inputs, setup),
+        "settings": settings.to_dict(),
+        "options": {**inputs.options, **recipe.options},
+        **(facts or {}),
+        **surroundings(inputs.host),
+    }
+    run = Run(recipe.method, task, out, metrics)
+    write_down(run, inputs)
+    return run
+
+
+def measurements(setup: Setup, result: FitResult, settings: FitSettings) -> dict[str, Any]:
+    """Sizes, memory and time of a run, and beside them what shapes alone foretold."""
+    task, data = setup.task, setup.data
+    foretold = forecast_run(
+        FinishedRun(
+            setup.tuned,
+            data.train,
+            data.val,
+            data.collate,
+            settings.batch_size,
+            settings.accumulate,
+            settings.epochs,
+            settings.precision,
+            settings.ema is not None,
+        )
+    )
+    return {
+        "trainable_parameters": task.trainable_parameters(),
+        "tuner_parameters": task.tuner_parameters(),
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "seconds": result.seconds,
+        "seed": settings.seed,
+        "val_accuracy": result.val_accuracy,
+        "train_loss": result.train_loss,
+        "steps": result.steps,
+        "memory_measure": result.memory_measure,
+        "forecast": foretold,
+    }
+
+
+def origin(inputs: Inputs, setup: Setup) -> dict[str, Any]:
+    """What a run was made of: backbone, data, stored features."""
+    data, stored, features = inputs.data, setup.stored, None
+    if stored is not None:
+        key = stored.store.key
+        features = {
+            "store": str(stored.store.path),
+            "digest": key.digest,
+            "tokens": key.tokens,
+            "dtype": key.dtype,
+            "precision": key.precision,
+            "views": stored.views,
+            "bytes": stored.store.bytes,
+            "built_seconds": stored.seconds,
+        }
+    return {
+        "backbone": inputs.backbone.name,
+        "weights": inputs.backbone.weights,
+        "fingerprint": inputs.host.fingerprint(),
+        "data": {"name": data.name, "identity": data.identity, "skipped": data.skipped},
+        "features": features,
+    }
+
+
+def surroundings(host: Extractor) -> dict[str, Any]:
+    """Versions and machine."""
+    return {
+        "versions": {"restuning": __version__, "torch": torch.__version__},
+        "hardware": {
+            "device": str(host.device),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def write_down(run: Run, inputs: Inputs) -> None:
+    """Leave the task, its metrics and its settings in the run's folder, each whole or not at all."""
+    metrics = run.metrics
+    save(
+        run.task,
+        inputs.host,
+        run.task_folder,
+        backbone=inputs.backbone.name,
+        preprocessing=inputs.preprocessing,
+        results={"test accuracy": run.test_accuracy, "seed": metrics["seed"]},
+    )
+    write_json(run.folder / "metrics.json", metrics)
+    settings = {"method": run.method, "options": metrics["options"], **metrics["settings"]}
+    write_json(run.folder / "settings.json", settings)
+
+
+def default_folder(data: Data, kind: str) -> Path:
+    """Where a run goes that was given no folder: `runs/DATA-KIND-TIME`."""
+    return Path("runs") / f"{data.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def folder_name(method: str) -> str:
+    """A method as part of a path."""
+    return method.replace("[", "-").replace("]", "").replace(",", "-").replace("=", "-")
