@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"text", "clip", "diffusion"}
 """Pages on backbones of a hub: `test_text.py`, `test_clip.py` and `test_diffusion.py` run them."""
+LONG = {"bench", "choosing", "engines"}
+"""Pages whose code trains many times, or exports."""
 PAGES = [
     p
     for p in sorted((ROOT / "docs").glob("*.md"))
@@ -30,7 +32,11 @@ def test_the_readme_code_runs_and_is_about_what_it_documents(tmp_path, monkeypat
     assert set(names["answers"]) == {"digits", "again"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem in LONG else ()) for p in PAGES],
+    ids=lambda p: p.stem,
+)
 def test_the_code_of_a_page_of_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(page)

@@ -10,7 +10,11 @@ from restuning import Host, Tuned, methods
 pytestmark = pytest.mark.compile
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 SAME = 1e-5
-NAMES = ["res-tuning", "res-tuning-bypass", "prefix", "vpt-shallow", "linear"]
+SLOW = [
+    pytest.param(n, marks=pytest.mark.slow)
+    for n in ("res-tuning", "prefix", "vpt-shallow", "linear")
+]
+NAMES = ["res-tuning-bypass", *SLOW]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +37,7 @@ def test_fullgraph_forward_and_backward_equal_eager(host, name):
     assert all((a - b).abs().max() < SAME * (1 + b.abs().max()) for a, b in zip(ours, theirs))  # noqa: B905
 
 
-@pytest.mark.parametrize("name", ["res-tuning", "res-tuning-bypass"])
+@pytest.mark.parametrize("name", ["res-tuning-bypass", SLOW[0]])
 def test_twelve_tasks_share_one_graph(host, name):
     counter = torch._dynamo.testing.CompileCounter()
 
@@ -47,8 +51,8 @@ def test_twelve_tasks_share_one_graph(host, name):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", ["res-tuning", "res-tuning-bypass"])
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("name", ["res-tuning-bypass", SLOW[0]])
 def test_export_keeps_the_task_as_parameters(host, name, strict):
     tuned = Tuned(host, methods.build(name, host, num_classes=4)).eval()
     program = torch.export.export(tuned, (X,), strict=strict)

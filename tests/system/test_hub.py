@@ -1,19 +1,24 @@
 """Tasks go to a hub and come back: a real client against a server on loopback."""
 
-import os
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_hub import small_hub
 
 from awake import tiny_vit
+from children import Child
 from restuning import Host, Tuned, methods, save
 from restuning.task.save_and_load import _card
 
 pytest.importorskip("huggingface_hub", reason="needs the extra hub")
 
+AFRESH = """
+import sys
+# The client reads its address when it is imported.
+for name in [n for n in sys.modules if n.partition(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]
+"""
 PUSH = """
 import sys, restuning
 print(restuning.push_to_hub(sys.argv[1], "someone/pets", private=True))
@@ -30,26 +35,20 @@ TOKEN = "hf_of_a_test"
 
 
 def run(script, hub, tmp_path, *arguments, token=TOKEN):
-    """A process of its own: the client reads its address when it is imported."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    environment.pop("HF_TOKEN", None)
-    if token:
-        environment["HF_TOKEN"] = token
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
+    """A process of its own, with what it said and its exit code."""
+    child = Child(
+        ["-c", AFRESH + script, *arguments],
+        {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_TOKEN": token,
+        },
     )
+    out, errors = child.communicate(timeout=120)
+    return SimpleNamespace(returncode=child.returncode, stdout=out, stderr=errors)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ def test_a_task_pushed_to_a_hub_comes_back_by_name_with_the_same_logits(saved, t
 
 def test_without_a_login_the_error_says_how_to_log_in(saved, tmp_path):
     with small_hub() as hub:
-        done = run(PUSH, hub, tmp_path, saved[0], token=None)
+        done = run(PUSH, hub, tmp_path, saved[0], token="")
     assert "HubError" in done.stderr
     assert "hf auth login" in done.stderr
 

@@ -25,7 +25,13 @@ def hooks(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize("method", ["res-tuning", "res-tuning-bypass", "prefix", "bank"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "res-tuning-bypass",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("res-tuning", "prefix", "bank")),
+    ],
+)
 def test_a_thousand_forwards_leave_no_tensor_behind(method):
     host = Host(tiny_vit(depth=1, embed_dim=16, num_heads=2), torch.zeros(1, 3, 32, 32))
     if method == "bank":

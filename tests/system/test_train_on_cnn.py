@@ -15,6 +15,7 @@ def train(*args):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_default_methods_train_on_a_cnn(tmp_path):
     out = tmp_path / "all"
     train(
@@ -62,6 +63,7 @@ def test_stored_and_live_features_train_a_bypass_alike(tmp_path):
     assert stored == pytest.approx(live, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_a_real_cnn_learns_a_real_task_by_bypass(tmp_path, shared_data):
     """RSSCN7 with MobileNetV2-0.35 at 64 px; chance is 14 %."""

@@ -53,7 +53,9 @@ def refused(*args):
     return str(done.exception)
 
 
-@pytest.mark.parametrize("method", ["linear", "res-tuning", "res-tuning-bypass"])
+@pytest.mark.parametrize(
+    "method", ["linear", pytest.param("res-tuning", marks=pytest.mark.slow), "res-tuning-bypass"]
+)
 def test_training_starts_at_zero_shot_and_the_task_is_answered_later(place, tmp_path, method):
     (tmp_path / "prompts.txt").write_text("a photo of a {}.\n\na picture of the {}\n")
     given = ("--backbone", "hf:clip", "--zero-shot", tmp_path / "prompts.txt")

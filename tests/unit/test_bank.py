@@ -122,6 +122,7 @@ def test_a_bank_survives_pickle(host, bank):
         assert torch.equal(value, bank(features)[name])
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_a_bank_compiles_to_one_graph(host, bank):
     features = host.features(torch.randn(2, 3, 32, 32), keep=bank.keep)

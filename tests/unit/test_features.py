@@ -190,8 +190,10 @@ def test_features_computed_in_bf16_are_those_of_autocast_under_a_key_of_their_ow
         host_and_key(precision="fp8")
 
 
-@pytest.mark.parametrize("augment", ["none", "flip"])
-@pytest.mark.parametrize("method", ["res-tuning-bypass", "linear"])
+@pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "flip"])
+@pytest.mark.parametrize(
+    "method", ["res-tuning-bypass", pytest.param("linear", marks=pytest.mark.slow)]
+)
 def test_cached_training_has_the_losses_of_live_training(tmp_path, augment, method):
     torch.manual_seed(0)
     backbone = restuning.load_backbone("restuning-tiny")

@@ -261,6 +261,7 @@ def test_a_host_without_weights_finds_what_one_with_weights_finds(name):
     assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_without_weights_is_forecast_as_with_them():
     backbone, bare = forecast.load_shapes("timm:mobilenetv2_035@64")
     _, drawn = forecast.load_drawn("timm:mobilenetv2_035@64")

@@ -44,6 +44,7 @@ def test_a_plan_names_memory_time_store_and_what_to_take():
     assert found["recommended"]["batch"] == 32
 
 
+@pytest.mark.slow
 def test_a_small_budget_is_kept():
     found = plan("--images", 100, "--memory", "12MB")
     taken = found["recommended"]
@@ -80,7 +81,9 @@ def test_a_budget_that_cannot_be_read_is_refused():
     assert isinstance(done.exception, ForecastError)
 
 
-@pytest.mark.parametrize("method", ["res-tuning", "res-tuning-bypass"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("res-tuning", marks=pytest.mark.slow), "res-tuning-bypass"]
+)
 def test_metrics_hold_forecast_and_measurement(tmp_path, method):
     done = runner.invoke(
         app,

@@ -186,6 +186,7 @@ def test_a_backbone_without_linear_maps_is_not_quantised():
         apply(nn.Sequential(nn.Conv2d(3, 4, 3)), ("int8",), "cnn")
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_a_compiled_backbone_gives_the_taps_of_the_plain_one(monkeypatch):
     compiled = nn.Module.compile

@@ -40,7 +40,13 @@ def made(host, seed=0, method="res-tuning-bypass", **options):
     return methods.build(method, host, CLASSES, **options)
 
 
-@pytest.mark.parametrize("method", ["res-tuning-bypass", "bypass-horizontal", "linear"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "res-tuning-bypass",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("bypass-horizontal", "linear")),
+    ],
+)
 def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
     inputs, kept = world
     host, data = inputs.host, inputs.data

@@ -39,11 +39,13 @@ def made(suite, tmp_path_factory):
     return folder, {r["label"]: r for r in read_results(folder) if r["stage"] == "final"}, runs
 
 
+@pytest.mark.slow
 def test_auto_needs_no_searches_of_the_grid(made):
     runs = made[2]
     assert {r.entry.label for r in runs if r.stage == "search"} == {"linear"}
 
 
+@pytest.mark.slow
 def test_a_run_of_auto_tells_what_it_chose_among_and_was_tested_as_all_are(made):
     results = made[1]
     auto, linear = results["auto"], results["linear"]
@@ -58,12 +60,14 @@ def test_a_run_of_auto_tells_what_it_chose_among_and_was_tested_as_all_are(made)
     assert auto["chosen"]["validation_accuracy"] == taken["val_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_choice_is_part_of_the_cost_of_training(made):
     auto = made[1]["auto"]
     assert auto["seconds"]["train_cpu"] > auto["seconds"]["choice_cpu"] > 0
     assert made[1]["linear"]["seconds"]["choice_cpu"] is None
 
 
+@pytest.mark.slow
 def test_an_entry_may_have_a_budget(made):
     rows = {row["method"]: row for row in made[1]["tight"]["chosen"]["rows"]}
     assert rows["linear"]["status"] == "tried"
@@ -71,6 +75,7 @@ def test_an_entry_may_have_a_budget(made):
     assert made[1]["tight"]["chosen"]["budget"]["memory"] == 11 * 2**20
 
 
+@pytest.mark.slow
 def test_its_kept_task_is_loaded_as_the_method_that_was_chosen(made):
     folder, results, runs = made
     (run,) = [r for r in runs if r.entry.label == "tight"]
@@ -79,6 +84,7 @@ def test_its_kept_task_is_loaded_as_the_method_that_was_chosen(made):
     assert tuned.task.method == results["tight"]["setting"]["method"] == result["setting"]["method"]
 
 
+@pytest.mark.slow
 def test_a_report_can_be_drawn_of_it(made):
     page, text = write_report(made[0], made[0] / "report")
     assert page.exists()

@@ -109,6 +109,7 @@ def test_runs_that_have_results_are_not_made_again_and_failures_only_when_asked(
     assert open_grid(job.folder, job.protocol, job.runs, retry=True) == [job.runs[1]]
 
 
+@pytest.mark.slow
 def test_every_rival_is_trained_tested_and_counted_alike(done):
     names = "ssf,convpass,side-tuning,lst,res-tuning-after-norm,houlsby,bitfit,full,vpt-shallow"
     _, results = done(methods=names)

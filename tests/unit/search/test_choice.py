@@ -57,7 +57,7 @@ def test_every_rate_is_tried_and_trials_that_are_not_gone_on_from_are_whole_runs
         assert candidate.epochs(1) >= 1
 
 
-@pytest.mark.parametrize("one", [MIXING, INSIDE])
+@pytest.mark.parametrize("one", [MIXING, pytest.param(INSIDE, marks=pytest.mark.slow)])
 def test_a_final_run_goes_on_from_the_weights_of_the_trial_that_was_taken(world, tmp_path, one):
     twice = replace(one, rates=(1e-3, 5e-3))
     found = world.choose(tmp_path, candidates=(twice,))
@@ -86,7 +86,9 @@ def test_a_row_tells_how_well_its_probabilities_fit(world, whole):
         assert row["cross_entropy"] == by_rate[row["lr"]]
 
 
-@pytest.mark.parametrize(("memory", "again"), [(None, False), (2**34, True)])
+@pytest.mark.parametrize(
+    ("memory", "again"), [pytest.param(None, False, marks=pytest.mark.slow), (2**34, True)]
+)
 def test_taps_are_computed_again_only_where_memory_is_limited(world, tmp_path, memory, again):
     found = world.choose(tmp_path, candidates=(MIXING,), budget=Budget(memory))
     task = methods.build("mixing-bypass", world.host, num_classes=world.data.num_classes)
@@ -102,6 +104,7 @@ def test_a_final_run_of_what_is_cheap_begins_anew(world, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
 
+@pytest.mark.slow
 def test_weights_of_a_trial_that_are_gone_are_told_in_words(world, tmp_path):
     world.choose(tmp_path, candidates=(MIXING,))
     shutil.rmtree(tmp_path / "fits")
@@ -187,7 +190,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_choice_that_is_killed_between_candidates_goes_on_and_ends_the_same(
     world, tmp_path, after
 ):
@@ -212,6 +215,7 @@ def test_a_choice_that_is_killed_between_candidates_goes_on_and_ends_the_same(
     assert timeless(again) == timeless(world.choose(tmp_path / "whole", candidates=few))
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_is_not_refused_for_the_time_that_has_passed(
     world, tmp_path, known_costs, monkeypatch
 ):
@@ -305,6 +309,7 @@ def test_texts_leave_out_what_reads_all_tokens(world, tmp_path):
     assert reasons(found) == {"mixing-bypass": "all tokens of texts cannot be stored"}
 
 
+@pytest.mark.slow
 def test_an_engine_leaves_out_what_runs_inside_and_what_reads_tokens_it_does_not_give(
     world, tmp_path
 ):

@@ -42,6 +42,7 @@ def trained(shades, tmp_path_factory):
     return root / "run", done.output, command
 
 
+@pytest.mark.slow
 def test_a_person_sees_every_candidate_and_why(trained):
     _, told, _ = trained
     lines = " ".join(told.split())
@@ -53,6 +54,7 @@ def test_a_person_sees_every_candidate_and_why(trained):
     assert max(map(len, told.splitlines())) <= MOST_COLUMNS + 20, "long paths alone run over"
 
 
+@pytest.mark.slow
 def test_the_choice_is_kept_with_the_task_and_the_figures(trained):
     folder, _, _ = trained
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -65,6 +67,7 @@ def test_the_choice_is_kept_with_the_task_and_the_figures(trained):
     assert metrics["val_accuracy"] is None, "the final run trains on both splits"
 
 
+@pytest.mark.slow
 def test_the_final_run_trains_on_what_was_held_out_as_well(trained):
     folder = trained[0]
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -73,6 +76,7 @@ def test_the_final_run_trains_on_what_was_held_out_as_well(trained):
     assert log[-1]["step"] == 3 * metrics["settings"]["epochs"]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_takes_everything_from_disk_and_ends_the_same(trained):
     folder, _, command = trained
     before = json.loads((folder / "metrics.json").read_text())
