@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
+from restuning._torch import is_transformed
 from restuning.bypass import fused
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import IN_WORDS as IN_WORDS
@@ -182,7 +183,7 @@ class Bypass(SideNetwork):
         x = streams[0]
         return (
             not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active()
+            and not is_transformed()
             and not torch.is_autocast_enabled(x.device.type)
             and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
             and not len(self.resample)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from restuning._errors import TunerShapeError
+from restuning._torch import is_transformed
 from restuning.bypass.pooling import Pooling, merged
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs
@@ -121,7 +122,7 @@ class MixingBypass(SideNetwork):
         mask = getattr(taps, "mask", None)
         state = torch.zeros((), dtype=self.pool.value.weight.dtype, device=streams[0].device)
         # A transform of functions (vmap, grad) cannot run a part again.
-        transformed = torch._C._are_functorch_transforms_active()
+        transformed = is_transformed()
         again = self.recompute and torch.is_grad_enabled() and not transformed
         for number, stream in enumerate(streams):
             if again:

@@ -8,9 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from restuning._torch import (
+    FUSED_ATTENTION,
+    TorchDispatchMode,
+    operation_name,
+    operation_of,
+    storage_key,
+    tree_leaves,
+    writes_in_place,
+)
 
 
 def _fused_attention(x: tuple, *args: Any, **kwargs: Any) -> int:
@@ -21,7 +29,7 @@ def _fused_attention(x: tuple, *args: Any, **kwargs: Any) -> int:
 
 FORMULAS = {
     **flop_registry,
-    torch.ops.aten._native_multi_head_attention: shape_wrapper(_fused_attention),
+    FUSED_ATTENTION: shape_wrapper(_fused_attention),
 }
 """Operations whose flops are counted: torch's own table, and one it lacks."""
 
@@ -56,7 +64,7 @@ class Ledger(TorchDispatchMode):
             if not isinstance(tensor, Tensor):
                 continue
             storage = tensor.untyped_storage()
-            key = storage._cdata
+            key = storage_key(storage)
             if key in self._held:
                 continue
             new = True
@@ -83,14 +91,14 @@ class Ledger(TorchDispatchMode):
         """One operation."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func._schema.name in FREE:
+        if operation_name(func) in FREE:
             return out
         results = tree_leaves(out)
-        if self.hold(results) or func._schema.is_mutable:
+        if self.hold(results) or writes_in_place(func):
             read = _bytes(tree_leaves((args, kwargs)))
             self.calls += 1
             self.moved += read + _bytes(results)
-            count = FORMULAS.get(func._overloadpacket)
+            count = FORMULAS.get(operation_of(func))
             if count is not None:
                 self.flops += count(*args, **kwargs, out_val=out)
                 self.operands = max(self.operands, read)
@@ -109,7 +117,7 @@ class Saved:
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._known = {w.untyped_storage()._cdata for w in weights}
+        self._known = {storage_key(w.untyped_storage()) for w in weights}
         self._seen: dict[int, weakref.ref] = {}
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
@@ -123,6 +131,7 @@ class Saved:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._known:
-            self._seen[storage._cdata] = weakref.ref(storage)
+        key = storage_key(storage)
+        if key not in self._known:
+            self._seen[key] = weakref.ref(storage)
         return tensor

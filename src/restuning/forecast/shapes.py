@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from restuning._torch import (
+    FakeTensorMode,
+    TorchDispatchMode,
+    operation_name,
+    operation_of,
+    storage_key,
+    tree_leaves,
+    tree_map,
+)
 from restuning.forecast.ledger import FORMULAS
 
 
@@ -80,7 +86,7 @@ class AbsentWeights(TorchDispatchMode):
         moved = torch.device(named.get("device") or "meta").type != "meta"
         if not absent or (len(absent) == len(tensors) and not moved):
             return func(*args, **named)
-        if func._overloadpacket in FORMULAS or "embedding" in func._schema.name:
+        if operation_of(func) in FORMULAS or "embedding" in operation_name(func):
             out = func(*tree_map(_to_meta, args), **tree_map(_to_meta, named))
             return tree_map(self._noise, out)
         return func(*tree_map(self._draw, args), **tree_map(self._draw, named))
@@ -95,7 +101,7 @@ class AbsentWeights(TorchDispatchMode):
     def _draw(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_meta:
             return value
-        key = (value.untyped_storage()._cdata, value.storage_offset(), *value.shape)
+        key = (storage_key(value.untyped_storage()), value.storage_offset(), *value.shape)
         if key not in self._drawn:
             if value.is_floating_point():
                 # Away from zero: some are variances.

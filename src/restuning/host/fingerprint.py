@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from restuning._torch import CHECKPOINT_PREFIX, inner_tensors, is_composed
 from restuning.sites import Sites, is_plain
-
-_CHECKPOINTED = "_checkpoint_wrapped_module."
 
 
 def fingerprint(model: nn.Module, sites: Sites) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def weights_digest(model: nn.Module) -> str:
     Cost: reads every weight once, about 1 s a gigabyte.
     """
     named = _named(model) | {
-        n.replace(_CHECKPOINTED, ""): n for n, b in model.named_buffers() if b.numel()
+        n.replace(CHECKPOINT_PREFIX, ""): n for n, b in model.named_buffers() if b.numel()
     }
     return _digest(model, named, sorted(named))
 
@@ -77,7 +75,7 @@ def is_offloaded(model: nn.Module) -> bool:
 
 def _named(model: nn.Module) -> dict[str, str]:
     """Parameters by the name they are known by, to their name in the model."""
-    named = {n.replace(_CHECKPOINTED, ""): n for n, p in model.named_parameters() if p.numel()}
+    named = {n.replace(CHECKPOINT_PREFIX, ""): n for n, p in model.named_parameters() if p.numel()}
     if is_offloaded(model):
         # One tensor under two names is two on `meta`: the second is no parameter of its own.
         for tied in getattr(model, "all_tied_weights_keys", ()):
@@ -111,10 +109,9 @@ def _value(model: nn.Module, name: str) -> Tensor:
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """A quantised weight's packed values and scales by name; a plain tensor as it is."""
-    if is_traceable_wrapper_subclass(tensor):
-        for part in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
-            if (inner := getattr(tensor, part, None)) is not None:
-                yield from _parts(f"{name}.{part}", inner)
+    if is_composed(tensor):
+        for part, inner in inner_tensors(tensor).items():
+            yield from _parts(f"{name}.{part}", inner)
         return
     yield name, tensor
     # bitsandbytes keeps scales as attributes of its packed weights.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import RecomputedError, TunerShapeError
+from restuning._torch import is_in_backward
 from restuning.host.call import Call, current, trained
 from restuning.host.side_by_side import SideBySide
 from restuning.sites import Features, Site, first_tensor, stream_in
@@ -192,7 +193,7 @@ def _no_readout(*_: Any, **__: Any) -> Tensor:
 def _refuse_recomputation(hook: AddDelta) -> None:
     if torch.compiler.is_compiling() or hook.slot not in trained:
         return
-    if torch._C._current_graph_task_id() != -1:
+    if is_in_backward():
         raise RecomputedError(
             "a block was run again inside backward, without its task",
             where=hook.sites[0].leave,

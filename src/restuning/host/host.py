@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import MissingInputError, WrongTaskError
+from restuning._torch import remove_hooks
 from restuning.host.attach import hooks_of
 from restuning.host.call import (
     Call,
@@ -258,11 +259,7 @@ class Host(Extractor):
     def release(self) -> None:
         """Remove every hook of this host; the backbone is as it was before."""
         for module in self.model.modules():
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for key, hook in list(hooks.items()):
-                    if getattr(hook, "slot", None) == self._slot:
-                        del hooks[key]
-                        module._forward_pre_hooks_with_kwargs.pop(key, None)
+            remove_hooks(module, lambda hook: getattr(hook, "slot", None) == self._slot)
         drop_thread(self._slot)
 
     def __enter__(self) -> Host:

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.utils.checkpoint import checkpoint
 
+from restuning._torch import CheckpointWrapper, substitute_weights, wrapped_module
 from restuning.host.call import Call, active, current
 from restuning.sites import Sites
 
@@ -40,7 +39,7 @@ class RecomputedBlock(CheckpointWrapper):
         """As the block."""
         # The reentrant form would lose the gradients of tuners without a word.
         return checkpoint(
-            self._checkpoint_wrapped_module,
+            wrapped_module(self),
             *args,
             use_reentrant=False,
             context_fn=self.contexts,
@@ -52,7 +51,7 @@ class RecomputedBlock(CheckpointWrapper):
         call = current(self.slot)
         if call is None:
             return nullcontext(), active(self.slot, None)
-        block: Any = self._checkpoint_wrapped_module
+        block = wrapped_module(self)
         return nullcontext(), _as_before(self.slot, call.for_recompute(), block, self.names)
 
 
@@ -75,12 +74,12 @@ def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> No
             names = {n: first[id(p)] for n, p in block.named_parameters(remove_duplicate=False)}
             setattr(parent, name, RecomputedBlock(block, slot, names))
         elif not on and isinstance(block, CheckpointWrapper):
-            setattr(parent, name, block._checkpoint_wrapped_module)
+            setattr(parent, name, wrapped_module(block))
 
 
 @contextmanager
 def _as_before(slot: str, call: Call, block: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
     """The record of the first run, and the weights that it ran with."""
     own = {n: call.weights[whole] for n, whole in names.items() if whole in call.weights}
-    with active(slot, call), torch.nn.utils.stateless._reparametrize_module(block, own):
+    with active(slot, call), substitute_weights(block, own):
         yield

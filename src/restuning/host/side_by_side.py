@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.vmap import lazy_load_decompositions
 
-_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+from restuning._torch import close_vmap, gather_vmap, open_vmap
 
 
 class SideBySide:
@@ -46,19 +45,19 @@ class SideBySide:
         states = [taps[self.taps[-1]].detach()] if self.base else []
         states += [bypass(taps) for bypass in self.bypasses]
         self.close()
-        lazy_load_decompositions()
         self._count = len(states)
-        self._level = _functorch._vmap_increment_nesting(self._count, "different")
-        return _functorch._add_batch_dim(torch.stack(states), 0, self._level)
+        inside, self._level = open_vmap(torch.stack(states))
+        return inside
 
     def gather(self, output: Tensor) -> Tensor:
         """The model's outputs for all of them, combined."""
-        found = _functorch._remove_batch_dim(output, self._level, self._count, 0)
+        assert self._level is not None
+        outputs = gather_vmap(output, self._level, self._count)
         self.close()
-        return found if self.combine is None else self.combine(found)
+        return outputs if self.combine is None else self.combine(outputs)
 
     def close(self) -> None:
         """Leave nothing open, also where the model's tail has raised."""
         if self._level is not None:
             self._level = None
-            _functorch._vmap_decrement_nesting()
+            close_vmap()

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from restuning._torch import is_composed
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -22,7 +23,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_plain(weight: Tensor) -> bool:
     """Whether a weight is there as floating-point numbers of its own shape."""
-    return weight.is_floating_point() and not is_traceable_wrapper_subclass(weight)
+    return weight.is_floating_point() and not is_composed(weight)
 
 
 def weight_of(module: nn.Module) -> Tensor:

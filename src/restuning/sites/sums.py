@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from restuning.sites.attention_inputs import AttentionInputs
 from restuning.sites.linear import is_linear, width_in
@@ -172,9 +170,20 @@ def kind_of(module: nn.Module) -> str:
     return type(module).__name__
 
 
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 def is_conv(module: nn.Module) -> bool:
     """Whether a module is a convolution."""
-    return isinstance(module, _ConvNd)
+    return isinstance(module, CONVOLUTIONS)
 
 
 def outermost(calls: list[Heard], pattern: re.Pattern[str], *, conv: bool = False) -> Heard | None:
@@ -239,7 +248,7 @@ def layout_of(left: Tensor, module: nn.Module, calls: list[Heard]) -> tuple[Layo
     if left.dim() != 4:
         return last, left.shape[-1]
     widths = {width_in(m) for m in module.modules() if is_linear(m)}
-    widths |= {m.in_channels for m in module.modules() if isinstance(m, _ConvNd)}
+    widths |= {m.in_channels for m in module.modules() if isinstance(m, CONVOLUTIONS)}
     if left.shape[1] in widths and left.shape[-1] not in widths:
         return first, left.shape[1]
     return last, left.shape[-1]
@@ -247,7 +256,7 @@ def layout_of(left: Tensor, module: nn.Module, calls: list[Heard]) -> tuple[Layo
 
 def axes_of(module: nn.Module, first: Layout, last: Layout) -> Layout | None:
     """Where a module has its channels, if its kind says so."""
-    if isinstance(module, (_ConvNd, _BatchNorm, nn.GroupNorm)):
+    if isinstance(module, (*CONVOLUTIONS, *BATCH_NORMS, nn.GroupNorm)):
         return first
     # Subclasses of LayerNorm are often made for maps with channels first.
     if is_linear(module) or type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:

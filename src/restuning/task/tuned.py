@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError
+from restuning._torch import substitute_weights
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.sites import Features, Needs
 from restuning.task.task import Task
@@ -83,7 +84,7 @@ class Tuned(nn.Module):
             for n, w in weights.items()
             if n.startswith(f"{rule.norm}.")
         }
-        with torch.nn.utils.stateless._reparametrize_module(norm, own):
+        with substitute_weights(norm, own):
             return self.task(kept, host.readout)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from restuning._torch import is_gradient_switch
 from restuning.task import Tuned
 
 STEPS = 10
@@ -29,7 +30,7 @@ class _Through(TorchFunctionMode):
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.detach, torch.detach):
             return args[0]
-        if func is torch._C._set_grad_enabled and not args[0]:
+        if is_gradient_switch(func) and not args[0]:
             return None
         return func(*args, **(kwargs or {}))
 

@@ -1,0 +1,174 @@
+"""Every use of torch that is not public: small functions, each with the reason why it must be.
+
+Nothing else in the package touches a private name of torch (a test compares), so that a new torch
+which renames one breaks `tests/unit/test_torch_internals.py`, a test a function, and is mended here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.vmap import lazy_load_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointWrapper as CheckpointWrapper,
+)
+from torch.nn.utils import stateless
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+# `FakeTensorMode` (tensors with shapes and no contents), `TorchDispatchMode` (sees every operation)
+# and `CheckpointWrapper` (takes its own prefix out of `state_dict` keys) are classes that torch
+# documents in tutorials and tests, and keeps in private modules; there are no public ones.
+
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (torch declares no type for it)
+
+CHECKPOINT_PREFIX = "_checkpoint_wrapped_module."
+"""What `named_parameters` of a `CheckpointWrapper` puts before the names of its module."""
+
+FUSED_ATTENTION: Any = torch.ops.aten._native_multi_head_attention
+"""The inference kernel of `nn.MultiheadAttention`: an operation of its own that torch's counter of
+flops lacks, and that has no public name."""
+
+
+def substitute_weights(
+    module: nn.Module, weights: Mapping[str, Tensor]
+) -> AbstractContextManager[None]:
+    """Inside, a module has these tensors in the place of its own.
+
+    `torch.func.functional_call` does this for one call of a module. Here it must last for a block
+    that something else calls (autograd, which recomputes a block; a task, which uses a norm).
+
+    Args:
+        module: Left as it was.
+        weights: By name in the module.
+    """
+    return stateless._reparametrize_module(module, dict(weights))
+
+
+def open_vmap(values: Tensor) -> tuple[Tensor, int]:
+    """Open a `torch.vmap` over the first axis; returns what a function inside would see, and a level.
+
+    `torch.vmap` maps a function. Here what runs inside is the rest of somebody else's forward, which
+    begins in one hook and ends in another. Every level must be closed, the innermost first.
+
+    Args:
+        values: `k ...`.
+    """
+    # Once a process: without it an operation that has only a decomposition fails inside.
+    lazy_load_decompositions()
+    level = _functorch._vmap_increment_nesting(values.shape[0], "different")
+    return _functorch._add_batch_dim(values, 0, level), level
+
+
+def gather_vmap(value: Tensor, level: int, size: int) -> Tensor:
+    """The values of all members of a level that `open_vmap` opened, `... -> size ...`."""
+    return _functorch._remove_batch_dim(value, level, size, 0)
+
+
+def close_vmap() -> None:
+    """Close the level that `open_vmap` opened last."""
+    _functorch._vmap_decrement_nesting()
+
+
+def is_transformed() -> bool:
+    """Whether the code runs inside `torch.vmap`, `grad` or another transform of functions.
+
+    There autograd functions with a backward written by hand do not work, and no public call tells.
+    """
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_in_backward() -> bool:
+    """Whether the calling thread is inside a backward pass, as where a block is recomputed.
+
+    Public hooks see tensors whose gradient arrives; a forward hook has no public way to ask.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """A number that is this storage's own while it lives.
+
+    `data_ptr()` is public and 0 for tensors without contents, which forecasts are made of.
+    """
+    return storage._cdata
+
+
+def is_composed(tensor: Tensor) -> bool:
+    """Whether a tensor is made of several, as quantised weights are (packed values and scales).
+
+    Public is only `type(tensor) is not Tensor`, which parameters and plain subclasses are as well.
+    """
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
+    """The tensors by name that a composed tensor is made of.
+
+    `__tensor_flatten__` is the protocol that every such class follows; torch has no call for it.
+    """
+    composed: Any = tensor
+    names, _ = composed.__tensor_flatten__()
+    return {name: part for name in names if (part := getattr(tensor, name, None)) is not None}
+
+
+def wrapped_module(wrapper: CheckpointWrapper) -> nn.Module:
+    """The module inside a `CheckpointWrapper`, which has no public name."""
+    return wrapper._checkpoint_wrapped_module
+
+
+def remove_hooks(module: nn.Module, chosen: Callable[[Any], bool]) -> None:
+    """Remove the forward hooks of one module that a function chooses.
+
+    The public way is the handle that registering returned. A module that was copied or unpickled has
+    copies of the hooks, for which there are no handles.
+
+    Args:
+        module: Its children are left alone.
+        chosen: Whether a hook goes.
+    """
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if chosen(hook):
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_with_kwargs.pop(key, None)
+
+
+def tree_leaves(value: Any) -> list[Any]:
+    """Everything in nested tuples, lists and dictionaries, in order; torch keeps its trees private."""
+    return _pytree.tree_leaves(value)
+
+
+def tree_map(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same nesting with a function of every leaf; torch keeps its trees private."""
+    return _pytree.tree_map(function, value)
+
+
+def operation_of(call: Any) -> Any:
+    """The operation that a dispatched call is an overload of: a key of torch's own table of flops."""
+    return call._overloadpacket
+
+
+def operation_name(call: Any) -> str:
+    """The name of a dispatched call, as `aten::add`; its public `str` has the overload in it."""
+    return call._schema.name
+
+
+def writes_in_place(call: Any) -> bool:
+    """Whether a dispatched call changes one of its arguments; only its schema knows."""
+    return call._schema.is_mutable
+
+
+def is_gradient_switch(function: Any) -> bool:
+    """Whether a function that a `TorchFunctionMode` sees is what `torch.no_grad()` calls.
+
+    The public `torch.set_grad_enabled` is a class around it, which such a mode never sees.
+    """
+    return function is torch._C._set_grad_enabled

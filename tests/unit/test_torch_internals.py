@@ -1,0 +1,201 @@
+"""What we use of torch without a promise: a test a function, to fail where a new torch changed it."""
+
+import ast
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import flop_registry
+
+import restuning
+from restuning import _torch
+
+SOURCE = Path(restuning.__file__).parent
+
+
+def test_weights_are_substituted_inside_and_come_back():
+    module, other = nn.Linear(2, 2), torch.full((2, 2), 3.0)
+    before = module.weight
+    with _torch.substitute_weights(module, {"weight": other}):
+        assert module.weight is other
+    assert module.weight is before
+
+
+def test_a_vmap_opened_and_closed_by_hand_is_a_vmap():
+    x = torch.arange(6.0).reshape(3, 2)
+    inside, level = _torch.open_vmap(x)
+    assert inside.shape == (2,)
+    total = _torch.gather_vmap(inside.sum() * 2, level, 3)
+    _torch.close_vmap()
+    assert torch.equal(total, torch.vmap(lambda row: row.sum() * 2)(x))
+    assert not _torch.is_transformed()
+
+
+def test_a_transform_of_functions_is_seen_from_inside():
+    seen = []
+    torch.vmap(lambda x: (seen.append(_torch.is_transformed()), x)[1])(torch.zeros(2))
+    assert seen == [True] and not _torch.is_transformed()
+
+
+def test_a_backward_pass_is_seen_from_inside():
+    seen = []
+    x = torch.ones(1, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda _: seen.append(_torch.is_in_backward()))
+    y.sum().backward()
+    assert seen == [True] and not _torch.is_in_backward()
+
+
+def test_a_storage_has_one_key_also_without_contents():
+    with _torch.FakeTensorMode():
+        x, other = torch.empty(4), torch.empty(4)
+    assert _torch.storage_key(x.untyped_storage()) == _torch.storage_key(x[1:].untyped_storage())
+    assert _torch.storage_key(x.untyped_storage()) != _torch.storage_key(other.untyped_storage())
+
+
+class Halves(torch.Tensor):
+    """A tensor of two, as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, low, high):
+        return torch.Tensor._make_wrapper_subclass(cls, (low.numel() + high.numel(),))
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __tensor_flatten__(self):
+        return ["low", "high"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, meta, size, stride):
+        return cls(inner["low"], inner["high"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(str(func))
+
+
+def test_a_composed_tensor_is_told_from_a_plain_one_and_taken_apart():
+    low, high = torch.zeros(2), torch.ones(3)
+    composed = Halves(low, high)
+    assert _torch.is_composed(composed)
+    assert not _torch.is_composed(low) and not _torch.is_composed(nn.Parameter(low))
+    parts = _torch.inner_tensors(composed)
+    assert parts["low"] is low and parts["high"] is high and len(parts) == 2
+
+
+def test_a_checkpoint_wrapper_hides_its_prefix_from_the_state_but_not_from_the_parameters():
+    inner = nn.Linear(2, 2)
+    wrapper = _torch.CheckpointWrapper(inner)
+    assert _torch.wrapped_module(wrapper) is inner
+    assert list(wrapper.state_dict()) == ["weight", "bias"]
+    names = {name for name, _ in nn.Sequential(wrapper).named_parameters()}
+    assert names == {f"0.{_torch.CHECKPOINT_PREFIX}{name}" for name in ("weight", "bias")}
+
+
+def test_chosen_hooks_are_removed_also_from_a_copy_and_others_stay():
+    def ours(module, args, kwargs):
+        raise AssertionError("removed hooks must not run")
+
+    def theirs(module, args, output):
+        return output + 1
+
+    module = nn.Identity()
+    module.register_forward_pre_hook(ours, with_kwargs=True)
+    module.register_forward_hook(theirs)
+    for each in (copy.deepcopy(module), module):
+        _torch.remove_hooks(each, lambda hook: hook is ours)
+        assert each(torch.zeros(())) == 1
+
+
+def test_nested_values_are_listed_and_mapped_in_order():
+    nested = {"a": [1, (2, 3)], "b": 4}
+    assert _torch.tree_leaves(nested) == [1, 2, 3, 4]
+    assert _torch.tree_map(lambda n: -n, nested) == {"a": [-1, (-2, -3)], "b": -4}
+
+
+class Calls(_torch.TorchDispatchMode):
+    """Keeps every dispatched call."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_dispatched_calls_say_their_operation_their_name_and_whether_they_write():
+    x = torch.ones(2, 2)
+    with Calls() as calls:
+        x @ x
+        x.add_(1)
+    product, addition = calls.seen
+    assert _torch.operation_of(product) in flop_registry
+    assert _torch.operation_name(product) == "aten::mm"
+    assert _torch.operation_name(addition) == "aten::add_"
+    assert _torch.writes_in_place(addition) and not _torch.writes_in_place(product)
+
+
+def test_the_fused_attention_is_what_multihead_attention_runs():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.zeros(1, 3, 8)
+    with torch.no_grad(), Calls() as calls:
+        attention(x, x, x, need_weights=False)
+    assert _torch.FUSED_ATTENTION in {_torch.operation_of(call) for call in calls.seen}
+
+
+def test_the_switch_of_gradients_is_known_to_a_mode_of_functions():
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(_torch.is_gradient_switch(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode(), torch.no_grad():
+        pass
+    assert any(seen)
+    assert not _torch.is_gradient_switch(torch.add)
+
+
+def own_names(trees):
+    """Private names that the package itself defines."""
+    names = {"_replace", "_hf_hook", "_exit", "_reset_state"}
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    return names
+
+
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_nobody_else_touches_a_private_name_of_torch():
+    trees = {p: ast.parse(p.read_text()) for p in SOURCE.rglob("*.py") if p.name != "_torch.py"}
+    ours, found = own_names(trees.values()), []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+                words = [*node.module.split("."), *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                words = [
+                    w for a in node.names if a.name.startswith("torch.") for w in a.name.split(".")
+                ]
+            elif isinstance(node, ast.Attribute) and node.attr not in ours:
+                words = [node.attr]
+            else:
+                continue
+            found += [f"{path.relative_to(SOURCE)}:{node.lineno} {w}" for w in words if private(w)]
+    assert not found, "make it a function of restuning/_torch.py, with a reason and a test: " + str(
+        found
+    )
