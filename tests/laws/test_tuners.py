@@ -118,6 +118,20 @@ def test_token_wise_tuners_say_so_truthfully(tuner):
         assert torch.allclose(tuner(x)[:, :1], alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("wrap", [Scaled, Sum, DropPath], ids=lambda wrap: wrap.__name__)
+@pytest.mark.parametrize("name", ["mixes_tokens", "looks_ahead", "needs_view", "needs_grid"])
+def test_a_wrapper_has_every_trait_that_a_member_has(wrap, name):
+    inside = [
+        ResAdapter(16),
+        ResPrefix(16, length=2),
+        ConvAdapter(16, rank=3),
+        LowRankAttention(16, rank=4),
+    ]
+    for member in inside:
+        assert getattr(wrap(member), name) == getattr(member, name)
+    assert getattr(Sum(*inside), name)
+
+
 def test_zero_start_is_no_change():
     x = torch.randn(2, 5, 16)
     assert not ResAdapter(16, zero=True)(x).any()

@@ -137,8 +137,7 @@ class Call:
     def features(self, readout: Callable[..., Tensor]) -> Features:
         """What was kept, with the readout on loan and the mask of the last stack."""
         last = next(reversed(self.kept.values()), None)
-        whole = self.needs.tokens == "all" and last is not None
-        mask = self.mask(last) if whole else None  # type: ignore[arg-type]
+        mask = None if last is None or self.needs.tokens != "all" else self.mask(last)
         return Features(self.kept, readout, mask, self.time)
 
 

@@ -43,6 +43,8 @@ class Engine(Extractor):
     Cost: one run a batch, and a copy of its inputs and taps where they live on another device.
     """
 
+    here: Tensor
+
     def __init__(
         self,
         run: Run,
@@ -67,7 +69,7 @@ class Engine(Extractor):
     @property
     def device(self) -> torch.device:
         """Where it takes its inputs and gives its taps; it computes where its runtime does."""
-        return self.here.device  # type: ignore[return-value]
+        return self.here.device
 
     def forward(self, *args: Any, **kwargs: Any) -> Features:
         """All taps."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning.sites import Features, Needs, Readout, Sites, Tokens
+from restuning.sites import Features, Needs, Readout, Sites, Tokens, as_pool
 
 
 class Extractor(nn.Module, ABC):
@@ -69,10 +69,19 @@ class Extractor(nn.Module, ABC):
         """Of everything its features depend on: what a feature store is keyed by."""
 
     def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
-        """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks."""
+        """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks.
+
+        Args:
+            state: The last stream.
+            pool: Another pooling than the backbone's own, one of `POOLS`.
+            mask: Which tokens are real, `b n`; None where all are.
+
+        Raises:
+            UnknownNameError: No such pooling.
+        """
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:
-            rule = replace(rule, pool=pool, pool_first=False)  # type: ignore[arg-type]
+            rule = replace(rule, pool=as_pool(pool), pool_first=False)
         return rule(self.model, state, mask)
 
     def resolve_needs(self, keep: Needs | Sequence[str] | None, tokens: Tokens = "all") -> Needs:

@@ -210,7 +210,9 @@ class Host(Extractor):
         with active(self._slot, call):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
-        return first_tensor(output)  # type: ignore[return-value]
+        predictions = first_tensor(output)
+        assert predictions is not None
+        return predictions
 
     @contextmanager
     def using(self, task: Any) -> Iterator[None]:

@@ -34,9 +34,10 @@ class RecordAttentionInputs:
                 where=self.path,
                 fix="use the method vpt-deep or prefix",
             )
-        if not call.appended or call.given[self.path].mask is None:
+        stream = first_tensor(args) if args else first_tensor(kwargs)
+        if not call.appended or stream is None or call.given[self.path].mask is None:
             return None
-        tokens = (first_tensor(args) if args else first_tensor(kwargs)).shape[1]  # type: ignore[union-attr]
+        tokens = stream.shape[1]
 
         def longer(value: Any) -> Any:
             return _seen_too(value, tokens) if _is_mask(value) else value

@@ -13,6 +13,7 @@ from restuning.sites.projections import LentProjections as LentProjections
 from restuning.sites.projections import Projections as Projections
 from restuning.sites.readout import POOLS as POOLS
 from restuning.sites.readout import Readout as Readout
+from restuning.sites.readout import as_pool as as_pool
 from restuning.sites.readout import mean_of as mean_of
 from restuning.sites.readout import one_token as one_token
 from restuning.sites.site import Op as Op

@@ -52,14 +52,18 @@ def gated_sums(calls: list[Heard], own: Heard, stream: Tensor) -> list[Step]:
     streams: list[Heard] = []
     for call in sorted([own, *calls], key=lambda c: c.start):
         x = call.entered
-        if x is None or x.shape != stream.shape or any(equal(x, s.entered) for s in streams):  # type: ignore[arg-type]
+        if x is None or x.shape != stream.shape or any(equal(x, s.entered) for s in streams):
             continue
         streams.append(call)
     targets = [(s.start, s.entered) for s in streams[1:]] + [(own.end, own.left)]
-    branches = [c for c in calls if c.left is not None and _same_tokens(c.left, stream)]
+    branches = [
+        (c, _tokens(c.left, stream))
+        for c in calls
+        if c.left is not None and _same_tokens(c.left, stream)
+    ]
     if not streams or not branches:
         return []
-    probes = torch.stack([_probe(_tokens(c.left, stream)) for c in branches])  # type: ignore[arg-type]
+    probes = torch.stack([_probe(values) for _, values in branches])
     chain: list[tuple[Heard, Tensor, Heard, bool]] = []
     reader, value, since = streams[0], stream, streams[0].start
     while not equal(value, own.left):
@@ -69,14 +73,14 @@ def gated_sums(calls: list[Heard], own: Heard, stream: Tensor) -> list[Step]:
                 continue
             near = _near(_probe(target) - _probe(value), probes, target)
             fits = [
-                (branches[i].end, branches[i], plain)
-                for i in near
-                if branches[i].start >= since
-                and branches[i].end <= when
-                and (plain := _adds(value, branches[i].left, target)) is not None  # type: ignore[arg-type]
+                (branch, plain)
+                for branch, values in (branches[i] for i in near)
+                if branch.start >= since
+                and branch.end <= when
+                and (plain := _adds(value, values, target)) is not None
             ]
             if fits:
-                _, branch, plain = max(fits, key=lambda f: f[0])
+                branch, plain = max(fits, key=lambda fit: fit[0].end)
                 found = (when, target, branch, plain)
                 break
         if found is None:
@@ -84,7 +88,7 @@ def gated_sums(calls: list[Heard], own: Heard, stream: Tensor) -> list[Step]:
         when, target, branch, plain = found
         chain.append((reader, target, branch, plain))
         value, since = target, when
-        reader = next((s for s in streams if equal(s.entered, target)), own)  # type: ignore[arg-type]
+        reader = next((s for s in streams if equal(s.entered, target)), own)
     between = [target for _, target, _, _ in chain[:-1]]
     return [
         Step(reader.start, reader, branch, plain, () if plain else _readers(calls, between[k:]))
@@ -120,7 +124,6 @@ def _near(rest: Tensor, probes: Tensor, target: Tensor) -> list[int]:
 def _adds(stream: Tensor, branch: Tensor, target: Tensor) -> bool | None:
     """Whether `target = stream + gate * branch` with a gate of 1; None if it is no such sum."""
     rest = target - stream
-    branch = _tokens(branch, stream)
     limit = SUM_TOLERANCE * rest.abs().max() + 4 * rounding(target)
     # What vanishes in rounding is no branch: anything would fit.
     if rest.abs().max() <= 4 * limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,9 @@ from restuning.sites.sums import (
     outermost,
     sums,
 )
+
+_BY_NAME: tuple[tuple[Op, re.Pattern[str]], ...] = (("mha", ATTENTION), ("ffn", FFN))
+"""Operations that are known by the name of their module where no sum was seen around them."""
 
 
 class Operations:
@@ -58,7 +62,7 @@ class Operations:
             same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
             site = self.site(op, entered.path, module.path, branch, calls, "residual")
             found.append(replace(site, nth=same.index(branch), calls=len(same), maps=maps))
-        for op, pattern in (("mha", ATTENTION), ("ffn", FFN)):
+        for op, pattern in _BY_NAME:
             fallback = outermost(calls, pattern)
             if fallback is None or op in {s.op for s in found} or fallback.left is None:
                 continue
@@ -75,7 +79,7 @@ class Operations:
                 and c.entered is not None
             ]
             enter = before[0].path if before else fallback.path
-            found.append(self.site(op, enter, fallback.path, fallback, calls, "shape"))  # type: ignore[arg-type]
+            found.append(self.site(op, enter, fallback.path, fallback, calls, "shape"))
         return found
 
     def _gated(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from restuning.sites.attention_inputs import AttentionInputs
 from restuning.sites.linear import bias_of, is_linear, width_out
 from restuning.sites.projections import LentProjections, Projections
+from restuning.sites.sums import equal
 
 PROOF_TOLERANCE = 1e-4
 """Largest error of the recomputed attention, relative to its maximum: fp32 fused kernels differ
@@ -154,8 +155,7 @@ def prove(
             tried = replace(maps, rope=rope, causal=masked)
             error = _error(LentProjections(model, tried, beside), x, target)
             if error <= PROOF_TOLERANCE * target.abs().max():
-                same = leave.left is not None and leave.left.numel() == y.numel()
-                direct = same and torch.equal(leave.left.reshape(-1), y.reshape(-1))  # type: ignore[union-attr]
+                direct = equal(leave.left, y)
                 context = 0 if beside.context is None else beside.context.shape[-1]
                 return replace(tried, direct=direct, context=context)
     return None

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning._errors import UnknownNameError
+
 Pool = Literal["cls", "mean", "last", "all", "own"]
 POOLS: tuple[str, ...] = get_args(Pool)
+
+
+def as_pool(name: str) -> Pool:
+    """A pooling by its name.
+
+    Raises:
+        UnknownNameError: No such pooling.
+    """
+    if name not in POOLS:
+        raise UnknownNameError("no such readout", where=name, fix=f"one of: {', '.join(POOLS)}")
+    return cast("Pool", name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,9 @@ def _plus_nothing(calls: list[Heard], own: Heard, outer: list[Heard], target: Te
 
 
 def _parallel(outer: list[Heard], target: Tensor) -> bool:
-    if len(outer) < 2:
+    outputs = [c.left.reshape(-1) for c in outer if c.left is not None]
+    if len(outputs) < 2:
         return False
-    total = torch.stack([c.left.reshape(-1) for c in outer]).sum(0)  # type: ignore[union-attr]
+    total = torch.stack(outputs).sum(0)
     error = (total - target.reshape(-1)).abs().max()
     return bool(error <= SUM_TOLERANCE * target.abs().max() + 2 * rounding(target))

@@ -79,8 +79,10 @@ def part_of(output: Any, entered: Tensor | None) -> int | None:
     return None if output[best] is first_tensor(output) else best
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two tensors hold the same numbers in the same memory order."""
+    if a is None or b is None:
+        return False
     return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
 
 
@@ -99,12 +101,9 @@ def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
     """All `(time of the stream, who reads it, branch)` with `next == stream + branch output`."""
     streams: list[Heard] = []
     for call in sorted(calls, key=lambda c: c.start):
-        if call.entered is not None and not any(
-            equal(call.entered, s.entered)  # type: ignore[arg-type]
-            for s in streams
-        ):
+        if call.entered is not None and not any(equal(call.entered, s.entered) for s in streams):
             streams.append(call)
-    outputs = _Outputs([c for c in calls if c is not own and c.left is not None])
+    outputs = _Outputs([c for c in calls if c is not own])
     nexts = [(s.start, s.entered) for s in streams[1:]] + [(own.end, own.left)]
     found: list[tuple[int, Heard, Heard]] = []
     for when, target in nexts:
@@ -136,13 +135,12 @@ class _Outputs:
 
     def __init__(self, calls: list[Heard]) -> None:
         self.calls: dict[int, list[Heard]] = {}
+        probes: dict[int, list[Tensor]] = {}
         for call in calls:
-            assert call.left is not None
-            self.calls.setdefault(call.left.numel(), []).append(call)
-        self.rows = {
-            size: torch.stack([probed(c.left) for c in same])  # type: ignore[arg-type]
-            for size, same in self.calls.items()
-        }
+            if call.left is not None:
+                self.calls.setdefault(call.left.numel(), []).append(call)
+                probes.setdefault(call.left.numel(), []).append(probed(call.left))
+        self.rows = {size: torch.stack(same) for size, same in probes.items()}
 
     def near(self, stream: Tensor | None, target: Tensor | None) -> list[Heard]:
         """The calls whose output may be target - stream."""

@@ -15,7 +15,7 @@ from restuning._errors import FormatError, TunerShapeError
 from restuning.host import SideBySide
 from restuning.sites import Features
 from restuning.task.task import Task
-from restuning.tuners import FrozenAttention, Tuner, at_time, time_now
+from restuning.tuners import FrozenAttention, Tuner, Wrapper, at_time, time_now
 
 
 class Blend:
@@ -129,11 +129,10 @@ def _allowed(task: Task) -> Task:
     return task
 
 
-class _Several(Tuner):
+class _Several(Wrapper):
     """What both kinds share: tuners of one site that read and see the same."""
 
     def __init__(self, tuners: Sequence[Tuner | None]) -> None:
-        super().__init__()
         known = [t for t in tuners if t is not None]
         if len({(t.dim, t.reads, t.needs_grid, bool(t.appends)) for t in known}) > 1:
             raise FormatError(
@@ -142,32 +141,13 @@ class _Several(Tuner):
                 f"things: {', '.join(t.kind for t in known)}",
                 fix="use them one after the other",
             )
-        self.dim, self.reads = known[0].dim, known[0].reads
+        super().__init__(known[0])
         self.tuners = tuple(tuners)
 
     @property
-    def _known(self) -> list[Tuner]:
+    def members(self) -> list[Tuner]:
+        """Those that are there: with `PerRow` a task may leave a site alone."""
         return [t for t in self.tuners if t is not None]
-
-    @property
-    def mixes_tokens(self) -> bool:  # type: ignore[override]
-        """If any of them does."""
-        return any(t.mixes_tokens for t in self._known)
-
-    @property
-    def looks_ahead(self) -> bool:
-        """If any of them does."""
-        return any(t.looks_ahead for t in self._known)
-
-    @property
-    def needs_view(self) -> bool:  # type: ignore[override]
-        """If any of them does."""
-        return any(t.needs_view for t in self._known)
-
-    @property
-    def needs_grid(self) -> bool:  # type: ignore[override]
-        """As all of them."""
-        return self._known[0].needs_grid
 
     def reset_parameters(self) -> None:
         """Nothing of its own."""
@@ -188,7 +168,7 @@ class _Weighted(_Several):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + sum_i w_i tuner_i(x)`."""
-        for tuner, weight in zip(self._known, self.weights, strict=True):
+        for tuner, weight in zip(self.members, self.weights, strict=True):
             if weight != 0:
                 y = tuner.added(
                     y, x, view, None if weight == 1 else y.new_full((self.dim,), weight)
@@ -203,10 +183,10 @@ class _ByRow(_Several):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """Every task's own rows."""
-        if any(t.mixes_tokens and t.needs_view for t in self._known):
+        if any(t.mixes_tokens and t.needs_view for t in self.members):
             raise FormatError(
                 "a tuner that repeats the layer's attention cannot be given rows of a batch",
-                found=", ".join(t.kind for t in self._known),
+                found=", ".join(t.kind for t in self.members),
                 fix='use another form of scale than "exact", or one task at a time',
             )
         every, rows, time = len(self.tuners), [], time_now()

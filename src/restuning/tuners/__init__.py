@@ -8,6 +8,7 @@ from restuning.tuners._base import from_json as from_json
 from restuning.tuners._base import from_spec as from_spec
 from restuning.tuners._base import kinds as kinds
 from restuning.tuners._base import to_json as to_json
+from restuning.tuners._base import trait as trait
 from restuning.tuners._base import tuner as tuner
 from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath
@@ -25,3 +26,4 @@ from restuning.tuners.scale import Scaled as Scaled
 from restuning.tuners.token_mixing import ContextAdapter as ContextAdapter
 from restuning.tuners.token_mixing import LowRankAttention as LowRankAttention
 from restuning.tuners.view import FrozenAttention as FrozenAttention
+from restuning.tuners.wrapper import Wrapper as Wrapper

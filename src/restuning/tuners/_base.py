@@ -22,11 +22,21 @@ from restuning.tuners.view import FrozenAttention
 Reads = Literal["stream", "output"]
 
 
+def trait(compute: Callable[[Any], Any]) -> Any:
+    """A trait of a tuner that is worked out when it is asked for, in place of a plain value.
+
+    It is a property. The type says Any because type checkers allow no property where a base class
+    has a variable, though both are read alike.
+    """
+    return property(compute)
+
+
 class Tuner(nn.Module, ABC):
     """`x -> delta`, a tensor of x's shape that is added to an operation's output.
 
     Subclasses are final, keep every constructor argument as an attribute of the same name (that
-    is their `spec`), and put a `@tuner("kind")` above the class.
+    is their `spec`), and put a `@tuner("kind")` above the class. Traits are class attributes; one that
+    depends on the arguments is a method under `@trait`.
 
     Shape:
         x: `(*b, n, d) -> (*b, n, d)`.
@@ -35,7 +45,7 @@ class Tuner(nn.Module, ABC):
     kind: ClassVar[str] = ""
     #: Whether a token's delta depends on other tokens of x (then a bypass needs all tokens).
     mixes_tokens: bool = False
-    #: Whether `forward` must be given the layer's frozen attention maps.
+    #: Whether `forward` must be given the frozen attention of the layer.
     needs_view: bool = False
     #: Whether a map is given as `b h w d`; all other tuners see its grid as tokens, `b n d`.
     needs_grid: bool = False

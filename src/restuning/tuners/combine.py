@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.view import FrozenAttention
+from restuning.tuners.wrapper import Wrapper
 
 
 @tuner("sum")
-class Sum(Tuner):
+class Sum(Wrapper):
     """Several tuners at one site: `sum_i tuner_i(x)`.
 
     Args:
@@ -22,45 +23,25 @@ class Sum(Tuner):
     """
 
     def __init__(self, *tuners: Tuner) -> None:
-        super().__init__()
         if not tuners or len({(t.dim, t.reads) for t in tuners}) != 1:
             raise TunerShapeError(
                 "a sum needs tuners of one width that read the same place",
                 found=", ".join(f"{t.kind}: d={t.dim}, reads {t.reads}" for t in tuners) or "none",
                 fix="put them at sites of their own",
             )
+        super().__init__(tuners[0])
         self.tuners = nn.ModuleList(tuners)
-        self.dim, self.reads = tuners[0].dim, tuners[0].reads
 
     @property
-    def mixes_tokens(self) -> bool:  # type: ignore[override]
-        """If any of them does."""
-        return any(t.mixes_tokens for t in self.tuners)  # type: ignore[union-attr]
-
-    @property
-    def looks_ahead(self) -> bool:
-        """As any of them."""
-        return any(t.looks_ahead for t in self.tuners)  # type: ignore[union-attr]
-
-    @property
-    def needs_view(self) -> bool:  # type: ignore[override]
-        """If any of them does."""
-        return any(t.needs_view for t in self.tuners)  # type: ignore[union-attr]
-
-    @property
-    def needs_grid(self) -> bool:  # type: ignore[override]
-        """If any of them does."""
-        return any(t.needs_grid for t in self.tuners)  # type: ignore[union-attr]
-
-    def reset_parameters(self) -> None:
-        """Each tuner's own start."""
-        for each in self.tuners:
-            each.reset_parameters()  # type: ignore[operator]
+    def members(self) -> list[Tuner]:
+        """All of them."""
+        return [each for each in self.tuners if isinstance(each, Tuner)]
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the sum of the deltas."""
-        total = self.tuners[0](x, view)
-        for each in list(self.tuners)[1:]:
+        first, *others = self.members
+        total = first(x, view)
+        for each in others:
             total = total + each(x, view)
         return total
 
@@ -68,13 +49,13 @@ class Sum(Tuner):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * sum_i tuner_i(x)`, one tuner after the other."""
-        for each in self.tuners:
-            y = each.added(y, x, view, scale)  # type: ignore[operator]
+        for each in self.members:
+            y = each.added(y, x, view, scale)
         return y
 
 
 @tuner("drop_path")
-class DropPath(Tuner):
+class DropPath(Wrapper):
     """A tuner whose delta is left out for a sample with probability p while training.
 
     `delta * m / (1 - p)`, m ~ Bernoulli(1 - p) per sample; at inference the tuner itself.
@@ -85,32 +66,13 @@ class DropPath(Tuner):
     """
 
     def __init__(self, tuner: Tuner, p: float = 0.1) -> None:
-        super().__init__()
-        self.tuner, self.p, self.dim, self.reads = tuner, p, tuner.dim, tuner.reads
+        super().__init__(tuner)
+        self.tuner, self.p = tuner, p
 
     @property
-    def mixes_tokens(self) -> bool:  # type: ignore[override]
-        """As the tuner inside."""
-        return self.tuner.mixes_tokens
-
-    @property
-    def looks_ahead(self) -> bool:
-        """As the tuner inside."""
-        return self.tuner.looks_ahead
-
-    @property
-    def needs_view(self) -> bool:  # type: ignore[override]
-        """As the tuner inside."""
-        return self.tuner.needs_view
-
-    @property
-    def needs_grid(self) -> bool:  # type: ignore[override]
-        """As the tuner inside."""
-        return self.tuner.needs_grid
-
-    def reset_parameters(self) -> None:
-        """The tuner's own start."""
-        self.tuner.reset_parameters()
+    def members(self) -> tuple[Tuner]:
+        """The tuner inside."""
+        return (self.tuner,)
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta, dropped for some samples while training."""

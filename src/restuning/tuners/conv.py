@@ -76,7 +76,8 @@ class ConvAdapter(Tuner):
         """Draw the start values; see the class."""
         start_bottleneck(self.down, self.up, self.zero)
         nn.init.dirac_(self.depthwise.weight, groups=self.rank)
-        nn.init.zeros_(self.depthwise.bias)  # type: ignore[arg-type]
+        assert self.depthwise.bias is not None
+        nn.init.zeros_(self.depthwise.bias)
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""

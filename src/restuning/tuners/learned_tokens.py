@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from restuning._errors import ProjectionsError
-from restuning.tuners._base import Tuner
+from restuning.tuners._base import Tuner, trait
 from restuning.tuners.products import added_product, attend, merge_heads, split_heads
 from restuning.tuners.view import FrozenAttention
 
@@ -29,9 +29,9 @@ class AttentionTuner(Tuner):
     heads: int
     length: int
 
-    @property
-    def needs_view(self) -> bool:  # type: ignore[override]
-        """Frozen maps are needed unless the stream itself is the query."""
+    @trait
+    def needs_view(self) -> bool:
+        """Frozen projections are needed unless the stream itself is the query."""
         return self.query == "mha"
 
     @abstractmethod

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
-from restuning.tuners._base import Tuner, tuner
+from restuning.tuners._base import Tuner, trait, tuner
 from restuning.tuners.context import mean_of_tokens
 from restuning.tuners.learned_tokens import AttentionTuner, required
 from restuning.tuners.products import attend
 from restuning.tuners.view import FrozenAttention
+from restuning.tuners.wrapper import Wrapper
 
 Form = Literal["none", "scalar", "channel", "gate", "exact"]
 FORMS = ("none", "scalar", "channel", "gate", "exact")
 
 
 @tuner("scaled")
-class Scaled(Tuner):
+class Scaled(Wrapper):
     r"""`s * tuner(x)` with s in one of five forms.
 
     - "none": s = 1, the bare tuner.
@@ -47,7 +48,7 @@ class Scaled(Tuner):
     """
 
     def __init__(self, tuner: Tuner, form: Form = "channel", start: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(tuner)
         if form not in FORMS:
             raise UnknownNameError(
                 "no such form of scale", where=form, fix=f"one of {', '.join(FORMS)}"
@@ -58,10 +59,9 @@ class Scaled(Tuner):
                 where=tuner.kind,
                 fix='use it over ResPrefix or ResPrompt with query="mha"',
             )
-        self.tuner, self.dim = tuner, tuner.dim
+        self.tuner = tuner
         self.form: Form = form
         self.start = float(start)
-        self.reads = tuner.reads
         if form == "scalar":
             self.scale = nn.Parameter(torch.full((), self.start))
         elif form == "channel":
@@ -70,7 +70,12 @@ class Scaled(Tuner):
             self.gate = nn.Linear(self.dim, 1)
 
     @property
-    def mixes_tokens(self) -> bool:  # type: ignore[override]
+    def members(self) -> tuple[Tuner]:
+        """What is scaled."""
+        return (self.tuner,)
+
+    @trait
+    def mixes_tokens(self) -> bool:
         """A gate averages over tokens, the exact form attends to them."""
         return self.form in ("gate", "exact") or self.tuner.mixes_tokens
 
@@ -78,16 +83,6 @@ class Scaled(Tuner):
     def looks_ahead(self) -> bool:
         """The gate's mean does; the exact form sees what the layer sees."""
         return self.form == "gate" or self.tuner.looks_ahead
-
-    @property
-    def needs_view(self) -> bool:  # type: ignore[override]
-        """As the tuner inside."""
-        return self.tuner.needs_view
-
-    @property
-    def needs_grid(self) -> bool:  # type: ignore[override]
-        """As the tuner inside."""
-        return self.tuner.needs_grid
 
     def reset_parameters(self) -> None:
         """Scales at their start; the gate as torch draws a linear map; then the tuner's own."""
