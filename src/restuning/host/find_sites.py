@@ -13,6 +13,7 @@ from torch import nn
 
 from restuning._errors import NoSitesError
 from restuning.sites import (
+    Declaration,
     Finder,
     Readout,
     Sites,
@@ -21,7 +22,9 @@ from restuning.sites import (
 )
 
 
-def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, Readout]:
+def find_sites(
+    model: nn.Module, *example: Any, declared: Declaration | None = None, **kwargs: Any
+) -> tuple[Sites, Readout]:
     """Find the sites and the readout of a backbone by structure, proved by one forward.
 
     A second forward looks for stages where the first has shown no residual sum.
@@ -29,15 +32,19 @@ def find_sites(model: nn.Module, *example: Any, **kwargs: Any) -> tuple[Sites, R
     Args:
         model: The backbone, in eval mode.
         example: One input as the model takes it, batch 1 is enough.
+        declared: What structure does not show, as its user says it (`Sites.declare`).
         kwargs: The same by keyword.
 
     Raises:
-        NoSitesError: None found.
+        NoSitesError: None found, or what is declared is not so.
+        ProjectionsError: Declared projections do not give what the layer returned.
     """
-    finder, stages = Finder(model), StageFinder(model)
+    finder, stages = Finder(model, declared), StageFinder(model)
     try:
         return finder.found(_heard(model, finder, example, kwargs))
     except NoSitesError:
+        if declared is not None:
+            raise
         if (found := stages.found(_heard(model, stages, example, kwargs))) is None:
             raise
         return found

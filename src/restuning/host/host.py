@@ -35,6 +35,7 @@ from restuning.host.listeners import RecordTimestep
 from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
 from restuning.sites import (
+    Declaration,
     Features,
     LentProjections,
     Needs,
@@ -58,12 +59,14 @@ class Host(Extractor):
     Args:
         model: The backbone. It stays the user's object; its parameters are frozen.
         example: One input (random or zeros will do) for the forward that proves the sites.
-        sites: Sites, where they are known or declared; found otherwise.
+        sites: What structure does not show, declared (`Sites.declare`), or sites that are known
+            already; found otherwise.
         readout: How the last stream becomes a feature; found otherwise.
         kwargs: The example's keyword arguments.
 
     Raises:
-        NoSitesError: No site was found.
+        NoSitesError: No site was found, or what is declared is not so.
+        ProjectionsError: Declared projections do not give what their layer returned.
 
     Cost: one forward at construction; two to four Python calls a layer in every forward.
     """
@@ -72,18 +75,19 @@ class Host(Extractor):
         self,
         model: nn.Module,
         *example: Any,
-        sites: Sites | None = None,
+        sites: Sites | Declaration | None = None,
         readout: Readout | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         keep_backward(model)
-        found, seen = (
-            (sites, readout) if sites and readout else find_sites(model, *example, **kwargs)
-        )
-        self.sites: Sites = sites or found
-        self.readout_rule: Readout = readout or seen
+        declared, known = (sites, None) if isinstance(sites, Declaration) else (None, sites)
+        if known is None or readout is None:
+            found, seen = find_sites(model, *example, declared=declared, **kwargs)
+            known, readout = known or found, readout or seen
+        self.sites: Sites = known
+        self.readout_rule: Readout = readout
         self.images = any(is_image(value) for value in (*example, *kwargs.values()))
         self._slot = f"host_{uuid.uuid4().hex}"
         register_thread(self._slot)

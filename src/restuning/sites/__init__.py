@@ -5,6 +5,10 @@ from restuning.sites.attention_inputs import attention_inputs as attention_input
 from restuning.sites.attention_inputs import has_past as has_past
 from restuning.sites.attention_inputs import returned_bias as returned_bias
 from restuning.sites.attention_inputs import returns_bias as returns_bias
+from restuning.sites.declare import Branch as Branch
+from restuning.sites.declare import Declaration as Declaration
+from restuning.sites.declare import Layer as Layer
+from restuning.sites.declare import Op as Op
 from restuning.sites.find import Finder as Finder
 from restuning.sites.find_readout import vector_of as vector_of
 from restuning.sites.linear import is_plain as is_plain
@@ -16,7 +20,6 @@ from restuning.sites.readout import Readout as Readout
 from restuning.sites.readout import as_pool as as_pool
 from restuning.sites.readout import mean_of as mean_of
 from restuning.sites.readout import one_token as one_token
-from restuning.sites.site import Op as Op
 from restuning.sites.site import Site as Site
 from restuning.sites.site import Sites as Sites
 from restuning.sites.site import starts as starts

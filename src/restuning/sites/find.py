@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
 from restuning.sites.attention_inputs import CONTEXT, attention_inputs, returned_bias, returns_bias
-from restuning.sites.families import declared_sites
+from restuning.sites.declare import Declaration
 from restuning.sites.find_readout import ReadoutListener
 from restuning.sites.gated import gated_sums
 from restuning.sites.linear import is_linear
@@ -53,8 +53,11 @@ class _Layer:
 class Finder:
     """Listens to one forward (`enter`, `leave` of every module) and says where the sites are."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, declared: Declaration | None = None) -> None:
         self.model = model
+        self.declared = {} if declared is None else declared.layers
+        if declared is not None:
+            declared.check(model)
         self.readout = ReadoutListener(model)
         self.operations = Operations(model)
         self.layers: list[_Layer] = []
@@ -71,6 +74,10 @@ class Finder:
             and next(child.children(), None) is not None
         }
         self.candidates -= parts(model, self.candidates)
+        # What its user calls a block is one, and nothing inside it is.
+        self.candidates = {
+            path for path in self.candidates if not any(_inside(path, d) for d in self.declared)
+        } | set(self.declared)
         self.held = stage_paths(model)
         self.ran: list[Held] = []
 
@@ -132,15 +139,16 @@ class Finder:
         """All sites and the readout.
 
         Raises:
-            NoSitesError: There are none.
+            NoSitesError: There are none, or a declared block is none.
         """
+        self._check_declared()
         if not self.layers:
             raise NoSitesError(
                 "no place to tune was found",
                 where=type(self.model).__name__,
                 found=f"{len(self.candidates)} repeated blocks, none whose output is a sum with "
                 "what it reads, and no chain of stages",
-                fix="give them yourself: Host(model, x, sites=Sites.declare([Site(...), ...]))",
+                fix="declare them: Host(model, x, sites=Sites.declare([Layer(...), ...]))",
             )
         sites = self._numbered()
         stages = decoder_stages(self.ran, [s for s in sites if s.op == "block"])
@@ -156,6 +164,18 @@ class Finder:
         if sites[-1].op == "block" and readout.proof == "exact":
             sites[-1] = replace(sites[-1], proof="residual")
         return Sites([*sites, *stages]), readout
+
+    def _check_declared(self) -> None:
+        known = {layer.sites[-1].module for layer in self.layers}
+        missing = [path for path in self.declared if path not in known]
+        if missing:
+            raise NoSitesError(
+                "a declared block is none",
+                where=missing[0],
+                found="it did not run in the example's forward, or does not read and return a stream "
+                "(b n d, or a map)",
+                fix="declare modules that read a stream first and return the next one",
+            )
 
     def _numbered(self) -> list[Site]:
         """Blocks of a class whose sums were seen only later are put where they ran."""
@@ -184,34 +204,39 @@ class Finder:
         if any(block.path == layer.sites[-1].module for layer in self.layers):
             return True
         calls = sorted((c for c in block.calls if c is not own), key=lambda c: c.end)
-        found: list[Site] = []
+        layer = self.declared.get(block.path)
+        found = [] if layer is None else self.operations.declared(layer, own, calls)
         if own.left.numel() == block.stream.numel():
-            found = self.operations.of(block.stream, own, calls)
+            known = [(s.op, s.leave) for s in found]
+            found += [
+                s
+                for s in self.operations.of(block.stream, own, calls)
+                if not any(s.op == op or s.leave == leave for op, leave in known)
+            ]
         kind = type(own.module)
-        rows = declared_sites(kind.__name__, block.path)
-        found = [replace(s, **rows.get(s.op, {})) for s in found]
         maps = next((s.maps for s in found if s.op == "mha" and s.maps is not None), None)
         _, dim_in = layout_of(block.stream, own.module, [own, *calls])
         # A first activation in place leaves nothing of the stream that a tuner could still read.
         changes = own.left.shape != block.stream.shape or not equal(block.entered, block.stream)
         site = self.operations.site("block", block.path, block.path, own, [own, *calls], "shape")
-        site = replace(site, changes=changes, dim_in=dim_in, part=own.part, **rows.get("block", {}))
+        site = replace(site, changes=changes, dim_in=dim_in, part=own.part)
         # A layer lends its maps to all its sites: queries of FFN and block tuners come from there.
         gated = any(s.gated for s in found)
         found = [s if s.op == "cross" or gated else replace(s, maps=maps) for s in [*found, site]]
-        layer = _Layer(own.start, kind, found)
+        heard = _Layer(own.start, kind, found)
         named = kind not in _CONTAINERS
         if (
-            len(found) > 1
+            block.path in self.declared
+            or len(found) > 1
             or is_residual(calls, own)
             or gated_sums(calls, own, block.stream)
             or (named and any(kind is known.kind for known in self.layers))
         ):
-            self.layers.append(layer)
+            self.layers.append(heard)
             self.readout.block(own.left)
             return True
         if named:
-            self.plain.append(layer)
+            self.plain.append(heard)
         return False
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from restuning._errors import NoSitesError, ProjectionsError
+from restuning.sites.declare import Branch, Layer
 from restuning.sites.gated import gated_sums
 from restuning.sites.projections import Projections
-from restuning.sites.prove_projections import propose, prove
+from restuning.sites.prove_projections import propose, prove, prove_declared
 from restuning.sites.site import Op, Site
 from restuning.sites.sums import (
     ATTENTION,
@@ -18,6 +20,7 @@ from restuning.sites.sums import (
     NORM,
     Heard,
     equal,
+    is_sum,
     kind_of,
     layout_of,
     operation,
@@ -81,6 +84,93 @@ class Operations:
             enter = before[0].path if before else fallback.path
             found.append(self.site(op, enter, fallback.path, fallback, calls, "shape"))
         return found
+
+    def declared(self, layer: Layer, own: Heard, calls: list[Heard]) -> list[Site]:
+        """The sites of a block that its user declared, held against what was heard.
+
+        Args:
+            layer: The declaration.
+            own: The block's call.
+            calls: Those inside it.
+
+        Raises:
+            NoSitesError: A declared module did not run, or its shapes are not those of a branch.
+            ProjectionsError: Declared projections do not give what the layer returned.
+        """
+        return [self._declared(op, branch, own, calls) for op, branch in layer.branches()]
+
+    def _declared(self, op: Op, branch: Branch, own: Heard, calls: list[Heard]) -> Site:
+        in_order = sorted(calls, key=lambda c: c.start)
+
+        def ran(path: str, since: int = 0) -> Heard:
+            call = next((c for c in in_order if c.path == path and c.end >= since), None)
+            if call is None:
+                after = f" after {branch.module}" if since else ""
+                raise NoSitesError(
+                    "a declared module did not run",
+                    where=f"{path} ({op} of {own.path})",
+                    found=f"the block's forward called others{after}",
+                    fix="declare a module that the block calls",
+                )
+            return call
+
+        module, enter = ran(branch.module), ran(branch.enter)
+        leave = ran(branch.leave, module.end)
+        stream, added = enter.entered, leave.left
+        if stream is None or added is None or stream.numel() != added.numel():
+            shapes = [None if t is None else tuple(t.shape) for t in (stream, added)]
+            raise NoSitesError(
+                "a declared branch cannot be added to its stream",
+                where=f"{op} of {own.path}",
+                found=f"{branch.enter} reads {shapes[0]}, {branch.leave} returns {shapes[1]}",
+                fix="name as `enter` a module that reads the stream, and as `leave` one whose output "
+                "is added to it",
+            )
+        targets = [c.entered for c in in_order if c.start >= leave.end]
+        seen = any(is_sum(stream, added, target) for target in (*targets, own.left))
+        site = self.site(
+            op, enter.path, module.path, leave, calls, "residual" if seen else "declared"
+        )
+        same = [c for c in in_order if c.path == leave.path]
+        inside = [c for c in calls if c.start >= enter.start and c.end <= leave.end]
+        maps = self._declared_maps(branch, module, enter, inside, own, calls, leave)
+        return replace(site, nth=same.index(leave), calls=len(same), maps=maps)
+
+    def _declared_maps(
+        self,
+        branch: Branch,
+        module: Heard,
+        enter: Heard,
+        inside: list[Heard],
+        own: Heard,
+        calls: list[Heard],
+        leave: Heard,
+    ) -> Projections | None:
+        stream = enter.entered
+        assert stream is not None
+        if branch.projections is None:
+            return self._maps(module, stream, inside, calls, own, leave)
+        maps = branch.projections
+        if not maps.norm and enter is not module:
+            # What reads the stream before the operation is its norm, whatever its name.
+            maps = replace(maps, norm=enter.path)
+        proved = prove_declared(
+            self.model,
+            maps,
+            lambda path: next((c for c in [*calls, own] if c.path == path), None),
+            leave,
+        )
+        reads = next(c.entered for c in calls if c.path == proved.q)
+        # Windows of a stream are read in another shape, and cannot be compared with it.
+        alike = reads is not None and reads.shape == stream.shape
+        if alike and not self._norm_alone(proved, stream, calls):
+            raise ProjectionsError(
+                "the declared projections are not those of the layer",
+                where=proved.module,
+                found=f"W_q does not read what {proved.norm or 'no norm'} makes of the stream",
+                fix="name the norm before W_q: Projections.declare(..., norm=...)",
+            )
+        return proved
 
     def _gated(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:
         """Sites of a block whose branches pass a gate that is no module."""

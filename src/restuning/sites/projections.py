@@ -58,6 +58,36 @@ class Projections:
     direct: bool = True
     context: int = 0
 
+    @classmethod
+    def declare(
+        cls,
+        *,
+        q: str,
+        k: str = "",
+        v: str = "",
+        out: str,
+        heads: int,
+        norm: str = "",
+        scale: float = 0.0,
+    ) -> Projections:
+        """Say where an attention has its projections; for `Branch(projections=...)`.
+
+        Paths are relative to the block. What is left out is measured: widths, groups of keys and
+        values, rotary positions and causal masks. Lent only if recomputing the attention from them
+        gives what the layer returned, else `Host` raises.
+
+        Args:
+            q: The linear map W_q; without `k` and `v` one map that makes all three, in this order.
+            k: W_k.
+            v: W_v.
+            out: W_o.
+            heads: Number of query heads.
+            norm: The norm between the stream and W_q; "" for the one that ran there, if any.
+            scale: What multiplies QK^T; 0 for one over the root of a head's width.
+        """
+        form = "separate" if k and v else "fused"
+        return cls(form, q, k or q, v or q, out, heads, scale, norm)
+
     @property
     def key_width(self) -> int:
         """Width of all key heads side by side: what a learned key is wide."""

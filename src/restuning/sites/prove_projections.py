@@ -6,13 +6,14 @@ returned. What cannot be proved is not lent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from restuning._errors import ProjectionsError
 from restuning.sites.attention_inputs import AttentionInputs
 from restuning.sites.linear import bias_of, is_linear, width_out
 from restuning.sites.projections import LentProjections, Projections
@@ -76,34 +77,38 @@ def propose(model: nn.Module, path: str) -> Projections | None:
     if not heads or not out or _number(module, *_CAPS):
         return None
     fused = find(*_FUSED)
-    separate = next((found for names in _SEPARATE if all(found := [find(n) for n in names])), None)
+    separate = next((paths for names in _SEPARATE if all(paths := [find(n) for n in names])), None)
     if not fused and separate is None:
         return None
     q, k, v = (fused, fused, fused) if fused else (str(p) for p in separate or ())
-    rows = width_out(model.get_submodule(str(q)))
-    if fused:
-        groups = int(_number(module, "num_key_value_heads", "num_kv_heads") or heads)
-        size = rows // (heads + 2 * groups)
-    else:
-        size = rows // heads
-        groups = width_out(model.get_submodule(str(k))) // max(size, 1)
-    if not size or not groups or heads % groups:
-        return None
-    scale = _number(module, "scale", "scaling") or size**-0.5
-    return Projections(
+    proposal = Projections(
         "fused" if fused else "separate",
         str(q),
         str(k),
         str(v),
         out,
         heads,
-        float(scale),
+        float(_number(module, "scale", "scaling") or 0.0),
         q_norm=_norm(module, path, "q_norm"),
         k_norm=_norm(module, path, "k_norm"),
         module=path,
-        kv_heads=groups,
-        head_dim=size,
+        kv_heads=int(_number(module, "num_key_value_heads", "num_kv_heads") or 0),
     )
+    return measure_heads(model, proposal)
+
+
+def measure_heads(model: nn.Module, maps: Projections) -> Projections | None:
+    """Projections with the width of a head, the key heads and the scale; None if widths do not fit."""
+    rows = width_out(model.get_submodule(maps.q))
+    if maps.form == "fused":
+        groups = maps.kv_heads or maps.heads
+        size = rows // (maps.heads + 2 * groups)
+    else:
+        size = rows // maps.heads
+        groups = width_out(model.get_submodule(maps.k)) // max(size, 1)
+    if not size or not groups or maps.heads % groups:
+        return None
+    return replace(maps, kv_heads=groups, head_dim=size, scale=maps.scale or size**-0.5)
 
 
 def _norm(module: nn.Module, path: str, side: str) -> str:
@@ -127,7 +132,7 @@ def _number(module: nn.Module, *names: str) -> float | None:
 def prove(
     model: nn.Module, maps: Projections, heard: Callable[[str], Recorded | None], leave: Recorded
 ) -> Projections | None:
-    """The maps, if they reproduce the layer's attention.
+    """The projections, if they reproduce the layer's attention.
 
     Rotary positions and a causal mask are tried where the arguments leave them open.
 
@@ -137,9 +142,62 @@ def prove(
         heard: Path of a module to its recorded call.
         leave: The call whose output is added to the stream.
     """
+    attempts = _attempts(model, maps, heard, leave)
+    return next((tried for tried, error in attempts if error <= PROOF_TOLERANCE), None)
+
+
+def prove_declared(
+    model: nn.Module, maps: Projections, heard: Callable[[str], Recorded | None], leave: Recorded
+) -> Projections:
+    """The projections that a user declared, or an error that says what does not hold.
+
+    Args:
+        model: The backbone.
+        maps: As declared, with whole paths.
+        heard: Path of a module to its recorded call.
+        leave: The call whose output is added to the stream.
+
+    Raises:
+        ProjectionsError: They are no linear maps, do not fit the number of heads, did not run, or
+            do not give what the layer returned.
+    """
+    four = {"q": maps.q, "k": maps.k, "v": maps.v, "out": maps.out}
+    curved = [f"{n} ({p})" for n, p in four.items() if not is_linear(model.get_submodule(p))]
+    if curved:
+        raise _refusal(maps, f"no linear map: {', '.join(curved)}")
+    measured = measure_heads(model, maps)
+    if measured is None:
+        rows = width_out(model.get_submodule(maps.q))
+        raise _refusal(maps, f"W_q gives {rows} channels, which do not make {maps.heads} heads")
+    silent = [f"{n} ({p})" for n, p in four.items() if heard(p) is None]
+    if silent:
+        raise _refusal(maps, f"did not run in the block's forward: {', '.join(silent)}")
+    attempts = list(_attempts(model, measured, heard, leave))
+    proved = next((tried for tried, error in attempts if error <= PROOF_TOLERANCE), None)
+    if proved is None:
+        least = min((error for _, error in attempts), default=float("inf"))
+        off = f"by {least:.1%} of the largest value" if least < float("inf") else "in shape"
+        raise _refusal(maps, f"attention computed from them differs from the layer's {off}")
+    return proved
+
+
+def _refusal(maps: Projections, found: str) -> ProjectionsError:
+    return ProjectionsError(
+        "the declared projections are not those of the layer",
+        where=maps.module,
+        found=found,
+        fix="correct q, k, v, out, heads or scale of Projections.declare(...); or leave projections "
+        'out and use tuners with query="stream"',
+    )
+
+
+def _attempts(
+    model: nn.Module, maps: Projections, heard: Callable[[str], Recorded | None], leave: Recorded
+) -> Iterator[tuple[Projections, float]]:
+    """Every reading of a layer's arguments, and its error relative to the largest value."""
     first, last, own = heard(maps.q), heard(maps.out), heard(maps.module)
     if first is None or last is None or own is None or first.entered is None or last.left is None:
-        return None
+        return
     # Keys that a cache would hand back prove nothing.
     beside = own.given._replace(past=None, whole=False)
     x, y = first.entered, last.left
@@ -150,15 +208,15 @@ def prove(
     masks = (_hides_future(beside.mask),) if beside.mask is not None else (causal, not causal)
     if beside.context is not None:
         masks = (False,)
+    largest = float(target.abs().max())
     for rope in ("", "half", "interleaved") if beside.rope is not None else ("",):
         for masked in masks:
             tried = replace(maps, rope=rope, causal=masked)
             error = _error(LentProjections(model, tried, beside), x, target)
-            if error <= PROOF_TOLERANCE * target.abs().max():
-                direct = equal(leave.left, y)
-                context = 0 if beside.context is None else beside.context.shape[-1]
-                return replace(tried, direct=direct, context=context)
-    return None
+            context = 0 if beside.context is None else beside.context.shape[-1]
+            proved = replace(tried, direct=equal(leave.left, y), context=context)
+            # An attention of zeros is reproduced by zeros.
+            yield proved, error / largest if largest else error
 
 
 def _error(lent: LentProjections, x: Tensor, target: Tensor) -> float:

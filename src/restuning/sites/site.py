@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from restuning._errors import NoSitesError
+from restuning.sites.declare import Declaration, Layer, Op
 from restuning.sites.projections import Projections
 
-Op = Literal["mha", "cross", "ffn", "block", "stage"]
 Layout = Literal["b n d", "b d n", "b h w d", "b d h w"]
 Proof = Literal["residual", "shape", "declared"]
 
@@ -42,8 +42,8 @@ class Site:
         via: Where gated: modules that read the stream between this sum and the block's end; the
             tuner is added to what they read as well.
         proof: "residual": `next == stream + leave output` was seen in one forward (block: what it
-            returns is what the next module reads); "shape": only the shapes fit; "declared": given
-            by hand or by a row of `families.py`.
+            returns is what the next module reads); "shape": only the shapes fit; "declared": said
+            by the user (`Sites.declare`), and no such sum was seen.
         maps: The frozen attention maps of this layer, if they were proved.
     """
 
@@ -187,10 +187,29 @@ class Sites(Mapping[str, Site]):
             )
         return Sites(kept)
 
-    @classmethod
-    def declare(cls, sites: Iterable[Site]) -> Sites:
-        """Sites given by hand, where structure cannot settle them."""
-        return cls(replace(site, proof="declared") for site in sites)
+    @staticmethod
+    def declare(layers: Iterable[Layer]) -> Declaration:
+        """Declare layers of a backbone whose structure does not show them: `Host(..., sites=...)`.
+
+        ```python
+        attention = Branch("att", enter="norm1", projections=Projections.declare(
+            q="att.wq", k="att.wk", v="att.wv", out="att.wo", heads=4))
+        layers = [Layer(path, mha=attention, ffn=Branch("mlp", "norm2")) for path in paths]
+        host = Host(model, x, sites=Sites.declare(layers))
+        ```
+
+        Widths, layouts and the readout are measured, other layers are still found, and what is
+        declared is held against the host's one forward: modules must be there and run, and
+        projections must give what the layer returned. A sum that is seen has the proof "residual",
+        one that is only declared "declared". See `docs/own_backbone.md`.
+
+        Args:
+            layers: One `Layer` a block, in any order; they are numbered as they run.
+
+        Raises:
+            NoSitesError: No layers, or a block twice.
+        """
+        return Declaration.of(layers)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a site, as `restuning sites` prints them."""

@@ -114,7 +114,7 @@ def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
             for branch in outputs.near(stream.entered, target)
             if branch.start >= stream.start
             and branch.end <= when
-            and _adds(stream.entered, branch.left, target)
+            and is_sum(stream.entered, branch.left, target)
         ]
         if matches:
             # A sum commutes: the stream is what was there first, in the branch's own layout.
@@ -154,8 +154,12 @@ class _Outputs:
         return [self.calls[target.numel()][i] for i in fits.nonzero().flatten().tolist()]
 
 
-def _adds(stream: Tensor | None, branch: Tensor | None, target: Tensor | None) -> bool:
-    assert stream is not None and branch is not None and target is not None
+def is_sum(stream: Tensor | None, branch: Tensor | None, target: Tensor | None) -> bool:
+    """Whether `target == stream + branch`, number by number; a branch of zeros is none."""
+    if stream is None or branch is None or target is None:
+        return False
+    if not stream.numel() == branch.numel() == target.numel():
+        return False
     s, b, t = stream.reshape(-1), branch.reshape(-1), target.reshape(-1)
     if torch.equal(s, t):
         return False

@@ -10,7 +10,7 @@ Letters in shapes: `b` batch, `n` tokens, `d` width, `h` heads, `r` rank or leng
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
