@@ -22,10 +22,6 @@ PADDED = 2e-4
 
 
 def run(*args, code=0):
-    import restuning.cli.engines
-    import restuning.cli.once
-    import restuning.cli.planning  # noqa: F401
-
     done = CliRunner().invoke(app, [str(a) for a in args])
     if code:
         # What `restuning` itself prints without a traceback, the runner hands on.

@@ -7,7 +7,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restuning._errors import ForecastError
-from restuning.cli import planning
+from restuning.cli import common
 from restuning.cli.app import app
 
 runner = CliRunner()
@@ -59,7 +59,7 @@ def test_a_method_that_borrows_maps_is_planned_with_drawn_weights():
 
 
 def test_the_table_is_for_people(monkeypatch):
-    monkeypatch.setattr(planning, "console", Console(width=200))
+    monkeypatch.setattr(common, "console", Console(width=200, markup=False))
     done = runner.invoke(app, ["plan", "--method", "linear", "--images", "50"])
     assert done.exit_code == 0
     for word in ("largest batch", "step / forward", "take", "class token", "store"):

@@ -1,44 +1,110 @@
-"""What `sites`, `info` and `methods` print."""
+"""`restuning sites`, `info`, `methods`: where a backbone can be tuned, what a file is, what there is."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from restuning import methods
-from restuning._errors import RestuningError
-from restuning.backbones import load_backbone
-from restuning.task import describe
-from restuning.training.run import describe_sites
+import typer
+
+from restuning.cli.common import (
+    Json,
+    Random,
+    Weights,
+    command,
+    complete_backbone,
+    group,
+    show_facts,
+    show_json,
+    show_rows,
+)
+
+app = group("Look at backbones, tasks and methods.")
+
+Name = Annotated[str, typer.Argument(help="Backbone", autocompletion=complete_backbone)]
 
 
-def site_rows(name: str, weights: Path | None, random: bool) -> list[dict[str, Any]]:
-    """One row a site."""
-    backbone = load_backbone(name, weights=weights, random=random)
-    return backbone.host().sites.rows()
+@command(app, "restuning sites timm:swin_tiny_patch4_window7_224 --random")
+def sites(
+    name: Name, weights: Weights = None, random: Random = False, as_json: Json = False
+) -> None:
+    """Where a backbone can be tuned, and how each place was proved."""
+    from restuning.backbones import load_backbone
+
+    rows = load_backbone(name, weights=weights, random=random).host().sites.rows()
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows(rows, f"sites of {name}")
 
 
-def facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
-    """A task folder's or a backbone's facts."""
-    if Path(name).is_dir():
-        description = describe(name)
-        task = description["task"]
-        tuners = Counter(_kind(spec) for spec in task["tuners"].values())
-        return {
-            "method": task["method"],
-            "backbone": description["backbone"]["name"],
-            "fingerprint": description["backbone"]["fingerprint"],
-            "tuners": "bypass" if task["side"] else dict(tuners),
-            "head": task["head"],
-            "labels": task["labels"],
-            "preprocessing": description["preprocessing"],
-            "bytes": (Path(name) / "weights.safetensors").stat().st_size
-            if (Path(name) / "weights.safetensors").exists()
-            else None,
-            "written by": description["library"],
-        }
+@command(app, "restuning info pets.task", "restuning info restuning-tiny")
+def info(
+    name: Annotated[str, typer.Argument(help="Task folder or backbone")],
+    weights: Weights = None,
+    random: Random = False,
+    as_json: Json = False,
+) -> None:
+    """What a task folder or a backbone is."""
+    facts = task_facts(Path(name)) if Path(name).is_dir() else backbone_facts(name, weights, random)
+    if as_json:
+        show_json(facts)
+    else:
+        show_facts(facts, name)
+
+
+@command(
+    app,
+    "restuning methods",
+    "restuning methods --backbone timm:vit_base_patch16_224 --random --classes 100",
+    name="methods",
+)
+def list_methods(
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Count parameters on this one", autocompletion=complete_backbone),
+    ] = None,
+    weights: Weights = None,
+    random: Random = False,
+    classes: Annotated[int, typer.Option(help="Classes of the head that is counted")] = 100,
+    as_json: Json = False,
+) -> None:
+    """The named methods and where their defaults come from."""
+    rows = method_rows(backbone, weights, random, classes)
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows(rows, "methods")
+
+
+def task_facts(folder: Path) -> dict[str, Any]:
+    """What a task folder says of itself."""
+    from restuning.task import describe
+
+    description = describe(str(folder))
+    task = description["task"]
+    tuners = Counter(_kind(spec) for spec in task["tuners"].values())
+    weights = folder / "weights.safetensors"
+    return {
+        "method": task["method"],
+        "backbone": description["backbone"]["name"],
+        "fingerprint": description["backbone"]["fingerprint"],
+        "tuners": "bypass" if task["side"] else dict(tuners),
+        "head": task["head"],
+        "labels": task["labels"],
+        "preprocessing": description["preprocessing"],
+        "bytes": weights.stat().st_size if weights.exists() else None,
+        "written by": description["library"],
+    }
+
+
+def backbone_facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
+    """What a backbone is, and what was found in it."""
+    from restuning.backbones import load_backbone
+    from restuning.training.run import describe_sites
+
     backbone = load_backbone(name, weights=weights, random=random)
     host = backbone.host()
     rule = host.readout_rule
@@ -62,6 +128,10 @@ def method_rows(
     backbone: str | None, weights: Path | None, random: bool, classes: int
 ) -> list[dict[str, Any]]:
     """One row a method; with a backbone also its parameters there."""
+    from restuning import methods
+    from restuning._errors import RestuningError
+    from restuning.backbones import load_backbone
+
     rows = [{"method": n, "what": w, "from": s} for n, w, s in methods.table()]
     if backbone is None:
         return rows

@@ -1,38 +1,24 @@
-"""`restuning plan`: what training will take, before it is started."""
+"""What training will take, before it is started."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from restuning import forecast, methods
 from restuning._errors import ForecastError, NoSitesError, PlacementError, ProjectionsError
 from restuning.backbones import Backbone, load_backbone
-from restuning.cli.frame import (
-    BackboneName,
-    Json,
-    SkipBad,
-    app,
-    console,
-    size_in_words,
-    time_in_words,
-)
-from restuning.data import load_data
-from restuning.features import DTYPES
-from restuning.features.codec import check_dtype
+from restuning.cli.common import headed, size_in_words, time_in_words
 from restuning.features.stored import taps_to_store
 from restuning.host import Host
 from restuning.search.sweep import TOGETHER
 from restuning.sites import IN_WORDS, Needs
 from restuning.task import Task
-from restuning.training import FitSettings
 from restuning.training.defaults import default_of
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
@@ -138,7 +124,7 @@ def _words(needs: Needs) -> str:
 
 
 def run(
-    request: Request, chosen: list[str], loaded: Backbone, host: Host, console: Console
+    request: Request, chosen: Sequence[str], loaded: Backbone, host: Host, console: Console
 ) -> dict[str, Any]:
     """Forecast methods side by side, print the table and recommend; returns all of it."""
     planner = Planner(loaded, host, request)
@@ -153,7 +139,7 @@ def run(
     found = forecast.recommend(options, request.batch)
     _show(planner, options, found, console)
     for method, reason in left_out.items():
-        console.print(f"{method}: {reason}", highlight=False)
+        console.print(f"{method}: {reason}")
     return {
         "backbone": request.backbone,
         "batch": request.batch,
@@ -224,12 +210,16 @@ def grid(
         finals=finals,
         single=single,
     )
+    console.print()
     console.print(
-        f"\n[bold]grid[/bold]  {tasks} x {arms} runs of {method}, and {finals} of each choice: "
-        f"{time_in_words(told.seconds)} (features {time_in_words(told.features)}, search {time_in_words(told.search)}, "
-        f"final {time_in_words(told.final)})\n  measured here: {rates.forward_seconds * 1e3:.1f} ms an "
-        f"image, {rates.step_seconds * 1e3:.1f} ms a step of {rates.arms} arms",
-        highlight=False,
+        headed(
+            "grid",
+            f"{tasks} x {arms} runs of {method}, and {finals} of each choice: "
+            f"{time_in_words(told.seconds)} (features {time_in_words(told.features)}, "
+            f"search {time_in_words(told.search)}, final {time_in_words(told.final)})\n"
+            f"  measured here: {rates.forward_seconds * 1e3:.1f} ms an image, "
+            f"{rates.step_seconds * 1e3:.1f} ms a step of {rates.arms} arms",
+        )
     )
     return told.to_dict() | {"measured": asdict(rates), "measured_single": asdict(single)}
 
@@ -279,75 +269,4 @@ def _show(
         console.print("nothing fits: a smaller backbone or more memory is needed")
     else:
         words = f"{found.option.method}, {found.option.form} ({found.option.reads})"
-        console.print(
-            f"[bold]take[/bold]  {words}, batch {found.batch}: {found.why}", highlight=False
-        )
-
-
-@app.command(
-    epilog="[bold]Examples[/bold]\n\nrestuning plan --data digits\n\n"
-    "restuning plan --backbone timm:vit_base_patch16_224 --images 1000 --memory 8GB\n\n"
-    "restuning plan --backbone timm:vit_small_patch16_224 --method res-tuning --batch 32\n\n"
-    "restuning plan --data digits --arms 15 --tasks 19"
-)
-def plan(
-    backbone: BackboneName = "restuning-tiny",
-    data: Annotated[str | None, typer.Option(help="As for train; its images are counted")] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Training images, instead of --data")
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="One method; without it four")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step")] = 64,
-    memory: Annotated[str | None, typer.Option(help="Budget for everything, e.g. 8GB")] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Default: of the data, or 100")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: as train")] = None,
-    rank: Annotated[int | None, typer.Option(help="Bottleneck or length of the tuners")] = None,
-    precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
-    cache_dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
-    arms: Annotated[
-        int | None, typer.Option(min=1, help="Runs of a grid (times this here)")
-    ] = None,
-    tasks: Annotated[int, typer.Option(min=1, help="Data sets of a grid")] = 1,
-    finals: Annotated[int, typer.Option(min=0, help="Runs of a grid's choice")] = 3,
-    skip_bad: SkipBad = False,
-    text: str = "text",
-    label: str = "label",
-    as_json: Json = False,
-) -> None:
-    """What training takes and what to choose, from shapes alone; no weights, no training."""
-    to = Console(stderr=True) if as_json else console
-    budget = None if memory is None else forecast.parse_bytes(memory)
-    if data is not None and images is not None:
-        raise typer.BadParameter("give --data or --images, not both")
-    FitSettings(precision=precision)
-    torch.manual_seed(0)
-    loaded, host = forecast.load_shapes(backbone)
-    found, splits = None, {} if images is None else {"train": images}
-    if data is not None:
-        found = load_data(data, loaded, skip_bad=skip_bad, text=text, label=label)
-        parts = {"train": found.train, "val": found.val, "test": found.test}
-        splits = {name: len(part) for name, part in parts.items() if part is not None}
-    request = Request(
-        backbone,
-        classes or (found.num_classes if found else 100),
-        splits,
-        batch,
-        epochs,
-        budget,
-        precision,
-        check_dtype(cache_dtype),
-        {"rank": rank} if rank else {},
-    )
-    report = run(request, [method] if method else list(COMPARED), loaded, host, to)
-    if arms is not None:
-        report["grid"] = grid(
-            request,
-            method or "res-tuning-bypass",
-            found,
-            arms=arms,
-            tasks=tasks,
-            finals=finals,
-            console=to,
-        )
-    if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        console.print(headed("take", f"{words}, batch {found.batch}: {found.why}"))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from restuning.cli.common import time_in_words
+
+if TYPE_CHECKING:
+    from restuning.search import Choice
+
 MIB = 2**20
 
 
-def show(rows: list[dict[str, Any]], console: Console) -> None:
+def show_result(rows: list[dict[str, Any]], console: Console) -> None:
     """One row a method."""
     table = Table(title="result", title_justify="left")
     table.add_column("method", no_wrap=True)
@@ -37,6 +43,37 @@ def log_to(console: Console) -> Callable[[str], None]:
     def log(line: str) -> None:
         first, gap, rest = line.partition("  ")
         text = Text(first, style="bold") + Text(gap + rest) if first and gap else Text(line)
-        console.print(text, highlight=False)
+        console.print(text)
 
     return log
+
+
+def show_choice(choice: Choice, console: Console) -> None:
+    """One row a candidate, the one that was taken in bold."""
+    from restuning.search import bytes_in_words
+
+    table = Table(
+        title=f"choice on {choice.examples} validation examples",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("method", no_wrap=True)
+    for column in ("validation", "memory", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in choice.rows:
+        taken = row["method"] == choice.method
+        if row["status"] == "left out":
+            table.add_row(row["method"], "-", "", "", f"left out: {row['why']}", style="dim")
+            continue
+        early = " (ended early)" if row["status"] == "stopped" else ""
+        pieces = f", {row['accumulate']} pieces a batch" if row["accumulate"] > 1 else ""
+        table.add_row(
+            row["method"],
+            f"{100 * row['val_accuracy']:.1f} ± {100 * row['standard_error']:.1f} %",
+            bytes_in_words(row["memory_bytes"]) if row["memory_bytes"] else "?",
+            time_in_words(row["seconds"]),
+            f"{row['why']}{early}{pieces}",
+            style="bold" if taken else "",
+        )
+    console.print(table)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from restuning import RestuningError
 from restuning._errors import UnknownNameError
 from restuning.bench import Event
-from restuning.cli import benching
+from restuning.cli import bench
 from restuning.cli.app import app
 
 RUN = ["bench", "run", "--epochs", "1", "--seeds", "1", "--batch-size", "8"]
@@ -76,15 +76,15 @@ def test_rivals_are_listed():
     ],
 )
 def test_an_image_size_becomes_part_of_the_backbones_name(name, size, made):
-    assert benching.sized(name, size) == made
+    assert bench.sized(name, size) == made
 
 
 @pytest.mark.parametrize("name", ["restuning-tiny", "timm:vit@224", "hf:x/y"])
 def test_a_size_is_refused_where_none_is_taken(name):
     with pytest.raises(RestuningError, match="image size"):
-        benching.sized(name, 112)
+        bench.sized(name, 112)
 
 
 def test_an_event_is_one_line():
-    assert benching.in_words(Event(0, "done", "a  b", 0.5, "test")) == " 50.00%  a  b (test)"
-    assert "failed" in benching.in_words(Event(0, "failed", "a  b  because"))
+    assert bench.in_words(Event(0, "done", "a  b", 0.5, "test")) == " 50.00%  a  b (test)"
+    assert "failed" in bench.in_words(Event(0, "failed", "a  b  because"))

@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from restuning._errors import BackboneError
-from restuning.bench import (
-    Bench,
-    Entry,
-    Event,
-    Job,
-    Protocol,
-    carry_out,
-    find_tasks,
-    open_grid,
-    parse_choices,
-    parse_entries,
-    plan,
-    protocol_of,
-    read_results,
+from restuning.cli.common import (
+    BACKBONE,
+    DATA,
+    FEATURES,
+    METHOD,
+    OPTIMISER,
+    OUTPUT,
+    BackboneName,
+    BatchSize,
+    CacheDtype,
+    Clip,
+    Json,
+    LabelSmoothing,
+    Precision,
+    StoreFolder,
+    WeightDecay,
+    Weights,
+    command,
+    console,
+    group,
+    messages,
+    option,
+    show_json,
+    show_rows,
 )
-from restuning.bench.chosen import TAKES
-from restuning.bench.report import write_report
-from restuning.bench.rivals import RIVALS
-from restuning.bench.studies.ablations import ABLATIONS, entries_of
-from restuning.bench.studies.check import check_suite
-from restuning.bench.studies.robustness import IMAGES, robustness, robustness_table
-from restuning.cli.frame import BackboneName, Json, Weights, app, console, show_rows
-from restuning.methods import check as check_method
-from restuning.search import AUTO
-from restuning.training import FitSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from restuning.bench import Entry, Event, Job
 
 DEFAULT_METHODS = "linear,lora,res-tuning,res-tuning-bypass"
 
-bench = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="Compare methods on a suite of tasks, all under one protocol.",
-)
-app.add_typer(bench, name="bench")
+app = group("Compare methods on a suite of tasks, all under one protocol.")
+
+IMAGES = 256
+"""As `bench.studies.robustness` has it; a test compares them."""
 
 Folder = Annotated[Path, typer.Argument(help="Folder that `bench run` left")]
+
+
+Tasks = Annotated[str | None, option(DATA, "Names with commas; default all")]
 
 
 def _names(text: str | None) -> list[str]:
@@ -62,6 +65,8 @@ def sized(backbone: str, size: int | None) -> str:
     """
     if size is None:
         return backbone
+    from restuning._errors import BackboneError
+
     scheme, _, rest = backbone.partition(":")
     name, colon, arguments = rest.partition(":")
     if scheme != "timm" or "@" in name:
@@ -73,56 +78,72 @@ def sized(backbone: str, size: int | None) -> str:
     return f"timm:{name}@{size}{colon}{arguments}"
 
 
-@bench.command(
-    "run",
-    epilog="[bold]Examples[/bold]\n\n"
-    "restuning bench run digits --methods linear,res-tuning --seeds 2 --out runs/grid\n\n"
+@command(
+    app,
+    "restuning bench run digits --methods linear,res-tuning --seeds 2 --out runs/grid",
     "restuning bench run vtab/ --tasks cifar100,elpv --methods linear,lora,res-tuning "
     "--backbone timm:vit_tiny_patch16_224 --image-size 112 --epochs 20 --precision bf16 "
     "--set lr=1e-3,5e-3 --jobs 2 --out grid",
+    name="run",
 )
 def run(
     suite: Annotated[str, typer.Argument(help="Folder of tasks, one task, or a data set's name")],
-    out: Annotated[Path, typer.Option(help="Folder; the same folder goes on")],
-    tasks: Annotated[str | None, typer.Option(help="Names with commas; default all")] = None,
+    out: Annotated[Path, option(OUTPUT, "Folder; the same folder goes on")],
+    tasks: Tasks = None,
     methods: Annotated[
-        str, typer.Option(help="NAME, NAME:option=value or LABEL=NAME:..., with commas")
+        str, option(METHOD, "NAME, NAME:option=value or LABEL=NAME:..., with commas")
     ] = DEFAULT_METHODS,
     ablation: Annotated[
         str | None,
-        typer.Option(help=f"A list of methods in place of --methods: {', '.join(ABLATIONS)}"),
+        option(METHOD, "A list of methods by name in place of --methods: see docs/bench.md"),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Final runs of every method and task")] = 3,
-    backbone: BackboneName = "restuning-tiny",
-    weights: Weights = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels, of a timm backbone")] = None,
-    epochs: Annotated[int, typer.Option(help="Of every run")] = 20,
-    batch_size: int = 64,
-    lr: Annotated[float, typer.Option(help="Highest rate, where none is chosen")] = 1e-3,
-    weight_decay: float = 1e-4,
-    label_smoothing: float = 0.0,
-    clip: Annotated[float | None, typer.Option(help="Largest gradient norm")] = None,
-    precision: Annotated[str, typer.Option(help="no, bf16, fp16")] = "no",
     choose: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            METHOD,
+            "Settings to choose on validation: lr=1e-3,5e-3, or METHOD:lr=... for one; "
+            "also wd, rank, ...",
             "--set",
-            help="Settings to choose on validation: lr=1e-3,5e-3, or "
-            "METHOD:lr=... for one; also wd, rank, ...",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Of each process")] = 1,
+    seeds: Annotated[int, option(METHOD, "Final runs of every method and task", min=1)] = 3,
+    backbone: BackboneName = "restuning-tiny",
+    weights: Weights = None,
+    image_size: Annotated[int | None, option(BACKBONE, "Pixels, of a timm backbone")] = None,
+    epochs: Annotated[int, option(OPTIMISER, "Of every run")] = 20,
+    batch_size: BatchSize = 64,
+    lr: Annotated[
+        float,
+        option(OPTIMISER, "Highest rate, where none is chosen", "--lr", "--learning-rate"),
+    ] = 1e-3,
+    weight_decay: WeightDecay = 1e-4,
+    label_smoothing: LabelSmoothing = 0.0,
+    clip: Clip = None,
+    precision: Precision = "no",
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Run the backbone in every epoch, for all methods")
+        bool, option(FEATURES, "Run the backbone in every epoch, for all methods", "--no-cache")
     ] = False,
-    cache_dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8")] = "fp32",
-    store: Annotated[Path | None, typer.Option(help="Where feature stores lie")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the trained tasks")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again")] = False,
+    cache_dtype: CacheDtype = "fp32",
+    store: StoreFolder = None,
+    jobs: Annotated[int, option(OUTPUT, "Processes", min=1)] = 1,
+    threads: Annotated[int, option(OUTPUT, "Of each process", min=1)] = 1,
+    keep: Annotated[bool, option(OUTPUT, "Keep the trained tasks", "--keep")] = False,
+    retry: Annotated[bool, option(OUTPUT, "Make failed runs again", "--retry")] = False,
     as_json: Json = False,
 ) -> None:
     """Train and test every method on every task with every seed; goes on where it was stopped."""
+    from restuning.bench import (
+        Job,
+        Protocol,
+        find_tasks,
+        open_grid,
+        parse_choices,
+        plan,
+        read_results,
+    )
+    from restuning.bench.studies.ablations import entries_of
+    from restuning.training import FitSettings
+
     settings = FitSettings(
         epochs=epochs,
         batch_size=batch_size,
@@ -144,14 +165,14 @@ def run(
     runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
-    told = Console(stderr=True) if as_json else console
-    told.print(f"{len(runs)} runs, {len(left)} to make, in [bold]{out}[/bold]")
-    failed = watched(job, jobs, len(left), told)
+    screen = messages(as_json)
+    screen.print(Text.assemble(f"{len(runs)} runs, {len(left)} to make, in ", (str(out), "bold")))
+    failed = carry_out_watched(job, jobs, len(left), screen)
     results = read_results(out)
     if as_json:
-        typer.echo(json.dumps({"runs": len(runs), "failed": failed, "out": str(out)}))
+        show_json({"runs": len(runs), "failed": failed, "out": str(out)})
     else:
-        told.print(
+        screen.print(
             f"{len(results)} results, {failed} failed; `restuning bench report {out}` shows them",
             soft_wrap=True,
         )
@@ -159,13 +180,11 @@ def run(
         raise typer.Exit(1)
 
 
-@bench.command(
-    "report", epilog="[bold]Example[/bold]\n\nrestuning bench report grid --published vtab-1k"
-)
+@command(app, "restuning bench report grid --published vtab-1k")
 def report(
     folder: Folder,
-    out: Annotated[Path | None, typer.Option(help="Default FOLDER/report")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Names with commas; default all")] = None,
+    out: Annotated[Path | None, option(OUTPUT, "Default FOLDER/report")] = None,
+    tasks: Tasks = None,
     methods: Annotated[str | None, typer.Option(help="Labels with commas; default all")] = None,
     published: Annotated[
         str | None,
@@ -177,53 +196,64 @@ def report(
     against: Annotated[str | None, typer.Option(help="Method others are compared with")] = None,
 ) -> None:
     """Tables, plots and one HTML page, all from the JSON that the runs left."""
+    from restuning.bench import parse_entries
+    from restuning.bench.report import write_report
+
     labels = [entry.label for entry in parse_entries(methods or "")]
     page, text = write_report(
         folder, out or folder / "report", _names(tasks), labels, _names(published), against
     )
     console.print(
-        f"[bold]{page}[/bold] (one file, for a browser) and [bold]{text}[/bold]", soft_wrap=True
+        Text.assemble((str(page), "bold"), " (one file, for a browser) and ", (str(text), "bold")),
+        soft_wrap=True,
     )
 
 
-@bench.command(
-    "robust",
-    epilog="[bold]Example[/bold]\n\nrestuning bench run digits --keep --out grid\n\n"
+@command(
+    app,
+    "restuning bench run digits --keep --out grid",
     "restuning bench robust digits grid --methods linear,res-tuning",
 )
 def robust(
     suite: Annotated[str, typer.Argument(help="As for run")],
     folder: Annotated[Path, typer.Argument(help="Of a grid that was run with --keep")],
-    tasks: Annotated[str | None, typer.Option(help="Names with commas; default all")] = None,
-    methods: Annotated[str, typer.Option(help="As for run")] = DEFAULT_METHODS,
-    seeds: Annotated[int, typer.Option(min=1)] = 1,
-    images: Annotated[int, typer.Option(min=1, help="Test images of each task")] = IMAGES,
+    tasks: Tasks = None,
+    methods: Annotated[str, option(METHOD, "As for run")] = DEFAULT_METHODS,
+    seeds: Annotated[int, option(METHOD, "Final runs of every method and task", min=1)] = 1,
+    images: Annotated[int, option(DATA, "Test images of each task", min=1)] = IMAGES,
     weights: Weights = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, option(OUTPUT, "Of the process", min=1)] = 1,
 ) -> None:
     """Accuracy of trained tasks under common corruptions, FGSM and PGD."""
+    import torch
+
+    from restuning.bench import Bench, find_tasks, plan, protocol_of
+    from restuning.bench.studies.robustness import robustness, robustness_table
+
     torch.set_num_threads(threads)
     protocol = protocol_of(folder, weights)
     worker = Bench(protocol, folder)
     for run in plan(protocol, find_tasks(suite, _names(tasks)), _entries(methods), seeds):
         if run.stage == "final":
-            found = robustness(worker, run, images)
-            console.print(f"{found['clean']:>7.2%}  {run}", highlight=False, markup=False)
+            figures = robustness(worker, run, images)
+            console.print(f"{figures['clean']:>7.2%}  {run}")
     text = robustness_table(folder).markdown()
     (folder / "robustness.md").write_text(text, encoding="utf-8")
-    console.print(text, markup=False)
+    console.print(text)
 
 
-@bench.command("check", epilog="[bold]Example[/bold]\n\nrestuning bench check vtab-1k data/vtab-1k")
+@command(app, "restuning bench check vtab-1k data/vtab-1k")
 def check(
     suite: Annotated[str, typer.Argument(help="vtab-1k, fgvc, or shared for any folder of tasks")],
     folder: Annotated[Path, typer.Argument(help="Where it lies")],
     as_json: Json = False,
 ) -> None:
     """Say what a suite on disk lacks, and print a digest of each task."""
+    from restuning.bench.studies.check import check_suite
+
     found = check_suite(suite, folder)
     if as_json:
-        typer.echo(json.dumps([each.row() for each in found], indent=1))
+        show_json([each.row() for each in found])
     else:
         show_rows(
             [
@@ -246,9 +276,13 @@ def check(
         raise typer.Exit(1)
 
 
-@bench.command("methods")
+@command(app, "restuning bench methods", name="methods")
 def list_rivals(as_json: Json = False) -> None:
     """What `bench run --methods` takes beside `restuning methods`."""
+    from restuning.bench.chosen import TAKES
+    from restuning.bench.rivals import RIVALS
+    from restuning.search import AUTO
+
     rows = [
         {"name": name, "what": row.what, "source": row.source, "options": ", ".join(row.takes)}
         for name, row in RIVALS.items()
@@ -262,29 +296,36 @@ def list_rivals(as_json: Json = False) -> None:
         }
     )
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        show_json(rows)
     else:
         show_rows(rows, "rivals")
 
 
 def _entries(text: str) -> list[Entry]:
     """What `--methods` asks for; a name that stands for nothing is refused before any run."""
+    from restuning.bench import parse_entries
+    from restuning.bench.rivals import RIVALS
+    from restuning.methods import check as check_method
+    from restuning.search import AUTO
+
     entries = parse_entries(text)
     for entry in entries:
         check_method(entry.method, (AUTO, *RIVALS))
     return entries
 
 
-def watched(job: Job, jobs: int, left: int, told: Console) -> int:
+def carry_out_watched(job: Job, jobs: int, left: int, screen: Console) -> int:
     """Carry a grid out under a bar, or with a line for each run where there is no terminal."""
+    from restuning.bench import carry_out
+
     columns = (
         TextColumn("runs"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[now]}", markup=False),
     )
-    bar = Progress(*columns, console=told, disable=not told.is_terminal)
+    bar = Progress(*columns, console=screen, disable=not screen.is_terminal)
     now: dict[int, str] = {}
     with bar:
         line = bar.add_task("", total=left, now="")
@@ -295,7 +336,7 @@ def watched(job: Job, jobs: int, left: int, told: Console) -> int:
             else:
                 now.pop(event.worker, None)
                 bar.advance(line, event.kind != "end")
-                told.print(in_words(event), highlight=False, markup=False, soft_wrap=True)
+                screen.print(in_words(event), soft_wrap=True)
             bar.update(line, now=" | ".join(now.values()))
 
         return carry_out(job, jobs, listen)

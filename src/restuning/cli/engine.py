@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from restuning.backbones import export_engine, load_backbone
-from restuning.cli.frame import Json, Random, Weights, app, plain, show_rows
+from restuning.cli.common import Json, Random, Weights, command, group, show_facts, show_json
 
-engine = typer.Typer(no_args_is_help=True, help="Backbones for other runtimes.")
-app.add_typer(engine, name="engine")
+app = group("Backbones for other runtimes.")
 
 
-@engine.callback()
+@app.callback()
 def _group() -> None:
-    pass
+    pass  # typer makes one command a group only where there is a callback
 
 
-@engine.command(
-    epilog="[bold]Examples[/bold]\n\nrestuning engine export --backbone timm:vit_small_patch16_224 "
-    "--int8 --out vit-s.onnx\n\n"
-    "restuning train photos/ --backbone onnx:vit-s.onnx --method res-tuning-bypass"
+@command(
+    app,
+    "restuning engine export --backbone timm:vit_small_patch16_224 --int8 --out vit-s.onnx",
+    "restuning train photos/ --backbone onnx:vit-s.onnx --method res-tuning-bypass",
 )
 def export(
     out: Annotated[Path, typer.Option(help="File, by habit NAME.onnx or NAME.pt2")],
@@ -49,6 +45,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a backbone with its taps; then --backbone onnx:FILE, openvino:FILE or pt2:FILE."""
+    import torch
+
+    from restuning.backbones import export_engine, load_backbone
+
     torch.manual_seed(0)
     name = backbone if image_size is None else _sized(backbone, image_size)
     loaded = load_backbone(name, weights=weights, random=random)
@@ -57,13 +57,10 @@ def export(
     )
     facts = {**asdict(done), "file": str(done.file)}
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        show_json(facts)
     else:
         words = {"largest": "largest error of a tap", "relative": "largest relative error"}
-        show_rows(
-            [{"what": words.get(k, k), "": plain(v)} for k, v in facts.items()],
-            f"{name} as an engine",
-        )
+        show_facts({words.get(k, k): v for k, v in facts.items()}, f"{name} as an engine")
 
 
 def _sized(backbone: str, pixels: int) -> str:

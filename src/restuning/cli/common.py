@@ -1,0 +1,262 @@
+"""What all commands share: options and their panels, the console, tables, examples that can be copied.
+
+Nothing here imports torch, and no command's file does at its top, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text as Styled
+from typer.core import TyperCommand
+
+# No markup: a label, a folder or a method's name with brackets is printed as it is.
+console = Console(markup=False, highlight=False)
+
+
+def messages(as_json: bool) -> Console:
+    """Where words for a person go: aside, where the output is JSON for a program."""
+    return Console(stderr=True, markup=False, highlight=False) if as_json else console
+
+
+def headed(heading: str, text: str) -> Styled:
+    """A line that begins with a word in bold."""
+    return Styled.assemble((heading, "bold"), "  ", text)
+
+
+class Command(TyperCommand):
+    """A command whose help ends with examples, one a line and never wrapped, to be copied whole.
+
+    They are given as `epilog`, a line each. typer's own epilog reads brackets as markup and breaks
+    lines at the width of the terminal: what is copied from it is another command.
+    """
+
+    def __init__(self, *args: Any, epilog: str | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.examples = (epilog or "").splitlines()
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, then the examples."""
+        super().format_help(ctx, formatter)
+        show_examples(self.examples)
+
+
+def show_examples(examples: list[str]) -> None:
+    """Print command lines under a heading, each on one line however long it is."""
+    if examples:
+        console.print(" Examples" if len(examples) > 1 else " Example", style="bold")
+        for example in examples:
+            console.print(f" {example}", soft_wrap=True)
+        console.print()
+
+
+def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callable[..., Any]:
+    """Make a function a command of `app`.
+
+    Args:
+        app: The application, or a group in it.
+        examples: Command lines for the end of its help.
+        name: Where it is not the function's own.
+    """
+    return app.command(name, cls=Command, epilog="\n".join(examples))
+
+
+def group(help: str) -> typer.Typer:  # noqa: A002 (typer's word)
+    """An application for one command, or for a group of them."""
+    return typer.Typer(
+        no_args_is_help=True, rich_markup_mode="rich", add_completion=False, help=help
+    )
+
+
+METHODS = (
+    "auto",
+    "linear",
+    "full",
+    "bitfit",
+    "res-tuning",
+    "res-tuning-single",
+    "res-tuning-tri",
+    "res-tuning-bypass",
+    "bypass-horizontal",
+    "bypass-vertical",
+    "mixing-bypass",
+    "ridge",
+    "prefix",
+    "vpt-deep",
+    "vpt-shallow",
+    "adapter",
+    "houlsby",
+    "adaptformer",
+)
+"""For completion only, which must not import what knows all of them."""
+
+BACKBONES = (
+    "restuning-tiny",
+    "timm:vit_tiny_patch16_224",
+    "timm:vit_small_patch16_224",
+    "timm:vit_base_patch16_224",
+    "timm:vit_small_patch14_dinov2",
+    "timm:convnext_tiny",
+    "timm:resnet50",
+    "timm:swin_tiny_patch4_window7_224",
+    "hf:google-bert/bert-base-uncased",
+    "hf:sentence-transformers/all-MiniLM-L6-v2",
+    "hf:openai/clip-vit-base-patch32",
+    "torchvision:vit_b_16",
+    "clip:ViT-B/32",
+    "openclip:ViT-B-32/laion2b_s34b_b79k",
+    "onnx:",
+    "openvino:",
+    "pt2:",
+)
+"""For completion only: one or two of each kind."""
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Names of methods that begin so."""
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def complete_backbone(incomplete: str) -> list[str]:
+    """Names of backbones that begin so."""
+    return [name for name in BACKBONES if name.startswith(incomplete)]
+
+
+DATA, BACKBONE, METHOD = "Data", "Backbone", "Method"
+OPTIMISER, FEATURES, OUTPUT = "Optimiser", "Features", "Output"
+
+
+def option(panel: str, help: str, *names: str, **more: Any) -> Any:  # noqa: A002 (typer's word)
+    """An option in a panel of the help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+DataName = Annotated[
+    str, typer.Argument(help="digits, a folder, a csv, a conll, torchvision:NAME or hf:NAME")
+]
+Augment = Annotated[
+    str, option(DATA, "Of training images: none, flip, timm (crops too), timm:POLICY")
+]
+Text = Annotated[str, option(DATA, "Text column of a csv")]
+Label = Annotated[str, option(DATA, "Label column of a csv")]
+MaxTokens = Annotated[int, option(DATA, "Tokens of a text that are read", min=1)]
+SkipBad = Annotated[bool, option(DATA, "Leave corrupt images out, and count them", "--skip-bad")]
+Workers = Annotated[int, option(DATA, "Processes that load data; 0: none beside this one")]
+
+BackboneName = Annotated[
+    str,
+    option(
+        BACKBONE,
+        "restuning-tiny, or a name of timm:, hf:, torchvision:, clip:, openclip:, onnx:",
+        autocompletion=complete_backbone,
+    ),
+]
+TaskBackbone = Annotated[
+    str | None,
+    option(BACKBONE, "Default: the one in task.json", autocompletion=complete_backbone),
+]
+Weights = Annotated[Path | None, option(BACKBONE, "Weights file (safetensors), without a hub")]
+Random = Annotated[bool, option(BACKBONE, "Random weights from the seed", "--random")]
+Quantize = Annotated[
+    str | None,
+    option(BACKBONE, "int8 or nf4 (4 bit): the backbone's weights; as NAME+int8"),
+]
+Device = Annotated[
+    str | None, option(BACKBONE, "cpu, cuda, cuda:1, mps; default: cuda where there is one")
+]
+AnyBackbone = Annotated[
+    bool,
+    option(BACKBONE, "Also other weights, or another engine, of this backbone", "--any-backbone"),
+]
+
+Rank = Annotated[int | None, option(METHOD, "Bottleneck or length of the tuners; most methods: 10")]
+
+BatchSize = Annotated[int, option(OPTIMISER, "Examples of one step")]
+Epochs = Annotated[
+    int | None, option(OPTIMISER, "Passes over the training data; default: the method's", min=1)
+]
+WeightDecay = Annotated[float, option(OPTIMISER, "Not on biases, scales and lambda")]
+LabelSmoothing = Annotated[float, option(OPTIMISER, "Share of the target given to other classes")]
+Clip = Annotated[float | None, option(OPTIMISER, "Largest gradient norm; default: none")]
+Precision = Annotated[str, option(OPTIMISER, "Autocast: no, bf16, fp16")]
+
+StoreFolder = Annotated[Path | None, option(FEATURES, "Where feature stores lie")]
+CacheDtype = Annotated[str, option(FEATURES, "How they are kept: fp32, bf16, fp16, int8")]
+CachePrecision = Annotated[str, option(FEATURES, "What they are computed in: fp32 or bf16")]
+
+Out = Annotated[Path | None, option(OUTPUT, "Folder of the run; the same folder goes on with it")]
+NoResume = Annotated[bool, option(OUTPUT, "Start over", "--no-resume")]
+Json = Annotated[bool, option(OUTPUT, "Print JSON for a program to read", "--json")]
+
+
+def plain(value: Any) -> str:
+    """A value in one cell."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def size_in_words(value: int | None) -> str:
+    """Bytes as MB or GB."""
+    if value is None:
+        return ""
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+
+
+def time_in_words(seconds: float | None) -> str:
+    """Seconds as ms, s, min or h."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours:.0f} h {rest / 60:02.0f} min" if hours else f"{rest / 60:.1f} min"
+
+
+def show_json(value: Any) -> None:
+    """Print JSON for a program."""
+    typer.echo(json.dumps(value, indent=1))
+
+
+def show_rows(rows: list[dict[str, Any]], title: str) -> None:
+    """Rows as a table."""
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()])
+    console.print(table)
+
+
+def show_facts(facts: Mapping[str, Any], title: str) -> None:
+    """Facts as a table, one a row."""
+    show_rows([{"what": name, "": plain(value)} for name, value in facts.items()], title)
+
+
+class RowStream:
+    """A table that is printed row by row, as results come: widths are fixed beforehand.
+
+    Args:
+        widths: By column; a longer cell pushes its row to the right, and nothing is cut.
+    """
+
+    def __init__(self, widths: dict[str, int]) -> None:
+        self.widths = {name: max(width, len(name)) for name, width in widths.items()}
+        self.begun = False
+
+    def row(self, cells: dict[str, Any]) -> None:
+        """Print one row, the names of the columns before the first: an error comes without them."""
+        if not self.begun:
+            self.begun = True
+            self._print({name: name for name in self.widths}, "bold")
+        self._print(cells)
+
+    def _print(self, cells: dict[str, Any], style: str = "") -> None:
+        padded = [f"{cells.get(name, '')!s:<{width}}" for name, width in self.widths.items()]
+        console.print("  ".join(padded).rstrip(), style=style, soft_wrap=True)

@@ -1,0 +1,204 @@
+"""`restuning train`: a task on a frozen backbone, one method, several, or one that is chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from restuning.cli.common import (
+    DATA,
+    FEATURES,
+    METHOD,
+    OPTIMISER,
+    OUTPUT,
+    Augment,
+    BackboneName,
+    BatchSize,
+    CacheDtype,
+    CachePrecision,
+    Clip,
+    DataName,
+    Device,
+    Epochs,
+    Json,
+    Label,
+    LabelSmoothing,
+    MaxTokens,
+    NoResume,
+    Out,
+    Precision,
+    Quantize,
+    Random,
+    Rank,
+    SkipBad,
+    StoreFolder,
+    Text,
+    WeightDecay,
+    Weights,
+    Workers,
+    command,
+    complete_method,
+    group,
+    headed,
+    messages,
+    option,
+    show_json,
+)
+from restuning.cli.report import log_to, show_choice, show_result
+
+app = group("Train a task.")
+
+
+@command(
+    app,
+    "restuning train digits",
+    "restuning train photos/ --method res-tuning --backbone timm:vit_base_patch16_224",
+    "restuning train reviews.csv --backbone hf:sentence-transformers/all-MiniLM-L6-v2 "
+    "--text review --label verdict",
+    "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 "
+    "--zero-shot 'a photo of a {}, a pet.'",
+    "restuning train photos/ --method auto --memory 2GiB --minutes 10",
+    "restuning train digits --method 'res-tuning[mha=prompt,ffn=adapter]' --epochs 30",
+)
+def train(
+    data: DataName,
+    augment: Augment = "none",
+    final: Annotated[bool, option(DATA, "Train on train and val together", "--final")] = False,
+    text: Text = "text",
+    label: Label = "label",
+    max_tokens: MaxTokens = 256,
+    skip_bad: SkipBad = False,
+    workers: Workers = 0,
+    backbone: BackboneName = "restuning-tiny",
+    weights: Weights = None,
+    random: Random = False,
+    quantize: Quantize = None,
+    device: Device = None,
+    method: Annotated[
+        str | None,
+        option(
+            METHOD,
+            "One method, or auto; without it linear, res-tuning and res-tuning-bypass are compared",
+            autocompletion=complete_method,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, option(METHOD, "Of auto: budget for everything, e.g. 2GiB")
+    ] = None,
+    minutes: Annotated[float | None, option(METHOD, "Of auto: budget for the whole run")] = None,
+    rank: Rank = None,
+    scale: Annotated[
+        str | None,
+        option(METHOD, "Of tuners: none, scalar, channel, gate, exact; default: the method's"),
+    ] = None,
+    drop_path: Annotated[float, option(METHOD, "Chance to leave a tuner out")] = 0.0,
+    pool: Annotated[
+        str | None,
+        option(METHOD, "Readout: cls, mean, last, own; default: as the backbone does"),
+    ] = None,
+    zero_shot: Annotated[
+        list[str] | None,
+        option(
+            METHOD,
+            "Start the head from class names in this prompt, e.g. 'a photo of a {}.'; "
+            "more than one are averaged; or a .txt file of prompts",
+        ),
+    ] = None,
+    class_names: Annotated[
+        Path | None, option(METHOD, "File of class names for --zero-shot, a line each")
+    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 64,
+    lr: Annotated[
+        float | None,
+        option(
+            OPTIMISER, "Highest learning rate; default: the method's", "--lr", "--learning-rate"
+        ),
+    ] = None,
+    lambda_rate: Annotated[float, option(OPTIMISER, "Of the bypass's lambda, times lr")] = 1.0,
+    weight_decay: WeightDecay = 1e-4,
+    warmup_epochs: Annotated[float | None, option(OPTIMISER, "Default: a tenth of epochs")] = None,
+    label_smoothing: LabelSmoothing = 0.0,
+    precision: Precision = "no",
+    accumulate: Annotated[int, option(OPTIMISER, "Pieces a batch is run in")] = 1,
+    clip: Clip = None,
+    ema: Annotated[
+        float | None, option(OPTIMISER, "Decay of a running mean of weights; default: none")
+    ] = None,
+    seed: Annotated[int, option(OPTIMISER, "Of weights, order and augmentation")] = 0,
+    no_cache: Annotated[
+        bool, option(FEATURES, "Run the backbone in every epoch", "--no-cache")
+    ] = False,
+    store: StoreFolder = None,
+    cache_dtype: CacheDtype = "fp32",
+    cache_precision: CachePrecision = "fp32",
+    out: Out = None,
+    no_resume: NoResume = False,
+    checkpoint_every: Annotated[int, option(OUTPUT, "Steps between checkpoints")] = 100,
+    track: Annotated[list[str] | None, option(OUTPUT, "tensorboard, wandb")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a task on a frozen backbone; without --method compare three methods."""
+    from restuning.backbones import joined
+    from restuning.features import StoreOptions
+    from restuning.features.stored import BY_ITSELF
+    from restuning.search import Comparison
+    from restuning.search.train import train as train_tasks
+    from restuning.training.defaults import COMPARED
+
+    screen = messages(as_json)
+    result = train_tasks(
+        data,
+        backbone=joined(backbone, quantize),
+        weights=weights,
+        method=list(COMPARED) if method is None else method,
+        out=out,
+        device=device,
+        resume=not no_resume,
+        log=log_to(screen),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        lambda_rate=lambda_rate,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        label_smoothing=label_smoothing,
+        precision=precision,
+        accumulate=accumulate,
+        clip=clip,
+        drop_path=drop_path,
+        ema=ema,
+        seed=seed,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        track=tuple(track or ()),
+        rank=rank,
+        scale=scale,
+        pool=pool,
+        augment=augment,
+        final=final,
+        skip_bad=skip_bad,
+        text=text,
+        label=label,
+        max_tokens=max_tokens,
+        store=False
+        if no_cache
+        else StoreOptions(store, cache_dtype, cache_precision, limit=BY_ITSELF),
+        random=random,
+        zero_shot=zero_shot,
+        class_names=class_names,
+        memory=memory,
+        minutes=minutes,
+        progress=True,
+    )
+    if isinstance(result, Comparison):
+        rows: list[dict[str, Any]] = result.rows()
+    else:
+        rows = [result.row()]
+        if result.choice is not None:
+            show_choice(result.choice, screen)
+            rows[0]["choice"] = result.choice.to_dict()
+    show_result(rows, screen)
+    screen.print(headed("left in", str(result.folder)), soft_wrap=True)
+    if as_json:
+        show_json(rows if method is None else rows[0])
