@@ -1,5 +1,6 @@
 """What all tests share: seeds, threads, and models that are awake."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real weights and tasks at {folder} (set RESTUNING_DATA)")
     return folder
+
+
+def pytest_collection_finish():
+    # Every run begins with a full collection, which would walk through a million objects of the
+    # imported libraries each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish():

@@ -91,9 +91,12 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
     canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    # Margins by hand: `layout="constrained"` draws everything twice, half of a short run's time.
+    left, right = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.08, "right": 0.99, "bottom": 0.15, "top": 0.97, "wspace": 0.22}
+    )
     epochs = [entry["epoch"] for entry in history]
     for axes, key, name, scale in (
         (left, "loss", "cross entropy", 1.0),
