@@ -8,10 +8,9 @@ from hypothesis import given, settings
 
 from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
-from restuning._errors import NoSitesError, TrainingError, TunerShapeError
+from restuning._errors import NoSitesError, TunerShapeError
 from restuning.bypass import Ridge
 from restuning.bypass.ridge import PENALTIES
-from restuning.training.closed_form import solve_closed_form
 from zoo.table import NOT_YET, ZOO
 
 CLOSED_TOLERANCE = 1e-4
@@ -147,15 +146,6 @@ def test_it_runs_on_any_backbone_of_images_and_reads_what_training_reads(name):
     torch.testing.assert_close(logits, exact, atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE)
     handed = dict(taps) | {task.side.name: torch.ones(len(logits), 3)}
     assert torch.equal(task(handed, host.readout), torch.ones(len(logits), 3))
-
-
-def test_inputs_that_are_not_stored_are_refused_in_words():
-    host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
-    images = [(torch.zeros(3, 32, 32), 0)]
-    with pytest.raises(TrainingError, match="solved from stored features"):
-        solve_closed_form([methods.build("ridge", host, num_classes=3)], images)
-    linear = methods.build("linear", host, num_classes=3)
-    assert solve_closed_form([linear], images) is images
 
 
 def test_it_is_saved_loaded_and_answers_in_a_bank(tmp_path):

@@ -5,6 +5,7 @@ An ordinary `nn.Module` that never sees a host. Its needs follow from its tuners
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from restuning._errors import TunerShapeError
 from restuning._torch import is_transformed
 from restuning.bypass import fused
 from restuning.bypass.side_network import SideNetwork, side_network
+from restuning.bypass.stacked import StackedBypass, padded_rank
 from restuning.sites import IN_WORDS as IN_WORDS
 from restuning.sites import Features as Features
 from restuning.sites import Needs as Needs
@@ -208,6 +210,19 @@ class Bypass(SideNetwork):
         flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
         state = fused.run(flat, of(self.gate).sigmoid(), across, below, form[2])
         return state.unflatten(1, streams[-1].shape[:-1])
+
+    def stack_key(self) -> str | None:
+        """Taps, widths, ranks in a stack and activation, where it is made of plain adapters."""
+        form = fused.fused_signature(self.horizontal, self.vertical, at_rest=True)
+        if form is None or self.residual or len(set(self.dims)) > 1:
+            return None
+        ranks = [padded_rank(rank) for rank in form[:2]]
+        return json.dumps([self.taps, self.dims, *ranks, form[2]])
+
+    @classmethod
+    def stacked(cls, networks: Sequence[Bypass]) -> StackedBypass:
+        """Trained bypasses of one `stack_key`, for inference."""
+        return StackedBypass(networks)
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning._errors import TunerShapeError
+from restuning._errors import TrainingError, TunerShapeError
 from restuning.bypass.pooling import BINS, Token, profiles
-from restuning.bypass.side_network import SideNetwork, side_network
+from restuning.bypass.side_network import Rows, SideNetwork, side_network
 from restuning.sites import Needs, mean_of, one_token, tokens_of
 from restuning.tuners import before_the_grid
 
@@ -51,12 +52,13 @@ class Ridge(SideNetwork):
 
     Cost: `f (C + 2) + C` numbers that are solved for and kept with the task (buffers: no gradient), f
     about `(2 K + 14) d`; the solution takes min(n, f)^3 operations, a second for 1000 rows.
-    Start: zeros until it is fitted, which training from stored features does first.
+    Start: it has no answers until `prepare` has solved it, which training does first.
     Reference: not in the paper. Leave-one-out residuals of ridge regression: Allen 1974. Pooled features
     of several layers: Head2Toe (Evci et al. 2022).
 
     Raises:
         TunerShapeError: No taps, or not a width for each.
+        TrainingError: It is asked before it is solved.
     """
 
     weight: Tensor
@@ -85,6 +87,7 @@ class Ridge(SideNetwork):
         self.kinds = tuple(kinds)
         self.register_buffer("weight", torch.zeros(classes, sum(kinds)))
         self.register_buffer("bias", torch.zeros(classes))
+        self._solved = False
 
     @property
     def solved_parameters(self) -> int:
@@ -121,9 +124,14 @@ class Ridge(SideNetwork):
         return torch.cat([*tokens, *means, *places], -1)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """Logits; those of rows left out where they were handed in under `name`."""
+        """Logits; those of rows left out where they were handed in under `name`.
+
+        Raises:
+            TrainingError: It is not solved yet.
+        """
         if self.name in taps:
             return taps[self.name].to(self.weight.dtype)
+        self._check_solved()
         return F.linear(self.inputs(taps), self.weight, self.bias)
 
     def feature(
@@ -138,6 +146,31 @@ class Ridge(SideNetwork):
         nn.init.eye_(passed.weight)
         nn.init.zeros_(passed.bias)
         return passed
+
+    def _check_solved(self) -> None:
+        # Read off the numbers: so it is right after any way of loading them, and in old files.
+        # The bias alone would do: it is zero of no data that have labels.
+        if not self._solved and not bool(self.weight.any() or self.bias.any()):
+            raise TrainingError(
+                "a classifier in closed form was asked before it was solved",
+                where=self.kind,
+                found="weights that are all zero",
+                fix="train its task with restuning.fit, which solves it first, or load one that "
+                "was trained; a loop of your own calls restuning.training.prepare before",
+            )
+        self._solved = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._solved = not self.bias.is_meta and bool(self.weight.any() or self.bias.any())
+
+    def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
+        """Solve for all rows; their answers when left out, under `name`."""
+        inputs, labels = [], []
+        for taps, truth in rows:
+            inputs.append(self.inputs({name: taps[name] for name in self.taps}))
+            labels.append(truth)
+        return {self.name: self.fit(torch.cat(inputs), torch.cat(labels))}
 
     @torch.no_grad()
     def fit(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -189,6 +222,7 @@ class Ridge(SideNetwork):
                     best, found = loss, (penalty, tau, left_out)
         penalty, tau, left_out = found
         solved = tau * (z.T @ (vectors @ (seen / (values + penalty)[:, None]))).T * scale
+        self._solved = True
         self.weight.copy_(solved)
         self.bias.copy_(tau * middle - solved @ centre)
         return (tau * left_out).to(self.weight.dtype)

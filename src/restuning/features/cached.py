@@ -112,11 +112,16 @@ class Cached(nn.Module):
         self._last = host.sites.taps[-1]
         self._tokens: Tokens = needs.tokens if store.key.tokens == "all" else "all"
 
-    def forward(self, **taps: Tensor) -> Tensor:
-        """Logits, `b c`."""
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits, `b c`, of stored taps and what was prepared beside them."""
+        prepared = self.task.take_prepared(inputs)
+        return self.task({**self.taps(**inputs), **prepared}, self.host.readout)
+
+    def taps(self, **stored: Tensor) -> Mapping[str, Tensor]:
+        """What the task reads of stored taps."""
         if self.task.side is None:
-            taps = {"last": taps[self._last]}
-        return self.task(narrowed(taps, self._tokens), self.host.readout)
+            stored = {"last": stored[self._last]}
+        return narrowed(stored, self._tokens)
 
 
 def narrowed(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from restuning.features import StoredFeatures
 from restuning.features.store import IN_MEMORY
 from restuning.forecast.rates import Rates, measure_rates
 from restuning.forecast.step import forecast_step
+from restuning.task import prepared_example
 
 rates_here = cache(measure_rates)
 """Of this machine, measured once a process."""
@@ -64,8 +65,9 @@ def forecast_run(run: FinishedRun) -> dict[str, Any]:
 
 def _forecast(run: FinishedRun) -> dict[str, Any]:
     size = min(run.batch, len(run.train))
-    example = example_of(run.train, run.collate, size)
     task: Any = run.module.task
+    plain = example_of(run.train, run.collate, size)
+    example = prepared_example(task, plain)
     device = next(task.parameters()).device.type
     trained = [p for p in task.parameters() if p.requires_grad]
     more: dict[str, Any] = {"precision": run.precision, "device": device}
@@ -75,7 +77,7 @@ def _forecast(run: FinishedRun) -> dict[str, Any]:
     forward = forecast_step(
         run.module, example, size, trained=(), loss=lambda logits: logits.sum(), **more
     )
-    kept = _kept(run.train, example) + (_kept(run.val, example) if run.val is not None else 0)
+    kept = _kept(run.train, plain) + (_kept(run.val, plain) if run.val is not None else 0)
     ema = step.trained_bytes if run.ema else 0
     rates: Rates = rates_here(device)
     steps, evaluated = -(-len(run.train) // run.batch), len(run.val) if run.val is not None else 0

@@ -20,7 +20,7 @@ from restuning.forecast.shapes import AbsentWeights, batch_of, shapes_only, weig
 from restuning.forecast.step import StepForecast, forecast_step, positional
 from restuning.host import Host
 from restuning.sites import Needs
-from restuning.task import Task, Tuned
+from restuning.task import Task, Tuned, prepared_example
 
 
 def load_shapes(name: str) -> tuple[Backbone, Host]:
@@ -156,9 +156,8 @@ def forecast_task(
     trained = [p for p in task.parameters() if p.requires_grad]
     if cached:
         taps = tap_shapes(host, task.needs(host.readout_rule), example)
-        # What is solved beforehand is handed in as answers.
-        prepared = {} if task.side is None else task.side.prepared_taps
-        taps |= {name: torch.zeros(1, *shape) for name, shape in prepared.items()}
-        return forecast_step(OnTaps(host, task), taps, batch, trained=trained, **more)
+        example = prepared_example(task, taps)
+        return forecast_step(OnTaps(host, task), example, batch, trained=trained, **more)
     with checkpointed(host, checkpointing):
+        example = prepared_example(task, example)
         return forecast_step(Tuned(host, task).train(), example, batch, trained=trained, **more)

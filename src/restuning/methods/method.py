@@ -35,6 +35,7 @@ class Method:
         source: Where the defaults come from.
         takes: Options it knows beside `COMMON`.
         inside: Whether it runs inside the backbone, which then must be a host.
+        takes_head: Whether a head that is there already can be its start.
     """
 
     build: Callable[..., Task]
@@ -42,6 +43,7 @@ class Method:
     source: str
     takes: tuple[str, ...] = ()
     inside: bool = True
+    takes_head: bool = True
 
 
 # The authors' code starts tuners at random (Xavier). On a pretrained ViT-Ti that destroys the features:

@@ -78,7 +78,7 @@ def build(
             `time_scale` (see `FilmAdapter`), `kernel` and `form` (see `UNetBypass`).
 
     Raises:
-        UnknownNameError: No such method, tuner, option or readout.
+        UnknownNameError: No such method, tuner, option or readout, or one that takes no head.
         NoSitesError: The backbone has no site of an operation the method tunes.
         EngineError: The method runs inside the backbone, and that is an engine.
         BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
@@ -100,6 +100,13 @@ def build(
     inside = METHODS[base].inside or not (num_classes or head)
     if inside and not isinstance(host, Host):
         raise cannot_tune_inside(name if num_classes or head else f"{name} without a head")
+    if head is not None and not METHODS[base].takes_head:
+        raise UnknownNameError(
+            "this method answers with a solution of its own and cannot start from a head",
+            where=name,
+            found=f"a head of {head.out_features} classes",
+            fix="give num_classes alone, or use linear, res-tuning-bypass or mixing-bypass",
+        )
     if head is not None:
         options = {"residual": True, **options}
     head = head_of(host.dim, num_classes, head)

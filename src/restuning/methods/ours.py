@@ -87,7 +87,7 @@ def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     pool = options.get("pool") or host.readout_rule.pool
     if pool == "all" or not host.images:
         raise NoSitesError(
-            "a classifier in closed form answers once an image, from stored features",
+            "a classifier in closed form answers once an image",
             where="ridge",
             found='pool="all"' if pool == "all" else "a backbone that takes no images",
             fix="use linear, res-tuning-bypass or mixing-bypass",
@@ -110,5 +110,6 @@ ROWS: dict[str, Method] = {
         "a linear classifier on pooled features of six taps, solved in closed form",
         "docs/mixing.md",
         inside=False,
+        takes_head=False,
     ),
 }

@@ -22,6 +22,7 @@ from restuning.forecast import (
 from restuning.host import Extractor
 from restuning.search.budget import Budget
 from restuning.search.candidates import Candidate
+from restuning.task import prepared_example
 from restuning.training import FitSettings
 from restuning.training.timing import measure_step
 
@@ -46,9 +47,10 @@ class Costs:
         self._forward: tuple[StepForecast | None] | None = None
         self._seconds: float | None = None
 
-    def example(self, fed: Data) -> Any:
-        """One input, batch 1."""
-        return example_of(fed.train, fed.collate, self.settings.batch_size)
+    def example(self, fed: Data, task: Any = None) -> Any:
+        """One input, batch 1, as it is while a task trains; None for inputs as they are."""
+        example = example_of(fed.train, fed.collate, self.settings.batch_size)
+        return prepared_example(task, example)
 
     def forward(self) -> StepForecast | None:
         """Of a batch without gradients, which every method is tested by; None if not known."""
@@ -83,7 +85,7 @@ class Costs:
         at = partial(
             forecast_step,
             tuned.train(),
-            self.example(fed),
+            self.example(fed, task),
             device=self.device,
             trained=[p for p in task.parameters() if p.requires_grad],
             precision=settings.precision,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, MissingInputError, UnknownNameError
-from restuning.sites import Needs, Tokens, readout_of, tokens_of
-from restuning.task import stack
-from restuning.task.stack import Stack
+from restuning.sites import Needs, Tokens, one_token, readout_of, tokens_of
 from restuning.task.task import Task
 
 
@@ -71,10 +71,10 @@ class Bank(nn.Module):
         self.keep = Needs(tuple(taps), tokens)
         groups: dict[str, dict[str, Task]] = {}
         for name, task in tasks.items():
-            groups.setdefault(_form(name, task), {})[name] = task
+            groups.setdefault(_group_key(name, task), {})[name] = task
         self.groups = nn.ModuleList(
-            _One(group) if form.startswith("alone ") else Stack(group)
-            for form, group in groups.items()
+            _Alone(group) if key.startswith("alone ") else _Stack(group)
+            for key, group in groups.items()
         )
         self.eval().requires_grad_(False)
 
@@ -116,7 +116,7 @@ class Bank(nn.Module):
         return f"{len(self.names)} tasks in {len(self.groups)} groups"
 
 
-class _One(nn.Module):
+class _Alone(nn.Module):
     """Tasks that do not stack, one after the other."""
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
@@ -137,10 +137,73 @@ class _One(nn.Module):
         }
 
 
-def _form(name: str, task: Task) -> str:
-    """Tasks of one form share a stack."""
-    form = stack.form(task)
-    return f"alone {name}" if form is None else form
+class _Stack(nn.Module):
+    """Bypass tasks whose side networks and heads are stacked.
+
+    Args:
+        tasks: By name, of one `_group_key`.
+    """
+
+    head: Tensor
+    bias: Tensor
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.names = tuple(tasks)
+        members = list(tasks.values())
+        sides = [t.side for t in members if t.side is not None]
+        self.network = type(sides[0]).stacked(sides)
+        self.taps, self.pool = sides[0].taps, members[0].pool
+        self.classes = [t.head.out_features if t.head is not None else None for t in members]
+        heads = [t.head for t in members if t.head is not None]
+        if heads:
+            # One product for all heads: the missing classes of the smaller ones are cut off after it.
+            widest = max(h.out_features for h in heads)
+            padded = [_padded_head(h, widest) for h in heads]
+            self.register_buffer("head", torch.stack([w for w, _ in padded]))
+            self.register_buffer("bias", torch.stack([b for _, b in padded]))
+
+    def forward(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], names: list[str]
+    ) -> dict[str, Tensor]:
+        """Logits by name."""
+        members = [self.names.index(n) for n in names]
+        streams = [taps[name] for name in self.taps]
+        pick = None
+        if len(members) < len(self.names):
+            pick = torch.tensor(members, device=streams[0].device)
+        if tokens_of(self.pool) in ("cls", "last"):
+            mask = getattr(taps, "mask", None)
+            streams = [one_token(stream, str(self.pool), mask) for stream in streams]
+        feature = readout(self.network(streams, pick).flatten(0, 1), pool=self.pool)
+        feature = feature.unflatten(0, (len(members), -1))
+        if self.classes[0] is None:
+            return dict(zip(names, feature, strict=True))
+        head, bias = self.head, self.bias
+        if pick is not None:
+            head, bias = head[pick], bias[pick]
+        if feature.dim() > 3:
+            bias = bias[:, None]
+        logits = torch.einsum("k...d,kcd->k...c", feature.to(head.dtype), head) + bias[:, None]
+        return {
+            n: logits[i, ..., : self.classes[m]]
+            for i, (n, m) in enumerate(zip(names, members, strict=True))
+        }
+
+
+def _padded_head(head: nn.Linear, classes: int) -> tuple[Tensor, Tensor]:
+    more = classes - head.out_features
+    weight = F.pad(head.weight.detach(), (0, 0, 0, more))
+    bias = head.bias.detach() if head.bias is not None else weight.new_zeros(head.out_features)
+    return weight, F.pad(bias, (0, more))
+
+
+def _group_key(name: str, task: Task) -> str:
+    """Tasks with the same key share a stack."""
+    key = None if task.side is None else task.side.stack_key()
+    if key is None:
+        return f"alone {name}"
+    return f"{type(task.side).__name__} {key} {task.pool} {task.head is None}"
 
 
 def _check_taps(features: Mapping[str, Tensor], needs: Needs) -> None:

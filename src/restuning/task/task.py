@@ -140,6 +140,11 @@ class Task(nn.Module):
             feature = lent(taps["last"], pool=self.pool)
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
+    def take_prepared(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Take out of named inputs what training hands in beside the taps (`SideNetwork.prepare`)."""
+        names = () if self.side is None else self.side.prepared_taps
+        return {name: inputs.pop(name) for name in names if name in inputs}
+
     def trainable_parameters(self) -> int:
         """Number of parameters that are trained or solved in closed form, head included."""
         solved = 0 if self.side is None else self.side.solved_parameters

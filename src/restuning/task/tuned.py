@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from restuning._torch import substitute_weights
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.sites import Features, Needs
 from restuning.task.task import Task
+
+INPUT = "*"
+"""Name of a positional input in a batch that has to carry more by name: no argument is called so."""
 
 
 class Tuned(nn.Module):
@@ -42,12 +46,24 @@ class Tuned(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Logits of one batch."""
-        host, task = self.host, self.task
-        if _inside(task):
+        if _inside(self.task):
             return self._inside(*args, **kwargs)
-        taps = host.features(*args, keep=task.needs(host.readout_rule), **kwargs)
+        prepared = self.task.take_prepared(kwargs)
+        taps = self.taps(*args, **kwargs)
+        taps.update(prepared)
+        return self.task(taps, self.host.readout)
+
+    def taps(self, *args: Any, **kwargs: Any) -> Features:
+        """What the task reads of the backbone, for one batch.
+
+        Raises:
+            TrainingError: A tap arrived with a gradient graph.
+        """
+        if INPUT in kwargs:
+            args = (*args, kwargs.pop(INPUT))
+        taps = self.host.features(*args, keep=self.task.needs(self.host.readout_rule), **kwargs)
         _refuse_graph(taps)
-        return task(taps, host.readout)
+        return taps
 
     def _inside(self, *args: Any, **kwargs: Any) -> Any:
         """Tuners, trained weights or a bypass's last state in the backbone's own forward."""
@@ -86,6 +102,26 @@ class Tuned(nn.Module):
         }
         with substitute_weights(norm, own):
             return self.task(kept, host.readout)
+
+
+def prepared_example(task: Any, example: Any) -> Any:
+    """One input as training will hand it in: with zeros for what side networks prepare of each row.
+
+    For forecasts and measurements, which are made before anything is prepared.
+
+    Args:
+        task: A task; anything else prepares nothing.
+        example: With a batch axis of 1: a tensor, a tuple of it, or a mapping by keyword.
+    """
+    side = task.side if isinstance(task, Task) else None
+    if side is None or not side.prepared_taps:
+        return example
+    if isinstance(example, tuple):
+        if len(example) != 1:
+            return example
+        (example,) = example
+    named = example if isinstance(example, Mapping) else {INPUT: example}
+    return {**named, **{n: torch.zeros(1, *shape) for n, shape in side.prepared_taps.items()}}
 
 
 def _inside(task: Task) -> bool:

@@ -7,5 +7,6 @@ from restuning.training.memory import PeakMemory as PeakMemory
 from restuning.training.optimiser import build_optimiser as build_optimiser
 from restuning.training.optimiser import learning_rate as learning_rate
 from restuning.training.optimiser import parameter_groups as parameter_groups
+from restuning.training.prepare import prepare as prepare
 from restuning.training.settings import FitResult as FitResult
 from restuning.training.settings import FitSettings as FitSettings

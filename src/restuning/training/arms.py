@@ -20,8 +20,8 @@ from restuning.features import StoredFeatures
 from restuning.features.cached import narrowed
 from restuning.host import Extractor
 from restuning.task import Task
-from restuning.training.closed_form import solve_closed_form
 from restuning.training.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
+from restuning.training.prepare import prepare
 from restuning.training.randomness import Order
 from restuning.training.settings import FitSettings
 
@@ -78,7 +78,7 @@ def train_arms(
                 found=", ".join(differs) or "ema or mixed precision",
                 fix="train them apart",
             )
-    train = solve_closed_form(tasks, train)
+    train, _ = prepare(tasks, lambda **taps: _read(host, tasks[0], taps), train)
     arms = _Arms(host, tasks, settings)
     order = Order(len(train), first.batch_size, first.epochs, first.seed)
     warmup = round(first.warmup * order.per_epoch)
@@ -119,6 +119,13 @@ def _views(
     return views
 
 
+def _read(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What a task reads of stored taps."""
+    if task.side is None:
+        taps = {"last": taps[host.sites.taps[-1]]}
+    return narrowed(taps, task.needs(host.readout_rule).tokens)
+
+
 class _Arms:
     """Stacked weights of K tasks, and an optimiser for each."""
 
@@ -155,14 +162,12 @@ class _Arms:
             [math.inf if s.clip is None else s.clip for s in settings], device=self.device
         )
         self.died_at = torch.zeros(len(tasks), dtype=torch.long, device=self.device)
-        self.last = host.sites.taps[-1]
 
     def logits(self, taps: Mapping[str, Tensor]) -> Tensor:
         """`k b c`."""
-        if self.template.side is None:
-            taps = {"last": taps[self.last]}
-        tokens = self.template.needs(self.host.readout_rule).tokens
-        fed = {name: tap.to(self.device) for name, tap in narrowed(taps, tokens).items()}
+        near = {name: tap.to(self.device) for name, tap in taps.items()}
+        prepared = self.template.take_prepared(near)
+        fed = {**_read(self.host, self.template, near), **prepared}
         if self._fuses(fed):
             return self._fused(fed)
 

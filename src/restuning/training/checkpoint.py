@@ -152,6 +152,11 @@ def newest(folder: Path, *, warn: bool = True) -> Snapshot | None:
     return None
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run ended here."""
+    return (folder / FINAL).exists()
+
+
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a folder and nothing else.
 

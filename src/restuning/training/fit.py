@@ -14,9 +14,11 @@ from torch import nn
 
 from restuning._errors import TrainingError
 from restuning.host import is_offloaded
+from restuning.training.checkpoint import is_finished
 from restuning.training.interrupts import Interrupts, short_of_memory
 from restuning.training.log import Bar, check_trackers, finish_trackers, start_trackers
 from restuning.training.loop import Loop
+from restuning.training.prepare import prepare_tuned
 from restuning.training.randomness import own_randomness
 from restuning.training.settings import FitResult, FitSettings
 
@@ -37,7 +39,8 @@ def fit(
 
     Killed at any moment and started again with the same arguments, it goes on from its last
     checkpoint and ends with the same weights as if it had not been; a finished run returns its
-    result at once. Under `accelerate launch` every process takes its share of each batch.
+    result at once. A side network that wants to see the split before the first step
+    (`SideNetwork.prepare`: `ridge` is solved there) is shown it. Under `accelerate launch` every process takes its share of each batch.
 
     `out` receives `log.jsonl`, `curves.png` and `checkpoints/`, the last holding one small file
     once the run is finished.
@@ -55,7 +58,8 @@ def fit(
             the history alone, or a resumed run may end elsewhere.
 
     Raises:
-        TrainingError: The loss became NaN or infinite, the folder belongs to a run with other
+        TrainingError: A side network has to be prepared, and the inputs change each time they are
+            read (random augmentation); the loss became NaN or infinite, the folder belongs to a run with other
             settings, the disk is full, memory is short, or there is nothing to train.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
         SystemExit: SIGTERM, likewise.
@@ -71,6 +75,8 @@ def fit(
         own_forward = "forward" in vars(tuned)
         model = _placed(tuned, accelerator)
         try:
+            if not (resume and is_finished(out / "checkpoints")):
+                train, collate = prepare_tuned(tuned, train, collate)
             loop = Loop(
                 tuned, model, train, val, settings, out, collate, accelerator, interrupts, stop
             )

@@ -30,7 +30,6 @@ from restuning.features.stored import BY_ITSELF, VIEWS_OF, reason_not_storable
 from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
 from restuning.task import Task, Tuned, save
-from restuning.training.closed_form import solve_closed_form
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit
 from restuning.training.settings import FitResult, FitSettings
@@ -292,7 +291,7 @@ class Setup:
         else:
             data = stored.data(inputs.plain, final=inputs.final)
             tuned = Cached(inputs.host, task, stored.store)
-        return cls(tuned, replace(data, train=solve_closed_form([task], data.train)), stored)
+        return cls(tuned, data, stored)
 
     @property
     def task(self) -> Any:

@@ -17,6 +17,7 @@ from restuning.task import Task
 from restuning.training import FitSettings
 from restuning.training.arms import train_arms
 from restuning.training.batch import move, pieces, run, score
+from restuning.training.prepare import with_stand_ins
 from restuning.training.randomness import Order, batches, own_randomness
 
 SHORT, LONG, ROUNDS = 4, 20, 3
@@ -43,7 +44,7 @@ def read_seconds(dataset: Any) -> float:
 class _Drawn:
     """Features of a task's form with random values, as `StoredFeatures` gives them."""
 
-    views = 1
+    views, whole_batches = 1, True
 
     def __init__(self, shapes: dict[str, Tensor], count: int, classes: int) -> None:
         width = sum(tap[0].numel() for tap in shapes.values())
@@ -151,6 +152,8 @@ def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: A
     kind = torch.float16 if settings.precision == "fp16" else torch.bfloat16
     cast = torch.autocast(device.type, kind, enabled=settings.precision != "no")
     order = Order(len(train), settings.batch_size, 3, settings.seed)
+    # Nothing is prepared for a measurement: a step on zeros takes as long.
+    train, collate = with_stand_ins(tuned, train, collate)
     loader = iter(batches(train, order, 0, 0, 1, collate, 0, pin=False))
     seconds = []
     tuned.train()

@@ -1,0 +1,252 @@
+"""What side networks do before the first step: `SideNetwork.prepare`, fed with the training split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+
+from restuning._errors import TrainingError
+from restuning.bypass import SideNetwork
+from restuning.task import INPUT, Task
+from restuning.training.randomness import own_randomness, seed_everything
+
+ROWS = 256
+"""Rows that are read at a time."""
+PROBED, DRAWS = 16, 4
+"""Inputs that are read again, and how often, to see whether they are the same each time. A coin that
+mirrors images falls alike in all of them once in 2^48."""
+
+
+class Prepared(Dataset):
+    """A training split, and beside its rows what side networks made of each.
+
+    Args:
+        rows: The split.
+        beside: By the names of `SideNetwork.prepared_taps`, `n ...`. All views of a row have the
+            same: a mirrored image that of its plain one.
+    """
+
+    def __init__(self, rows: Any, beside: Mapping[str, Tensor]) -> None:
+        self.rows, self.beside = rows, dict(beside)
+        self.whole_batches = bool(getattr(rows, "whole_batches", False))
+        self.views = getattr(rows, "views", 1)
+
+    def __len__(self) -> int:
+        """Number of inputs."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        """One row with what stands beside it, or with its number, which `collate` takes."""
+        if not self.whole_batches:
+            return self.rows[index], index
+        inputs, label = self.rows[index]
+        return self._joined(inputs, index), label
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        """A whole batch of plain views, where the split gives whole batches."""
+        if not self.whole_batches:
+            return [self[index] for index in indices]
+        return self.gather(indices, [0] * len(indices))
+
+    def view(self) -> int:
+        """As of the split."""
+        return self.rows.view()
+
+    def gather(self, indices: Sequence[int], views: Sequence[int]) -> tuple[Any, Tensor]:
+        """Inputs and labels of a batch."""
+        inputs, labels = self.rows.gather(indices, views)
+        return self._joined(inputs, torch.as_tensor(list(indices))), labels
+
+    def collate(self, collate: Callable | None) -> Callable | None:
+        """What makes a batch of this, given what makes one of the split."""
+        return collate if self.whole_batches else _Collate(self, collate or default_collate)
+
+    def _joined(self, inputs: Any, at: Any) -> dict[str, Any]:
+        named = inputs if isinstance(inputs, Mapping) else {INPUT: inputs}
+        return {**named, **{name: rows[at] for name, rows in self.beside.items()}}
+
+
+class _Collate:
+    """A class and not a closure: worker processes are sent it."""
+
+    def __init__(self, prepared: Prepared, collate: Callable) -> None:
+        self.prepared, self.inner = prepared, collate
+
+    def __call__(self, batch: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
+        inputs, labels = self.inner([row for row, _ in batch])
+        return self.prepared._joined(inputs, torch.tensor([at for _, at in batch])), labels
+
+
+def prepare(
+    tasks: Sequence[Task],
+    read: Callable[..., Mapping[str, Tensor]],
+    train: Any,
+    collate: Callable | None = None,
+) -> tuple[Any, Callable | None]:
+    """Prepare the side networks of some tasks, in place; the split and its collate to train with.
+
+    Both come back as they were where nothing is prepared. The same data give the same result, so a
+    run that was killed goes on as it was.
+
+    Args:
+        tasks: That train on the split. Networks without parameters whose specs are equal are
+            prepared once.
+        read: Inputs to taps: `taps` of `Tuned` or `Cached`.
+        train: The training split, also one that is prepared already.
+        collate: Makes a batch of a list of examples.
+
+    Raises:
+        TrainingError: There is something to prepare, and the inputs change from reading to reading.
+
+    Cost: for each network that reads the rows, one pass over them.
+    """
+    networks = [task.side for task in tasks if isinstance(task.side, SideNetwork)]
+    if isinstance(train, Prepared):
+        train, collate = train.rows, collate.inner if isinstance(collate, _Collate) else collate
+    beside: dict[str, Tensor] = {}
+    done: dict[str, SideNetwork] = {}
+    for network in networks:
+        key = _key(network)
+        if key in done:
+            network.load_state_dict(done[key].state_dict())
+            continue
+        device = next((t.device for t in (*network.parameters(), *network.buffers())), None)
+        rows = _Rows(train, collate or default_collate, read, device, type(network).__name__)
+        with own_randomness(), torch.no_grad():
+            seed_everything("prepare")
+            made = network.prepare(rows)
+        _check_rows(made, network, len(train))
+        beside |= {name: tensor.cpu() for name, tensor in made.items()}
+        if key:
+            done[key] = network
+    if not beside:
+        return train, collate
+    prepared = Prepared(train, beside)
+    return prepared, prepared.collate(collate)
+
+
+def prepare_tuned(
+    tuned: nn.Module, train: Any, collate: Callable | None = None
+) -> tuple[Any, Callable | None]:
+    """The same for one module with `.task`, as `fit` trains it."""
+    task = getattr(tuned, "task", None)
+    if not isinstance(task, Task) or task.side is None:
+        return train, collate
+
+    def read(*args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
+        taps: Any = getattr(tuned, "taps", None)
+        if taps is None:
+            raise TrainingError(
+                "a side network cannot be prepared here",
+                where=type(tuned).__name__,
+                found="a module that does not give the taps of an input",
+                fix="train Tuned(host, task), or Cached(host, task, store)",
+            )
+        return taps(*args, **kwargs)
+
+    return prepare([task], read, train, collate)
+
+
+def with_stand_ins(
+    tuned: nn.Module, train: Any, collate: Callable | None
+) -> tuple[Any, Callable | None]:
+    """The split as it will be once it is prepared, with zeros beside its rows: for measurements."""
+    task = getattr(tuned, "task", None)
+    side = task.side if isinstance(task, Task) else None
+    if side is None or not side.prepared_taps or isinstance(train, Prepared):
+        return train, collate
+    beside = {n: torch.zeros(len(train), *shape) for n, shape in side.prepared_taps.items()}
+    prepared = Prepared(train, beside)
+    return prepared, prepared.collate(collate)
+
+
+class _Rows:
+    """Taps and labels of a split in its order, read anew by every iteration."""
+
+    def __init__(
+        self, train: Any, collate: Callable, read: Callable, device: Any, network: str
+    ) -> None:
+        self.train, self.collate, self.read = train, collate, read
+        self.device, self.network = device, network
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        if not getattr(self.train, "whole_batches", False):
+            refuse_changing(self.train, self.network)
+        for start in range(0, len(self.train), ROWS):
+            indices = list(range(start, min(start + ROWS, len(self.train))))
+            inputs, labels = self._batch(indices)
+            inputs = _moved(inputs, self.device)
+            taps = self.read(**inputs) if isinstance(inputs, Mapping) else self.read(inputs)
+            yield taps, labels
+
+    def _batch(self, indices: list[int]) -> tuple[Any, Tensor]:
+        # Whole batches are asked for their plain view, so that mirrored ones do no harm.
+        if getattr(self.train, "whole_batches", False):
+            return self.train.gather(indices, [0] * len(indices))
+        return self.collate([self.train[index] for index in indices])
+
+
+def refuse_changing(train: Any, network: str) -> None:
+    """Read some inputs several times under other seeds, and refuse those that change.
+
+    What is made of a row before training would else belong to an image that training never shows.
+
+    Raises:
+        TrainingError: One changed.
+    """
+    count = min(PROBED, len(train))
+    for number in range(count):
+        index = number * len(train) // count
+        with own_randomness():
+            seed_everything("prepare", 0, index, devices=False)
+            first = _tensors(train[index][0])
+            for draw in range(1, DRAWS):
+                seed_everything("prepare", draw, index, devices=False)
+                again = _tensors(train[index][0])
+                if any(not torch.equal(a, b) for a, b in zip(first, again, strict=True)):
+                    raise TrainingError(
+                        "a side network is prepared from inputs that stay the same",
+                        where=network,
+                        found=f"input {index} is another one each time it is read "
+                        "(random augmentation)",
+                        fix="train without random augmentation, or from stored features, whose "
+                        "views are fixed (`restuning cache --views`)",
+                    )
+
+
+def _key(network: SideNetwork) -> str:
+    """Networks of one key end up equal; empty where weights of their own may tell them apart."""
+    if next(network.parameters(), None) is not None:
+        return ""
+    return json.dumps(network.spec(), sort_keys=True, default=str)
+
+
+def _check_rows(made: Mapping[str, Tensor], network: SideNetwork, count: int) -> None:
+    told = {name: (count, *shape) for name, shape in network.prepared_taps.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in made.items()}
+    if found != told:
+        raise TrainingError(
+            "a side network prepared something else than it announced",
+            where=type(network).__name__,
+            found=f"{found}, announced {told}",
+            fix="let prepare return what prepared_taps names, a row for every input",
+        )
+
+
+def _moved(inputs: Any, device: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _moved(value, device) for name, value in inputs.items()}
+    return inputs.to(device) if isinstance(inputs, Tensor) and device is not None else inputs
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Mapping):
+        return [t for each in value.values() for t in _tensors(each)]
+    if isinstance(value, (list, tuple)):
+        return [t for each in value for t in _tensors(each)]
+    return [torch.as_tensor(value)] if not isinstance(value, str) else []
