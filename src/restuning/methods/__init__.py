@@ -4,6 +4,7 @@ from restuning.methods.method import PAPER as PAPER
 from restuning.methods.method import RANK as RANK
 from restuning.methods.method import Method as Method
 from restuning.methods.method import Options as Options
+from restuning.methods.method import new_head as new_head
 from restuning.methods.named import METHODS as METHODS
 from restuning.methods.named import build as build
 from restuning.methods.named import check as check

@@ -11,7 +11,7 @@ from torch import nn
 from restuning._errors import NoSitesError, UnknownNameError
 from restuning.bypass import Bypass, UNetBypass
 from restuning.host import Extractor
-from restuning.methods.method import PAPER, Method, Options, adapter, dropped, film_adapter
+from restuning.methods.method import PAPER, Method, Options, adapter, film_adapter, with_drop_path
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import Scaled, Tuner
@@ -23,7 +23,7 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
             film = options.get("film", host.has_time)
             tuner: Tuner = (film_adapter if film else adapter)(site, options)
             form = options.get("scale", "none")
-            return dropped(tuner if form == "none" else Scaled(tuner, form), options)
+            return with_drop_path(tuner if form == "none" else Scaled(tuner, form), options)
 
         rule = host.readout_rule
         if head is None and any(s.op == "stage" for s in host.sites.values()):

@@ -9,7 +9,7 @@ from torch import nn
 
 from restuning._errors import UnknownNameError
 from restuning.host import Host
-from restuning.methods.method import PAPER, RANK, Method, Options, adapter, dropped
+from restuning.methods.method import PAPER, RANK, Method, Options, adapter, with_drop_path
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import ResPrefix, ResPrompt, Scaled, Tuner
@@ -110,7 +110,7 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
                 # A prompt's values are the layer's own map of it, never zero: its scale is.
                 form, start = ("channel" if form in ("none", "gate") else form), 0.0
             tuner = tuner if form == "none" else Scaled(tuner, form, start=start)
-            return dropped(tuner, options)
+            return with_drop_path(tuner, options)
 
         if not everywhere:
             for op in combination:

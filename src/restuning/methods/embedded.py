@@ -9,7 +9,7 @@ from torch import nn
 from restuning._errors import NoSitesError
 from restuning.host import Host
 from restuning.methods.combined import prefix, prompt
-from restuning.methods.method import PAPER, RANK, Method, Options, dropped
+from restuning.methods.method import PAPER, RANK, Method, Options, with_drop_path
 from restuning.sites import Op, Site
 from restuning.task import Task
 from restuning.tuners import ResAdapter, Scaled, StemPrompt, Tuner
@@ -18,7 +18,7 @@ from restuning.tuners import ResAdapter, Scaled, StemPrompt, Tuner
 def _embedded(ops: tuple[Op, ...], make: Callable[[Site, Options], Tuner]) -> Callable[..., Task]:
     def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
         sites = host.sites.pick(*ops, layers=options.get("layers", slice(None)))
-        return Task.inline(sites, lambda site: dropped(make(site, options), options), head)
+        return Task.inline(sites, lambda site: with_drop_path(make(site, options), options), head)
 
     return build_task
 

@@ -64,7 +64,7 @@ def film_adapter(site: Site, options: Options) -> Tuner:
     )
 
 
-def dropped(tuner: Tuner, options: Options) -> Tuner:
+def with_drop_path(tuner: Tuner, options: Options) -> Tuner:
     """The tuner, dropped at random where the options ask for it."""
     return DropPath(tuner, options["drop_path"]) if options.get("drop_path") else tuner
 
@@ -95,6 +95,11 @@ def head_of(dim: int, classes: int | None, given: nn.Linear | None) -> nn.Linear
         return deepcopy(given).requires_grad_(True)
     if not classes:
         return None
+    return new_head(dim, classes)
+
+
+def new_head(dim: int, classes: int) -> nn.Linear:
+    """A head as every method and every rival starts from it."""
     head = nn.Linear(dim, classes)
     nn.init.trunc_normal_(head.weight, std=STD)
     nn.init.zeros_(head.bias)

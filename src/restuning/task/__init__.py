@@ -1,4 +1,19 @@
-"""What one downstream problem owns, alone and many together."""
+"""What one downstream problem owns, alone and many together.
+
+Several tasks on one backbone, by what is wanted:
+
+| class | answers | backbone forwards |
+|---|---|---|
+| `Tuned(host, task)` | one task, on every input | one |
+| `Bank(tasks)` | many tasks that leave the backbone alone, on features that are there | none |
+| `MultiTask(host, tasks)` | many tasks of any kind, on inputs: a bank, and the others one by one | one, and one for each inline task |
+| `Blend((task, weight), ...)` | one answer: the tasks' changes, mixed by weight | one |
+| `PerRow([task, None, ...])` | one task for each row of the batch | one |
+| `Guided(task, scale)` | one answer: a bypass led away from the bare backbone | one |
+
+The last three stand where a task stands in `host.using(...)`, inside the backbone's own forward
+(sampling, generation); the first three give `{name: logits}` or logits of heads.
+"""
 
 from restuning.task.bank import Bank as Bank
 from restuning.task.blend import Blend as Blend

@@ -1,19 +1,20 @@
-"""Several tasks in one forward: mixed by weight, or each for its own rows of the batch.
+"""Several tasks inside one forward of the backbone: `Blend`, `PerRow` and `Guided`.
 
-Both stand where a task stands in `host.using(...)`. They hold the tasks themselves: what is trained
+They stand where a task stands in `host.using(...)`. They hold the tasks themselves: what is trained
 later, or moved to a device, is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, TunerShapeError
+from restuning.bypass import SideNetwork
 from restuning.host import SideBySide
-from restuning.sites import Features
+from restuning.sites import Features, Needs
 from restuning.task.task import Task
 from restuning.tuners import FrozenAttention, Tuner, Wrapper, at_time, time_now
 
@@ -35,9 +36,9 @@ class Blend:
     head = None
 
     def __init__(self, *parts: tuple[Task, float]) -> None:
-        self.parts = tuple((_allowed(task), float(weight)) for task, weight in parts)
+        self.parts = tuple((_checked(task), float(weight)) for task, weight in parts)
         bypasses = [(t.side, w) for t, w in self.parts if t.side is not None]
-        self.side = _mixed(bypasses) if bypasses else None
+        self.side = _WeightedSum(bypasses) if bypasses else None
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -65,11 +66,11 @@ class PerRow:
     head = None
 
     def __init__(self, tasks: Sequence[Task | None]) -> None:
-        self.tasks = tuple(None if t is None else _allowed(t) for t in tasks)
+        self.tasks = tuple(None if t is None else _checked(t) for t in tasks)
         if not self.tasks:
             raise FormatError("no task for any row", found="an empty list", fix="give [task, ...]")
         bypasses = [t.side if t is not None else None for t in self.tasks]
-        self.side = _by_rows(bypasses) if any(b is not None for b in bypasses) else None
+        self.side = _RowsInTurn(bypasses) if any(b is not None for b in bypasses) else None
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
@@ -96,7 +97,7 @@ class Guided:
     head = None
 
     def __init__(self, task: Task, scale: float) -> None:
-        if _allowed(task).side is None:
+        if _checked(task).side is None:
             raise FormatError(
                 "only a bypass leaves the backbone's own prediction in reach",
                 where=task.method,
@@ -118,7 +119,7 @@ class Guided:
         )
 
 
-def _allowed(task: Task) -> Task:
+def _checked(task: Task) -> Task:
     if len(task.weights) or task.head is not None:
         raise FormatError(
             "a task cannot run inside the backbone's own forward",
@@ -196,10 +197,10 @@ class _ByRow(_Several):
                 with at_time(time if time is None or time.numel() == 1 else time[i::every]):
                     own = tuner.added(own, x[i::every], view)
             rows.append(own)
-        return _together(rows, y.shape[0])
+        return _interleaved(rows, y.shape[0])
 
 
-def _together(rows: list[Tensor], batch: int) -> Tensor:
+def _interleaved(rows: list[Tensor], batch: int) -> Tensor:
     if batch % len(rows):
         raise TunerShapeError(
             "the batch does not divide among the tasks",
@@ -209,43 +210,49 @@ def _together(rows: list[Tensor], batch: int) -> Tensor:
     return torch.stack(rows, 1).flatten(0, 1)
 
 
-class _Side:
-    """A side network made of side networks, as a host runs one."""
+class _Composed(SideNetwork):
+    """A side network made of side networks, as a host runs one; it reads all that they read."""
 
-    def __init__(
-        self, bypasses: Sequence[nn.Module], state: Callable[[Mapping[str, Tensor]], Tensor]
-    ) -> None:
-        each = list(bypasses)
+    def __init__(self, members: Sequence[SideNetwork]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
         # The last tap, which all end at, stays last.
-        taps = dict.fromkeys(tap for b in each for tap in b.taps[:-1])  # type: ignore[index, union-attr]
-        self.taps = (*taps, each[0].taps[-1])  # type: ignore[index]
-        self.tuners = [t for b in each for t in b.tuners]  # type: ignore[union-attr]
-        self._state = state
+        taps = dict.fromkeys(tap for m in members for tap in m.taps[:-1])
+        self.taps = (*taps, members[0].taps[-1])
 
-    def __call__(self, taps: Mapping[str, Tensor]) -> Tensor:
-        return self._state(taps)
+    def needs(self, pool: str) -> Needs:
+        """All tokens: it stands inside the backbone's forward."""
+        return Needs(self.taps)
 
 
-def _mixed(bypasses: Sequence[tuple[nn.Module, float]]) -> _Side:
-    def state(taps: Mapping[str, Tensor]) -> Tensor:
-        last = total = taps[bypasses[0][0].taps[-1]]  # type: ignore[index]
-        for bypass, weight in bypasses:
+class _WeightedSum(_Composed):
+    """`last + sum_i w_i (state_i - last)`."""
+
+    def __init__(self, parts: Sequence[tuple[SideNetwork, float]]) -> None:
+        super().__init__([network for network, _ in parts])
+        self.parts = tuple(parts)
+
+    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """The blend of the last states."""
+        last = total = taps[self.taps[-1]]
+        for network, weight in self.parts:
             if weight != 0:
-                total = total + weight * (bypass(taps) - last)
+                total = total + weight * (network(taps) - last)
         return total
 
-    return _Side([b for b, _ in bypasses], state)
 
+class _RowsInTurn(_Composed):
+    """Row i is the last state of network `i % len(networks)`, or the bare last stream for None."""
 
-def _by_rows(bypasses: Sequence[nn.Module | None]) -> _Side:
-    known = [b for b in bypasses if b is not None]
+    def __init__(self, networks: Sequence[SideNetwork | None]) -> None:
+        super().__init__([n for n in networks if n is not None])
+        self.networks = tuple(networks)
 
-    def state(taps: Mapping[str, Tensor]) -> Tensor:
-        every, last = len(bypasses), taps[known[0].taps[-1]]  # type: ignore[index]
+    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """Every network on its own rows."""
+        every, last = len(self.networks), taps[self.taps[-1]]
         rows = []
-        for i, bypass in enumerate(bypasses):
+        for i, network in enumerate(self.networks):
             own = taps.rows(i, every) if isinstance(taps, Features) else taps
-            rows.append(last[i::every] if bypass is None else bypass(own))
-        return _together(rows, last.shape[0])
-
-    return _Side(known, state)
+            rows.append(last[i::every] if network is None else network(own))
+        return _interleaved(rows, last.shape[0])

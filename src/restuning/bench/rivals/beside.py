@@ -10,9 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, require
-from restuning.bench.rivals.inside import fresh_head
 from restuning.bypass import SideNetwork, side_network
 from restuning.host import Host
+from restuning.methods import new_head
 from restuning.sites import Needs, tokens_of
 from restuning.task import Task
 
@@ -101,7 +101,7 @@ def side_tuning(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
         models = require("torchvision.models", "transformers", "AlexNet's weights")
         given = models.alexnet(weights="DEFAULT").features.state_dict()
         network.load_state_dict(given)
-    return SideTuned(host, Side(network, host.dim, fresh_head(host.dim, classes)))
+    return SideTuned(host, Side(network, host.dim, new_head(host.dim, classes)))
 
 
 class LadderBlock(nn.Module):
@@ -188,6 +188,6 @@ def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
     attentions = [s for s in host.sites.values() if s.op == "mha" and s.maps is not None]
     heads = attentions[0].maps.heads if attentions else 1  # type: ignore[union-attr]
     side = Ladder(host.sites.taps, dims.pop(), options.get("reduction", LADDER_REDUCTION), heads)
-    task = Task(side=side, head=fresh_head(host.dim, classes), method="lst")
+    task = Task(side=side, head=new_head(host.dim, classes), method="lst")
     task.pool = host.readout_rule.pool
     return task

@@ -190,11 +190,3 @@ def copied(host: Host) -> nn.Module:
     twin = copy.deepcopy(host)
     twin.release()
     return twin.model
-
-
-def fresh_head(dim: int, classes: int) -> nn.Linear:
-    """A head as `methods.build` makes it."""
-    head = nn.Linear(dim, classes)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return head

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, require
-from restuning.bench.rivals.inside import Within, copied, fresh_head
+from restuning.bench.rivals.inside import Within, copied
 from restuning.host import Host
+from restuning.methods import new_head
 
 
 class Swifted(nn.Module):
@@ -50,4 +51,4 @@ def swift(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
         target_modules=r"norm",
         tuner_cfg="res_adapter",
     )
-    return Swifted(tuners.Swift.prepare_model(model, config), fresh_head(host.dim, classes))
+    return Swifted(tuners.Swift.prepare_model(model, config), new_head(host.dim, classes))

@@ -12,6 +12,7 @@ from restuning._errors import UnknownNameError
 from restuning.backbones import Backbone
 from restuning.bench.rivals import beside, convpass, inside, swift
 from restuning.host import Host
+from restuning.methods import new_head
 from restuning.task import Task, Tuned
 
 Options = dict[str, Any]
@@ -67,7 +68,7 @@ def _inside(change: Callable[[nn.Module, Host, Options], nn.Module]) -> Callable
     def make(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
         device = next(host.model.parameters()).device
         model = change(inside.copied(host), host, options)
-        head = inside.fresh_head(host.dim, classes).to(device)
+        head = new_head(host.dim, classes).to(device)
         example = tuple(x.to(device) for x in backbone.example)
         return inside.Inside(model.to(device), example, head)
 
