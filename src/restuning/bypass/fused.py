@@ -63,6 +63,7 @@ def split_adapter(
         if inner is None or inner[1] is not None:
             return None
         return inner[0], None if tuner.form == "none" else tuner.scale
+    # Not isinstance: a subclass may compute something else than the products below.
     return (tuner, None) if type(tuner) is ResAdapter else None
 
 
@@ -104,18 +105,19 @@ def stacked(side: Sequence[Tensor]) -> Adapters | None:
     return Adapters(*(kinds if kinds[0].dim() == 4 else (t.unsqueeze(1) for t in kinds)))
 
 
-def _folded(tuner: nn.Module, of: Callable[[nn.Parameter], Tensor]) -> tuple[Tensor, ...]:
+def _folded(tuner: nn.Module, of: Callable[[Any], Tensor]) -> tuple[Tensor, ...]:
     parts = split_adapter(tuner, at_rest=True)
     assert parts is not None
     adapter, scale = parts
-    up, bias = of(adapter.up.weight), of(adapter.up.bias)  # type: ignore[arg-type]
+    up, bias = of(adapter.up.weight), of(adapter.up.bias)
     if scale is not None:
         # One number for all channels, or one each.
         each = of(scale).reshape(*up.shape[:-2], -1)
         up, bias = up * each.unsqueeze(-1), bias * each
+    # Folded here, so that the layers below know of no scale and backward of no product with one.
     if adapter.factor != 1.0:
         up, bias = up * adapter.factor, bias * adapter.factor
-    return of(adapter.down.weight), of(adapter.down.bias), up, bias  # type: ignore[arg-type]
+    return of(adapter.down.weight), of(adapter.down.bias), up, bias
 
 
 def mix_up_weights(across: Adapters | None, below: Adapters | None, gate: Tensor) -> Tensor | None:
@@ -130,8 +132,10 @@ def mix_up_weights(across: Adapters | None, below: Adapters | None, gate: Tensor
     shares = [(p, s) for p, s in ((across, gate), (below, 1 - gate)) if p is not None]
     if not shares:
         return None
-    bias = sum(p.bias.unsqueeze(2) * share for p, share in shares)
-    return torch.cat([*(p.up.mT * share for p, share in shares), bias], 2)  # type: ignore[list-item]
+    # The bias stands as one more row of W_up, against a column of ones: one product for everything.
+    first, *more = (p.bias.unsqueeze(2) * share for p, share in shares)
+    bias = first + more[0] if more else first
+    return torch.cat([*(p.up.mT * share for p, share in shares), bias], 2)
 
 
 def run_layers(
@@ -157,7 +161,9 @@ def run_layers(
     ups = () if up is None else up.unbind()
     sides = [None if side is None else (side[0].unbind(), side[1].unbind()) for side in downs]
     for layer, stream in enumerate(streams[1:]):
+        # Both residuals at once: lambda (x_l + ...) + (1 - lambda) (state + ...).
         after = torch.lerp(state, stream, lams[layer])
+        # The state before the layer, not after it: lambda's gradient and W_down's both need it.
         if kept is not None:
             kept.append(state)
         if ups:
@@ -169,6 +175,7 @@ def run_layers(
             before = torch.cat(lowered, -1)
             ones = after.new_ones(()).expand(*after.shape[:2], 1)
             columns = torch.cat([_ACTIVATIONS[activation](before), ones], -1)
+            # In place: the tuners' deltas are never a tensor of their own.
             after.baddbmm_(columns, ups[layer])
             if kept is not None:
                 kept += [before, columns]
@@ -252,10 +259,12 @@ class _Run(torch.autograd.Function):
             of_gate.append(
                 torch.linalg.vecdot(g.flatten(1), (stream - state).expand_as(g).flatten(1))
             )
+            # The first state is a tap, which gets no gradient, so its product is left out.
             further = g * others[layer] if layer else g
             if up is not None:
                 before, columns = inner
                 of_up.append(columns.mT @ g)
+                # The last column is the ones that carry the bias; nothing is behind it.
                 of_hidden = (g @ up[layer].mT)[..., :-1].contiguous()
                 own = _DERIVATIVES[ctx.activation](of_hidden, before)
                 of_before.append(own.sum(1))
@@ -280,7 +289,7 @@ class _Run(torch.autograd.Function):
                 part = slice(at, at + side.down.shape[2])
                 at = part.stop
                 own = ups[:, :, part]
-                # Of lambda W_up: to lambda and to W_up.
+                # What runs is lambda W_up, so its gradient goes to both: to lambda, and to W_up.
                 of_both = (own * side.up.mT).sum((2, 3)) + (bias * side.bias).sum(2)
                 to_gate = to_gate + sign * of_both
                 kinds = [
@@ -304,10 +313,12 @@ def _upwards(found: list[Tensor]) -> Tensor:
 def _lower(x: Tensor, down: Tensor, shift: Tensor) -> Tensor:
     """`W_down x + b` as `k m r`, for x shared by all (`m d`, then one product) or `k m d`."""
     k, r, d = down.shape
+    # One matrix: a plain product, without the bookkeeping of a batch of one.
     if k == 1:
         return torch.addmm(shift[0], x.reshape(-1, d), down[0].t()).unsqueeze(0)
     if x.dim() == 3:
         return torch.baddbmm(shift.unsqueeze(1), x, down.mT)
+    # All k read the same tap: their W_down stand under each other as one matrix.
     flat = torch.addmm(shift.reshape(-1), x, down.reshape(-1, d).t())
     return flat.view(-1, k, r).transpose(0, 1)
 

@@ -95,7 +95,13 @@ class MixingBypass(SideNetwork):
     @property
     def tuners(self) -> list[Tuner]:
         """All tuners, in the order they run."""
-        return [tuner for row in self.mix for tuner in row]  # type: ignore[union-attr]
+        return [tuner for number in range(len(self.taps)) for tuner in self._row(number)]
+
+    def _row(self, number: int) -> list[Tuner]:
+        """The tuners of one tap."""
+        row = self.mix[number]
+        assert isinstance(row, nn.ModuleList)
+        return [t for t in row if isinstance(t, Tuner)]
 
     def needs(self, pool: str) -> Needs:
         """All tokens of its taps.
@@ -136,7 +142,7 @@ class MixingBypass(SideNetwork):
         with real_tokens(mask):
             normed = F.layer_norm(stream.to(state.dtype), stream.shape[-1:])
             state = state + self.enter[number](normed)
-            for tuner in self.mix[number]:  # type: ignore[union-attr]
+            for tuner in self._row(number):
                 state = self._beside(tuner, state)
         return state
 
@@ -168,7 +174,7 @@ class MixingBypass(SideNetwork):
             "kind": "mixing",
             "taps": list(self.taps),
             "dims": list(self.dims),
-            "tuners": [[t.spec() for t in row] for row in self.mix],  # type: ignore[union-attr]
+            "tuners": [[t.spec() for t in self._row(n)] for n in range(len(self.taps))],
             "pool": {"token": self.pool.token, "grid": self.pool.grid},
             "drop_path": self.drop_path,
             "merge": self.merge,

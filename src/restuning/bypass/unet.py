@@ -52,8 +52,6 @@ class UNetBypass(SideNetwork):
     Departs: sums without a lambda, as in the authors' released code.
     """
 
-    residual = True
-
     def __init__(
         self,
         taps: Sequence[str],
@@ -91,8 +89,8 @@ class UNetBypass(SideNetwork):
             for a, b in pairs
         )
         if form == "replace":
-            for each in self.maps:
-                nn.init.zeros_(each.weight)  # type: ignore[arg-type]
+            for weight in self.maps.parameters():
+                nn.init.zeros_(weight)
 
     @classmethod
     def plan(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import cast
 
 from torch import nn
 
 from restuning._errors import UnknownNameError
 from restuning.host import Host
 from restuning.methods.method import PAPER, RANK, Method, Options, adapter, with_drop_path
-from restuning.sites import Site
+from restuning.sites import Op, Site
 from restuning.task import Task
 from restuning.tuners import ResPrefix, ResPrompt, Scaled, Tuner
 from restuning.tuners.learned_tokens import Query
@@ -114,9 +115,9 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
 
         if not everywhere:
             for op in combination:
-                host.sites.pick(op)  # type: ignore[arg-type]
+                host.sites.pick(cast(Op, op))
         layers = options.get("layers", slice(None))
-        sites = host.sites.pick(*combination, "block", layers=layers)  # type: ignore[arg-type]
+        sites = host.sites.pick(*cast("list[Op]", list(combination)), "block", layers=layers)
         return Task.inline(sites, plan, head)
 
     return build_task

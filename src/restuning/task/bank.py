@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -105,8 +106,8 @@ class Bank(nn.Module):
         _check_taps(features, self.keep)
         lent = readout_of(features, readout)
         answers: dict[str, Tensor] = {}
-        for group in self.groups:
-            chosen = [n for n in group.names if n in wanted]  # type: ignore[operator, union-attr]
+        for group in cast("list[_Alone | _Stack]", list(self.groups)):
+            chosen = [n for n in group.names if n in wanted]
             if chosen:
                 answers |= group(features, lent, chosen)
         return {name: answers[name] for name in wanted}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Task(nn.Module):
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
         """Tuners by site name."""
-        return {name: self.tuners[name.replace(".", "_")] for name in self.sites}  # type: ignore[misc]
+        return {name: cast(Tuner, self.tuners[name.replace(".", "_")]) for name in self.sites}
 
     def needs(self, readout: Readout) -> Needs:
         """What this task reads of the backbone, given the host's readout."""

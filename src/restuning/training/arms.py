@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
@@ -135,7 +136,8 @@ class _Arms:
         self.host, self.members, self.settings = host, list(tasks), settings
         self.device = host.device
         self.template = tasks[0]
-        weights, self.buffers = stack_module_state([t.to(self.device).train() for t in tasks])  # type: ignore[arg-type]
+        modules: list[nn.Module] = [t.to(self.device).train() for t in tasks]
+        weights, self.buffers = stack_module_state(modules)
         self.weights: dict[str, Tensor] = {
             n: w.detach().clone().requires_grad_() for n, w in weights.items()
         }
@@ -217,7 +219,7 @@ class _Arms:
     @torch.no_grad()
     def _update(self, gradients: list[Tensor], rates: Sequence[float]) -> None:
         if any(s.clip is not None for s in self.settings):
-            norms = sum(g.flatten(1).square().sum(1) for g in gradients).sqrt()  # type: ignore[union-attr]
+            norms = reduce(torch.add, (g.flatten(1).square().sum(1) for g in gradients)).sqrt()
             factor = (self.limits / (norms + 1e-6)).clamp(max=1.0)
             gradients = [g * factor.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
         for k, own in enumerate(self.slices):

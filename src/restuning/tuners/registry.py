@@ -15,7 +15,7 @@ from torch import nn
 from restuning._errors import FormatError, UnknownNameError
 
 T = TypeVar("T", bound=nn.Module)
-C = TypeVar("C", bound="type[nn.Module]")
+C = TypeVar("C", bound=type[Any])
 
 
 class Registry(Generic[T]):
@@ -29,15 +29,15 @@ class Registry(Generic[T]):
 
     def __init__(self, noun: str, group: str) -> None:
         self.noun, self.group = noun, group
-        self._table: dict[str, type[T]] = {}
+        self._table: dict[str, Any] = {}
         self._broken: dict[str, str] = {}
 
     def enter(self, kind: str) -> Callable[[C], C]:
         """A class decorator that enters a class under its kind."""
 
         def enter(cls: C) -> C:
-            cls.kind = kind  # type: ignore[attr-defined]
-            self._table[kind] = cls  # type: ignore[assignment]
+            cls.kind = kind
+            self._table[kind] = cls
             return cls
 
         return enter

@@ -185,8 +185,8 @@ def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
             found=f"widths {sorted(dims)}",
             fix="use res-tuning-bypass, which resamples between stages",
         )
-    attentions = [s for s in host.sites.values() if s.op == "mha" and s.maps is not None]
-    heads = attentions[0].maps.heads if attentions else 1  # type: ignore[union-attr]
+    maps = [s.maps for s in host.sites.values() if s.op == "mha" and s.maps is not None]
+    heads = maps[0].heads if maps else 1
     side = Ladder(host.sites.taps, dims.pop(), options.get("reduction", LADDER_REDUCTION), heads)
     task = Task(side=side, head=new_head(host.dim, classes), method="lst")
     task.pool = host.readout_rule.pool
