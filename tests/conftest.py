@@ -34,5 +34,7 @@ def pytest_collection_finish():
 
 
 def pytest_sessionfinish():
+    # Or libraries that count what is left at the end would find all of it.
+    gc.unfreeze()
     if "children" in sys.modules:
         sys.modules["children"].stop()
