@@ -12,7 +12,7 @@ def main() -> None:
     from restuning.cli.app import app
 
     try:
-        app()
+        app(prog_name="restuning")
     except RestuningError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -34,6 +34,7 @@ from restuning.cli.common import (
     show_json,
     show_rows,
 )
+from restuning.cli.config import Config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,6 +131,7 @@ def run(
     keep: Annotated[bool, option(OUTPUT, "Keep the trained tasks", "--keep")] = False,
     retry: Annotated[bool, option(OUTPUT, "Make failed runs again", "--retry")] = False,
     as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Train and test every method on every task with every seed; goes on where it was stopped."""
     from restuning.bench import (

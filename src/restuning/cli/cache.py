@@ -32,6 +32,7 @@ from restuning.cli.common import (
     show_json,
     show_rows,
 )
+from restuning.cli.config import Config
 from restuning.cli.report import log_to
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def cache(
     store: StoreFolder = None,
     batch_size: Annotated[int, option(FEATURES, "Inputs of one forward", min=1)] = 32,
     as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Compute a data set's features once. Run it in several terminals to share the work."""
     if what not in VERBS:

@@ -27,6 +27,7 @@ from restuning.cli.common import (
     show_json,
     show_rows,
 )
+from restuning.cli.config import Config
 
 app = group("Tune a text-to-image pipeline.")
 
@@ -81,6 +82,7 @@ def train_image_generation(
     guidance: Annotated[float, option(OUTPUT, "Classifier-free guidance of a sample")] = 7.5,
     no_resume: NoResume = False,
     as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Tune a text-to-image pipeline; the pipeline itself is not changed."""
     import torch

@@ -26,6 +26,7 @@ from restuning.cli.common import (
     option,
     show_json,
 )
+from restuning.cli.config import Config
 
 app = group("Forecast training.")
 
@@ -67,6 +68,7 @@ def plan(
     tasks: Annotated[int, option(GRID, "Data sets of a grid", min=1)] = 1,
     finals: Annotated[int, option(GRID, "Runs of a grid's choice", min=0)] = 3,
     as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """What training takes and what to choose, from shapes alone; no weights, no training."""
     if data is not None and images is not None:

@@ -37,6 +37,7 @@ from restuning.cli.common import (
     option,
     show_json,
 )
+from restuning.cli.config import Config
 from restuning.cli.report import log_to
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def sweep_command(
     cache_precision: CachePrecision = "fp32",
     out: Out = None,
     as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Train a grid of settings from features computed once; choose on val, test the choice."""
     from restuning.backbones import joined

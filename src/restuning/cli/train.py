@@ -44,6 +44,7 @@ from restuning.cli.common import (
     option,
     show_json,
 )
+from restuning.cli.config import Config
 from restuning.cli.report import log_to, show_choice, show_result
 
 app = group("Train a task.")
@@ -58,6 +59,7 @@ app = group("Train a task.")
     "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 "
     "--zero-shot 'a photo of a {}, a pet.'",
     "restuning train photos/ --method auto --memory 2GiB --minutes 10",
+    "restuning train photos/ --config runs/x/settings.json --seed 1",
     "restuning train digits --method 'res-tuning[mha=prompt,ffn=adapter]' --epochs 30",
 )
 def train(
@@ -137,6 +139,7 @@ def train(
     checkpoint_every: Annotated[int, option(OUTPUT, "Steps between checkpoints")] = 100,
     track: Annotated[list[str] | None, option(OUTPUT, "tensorboard, wandb")] = None,
     as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
     from restuning.backbones import joined

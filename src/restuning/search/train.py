@@ -198,6 +198,7 @@ def train(
         torch.manual_seed(recipes[0].settings.seed)
         loaded = _load(backbone, weights, given)
         trainer = _Trainer(source, loaded, place, resume, bool(given.get("progress")), log)
+        trainer.how["call"] = _call(source, loaded, weights, given)
         folder = None if out is None else Path(out)
         if budget is not None:
             return trainer.train_chosen(recipes[0], budget, folder)
@@ -280,7 +281,8 @@ class _Trainer:
         inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
         own = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
         facts = {"choice": choice.to_dict()}
-        run = run_task(inputs, own, out, facts=facts, **self.how)
+        how = {**self.how, "call": {**self.how["call"], "final": True}}
+        run = run_task(inputs, own, out, facts=facts, **how)
         for folder in (run.folder, run.task_folder):
             write_json(folder / CHOICE, choice.to_dict())
         return replace(run, choice=choice)
@@ -369,6 +371,31 @@ def _load(
     name = with_text_tower(backbone) if given.get("zero_shot") else backbone
     file = None if weights is None else Path(weights)
     return load_backbone(name, weights=file, random=bool(given.get("random")))
+
+
+def _call(
+    source: Source, backbone: Backbone, weights: str | Path | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the command line would be told for the same run, beside method and settings.
+
+    Names of the options of `restuning train`; data that were given as an object have none.
+    """
+    named: dict[str, Any] = {} if isinstance(source.name, Data) else {"data": source.name}
+    store = source.store
+    return {
+        **named,
+        "backbone": backbone.name,
+        "weights": None if weights is None else str(weights),
+        **{name: given[name] for name in ("random", *OF_SOURCE) if name in given},
+        "zero_shot": [given["zero_shot"]]
+        if isinstance(given.get("zero_shot"), str)
+        else given.get("zero_shot"),
+        "class_names": None if given.get("class_names") is None else str(given["class_names"]),
+        "no_cache": not source.cache,
+        "store": None if store.root is None else str(store.root),
+        "cache_dtype": store.dtype,
+        "cache_precision": store.precision,
+    }
 
 
 def _prompts(given: Mapping[str, Any]) -> ZeroShot:

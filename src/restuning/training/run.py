@@ -371,6 +371,7 @@ def run_task(
     resume: bool = True,
     progress: bool = True,
     facts: Mapping[str, Any] | None = None,
+    call: Mapping[str, Any] | None = None,
     log: Log = silent,
 ) -> Run:
     """Train, test and write down one method; the whole of a run.
@@ -384,6 +385,8 @@ def run_task(
         resume: False starts over.
         progress: A bar on a terminal.
         facts: Go into `metrics.json` as well.
+        call: Goes into `settings.json` as well: data and backbone by name, and how they are read, so
+            that `restuning train --config settings.json` makes the same run.
         log: Receives a line for each thing that is decided.
 
     Raises:
@@ -415,7 +418,7 @@ def run_task(
         **surroundings(inputs.host),
     }
     run = Run(recipe.method, task, out, metrics)
-    write_down(run, inputs)
+    write_down(run, inputs, call)
     return run
 
 
@@ -485,7 +488,7 @@ def surroundings(host: Extractor) -> dict[str, Any]:
     }
 
 
-def write_down(run: Run, inputs: Inputs) -> None:
+def write_down(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -> None:
     """Leave the task, its metrics and its settings in the run's folder, each whole or not at all."""
     metrics = run.metrics
     save(
@@ -497,7 +500,12 @@ def write_down(run: Run, inputs: Inputs) -> None:
         results={"test accuracy": run.test_accuracy, "seed": metrics["seed"]},
     )
     write_json(run.folder / "metrics.json", metrics)
-    settings = {"method": run.method, "options": metrics["options"], **metrics["settings"]}
+    settings = {
+        **(call or {}),
+        "method": run.method,
+        "options": metrics["options"],
+        **metrics["settings"],
+    }
     write_json(run.folder / "settings.json", settings)
 
 

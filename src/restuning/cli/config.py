@@ -1,0 +1,138 @@
+"""`--config FILE`: options from a YAML or JSON file, such as the `settings.json` that a run leaves."""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from restuning._errors import FormatError
+
+NESTED = "options"
+"""Where `settings.json` keeps what belongs to the method; its keys are options as well."""
+
+IN_WORDS = {dict: "keys and values", list: "a list", str: "one line of text", type(None): "nothing"}
+
+NOT_SAID = ("", "~", "null")
+"""How YAML writes nothing."""
+
+
+def use_config(ctx: typer.Context, file: Path | None) -> Path | None:
+    """Make the values of a file the defaults of this command; the command line wins over them.
+
+    Raises:
+        FormatError: The file cannot be read, a key is no option, or a value does not fit.
+    """
+    if file is None or ctx.resilient_parsing:
+        return file
+    options = _by_key(ctx)
+    values: dict[str, Any] = {}
+    for key, value in read_config(file).items():
+        option = options.get(key.replace("-", "_"))
+        if option is None:
+            near = get_close_matches(key.replace("-", "_"), options, n=1)
+            raise FormatError(
+                f"no such option of `{ctx.command_path}`",
+                where=f"{file}: {key}",
+                found=f"did you mean {near[0]}?" if near else "",
+                fix=f"see `{ctx.command_path} --help`; keys are its options",
+            )
+        values[option.name] = _fitting(ctx, option, value, f"{file}: {key}")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return file
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML or JSON file of options, e.g. the settings.json of a run; options given here win",
+        callback=use_config,
+        is_eager=True,
+    ),
+]
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The keys of a file that have a value; each value a string, or a list of strings.
+
+    Raises:
+        FormatError: It cannot be read, or is not a list of keys and values.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else _yaml(text)
+    except (OSError, ValueError) as error:
+        raise FormatError(
+            "a file of options cannot be read",
+            where=str(file),
+            found=str(error)[:300],
+            fix="give a file of lines such as `epochs: 30`, or JSON in a file NAME.json",
+        ) from None
+    if not isinstance(content, dict):
+        raise FormatError(
+            "a file of options has keys and values",
+            where=str(file),
+            found=IN_WORDS.get(type(content), "a single value"),
+            fix="write lines such as `epochs: 30`",
+        )
+    inner = content.pop(NESTED, None)
+    pairs = {**(inner if isinstance(inner, dict) else {}), **content}
+    return {str(key): value for key, value in pairs.items() if value is not None}
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    # This loader makes strings, lists and dictionaries and nothing else: no tag builds an object,
+    # and `precision: no` is the word and not False.
+    try:
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 (see above)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: None if isinstance(value, str) and value in NOT_SAID else value
+        for key, value in content.items()
+    }
+
+
+def _by_key(ctx: typer.Context) -> dict[str, Any]:
+    """Parameters of a command by all keys they go by: `lr` and `learning_rate`."""
+    named = {}
+    for option in ctx.command.params:
+        if option.name not in ("config", "help"):
+            for name in (str(option.name), *option.opts):
+                named[name.lstrip("-").replace("-", "_")] = option
+    return named
+
+
+def _fitting(ctx: typer.Context, option: Any, value: Any, where: str) -> Any:
+    """A value as the command line would have it, a list only where an option may be repeated."""
+    repeated = bool(getattr(option, "multiple", False)) or option.nargs == -1
+    values = value if isinstance(value, list) else [value]
+    # The type and not the value itself is shown: what lies in a file may be of any length.
+    if isinstance(value, dict) or (isinstance(value, list) and not repeated):
+        found: str | None = IN_WORDS[type(value)]
+    elif any(isinstance(each, dict | list) for each in values):
+        found = "a list of lists"
+    else:
+        found = None
+    texts: Any = None if found else [str(each) for each in values]
+    if texts is not None:
+        texts = texts if repeated else texts[0]
+        try:
+            option.process_value(ctx, texts)
+        except typer.BadParameter as error:
+            found = error.message
+    if found:
+        raise FormatError(
+            "an option cannot have this value",
+            where=where,
+            found=found,
+            fix=f"see `{ctx.command_path} --help`",
+        )
+    return texts
