@@ -34,6 +34,7 @@ def test_train_leaves_what_it_promises(trained):
     assert row["trainable_parameters"] == 1290
 
 
+@pytest.mark.slow
 def test_without_a_method_three_are_compared(tmp_path):
     done = restuning("train", "digits", "--epochs", 1, "--out", tmp_path / "all")
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,9 @@ def reviews(tmp_path):
 COLUMNS = ("--text", "review", "--label", "verdict")
 
 
-@pytest.mark.parametrize("method", ["linear", "res-tuning", "res-tuning-bypass"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("linear", marks=pytest.mark.slow), "res-tuning", "res-tuning-bypass"]
+)
 def test_a_csv_is_learned_evaluated_and_predicted(encoder, reviews, tmp_path, method):
     out = tmp_path / "run"
     row = json.loads(

@@ -123,6 +123,7 @@ def data(world, seed, count=24):
     return Data(f"d{seed}", held, None, held, ["a", "b"], collate=collate_batch)
 
 
+@pytest.mark.slow
 def test_tasks_of_their_own_forget_nothing_and_a_shared_network_changes(world, tmp_path):
     host, _ = world
     tasks = [data(world, seed) for seed in (0, 3)]

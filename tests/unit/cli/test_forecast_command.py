@@ -19,6 +19,7 @@ def plan(*args):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_plan_names_memory_time_store_and_what_to_take():
     found = plan("--data", "digits", "--memory", "300MB", "--batch", 32)
     forms = {(o["method"], o["form"]) for o in found["options"]}

@@ -140,6 +140,7 @@ def test_a_detached_method_stays_where_memory_leaves_out_those_inside(world, who
     assert "MiB of memory, budget" in reasons(found)["mixing-bypass"]
 
 
+@pytest.mark.slow
 def test_a_batch_inside_the_backbone_that_does_not_fit_is_run_in_pieces(world, whole, tmp_path):
     budget = Budget(int(0.7 * memory(whole, "res-tuning")))
     found = world.choose(tmp_path, candidates=(INSIDE,), budget=budget)
