@@ -38,3 +38,8 @@ def pytest_sessionfinish():
     gc.unfreeze()
     if "children" in sys.modules:
         sys.modules["children"].stop()
+
+
+def pytest_terminal_summary(terminalreporter):
+    failed = sum(len(terminalreporter.stats.get(k, ())) for k in ("failed", "error"))
+    terminalreporter.write_line(f"{failed} failed")
