@@ -1,90 +1,230 @@
-"""JSON files that are written whole or not at all."""
+"""Files that are written whole or not at all, and locks that a dying process gives back."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from restuning._errors import FormatError
+from filelock import FileLock, Timeout
+
+from restuning._errors import FormatError, TrainingError
+
+SUFFIX = ".partial"
+ABANDONED = 24 * 3600
+"""Seconds after which a partial file of another machine counts as left by a process that died."""
+
+_counter = itertools.count()
+_machine = socket.gethostname().replace(".", "-")
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write aside, sync, rename: a reader sees all of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+@contextmanager
+def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
+    """A place beside a file or folder; what is written there takes its name at the end, at once.
+
+    A reader sees all of it or nothing, and what was there before stays whole if anything fails.
+    The data are on the disk before the name is. What processes that died left aside is removed.
+
+    Args:
+        path: Of the file or folder; its parent is made.
+        suffix: With which the place ends, for a library that looks at it.
+
+    Raises:
+        OSError: The disk is full or cannot be written; nothing is left aside.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    # One name a writer: two processes that write the same file do not meet before the rename.
+    partial = path.with_name(
+        f".{path.name}.{_machine}.{os.getpid()}.{next(_counter)}{SUFFIX}{suffix}"
+    )
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        yield partial
+        _sync_all(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    finally:
+        _remove(partial)
+
+
+def _remove_abandoned(path: Path) -> None:
+    for partial in path.parent.glob(f".{path.name}.*{SUFFIX}*"):
+        machine, pid, *_ = partial.name.removeprefix(f".{path.name}.").split(".")
+        try:
+            if machine == _machine and pid.isdigit() and os.name == "posix":
+                gone = not _alive(int(pid))
+            else:
+                gone = time.time() - partial.stat().st_mtime > ABANDONED
+        except OSError:  # Its writer was faster.
+            continue
+        if gone:
+            _remove(partial)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # Somebody else's.
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _sync_all(path: Path) -> None:
+    if path.is_dir():
+        for each in path.rglob("*"):
+            _sync(each)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder; its rename is durable with the journal.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text as UTF-8, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all; what JSON does not know is written as a text.
+
+    Raises:
+        FormatError: It cannot be written.
+    """
+    try:
+        write_text(path, json.dumps(content, indent=1, default=str) + "\n")
     except OSError as error:
         raise FormatError(
             "a result cannot be written",
-            where=str(file),
-            found=str(error),
+            where=str(path),
+            found=error.strerror or str(error),
             fix="free space; the same command goes on from here",
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """An object of a file.
 
     Raises:
         FormatError: Unreadable, no JSON, or no object.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FormatError(
             "a result cannot be read",
-            where=str(file),
+            where=str(path),
             found=f"{type(error).__name__}: {error}",
             fix="restore it, or delete it and run the same command again",
         ) from None
     if not isinstance(content, dict):
         raise FormatError(
             "not a result",
-            where=str(file),
+            where=str(path),
             found=f"a {type(content).__name__}",
             fix="restore it, or delete it and run the same command again",
         )
     return content
 
 
-try:
-    import fcntl
-except ImportError:  # Windows: two writers may compute one shard; either's file is right.
-    fcntl = None
+def refuse_other(
+    before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, what: str, fix: str
+) -> None:
+    """Refuse a folder that was begun under another description.
+
+    Args:
+        before: The description that lies there.
+        now: That of this call.
+        folder: Where it lies.
+        what: The error, such as "this folder holds another sweep".
+        fix: What to do next.
+
+    Raises:
+        TrainingError: They differ; it names everything that does, then and now.
+    """
+    told = differences(before, now)
+    if told:
+        raise TrainingError(what, where=str(folder), found="; ".join(told)[:600], fix=fix)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`lr: 0.1 then, 0.2 now` for every name whose values differ, inside of objects as well."""
+    lines: list[str] = []
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new)
+        elif old != new:
+            lines.append(f"{name}: {old!r} then, {new!r} now")
+    return lines
 
 
 class Claim:
-    """An exclusive lock on a file; see `take`."""
+    """An exclusive lock on a file; see `take`. The system gives it back when its process dies."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, lock: FileLock | None) -> None:
+        self._lock = lock
 
     @classmethod
-    def take(cls, file: Path, *, wait: bool) -> Claim | None:
-        """Claim a file, or None if another process holds it and we do not wait."""
-        stream = file.open("wb")
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.close()
-                return None
-            except OSError:
-                # A file system without locks: work is done twice at worst.
-                pass
-        return cls(stream)
+    def take(cls, path: Path, *, wait: bool) -> Claim | None:
+        """Claim a file, or None if another process has it and we do not wait.
+
+        Args:
+            path: The lock file; its folder is made.
+            wait: Until it is free.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        except (OSError, NotImplementedError):
+            # A file system without locks: work is done twice at worst, for every result is whole.
+            return cls(None)
+        return cls(lock)
 
     def give_back(self) -> None:
         """Let others have it."""
-        self._stream.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.give_back()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from restuning._errors import FormatError, TrainingError
-from restuning._files import Claim, read_json, write_json
+from restuning._files import Claim, read_json, refuse_other, write_json
 from restuning.bench.grid import Protocol, Run, slug
 from restuning.bench.measure import versions
 from restuning.training import FitSettings
@@ -95,24 +95,8 @@ def _check_same(before: dict[str, Any], identity: dict[str, Any], folder: Path) 
             where=str(folder / GRID),
             fix="restore it, or give another --out",
         )
-    names = [k for k in identity if then.get(k) != identity[k]]
-    if not names:
-        return
-    told = []
-    for name in names:
-        old, new = then.get(name), identity[name]
-        if isinstance(old, dict) and isinstance(new, dict):
-            told += [
-                f"{k} {old.get(k)!r} then, {v!r} now" for k, v in new.items() if old.get(k) != v
-            ]
-        else:
-            told.append(f"{name} {old!r} then, {new!r} now")
-    raise TrainingError(
-        "this folder holds a grid of another protocol",
-        where=str(folder),
-        found="; ".join(told),
-        fix="use the protocol of then, or another --out",
-    )
+    what, fix = "this folder holds a grid of another protocol", "use that of then, or another --out"
+    refuse_other(then, identity, folder, what=what, fix=fix)
 
 
 def protocol_of(folder: Path, weights: Path | None = None) -> Protocol:

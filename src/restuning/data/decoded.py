@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restuning._errors import DataError
-from restuning._files import Claim
+from restuning._files import Claim, replacing
 from restuning.backbones import Backbone, Preprocessing
 from restuning.data.data import Data, collate_batch
 
@@ -136,14 +135,15 @@ def _decode(dataset: Any, preprocessing: Preprocessing, file: Path) -> None:
     """Write all images, whole or not at all."""
     pixels = copy.copy(dataset)
     pixels.transform, pixels.kept = preprocessing.pixels, None
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     shape = (len(pixels), 3, *preprocessing.size)
     try:
-        whole = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        for index in range(len(pixels)):
-            whole[index] = pixels[index][0].numpy()
-        whole.flush()
-        partial.replace(file)
+        with replacing(file) as partial:
+            whole = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            for index in range(len(pixels)):
+                whole[index] = pixels[index][0].numpy()
+            whole.flush()
+            # Windows renames no file that is mapped.
+            del whole
     except OSError as error:
         raise DataError(
             "decoded images cannot be written",
@@ -151,5 +151,3 @@ def _decode(dataset: Any, preprocessing: Preprocessing, file: Path) -> None:
             found=str(error),
             fix="free space, or give another --out",
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from restuning._errors import StoreError
+from restuning._files import replacing
 from restuning.diffusion.pairs import Pairs
 
 SCHEMA = 1
@@ -144,26 +143,22 @@ def encode(
 
 
 def _write(home: Path, found: Encoded, facts: Mapping[str, Any]) -> None:
-    aside = home.with_name(f"{home.name}.{os.getpid()}.partial")
     tensors = {"mean": found.mean, "std": found.std, "caption_of": found.caption_of}
     tensors |= {f"text.{n}": t for n, t in found.texts.items()}
     tensors |= {f"empty.{n}": t for n, t in found.empty.items()}
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        sums = {}
-        for name, tensor in tensors.items():
-            np.save(aside / f"{name}.npy", tensor.numpy())
-            sums[name] = _sum(aside / f"{name}.npy")
-        text = json.dumps({"facts": dict(facts), "files": sums}, indent=1)
-        (aside / "manifest.json").write_text(text + "\n", encoding="utf-8")
-        try:
-            aside.replace(home)
-        except OSError:
-            # Another process has written the same numbers meanwhile.
-            if not (home / "manifest.json").is_file():
-                raise
-            shutil.rmtree(aside)
+        with replacing(home) as aside:
+            aside.mkdir()
+            sums = {}
+            for name, tensor in tensors.items():
+                np.save(aside / f"{name}.npy", tensor.numpy())
+                sums[name] = _sum(aside / f"{name}.npy")
+            text = json.dumps({"facts": dict(facts), "files": sums}, indent=1)
+            (aside / "manifest.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
+        # Another process may have written the same numbers meanwhile.
+        if (home / "manifest.json").is_file():
+            return
         raise StoreError(
             "latents and texts could not be kept",
             where=str(home),

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
-from restuning._files import Claim
+from restuning._files import Claim, write_bytes
 from restuning.bypass.pooling import merged_away
 from restuning.features.key import StoreKey, merged_taps
 from restuning.features.store import MANIFEST, Store
-from restuning.features.writing import Lost, Shard, finish, is_written, write, write_shard, writing
+from restuning.features.writing import Lost, Shard, finish, is_written, write_shard, writing
 from restuning.host import Extractor
 from restuning.sites import Needs
 
@@ -208,7 +208,7 @@ def _prepare(folder: Path, key: StoreKey) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "key.json").exists():
-            write(folder / "key.json", json.dumps(key.to_dict(), indent=1).encode())
+            write_bytes(folder / "key.json", json.dumps(key.to_dict(), indent=1).encode())
 
 
 def _plan(key: StoreKey, batch_size: int) -> list[Shard]:

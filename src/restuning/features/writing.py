@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from restuning._errors import StoreError
+from restuning._files import replacing, write_bytes
 from restuning._version import __version__
 from restuning.features.codec import encode, error_report
 from restuning.features.key import StoreKey
@@ -58,18 +58,8 @@ def write_shard(
     files = []
     with writing(folder):
         for name, array in arrays.items():
-            partial = folder / f".{name}.{os.getpid()}.partial"
-            try:
-                with partial.open("wb") as stream:
-                    np.save(stream, array)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                files.append(
-                    {"file": name, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
-                )
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+            file = _write_array(folder / name, array)
+            files.append({"file": name, "bytes": file.stat().st_size, "sha256": sha256(file)})
         entry = {
             "split": shard.split,
             "view": shard.view,
@@ -80,7 +70,7 @@ def write_shard(
             "error": error,
             "lost": lost or {},
         }
-        write(folder / f"{shard.name}.json", json.dumps(entry).encode())
+        write_bytes(folder / f"{shard.name}.json", json.dumps(entry).encode())
 
 
 def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
@@ -92,11 +82,8 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
             values = [
                 y for e in entries if e["split"] == split and e["view"] == 0 for y in e["labels"]
             ]
-            file = folder / f"{split}.labels.npy"
-            partial = folder / f".{file.name}.{os.getpid()}.partial"
-            with partial.open("wb") as stream:
-                np.save(stream, np.asarray(values, dtype=np.int64))
-            partial.replace(file)
+            array = np.asarray(values, dtype=np.int64)
+            file = _write_array(folder / f"{split}.labels.npy", array)
             labels[split] = {
                 "file": file.name,
                 "bytes": file.stat().st_size,
@@ -122,7 +109,7 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
         }
         if key.merge > 1:
             manifest["merged away"] = _shares(entries)
-        write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
             leftover.unlink(missing_ok=True)
 
@@ -137,14 +124,10 @@ def _shares(entries: list[dict[str, Any]]) -> dict[str, float]:
     return shares
 
 
-def write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+def _write_array(file: Path, array: np.ndarray) -> Path:
+    with replacing(file) as partial, partial.open("wb") as stream:
+        np.save(stream, array)
+    return file
 
 
 class writing:  # noqa: N801

@@ -13,7 +13,7 @@ from restuning._errors import DataError, TrainingError
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_where_memory_is_free
 from restuning.search.candidates import CANDIDATES, MORE, SHRINK, Candidate
-from restuning.search.journal import Journal
+from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.trial import Row, Trials
 from restuning.task import Task
 from restuning.training import FitSettings
@@ -106,14 +106,14 @@ def choose(
     out with the reason; a batch that memory does not allow is first run in pieces.
 
     Killed and called again with the same arguments, it goes on and ends with the same choice: what
-    the clock decided stands in the journal, and the time that killed parts took is not counted.
+    the clock decided stands in the folder, and the time that killed parts took is not counted.
 
     Args:
         inputs: Data with a validation split in front of the frozen backbone, and where features of
             them are stored. The test split is counted and left out: its features are computed for
             the method that is taken, not for all that are tried.
         settings: Base of every run; `epochs` are those of a final run inside the backbone.
-        out: Folder of the journal.
+        out: Folder of the choice.
         budget: None for no limits.
         candidates: What is tried.
         resume: False starts over.
@@ -151,8 +151,8 @@ def choose(
         "more": MORE,
         "shrink": SHRINK,
     }
-    journal = Journal(out, identity, resume)
-    trials = Trials(inputs, tested, settings, budget, journal, log)
+    folder = ChoiceFolder(out, identity, resume)
+    trials = Trials(inputs, tested, settings, budget, folder, log)
     rows: list[Row] = []
     for candidate in candidates:
         rows.append(trials.row(candidate, rows))
@@ -171,9 +171,9 @@ def choose(
     ]
     start = None
     if taken["goes_on"]:
-        ended = journal.weights(taken["method"], taken["lr"])
+        ended = folder.weights(taken["method"], taken["lr"])
         start = {n: v * SHRINK if v.is_floating_point() else v for n, v in ended.items()}
-    journal.keep(taken["method"], taken["lr"])
+    folder.remove_others(taken["method"], taken["lr"])
     return Choice(
         taken["method"],
         taken["lr"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from restuning._errors import TrainingError
+from restuning._files import write_text
 from restuning.training.run import Run
 
 FILE = "comparison.json"
@@ -49,8 +50,7 @@ class Comparison:
 
     def save(self, title: str) -> None:
         """Leave `comparison.json` and `comparison.png` in the folder."""
-        text = json.dumps(self.rows(), indent=1) + "\n"
-        (self.folder / FILE).write_text(text, encoding="utf-8")
+        write_text(self.folder / FILE, json.dumps(self.rows(), indent=1) + "\n")
         self.draw(self.folder / "comparison.png", title)
 
     def draw(self, file: Path, title: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from restuning._errors import RestuningError, TrainingError
+from restuning._errors import TrainingError
 from restuning.data import Data
 from restuning.features import Stored
 from restuning.features.stored import reason_not_storable
+from restuning.search.folder import SearchFolder
 from restuning.task import Task, save
 from restuning.training import FitSettings
 from restuning.training.arms import evaluate_arm, form, train_arms
@@ -146,8 +146,8 @@ def sweep(
         "data": plain.identity,
         "backbone": inputs.host.fingerprint(),
     }
-    run = _Sweep(inputs, method, settings, options, out, on_progress)
-    run.open(json.loads(json.dumps(identity, default=str)))
+    folder = SearchFolder(out, identity, file="grid.json", what="this folder holds another sweep")
+    run = _Sweep(inputs, method, settings, options, folder, on_progress)
     started = time.perf_counter()
     stored = _stored(inputs, Recipe(method, settings, options))
     search, final = stored.data(plain, final=False), stored.data(plain, final=True)
@@ -158,7 +158,7 @@ def sweep(
     run.train(arms, search, "arms")
     rows = []
     for setting in combinations:
-        results = [run.result("arms", Arm(setting, seed)) for seed in seeds]
+        results = [folder.read("arms", Arm(setting, seed).name) for seed in seeds]
         values = [r["val_accuracy"] for r in results if r["died_at"] is None]
         rows.append(
             {
@@ -182,7 +182,7 @@ def sweep(
     chosen = tuple(best["setting"].items())
     finals = [Arm(chosen, seed) for seed in seeds]
     run.train(finals, final, "final")
-    tested = [run.result("final", arm) for arm in finals]
+    tested = [folder.read("final", arm.name) for arm in finals]
     accuracy = [r["test_accuracy"] for r in tested if r["test_accuracy"] is not None]
     report = {
         **identity,
@@ -196,7 +196,7 @@ def sweep(
         "arms": len(arms),
         "seconds": time.perf_counter() - started,
     }
-    _write(out / "sweep.json", report)
+    folder.write(report, "sweep")
     return report
 
 
@@ -227,45 +227,23 @@ class _Sweep:
         method: str,
         settings: FitSettings,
         options: dict[str, Any],
-        out: Path,
+        folder: SearchFolder,
         on_progress: OnProgress,
     ) -> None:
         self.inputs, self.host, self.method = inputs, inputs.host, method
         self.settings, self.options = settings, options
-        self.out, self.on_progress = out, on_progress
-
-    def open(self, identity: dict[str, Any]) -> None:
-        file = self.out / "grid.json"
-        if file.exists():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            differs = [k for k in identity if before.get(k) != identity[k]]
-            if differs:
-                raise TrainingError(
-                    "this folder holds another sweep",
-                    where=str(self.out),
-                    found=f"other {', '.join(differs)}",
-                    fix="choose another --out",
-                )
-        else:
-            self.out.mkdir(parents=True, exist_ok=True)
-            _write(file, identity)
-
-    def file(self, kind: str, arm: Arm) -> Path:
-        return self.out / kind / f"{arm.name}.json"
-
-    def result(self, kind: str, arm: Arm) -> dict[str, Any]:
-        return json.loads(self.file(kind, arm).read_text(encoding="utf-8"))
+        self.folder, self.on_progress = folder, on_progress
 
     def train(self, arms: Sequence[Arm], data: Data, kind: str) -> None:
         """Train what has no result yet, in banks; `final` runs are tested and saved as well."""
         groups: dict[Any, list[tuple[Arm, Task, FitSettings]]] = {}
         for arm in arms:
-            if self.file(kind, arm).exists():
+            if self.folder.has(kind, arm.name):
                 continue
             task, settings = self._build(arm)
             key = (form(task), arm.seed, settings.epochs, settings.batch_size)
             groups.setdefault(key, []).append((arm, task, settings))
-        done = sum(self.file(kind, arm).exists() for arm in arms)
+        done = sum(self.folder.has(kind, arm.name) for arm in arms)
         for members in groups.values():
             for start in range(0, len(members), TOGETHER):
                 part = members[start : start + TOGETHER]
@@ -312,8 +290,7 @@ class _Sweep:
                 self._save(task, arm)
                 if data.test is not None and alive:
                     tested = evaluate_arm(self.host, task, data.test)
-            _write(
-                self.file(kind, arm),
+            self.folder.write(
                 {
                     "setting": dict(arm.setting),
                     "seed": arm.seed,
@@ -329,6 +306,8 @@ class _Sweep:
                     "seconds": seconds,
                     "arms_together": len(part),
                 },
+                kind,
+                arm.name,
             )
         self.on_progress(done + len(part), total, "")
 
@@ -337,22 +316,7 @@ class _Sweep:
         save(
             task,
             self.host,
-            self.out / "final" / f"seed-{arm.seed}.task",
+            self.folder.folder / "final" / f"seed-{arm.seed}.task",
             backbone=self.inputs.backbone.name,
             preprocessing=self.inputs.preprocessing,
         )
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    partial = file.with_suffix(".partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise RestuningError(
-            "a result cannot be written",
-            where=str(file),
-            found=error.strerror or str(error),
-            fix="free space and run the same command again: finished arms are kept",
-        ) from None

@@ -18,8 +18,8 @@ from restuning.forecast import StepForecast, storable
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_where_memory_is_free
 from restuning.search.candidates import Candidate
+from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.costs import Costs
-from restuning.search.journal import Journal
 from restuning.search.rule import answers, calibrated_loss
 from restuning.sites import Needs
 from restuning.task import Task
@@ -42,7 +42,7 @@ class Trials:
         tested: Inputs of the test split, for the time of the final run.
         settings: Base of all trials; `epochs` are those of a final run inside the backbone.
         budget: Of the whole.
-        journal: Of what was decided.
+        folder: Of what was decided.
         log: Receives a line for each trial.
     """
 
@@ -52,16 +52,16 @@ class Trials:
         tested: int,
         settings: FitSettings,
         budget: Budget,
-        journal: Journal,
+        folder: ChoiceFolder,
         log: Log,
     ) -> None:
         self.inputs, self.host, self.settings = inputs, inputs.host, settings
-        self.budget, self.journal, self.log = budget, journal, log
+        self.budget, self.folder, self.log = budget, folder, log
         self.costs = Costs(inputs.host, inputs.data, tested, settings)
 
     def row(self, candidate: Candidate, before: Sequence[Row]) -> Row:
-        """Try a candidate, or say why not; a row that the journal holds is taken as it is."""
-        known = self.journal.read(candidate.method)
+        """Try a candidate, or say why not; a row that the folder holds is taken as it is."""
+        known = self.folder.read(candidate.method)
         if known is not None and known["status"] != "begun":
             return known
         wall, processor = time.perf_counter(), time.process_time()
@@ -80,7 +80,7 @@ class Trials:
             row["why"] = str(reason)
         row["seconds"] = time.perf_counter() - wall
         row["cpu_seconds"] = time.process_time() - processor
-        self.journal.write(row)
+        self.folder.write(row)
         self.log(_in_words(row))
         return row
 
@@ -123,7 +123,7 @@ class Trials:
                 other = (rule.taken(before) or {}).get("final_seconds") or 0.0
                 _refuse(self.budget.refuses_time(spent() + trial + max(final, other)))
                 row["final_seconds"] = final
-            self.journal.write(
+            self.folder.write(
                 {"method": candidate.method, "status": "begun", "seconds": 0.0, **row}
             )
         if detached and len(candidate.rates) > 1 and not candidate.goes_on:
@@ -212,7 +212,7 @@ class Trials:
         for rate in candidate.rates:
             if results:
                 setup = Setup.on(self.inputs, self._build(candidate), setup.stored)
-            folder = self.journal.fit(candidate.method, rate)
+            folder = self.folder.run_folder(candidate.method, rate)
             own = replace(settings, lr=rate)
             try:
                 result = setup.fit(own, folder, progress=False, stop=stop)

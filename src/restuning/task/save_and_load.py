@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from restuning._errors import FormatError, HubError, WrongBackboneError, require
+from restuning._files import replacing, write_text
 from restuning._version import __version__
 from restuning.host import Extractor
 from restuning.task.task import Task
@@ -55,11 +55,10 @@ def save(
     tensors = {n: t.detach().cpu().contiguous() for n, t in task.state_dict().items()}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        partial = path / ".weights.partial"
-        save_file(tensors, partial)
-        partial.replace(path / "weights.safetensors")
-        _write(path / "README.md", _card(path.name, task, backbone, results or {}))
-        _write(path / "task.json", json.dumps(description, indent=1) + "\n")
+        with replacing(path / "weights.safetensors") as partial:
+            save_file(tensors, partial)
+        write_text(path / "README.md", _card(path.name, task, backbone, results or {}))
+        write_text(path / "task.json", json.dumps(description, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         raise FormatError(
             "a task could not be saved",
@@ -241,15 +240,6 @@ def _short(fingerprint: Mapping[str, Any]) -> str:
         f"{f.get('class')} ({f.get('layers')} layers, d={widths}, sites {f.get('sites')}, "
         f"weights {f.get('weights')}{ran})"
     )
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:

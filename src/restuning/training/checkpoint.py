@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, TrainingError
+from restuning._files import replacing
 
 FORMAT = 1
 KEPT = 2
@@ -89,22 +89,17 @@ def write(folder: Path, snapshot: Snapshot, *, final: bool = False) -> Path:
         TrainingError: The disk is full or the folder cannot be written; older ones are untouched.
     """
     path = folder / (FINAL if final else f"step-{snapshot.state['step']:09d}{SUFFIX}")
-    partial = folder / f".{path.name}.partial"
     header = {
         "format": str(FORMAT),
         "state": json.dumps(snapshot.state),
         "sha256": _digest(snapshot),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(snapshot.tensors, partial, metadata=header)
-        _sync(partial)
-        partial.replace(path)
-        _sync(folder)
+        with replacing(path) as partial:
+            save_file(snapshot.tensors, partial, metadata=header)
         for old in [p for p in _present(folder) if p != path][0 if final else KEPT - 1 :]:
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        _forget(partial)
         raise TrainingError(
             "a checkpoint cannot be written",
             where=str(path),
@@ -166,7 +161,7 @@ def clear(folder: Path) -> None:
     try:
         for path in _present(folder):
             path.unlink(missing_ok=True)
-        for path in folder.glob(f".*{SUFFIX}.partial"):
+        for path in folder.glob(f".*{SUFFIX}.*partial"):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise TrainingError(
@@ -192,21 +187,3 @@ def _digest(snapshot: Snapshot) -> str:
         if tensor.numel():
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder; its rename is durable with the journal.
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _forget(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return

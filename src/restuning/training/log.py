@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from restuning._errors import TrainingError, require
+from restuning._files import replacing
 from restuning.training.settings import FitSettings
 
 
@@ -130,11 +131,10 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=11)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        # Closed before it takes its name.
+        with replacing(path) as partial, partial.open("wb") as file:
             canvas.print_png(file)
-        os.replace(partial, path)
     except OSError as error:
         raise TrainingError(
             "the curves cannot be drawn",

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from restuning._errors import TrainingError
+from restuning._files import refuse_other
 
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb")
@@ -175,14 +176,9 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], out: Path)
     Raises:
         TrainingError: Names everything that differs.
     """
-    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    if names:
-        raise TrainingError(
-            "this folder holds a run with other settings",
-            where=str(out),
-            found="; ".join(f"{n}: {before.get(n)!r} then, {now.get(n)!r} now" for n in names),
-            fix="use the settings of then, another --out, or --no-resume to start over",
-        )
+    fix = "use the settings of then, another --out, or --no-resume to start over"
+    what = "this folder holds a run with other settings"
+    refuse_other(before, now, out, what=what, fix=fix)
 
 
 @dataclass(frozen=True)

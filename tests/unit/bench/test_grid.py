@@ -112,7 +112,7 @@ def test_a_folder_without_tasks_is_refused(suite, where):
 def test_a_folder_of_another_protocol_is_refused_and_the_difference_named(grid):
     job = grid()
     other = Protocol("restuning-tiny", settings=FitSettings(epochs=2, batch_size=8, lr=1e-2))
-    with pytest.raises(RestuningError, match="epochs 1 then, 2 now"):
+    with pytest.raises(RestuningError, match="epochs: 1 then, 2 now"):
         open_grid(job.folder, other, job.runs)
 
 

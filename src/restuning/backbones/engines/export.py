@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import EngineError, RestuningError, require
+from restuning._files import replacing
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.engines.description import KEY, Description, plain_readout
 from restuning.backbones.engines.open import open_engine
@@ -233,11 +233,9 @@ def _errors(
 def _whole(out: Path) -> Iterator[Path]:
     """A file beside `out` that takes its place when all went well."""
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            # torch.export.save wants this suffix.
-            partial = Path(folder) / out.with_suffix(out.suffix or ".pt2").name
+        # torch.export.save wants this suffix.
+        with replacing(out, suffix=out.suffix or ".pt2") as partial:
             yield partial
-            partial.replace(out)
     except OSError as error:
         raise EngineError(
             "the engine cannot be written",

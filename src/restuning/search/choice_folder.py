@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from restuning._errors import FormatError, TrainingError
-from restuning._files import read_json, write_json
+from restuning._errors import FormatError
+from restuning.search.folder import SearchFolder
 from restuning.training.checkpoint import newest
 
 STATUS = ("left out", "begun", "stopped", "tried")
 """`begun`: the budget allowed it, and that is not asked again: time has passed since."""
 
 
-class Journal:
-    """Rows of candidates in a folder; each is written whole or not at all.
+class ChoiceFolder:
+    """Rows of candidates and the runs of their trials.
 
     Args:
         folder: Its own.
@@ -32,32 +31,15 @@ class Journal:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], resume: bool = True) -> None:
+        what = "this folder holds a choice that was begun otherwise"
         self.folder = folder
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-        now = json.loads(json.dumps(identity))
-        file = folder / "identity.json"
-        if not file.exists():
-            write_json(file, now)
-            return
-        before = read_json(file)
-        differs = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if differs:
-            raise TrainingError(
-                "this folder holds a choice that was begun otherwise",
-                where=str(folder),
-                found="; ".join(
-                    f"{n}: {before.get(n)!r} then, {now.get(n)!r} now" for n in differs
-                )[:600],
-                fix="use what was used then, another --out, or --no-resume to start over",
-            )
+        self.rows = SearchFolder(folder, identity, file="identity.json", what=what, resume=resume)
 
     def read(self, method: str) -> dict[str, Any] | None:
         """The row of a candidate, or None."""
-        file = self._file(method)
-        if not file.exists():
+        if not self.rows.has(method):
             return None
-        row = read_json(file)
+        row = self.rows.read(method)
         status, seconds = row.get("status"), row.get("seconds")
         whole = row.get("method") == method and status in STATUS and _number(seconds)
         if status in ("tried", "stopped"):
@@ -69,7 +51,7 @@ class Journal:
         if not whole:
             raise FormatError(
                 "a row of a choice is malformed",
-                where=str(file),
+                where=str(self.rows.path(method)),
                 found=str(row)[:200],
                 fix="delete it and run the same command again",
             )
@@ -77,9 +59,9 @@ class Journal:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Keep a row."""
-        write_json(self._file(row["method"]), row)
+        self.rows.write(row, row["method"])
 
-    def fit(self, method: str, rate: float) -> Path:
+    def run_folder(self, method: str, rate: float) -> Path:
         """Folder of a candidate's run at a rate."""
         return self.folder / "fits" / method / f"lr={rate:g}"
 
@@ -89,24 +71,21 @@ class Journal:
         Raises:
             FormatError: It is no longer there.
         """
-        snapshot = newest(self.fit(method, rate) / "checkpoints")
+        snapshot = newest(self.run_folder(method, rate) / "checkpoints")
         if snapshot is None:
             raise FormatError(
                 "the weights of a trial are gone",
-                where=str(self.fit(method, rate)),
+                where=str(self.run_folder(method, rate)),
                 found="no checkpoint",
-                fix=f"delete {self._file(method)} and run the same command again, which tries it again",
+                fix=f"delete {self.rows.path(method)} and run the same command again, which tries it again",
             )
         return snapshot.part("task")
 
-    def keep(self, method: str, rate: float) -> None:
+    def remove_others(self, method: str, rate: float) -> None:
         """Remove the runs of all trials but one."""
         for folder in self.folder.glob("fits/*/*"):
-            if folder != self.fit(method, rate):
+            if folder != self.run_folder(method, rate):
                 shutil.rmtree(folder, ignore_errors=True)
-
-    def _file(self, method: str) -> Path:
-        return self.folder / f"{method}.json"
 
 
 def _number(value: Any) -> bool:

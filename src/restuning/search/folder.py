@@ -1,0 +1,72 @@
+"""The folder of a search: a description that all calls on it must agree with, and results in files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from restuning._files import read_json, refuse_other, write_json
+
+
+class SearchFolder:
+    """Results in files, each whole or not there, so that a killed search goes on and ends the same.
+
+    Args:
+        folder: Its own.
+        identity: What must agree between all calls on the folder, as JSON.
+        file: Where that is written.
+        what: The error where it does not agree, such as "this folder holds another sweep".
+        resume: False forgets what the folder holds.
+
+    Raises:
+        TrainingError: The folder was begun under another identity.
+        FormatError: What it holds is damaged, or it cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        *,
+        file: str,
+        what: str,
+        resume: bool = True,
+    ) -> None:
+        self.folder = folder
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        # As it will be read again: tuples are lists, and what JSON does not know is a text.
+        now = json.loads(json.dumps(identity, default=str))
+        path = folder / file
+        if not path.exists():
+            write_json(path, now)
+            return
+        fix = "use what was used then, another --out, or --no-resume to start over"
+        refuse_other(read_json(path), now, folder, what=what, fix=fix)
+
+    def path(self, *parts: str) -> Path:
+        """Of the result of that name."""
+        return self.folder.joinpath(*parts[:-1], f"{parts[-1]}.json")
+
+    def has(self, *parts: str) -> bool:
+        """Whether there is such a result."""
+        return self.path(*parts).exists()
+
+    def read(self, *parts: str) -> dict[str, Any]:
+        """A result.
+
+        Raises:
+            FormatError: There is none, or it is damaged.
+        """
+        return read_json(self.path(*parts))
+
+    def write(self, content: Mapping[str, Any], *parts: str) -> None:
+        """Leave a result, whole or not at all.
+
+        Raises:
+            FormatError: It cannot be written.
+        """
+        write_json(self.path(*parts), content)
