@@ -31,9 +31,9 @@ from restuning import Host, methods
 from restuning.backbones.diffusion import load_text_to_image
 from restuning.diffusion import (
     DenoiserSettings,
+    JudgingProtocol,
     Objective,
     Pairs,
-    Protocol,
     Run,
     encode,
     judge_images,
@@ -147,7 +147,7 @@ def main() -> None:
     result = judge_images(
         pixels(reference, args.size, args.batch_size),
         generated(),
-        Protocol(
+        JudgingProtocol(
             f"{args.pipeline} {args.method}",
             "COCO2017 val, first captions",
             reference.digest(),

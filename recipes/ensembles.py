@@ -20,17 +20,17 @@ import torch
 
 from restuning.bench import (
     Bench,
+    GridProtocol,
     Job,
-    Protocol,
-    carry_out,
     find_tasks,
     open_grid,
     parse_entries,
     plan,
+    run_grid,
 )
 from restuning.bench.measure import hardware, versions
 from restuning.bench.studies.ensembles import disagreement, ensemble_accuracy, probabilities
-from restuning.bench.studies.kept import load_kept
+from restuning.bench.studies.load_trained import load_trained
 from restuning.training import FitSettings
 
 SEEDS = 3
@@ -44,15 +44,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    protocol = Protocol("restuning-tiny", settings=FitSettings(epochs=args.epochs, lr=1e-2))
+    protocol = GridProtocol("restuning-tiny", settings=FitSettings(epochs=args.epochs, lr=1e-2))
     runs = plan(protocol, find_tasks("digits"), parse_entries(METHODS), SEEDS)
     open_grid(args.out, protocol, runs)
-    carry_out(Job(protocol, args.out, runs, keep=True, threads=args.threads))
+    run_grid(Job(protocol, args.out, runs, keep=True, threads=args.threads))
     bench = Bench(protocol, args.out)
     answers: dict[tuple[str, int], torch.Tensor] = {}
     parameters: dict[str, int] = {}
     for run in runs:
-        tuned, result = load_kept(bench, run)
+        tuned, result = load_trained(bench, run)
         data = bench.data(run.task).apart
         answers[run.entry.label, run.seed] = probabilities(tuned, data.test, data.collate)
         parameters[run.entry.label] = result["parameters"]["trained"]

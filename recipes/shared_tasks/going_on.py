@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from restuning import methods
-from restuning.bench import Bench, Protocol, find_tasks
+from restuning.bench import Bench, GridProtocol, find_tasks
 from restuning.bench.measure import hardware, versions
 from restuning.data import Data
 from restuning.data.decoded import HeldImages
@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     shared = Path(os.environ["RESTUNING_DATA"])
-    protocol = Protocol(
+    protocol = GridProtocol(
         "timm:vit_tiny_patch16_224@112",
         str(shared / "weights/vit_tiny_patch16_224.safetensors"),
         FitSettings(epochs=10, lr=5e-3, precision="bf16"),

@@ -12,8 +12,8 @@ from torch import nn
 from restuning._errors import BackboneError, DataError
 from restuning.diffusion import (
     Encoded,
+    JudgingProtocol,
     Objective,
-    Protocol,
     density_and_coverage,
     frechet_distance,
     held_out_error,
@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SAME = 1e-3
 """Two ways to a matrix root, in fp64 and in torchmetrics's own arithmetic."""
 
-PROTOCOL = Protocol("nothing", "noise", "0" * 16, 8, "none", "none", 1, 1.0, 0)
+PROTOCOL = JudgingProtocol("nothing", "noise", "0" * 16, 8, "none", "none", 1, 1.0, 0)
 
 
 class Colours(nn.Module):

@@ -16,15 +16,21 @@ from restuning._errors import DataError
 from restuning._files import read_json, write_json
 from restuning.backbones import Backbone, load_backbone
 from restuning.bench import rivals
-from restuning.bench.chosen import chosen_by_auto, chosen_setting, told
-from restuning.bench.facts import counted_memory, data_facts, parameters, saved_bytes, store_facts
-from restuning.bench.folder import WORK, head, kept_folder, packed
-from restuning.bench.grid import Entry, Protocol, Run, layers_of
+from restuning.bench.chosen import choose_entry, describe_choice, find_setting
+from restuning.bench.facts import (
+    count_memory,
+    count_parameters,
+    count_saved_bytes,
+    data_facts,
+    store_facts,
+)
+from restuning.bench.folder import WORK, describe_run, pack_hits, task_folder
+from restuning.bench.grid import Entry, GridProtocol, GridRun, layer_numbers
 from restuning.bench.measure import (
     INFERRED,
     hardware,
-    inference_seconds,
-    predictions,
+    measure_inference,
+    predict_split,
     step_seconds,
     versions,
 )
@@ -44,7 +50,7 @@ LARGEST_STORE = 16 * 2**30
 
 
 @dataclass
-class Loaded:
+class LoadedTask:
     """What runs on one task share."""
 
     task: SuiteTask
@@ -67,7 +73,7 @@ class Bench:
     """
 
     def __init__(
-        self, protocol: Protocol, folder: Path, stores: Path | None = None, keep: bool = False
+        self, protocol: GridProtocol, folder: Path, stores: Path | None = None, keep: bool = False
     ) -> None:
         self.protocol, self.folder, self.keep = protocol, folder, keep
         self.work = folder / WORK
@@ -80,10 +86,10 @@ class Bench:
             self.host.cuda()
         self.device = next(self.host.model.parameters()).device
         self.known: dict[str, Any] = {}
-        self.loaded: Loaded | None = None
+        self.loaded: LoadedTask | None = None
         self.digest = weights_digest(self.host.model)
 
-    def run(self, run: Run) -> dict[str, Any]:
+    def run(self, run: GridRun) -> dict[str, Any]:
         """Train, test and measure; returns the result that is written.
 
         Raises:
@@ -92,19 +98,19 @@ class Bench:
         started = time.perf_counter()
         data = self.data(run.task)
         choice, entry, final = None, run.entry, run.stage == "final"
-        setting, chosen = chosen_setting(self.protocol, self.folder, run)
+        setting, chosen = find_setting(self.protocol, self.folder, run)
         if entry.method == AUTO:
-            entry, choice = chosen_by_auto(
+            entry, choice = choose_entry(
                 run, self.protocol, self._inputs(data), self.work / "choices" / run.name
             )
         layers = self.host.sites.layers
         options = {
-            k: layers_of(v, layers) if k in ("layers", "taps") else v
+            k: layer_numbers(v, layers) if k in ("layers", "taps") else v
             for k, v in self.protocol.options_of(entry, setting).items()
         }
         settings = self.protocol.settings_of(setting, run.seed)
         if choice is not None:
-            settings, (told_of, chosen) = choice.settings(settings), told(choice)
+            settings, (told_of, chosen) = choice.settings(settings), describe_choice(choice)
             setting = tuple(told_of.items())
         torch.manual_seed(run.seed)
         tuned = self.build(entry, data.apart.num_classes, options)
@@ -132,24 +138,24 @@ class Bench:
                 fix="give the task one",
             )
         begun = time.perf_counter()
-        found, right = predictions(
+        found, right = predict_split(
             tuned, tested, fed.collate, settings.batch_size, settings.precision
         )
         test_seconds = time.perf_counter() - begun
         hits = found == right
         result = {
-            **head(run),
+            **describe_run(run),
             "status": "done",
             "split": "test" if final else "validation",
             "accuracy": float(hits.mean()),
             "count": len(hits),
-            "hits": packed(hits),
+            "hits": pack_hits(hits),
             "train_loss": fitted.train_loss,
             "setting": dict(setting),
             "options": options,
             "chosen": chosen,
             "settings": settings.to_dict(),
-            "parameters": parameters(task, self.backbone.model),
+            "parameters": count_parameters(task, self.backbone.model),
             "steps": fitted.steps,
             "data": data_facts(data.apart),
             "backbone": {
@@ -161,8 +167,8 @@ class Bench:
         }
         if final:
             live = tuned if kept is None else self._live(task)
-            folder_of_task = kept_folder(self.folder, run)
-            result["file_bytes"] = saved_bytes(
+            folder_of_task = task_folder(self.folder, run)
+            result["file_bytes"] = count_saved_bytes(
                 task, self.host, self.backbone, folder_of_task, result["accuracy"], self.keep
             )
             result["memory"] = {
@@ -199,7 +205,7 @@ class Bench:
     def _live(self, task: Task) -> nn.Module:
         return Tuned(self.host, task)
 
-    def data(self, task: SuiteTask) -> Loaded:
+    def data(self, task: SuiteTask) -> LoadedTask:
         """The task's images, held until another task's are asked for."""
         if self.loaded is None or self.loaded.task != task:
             self.loaded = None
@@ -221,10 +227,10 @@ class Bench:
                 apart.identity,
                 apart.notes,
             )
-            self.loaded = Loaded(task, apart, whole)
+            self.loaded = LoadedTask(task, apart, whole)
         return self.loaded
 
-    def _stored(self, task: Any, data: Loaded) -> Stored | None:
+    def _stored(self, task: Any, data: LoadedTask) -> Stored | None:
         """Features of a task that needs no gradient in the backbone; one store for all such runs."""
         inputs = self._inputs(data)
         if (
@@ -242,7 +248,7 @@ class Bench:
                 write_json(self._built(kept), took)
         return data.stores[needs]
 
-    def _inputs(self, data: Loaded, final: bool = False) -> Inputs:
+    def _inputs(self, data: LoadedTask, final: bool = False) -> Inputs:
         """A task's data before the backbone; for a final run train and val are one split."""
         # Stored features are those of live training.
         precision = "bf16" if self.protocol.settings.precision == "bf16" else "fp32"
@@ -268,14 +274,19 @@ class Bench:
         return self.stores / f"{kept.store.path.name}.seconds.json"
 
     def _inference(
-        self, task: SuiteTask, entry: Entry, options: dict[str, Any], live: nn.Module, data: Loaded
+        self,
+        task: SuiteTask,
+        entry: Entry,
+        options: dict[str, Any],
+        live: nn.Module,
+        data: LoadedTask,
     ) -> dict[str, float]:
         """Measured once for each form of a method on each task: weights do not change it."""
         key = f"inference {task.name} {entry.method} {options}"
         if key not in self.known:
             images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]
             precision = self.protocol.settings.precision
-            self.known[key] = inference_seconds(live, self.host, images, precision)
+            self.known[key] = measure_inference(live, self.host, images, precision)
         return self.known[key]
 
     def _memory(
@@ -284,7 +295,7 @@ class Bench:
         options: dict[str, Any],
         live: nn.Module,
         settings: FitSettings,
-        data: Loaded,
+        data: LoadedTask,
         cached: bool,
     ) -> dict[str, Any]:
         """Counted once for each form of a method."""
@@ -292,5 +303,5 @@ class Bench:
         if key not in self.known:
             example = self.backbone.example[0].to(self.device)
             precision = self.protocol.settings.precision
-            self.known[key] = counted_memory(self.host, example, live, settings, precision, cached)
+            self.known[key] = count_memory(self.host, example, live, settings, precision, cached)
         return dict(self.known[key])

@@ -7,16 +7,16 @@ from typing import Any
 
 from restuning._errors import TrainingError
 from restuning.bench.folder import read_result, result_file
-from restuning.bench.grid import Entry, Protocol, Run, Setting, searches
-from restuning.search import AUTO, Budget, Choice, choose
+from restuning.bench.grid import Entry, GridProtocol, GridRun, Setting, search_runs
+from restuning.search import AUTO, Budget, Choice, choose_method
 from restuning.training.run import Inputs
 
-TAKES = ("memory", "minutes")
+AUTO_OPTIONS = ("memory", "minutes")
 """Options of `auto`."""
 
 
-def chosen_setting(
-    protocol: Protocol, folder: Path, run: Run
+def find_setting(
+    protocol: GridProtocol, folder: Path, run: GridRun
 ) -> tuple[Setting, dict[str, Any] | None]:
     """The setting of a run; of a final one, the best of its searches on validation.
 
@@ -25,7 +25,7 @@ def chosen_setting(
     """
     if run.stage == "search":
         return run.setting, None
-    runs = searches(protocol, run.task, run.entry)
+    runs = search_runs(protocol, run.task, run.entry)
     if not runs:
         return protocol.candidates(run.entry)[0], None
     found = []
@@ -49,8 +49,8 @@ def chosen_setting(
     }
 
 
-def chosen_by_auto(
-    run: Run, protocol: Protocol, inputs: Inputs, folder: Path
+def choose_entry(
+    run: GridRun, protocol: GridProtocol, inputs: Inputs, folder: Path
 ) -> tuple[Entry, Choice]:
     """The method that a run of `auto` trains, in place of its own, and how it was chosen.
 
@@ -67,11 +67,11 @@ def chosen_by_auto(
         ForecastError: Not an amount of memory.
     """
     options = dict(run.entry.options)
-    if unknown := options.keys() - set(TAKES):
+    if unknown := options.keys() - set(AUTO_OPTIONS):
         raise TrainingError(
             "no such option",
             where=f"{AUTO}: {', '.join(sorted(unknown))}",
-            fix=f"{AUTO} takes {' and '.join(TAKES)}",
+            fix=f"{AUTO} takes {' and '.join(AUTO_OPTIONS)}",
         )
     memory, minutes = options.get("memory"), options.get("minutes")
     if minutes is not None and not isinstance(minutes, int | float):
@@ -89,11 +89,11 @@ def chosen_by_auto(
         )
     settings = protocol.settings_of((), run.seed)
     budget = Budget.of(None if memory is None else str(memory), minutes)
-    choice = choose(inputs, settings, folder, budget=budget)
+    choice = choose_method(inputs, settings, folder, budget=budget)
     return Entry(run.entry.label, choice.method), choice
 
 
-def told(choice: Choice) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe_choice(choice: Choice) -> tuple[dict[str, Any], dict[str, Any]]:
     """The setting that was chosen, and what it was chosen among, as results tell them."""
     setting = {
         "method": choice.method,

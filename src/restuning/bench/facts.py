@@ -20,7 +20,7 @@ from restuning.task import Task, save
 from restuning.training import FitSettings
 
 
-def parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
+def count_parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
     """Trained or solved in closed form, of them without the head, and of the backbone."""
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     trained += sum(m.solved_parameters for m in task.modules() if isinstance(m, SideNetwork))
@@ -54,7 +54,7 @@ def store_facts(kept: Stored | None) -> dict[str, Any] | None:
     }
 
 
-def counted_memory(
+def count_memory(
     host: Host, example: Any, live: nn.Module, settings: FitSettings, precision: str, cached: bool
 ) -> dict[str, Any]:
     """Bytes of a training step above weights, moments and batch, counted from shapes.
@@ -97,7 +97,7 @@ def counted_memory(
     }
 
 
-def saved_bytes(
+def count_saved_bytes(
     task: nn.Module, host: Host, backbone: Backbone, folder: Path, accuracy: float, keep: bool
 ) -> int:
     """Bytes of what a user would keep of the task; the folder stays where `keep` is set.

@@ -13,14 +13,14 @@ import numpy as np
 
 from restuning._errors import FormatError, TrainingError
 from restuning._files import Claim, read_json, refuse_other, write_json
-from restuning.bench.grid import Protocol, Run, slug
+from restuning.bench.grid import GridProtocol, GridRun, slug
 from restuning.bench.measure import versions
 from restuning.training import FitSettings
 
 
 def open_grid(
-    folder: Path, protocol: Protocol, runs: Sequence[Run], retry: bool = False
-) -> list[Run]:
+    folder: Path, protocol: GridProtocol, runs: Sequence[GridRun], retry: bool = False
+) -> list[GridRun]:
     """Begin a grid or go on with one; the runs that have no result.
 
     Args:
@@ -75,7 +75,7 @@ def open_grid(
     return left
 
 
-def _choices(protocol: Protocol, run: Run) -> list[dict[str, Any]]:
+def _choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
     found = [dict(setting) for setting in protocol.candidates(run.entry)]
     return json.loads(
         json.dumps(
@@ -99,7 +99,7 @@ def _check_same(before: dict[str, Any], identity: dict[str, Any], folder: Path) 
     refuse_other(then, identity, folder, what=what, fix=fix)
 
 
-def protocol_of(folder: Path, weights: Path | None = None) -> Protocol:
+def read_protocol(folder: Path, weights: Path | None = None) -> GridProtocol:
     """The protocol a grid was run under, to load its backbone and tasks again.
 
     Args:
@@ -113,7 +113,7 @@ def protocol_of(folder: Path, weights: Path | None = None) -> Protocol:
         found = dict(read_json(folder / GRID)["protocol"])
         settings = FitSettings(**{**found.pop("settings"), "seed": 0})
         found.pop("choices")
-        return Protocol(
+        return GridProtocol(
             **{**found, "weights": str(weights) if weights else None, "settings": settings}
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -125,7 +125,7 @@ def protocol_of(folder: Path, weights: Path | None = None) -> Protocol:
         ) from None
 
 
-def head(run: Run) -> dict[str, Any]:
+def describe_run(run: GridRun) -> dict[str, Any]:
     """What every result starts with, failed or done."""
     return {
         "format": FORMAT,
@@ -138,12 +138,12 @@ def head(run: Run) -> dict[str, Any]:
     }
 
 
-def result_file(folder: Path, run: Run) -> Path:
+def result_file(folder: Path, run: GridRun) -> Path:
     """Where a run's result is or will be."""
     return folder / RUNS / f"{run.name}.json"
 
 
-def kept_folder(folder: Path, run: Run) -> Path:
+def task_folder(folder: Path, run: GridRun) -> Path:
     """Where the task of a final run is saved, and stays with `--keep`."""
     return folder / WORK / "tasks" / f"{slug(run.name.replace('/', '.'))}.task"
 
@@ -198,7 +198,7 @@ def read_result(file: Path) -> dict[str, Any]:
         value = content["accuracy"]
         if not (math.isfinite(value) and 0 <= value <= 1):
             wrong = ["accuracy"]
-        elif abs(unpacked(content["hits"], content["count"], file).mean() - value) > 1e-9:
+        elif abs(unpack_hits(content["hits"], content["count"], file).mean() - value) > 1e-9:
             wrong = ["accuracy (it is not the mean of hits)"]
     if wrong:
         raise FormatError(
@@ -230,12 +230,12 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return [read_result(file) for file in sorted((folder / RUNS).rglob("*.json"))]
 
 
-def packed(hits: Sequence[bool] | np.ndarray) -> str:
+def pack_hits(hits: Sequence[bool] | np.ndarray) -> str:
     """Right answers in the order of the test split, a bit each, as base64."""
     return base64.b64encode(np.packbits(np.asarray(hits, bool)).tobytes()).decode()
 
 
-def unpacked(text: str, count: int, where: Path | str = "") -> np.ndarray:
+def unpack_hits(text: str, count: int, where: Path | str = "") -> np.ndarray:
     """What `packed` packed.
 
     Raises:

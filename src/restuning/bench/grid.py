@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Run:
+class GridRun:
     """One training and its test.
 
     Attributes:
@@ -75,7 +75,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class GridProtocol:
     """What all runs of one folder share, so that its numbers may stand in one table.
 
     Attributes:
@@ -129,17 +129,17 @@ class Protocol:
         return {**asdict(self), "weights": weights, "settings": settings, "choices": None}
 
 
-def searches(protocol: Protocol, task: SuiteTask, entry: Entry) -> list[Run]:
+def search_runs(protocol: GridProtocol, task: SuiteTask, entry: Entry) -> list[GridRun]:
     """The runs that choose a setting: none where there is nothing to choose, else one seed each."""
     settings = protocol.candidates(entry)
     if len(settings) == 1:
         return []
-    return [Run(task, entry, "search", setting, protocol.settings.seed) for setting in settings]
+    return [GridRun(task, entry, "search", setting, protocol.settings.seed) for setting in settings]
 
 
 def plan(
-    protocol: Protocol, tasks: Sequence[SuiteTask], entries: Sequence[Entry], seeds: int
-) -> list[Run]:
+    protocol: GridProtocol, tasks: Sequence[SuiteTask], entries: Sequence[Entry], seeds: int
+) -> list[GridRun]:
     """All runs in the order they are taken up: a task's together, its searches before its finals.
 
     Within a task seeds go round the entries, so that a grid stopped early compares all of them.
@@ -158,11 +158,13 @@ def plan(
             found=", ".join(twice) or f"{seeds} seeds",
             fix="give each method once, and --seeds 1 or more",
         )
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     for task in tasks:
         for entry in entries:
-            runs += searches(protocol, task, entry)
-        runs += [Run(task, entry, "final", (), seed) for seed in range(seeds) for entry in entries]
+            runs += search_runs(protocol, task, entry)
+        runs += [
+            GridRun(task, entry, "final", (), seed) for seed in range(seeds) for entry in entries
+        ]
     return runs
 
 
@@ -214,7 +216,7 @@ def parse_choices(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _value(text: str) -> Any:
-    """Numbers, true and false, layers as `1-6` or `1+3+5` (or in words, see `layers_of`), else words."""
+    """Numbers, true and false, layers as `1-6` or `1+3+5` (or in words, see `layer_numbers`), else words."""
     if re.fullmatch(r"\d+-\d+", text):
         first, last = map(int, text.split("-"))
         return list(range(first, last + 1))
@@ -226,7 +228,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def layers_of(words: Any, layers: int) -> Any:
+def layer_numbers(words: Any, layers: int) -> Any:
     """`first-3`, `last-1/2` (a share of them) and `every-2` as numbers of layers from 1.
 
     Args:

@@ -27,7 +27,7 @@ INFERRED = 32
 """Images of a timed forward."""
 
 
-def predictions(
+def predict_split(
     tuned: nn.Module, data: Any, collate: Callable | None, batch_size: int, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classes that a model in eval mode answers with, and those that are right.
@@ -63,7 +63,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, kind, enabled=precision != "no")
 
 
-def inference_seconds(
+def measure_inference(
     tuned: nn.Module, bare: nn.Module, images: Tensor, precision: str
 ) -> dict[str, float]:
     """Seconds an image, from pixels to logits, and of the bare backbone in turns with it."""

@@ -18,8 +18,8 @@ import torch
 from restuning._errors import RestuningError, TrainingError
 from restuning._files import Claim, write_json
 from restuning.bench.bench import Bench
-from restuning.bench.folder import WORK, head, read_result, result_file
-from restuning.bench.grid import Protocol, Run, searches
+from restuning.bench.folder import WORK, describe_run, read_result, result_file
+from restuning.bench.grid import GridProtocol, GridRun, search_runs
 from restuning.bench.measure import versions
 
 POLL = 0.5
@@ -50,15 +50,15 @@ class Job:
         threads: Of torch, for this process.
     """
 
-    protocol: Protocol
+    protocol: GridProtocol
     folder: Path
-    runs: list[Run]
+    runs: list[GridRun]
     stores: Path | None = None
     keep: bool = False
     threads: int = 1
 
 
-def carry_out(job: Job, jobs: int = 1, listen: Listener = lambda event: None) -> int:
+def run_grid(job: Job, jobs: int = 1, listen: Listener = lambda event: None) -> int:
     """Make every run of a grid that has no result, in processes side by side.
 
     Several calls, on one machine or on several that share the folder, divide the runs among them
@@ -76,7 +76,7 @@ def carry_out(job: Job, jobs: int = 1, listen: Listener = lambda event: None) ->
         TrainingError: A process ended before its share was done.
     """
     if jobs == 1:
-        work(job, 0, listen)
+        take_runs(job, 0, listen)
     else:
         _side_by_side(job, jobs, listen)
     results = (read_result(result_file(job.folder, run)) for run in job.runs)
@@ -133,13 +133,13 @@ def _child(job: Job, number: int, queue: Any, parent: int) -> None:
         queue.put(event)
 
     try:
-        work(job, number, listen)
+        take_runs(job, number, listen)
     except (RestuningError, KeyboardInterrupt) as error:
         queue.put(Event(number, "end", str(error)))
         raise SystemExit(1) from None
 
 
-def work(job: Job, number: int, listen: Listener) -> None:
+def take_runs(job: Job, number: int, listen: Listener) -> None:
     """One process: take runs that nobody has, again and again until every run has its result.
 
     A final run whose searches are not all there yet is passed over. So is one that another process
@@ -149,28 +149,30 @@ def work(job: Job, number: int, listen: Listener) -> None:
     left = [run for run in job.runs if not result_file(job.folder, run).exists()]
     if not left:
         return
-    left = _turned(left, number)
+    left = _rotate(left, number)
     bench = Bench(job.protocol, job.folder, job.stores, job.keep)
     while left:
-        made = [_claimed(job, bench, run, number, listen) for run in left if _ready(job, run)]
+        made = [
+            _claim_and_run(job, bench, run, number, listen) for run in left if _is_ready(job, run)
+        ]
         left = [run for run in left if not result_file(job.folder, run).exists()]
         if left and not any(made):
             time.sleep(POLL)
 
 
-def _turned(runs: list[Run], number: int) -> list[Run]:
+def _rotate(runs: list[GridRun], number: int) -> list[GridRun]:
     """Runs by task; each process begins elsewhere, so that tasks are decoded side by side."""
     tasks = list(dict.fromkeys(run.task.name for run in runs))
     order = tasks[number % len(tasks) :] + tasks[: number % len(tasks)]
     return sorted(runs, key=lambda run: order.index(run.task.name))
 
 
-def _ready(job: Job, run: Run) -> bool:
-    before = searches(job.protocol, run.task, run.entry) if run.stage == "final" else []
+def _is_ready(job: Job, run: GridRun) -> bool:
+    before = search_runs(job.protocol, run.task, run.entry) if run.stage == "final" else []
     return all(result_file(job.folder, search).exists() for search in before)
 
 
-def _claimed(job: Job, bench: Bench, run: Run, number: int, listen: Listener) -> bool:
+def _claim_and_run(job: Job, bench: Bench, run: GridRun, number: int, listen: Listener) -> bool:
     """Make a run if nobody has made or claimed it; whether it was made here."""
     file = result_file(job.folder, run)
     if file.exists():
@@ -184,7 +186,7 @@ def _claimed(job: Job, bench: Bench, run: Run, number: int, listen: Listener) ->
         if file.exists():
             return False
         listen(Event(number, "start", str(run)))
-        listen(_made(bench, run, file, number))
+        listen(_run_and_write(bench, run, file, number))
         return True
     finally:
         claim.give_back()
@@ -196,7 +198,7 @@ def _trace(error: Exception) -> list[str]:
     return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
 
 
-def _made(bench: Bench, run: Run, file: Path, number: int) -> Event:
+def _run_and_write(bench: Bench, run: GridRun, file: Path, number: int) -> Event:
     """Make a run and write its result, whatever it is."""
     started = time.perf_counter()
     try:
@@ -204,7 +206,7 @@ def _made(bench: Bench, run: Run, file: Path, number: int) -> Event:
     except Exception as error:  # noqa: BLE001 (one run that fails must not stop a grid)
         known = isinstance(error, RestuningError)
         result = {
-            **head(run),
+            **describe_run(run),
             "status": "failed",
             "error": f"{type(error).__name__}: {error}",
             "trace": [] if known else _trace(error),

@@ -96,7 +96,7 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
     """
     if where == "cifar100":
         return [SuiteTask("cifar100", _N, "torchvision:CIFAR100")]
-    root = place_of(where)
+    root = find_place(where)
     if not root.is_dir():
         if where in FOLDERS or "/" in where or not where:
             raise DataError(
@@ -127,7 +127,7 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
     return [found[name] for name in chosen] if chosen else list(found.values())
 
 
-def place_of(where: str) -> Path:
+def find_place(where: str) -> Path:
     """The folder of a suite or a path."""
     if where in FOLDERS:
         return Path(os.environ.get(PLACE, ".")).expanduser() / FOLDERS[where]

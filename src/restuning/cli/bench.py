@@ -135,15 +135,15 @@ def run(
 ) -> None:
     """Train and test every method on every task with every seed; goes on where it was stopped."""
     from restuning.bench import (
+        GridProtocol,
         Job,
-        Protocol,
         find_tasks,
         open_grid,
         parse_choices,
         plan,
         read_results,
     )
-    from restuning.bench.studies.ablations import entries_of
+    from restuning.bench.studies.ablations import ablation_entries
     from restuning.training import FitSettings
 
     settings = FitSettings(
@@ -155,7 +155,7 @@ def run(
         label_smoothing=label_smoothing,
         precision=precision,
     )
-    protocol = Protocol(
+    protocol = GridProtocol(
         sized(backbone, image_size),
         str(weights) if weights else None,
         settings,
@@ -163,7 +163,7 @@ def run(
         not no_cache,
         cache_dtype,
     )
-    entries = entries_of(ablation) if ablation else _entries(methods)
+    entries = ablation_entries(ablation) if ablation else _entries(methods)
     runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
@@ -229,11 +229,11 @@ def robust(
     """Accuracy of trained tasks under common corruptions, FGSM and PGD."""
     import torch
 
-    from restuning.bench import Bench, find_tasks, plan, protocol_of
+    from restuning.bench import Bench, find_tasks, plan, read_protocol
     from restuning.bench.studies.robustness import robustness, robustness_table
 
     torch.set_num_threads(threads)
-    protocol = protocol_of(folder, weights)
+    protocol = read_protocol(folder, weights)
     worker = Bench(protocol, folder)
     for run in plan(protocol, find_tasks(suite, _names(tasks)), _entries(methods), seeds):
         if run.stage == "final":
@@ -281,7 +281,7 @@ def check(
 @command(app, "restuning bench methods", name="methods")
 def list_rivals(as_json: Json = False) -> None:
     """What `bench run --methods` takes beside `restuning methods`."""
-    from restuning.bench.chosen import TAKES
+    from restuning.bench.chosen import AUTO_OPTIONS
     from restuning.bench.rivals import RIVALS
     from restuning.search import AUTO
 
@@ -294,7 +294,7 @@ def list_rivals(as_json: Json = False) -> None:
             "name": AUTO,
             "what": "a method chosen on validation, in each run",
             "source": "docs/choosing.md",
-            "options": ", ".join(TAKES),
+            "options": ", ".join(AUTO_OPTIONS),
         }
     )
     if as_json:
@@ -318,7 +318,7 @@ def _entries(text: str) -> list[Entry]:
 
 def carry_out_watched(job: Job, jobs: int, left: int, screen: Console) -> int:
     """Carry a grid out under a bar, or with a line for each run where there is no terminal."""
-    from restuning.bench import carry_out
+    from restuning.bench import run_grid
 
     columns = (
         TextColumn("runs"),
@@ -341,7 +341,7 @@ def carry_out_watched(job: Job, jobs: int, left: int, screen: Console) -> int:
                 screen.print(in_words(event), soft_wrap=True)
             bar.update(line, now=" | ".join(now.values()))
 
-        return carry_out(job, jobs, listen)
+        return run_grid(job, jobs, listen)
 
 
 def in_words(event: Event) -> str:

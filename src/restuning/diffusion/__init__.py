@@ -7,7 +7,7 @@ from restuning.diffusion.evaluate import HeldOut as HeldOut
 from restuning.diffusion.evaluate import density_and_coverage as density_and_coverage
 from restuning.diffusion.evaluate import frechet_distance as frechet_distance
 from restuning.diffusion.evaluate import held_out_error as held_out_error
-from restuning.diffusion.judged import Protocol as Protocol
+from restuning.diffusion.judged import JudgingProtocol as JudgingProtocol
 from restuning.diffusion.judged import judge_images as judge_images
 from restuning.diffusion.objective import Objective as Objective
 from restuning.diffusion.objective import linear_alphas as linear_alphas

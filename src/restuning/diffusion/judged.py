@@ -20,7 +20,7 @@ FETCHED = "they are fetched at first use: run once with a network, or put the fi
 
 
 @dataclass(frozen=True)
-class Protocol:
+class JudgingProtocol:
     """What generated images and their reference are. Scores without it cannot be compared.
 
     The same samples score 19.1 against one split of a data set and 12.8 against another
@@ -50,7 +50,7 @@ class Protocol:
 def judge_images(
     reference: Iterable[Tensor],
     generated: Iterable[tuple[Tensor, Sequence[str]]],
-    protocol: Protocol,
+    protocol: JudgingProtocol,
     *,
     network: nn.Module | None = None,
     clip: str | None = None,

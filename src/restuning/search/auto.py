@@ -11,7 +11,7 @@ from torch import Tensor
 
 from restuning._errors import DataError, TrainingError
 from restuning.search import rule
-from restuning.search.budget import Budget, keep_where_memory_is_free
+from restuning.search.budget import Budget, keep_taps_if_memory_is_free
 from restuning.search.candidates import CANDIDATES, MORE, SHRINK, Candidate
 from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.trial import Row, Trials
@@ -51,7 +51,7 @@ class Choice:
 
     def begin(self, task: Task) -> None:
         """Give a new task of the method the weights that its final run goes on from."""
-        keep_where_memory_is_free(task, self.budget)
+        keep_taps_if_memory_is_free(task, self.budget)
         if self.start is not None:
             task.load_state_dict(self.start)
 
@@ -85,7 +85,7 @@ class Choice:
         }
 
 
-def choose(
+def choose_method(
     inputs: Inputs,
     settings: FitSettings,
     out: str | Path,
@@ -147,7 +147,7 @@ def choose(
         "settings": settings.identity(),
         "budget": asdict(budget),
         "options": dict(inputs.options),
-        "candidates": [asdict(each) for each in candidates],
+        "candidates": [each.to_dict() for each in candidates],
         "more": MORE,
         "shrink": SHRINK,
     }

@@ -57,7 +57,7 @@ class Budget:
         return f"needs {minutes_in_words(needed)}, budget {minutes_in_words(self.seconds)}"
 
 
-def keep_where_memory_is_free(task: Task, budget: Budget) -> None:
+def keep_taps_if_memory_is_free(task: Task, budget: Budget) -> None:
     """Without a limit of memory nothing is computed twice to save it: the same gradients, sooner."""
     if budget.memory is None and task.side is not None:
         task.side.recompute = False

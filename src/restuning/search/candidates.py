@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 MORE = 0.4
 """Of a trial's epochs, made on both splits from its weights in place of a whole run anew.
@@ -37,14 +38,23 @@ class Candidate:
         method: Its name.
         rates: Highest learning rates; those of a detached method are arms of one bank.
         times: Its epochs over those of a method inside the backbone.
-        goes_on: Whether its final run starts from the weights of its trial (`MORE`) and not anew, which is
+        warm_start: Whether its final run starts from the weights of its trial (`MORE`) and not anew, which is
             for those whose epochs are dear.
     """
 
     method: str
     rates: tuple[float, ...]
     times: int
-    goes_on: bool = False
+    warm_start: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, under the names that folders of choices have had from the start."""
+        return {
+            "method": self.method,
+            "rates": list(self.rates),
+            "times": self.times,
+            "goes_on": self.warm_start,
+        }
 
     def trial_epochs(self, inside: int) -> int:
         """Of its trial, where one inside the backbone makes so many."""
@@ -53,15 +63,15 @@ class Candidate:
     def epochs(self, inside: int) -> int:
         """Of its final run."""
         whole = self.trial_epochs(inside)
-        return max(1, round(MORE * whole)) if self.goes_on else whole
+        return max(1, round(MORE * whole)) if self.warm_start else whole
 
 
 CANDIDATES = (
     Candidate("linear", (5e-3, 3e-2), DETACHED_TIMES),
     Candidate("res-tuning-bypass", (5e-3, 2e-2), DETACHED_TIMES),
     Candidate("ridge", (1e-3,), 1),
-    Candidate("mixing-bypass", (5e-3,), DETACHED_TIMES, goes_on=True),
-    Candidate("res-tuning", (5e-3,), 1, goes_on=True),
+    Candidate("mixing-bypass", (5e-3,), DETACHED_TIMES, warm_start=True),
+    Candidate("res-tuning", (5e-3,), 1, warm_start=True),
 )
 """Cheapest first. Rates are those of `recipes/shared_tasks`: two where arms cost next to nothing, one
 where that rate was chosen on the validation splits of several tasks. What is solved in closed form

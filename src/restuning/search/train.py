@@ -17,7 +17,7 @@ from restuning.backbones import Backbone, load_backbone, with_text_tower
 from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
-from restuning.search.auto import AUTO, choose
+from restuning.search.auto import AUTO, choose_method
 from restuning.search.budget import Budget, minutes_in_words
 from restuning.search.comparison import Comparison
 from restuning.training.defaults import settings_for
@@ -264,7 +264,7 @@ class _Trainer:
             )
         self.log(f"{AUTO}  on {val} validation examples")
         out = out or default_folder(self.data, AUTO)
-        choice = choose(
+        choice = choose_method(
             inputs,
             recipe.settings,
             out / "choice",

@@ -16,7 +16,7 @@ from restuning.features import Cached
 from restuning.features.stored import Stored
 from restuning.forecast import StepForecast, storable
 from restuning.search import rule
-from restuning.search.budget import Budget, keep_where_memory_is_free
+from restuning.search.budget import Budget, keep_taps_if_memory_is_free
 from restuning.search.candidates import Candidate
 from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.costs import Costs
@@ -71,7 +71,7 @@ class Trials:
             "status": "left out",
             "why": "",
             "epochs": candidate.epochs(self.settings.epochs),
-            "goes_on": candidate.goes_on,
+            "goes_on": candidate.warm_start,
             "trial_epochs": candidate.trial_epochs(self.settings.epochs),
         }
         try:
@@ -126,7 +126,7 @@ class Trials:
             self.folder.write(
                 {"method": candidate.method, "status": "begun", "seconds": 0.0, **row}
             )
-        if detached and len(candidate.rates) > 1 and not candidate.goes_on:
+        if detached and len(candidate.rates) > 1 and not candidate.warm_start:
             results, status = self._parallel(candidate, setup, settings, step), "tried"
         else:
             # A bank of one would gain nothing, cannot be ended early and leaves no weights.
@@ -135,7 +135,7 @@ class Trials:
 
     def _build(self, candidate: Candidate) -> Task:
         """Its task with the first weights of the seed."""
-        free = partial(keep_where_memory_is_free, budget=self.budget)
+        free = partial(keep_taps_if_memory_is_free, budget=self.budget)
         return Recipe(candidate.method, self.settings, begin=free).build(self.inputs)
 
     def _settings(self, candidate: Candidate, detached: bool) -> FitSettings:

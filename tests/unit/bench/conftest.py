@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restuning.bench import Job, Protocol, find_tasks, open_grid, parse_entries, plan
+from restuning.bench import GridProtocol, Job, find_tasks, open_grid, parse_entries, plan
 from restuning.training import FitSettings
 
 SIZES = {"train800": 24, "val200": 8, "test": 12}
@@ -47,7 +47,9 @@ def grid(suite, tmp_path):
 
     def make(methods="linear", tasks=("shades",), seeds=1, choices=None, folder=None, **settings):
         told = {"epochs": 1, "batch_size": 8, "lr": 1e-2, **settings}
-        protocol = Protocol("restuning-tiny", settings=FitSettings(**told), choices=choices or {})
+        protocol = GridProtocol(
+            "restuning-tiny", settings=FitSettings(**told), choices=choices or {}
+        )
         runs = plan(protocol, find_tasks(str(suite), tasks), parse_entries(methods), seeds)
         folder = folder or tmp_path / "grid"
         open_grid(folder, protocol, runs)

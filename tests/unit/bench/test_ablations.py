@@ -6,8 +6,8 @@ import torch
 from restuning import Host, RestuningError, methods
 from restuning.backbones import load_backbone
 from restuning.bench import rivals
-from restuning.bench.grid import layers_of
-from restuning.bench.studies.ablations import ABLATIONS, entries_of
+from restuning.bench.grid import layer_numbers
+from restuning.bench.studies.ablations import ABLATIONS, ablation_entries
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -20,18 +20,18 @@ def host():
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_entry_of_an_ablation_can_be_built(host, name):
-    entries = entries_of(name)
+    entries = ablation_entries(name)
     assert len({e.label for e in entries}) == len(entries)
     for entry in entries:
         if entry.method in rivals.RIVALS:
             continue
-        options = {k: layers_of(v, host.sites.layers) for k, v in entry.options}
+        options = {k: layer_numbers(v, host.sites.layers) for k, v in entry.options}
         task = methods.build(entry.method, host, num_classes=3, **options)
         assert task.trainable_parameters() > 0
 
 
 def test_the_combinations_are_those_of_the_papers_table():
-    labels = [e.label for e in entries_of("combinations")]
+    labels = [e.label for e in ablation_entries("combinations")]
     assert len(labels) == 9 + 9 + 3
 
 
@@ -40,13 +40,13 @@ def test_the_combinations_are_those_of_the_papers_table():
     [("first-2", [1, 2]), ("last-1/3", [5, 6]), ("every-2", [2, 4, 6]), ([3], [3]), (4, 4)],
 )
 def test_layers_are_read_in_words(words, numbers):
-    assert layers_of(words, 6) == numbers
+    assert layer_numbers(words, 6) == numbers
 
 
 @pytest.mark.parametrize("words", ["first-0", "last-7"])
 def test_layers_that_are_not_there_are_refused(words):
     with pytest.raises(RestuningError, match="no such layers"):
-        layers_of(words, 6)
+        layer_numbers(words, 6)
 
 
 def test_a_fixed_lambda_is_not_trained_and_the_rest_is(host):

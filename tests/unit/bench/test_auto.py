@@ -5,16 +5,16 @@ import pytest
 from restuning._errors import TrainingError
 from restuning.bench import (
     Bench,
-    carry_out,
     find_tasks,
     open_grid,
     parse_entries,
     plan,
-    protocol_of,
+    read_protocol,
     read_results,
+    run_grid,
 )
 from restuning.bench.report import write_report
-from restuning.bench.studies.kept import load_kept
+from restuning.bench.studies.load_trained import load_trained
 from restuning.search import CANDIDATES
 
 NAMES = [c.method for c in CANDIDATES]
@@ -23,11 +23,11 @@ NAMES = [c.method for c in CANDIDATES]
 @pytest.fixture(scope="module")
 def made(suite, tmp_path_factory):
     """A finished grid of `auto` under a budget that leaves only small steps, and of linear probing."""
-    from restuning.bench import Job, Protocol
+    from restuning.bench import GridProtocol, Job
     from restuning.training import FitSettings
 
     folder = tmp_path_factory.mktemp("auto") / "grid"
-    protocol = Protocol(
+    protocol = GridProtocol(
         "restuning-tiny",
         settings=FitSettings(epochs=1, batch_size=8, lr=1e-2),
         choices={"": {"lr": [1e-3, 1e-2]}},
@@ -35,7 +35,7 @@ def made(suite, tmp_path_factory):
     entries = parse_entries("tight=auto:memory=11MiB,auto,linear")
     runs = plan(protocol, find_tasks(str(suite), ["shades"]), entries, 1)
     open_grid(folder, protocol, runs)
-    assert carry_out(Job(protocol, folder, runs, keep=True)) == 0
+    assert run_grid(Job(protocol, folder, runs, keep=True)) == 0
     return folder, {r["label"]: r for r in read_results(folder) if r["stage"] == "final"}, runs
 
 
@@ -79,8 +79,8 @@ def test_an_entry_may_have_a_budget(made):
 def test_its_kept_task_is_loaded_as_the_method_that_was_chosen(made):
     folder, results, runs = made
     (run,) = [r for r in runs if r.entry.label == "tight"]
-    bench = Bench(protocol_of(folder), folder)
-    tuned, result = load_kept(bench, run)
+    bench = Bench(read_protocol(folder), folder)
+    tuned, result = load_trained(bench, run)
     assert tuned.task.method == results["tight"]["setting"]["method"] == result["setting"]["method"]
 
 
@@ -102,7 +102,7 @@ def test_a_report_can_be_drawn_of_it(made):
 )
 def test_a_budget_that_cannot_be_is_told_in_the_result(grid, entry, words):
     job = grid(entry)
-    assert carry_out(job) == 1
+    assert run_grid(job) == 1
     (result,) = read_results(job.folder)
     assert words in result["error"]
     assert not result["trace"], "it is a user's mistake"

@@ -6,12 +6,12 @@ import torch.nn.functional as F  # noqa: N812
 
 from restuning import FitSettings, Host, RestuningError, Tuned, methods
 from restuning.backbones import load_backbone
-from restuning.bench import Bench, carry_out, protocol_of
+from restuning.bench import Bench, read_protocol, run_grid
 from restuning.bench.studies.attacks import fgsm, input_gradient, pgd
-from restuning.bench.studies.corruptions import CORRUPTIONS, corrupted
+from restuning.bench.studies.corruptions import CORRUPTIONS, corrupt
 from restuning.bench.studies.ensembles import disagreement, ensemble_accuracy
 from restuning.bench.studies.forgetting import learn_in_sequence
-from restuning.bench.studies.kept import load_kept
+from restuning.bench.studies.load_trained import load_trained
 from restuning.bench.studies.robustness import robustness, robustness_table
 from restuning.data import Data
 from restuning.data.data import collate_batch
@@ -37,18 +37,18 @@ def test_a_corruption_keeps_form_and_seed_and_grows(kind):
     # Smooth over a few pixels, as photographs are.
     x = torch.nn.functional.interpolate(pixels(3)[:, :, :28, :28].float(), 112, mode="bilinear")
     x = x.round().to(torch.uint8)
-    changed = [corrupted(x, kind, s) for s in (1, 3, 5)]
+    changed = [corrupt(x, kind, s) for s in (1, 3, 5)]
     assert all(c.shape == x.shape and c.dtype == torch.uint8 for c in changed)
-    assert torch.equal(changed[0], corrupted(x, kind, 1))
+    assert torch.equal(changed[0], corrupt(x, kind, 1))
     distances = [(c.float() - x.float()).abs().mean() for c in changed]
     assert 0 < distances[0] < distances[1] < distances[2]
 
 
 def test_unknown_corruptions_are_refused():
     with pytest.raises(RestuningError, match="no such corruption"):
-        corrupted(pixels(), "fog", 1)
+        corrupt(pixels(), "fog", 1)
     with pytest.raises(RestuningError, match="no such corruption"):
-        corrupted(pixels(), "contrast", 6)
+        corrupt(pixels(), "contrast", 6)
 
 
 @pytest.mark.parametrize("method", ["linear", "res-tuning", "res-tuning-bypass"])
@@ -94,9 +94,9 @@ def test_robustness_is_measured_on_kept_tasks_once(grid):
     from dataclasses import replace
 
     job = replace(grid(methods="linear,lora"), keep=True)
-    assert carry_out(job) == 0
-    bench = Bench(protocol_of(job.folder), job.folder)
-    tuned, result = load_kept(bench, job.runs[0])
+    assert run_grid(job) == 0
+    bench = Bench(read_protocol(job.folder), job.folder)
+    tuned, result = load_trained(bench, job.runs[0])
     test = bench.data(job.runs[0].task).apart.test
     classes = tuned(test.gather(range(len(test)), [])[0]).argmax(1)
     assert (classes == test.labels).float().mean().item() == pytest.approx(result["accuracy"])
@@ -110,9 +110,9 @@ def test_robustness_is_measured_on_kept_tasks_once(grid):
 
 def test_tasks_that_were_not_kept_are_refused_in_words(grid):
     job = grid()
-    carry_out(job)
+    run_grid(job)
     with pytest.raises(RestuningError, match="not kept"):
-        load_kept(Bench(job.protocol, job.folder), job.runs[0])
+        load_trained(Bench(job.protocol, job.folder), job.runs[0])
 
 
 def data(world, seed, count=24):

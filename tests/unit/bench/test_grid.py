@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from restuning import RestuningError
 from restuning.bench import (
     Entry,
-    Protocol,
+    GridProtocol,
     SuiteTask,
     find_tasks,
     open_grid,
@@ -50,7 +50,9 @@ def test_choices_are_read_for_all_and_for_one_method():
 
 
 def test_a_method_chooses_between_its_own_values_and_those_of_all():
-    protocol = Protocol("restuning-tiny", choices=parse_choices(["lr=1,2", "wd=3,4", "full:lr=5"]))
+    protocol = GridProtocol(
+        "restuning-tiny", choices=parse_choices(["lr=1,2", "wd=3,4", "full:lr=5"])
+    )
     assert protocol.candidates(Entry("full", "full")) == [
         (("lr", 5), ("wd", 3)),
         (("lr", 5), ("wd", 4)),
@@ -59,21 +61,23 @@ def test_a_method_chooses_between_its_own_values_and_those_of_all():
 
 
 def test_an_option_that_an_entry_fixes_is_not_chosen():
-    protocol = Protocol("restuning-tiny", choices=parse_choices(["rank=1,2"]))
+    protocol = GridProtocol("restuning-tiny", choices=parse_choices(["rank=1,2"]))
     assert protocol.candidates(Entry("x", "res-tuning", (("rank", 4),))) == [()]
 
 
 def test_searches_come_before_final_runs_and_nothing_is_searched_without_a_choice():
     entries = parse_entries("linear,lora")
     searched = plan(
-        Protocol("restuning-tiny", choices=parse_choices(["lr=1,2"])), [TASK], entries, 2
+        GridProtocol("restuning-tiny", choices=parse_choices(["lr=1,2"])), [TASK], entries, 2
     )
     assert [r.stage for r in searched] == ["search"] * 4 + ["final"] * 4
-    assert [r.stage for r in plan(Protocol("restuning-tiny"), [TASK], entries, 2)] == ["final"] * 4
+    assert [r.stage for r in plan(GridProtocol("restuning-tiny"), [TASK], entries, 2)] == [
+        "final"
+    ] * 4
 
 
 def test_runs_of_a_grid_have_names_of_their_own():
-    protocol = Protocol("restuning-tiny", choices=parse_choices(["lr=1e-3,2e-3"]))
+    protocol = GridProtocol("restuning-tiny", choices=parse_choices(["lr=1e-3,2e-3"]))
     entries = parse_entries("res-tuning[mha=prompt],res-tuning[mha=prefix],res-tuning:scale=none")
     names = [run.name for run in plan(protocol, [TASK], entries, 3)]
     assert len(set(names)) == len(names) == 3 * (2 + 3)
@@ -88,7 +92,7 @@ def test_a_part_of_a_path_is_one_name_and_keeps_different_names_apart(one, other
 
 def test_a_method_twice_is_refused():
     with pytest.raises(RestuningError, match="every entry once"):
-        plan(Protocol("restuning-tiny"), [TASK], parse_entries("linear,linear"), 1)
+        plan(GridProtocol("restuning-tiny"), [TASK], parse_entries("linear,linear"), 1)
 
 
 def test_tasks_are_found_with_their_groups_and_other_folders_left_out(suite):
@@ -111,7 +115,7 @@ def test_a_folder_without_tasks_is_refused(suite, where):
 
 def test_a_folder_of_another_protocol_is_refused_and_the_difference_named(grid):
     job = grid()
-    other = Protocol("restuning-tiny", settings=FitSettings(epochs=2, batch_size=8, lr=1e-2))
+    other = GridProtocol("restuning-tiny", settings=FitSettings(epochs=2, batch_size=8, lr=1e-2))
     with pytest.raises(RestuningError, match="epochs: 1 then, 2 now"):
         open_grid(job.folder, other, job.runs)
 

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 
 from restuning import RestuningError
 from restuning._files import write_json
-from restuning.bench import carry_out, read_result, read_results, result_file
-from restuning.bench.folder import packed, unpacked
+from restuning.bench import read_result, read_results, result_file, run_grid
+from restuning.bench.folder import pack_hits, unpack_hits
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_right_answers_come_back_as_they_were(hits):
-    assert unpacked(packed(hits), len(hits)).tolist() == hits
+    assert unpack_hits(pack_hits(hits), len(hits)).tolist() == hits
 
 
 @given(st.text(max_size=30), st.integers(-3, 300))
 def test_malformed_right_answers_are_refused_in_words(text, count):
     try:
-        assert len(unpacked(text, count)) == count
+        assert len(unpack_hits(text, count)) == count
     except RestuningError as error:
         assert "right answers" in str(error)
 
@@ -40,7 +40,7 @@ def result(tmp_path_factory):
         "seed": 0,
         "accuracy": 0.75,
         "count": 4,
-        "hits": packed(hits),
+        "hits": pack_hits(hits),
         "parameters": {},
         "memory": {},
         "seconds": {},
@@ -95,7 +95,7 @@ def test_a_folder_without_a_grid_is_refused(tmp_path):
 
 def test_a_run_that_fails_is_recorded_and_the_others_are_made(grid):
     job = grid(methods="linear,res-tuning:layers=99")
-    assert carry_out(job) == 1
+    assert run_grid(job) == 1
     linear, wrong = (read_result(result_file(job.folder, run)) for run in job.runs)
     assert linear["status"] == "done"
     assert wrong["status"] == "failed" and "layers 1 to" in wrong["error"]

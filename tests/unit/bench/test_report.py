@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from restuning import RestuningError
 from restuning._files import write_json
-from restuning.bench.folder import packed
+from restuning.bench.folder import pack_hits
 from restuning.bench.report import (
     critical_difference,
     mean_ranks,
@@ -21,7 +21,7 @@ from restuning.bench.report import (
     summarise,
     write_report,
 )
-from restuning.bench.report.figures import HIGH, LIFT, WIDE, apart
+from restuning.bench.report.figures import HIGH, LIFT, WIDE, spread_labels
 
 PIXELS = st.tuples(st.floats(0, 400), st.floats(0, 300))
 SMALL = 0.02
@@ -42,7 +42,7 @@ def result(task, group, label, seed, hits, **more):
         "split": "test",
         "accuracy": float(hits.mean()),
         "count": len(hits),
-        "hits": packed(hits),
+        "hits": pack_hits(hits),
         "setting": {"lr": 0.001},
         "chosen": {"among": []},
         "options": {},
@@ -192,11 +192,11 @@ def test_a_grid_without_finished_runs_is_refused(folder, tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(points=st.lists(PIXELS, max_size=12))
 def test_names_of_points_do_not_lie_on_each_other(points):
-    names = [(x, y) for (x, _), y in zip(points, apart(points), strict=True)]
+    names = [(x, y) for (x, _), y in zip(points, spread_labels(points), strict=True)]
     for number, (x, y) in enumerate(names):
         for a, b in names[:number]:
             assert abs(x - a) >= WIDE or abs(y - b) >= HIGH
 
 
 def test_the_name_of_a_point_that_stands_alone_is_right_above_it():
-    assert apart([(0.0, 10.0), (2.0 * WIDE, 10.0)]) == [10.0 + LIFT, 10.0 + LIFT]
+    assert spread_labels([(0.0, 10.0), (2.0 * WIDE, 10.0)]) == [10.0 + LIFT, 10.0 + LIFT]

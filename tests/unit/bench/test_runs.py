@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from restuning.bench import Bench, carry_out, open_grid, read_result, result_file
-from restuning.bench.folder import unpacked
+from restuning.bench import Bench, open_grid, read_result, result_file, run_grid
+from restuning.bench.folder import unpack_hits
 from restuning.training import evaluate
 
 SAME_TOLERANCE = 1e-5
@@ -17,7 +17,7 @@ def done(grid):
 
     def make(*args, **kwargs):
         job = grid(*args, **kwargs)
-        assert carry_out(job) == 0
+        assert run_grid(job) == 0
         return job, [(run, read_result(result_file(job.folder, run))) for run in job.runs]
 
     return make
@@ -62,7 +62,7 @@ def test_right_answers_are_those_of_evaluate(grid):
     test = bench.loaded.apart.test
     tested = evaluate(seen["tuned"], test, collate=bench.loaded.apart.collate)
     assert tested["accuracy"] == pytest.approx(result["accuracy"])
-    assert unpacked(result["hits"], result["count"]).mean() == result["accuracy"]
+    assert unpack_hits(result["hits"], result["count"]).mean() == result["accuracy"]
 
 
 def test_detached_methods_end_alike_from_the_store_and_live(grid, tmp_path):
@@ -100,11 +100,11 @@ def test_seeds_differ_and_one_seed_repeats(done, grid, tmp_path):
 
 def test_runs_that_have_results_are_not_made_again_and_failures_only_when_asked(grid):
     job = grid(methods="linear,res-tuning:layers=99")
-    carry_out(job)
+    run_grid(job)
     files = [result_file(job.folder, run) for run in job.runs]
     before = [file.stat().st_mtime_ns for file in files]
     assert open_grid(job.folder, job.protocol, job.runs) == []
-    assert carry_out(job) == 1
+    assert run_grid(job) == 1
     assert [file.stat().st_mtime_ns for file in files] == before
     assert open_grid(job.folder, job.protocol, job.runs, retry=True) == [job.runs[1]]
 

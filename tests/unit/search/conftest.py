@@ -11,7 +11,7 @@ import restuning
 from restuning import FitSettings, Host
 from restuning.data import load_data
 from restuning.features import StoreOptions
-from restuning.search import choose
+from restuning.search import choose_method
 from restuning.training.run import open_inputs
 
 SETTINGS = FitSettings(epochs=1, batch_size=32)
@@ -45,7 +45,7 @@ class World:
         return open_inputs(self.host, self.backbone, data or self.data, store)
 
     def choose(self, out, data=None, settings=SETTINGS, **more):
-        return choose(self.inputs(data), settings, out, **more)
+        return choose_method(self.inputs(data), settings, out, **more)
 
 
 @pytest.fixture(scope="session")

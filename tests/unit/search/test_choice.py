@@ -13,7 +13,7 @@ from restuning import FitSettings, Host, export_engine, load_backbone, methods
 from restuning._errors import DataError, FormatError, TrainingError
 from restuning.data import load_data
 from restuning.features import StoreOptions
-from restuning.search import CANDIDATES, Budget, Candidate, choose, rule
+from restuning.search import CANDIDATES, Budget, Candidate, choose_method, rule
 from restuning.search.candidates import SHRINK
 from restuning.search.costs import Costs
 from restuning.training import run as runs
@@ -53,7 +53,7 @@ def test_every_rate_is_tried_and_trials_that_are_not_gone_on_from_are_whole_runs
     for candidate in CANDIDATES:
         whole_run, final = candidate.trial_epochs(10), candidate.epochs(10)
         assert whole_run == 10 * candidate.times
-        assert final < whole_run if candidate.goes_on else final == whole_run
+        assert final < whole_run if candidate.warm_start else final == whole_run
         assert candidate.epochs(1) >= 1
 
 
@@ -299,7 +299,9 @@ def test_a_cnn_leaves_the_mixing_bypass_out_and_says_why(tmp_path):
     )
 
     feed = open_inputs(host, backbone, data, StoreOptions(tmp_path / "stores"))
-    found = choose(feed, FitSettings(epochs=1), tmp_path / "out", candidates=(LINEAR, MIXING))
+    found = choose_method(
+        feed, FitSettings(epochs=1), tmp_path / "out", candidates=(LINEAR, MIXING)
+    )
     assert found.method == "linear"
     assert "mixing" in reasons(found)["mixing-bypass"]
 
@@ -319,7 +321,7 @@ def test_an_engine_leaves_out_what_runs_inside_and_what_reads_tokens_it_does_not
     host, data = engine.host(), replace(world.data, test=None)
 
     feed = open_inputs(host, engine, data, StoreOptions(tmp_path / "stores"))
-    found = choose(
+    found = choose_method(
         feed,
         FitSettings(epochs=1),
         tmp_path / "out",

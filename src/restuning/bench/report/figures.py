@@ -36,7 +36,7 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: PALETTE[n % len(PALETTE)] for n, label in enumerate(labels)}
 
 
-def apart(points: Sequence[tuple[float, float]]) -> list[float]:
+def spread_labels(points: Sequence[tuple[float, float]]) -> list[float]:
     """Heights of the names of points, in pixels, so that no two names lie on each other."""
     taken: dict[int, tuple[float, float]] = {}
     for number in sorted(range(len(points)), key=lambda n: -points[n][1]):
@@ -80,7 +80,7 @@ def scatter(
     axes.set_ylabel(f"accuracy in %, {_tasks(tasks)}")
     figure.draw_without_rendering()
     shown = [axes.transData.transform((x if x > 0 else left, y)) for _, x, y, _ in points]
-    for (label, x, y, _), (_, up), height in zip(points, shown, apart(shown), strict=True):
+    for (label, x, y, _), (_, up), height in zip(points, shown, spread_labels(shown), strict=True):
         axes.annotate(
             label if x > 0 else f"{label} (0)",
             (x if x > 0 else left, y),

@@ -12,7 +12,7 @@ import numpy as np
 
 from restuning._errors import DataError
 from restuning._files import read_json
-from restuning.bench.folder import GRID, read_results, unpacked
+from restuning.bench.folder import GRID, read_results, unpack_hits
 
 GROUPS = ("natural", "specialized", "structured", "fine-grained", "")
 """Order of groups in tables."""
@@ -42,7 +42,7 @@ class Cell:
     @property
     def hits(self) -> np.ndarray:
         """Share of seeds that answer each test example rightly, `n`."""
-        rows = [unpacked(run["hits"], run["count"]) for run in self.runs.values()]
+        rows = [unpack_hits(run["hits"], run["count"]) for run in self.runs.values()]
         return np.mean(rows, axis=0)
 
 

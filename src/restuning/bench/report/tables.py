@@ -24,13 +24,13 @@ class Table:
     def markdown(self) -> str:
         """As Markdown."""
         lines = [f"### {self.title}", "", self.covers, ""]
-        lines.append("| " + " | ".join(_escaped(c) for c in self.columns) + " |")
+        lines.append("| " + " | ".join(_escape(c) for c in self.columns) + " |")
         lines.append("|---|" + "---:|" * (len(self.columns) - 1))
-        lines += ["| " + " | ".join(_escaped(c) for c in row) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(_escape(c) for c in row) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 

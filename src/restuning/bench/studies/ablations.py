@@ -105,7 +105,7 @@ ABLATIONS: dict[str, Ablation] = {
 }
 
 
-def entries_of(name: str) -> list[Entry]:
+def ablation_entries(name: str) -> list[Entry]:
     """The entries of an ablation.
 
     Raises:

@@ -35,7 +35,7 @@ class _Through(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def logits_through(tuned: nn.Module, x: Tensor) -> Tensor:
+def attackable_logits(tuned: nn.Module, x: Tensor) -> Tensor:
     """Logits of images, differentiable in the images whatever the method detaches."""
     with _Through():
         task: Any = getattr(tuned, "task", None)
@@ -52,7 +52,7 @@ def input_gradient(
     """Gradient of the cross entropy in the pixels, `b 3 h w` in 0..1."""
 
     def loss(pixels: Tensor) -> Tensor:
-        logits = logits_through(tuned, normalise(255 * pixels))
+        logits = attackable_logits(tuned, normalise(255 * pixels))
         return F.cross_entropy(logits.float(), labels, reduction="sum")
 
     # A transform rather than `backward`: the fused bypass, which has no gradient in taps, then steps

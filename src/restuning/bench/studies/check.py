@@ -17,7 +17,7 @@ SIZES = {"train800.txt": 800, "val200.txt": 200}
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedTask:
     """One task of a suite.
 
     Attributes:
@@ -43,7 +43,7 @@ class Checked:
         }
 
 
-def check_suite(suite: str, root: Path) -> list[Checked]:
+def check_suite(suite: str, root: Path) -> list[CheckedTask]:
     """Every task of a suite: lists, numbers of examples and classes, and images that are not there.
 
     Args:
@@ -61,13 +61,13 @@ def check_suite(suite: str, root: Path) -> list[Checked]:
     if not root.is_dir():
         raise DataError("no such folder", where=str(root), fix="give the suite's folder")
     if suite == "shared":
-        return [_checked(root / task.name, None, suite) for task in find_tasks(str(root))]
-    return [_checked(root / name, member, suite) for name, member in SUITES[suite].items()]
+        return [_check(root / task.name, None, suite) for task in find_tasks(str(root))]
+    return [_check(root / name, member, suite) for name, member in SUITES[suite].items()]
 
 
-def _checked(folder: Path, member: Member | None, suite: str) -> Checked:
+def _check(folder: Path, member: Member | None, suite: str) -> CheckedTask:
     if not folder.is_dir():
-        return Checked(folder.name, ("no such folder",), {}, "")
+        return CheckedTask(folder.name, ("no such folder",), {}, "")
     if suite == "fgvc" and (folder / "train").is_dir():
         return _class_folders(folder, member)
     problems, sizes, samples = [], {}, []
@@ -91,7 +91,7 @@ def _checked(folder: Path, member: Member | None, suite: str) -> Checked:
         if suite == "vtab-1k" and SIZES.get(name, len(read)) != len(read):
             problems.append(f"{name}: {len(read)} lines instead of {SIZES[name]}")
     problems += _against(member, sizes.get("test.txt"), {label for _, label in samples})
-    return Checked(folder.name, tuple(problems), sizes, _digest(folder, samples))
+    return CheckedTask(folder.name, tuple(problems), sizes, _digest(folder, samples))
 
 
 def _against(member: Member | None, test: int | None, labels: set[int]) -> list[str]:
@@ -107,7 +107,7 @@ def _against(member: Member | None, test: int | None, labels: set[int]) -> list[
     return problems
 
 
-def _class_folders(folder: Path, member: Member | None) -> Checked:
+def _class_folders(folder: Path, member: Member | None) -> CheckedTask:
     problems, sizes, names = [], {}, []
     for split in ("train", "val", "test"):
         files = [p for p in sorted((folder / split).rglob("*")) if p.is_file()]
@@ -117,7 +117,7 @@ def _class_folders(folder: Path, member: Member | None) -> Checked:
             problems.append(f"{split}/ is missing or empty")
     classes = [p.name for p in (folder / "train").iterdir() if p.is_dir()]
     problems += _against(member, sizes["test"] or None, set(range(len(classes))))
-    return Checked(folder.name, tuple(problems), sizes, _digest(folder, names))
+    return CheckedTask(folder.name, tuple(problems), sizes, _digest(folder, names))
 
 
 def _digest(folder: Path, samples: list[tuple[Path, int]]) -> str:

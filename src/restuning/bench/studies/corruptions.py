@@ -32,7 +32,7 @@ PIXELS = (0.6, 0.5, 0.4, 0.3, 0.25)
 JPEG = (25, 18, 15, 10, 7)
 
 
-def corrupted(pixels: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
+def corrupt(pixels: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     """Images under a corruption, the same for the same seed.
 
     Args:

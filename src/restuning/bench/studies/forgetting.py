@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from restuning import methods
 from restuning._errors import TrainingError
-from restuning.bench.measure import predictions
+from restuning.bench.measure import predict_split
 from restuning.data import Data
 from restuning.host import Host
 from restuning.task import Task, Tuned
@@ -21,7 +21,7 @@ from restuning.training import FitSettings, fit
 
 
 @dataclass
-class Learned:
+class LearnedSequence:
     """Accuracies of a sequence of tasks.
 
     Attributes:
@@ -54,7 +54,7 @@ def learn_in_sequence(
     *,
     shared: bool,
     options: dict[str, Any] | None = None,
-) -> Learned:
+) -> LearnedSequence:
     """Learn tasks one after the other and test all earlier ones after each.
 
     Args:
@@ -74,7 +74,7 @@ def learn_in_sequence(
     if len(tasks) < 2:
         raise TrainingError("a sequence needs two tasks", found=str(len(tasks)))
     learned: list[Task] = []
-    found = Learned()
+    found = LearnedSequence()
     for place, data in enumerate(tasks):
         torch.manual_seed(settings.seed)
         task = methods.build(method, host, num_classes=data.num_classes, **(options or {}))
@@ -91,8 +91,8 @@ def learn_in_sequence(
         learned.append(task)
         accuracies, answers = [], []
         for earlier, own in zip(learned, tasks, strict=False):
-            asked: nn.Module = Tuned(host, _joined(earlier, task) if shared else earlier)
-            classes, right = predictions(asked, own.test, own.collate, 64, settings.precision)
+            asked: nn.Module = Tuned(host, _with_head_of(earlier, task) if shared else earlier)
+            classes, right = predict_split(asked, own.test, own.collate, 64, settings.precision)
             accuracies.append(float((classes == right).mean()))
             answers.append(torch.from_numpy(classes))
         found.accuracy.append(accuracies)
@@ -107,7 +107,7 @@ def _take_up(task: Task, before: Task) -> None:
     task.load_state_dict({**mine, **body})
 
 
-def _joined(earlier: Task, now: Task) -> Task:
+def _with_head_of(earlier: Task, now: Task) -> Task:
     """An earlier task's head on what is left of the shared tuners."""
     joined = Task.from_spec({**earlier.spec(), "labels": None})
     _take_up(joined, now)

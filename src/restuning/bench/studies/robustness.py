@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from restuning._files import read_json, write_json
 from restuning.bench.bench import Bench
 from restuning.bench.folder import FORMAT
-from restuning.bench.grid import Run
+from restuning.bench.grid import GridRun
 from restuning.bench.report.tables import Table
 from restuning.bench.studies.attacks import fgsm, pgd
-from restuning.bench.studies.corruptions import CORRUPTIONS, SEVERITIES, corrupted
-from restuning.bench.studies.kept import load_kept
+from restuning.bench.studies.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from restuning.bench.studies.load_trained import load_trained
 from restuning.data.decoded import HeldImages
 
 IMAGES = 256
@@ -31,7 +31,7 @@ BATCH = 64
 
 def robustness(
     bench: Bench,
-    run: Run,
+    run: GridRun,
     images: int = IMAGES,
     severities: Sequence[int] = SEVERITIES,
     radii: Sequence[float] = RADII,
@@ -49,7 +49,7 @@ def robustness(
         found = read_json(file)
         if all(found.get(k) == v for k, v in wanted.items()):
             return found
-    tuned, trained = load_kept(bench, run)
+    tuned, trained = load_trained(bench, run)
     test: HeldImages = bench.data(run.task).apart.test
     at = (
         [n * len(test) // images for n in range(images)] if images < len(test) else range(len(test))
@@ -73,7 +73,7 @@ def robustness(
         **wanted,
         "clean": share(lambda x, y: x),
         "corruptions": {
-            kind: [share(lambda x, y, k=kind, s=s: corrupted(x, k, s)) for s in severities]
+            kind: [share(lambda x, y, k=kind, s=s: corrupt(x, k, s)) for s in severities]
             for kind in CORRUPTIONS
         },
         "fgsm": [share(lambda x, y, r=r: fgsm(tuned, x, y, test.normalise, r)) for r in radii],

@@ -11,11 +11,11 @@ from torch import nn
 
 from restuning._errors import FormatError
 from restuning.bench.bench import Bench
-from restuning.bench.folder import kept_folder, read_result, result_file
-from restuning.bench.grid import Run
+from restuning.bench.folder import read_result, result_file, task_folder
+from restuning.bench.grid import GridRun
 
 
-def load_kept(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
+def load_trained(bench: Bench, run: GridRun) -> tuple[nn.Module, dict[str, Any]]:
     """The module of a final run with its trained weights, and the run's result.
 
     Args:
@@ -26,7 +26,7 @@ def load_kept(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
         FormatError: The run is not done, its task was not kept, or its weights do not fit.
     """
     result = read_result(result_file(bench.folder, run))
-    file = kept_folder(bench.folder, run) / "weights.safetensors"
+    file = task_folder(bench.folder, run) / "weights.safetensors"
     if result["status"] != "done" or not file.exists():
         raise FormatError(
             "the task of this run was not kept",
