@@ -1,4 +1,4 @@
-"""Grids of tasks, methods and seeds under one protocol, and what is told about them."""
+"""Grids of tasks, methods and seeds under one protocol, and reports about them."""
 
 from restuning.bench.bench import Bench as Bench
 from restuning.bench.folder import open_grid as open_grid

@@ -25,7 +25,7 @@ from restuning.bench.facts import (
     store_facts,
 )
 from restuning.bench.folder import WORK, describe_run, pack_hits, task_folder
-from restuning.bench.grid import Entry, GridProtocol, GridRun, layer_numbers
+from restuning.bench.grid import Entry, GridProtocol, GridRun, Setting, layer_numbers
 from restuning.bench.measure import (
     INFERRED,
     hardware,
@@ -40,7 +40,7 @@ from restuning.data.decoded import decode_once
 from restuning.features import Stored, StoreOptions
 from restuning.features.stored import reason_not_storable
 from restuning.host import Host, weights_digest
-from restuning.search import AUTO
+from restuning.search import AUTO, Choice
 from restuning.task import Task, Tuned
 from restuning.training import FitSettings
 from restuning.training.run import Inputs, Setup
@@ -57,6 +57,27 @@ class LoadedTask:
     apart: Data
     together: Data
     stores: dict[Any, Stored | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run trains, and how.
+
+    Attributes:
+        entry: Its method; of `auto` the one that was chosen.
+        setting: What was chosen on validation, as results tell it.
+        options: Of the method.
+        settings: Of training on inputs.
+        chosen: Among what, and how that scored; None where there was nothing to choose.
+        choice: Of `auto`, else None.
+    """
+
+    entry: Entry
+    setting: Setting
+    options: dict[str, Any]
+    settings: FitSettings
+    chosen: dict[str, Any] | None
+    choice: Choice | None
 
 
 class Bench:
@@ -96,53 +117,28 @@ class Bench:
             RestuningError: The run cannot be made (it is the caller who records that).
         """
         started = time.perf_counter()
-        data = self.data(run.task)
-        choice, entry, final = None, run.entry, run.stage == "final"
-        setting, chosen = find_setting(self.protocol, self.folder, run)
-        if entry.method == AUTO:
-            entry, choice = choose_entry(
-                run, self.protocol, self._inputs(data), self.work / "choices" / run.name
-            )
-        layers = self.host.sites.layers
-        options = {
-            k: layer_numbers(v, layers) if k in ("layers", "taps") else v
-            for k, v in self.protocol.options_of(entry, setting).items()
-        }
-        settings = self.protocol.settings_of(setting, run.seed)
-        if choice is not None:
-            settings, (told_of, chosen) = choice.settings(settings), describe_choice(choice)
-            setting = tuple(told_of.items())
-        torch.manual_seed(run.seed)
-        tuned = self.build(entry, data.apart.num_classes, options)
-        task: Any = tuned.task
-        if choice is not None:
-            choice.begin(task)
-        inputs = self._inputs(data, final=final)
-        kept = self._stored(task, data)
-        setup = Setup(tuned, inputs.data) if kept is None else Setup.on(inputs, task, kept)
-        if kept is not None:
-            # Products of a side network are small: casting them costs more than it saves.
-            settings = replace(settings, precision="no")
-        tuned, fed = setup.tuned, setup.data
+        data, final = self.data(run.task), run.stage == "final"
+        plan = self._plan(run, data)
+        setup, settings = self._set_up(run, plan, data)
         folder = self.work / "fits" / run.name
         resumed = (folder / "checkpoints").exists()
         used = time.process_time()
         fitted = setup.fit(settings, folder, val=False, progress=False)
         # A machine shared with others slows the clock on the wall, not this one.
         used = time.process_time() - used
-        tested = fed.test if final else fed.val
-        if tested is None:
+        split = setup.data.test if final else setup.data.val
+        if split is None:
             raise DataError(
                 f"there is no {'test' if final else 'validation'} split",
                 where=run.task.source,
                 fix="give the task one",
             )
         begun = time.perf_counter()
-        found, right = predict_split(
-            tuned, tested, fed.collate, settings.batch_size, settings.precision
+        answers, labels = predict_split(
+            setup.tuned, split, setup.data.collate, settings.batch_size, settings.precision
         )
         test_seconds = time.perf_counter() - begun
-        hits = found == right
+        hits = answers == labels
         result = {
             **describe_run(run),
             "status": "done",
@@ -151,11 +147,11 @@ class Bench:
             "count": len(hits),
             "hits": pack_hits(hits),
             "train_loss": fitted.train_loss,
-            "setting": dict(setting),
-            "options": options,
-            "chosen": chosen,
+            "setting": dict(plan.setting),
+            "options": plan.options,
+            "chosen": plan.chosen,
             "settings": settings.to_dict(),
-            "parameters": count_parameters(task, self.backbone.model),
+            "parameters": count_parameters(setup.task, self.backbone.model),
             "steps": fitted.steps,
             "data": data_facts(data.apart),
             "backbone": {
@@ -163,28 +159,33 @@ class Bench:
                 "weights": Path(self.backbone.weights).name,
                 "digest": self.digest,
             },
-            "features": store_facts(kept),
+            "features": store_facts(setup.stored),
         }
+        seconds: dict[str, float] = {}
+        result["memory"] = {}
         if final:
-            live = tuned if kept is None else self._live(task)
-            folder_of_task = task_folder(self.folder, run)
+            live = setup.tuned if setup.stored is None else self._live(setup.task)
             result["file_bytes"] = count_saved_bytes(
-                task, self.host, self.backbone, folder_of_task, result["accuracy"], self.keep
+                setup.task,
+                self.host,
+                self.backbone,
+                task_folder(self.folder, run),
+                result["accuracy"],
+                self.keep,
             )
             result["memory"] = {
-                **self._memory(entry, options, live, settings, data, kept is not None),
+                **self._memory(plan, live, settings, data, setup.stored is not None),
                 "process_peak_bytes": fitted.peak_memory_bytes,
                 "process_measure": fitted.memory_measure,
             }
-            seconds = self._inference(run.task, entry, options, live, data)
-        else:
-            result["memory"], seconds = {}, {}
+            seconds = self._inference(run.task, plan, live, data)
+        choice = plan.choice
         result["seconds"] = {
             "train": fitted.seconds + (choice.seconds if choice else 0),
             "train_cpu": None if resumed else used + (choice.cpu_seconds if choice else 0),
             "choice_cpu": choice and choice.cpu_seconds,
             "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
-            **self._extraction(kept),
+            **self._extraction(setup.stored),
             "test": test_seconds,
             "inference": seconds.get("tuned"),
             "bare_inference": seconds.get("bare"),
@@ -194,6 +195,40 @@ class Bench:
         result["measured_on"] = time.strftime("%Y-%m-%d")
         shutil.rmtree(folder, ignore_errors=True)
         return result
+
+    def _plan(self, run: GridRun, data: LoadedTask) -> Plan:
+        """Method, options and settings of a run: as they stand in the grid, or as chosen before."""
+        entry, choice = run.entry, None
+        setting, chosen = find_setting(self.protocol, self.folder, run)
+        if entry.method == AUTO:
+            entry, choice = choose_entry(
+                run, self.protocol, self._inputs(data), self.work / "choices" / run.name
+            )
+        layers = self.host.sites.layers
+        options = {
+            name: layer_numbers(value, layers) if name in ("layers", "taps") else value
+            for name, value in self.protocol.options_of(entry, setting).items()
+        }
+        settings = self.protocol.settings_of(setting, run.seed)
+        if choice is not None:
+            settings = choice.settings(settings)
+            words, chosen = describe_choice(choice)
+            setting = tuple(words.items())
+        return Plan(entry, setting, options, settings, chosen, choice)
+
+    def _set_up(self, run: GridRun, plan: Plan, data: LoadedTask) -> tuple[Setup, FitSettings]:
+        """The run's new task with what it is fed, and its settings there."""
+        torch.manual_seed(run.seed)
+        tuned = self.build(plan.entry, data.apart.num_classes, plan.options)
+        task: Any = tuned.task
+        if plan.choice is not None:
+            plan.choice.begin(task)
+        inputs = self._inputs(data, final=run.stage == "final")
+        stored = self._stored(task, data)
+        if stored is None:
+            return Setup(tuned, inputs.data), plan.settings
+        # Products of a side network are small: casting them costs more than it saves.
+        return Setup.on(inputs, task, stored), replace(plan.settings, precision="no")
 
     def build(self, entry: Entry, classes: int, options: dict[str, Any]) -> nn.Module:
         """A method or rival on this backbone, with a new head."""
@@ -206,7 +241,7 @@ class Bench:
         return Tuned(self.host, task)
 
     def data(self, task: SuiteTask) -> LoadedTask:
-        """The task's images, held until another task's are asked for."""
+        """The task's images, in memory until another task's are asked for."""
         if self.loaded is None or self.loaded.task != task:
             self.loaded = None
             images = self.work / "images"
@@ -242,10 +277,10 @@ class Bench:
         needs = task.needs(self.host.readout_rule)
         if needs not in data.stores:
             used = time.process_time()
-            data.stores[needs] = kept = inputs.stored(task)
-            if kept is not None and kept.seconds:
-                took = {"seconds": kept.seconds, "cpu": time.process_time() - used}
-                write_json(self._built(kept), took)
+            data.stores[needs] = stored = inputs.stored(task)
+            if stored is not None and stored.seconds:
+                took = {"seconds": stored.seconds, "cpu": time.process_time() - used}
+                write_json(self._built(stored), took)
         return data.stores[needs]
 
     def _inputs(self, data: LoadedTask, final: bool = False) -> Inputs:
@@ -262,27 +297,22 @@ class Bench:
             final=final,
         )
 
-    def _extraction(self, kept: Stored | None) -> dict[str, float | None]:
+    def _extraction(self, stored: Stored | None) -> dict[str, float | None]:
         """What building a store took, whoever built it: on the wall, and of the processor."""
-        if kept is None:
+        if stored is None:
             return {"features": 0.0, "features_cpu": 0.0}
-        file = self._built(kept)
-        found = read_json(file) if file.exists() else {}
-        return {"features": found.get("seconds", 0.0), "features_cpu": found.get("cpu")}
+        file = self._built(stored)
+        took = read_json(file) if file.exists() else {}
+        return {"features": took.get("seconds", 0.0), "features_cpu": took.get("cpu")}
 
-    def _built(self, kept: Stored) -> Path:
-        return self.stores / f"{kept.store.path.name}.seconds.json"
+    def _built(self, stored: Stored) -> Path:
+        return self.stores / f"{stored.store.path.name}.seconds.json"
 
     def _inference(
-        self,
-        task: SuiteTask,
-        entry: Entry,
-        options: dict[str, Any],
-        live: nn.Module,
-        data: LoadedTask,
+        self, task: SuiteTask, plan: Plan, live: nn.Module, data: LoadedTask
     ) -> dict[str, float]:
-        """Measured once for each form of a method on each task: weights do not change it."""
-        key = f"inference {task.name} {entry.method} {options}"
+        """Measured once for each method with its options on each task: weights do not change it."""
+        key = f"inference {task.name} {plan.entry.method} {plan.options}"
         if key not in self.known:
             images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]
             precision = self.protocol.settings.precision
@@ -291,15 +321,14 @@ class Bench:
 
     def _memory(
         self,
-        entry: Entry,
-        options: dict[str, Any],
+        plan: Plan,
         live: nn.Module,
         settings: FitSettings,
         data: LoadedTask,
         cached: bool,
     ) -> dict[str, Any]:
-        """Counted once for each form of a method."""
-        key = f"{entry.method} {options} {data.apart.num_classes} {settings.batch_size}"
+        """Counted once for each method with its options."""
+        key = f"{plan.entry.method} {plan.options} {data.apart.num_classes} {settings.batch_size}"
         if key not in self.known:
             example = self.backbone.example[0].to(self.device)
             precision = self.protocol.settings.precision

@@ -28,12 +28,12 @@ def find_setting(
     runs = search_runs(protocol, run.task, run.entry)
     if not runs:
         return protocol.candidates(run.entry)[0], None
-    found = []
+    scores = []
     for search in runs:
         result = read_result(result_file(folder, search))
         if result["status"] == "done":
-            found.append((result["accuracy"], search.setting))
-    if not found:
+            scores.append((result["accuracy"], search.setting))
+    if not scores:
         raise TrainingError(
             "no setting survived",
             where=str(run),
@@ -41,11 +41,11 @@ def find_setting(
             fix="read their results; lower the learning rates, or --retry",
         )
     # The first of equals: what stands first in the choices.
-    best = max(found, key=lambda each: each[0])
+    best = max(scores, key=lambda each: each[0])
     return best[1], {
         "validation_accuracy": best[0],
-        "failed": len(runs) - len(found),
-        "among": [{**dict(setting), "validation_accuracy": value} for value, setting in found],
+        "failed": len(runs) - len(scores),
+        "among": [{**dict(setting), "validation_accuracy": value} for value, setting in scores],
     }
 
 

@@ -39,17 +39,17 @@ def data_facts(data: Data) -> dict[str, Any]:
     return {"name": data.name, "identity": data.identity, "classes": data.num_classes, **sizes}
 
 
-def store_facts(kept: Stored | None) -> dict[str, Any] | None:
+def store_facts(stored: Stored | None) -> dict[str, Any] | None:
     """What was trained from, where it was a store."""
-    if kept is None:
+    if stored is None:
         return None
-    key = kept.store.key
+    key = stored.store.key
     return {
         "tokens": key.tokens,
         "taps": len(key.taps),
         "dtype": key.dtype,
         "precision": key.precision,
-        "bytes": kept.store.bytes,
+        "bytes": stored.store.bytes,
         "digest": key.digest[:16],
     }
 
@@ -106,13 +106,13 @@ def count_saved_bytes(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(task, Task):
-        told = backbone.preprocessing
+        preprocessing = backbone.preprocessing
         save(
             task,
             host,
             folder,
             backbone=backbone.name,
-            preprocessing=told.to_dict() if told else None,
+            preprocessing=preprocessing.to_dict() if preprocessing else None,
             results={"test accuracy": accuracy},
         )
     else:

@@ -76,15 +76,9 @@ def open_grid(
 
 
 def _choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
-    found = [dict(setting) for setting in protocol.candidates(run.entry)]
-    return json.loads(
-        json.dumps(
-            [
-                {**found_, "options": dict(run.entry.options), "method": run.entry.method}
-                for found_ in found
-            ]
-        )
-    )
+    method = {"options": dict(run.entry.options), "method": run.entry.method}
+    choices = [{**dict(setting), **method} for setting in protocol.candidates(run.entry)]
+    return json.loads(json.dumps(choices))
 
 
 def _check_same(before: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
@@ -110,11 +104,11 @@ def read_protocol(folder: Path, weights: Path | None = None) -> GridProtocol:
         FormatError: No grid is there, or its description is malformed.
     """
     try:
-        found = dict(read_json(folder / GRID)["protocol"])
-        settings = FitSettings(**{**found.pop("settings"), "seed": 0})
-        found.pop("choices")
+        known = dict(read_json(folder / GRID)["protocol"])
+        settings = FitSettings(**{**known.pop("settings"), "seed": 0})
+        known.pop("choices")
         return GridProtocol(
-            **{**found, "weights": str(weights) if weights else None, "settings": settings}
+            **{**known, "weights": str(weights) if weights else None, "settings": settings}
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(

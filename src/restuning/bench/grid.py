@@ -69,8 +69,8 @@ class GridRun:
 
     def __str__(self) -> str:
         """As progress shows it."""
-        told = ", ".join(f"{k}={v}" for k, v in self.setting)
-        what = f"seed {self.seed}" if self.stage == "final" else f"choosing: {told}"
+        words = ", ".join(f"{k}={v}" for k, v in self.setting)
+        what = f"seed {self.seed}" if self.stage == "final" else f"choosing: {words}"
         return f"{self.task.name}  {self.entry.label}  {what}"
 
 
@@ -84,7 +84,7 @@ class GridProtocol:
         settings: Of training, but for what is chosen; the seed is each run's own.
         choices: What is chosen on validation.
         cache: Train from stored features where that is exact.
-        dtype: How stored features are kept.
+        dtype: Of stored features.
     """
 
     backbone: str
@@ -205,14 +205,14 @@ def parse_choices(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     Raises:
         TrainingError: It does not read so.
     """
-    found: dict[str, dict[str, list[Any]]] = {}
+    choices: dict[str, dict[str, list[Any]]] = {}
     for text in texts:
         label, colon, values = text.rpartition(":")
         before, _, _ = text.partition("=")
         if not colon or ":" not in before:
             label, values = EVERY, text
-        found.setdefault(label, {}).update(parse_grid(values))
-    return found
+        choices.setdefault(label, {}).update(parse_grid(values))
+    return choices
 
 
 def _value(text: str) -> Any:

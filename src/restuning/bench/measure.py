@@ -43,7 +43,7 @@ def predict_split(
         data, batch_size, collate_fn=collate, generator=torch.Generator().manual_seed(0)
     )
     device = next(tuned.parameters()).device
-    found: list[Tensor] = []
+    answers: list[Tensor] = []
     right: list[Tensor] = []
     tuned.eval()
     with torch.no_grad(), autocast(device, precision):
@@ -52,9 +52,9 @@ def predict_split(
             inputs, _ = move(inputs, labels, device)
             logits = run(tuned, inputs)
             check_labels(lowest, highest, logits.shape[-1])
-            found.append(logits.argmax(1).cpu())
+            answers.append(logits.argmax(1).cpu())
             right.append(labels)
-    return torch.cat(found).numpy(), torch.cat(right).numpy()
+    return torch.cat(answers).numpy(), torch.cat(right).numpy()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -104,13 +104,13 @@ def folder_bytes(folder: Path) -> int:
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Of Python and of the packages that count."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(errors="replace").splitlines() if facts.exists() else []
     name = next((ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name")), "")
-    found = {
+    machine = {
         "device": device.type,
         "cpu": name or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -126,5 +126,5 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine

@@ -114,17 +114,17 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
             fix="lay tasks out as NAME/train800.txt, val200.txt, test.txt and images/, or as class "
             "folders below train/, val/ and test/ (docs/bench.md)",
         )
-    found = {p.name: SuiteTask(p.name, _group(p), str(p)) for p in folders}
+    tasks = {p.name: SuiteTask(p.name, _group(p), str(p)) for p in folders}
     for name in chosen:
-        if name not in found:
-            near = get_close_matches(name, found, n=3)
+        if name not in tasks:
+            near = get_close_matches(name, tasks, n=3)
             raise UnknownNameError(
                 "no such task",
                 where=name,
                 found=f"did you mean {', '.join(near)}?" if near else "",
-                fix=f"one of: {', '.join(found)}",
+                fix=f"one of: {', '.join(tasks)}",
             )
-    return [found[name] for name in chosen] if chosen else list(found.values())
+    return [tasks[name] for name in chosen] if chosen else list(tasks.values())
 
 
 def find_place(where: str) -> Path:

@@ -165,7 +165,7 @@ def choose_method(
             fix="raise the budget of memory or time, take a smaller batch or a smaller backbone, or name "
             "a method",
         )
-    told = [
+    explained = [
         row if row["status"] == "left out" else {**row, "why": rule.in_words(row, taken)}
         for row in rows
     ]
@@ -180,7 +180,7 @@ def choose_method(
         taken["epochs"],
         taken["accumulate"],
         taken["form"],
-        told,
+        explained,
         len(data.val),
         budget,
         start,

@@ -44,7 +44,7 @@ class ChoiceFolder:
         whole = row.get("method") == method and status in STATUS and _number(seconds)
         if status in ("tried", "stopped"):
             score = row.get("val_accuracy")
-            whole = whole and _number(row.get("lr")) and _number(score) and bool(score <= 1)  # type: ignore[operator]
+            whole = whole and _number(row.get("lr")) and _number(score) and float(score or 0) <= 1
             whole = (
                 whole and isinstance(row.get("goes_on"), bool) and _number(row.get("cross_entropy"))
             )

@@ -131,14 +131,15 @@ def answers(
         batch_size: Inputs at a time.
         collate: Makes a batch of a list of examples.
     """
-    parameter = next(tuned.task.parameters(), None)  # type: ignore[union-attr]
+    task: Any = tuned.task
+    parameter = next(task.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     tuned.eval()
-    found, right = [], []
+    answered, right = [], []
     for batch in DataLoader(data, batch_size, collate_fn=collate):
         inputs, labels = move(batch[0], batch[1], device)
         logits = run(tuned, inputs)
         counted = labels != IGNORED
-        found.append(logits[counted].float().cpu())
+        answered.append(logits[counted].float().cpu())
         right.append(labels[counted].cpu())
-    return torch.cat(found), torch.cat(right)
+    return torch.cat(answered), torch.cat(right)

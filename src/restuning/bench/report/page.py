@@ -98,7 +98,7 @@ def write_report(
 def plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict[str, str]:
     """The plots of a set of tasks as SVG, by title."""
     labels = summary.of(tasks)
-    found = {
+    drawings = {
         "Accuracy against parameters": figures.scatter(
             summary, labels, tasks, parameters, "trained parameters without the head"
         ),
@@ -118,8 +118,8 @@ def plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict
     if against in labels and len(labels) > 1:
         others = [n for n in labels if n != against]
         compared = paired_bootstrap(summary, others, against, tasks)
-        found[f"Difference to {against}"] = figures.intervals(compared, against, labels)
-    return {title: svg for title, svg in found.items() if svg is not None}
+        drawings[f"Difference to {against}"] = figures.intervals(compared, against, labels)
+    return {title: svg for title, svg in drawings.items() if svg is not None}
 
 
 def _html(

@@ -129,11 +129,11 @@ class Summary:
         seeds = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         chosen = sorted({k for run in runs for k in run["setting"] if run["chosen"]})
         rates = sorted({run["settings"]["lr"] for run in runs})
-        told = ", ".join(map(str, rates[:6]))
+        words = ", ".join(map(str, rates[:6]))
         choice = f"{', '.join(chosen)} chosen on validation" if chosen else "nothing chosen"
         return (
             f"{protocol['backbone']}, {settings['epochs']} epochs, batch {settings['batch_size']}, "
-            f"AdamW, highest learning rate {told} ({choice}), precision "
+            f"AdamW, highest learning rate {words} ({choice}), precision "
             f"{settings['precision']}, {seeds} seed{'s' if seeds != '1' else ''}; trained on the "
             "training and validation splits, the last checkpoint tested once"
         )

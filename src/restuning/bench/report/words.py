@@ -10,9 +10,9 @@ def percent(value: float, spread: float | None = None) -> str:
     return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
-def cell(found: Cell | None) -> str:
+def cell(value: Cell | None) -> str:
     """Mean and standard deviation over seeds, `-` where there is no run."""
-    return "-" if found is None else percent(found.mean, found.std)
+    return "-" if value is None else percent(value.mean, value.std)
 
 
 def count(value: float | None) -> str:

@@ -74,7 +74,7 @@ def learn_in_sequence(
     if len(tasks) < 2:
         raise TrainingError("a sequence needs two tasks", found=str(len(tasks)))
     learned: list[Task] = []
-    found = LearnedSequence()
+    sequence = LearnedSequence()
     for place, data in enumerate(tasks):
         torch.manual_seed(settings.seed)
         task = methods.build(method, host, num_classes=data.num_classes, **(options or {}))
@@ -95,9 +95,9 @@ def learn_in_sequence(
             classes, right = predict_split(asked, own.test, own.collate, 64, settings.precision)
             accuracies.append(float((classes == right).mean()))
             answers.append(torch.from_numpy(classes))
-        found.accuracy.append(accuracies)
-        found.answers.append(answers)
-    return found
+        sequence.accuracy.append(accuracies)
+        sequence.answers.append(answers)
+    return sequence
 
 
 def _take_up(task: Task, before: Task) -> None:

@@ -47,12 +47,12 @@ def load_trained(bench: Bench, run: GridRun) -> tuple[nn.Module, dict[str, Any]]
             found=str(error)[:200],
             fix="run the grid again with --keep",
         ) from None
-    wanted = {name for name, p in task.named_parameters() if p.requires_grad}
-    if wanted & set(absent):
+    trained = {name for name, p in task.named_parameters() if p.requires_grad}
+    if trained & set(absent):
         raise FormatError(
             "kept weights are incomplete",
             where=str(file),
-            found=f"without {min(wanted & set(absent))}",
+            found=f"without {min(trained & set(absent))}",
             fix="run the grid again with --keep",
         )
     return tuned.eval(), result

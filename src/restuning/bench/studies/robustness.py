@@ -44,11 +44,11 @@ def robustness(
         FormatError: The run's task was not kept.
     """
     file = bench.folder / "robustness" / f"{run.name}.json"
-    wanted = {"images": images, "severities": list(severities), "radii": list(radii)}
+    conditions = {"images": images, "severities": list(severities), "radii": list(radii)}
     if file.exists():
-        found = read_json(file)
-        if all(found.get(k) == v for k, v in wanted.items()):
-            return found
+        before = read_json(file)
+        if all(before.get(k) == v for k, v in conditions.items()):
+            return before
     tuned, trained = load_trained(bench, run)
     test: HeldImages = bench.data(run.task).apart.test
     at = (
@@ -70,7 +70,7 @@ def robustness(
         "label": run.entry.label,
         "seed": run.seed,
         "test_accuracy": trained["accuracy"],
-        **wanted,
+        **conditions,
         "clean": share(lambda x, y: x),
         "corruptions": {
             kind: [share(lambda x, y, k=kind, s=s: corrupt(x, k, s)) for s in severities]
