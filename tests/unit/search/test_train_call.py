@@ -100,7 +100,7 @@ def test_methods_are_compared_in_one_folder_and_the_best_is_best_on_validation(
 def test_auto_is_the_default_and_tells_how_it_chose(few, tmp_path, stores):
     lines = []
     run = train(
-        few, out=tmp_path, store=stores, epochs=1, batch_size=32, memory="11MiB", log=lines.append
+        few, out=tmp_path, store=stores, epochs=1, batch_size=32, memory="24MiB", log=lines.append
     )
     assert run.choice.method == run.method == run.metrics["choice"]["method"]
     assert json.loads((tmp_path / "choice.json").read_text()) == run.choice.to_dict()
