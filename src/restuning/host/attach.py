@@ -24,31 +24,33 @@ from restuning.host.listeners import (
 from restuning.sites import Site, Sites, returns_bias
 
 
-def hooks_of(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str, Any]]:
-    """`(module path, hook)` in the order they must be registered; `hook.after` is a forward hook.
+def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str, Any]]:
+    """`(module path, hook)` in the order they must be registered; see the picture in `hooks.py`.
+
+    `hook.after` says whether it runs after its module (a forward hook) or before it.
 
     Args:
         slot: Of the host.
         model: The backbone.
         sites: Its sites.
     """
-    steps = place_of("timestep", model)
-    if steps is not None:
-        yield "", RecordTimestep(slot, steps)
+    timestep = find_argument("timestep", model)
+    if timestep is not None:
+        yield "", RecordTimestep(slot, timestep)
         yield "", GatherOutputs(slot)
-    enters, leaves = _by(sites, "enter"), _by(sites, "leave")
     stems = {site.enter: (tap, site) for tap, site in sites.stems.items()}
-    for path in dict.fromkeys(p for stem in stems for p in around(stem)):
-        place = place_of("attention_mask", model.get_submodule(path))
-        if place is not None:
-            yield path, RecordMask(slot, place, not path)
-    # Before `SaveStream` of the same module, which must note the stream with what was added.
-    vias = dict.fromkeys(path for site in sites.values() for path in site.via)
-    for path in vias:
+    # A model and its stacks are given masks before any of their blocks runs.
+    for path in dict.fromkeys(p for stem in stems for p in enclosing_modules(stem)):
+        mask = find_argument("attention_mask", model.get_submodule(path))
+        if mask is not None:
+            yield path, RecordMask(slot, mask, outermost=not path)
+    # Before `SaveStream` of the same module, which must save the stream with what was added.
+    for path in dict.fromkeys(path for site in sites.values() for path in site.via):
         yield path, AddDeltaToReaders(slot, tuple(s for s in sites.values() if path in s.via))
-    for path in dict.fromkeys([*enters, *stems]):
+    entered = _group(sites, "enter")
+    for path in dict.fromkeys([*entered, *stems]):
         tap, first = stems.get(path, ("", None))
-        yield path, SaveStream(slot, tuple(enters.get(path, ())), tap, first)
+        yield path, SaveStream(slot, tuple(entered.get(path, ())), tap, first)
     attentions = [s for s in sites.values() if s.op in ("mha", "cross")]
     for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):
         relative = returns_bias(model.get_submodule(path))
@@ -56,26 +58,27 @@ def hooks_of(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str, A
         if relative:
             yield path, RecordPositionBias(slot, path)
     gated = Sites(s for s in sites.values() if s.gated)
-    for path, inside in _by(gated, "module").items():
-        yield path, AddBeforeGate(slot, tuple(inside))
-    for path, sites_here in leaves.items():
-        yield path, AddDelta(slot, tuple(sites_here))
+    for path, here in _group(gated, "module").items():
+        yield path, AddBeforeGate(slot, tuple(here))
+    for path, here in _group(sites, "leave").items():
+        yield path, AddDelta(slot, tuple(here))
 
 
-def _by(sites: Sites, attribute: str) -> dict[str, list[Site]]:
-    found: dict[str, list[Site]] = {}
+def _group(sites: Sites, attribute: str) -> dict[str, list[Site]]:
+    """Sites by the path of one of their modules: one hook serves all sites there."""
+    groups: dict[str, list[Site]] = {}
     for site in sites.values():
-        found.setdefault(getattr(site, attribute), []).append(site)
-    return found
+        groups.setdefault(getattr(site, attribute), []).append(site)
+    return groups
 
 
-def around(path: str) -> list[str]:
+def enclosing_modules(path: str) -> list[str]:
     """The modules around a path, the model ("") first."""
     names = path.split(".")
     return [".".join(names[:i]) for i in range(len(names))]
 
 
-def place_of(name: str, module: nn.Module) -> int | None:
-    """Where a module's forward takes an argument of this name; None where it does not."""
+def find_argument(name: str, module: nn.Module) -> int | None:
+    """The place of an argument in a module's forward; None where it takes none of this name."""
     names = list(inspect.signature(module.forward).parameters)
     return names.index(name) if name in names else None

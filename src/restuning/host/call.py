@@ -1,14 +1,15 @@
-"""The record of one call: which tuners and taps are in use, and what was seen. One thread's own.
+"""The record of one call, which its thread's hooks read and write.
 
-What changes from call to call travels here, so that hooks hold plain data only.
+What changes from call to call travels here, so that hooks hold plain data only: a host can then be
+compiled, copied, pickled and used from several threads.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,42 +36,75 @@ trained: set[str] = set()
 """Slots of hosts that ran a task with gradients: only these can meet a recomputation."""
 
 
+class LastStream(Protocol):
+    """What gives the last stream in the backbone's place: a side network, or several at once."""
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of what it reads; the one that it takes the place of last."""
+        ...
+
+    @property
+    def tuners(self) -> Iterable[Tuner]:
+        """Tuners inside it."""
+        ...
+
+    def __call__(self, taps: Any) -> Tensor:
+        """The stream."""
+        ...
+
+
 class Call:
-    """The record of one call: what is in use, what was seen. Lives in one thread.
+    """The record of one call of a backbone: what is in use, and what its hooks have seen so far.
+
+    It belongs to one thread: `active` puts it where the hooks of this thread find it, and takes it
+    away at the end. Another thread on the same host has a record of its own, or none.
 
     Args:
         tuners: In use, by site name.
-        needs: What to keep.
-        views: Attention maps by site name.
+        needs: Which taps to keep, and which tokens of them.
+        projections: Of all sites that have any, by site name.
         last: Name of the last tap.
-        side: Whose state takes the place of the last stream: a bypass, or several (`SideBySide`).
-        rows: Inputs in the batch; 0 where that is the stream's first axis.
+        side: What takes the place of the last stream; None for the backbone's own.
+        inputs: Inputs in the batch; 0 where that is the stream's first axis.
         weights: What stands in the place of the backbone's weights, by name.
+
+    Attributes:
+        streams: What entered a site whose tuner is in use, until its tuner has run.
+        deltas: What the tuner of a gated site adds, until the end of its block.
+        taps: Kept so far.
+        attention: What an attention was given beside the stream, by the path of its module.
+        counts: Calls of a module that is called more than once, by site name.
+        reached: Sites whose tuner has run.
+        appended: Tokens that a stem prompt has appended to the stream.
+        real_tokens: Which tokens are real, `b n`; None where all are.
+        time: Time steps of a diffusion model.
+        lends_projections: Whether attentions must be listened to.
+        looks_ahead: Whether a token's delta depends on later tokens.
     """
 
     def __init__(
         self,
         tuners: Mapping[str, Tuner],
         needs: Needs,
-        views: Mapping[str, LentProjections],
+        projections: Mapping[str, LentProjections],
         last: str,
-        side: Any = None,
-        rows: int = 0,
+        side: LastStream | None = None,
+        inputs: int = 0,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.tuners, self.needs, self.views, self.last = tuners, needs, views, last
-        self.side, self.rows, self.weights = side, rows, dict(weights or {})
-        self.entered: dict[str, Tensor] = {}
-        self.carried: dict[str, Tensor] = {}
-        self.kept: dict[str, Tensor] = {}
-        self.given: dict[str, AttentionInputs] = {}
+        self.tuners, self.needs, self.projections, self.last = tuners, needs, projections, last
+        self.side, self.inputs, self.weights = side, inputs, dict(weights or {})
+        self.streams: dict[str, Tensor] = {}
+        self.deltas: dict[str, Tensor] = {}
+        self.taps: dict[str, Tensor] = {}
+        self.attention: dict[str, AttentionInputs] = {}
         self.counts: dict[str, int] = {}
         self.reached: set[str] = set()
         self.appended = 0
-        self.real: Tensor | None = None
+        self.real_tokens: Tensor | None = None
         self.time: Tensor | None = None
-        self.cache: Any = None
-        self.lends = any(t.needs_view or t.appends for t in tuners.values())
+        self.lends_projections = any(t.needs_view or t.appends for t in tuners.values())
         self.looks_ahead = any(t.looks_ahead for t in tuners.values()) or (
             side is not None and any(t.looks_ahead for t in side.tuners)
         )
@@ -78,9 +112,14 @@ class Call:
     def for_recompute(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
         call = Call(
-            self.tuners, Needs(()), self.views, self.last, rows=self.rows, weights=self.weights
+            self.tuners,
+            Needs(()),
+            self.projections,
+            self.last,
+            inputs=self.inputs,
+            weights=self.weights,
         )
-        call.real, call.time = self.real, self.time
+        call.real_tokens, call.time = self.real_tokens, self.time
         return call
 
     def mask(self, stream: Tensor, *, appended: bool = False) -> Tensor | None:
@@ -93,9 +132,10 @@ class Call:
             appended: With those that a stem prompt appended, which are real.
         """
         length = stream.shape[1] - self.appended
-        if self.real is None or stream.dim() != 3 or self.real.shape[1] < length:
+        if self.real_tokens is None or stream.dim() != 3 or self.real_tokens.shape[1] < length:
             return None
-        own = self.real[:, self.real.shape[1] - length :]
+        # Earlier tokens in a cache are in the mask and not in the stream.
+        own = self.real_tokens[:, self.real_tokens.shape[1] - length :]
         return F.pad(own, (0, self.appended), value=True) if appended else own
 
     def keep(self, tap: str, stream: Tensor, channels_first: bool = False) -> None:
@@ -111,9 +151,9 @@ class Call:
             stream = stream if stream.requires_grad or mask is not None else stream.clone()
         elif self.needs.tokens == "pool" and tap not in ("last", self.last):
             # Windows or patches folded into the batch (MobileViT) are tokens of one input.
-            stream = stream.reshape(self.rows or stream.shape[0], -1, stream.shape[-1])
+            stream = stream.reshape(self.inputs or stream.shape[0], -1, stream.shape[-1])
             stream = mean_of(stream, mask).unsqueeze(1)
-        self.kept[tap] = stream
+        self.taps[tap] = stream
 
     def keep_own_feature(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:
         """Under tokens "pool" the last tap is the backbone's own feature, `b 1 d`.
@@ -124,25 +164,25 @@ class Call:
             readout: That, as a function of the last stream and its mask.
         """
         for tap in ("last", self.last) if self.needs.tokens == "pool" else ():
-            if tap in self.kept:
-                stream = self.kept[tap]
+            if tap in self.taps:
+                stream = self.taps[tap]
                 vector = (
                     vector_of(output)
                     if rule.pool == "own"
                     else readout(stream, mask=self.mask(stream))
                 )
                 assert vector is not None
-                self.kept[tap] = vector.unsqueeze(1)
+                self.taps[tap] = vector.unsqueeze(1)
 
     def features(self, readout: Callable[..., Tensor]) -> Features:
         """What was kept, with the readout on loan and the mask of the last stack."""
-        last = next(reversed(self.kept.values()), None)
+        last = next(reversed(self.taps.values()), None)
         mask = None if last is None or self.needs.tokens != "all" else self.mask(last)
-        return Features(self.kept, readout, mask, self.time)
+        return Features(self.taps, readout, mask, self.time)
 
 
-def rows_of(args: tuple, kwargs: Mapping[str, Any]) -> int:
-    """Inputs in a batch; 0 where there is no tensor that would tell."""
+def count_inputs(args: tuple, kwargs: Mapping[str, Any]) -> int:
+    """Inputs in a batch, the first axis of the first tensor; 0 where there is none."""
     x = first_tensor(args)
     x = first_tensor(dict(kwargs)) if x is None else x
     return 0 if x is None else x.shape[0]
@@ -165,7 +205,9 @@ def active(slot: str, call: Call | None) -> Iterator[None]:
             call.side.close()
 
 
-def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentProjections]) -> None:
+def check_tuners(
+    tuners: Mapping[str, Tuner], sites: Sites, projections: Mapping[str, LentProjections]
+) -> None:
     """Every tuner can do its work at its site.
 
     Raises:
@@ -175,7 +217,7 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentPro
     """
     if torch.compiler.is_compiling():
         return
-    without = sites_without_projections(tuners, sites, views)
+    without = sites_without_projections(tuners, sites, projections)
     if without:
         tuner, site = tuners[without[0]], sites[without[0]]
         raise ProjectionsError(
@@ -186,7 +228,7 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentPro
         )
     for name, tuner in tuners.items():
         if name in sites.stems:
-            if tuner.appends and any(view.maps.causal for view in views.values()):
+            if tuner.appends and any(each.maps.causal for each in projections.values()):
                 raise PlacementError(
                     "tokens appended at the stem are never seen in a causal backbone",
                     where=f"{tuner.kind} at {name}",
@@ -195,7 +237,7 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentPro
                 )
             continue
         site = sites[name]
-        if getattr(tuner, "form", "") == "exact" and not views[name].maps.direct:
+        if getattr(tuner, "form", "") == "exact" and not projections[name].maps.direct:
             raise PlacementError(
                 "the exact scale is no identity here",
                 where=f"{name} ({site.leave})",
@@ -205,11 +247,13 @@ def check(tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentPro
 
 
 def sites_without_projections(
-    tuners: Mapping[str, Tuner], sites: Sites, views: Mapping[str, LentProjections]
+    tuners: Mapping[str, Tuner], sites: Sites, projections: Mapping[str, LentProjections]
 ) -> list[str]:
     """Sites where a tuner needs the projections of an attention, and none were proved."""
     return [
-        n for n, t in tuners.items() if n not in sites.stems and t.needs_view and n not in views
+        n
+        for n, t in tuners.items()
+        if n not in sites.stems and t.needs_view and n not in projections
     ]
 
 
@@ -220,7 +264,7 @@ def check_all_reached(call: Call) -> None:
         SiteNotReachedError: Names those that were not.
     """
     missing = [n for n in call.tuners if n not in call.reached]
-    missing += [t for t in call.needs.taps if t not in call.kept]
+    missing += [t for t in call.needs.taps if t not in call.taps]
     if missing:
         raise SiteNotReachedError(
             f"{len(missing)} sites were never reached in this forward",

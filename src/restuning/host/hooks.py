@@ -1,7 +1,48 @@
-"""What the hooks do with the record of a call. Registers nothing: `host.py` does.
+"""What the hooks on a backbone do, where tuners are added and taps are kept.
 
-A hook holds only plain data (its slot and its sites). What changes from call to call travels in the
-`Call` of the calling thread (`record.py`); a hook that finds none returns what it was given.
+One forward of a backbone with one block, and the hooks where they fire. `x` is the stream; a tuner
+in use at a site gives a delta. `attach.py` says which modules get which hook; `host.py` registers.
+
+```
+model(images, timestep, attention_mask):
+    # RecordTimestep            the time step is written down          (diffusion models)
+    # RecordMask                which tokens are real is written down  (texts)
+    x = embed(images)
+
+    block(x):
+        # SaveStream            x is saved for the block's tuner; before the first block it is the
+        #                       tap block.0, and a stem's tuner is added to it
+        # SaveStream            x is saved for the attention's tuner   (on the norm, which reads x)
+        y = norm(x)
+        # RecordAttentionInputs mask, positions and cache are written down
+        y = attention(y)
+        # RecordPositionBias    so is the bias that it returns         (T5)
+        # AddDelta              y = y + tuner(saved x): the sum below adds both to the stream
+        x = x + y
+
+        y = feed_forward(norm(x))     # SaveStream and AddDelta, as for the attention
+        x = x + y
+    # AddDelta                  x = x + tuner(saved x) of the block; x is kept as the tap block.1.
+    #                           After the last block a bypass in use puts its own state in place of x
+
+    x = head(norm(x))
+# GatherOutputs                 answers of several last streams come together  (side by side)
+```
+
+Where a gate that is no module stands between an operation and its sum (`x = x + gate * y`, adaLN),
+adding to y would scale the delta by the gate. There the delta goes round it:
+
+```
+        y = attention(norm(x))        # AddBeforeGate      a tuner that reads y is added to it as usual
+        x = x + gate * y
+        # AddDeltaToReaders     every later module of the block that reads x reads x + delta
+        x = x + gate * feed_forward(norm(x))
+    # AddDelta                  the block returns x without the delta, which is added once more here
+```
+
+A hook holds only plain data (its slot and its sites), so that a backbone with hooks can be compiled,
+copied and pickled. What changes from call to call is in the `Call` of the calling thread; a hook that
+finds none returns what it was given.
 """
 
 from __future__ import annotations
@@ -24,7 +65,7 @@ from restuning.tuners import Tuner, at_time, real_tokens
 
 @dataclass(frozen=True)
 class GatherOutputs:
-    """Brings together what came of several last streams, where the model returns."""
+    """Combines the model's answers to several last streams, where it returns."""
 
     after: ClassVar[bool] = True
     slot: str
@@ -34,14 +75,20 @@ class GatherOutputs:
         call: Call | None = current(self.slot)
         if call is None or not isinstance(call.side, SideBySide):
             return output
-        return replaced(output, call.side.gather)
+        return change_tensor(output, call.side.gather)
 
 
 @dataclass(frozen=True)
 class SaveStream:
-    """Notes the stream that enters a site; at a stem keeps its tap and adds tokens.
+    """Saves the stream that a module reads, for the tuners of the sites that it enters.
 
-    `first` is the block that a stem enters.
+    At a stem it also keeps the embedding output as a tap, and adds what a tuner there gives.
+
+    Args:
+        slot: Of the host.
+        sites: Whose stream this module is the first to read.
+        stem: The tap of what enters here, `block.0` or `start.l`; "" elsewhere.
+        first: The block that a stem enters.
     """
 
     after: ClassVar[bool] = False
@@ -75,7 +122,7 @@ class SaveStream:
                 call.keep(self.stem, x, self.first.enters_channels_first(x))
         for site in self.sites:
             if site.name in call.tuners:
-                call.entered[site.name] = x
+                call.streams[site.name] = x
         if not changed:
             return None
         if args:
@@ -88,8 +135,8 @@ class SaveStream:
 class AddDeltaToReaders:
     """Adds a tuner's delta to the stream that a module of a gated block reads.
 
-    The delta is worked out at the first such module, where the sum was made, and carried to the
-    others and to the block's end.
+    The delta is computed before the first such module, right after the sum, and is used again for
+    the others and at the block's end.
     """
 
     after: ClassVar[bool] = False
@@ -107,9 +154,9 @@ class AddDeltaToReaders:
                 continue
             x = first_tensor(args) if args else kwargs["hidden_states"]
             assert x is not None
-            if site.name not in call.carried:
-                call.carried[site.name] = delta_at(x, tuner, call, site)
-            x = x + call.carried[site.name]
+            if site.name not in call.deltas:
+                call.deltas[site.name] = compute_delta(x, tuner, call, site)
+            x = x + call.deltas[site.name]
             if args:
                 args = (x, *args[1:])
             else:
@@ -119,7 +166,7 @@ class AddDeltaToReaders:
 
 @dataclass(frozen=True)
 class AddBeforeGate:
-    """Adds what a tuner makes of OP's own output, before the gate that follows OP."""
+    """Adds a tuner that reads an operation's output to that output, before the gate."""
 
     after: ClassVar[bool] = True
     slot: str
@@ -133,18 +180,18 @@ class AddBeforeGate:
         for site in self.sites:
             tuner = call.tuners.get(site.name)
             if tuner is not None and tuner.reads == "output":
-                call.entered.pop(site.name, None)
+                call.streams.pop(site.name, None)
                 y = first_tensor(output)
                 assert y is not None
                 total = tuner.added(y, y)
-                output = replaced(output, lambda _: total)  # noqa: B023
+                output = change_tensor(output, lambda _: total)  # noqa: B023
                 call.reached.add(site.name)
         return output
 
 
 @dataclass(frozen=True)
 class AddDelta:
-    """Adds the tuner's delta where the operation's output meets the stream, and keeps taps."""
+    """Adds a tuner's delta to the output that is added to the stream; keeps the taps of blocks."""
 
     after: ClassVar[bool] = True
     slot: str
@@ -158,6 +205,7 @@ class AddDelta:
             return output
         for site in self.sites:
             if site.calls > 1:
+                # One module may serve several sums of a block: only the call that counts is changed.
                 count = call.counts.get(site.name, 0)
                 call.counts[site.name] = count + 1
                 if count % site.calls != site.nth:
@@ -166,23 +214,24 @@ class AddDelta:
                 site.gated and call.tuners[site.name].reads == "output"
             ):
                 tuner = call.tuners[site.name]
-                output = added_at(output, tuner, call, site)
+                output = add_delta(output, tuner, call, site)
                 call.reached.add(site.name)
             if site.op in ("block", "stage"):
                 names = (site.name, "last") if site.name == call.last else (site.name,)
                 for tap in names:
                     if tap in call.needs.taps:
-                        kept = stream_in(output, site.part)
-                        assert kept is not None
-                        call.keep(tap, kept, site.channels_first)
+                        stream = stream_in(output, site.part)
+                        assert stream is not None
+                        call.keep(tap, stream, site.channels_first)
+                # What a model does after its last block knows nothing of appended tokens.
                 if site.name == call.last and call.appended:
-                    output = replaced(output, lambda t: t[:, : -call.appended], site.part)  # noqa: B023
+                    output = change_tensor(output, lambda t: t[:, : -call.appended], site.part)  # noqa: B023
                     call.appended = 0
                 if site.name == call.last and call.side is not None:
-                    mask = call.mask(call.kept[site.name])
-                    state = call.side(Features(call.kept, _no_readout, mask, call.time))
+                    mask = call.mask(call.taps[site.name])
+                    state = call.side(Features(call.taps, _no_readout, mask, call.time))
                     state = state.movedim(-1, 1) if site.channels_first else state
-                    output = replaced(output, lambda _: state, site.part)  # noqa: B023
+                    output = change_tensor(output, lambda _: state, site.part)  # noqa: B023
         return output
 
 
@@ -191,6 +240,8 @@ def _no_readout(*_: Any, **__: Any) -> Tensor:
 
 
 def _refuse_recomputation(hook: AddDelta) -> None:
+    # Without a record a block would be recomputed without its tuners, and gradients would be wrong
+    # without a word. Only a host that has trained tuners can meet this.
     if torch.compiler.is_compiling() or hook.slot not in trained:
         return
     if is_in_backward():
@@ -203,24 +254,25 @@ def _refuse_recomputation(hook: AddDelta) -> None:
         )
 
 
-def added_at(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
+def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     """The output of a leave module with the tuner's delta added to its stream."""
     y = stream_in(output, site.part)
     assert y is not None
     if site.via:
-        carried = call.carried.pop(site.name)
-        return replaced(output, lambda y: y + carried, site.part)
-    entered = call.entered.pop(site.name)
-    x = y if tuner.reads == "output" or site.changes else entered
+        delta = call.deltas.pop(site.name)
+        return change_tensor(output, lambda y: y + delta, site.part)
+    stream = call.streams.pop(site.name)
+    x = y if tuner.reads == "output" or site.changes else stream
     if site.channels_first:
         x, y = x.movedim(1, -1), y.movedim(1, -1)
     grid = y.shape
     if y.dim() > 3 and not tuner.needs_grid:
         x, y = x.flatten(1, -2), y.flatten(1, -2)
-    view = call.views.get(site.name) if tuner.needs_view else None
-    if view is not None and view.maps.module in call.given:
-        view = view.during(call.given[view.maps.module])
+    view = call.projections.get(site.name) if tuner.needs_view else None
+    if view is not None and view.maps.module in call.attention:
+        view = view.during(call.attention[view.maps.module])
     try:
+        # Only tuners that mix tokens must know of padding, and only diffusion models have time.
         with (
             real_tokens(call.mask(x, appended=True)) if tuner.mixes_tokens else nullcontext(),
             at_time(call.time) if call.time is not None else nullcontext(),
@@ -232,16 +284,16 @@ def added_at(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     total = total.reshape(grid)
     if site.channels_first:
         total = total.movedim(-1, 1)
-    return replaced(output, lambda _: total, site.part)
+    return change_tensor(output, lambda _: total, site.part)
 
 
-def delta_at(y: Tensor, tuner: Tuner, call: Call, site: Site) -> Tensor:
-    """What a tuner adds to a stream of tokens that it does not need to know."""
-    nothing = torch.zeros_like(y)
-    return added_at(nothing, tuner, call, replace(site, via=(), part=None))
+def compute_delta(y: Tensor, tuner: Tuner, call: Call, site: Site) -> Tensor:
+    """What a tuner adds to a stream, alone: the delta added to zeros of the stream's shape."""
+    zeros = torch.zeros_like(y)
+    return add_delta(zeros, tuner, call, replace(site, via=(), part=None))
 
 
-def replaced(output: Any, change: Callable[[Tensor], Tensor], part: int | None = None) -> Any:
+def change_tensor(output: Any, change: Callable[[Tensor], Tensor], part: int | None = None) -> Any:
     """The same output with one of its tensors changed, the first by default."""
     if isinstance(output, Tensor):
         return change(output)

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from restuning._errors import MissingInputError, WrongTaskError
 from restuning._torch import remove_hooks
-from restuning.host.attach import hooks_of
+from restuning.host.attach import list_hooks
 from restuning.host.call import (
     Call,
     active,
-    check,
     check_all_reached,
+    check_tuners,
+    count_inputs,
     drop_thread,
     register_thread,
-    rows_of,
     sites_without_projections,
 )
 from restuning.host.extractor import Extractor, is_image
@@ -91,7 +91,7 @@ class Host(Extractor):
         self.images = any(is_image(value) for value in (*example, *kwargs.values()))
         self._slot = f"host_{uuid.uuid4().hex}"
         register_thread(self._slot)
-        self._views = {
+        self._projections = {
             s.name: LentProjections(model, s.maps)
             for s in self.sites.values()
             if s.maps is not None
@@ -100,7 +100,7 @@ class Host(Extractor):
         self._register()
 
     def _register(self) -> None:
-        for path, hook in hooks_of(self._slot, self.model, self.sites):
+        for path, hook in list_hooks(self._slot, self.model, self.sites):
             module = self.model.get_submodule(path)
             self.has_time |= isinstance(hook, RecordTimestep)
             if hook.after:
@@ -132,7 +132,7 @@ class Host(Extractor):
         Args:
             tuners: By site name, as `task.inline_tuners`.
         """
-        return sites_without_projections(tuners, self.sites, self._views)
+        return sites_without_projections(tuners, self.sites, self._projections)
 
     def features(
         self, *args: Any, keep: Needs | Sequence[str] | None = None, **kwargs: Any
@@ -148,12 +148,12 @@ class Host(Extractor):
             NoSitesError: A tap has no such name.
         """
         needs = self.resolve_needs(keep)
-        call = Call({}, needs, self._views, self._last, rows=rows_of(args, kwargs))
+        call = Call({}, needs, self._projections, self._last, inputs=count_inputs(args, kwargs))
         with torch.no_grad(), active(self._slot, call):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
         call.keep_own_feature(output, self.readout_rule, self.readout)
-        call.kept = {tap: call.kept[tap] for tap in needs.taps}
+        call.taps = {tap: call.taps[tap] for tap in needs.taps}
         return call.features(self.readout)
 
     def tuned(
@@ -175,8 +175,10 @@ class Host(Extractor):
             side: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
-        call = Call(tuners, needs, self._views, self._last, side, rows_of(args, kwargs), weights)
-        check(tuners, self.sites, self._views)
+        call = Call(
+            tuners, needs, self._projections, self._last, side, count_inputs(args, kwargs), weights
+        )
+        check_tuners(tuners, self.sites, self._projections)
         with active(self._slot, call):
             if weights:
                 output = torch.func.functional_call(self.model, dict(weights), args, kwargs)
@@ -209,8 +211,8 @@ class Host(Extractor):
                 found=f"{type(self.model).__name__}, whose forward takes no timestep",
                 fix="use Bank(tasks)(host.features(x, keep=...))",
             )
-        spread = SideBySide(bypasses, base=base)
-        call = Call({}, Needs(spread.taps), self._views, self._last, spread)
+        streams = SideBySide(bypasses, base=base)
+        call = Call({}, Needs(streams.taps), self._projections, self._last, streams)
         with active(self._slot, call):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
@@ -243,12 +245,12 @@ class Host(Extractor):
                 "a bypass task with a head runs beside the backbone, not inside it",
                 fix="call Tuned(host, task)(x), or task(host.features(x, keep=...), host.readout)",
             )
-        check(task.inline_tuners, self.sites, self._views)
+        check_tuners(task.inline_tuners, self.sites, self._projections)
         needs = Needs(side.taps if side is not None else ())
-        call = Call(task.inline_tuners, needs, self._views, self._last, side)
+        call = Call(task.inline_tuners, needs, self._projections, self._last, side)
         with active(self._slot, call):
             yield
-        if call.reached or call.kept:
+        if call.reached or call.taps:
             check_all_reached(call)
 
     def checkpoint(self, on: bool = True) -> None:

@@ -1,4 +1,8 @@
-"""Hooks that note what an attention is given beside the stream, for tuners that repeat its softmax."""
+"""Hooks that change nothing and write down what passes beside the stream: time steps, masks, caches.
+
+Tuners that repeat an attention's softmax, and readouts over real tokens, need it. The picture at the
+top of `hooks.py` shows where each of them fires.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,16 @@ from restuning.sites import attention_inputs, first_tensor, has_past, returned_b
 
 @dataclass(frozen=True)
 class RecordAttentionInputs:
-    """Notes what an attention is given beside the stream, for tuners that repeat its softmax."""
+    """Writes down what an attention is given beside the stream, for tuners that repeat its softmax.
+
+    Where a stem prompt has appended tokens, the mask is made longer, so that they are seen.
+
+    Args:
+        slot: Of the host.
+        path: Of the attention.
+        relative: Whether it adds biases of relative positions, among which tokens appended at the
+            stem have no place.
+    """
 
     after: ClassVar[bool] = False
     slot: str
@@ -25,31 +38,31 @@ class RecordAttentionInputs:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook."""
         call: Call | None = current(self.slot)
-        if call is None or not call.lends:
+        if call is None or not call.lends_projections:
             return None
-        call.given[self.path] = attention_inputs(module, args, kwargs)
-        if call.appended and (self.relative or call.given[self.path].rope is not None):
+        call.attention[self.path] = attention_inputs(module, args, kwargs)
+        if call.appended and (self.relative or call.attention[self.path].rope is not None):
             raise PlacementError(
                 "tokens appended at the stem have no place among relative positions",
                 where=self.path,
                 fix="use the method vpt-deep or prefix",
             )
         stream = first_tensor(args) if args else first_tensor(kwargs)
-        if not call.appended or stream is None or call.given[self.path].mask is None:
+        if not call.appended or stream is None or call.attention[self.path].mask is None:
             return None
         tokens = stream.shape[1]
 
-        def longer(value: Any) -> Any:
-            return _seen_too(value, tokens) if _is_mask(value) else value
+        def lengthen(value: Any) -> Any:
+            return _lengthen_mask(value, tokens) if _is_mask(value) else value
 
-        return tuple(map(longer, args)), {k: longer(v) for k, v in kwargs.items()}
+        return tuple(map(lengthen, args)), {k: lengthen(v) for k, v in kwargs.items()}
 
 
 def _is_mask(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == 1
 
 
-def _seen_too(mask: Tensor, tokens: int) -> Tensor:
+def _lengthen_mask(mask: Tensor, tokens: int) -> Tensor:
     """A mask in which appended tokens are seen, and see what the token before them sees."""
     more = tokens - mask.shape[-1]
     if more <= 0:
@@ -63,7 +76,7 @@ def _seen_too(mask: Tensor, tokens: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RecordPositionBias:
-    """Notes the relative-position bias that an attention returns beside its output (T5)."""
+    """Writes down the relative-position bias that an attention returns beside its output (T5)."""
 
     after: ClassVar[bool] = True
     slot: str
@@ -72,13 +85,20 @@ class RecordPositionBias:
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
         """A forward hook."""
         call: Call | None = current(self.slot)
-        if call is not None and self.path in call.given:
-            call.given[self.path] = call.given[self.path]._replace(bias=returned_bias(output))
+        if call is not None and self.path in call.attention:
+            call.attention[self.path] = call.attention[self.path]._replace(
+                bias=returned_bias(output)
+            )
 
 
 @dataclass(frozen=True)
 class RecordTimestep:
-    """Notes the time step that a diffusion model is given."""
+    """Writes down the time step that a diffusion model is given.
+
+    Args:
+        slot: Of the host.
+        place: Of the argument `timestep`.
+    """
 
     after: ClassVar[bool] = False
     slot: str
@@ -90,15 +110,21 @@ class RecordTimestep:
         if call is None:
             return
         step = args[self.place] if self.place < len(args) else kwargs.get("timestep")
+        # Pipelines give a plain number, a scalar tensor, or one step for each row.
         call.time = None if step is None else torch.as_tensor(step, dtype=torch.float32).reshape(-1)
 
 
 @dataclass(frozen=True)
 class RecordMask:
-    """Notes which tokens are real, where a model or one of its stacks is told.
+    """Writes down which tokens are real, where a model or one of its stacks is given a mask.
 
-    A stack's own mask comes after the model's and counts for its layers; one that is given in
-    another form (BERT's encoder gets a mask of scores) leaves the model's as it is.
+    A stack's own mask comes after the model's and counts for its layers; one in another form (BERT's
+    encoder gets a mask of scores) leaves the model's as it is.
+
+    Args:
+        slot: Of the host.
+        place: Of the argument `attention_mask`.
+        outermost: Whether the module is the model, whose missing mask means that all are real.
     """
 
     after: ClassVar[bool] = False
@@ -111,17 +137,15 @@ class RecordMask:
         call: Call | None = current(self.slot)
         if call is None:
             return
-        given = self.place < len(args) or "attention_mask" in kwargs
+        is_given = self.place < len(args) or "attention_mask" in kwargs
         mask = args[self.place] if self.place < len(args) else kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            call.real = mask.bool()
-        elif mask is None and (given or self.outermost):
-            call.real = None
-        if call.looks_ahead:
-            call.cache = kwargs.get("cache", kwargs.get("past_key_values"))
-            if has_past(call.cache):
-                raise DecodingError(
-                    "a tuner that looks at all tokens cannot decode with a cache",
-                    found="one token at a time is shown to it (a gate averages over tokens)",
-                    fix="generate(..., use_cache=False), or tuners that work token by token",
-                )
+            call.real_tokens = mask.bool()
+        elif mask is None and (is_given or self.outermost):
+            call.real_tokens = None
+        if call.looks_ahead and has_past(kwargs.get("cache", kwargs.get("past_key_values"))):
+            raise DecodingError(
+                "a tuner that looks at all tokens cannot decode with a cache",
+                found="one token at a time is shown to it (a gate averages over tokens)",
+                fix="generate(..., use_cache=False), or tuners that work token by token",
+            )
