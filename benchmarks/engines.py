@@ -33,7 +33,7 @@ def one(args: Any) -> dict[str, Any]:
 
     from restuning import Host, Needs
     from restuning.backbones import load_backbone, open_engine
-    from restuning.backbones.forms import apply
+    from restuning.backbones.variants import quantize
 
     torch.manual_seed(0)
     loaded = load_backbone(f"timm:{args.model}", random=True)
@@ -50,9 +50,9 @@ def one(args: Any) -> dict[str, Any]:
         ao.quantize_(model, ao.Int8DynamicActivationInt8WeightConfig())
 
     changes = {
-        "torchao int8 weights": lambda model: apply(model, ("int8",), ""),
+        "torchao int8 weights": lambda model: quantize(model, ("int8",), ""),
         "torchao int8 weights and activations": dynamic,
-        "bitsandbytes nf4": lambda model: apply(model, ("nf4",), ""),
+        "bitsandbytes nf4": lambda model: quantize(model, ("nf4",), ""),
     }
     if args.threads == 1:
         changes["PyTorch fp32, compiled"] = lambda model: None

@@ -51,7 +51,7 @@ def backbone(name: str, classes: int) -> tuple[Any, Any]:
 def build(name: str, mode: str) -> tuple[Any, Any, list[Any]]:
     """The module whose step is measured, one input, and what is trained."""
     import restuning
-    from restuning.forecast import OnTaps, positional
+    from restuning.forecast import OnTaps, split_inputs
 
     theirs = mode in ("linear", "full", "lora") and name in ARCHITECTURES
     model, example = backbone(name, CLASSES if theirs else 0)
@@ -60,7 +60,7 @@ def build(name: str, mode: str) -> tuple[Any, Any, list[Any]]:
     if theirs:
         module = {"linear": rivals.linear, "full": rivals.full, "lora": rivals.lora}[mode](model)
         return module, example, rivals.trained(module)
-    args, kwargs = positional(example)
+    args, kwargs = split_inputs(example)
     host = restuning.Host(model, *args, **kwargs)
     method = "res-tuning-bypass" if "bypass" in mode else mode
     task = restuning.methods.build(method, host, num_classes=CLASSES)
@@ -78,7 +78,7 @@ def measure(args: Any, row: str) -> dict[str, Any]:
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    from restuning.forecast import call, forecast_forward, forecast_step
+    from restuning.forecast import call_module, forecast_forward, forecast_step
 
     name, mode = row.split("/")
     batch = {**ARCHITECTURES, **OTHERS}[name]
@@ -102,9 +102,9 @@ def measure(args: Any, row: str) -> dict[str, Any]:
     def loss() -> Any:
         if optimiser is None:
             with torch.no_grad():
-                found = call(module, inputs)
+                found = call_module(module, inputs)
                 return (found if isinstance(found, torch.Tensor) else found[0]).sum()
-        return F.cross_entropy(call(module, inputs), labels)
+        return F.cross_entropy(call_module(module, inputs), labels)
 
     def step() -> None:
         value = loss()

@@ -28,7 +28,7 @@ def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
     import torch
 
     from restuning import Needs
-    from restuning.features import Store, place, store_key
+    from restuning.features import DataKey, Store, place, store_key
     from restuning.features import store as of_store
     from restuning.features.extract import _plan, _prepare
     from restuning.features.writing import finish, write_shard
@@ -38,11 +38,8 @@ def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
         host,
         Needs(host.sites.taps, "cls"),
         (example,),
+        DataKey("random", "0", {"train": args.rows}),
         backbone=args.model,
-        preprocessing={},
-        data="random",
-        identity="0",
-        splits={"train": args.rows},
         dtype="fp16",
     )
     folder = place(root, key)
@@ -106,7 +103,7 @@ def extraction(args: Any, host: Any, bare: Any, root: Path) -> dict[str, Any]:
     import torch
 
     from restuning import Needs
-    from restuning.features import build, store_key
+    from restuning.features import DataKey, build, store_key
 
     images = torch.randn(args.images, 3, 224, 224)
     data = [(image, 0) for image in images]
@@ -122,11 +119,8 @@ def extraction(args: Any, host: Any, bare: Any, root: Path) -> dict[str, Any]:
             host,
             needs,
             (example,),
+            DataKey("images", str(number), {"train": args.images}),
             backbone=args.model,
-            preprocessing={},
-            data="images",
-            identity=str(number),
-            splits={"train": args.images},
             dtype="fp16",
         )
 

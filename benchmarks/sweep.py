@@ -24,7 +24,7 @@ def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) 
     import torch
 
     from restuning import Needs
-    from restuning.features import Store, place, store_key
+    from restuning.features import DataKey, Store, place, store_key
     from restuning.features.extract import _plan, _prepare
     from restuning.features.writing import finish, write_shard
 
@@ -32,11 +32,8 @@ def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) 
         host,
         Needs(host.sites.taps, "cls"),
         (torch.zeros(1, 3, 224, 224, device=device),),
+        DataKey("random", "0", {"train": count}),
         backbone=name,
-        preprocessing={},
-        data="random",
-        identity="0",
-        splits={"train": count},
     )
     folder = place(root, key)
     _prepare(folder, key)

@@ -117,7 +117,9 @@ def main() -> None:
             checkpoint_every=500,
             precision="bf16" if device == "cuda" else "no",
         )
-        objective = Objective(parts.objective, parts.alphas, time_scale=parts.reading.time_scale)  # type: ignore[arg-type]
+        objective = Objective(
+            parts.objective, parts.alphas, time_scale=parts.conditioning.time_scale
+        )  # type: ignore[arg-type]
         train_denoiser(
             Run(
                 host,

@@ -24,7 +24,7 @@ from restuning import FitSettings, Host
 from restuning.bench.measure import hardware, versions
 from restuning.bench.studies.forgetting import learn_in_sequence
 from restuning.data import Data, load_data
-from restuning.data.decoded import HeldImages, decode_once
+from restuning.data.decoded import DecodedImages, decode_once
 
 PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
 ROWS: list[tuple[str, str, bool, dict[str, Any]]] = [
@@ -35,10 +35,10 @@ ROWS: list[tuple[str, str, bool, dict[str, Any]]] = [
 ]
 
 
-def pair(split: HeldImages, classes: tuple[int, int]) -> HeldImages:
+def pair(split: DecodedImages, classes: tuple[int, int]) -> DecodedImages:
     """The images of two classes, labelled 0 and 1."""
     chosen = (split.labels == classes[0]) | (split.labels == classes[1])
-    return HeldImages(
+    return DecodedImages(
         split.pixels[chosen], (split.labels[chosen] == classes[1]).long(), split.normalise
     )
 
@@ -58,7 +58,7 @@ def main() -> None:
         tasks = [
             Data(
                 f"{a}-{b}",
-                pair(digits.train.and_also(digits.val), (a, b)),
+                pair(digits.train.concatenate(digits.val), (a, b)),
                 None,
                 pair(digits.test, (a, b)),
                 [str(a), str(b)],

@@ -28,7 +28,7 @@ from restuning.diffusion import (
     train_denoiser,
 )
 from restuning.diffusion.batch import drawn
-from restuning.forecast.ledger import Saved
+from restuning.forecast.ledger import SavedTensors
 from restuning.training import learning_rate
 from restuning.training.randomness import Order
 
@@ -190,7 +190,7 @@ def bare(model: nn.Module, fixed: dict[str, Any]) -> Callable[..., Tensor]:
 
 def saved_by(run: Callable[[], Tensor], weights: Sequence[Tensor]) -> int:
     """Bytes that autograd saves for backward, apart from weights."""
-    with (saved := Saved(weights)).hooks():
+    with (saved := SavedTensors(weights)).hooks():
         out = run()
     size = saved.bytes()
     del out

@@ -25,7 +25,7 @@ from restuning import methods
 from restuning.bench import Bench, GridProtocol, find_tasks
 from restuning.bench.measure import hardware, versions
 from restuning.data import Data
-from restuning.data.decoded import HeldImages
+from restuning.data.decoded import DecodedImages
 from restuning.search.rule import answers, calibrated_loss
 from restuning.task import Tuned
 from restuning.training import FitSettings, fit
@@ -43,7 +43,7 @@ WAYS = [
 def judged(
     bench: Bench,
     data: Data,
-    train: HeldImages,
+    train: DecodedImages,
     settings: FitSettings,
     out: Path,
     start: dict[str, Tensor] | None = None,
@@ -69,10 +69,10 @@ def measure(bench: Bench, name: str, suite: Path, seed: int, work: Path) -> dict
     (task,) = find_tasks(str(suite), [name])
     data = bench.data(task).apart
     settings = bench.protocol.settings_of((), seed)
-    whole: HeldImages = data.train
+    whole: DecodedImages = data.train
     drawn = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed + 1))
     at = drawn[: int(SEEN * len(whole))].tolist()
-    part = HeldImages(whole.pixels[at], whole.labels[at], whole.normalise)
+    part = DecodedImages(whole.pixels[at], whole.labels[at], whole.normalise)
     weights, trial = judged(bench, data, part, settings, work / "trial")
     rows = []
     for number, way in enumerate(WAYS):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from restuning.host import Host as Host
     from restuning.host import find_sites as find_sites
     from restuning.search.train import train as train
+    from restuning.serve import Predictor as Predictor
     from restuning.sites import Features as Features
     from restuning.sites import Needs as Needs
     from restuning.sites import Readout as Readout
@@ -83,6 +84,7 @@ _ROOMS = {
         "find_sites",
     ),
     "search.train": ("train",),
+    "serve": ("Predictor",),
     "sites": (
         "Features",
         "Needs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -159,6 +160,15 @@ def read_json(path: Path) -> dict[str, Any]:
             fix="restore it, or delete it and run the same command again",
         )
     return content
+
+
+def sha256_of_file(file: Path) -> str:
+    """sha256 of a file's bytes, 64 hexadecimal digits; about 1 s a gigabyte, and no memory."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def refuse_other(

@@ -21,7 +21,7 @@ from restuning import (
     save,
 )
 from restuning._errors import FormatError, MissingInputError, NoSitesError
-from restuning.forecast.ledger import Saved
+from restuning.forecast.ledger import SavedTensors
 
 pytest.importorskip("diffusers")
 
@@ -311,7 +311,7 @@ def test_a_step_of_a_bypass_saves_a_fraction_of_what_full_tuning_saves():
     task = wake(bypass_task(host), 1)
 
     def saved(run, weights):
-        with (ledger := Saved(weights)).hooks():
+        with (ledger := SavedTensors(weights)).hooks():
             out = run()
         size = ledger.bytes()
         assert out.requires_grad

@@ -8,7 +8,7 @@ from diffusion.pipelines import PIPELINES
 from diffusion.test_pairs import folder
 from restuning import Host, Tuned, methods
 from restuning._errors import BackboneError
-from restuning.backbones.conditions import as_inputs
+from restuning.backbones.conditions import nest_conditions
 from restuning.backbones.diffusion import text_to_image
 from restuning.diffusion import DenoiserSettings, Objective, Run, encode, load_pairs, train_denoiser
 
@@ -46,7 +46,7 @@ def same(ours, theirs, row):
 
 def test_the_denoiser_is_told_in_training_what_its_pipeline_tells_it(parts):
     args, kwargs = heard(parts, CAPTION, guidance=1.0)
-    ours = {**as_inputs(parts.texts([CAPTION])), **parts.fixed}
+    ours = {**nest_conditions(parts.texts([CAPTION])), **parts.fixed}
     distilled = ours.pop("guidance", None)
     same(ours, kwargs, 0)
     assert (distilled is None) == (kwargs.get("guidance") is None)
@@ -61,7 +61,7 @@ def test_a_dropped_caption_is_what_guidance_leads_away_from(parts):
     if "guidance" in parts.texts([CAPTION]):
         pytest.skip("its guidance is distilled: no second prediction")
     _, kwargs = heard(parts, CAPTION, guidance=4.0)
-    same({**as_inputs(parts.texts([""])), **parts.fixed}, kwargs, 0)
+    same({**nest_conditions(parts.texts([""])), **parts.fixed}, kwargs, 0)
 
 
 @pytest.mark.parametrize("method", ["res-tuning", "res-tuning-bypass"])
@@ -73,7 +73,7 @@ def test_a_pipeline_is_trained_and_draws_with_its_task(parts, method, tmp_path):
     host = Host(parts.denoiser, *args, **kwargs)
     task = wake(methods.build(method, host, rank=3), 1)
     before = [p.detach().clone() for p in task.parameters()]
-    objective = Objective(parts.objective, parts.alphas, time_scale=parts.reading.time_scale)
+    objective = Objective(parts.objective, parts.alphas, time_scale=parts.conditioning.time_scale)
     settings = DenoiserSettings(steps=2, batch_size=3, lr=1e-2, warmup_steps=0)
     bare = parts.generate([CAPTION], steps=2)
     train_denoiser(Run(host, {"a": task}, data, objective, settings, tmp_path / "run", parts.fixed))

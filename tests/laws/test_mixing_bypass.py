@@ -9,7 +9,7 @@ from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
 from restuning._errors import NoSitesError, TunerShapeError
 from restuning.bypass import MixingBypass, Pooling
-from restuning.forecast.ledger import Saved
+from restuning.forecast.ledger import SavedTensors
 from restuning.tuners import ConvAdapter, LowRankAttention, real_tokens
 from zoo.table import NOT_YET, ZOO
 
@@ -128,7 +128,7 @@ def test_computing_again_gives_the_same_gradients_from_a_fraction_of_what_was_ke
     for again in (False, True):
         task.side.recompute = again
         torch.manual_seed(3)
-        with (saved := Saved(list(task.parameters()))).hooks():
+        with (saved := SavedTensors(list(task.parameters()))).hooks():
             logits = task(taps)
         kept.append(saved.bytes())
         logits.square().sum().backward()

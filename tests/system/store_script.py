@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from awake import tiny_vit
 from restuning import Host, Needs, RestuningError
-from restuning.features import build, store_key
+from restuning.features import DataKey, build, store_key
 
 COUNT, BATCH = 96, 4
 
@@ -42,14 +42,10 @@ def host_and_key(
         host,
         Needs(host.sites.taps, tokens, merge),
         (torch.zeros(1, 3, 32, 32),),
+        DataKey("noise", "0", splits or {"train": COUNT}, {"size": 32}, views),
         backbone="tiny",
-        preprocessing={"size": 32},
-        data="noise",
-        identity="0",
         dtype=dtype,
-        views=views,
         precision=precision,
-        splits=splits or {"train": COUNT},
     )
     return host, key
 

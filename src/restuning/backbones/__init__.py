@@ -4,12 +4,12 @@ from restuning.backbones.backbone import Backbone as Backbone
 from restuning.backbones.engines.export import Exported as Exported
 from restuning.backbones.engines.export import export_engine as export_engine
 from restuning.backbones.engines.open import open_engine as open_engine
-from restuning.backbones.forms import QUANTIZED as QUANTIZED
-from restuning.backbones.forms import joined as joined
 from restuning.backbones.load import SCHEMES as SCHEMES
 from restuning.backbones.load import load_backbone as load_backbone
 from restuning.backbones.load import with_text_tower as with_text_tower
 from restuning.backbones.preprocessing import Preprocessing as Preprocessing
 from restuning.backbones.towers import ImageTower as ImageTower
 from restuning.backbones.towers import TextTower as TextTower
+from restuning.backbones.variants import QUANTIZED as QUANTIZED
+from restuning.backbones.variants import add_quantization as add_quantization
 from restuning.backbones.weights import load_weights as load_weights

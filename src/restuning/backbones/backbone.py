@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class Backbone:
         preprocessing: For images, else None.
         tokenizer: For text, else None.
         weights: "embedded", "pretrained", "random" or a file.
+        weights_file: The file, where the user gave one.
         pool: How its authors make one vector of a text ("mean", "cls", "last"), where they say so
             (sentence-transformers); None leaves it to the readout that was found.
         text: The text tower of a vision-language model, else None.
@@ -40,9 +42,11 @@ class Backbone:
     pool: str | None = None
     text: TextTower | None = None
     compiled: bool = False
+    weights_file: Path | None = None
 
     def host(self) -> Extractor:
         """The engine, or a new host on the network."""
+        # An engine has its taps in its file; there is nothing to hook.
         if isinstance(self.model, Extractor):
             return self.model
         host = Host(self.model, *self.example, **self.kwargs)

@@ -23,8 +23,8 @@ FLUX_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a kind of denoiser reads.
+class Conditioning:
+    """How a kind of denoiser is conditioned.
 
     Attributes:
         texts: `(pipeline, captions, side of the image in pixels) -> conditions`.
@@ -41,28 +41,29 @@ class Reading:
     call: dict[str, Any] = field(default_factory=dict)
 
 
-def reading_of(denoiser: nn.Module) -> Reading | None:
-    """How a denoiser reads; None where it is of another kind."""
+def find_conditioning(denoiser: nn.Module) -> Conditioning | None:
+    """How a denoiser is conditioned; None where it is of another kind."""
+    # By name: importing diffusers to compare classes takes seconds.
     kind = type(denoiser).__name__
     if kind == "UNet2DConditionModel":
-        added = denoiser.config.addition_embed_type  # type: ignore[union-attr]
-        return {None: _STATES, "text_time": _SDXL}.get(added)  # type: ignore[arg-type]
+        config: Any = denoiser.config
+        return _UNETS.get(config.addition_embed_type)
     return _TRANSFORMERS.get(kind)
 
 
-def as_inputs(conditions: Mapping[str, Tensor]) -> dict[str, Any]:
+def nest_conditions(conditions: Mapping[str, Tensor]) -> dict[str, Any]:
     """Conditions as a denoiser takes them: `a.b` becomes `{"a": {"b": ...}}`."""
-    found: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for name, value in conditions.items():
         outer, _, inner = name.partition(".")
         if inner:
-            found.setdefault(outer, {})[inner] = value
+            nested.setdefault(outer, {})[inner] = value
         else:
-            found[name] = value
-    return found
+            nested[name] = value
+    return nested
 
 
-def packed(latents: Tensor) -> Tensor:
+def pack_latents(latents: Tensor) -> Tensor:
     """`b c 2h 2w -> b hw 4c`, as Flux reads latents."""
     b, c, height, width = latents.shape
     patches = latents.view(b, c, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
@@ -74,13 +75,13 @@ def _device(pipeline: Any) -> torch.device:
 
 
 def _states(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:
-    found = pipeline.encode_prompt(
+    states, *_ = pipeline.encode_prompt(
         list(captions),
         device=_device(pipeline),
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
     )
-    return {"encoder_hidden_states": found[0]}
+    return {"encoder_hidden_states": states}
 
 
 def _sdxl(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:
@@ -89,8 +90,9 @@ def _sdxl(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:
     )
     if pipeline.config.force_zeros_for_empty_prompt:
         # Its guidance leads away from zeros, not from the states of an empty caption.
-        told = torch.tensor([bool(c) for c in captions], device=states.device).to(states.dtype)
-        states, pooled = states * told[:, None, None], pooled * told[:, None]
+        has_text = torch.tensor([bool(c) for c in captions], device=states.device)
+        has_text = has_text.to(states.dtype)
+        states, pooled = states * has_text[:, None, None], pooled * has_text[:, None]
     # Size of the original, corner of the cut, size of the image: squares cut from the middle.
     ids = torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32)
     return {
@@ -111,12 +113,13 @@ def _pixart(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:
     states, mask, _, _ = pipeline.encode_prompt(
         list(captions), device=_device(pipeline), do_classifier_free_guidance=False
     )
-    found = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+    conditions = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
     if pipeline.transformer.config.sample_size == RESOLUTIONS_FROM:
         rows = len(captions)
-        found["added_cond_kwargs.resolution"] = torch.full((rows, 2), float(size))
-        found["added_cond_kwargs.aspect_ratio"] = torch.ones(rows, 1)
-    return found
+        # The small PixArt was trained without both.
+        conditions["added_cond_kwargs.resolution"] = torch.full((rows, 2), float(size))
+        conditions["added_cond_kwargs.aspect_ratio"] = torch.ones(rows, 1)
+    return conditions
 
 
 def _pixart_fixed(pipeline: Any, side: int) -> dict[str, Any]:
@@ -129,26 +132,27 @@ def _flux(pipeline: Any, captions: Sequence[str], size: int) -> Conditions:
     states, pooled, _ = pipeline.encode_prompt(
         list(captions), None, device=_device(pipeline), max_sequence_length=FLUX_TOKENS
     )
-    found = {"encoder_hidden_states": states, "pooled_projections": pooled}
+    conditions = {"encoder_hidden_states": states, "pooled_projections": pooled}
     if pipeline.transformer.config.guidance_embeds:
         # Distilled guidance of 1 is none, as diffusers' own training examples have it.
-        found["guidance"] = torch.ones(len(captions))
-    return found
+        conditions["guidance"] = torch.ones(len(captions))
+    return conditions
 
 
 def _flux_fixed(pipeline: Any, side: int) -> dict[str, Any]:
     device = _device(pipeline)
+    # The first of three coordinates is for video, and texts have none.
     places = torch.zeros(side // 2, side // 2, 3, device=device)
     places[..., 1] = torch.arange(side // 2, device=device)[:, None]
     places[..., 2] = torch.arange(side // 2, device=device)[None]
     return {"img_ids": places.flatten(0, 1), "txt_ids": torch.zeros(FLUX_TOKENS, 3, device=device)}
 
 
-_STATES, _SDXL = Reading(_states), Reading(_sdxl)
+_UNETS = {None: Conditioning(_states), "text_time": Conditioning(_sdxl)}
 _TRANSFORMERS = {
-    "SD3Transformer2DModel": Reading(_sd3),
-    "PixArtTransformer2DModel": Reading(
+    "SD3Transformer2DModel": Conditioning(_sd3),
+    "PixArtTransformer2DModel": Conditioning(
         _pixart, _pixart_fixed, call={"use_resolution_binning": False, "clean_caption": False}
     ),
-    "FluxTransformer2DModel": Reading(_flux, _flux_fixed, packed=True, time_scale=1.0),
+    "FluxTransformer2DModel": Conditioning(_flux, _flux_fixed, packed=True, time_scale=1.0),
 }

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, require
-from restuning.backbones.conditions import Reading, as_inputs, packed, reading_of
+from restuning.backbones.conditions import (
+    Conditioning,
+    find_conditioning,
+    nest_conditions,
+    pack_latents,
+)
 from restuning.host import weights_digest
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
@@ -31,7 +36,7 @@ class TextToImage:
         objective: "epsilon", "v" or "flow", as its scheduler says.
         alphas: The schedule's cumulative products; None for flow.
         size: Side of its images in pixels.
-        reading: How its denoiser is told conditions.
+        conditioning: How its denoiser is given captions.
     """
 
     name: str
@@ -40,7 +45,7 @@ class TextToImage:
     objective: str
     alphas: Tensor | None
     size: int
-    reading: Reading
+    conditioning: Conditioning
 
     @property
     def side(self) -> int:
@@ -51,7 +56,7 @@ class TextToImage:
     @property
     def fixed(self) -> dict[str, Any]:
         """Further inputs of the denoiser, the same for every row."""
-        return self.reading.fixed(self.pipeline, self.side)
+        return self.conditioning.fixed(self.pipeline, self.side)
 
     @property
     def example(self) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
@@ -61,38 +66,41 @@ class TextToImage:
         draw = torch.Generator().manual_seed(0)
         channels = self.pipeline.vae.config.latent_channels
         sample = torch.randn(1, channels, small.side, small.side, generator=draw).to(device)
-        told = {k: v.to(device) for k, v in small.texts(["a picture"]).items()}
-        time = torch.tensor([self.reading.time_scale / 2], device=device)
-        inputs = {"timestep": time, **as_inputs(told), **small.fixed}
-        return (packed(sample) if self.reading.packed else sample,), inputs
+        conditions = {k: v.to(device) for k, v in small.texts(["a picture"]).items()}
+        time = torch.tensor([self.conditioning.time_scale / 2], device=device)
+        inputs = {"timestep": time, **nest_conditions(conditions), **small.fixed}
+        return (pack_latents(sample) if self.conditioning.packed else sample,), inputs
 
     @torch.no_grad()
     def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of `b 3 h w` in -1 to 1, as they are read."""
         vae = self.pipeline.vae
-        found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         scale = vae.config.scaling_factor
-        mean, std = (found.mean - shift) * scale, found.std * scale
-        return (packed(mean), packed(std)) if self.reading.packed else (mean, std)
+        mean, std = (latents.mean - shift) * scale, latents.std * scale
+        return (pack_latents(mean), pack_latents(std)) if self.conditioning.packed else (mean, std)
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Conditions of captions, cut to what the text encoders take."""
-        found = self.reading.texts(self.pipeline, captions, self.size)
-        return {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
+        conditions = self.conditioning.texts(self.pipeline, captions, self.size)
+        return {n: t.float() if t.is_floating_point() else t for n, t in conditions.items()}
 
     def identity(self) -> dict[str, Any]:
         """Digests of everything that latents and text states depend on."""
         parts = {n: p for n, p in self.pipeline.components.items() if p is not None}
-        found = {"vae": weights_digest(self.pipeline.vae), "denoiser": type(self.denoiser).__name__}
+        digests = {
+            "vae": weights_digest(self.pipeline.vae),
+            "denoiser": type(self.denoiser).__name__,
+        }
         for name, part in parts.items():
             if name.startswith("text_encoder"):
-                found[name] = weights_digest(part)
+                digests[name] = weights_digest(part)
             elif name.startswith("tokenizer"):
                 words = json.dumps([sorted(part.get_vocab().items()), part.model_max_length])
-                found[name] = hashlib.sha256(words.encode()).hexdigest()[:16]
-        return found
+                digests[name] = hashlib.sha256(words.encode()).hexdigest()[:16]
+        return digests
 
     def generate(
         self,
@@ -112,6 +120,7 @@ class TextToImage:
             seed: Of the first prompt; the next has the next.
             using: `host.using(task)`.
         """
+        # A generator a prompt: the noise of one must not depend on how many are drawn with it.
         draws = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         quiet = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
@@ -126,7 +135,7 @@ class TextToImage:
                         width=self.size,
                         generator=draws,
                         output_type="pt",
-                        **self.reading.call,
+                        **self.conditioning.call,
                     )
                     .images.float()
                     .cpu()
@@ -172,10 +181,10 @@ def text_to_image(pipeline: Any, name: str = "") -> TextToImage:
     """
     parts = pipeline.components
     denoiser = parts.get("unet") or parts.get("transformer")
-    wanted = ("vae", "tokenizer", "text_encoder", "scheduler")
-    missing = [p for p in wanted if parts.get(p) is None]
-    reading = None if denoiser is None or missing else reading_of(denoiser)
-    if denoiser is None or reading is None:
+    required = ("vae", "tokenizer", "text_encoder", "scheduler")
+    missing = [p for p in required if parts.get(p) is None]
+    conditioning = None if denoiser is None or missing else find_conditioning(denoiser)
+    if denoiser is None or conditioning is None:
         raise BackboneError(
             "this pipeline cannot be trained from the command line",
             where=name or type(pipeline).__name__,
@@ -195,7 +204,8 @@ def text_to_image(pipeline: Any, name: str = "") -> TextToImage:
             found=str(scheduler.config.get("prediction_type")),
             fix=", ".join(PREDICTIONS),
         )
+    # A flow is a straight line between noise and image: there is no schedule to know.
     alphas = None if flow else scheduler.alphas_cumprod.float().cpu()
     factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     own = getattr(denoiser.config, "sample_size", None) or pipeline.default_sample_size
-    return TextToImage(name, pipeline, denoiser, kind, alphas, int(own) * factor, reading)
+    return TextToImage(name, pipeline, denoiser, kind, alphas, int(own) * factor, conditioning)

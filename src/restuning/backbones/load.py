@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,11 +17,11 @@ from torch import nn
 from restuning._errors import BackboneError, EngineError, UnknownNameError, require
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.diffusion import load_text_to_image
-from restuning.backbones.engines.open import OPENERS, opened
-from restuning.backbones.forms import COMPILE, apply, split
-from restuning.backbones.pairs import clip_parts, image_preprocessing, openclip_parts
+from restuning.backbones.engines.open import OPENERS, open_described
+from restuning.backbones.pairs import image_preprocessing, load_clip, load_openclip
 from restuning.backbones.preprocessing import Preprocessing
-from restuning.backbones.text import text_parts
+from restuning.backbones.text import load_text_parts
+from restuning.backbones.variants import COMPILE, quantize, split_variants
 from restuning.backbones.weights import load_weights, refuse_missing
 
 _TINY = Path(__file__).parent / "tiny"
@@ -38,7 +39,12 @@ SCHEMES = {
     "NAME+int8, NAME+nf4, NAME+compile": "a PyTorch backbone quantised, or compiled",
     "diffusers:NAME": "the denoiser of a text-to-image pipeline, a folder or a hub name",
 }
-PAIRS = {"clip": clip_parts, "openclip": openclip_parts}
+_NOT_OF_AN_ARCHITECTURE = frozenset(
+    # These choose what is fetched or opened, which a name out of a stranger's task file must not.
+    ("pretrained", "num_classes", "img_size", "checkpoint_path", "cache_dir")
+    + ("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict")
+)
+PAIRS = {"clip": load_clip, "openclip": load_openclip}
 
 
 def load_backbone(
@@ -58,24 +64,24 @@ def load_backbone(
         MissingExtraError: The library that has it is not installed.
     """
     loaders: dict[str, Callable[[str, bool], Backbone]] = {
-        "timm": _timm,
-        "hf": _hf,
-        "torchvision": _torchvision,
-        "diffusers": _diffusers,
+        "timm": _load_timm,
+        "hf": _load_hf,
+        "torchvision": _load_torchvision,
+        "diffusers": _load_diffusers,
     }
     if weights is not None and not Path(weights).is_file():
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
     fetch = weights is None and not random
-    plain, forms = split(name)
+    plain, variants = split_variants(name)
     scheme, _, rest = plain.partition(":")
     if scheme in OPENERS and rest:
-        return _engine(name, scheme, rest, fetch, forms)
+        return _load_engine(name, scheme, rest, fetch, variants)
     if plain == "restuning-tiny":
-        backbone = _tiny(fetch)
+        backbone = _load_tiny(fetch)
     elif scheme in loaders and rest:
         backbone = loaders[scheme](rest, fetch)
     elif scheme in PAIRS and rest:
-        with _reaching_hub(rest):
+        with _explain_hub_errors(rest):
             # Weights belong to both towers, so they are loaded before these are told apart.
             parts = PAIRS[scheme](rest, fetch, None if weights is None else Path(weights))
         backbone = Backbone("", **parts)
@@ -88,8 +94,14 @@ def load_backbone(
     if weights is not None and backbone.text is None:
         load_weights(backbone.model, Path(weights))
     source = str(weights) if weights else "random" if random else backbone.weights
-    apply(backbone.model.eval(), forms, name)
-    return replace(backbone, name=name, weights=source, compiled=COMPILE in forms)
+    quantize(backbone.model.eval(), variants, name)
+    return replace(
+        backbone,
+        name=name,
+        weights=source,
+        compiled=COMPILE in variants,
+        weights_file=None if weights is None else Path(weights),
+    )
 
 
 def with_text_tower(name: str) -> str:
@@ -98,12 +110,14 @@ def with_text_tower(name: str) -> str:
     return f"clip:{rest}" if scheme == "hf" else name
 
 
-def _engine(name: str, runtime: str, file: str, fetch: bool, forms: tuple[str, ...]) -> Backbone:
-    if forms:
+def _load_engine(
+    name: str, runtime: str, file: str, fetch: bool, variants: tuple[str, ...]
+) -> Backbone:
+    if variants:
         raise EngineError(
             "an engine is what it was exported as",
             where=name,
-            found=f"+{'+'.join(forms)}",
+            found=f"+{'+'.join(variants)}",
             fix="leave it out; `restuning engine export --int8` quantises",
         )
     if not fetch:
@@ -113,7 +127,7 @@ def _engine(name: str, runtime: str, file: str, fetch: bool, forms: tuple[str, .
             found="--weights, --random, or a command that draws weights",
             fix="leave them out, or name the PyTorch backbone",
         )
-    engine, about = opened(runtime, file)
+    engine, about = open_described(runtime, file)
     example = about.example()
     weights = f"{about.weights} of {about.backbone}, {about.precision} in {runtime}"
     if about.preprocessing is not None:
@@ -125,14 +139,15 @@ def _engine(name: str, runtime: str, file: str, fetch: bool, forms: tuple[str, .
             Preprocessing.from_dict(about.preprocessing),
             weights=weights,
         )
+    # A tokenizer is not part of the file; it comes from where the network came from.
     source = about.backbone.removeprefix("hf:")
     hf = require("transformers", "transformers", f"the tokenizer of {name}")
-    with _reaching_hub(source):
-        tokenizer = text_parts(hf, source)["tokenizer"]
+    with _explain_hub_errors(source):
+        tokenizer = load_text_parts(hf, source)["tokenizer"]
     return Backbone(name, engine, (), example, None, tokenizer, weights, about.pool)
 
 
-def _tiny(fetch: bool) -> Backbone:
+def _load_tiny(fetch: bool) -> Backbone:
     from timm.models.vision_transformer import VisionTransformer
 
     config = json.loads((_TINY / "config.json").read_text(encoding="utf-8"))
@@ -152,13 +167,14 @@ def _tiny(fetch: bool) -> Backbone:
     )
 
 
-def _timm(name: str, fetch: bool) -> Backbone:
+def _load_timm(name: str, fetch: bool) -> Backbone:
     import timm
     from timm.data import resolve_model_data_config
 
-    name, _, given = name.partition(":")
+    # NAME@SIZE:key=value,key=value
+    name, _, after_colon = name.partition(":")
     name, _, size = name.partition("@")
-    arguments = _arguments(given, name)
+    arguments = _parse_arguments(after_colon, name)
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         raise UnknownNameError(
@@ -168,8 +184,9 @@ def _timm(name: str, fetch: bool) -> Backbone:
         raise UnknownNameError(
             "not an image size", where=f"{name}@{size}", fix="write pixels, e.g. @160"
         )
-    with _reaching_hub(name):
-        model = _timm_model(timm, name, fetch, int(size) if size else None, arguments)
+    with _explain_hub_errors(name):
+        model = _create_timm_model(timm, name, fetch, int(size) if size else None, arguments)
+    # Mean, deviation and crop that the weights were trained with.
     data = resolve_model_data_config(model)
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
@@ -187,12 +204,13 @@ def _timm(name: str, fetch: bool) -> Backbone:
     return Backbone("", model, (torch.zeros(1, *shape),), {}, preprocessing)
 
 
-def _timm_model(
+def _create_timm_model(
     timm: Any, name: str, fetch: bool, size: int | None, arguments: dict[str, Any]
 ) -> nn.Module:
     """Convolutional networks take any size; those with position embeddings must be told it."""
     arguments = {"pretrained": fetch, "num_classes": 0, **arguments}
     if size is not None:
+        # Only a trial tells whether an architecture takes `img_size`.
         try:
             return timm.create_model(name, img_size=size, **arguments)
         except TypeError:
@@ -208,15 +226,15 @@ def _timm_model(
         ) from None
 
 
-def _arguments(given: str, name: str) -> dict[str, Any]:
+def _parse_arguments(text: str, name: str) -> dict[str, Any]:
     """`pad_type=same,bn_eps=1e-3` as keyword arguments; what reads as JSON is not a string."""
     arguments: dict[str, Any] = {}
-    for part in filter(None, given.split(",")):
+    for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
-        if not equals or not key.isidentifier() or key in ("pretrained", "num_classes", "img_size"):
+        if not equals or not key.isidentifier() or key in _NOT_OF_AN_ARCHITECTURE:
             raise UnknownNameError(
                 "not an argument of a timm architecture",
-                where=f"{name}:{given}",
+                where=f"{name}:{text}",
                 found=part,
                 fix="write name=value, e.g. pad_type=same,bn_eps=1e-3; a size as NAME@160",
             )
@@ -227,10 +245,11 @@ def _arguments(given: str, name: str) -> dict[str, Any]:
     return arguments
 
 
-def _hf(name: str, fetch: bool) -> Backbone:
+def _load_hf(name: str, fetch: bool) -> Backbone:
     hf = require("transformers", "transformers", f"the backbone hf:{name}")
-    with _reaching_hub(name):
+    with _explain_hub_errors(name):
         config = hf.AutoConfig.from_pretrained(name)
+        # Of a vision-language model `hf:` takes the image side; `clip:` takes both.
         config = getattr(config, "vision_config", config)
         kind = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
         cls = getattr(hf, kind.get(config.model_type, "AutoModel"))
@@ -248,14 +267,14 @@ def _hf(name: str, fetch: bool) -> Backbone:
         else:
             model = getattr(cls, "from_config", cls)(config)
         if texts:
-            return Backbone("", model, (), **text_parts(hf, name))
+            return Backbone("", model, (), **load_text_parts(hf, name))
     half = (0.5, 0.5, 0.5)
     preprocessing = image_preprocessing(hf, name, config.image_size, (half, half))
     example = torch.zeros(1, 3, *preprocessing.size)
     return Backbone("", model, (example,), {}, preprocessing)
 
 
-def _diffusers(name: str, fetch: bool) -> Backbone:
+def _load_diffusers(name: str, fetch: bool) -> Backbone:
     if not fetch:
         raise BackboneError(
             "a pipeline is loaded with its own weights",
@@ -267,56 +286,54 @@ def _diffusers(name: str, fetch: bool) -> Backbone:
     return Backbone("", parts.denoiser, example, dict(named))
 
 
-def _torchvision(name: str, fetch: bool) -> Backbone:
+def _load_torchvision(name: str, fetch: bool) -> Backbone:
     models = require("torchvision.models", "transformers", f"the backbone torchvision:{name}")
     if name not in models.list_models(module=models):
         near = get_close_matches(name, models.list_models(module=models), n=3)
         raise UnknownNameError(
             "torchvision has no such model", where=name, fix=f"did you mean {', '.join(near)}?"
         )
-    with _reaching_hub(name):
+    with _explain_hub_errors(name):
         model = models.get_model(name, weights="DEFAULT" if fetch else None)
+    # torchvision names a classifier differently in every family.
     for head in ("heads", "head", "classifier", "fc"):
         if isinstance(getattr(model, head, None), nn.Module):
-            _without_last_map(model, head)
+            _remove_last_linear(model, head)
             break
-    wanted: Any = models.get_model_weights(name).DEFAULT.transforms()
-    crop = getattr(wanted, "crop_size", [224])[0]
+    # The default weights say how images are prepared, also where they are not fetched.
+    transform: Any = models.get_model_weights(name).DEFAULT.transforms()
+    crop = getattr(transform, "crop_size", [224])[0]
     preprocessing = Preprocessing(
         (crop, crop),
-        tuple(wanted.mean),
-        tuple(wanted.std),
-        wanted.interpolation.value,
-        crop / getattr(wanted, "resize_size", [crop])[0],
+        tuple(transform.mean),
+        tuple(transform.std),
+        transform.interpolation.value,
+        crop / getattr(transform, "resize_size", [crop])[0],
     )
     return Backbone("", model, (torch.zeros(1, 3, crop, crop),), {}, preprocessing)
 
 
-def _without_last_map(model: nn.Module, head: str) -> None:
+def _remove_last_linear(model: nn.Module, head: str) -> None:
     """Norms and hidden layers of a torchvision head belong to the feature; its last map does not."""
-    found = getattr(model, head)
-    if isinstance(found, nn.Sequential):
-        last = max(i for i, m in enumerate(found) if isinstance(m, (nn.Linear, nn.Conv2d)))
-        found[last] = nn.Identity()
+    classifier = getattr(model, head)
+    if isinstance(classifier, nn.Sequential):
+        # SqueezeNet's classifier is a convolution.
+        last = max(i for i, m in enumerate(classifier) if isinstance(m, (nn.Linear, nn.Conv2d)))
+        classifier[last] = nn.Identity()
     else:
         setattr(model, head, nn.Identity())
 
 
-class _reaching_hub:  # noqa: N801
+@contextmanager
+def _explain_hub_errors(name: str) -> Iterator[None]:
     """Turns whatever a hub client raises into one error that says what to do without a hub."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, RuntimeError, ValueError, KeyError, SafetensorError)):
-            words = (str(error).strip().splitlines() or ["no more is known"])[0]
-            raise BackboneError(
-                "a backbone could not be loaded",
-                where=self.name,
-                found=f"{type(error).__name__}: {words[:200]}",
-                fix="without a hub give --weights FILE (safetensors), a local folder, or --random",
-            ) from None
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        words = (str(error).strip().splitlines() or ["no more is known"])[0]
+        raise BackboneError(
+            "a backbone could not be loaded",
+            where=name,
+            found=f"{type(error).__name__}: {words[:200]}",
+            fix="without a hub give --weights FILE (safetensors), a local folder, or --random",
+        ) from None

@@ -17,7 +17,7 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 """Mean and deviation of CLIP's training images, for folders without a processor's file."""
 
 
-def clip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
+def load_clip(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
     """`model`, `example`, `preprocessing` and `text` of a `Backbone`, from transformers."""
     hf = require("transformers", "transformers", f"the backbone clip:{name}")
     if fetch:
@@ -51,6 +51,7 @@ def clip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
         names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         return {n: tokens[n] for n in names}
 
+    # CLIP projects into a shared space; SigLIP's pooled vectors are in it already.
     image = ImageTower(model.vision_model, getattr(model, "visual_projection", None))
     text = _text(
         model,
@@ -79,11 +80,13 @@ def image_preprocessing(
     squash: bool = False,
 ) -> Preprocessing:
     """What a folder's image processor says; mean and deviation as given where it has none."""
+    # A folder of weights alone has no processor, and some processors need packages of their own.
     try:
         said = hf.AutoImageProcessor.from_pretrained(name).to_dict()
     except (OSError, ValueError, ImportError):
         said = {}
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    # Numbers of Pillow's resampling filters.
     filters = {0: "nearest", 2: "bilinear", 3: "bicubic"}
     return Preprocessing(
         size,
@@ -94,18 +97,18 @@ def image_preprocessing(
     )
 
 
-class _Words(nn.Module):
+class _TextSide(nn.Module):
     """The text side of an open_clip model, parts of which are the model's own."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model.encode_text(input_ids)  # type: ignore[operator]
+        return self.model.encode_text(input_ids)
 
 
-def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
+def load_openclip(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
     """`model`, `example`, `preprocessing` and `text` of a `Backbone`, from open_clip."""
     clip = require("open_clip", "openclip", f"the backbone openclip:{name}")
     # A folder or a hub's name has its weights with it; a built-in name is told which by a tag.
@@ -135,9 +138,10 @@ def openclip_parts(name: str, fetch: bool, weights: Path | None) -> dict[str, An
     if weights is not None:
         load_weights(model, weights)
     model.eval()
+    # Fixed length, padded with zeros that the model knows to ignore: there is no mask.
     tokenizer = clip.get_tokenizer(base)
     image = ImageTower(model.visual)
-    text = _text(model, _Words(model), lambda texts: {"input_ids": tokenizer(texts)})
+    text = _text(model, _TextSide(model), lambda texts: {"input_ids": tokenizer(texts)})
     said = clip.get_model_preprocess_cfg(model)
     size = said["size"]
     preprocessing = Preprocessing(

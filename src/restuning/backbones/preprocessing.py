@@ -54,10 +54,12 @@ class Preprocessing:
             FormatError: A field is missing or of another kind.
         """
         try:
+            mean: tuple[float, ...] = tuple(float(v) for v in values["mean"])
+            std: tuple[float, ...] = tuple(float(v) for v in values["std"])
             made = cls(
                 (int(values["size"][0]), int(values["size"][1])),
-                tuple(map(float, values["mean"])),  # type: ignore[arg-type]
-                tuple(map(float, values["std"])),  # type: ignore[arg-type]
+                mean,
+                std,
                 str(values["interpolation"]),
                 float(values["crop"]),
                 values.get("squash", False),
@@ -82,38 +84,42 @@ class Preprocessing:
 
     def image(self, image: Image.Image) -> Tensor:
         """One image as `3 h w`, normalised."""
-        return self.normalised(self.pixels(image))
+        return self.normalise(self.resize_and_crop(image))
 
-    def pixels(self, image: Image.Image) -> Tensor:
+    def resize_and_crop(self, image: Image.Image) -> Tensor:
         """One image as `3 h w`, resized and cropped, bytes."""
         image = image.convert("RGB")
         height, width = self.size
+        # The centre crop is what is left of a larger image, so that is what is resized to.
         # Sizes and corners are rounded as timm rounds them: its weights were trained so.
         to = math.floor(height / self.crop), math.floor(width / self.crop)
         if self.squash:
             resized = width, height
         elif height == width:
+            # The shorter side is given, the longer follows.
             short = min(image.size)
             width_to, height_to = (
                 to[0] if s == short else int(to[0] * s / short) for s in image.size
             )
             resized = width_to, height_to
         else:
+            # Enough of both sides to crop from.
             scale = max(to[0] / image.height, to[1] / image.width)
             resized = round(image.width * scale), round(image.height * scale)
         if image.size != resized:
             image = image.resize(resized, _FILTERS[self.interpolation])
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         image = image.crop((left, top, left + width, top + height))
+        # A copy: Pillow's own memory is read-only, of which torch warns.
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
         """Bytes `*b 3 h w` to normalised floats."""
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
-    def augmented(self, policy: str) -> Callable[[Image.Image], Tensor]:
-        """A training transform.
+    def transform(self, policy: str) -> Callable[[Image.Image], Tensor]:
+        """Image to tensor, with an augmentation for training.
 
         Args:
             policy: "none", "flip" (horizontal, probability 0.5), "timm" (random resized crop,
@@ -132,6 +138,7 @@ class Preprocessing:
             raise UnknownNameError(
                 "no such augmentation", where=policy, fix="none, flip, timm or timm:POLICY"
             )
+        # Imported here: only training needs it, and it takes a second.
         from timm.data import create_transform
 
         _, _, automatic = policy.partition(":")

@@ -13,17 +13,19 @@ _MODES = {
 }
 
 
-def text_parts(hf: Any, name: str) -> dict[str, Any]:
+def load_text_parts(hf: Any, name: str) -> dict[str, Any]:
     """`kwargs`, `tokenizer` and `pool` of a `Backbone`."""
     tokenizer = hf.AutoTokenizer.from_pretrained(name)
+    # GPT-2 has no padding token. Which one stands in does not matter: the mask leaves it out.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     example = dict(tokenizer("an example of a text", return_tensors="pt"))
-    return {"kwargs": example, "tokenizer": tokenizer, "pool": _pool(hf, name)}
+    return {"kwargs": example, "tokenizer": tokenizer, "pool": _read_pool(hf, name)}
 
 
-def _pool(hf: Any, name: str) -> str | None:
+def _read_pool(hf: Any, name: str) -> str | None:
     """What a sentence-transformers folder says of its pooling."""
+    # Most models have none; a hub that cannot be reached was noticed before.
     file = hf.utils.cached_file(
         name,
         "1_Pooling/config.json",

@@ -38,7 +38,7 @@ class ImageTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Images `b 3 h w` to `b d`."""
-        return _at_unit_length(self.model(pixel_values), self.projection)
+        return _project_to_unit_length(self.model(pixel_values), self.projection)
 
 
 class TextTower(nn.Module):
@@ -67,17 +67,17 @@ class TextTower(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Tokens `b n` to `b d`."""
         more = {} if attention_mask is None else {"attention_mask": attention_mask}
-        return _at_unit_length(self.model(input_ids=input_ids, **more), self.projection)
+        return _project_to_unit_length(self.model(input_ids=input_ids, **more), self.projection)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Texts to their vectors, `b d`, without gradient."""
         device = next(self.parameters()).device
-        found = []
+        vectors = []
         for start in range(0, len(texts), AT_ONCE):
             tokens = self.tokenize(list(texts[start : start + AT_ONCE]))
-            found.append(self(**{k: v.to(device) for k, v in tokens.items()}))
-        return torch.cat(found)
+            vectors.append(self(**{k: v.to(device) for k, v in tokens.items()}))
+        return torch.cat(vectors)
 
     def head(self, names: Sequence[str], templates: str | Sequence[str] = TEMPLATE) -> nn.Linear:
         r"""The classifier that a model is without training: `W_c = scale * m_c / |m_c|`.
@@ -111,6 +111,7 @@ class TextTower(nn.Module):
         words = [name.replace("_", " ").strip() for name in names]
         texts = [t.replace("{}", word) for word in words for t in templates]
         means = self.embed(texts).unflatten(0, (len(words), -1)).mean(1)
+        # A mean of unit vectors is shorter than they are; CLIP's own code normalises it again.
         weight = self.scale * F.normalize(means, dim=-1)
         head = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
         with torch.no_grad():
@@ -119,7 +120,7 @@ class TextTower(nn.Module):
         return head
 
 
-def _at_unit_length(output: object, projection: nn.Module | None) -> Tensor:
+def _project_to_unit_length(output: object, projection: nn.Module | None) -> Tensor:
     vector = vector_of(output)
     if vector is None:
         raise BackboneError(

@@ -24,10 +24,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         BackboneError: Not a safetensors or npz file, or its keys or shapes do not fit.
     """
-    if path.suffix == ".npz" and hasattr(model, "load_pretrained"):
+    load_npz: Any = getattr(model, "load_pretrained", None)
+    if path.suffix == ".npz" and load_npz is not None:
         try:
             _refuse_other_depth(model, path)
-            model.load_pretrained(str(path))  # type: ignore[operator]
+            load_npz(str(path))
         except (OSError, KeyError, ValueError, RuntimeError, BadZipFile, EOFError) as error:
             raise BackboneError(
                 "weights do not fit",
@@ -44,35 +45,37 @@ def load_weights(model: nn.Module, path: Path) -> None:
             fix="convert it to safetensors (pickled checkpoints are not opened, for safety)",
         )
     try:
-        given = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise BackboneError(
             "weights cannot be read", where=str(path), found=str(error), fix="fetch the file again"
         ) from None
     if hasattr(model, "config") and hasattr(type(model), "from_pretrained"):
-        _load_transformers(model, given, path)
+        _load_transformers(model, tensors, path)
         return
     own = model.state_dict()
-    given = {k: v for k, v in given.items() if k in own or not k.startswith(_HEADS)}
-    _fit_positions(model, given)
-    _refuse_mismatch(own, given, path)
-    model.load_state_dict(given, strict=True)
+    tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(_HEADS)}
+    _fit_positions(model, tensors)
+    # Before `load_state_dict`, whose own error is a page of keys.
+    _refuse_mismatch(own, tensors, path)
+    model.load_state_dict(tensors, strict=True)
 
 
 def _refuse_other_depth(model: nn.Module, path: Path) -> None:
     """Timm reads as many blocks as the model has, whatever the archive holds."""
     with np.load(path) as archive:
-        found = {m[0] for key in archive for m in re.findall(r"(encoderblock_(\d+))", key)}
+        stored = {m[0] for key in archive for m in re.findall(r"(encoderblock_(\d+))", key)}
     blocks = len(getattr(model, "blocks", ()))
-    if found and blocks and len(found) != blocks:
-        raise ValueError(f"{len(found)} blocks in the file, {blocks} in the model")
+    if stored and blocks and len(stored) != blocks:
+        raise ValueError(f"{len(stored)} blocks in the file, {blocks} in the model")
 
 
-def _load_transformers(model: nn.Module, given: dict[str, Tensor], path: Path) -> None:
+def _load_transformers(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Transformers renames keys between a file and a model, so it loads its own files."""
     try:
-        made, report = type(model).from_pretrained(  # type: ignore[attr-defined]
-            None, config=model.config, state_dict=given, output_loading_info=True
+        kind: Any = type(model)
+        made, report = kind.from_pretrained(
+            None, config=model.config, state_dict=tensors, output_loading_info=True
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise BackboneError(
@@ -92,6 +95,7 @@ def refuse_missing(report: Any, where: str) -> None:
         BackboneError: Weights other than a pooler's (which classifiers do not bring) are missing,
             or have other shapes.
     """
+    # A masked language model has no pooler, and none of ours reads it.
     missing = [k for k in report["missing_keys"] if "pooler." not in k]
     shapes = [str(k) for k in report.get("mismatched_keys", ())]
     if missing or shapes:
@@ -104,13 +108,14 @@ def refuse_missing(report: Any, where: str) -> None:
         )
 
 
-def _fit_positions(model: nn.Module, given: dict[str, Tensor]) -> None:
+def _fit_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Resample a timm ViT's position embedding where it runs at another image size."""
-    own, stored = getattr(model, "pos_embed", None), given.get("pos_embed")
+    own, stored = getattr(model, "pos_embed", None), tensors.get("pos_embed")
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if own is None or stored is None or grid is None or own.shape[1] == stored.shape[1]:
         return
     tokens: Any = getattr(model, "num_prefix_tokens", 0)
+    # Class and register tokens have positions of their own, which are not on the grid.
     prefix = 0 if getattr(model, "no_embed_class", False) else int(tokens)
     if (
         stored.dim() == 3
@@ -118,7 +123,7 @@ def _fit_positions(model: nn.Module, given: dict[str, Tensor]) -> None:
     ):
         from timm.layers import resample_abs_pos_embed
 
-        given["pos_embed"] = resample_abs_pos_embed(
+        tensors["pos_embed"] = resample_abs_pos_embed(
             stored.float(), new_size=list(grid), num_prefix_tokens=prefix
         )
 

@@ -249,7 +249,7 @@ class Bench:
             apart = decode_once(data, self.backbone, images)
             if apart.test is None:
                 raise DataError("there is no test split", where=task.source, fix="add one")
-            together = apart.train if apart.val is None else apart.train.and_also(apart.val)
+            together = apart.train if apart.val is None else apart.train.concatenate(apart.val)
             whole = Data(
                 apart.name,
                 together,

@@ -82,7 +82,7 @@ def cache(
 ) -> None:
     """Compute a data set's features once. Run it in several terminals to share the work."""
     if what not in VERBS:
-        from restuning.backbones import joined
+        from restuning.backbones import add_quantization
         from restuning.features import StoreOptions
         from restuning.training.run import Source
 
@@ -90,7 +90,7 @@ def cache(
         facts = build_store(
             Source(what, skip_bad=skip_bad, text=text, label=label),
             StoreOptions(store, dtype, precision, views, batch_size, workers, log=log),
-            backbone=joined(backbone, quantize),
+            backbone=add_quantization(backbone, quantize),
             weights=weights,
             random=random,
             device=device,

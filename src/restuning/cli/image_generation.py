@@ -119,7 +119,7 @@ def train_image_generation(
     pairs = load_pairs(data)
     with on_device(device) as where:
         parts = load_text_to_image(pipeline, device=str(where), size=size)
-        objective = Objective(parts.objective, parts.alphas, min_snr, parts.reading.time_scale)  # type: ignore[arg-type]
+        objective = Objective(parts.objective, parts.alphas, min_snr, parts.conditioning.time_scale)  # type: ignore[arg-type]
         encoded = encode(pairs, parts, parts.size, store or out.parent / "latents")
         report.print(
             f"{len(pairs)} images, {len(set(pairs.captions))} captions, latents {encoded.key}"
@@ -130,7 +130,7 @@ def train_image_generation(
         bypass = "bypass" in method
         options: dict[str, Any] = {"rank": rank or (BYPASS_RANK if bypass else 50)}
         if bypass:
-            options |= {"kernel": kernel, "time_scale": STEPS / parts.reading.time_scale}
+            options |= {"kernel": kernel, "time_scale": STEPS / parts.conditioning.time_scale}
         torch.manual_seed(seed)
         task = methods.build(method, host, **options).to(where)
         report.print(f"{method}: {task.tuner_parameters():,} parameters")

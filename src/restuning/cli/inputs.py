@@ -13,7 +13,7 @@ from torch import Tensor
 
 from restuning._errors import DataError
 from restuning.backbones import Preprocessing
-from restuning.data import TagBatch, TextBatch, csv_rows, decode
+from restuning.data import TagBatch, TextBatch, decode, read_csv
 from restuning.data.texts import read_lines
 
 LONGEST_CELL = 60
@@ -111,7 +111,7 @@ class Texts:
                 self.lines = self.lines or [line.rstrip("\n") for line in sys.stdin]
                 texts += self.lines
             elif each.endswith(".csv"):
-                texts += [text for text, _ in csv_rows(Path(each), self.column, None)]
+                texts += [text for text, _ in read_csv(Path(each), self.column, None)]
             elif each.endswith(".txt"):
                 texts += read_lines(Path(each))
             else:
@@ -143,5 +143,5 @@ class Sentences(Texts):
     def batch(self, names: Sequence[Any]) -> Batch:
         """Tokens of some sentences."""
         assert isinstance(self.collate, TagBatch)
-        tokens, places = self.collate.placed(names)
+        tokens, places = self.collate.place_words(names)
         return Batch(list(names), kwargs=tokens, words=places)

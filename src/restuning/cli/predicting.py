@@ -12,7 +12,7 @@ import torch
 from restuning._errors import DataError
 from restuning.backbones import Preprocessing, load_backbone
 from restuning.cli.inputs import Images, Inputs, Sentences, Texts
-from restuning.data import TagBatch, text_batch
+from restuning.data import TagBatch, make_text_batch
 from restuning.task import MultiTask, describe, load
 
 
@@ -77,7 +77,7 @@ class Predictor:
                 fix="predict with them one at a time",
             )
         if loaded.tokenizer is not None:
-            batch = text_batch(loaded.tokenizer, stored[0] if stored else {})
+            batch = make_text_batch(loaded.tokenizer, stored[0] if stored else {})
             words = isinstance(batch, TagBatch)
             inputs: Inputs = Sentences(batch, text) if words else Texts(batch, text)  # type: ignore[arg-type]
         elif stored or loaded.preprocessing is not None:

@@ -84,7 +84,7 @@ def sweep_command(
     config: Config = None,
 ) -> None:
     """Train a grid of settings from features computed once; choose on val, test the choice."""
-    from restuning.backbones import joined
+    from restuning.backbones import add_quantization
     from restuning.features import StoreOptions
     from restuning.training.defaults import settings_for
     from restuning.training.run import Source
@@ -104,7 +104,7 @@ def sweep_command(
         grid,
         seeds,
         settings_for(method, {"epochs": epochs, "batch_size": batch_size}),
-        backbone=joined(backbone, quantize),
+        backbone=add_quantization(backbone, quantize),
         weights=weights,
         random=random,
         device=device,

@@ -142,7 +142,7 @@ def train(
     config: Config = None,
 ) -> None:
     """Train a task on a frozen backbone; without --method compare three methods."""
-    from restuning.backbones import joined
+    from restuning.backbones import add_quantization
     from restuning.features import StoreOptions
     from restuning.features.stored import BY_ITSELF
     from restuning.search import Comparison
@@ -152,7 +152,7 @@ def train(
     screen = messages(as_json)
     result = train_tasks(
         data,
-        backbone=joined(backbone, quantize),
+        backbone=add_quantization(backbone, quantize),
         weights=weights,
         method=list(COMPARED) if method is None else method,
         out=out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,65 +10,80 @@ import numpy as np
 from PIL import Image
 
 from restuning._errors import DataError, UnknownNameError, require
-from restuning.data.data import SPLIT_SEED, Arrays, Data, identity, stratified
+from restuning.data.data import (
+    SPLIT_SEED,
+    Arrays,
+    Data,
+    DataOptions,
+    hash_samples,
+    split_by_class,
+)
 
 if TYPE_CHECKING:
     from restuning.backbones import Preprocessing
 
 
-def digits(preprocessing: Preprocessing, augment: str, final: bool) -> Data:
+@dataclass(frozen=True)
+class _Pool:
+    """All images of a data set, whatever split they belong to.
+
+    Attributes:
+        images: PIL images.
+        labels: One each.
+        splits: Indices of train, val and test.
+        names: Of the classes.
+    """
+
+    images: list[Any]
+    labels: list[int]
+    splits: list[list[int]]
+    names: list[str]
+
+    def to_data(self, name: str, preprocessing: Preprocessing, options: DataOptions) -> Data:
+        """As a data set."""
+        train, val, test = self.splits
+        train = [*train, *val] if options.final else train
+
+        def part(indices: list[int], policy: str) -> Arrays:
+            return Arrays(
+                [self.images[i] for i in indices],
+                [self.labels[i] for i in indices],
+                preprocessing.transform(policy),
+                # An augmented image is another one each time.
+                keep=policy == "none",
+            )
+
+        return Data(
+            name,
+            part(train, options.augment),
+            None if options.final or not val else part(val, "none"),
+            part(test, "none") if test else None,
+            self.names,
+            identity=hash_samples([(i, self.labels[i]) for s in self.splits for i in s]),
+        )
+
+
+def from_sklearn(preprocessing: Preprocessing, options: DataOptions) -> Data:
     """scikit-learn's 1797 real handwritten digits, 8 x 8 pixels, in fixed splits."""
     from sklearn.datasets import load_digits
 
     raw: Any = load_digits()
     images = [Image.fromarray((x * 255 / 16).astype(np.uint8)) for x in raw.images]
     labels = raw.target.tolist()
-    splits = stratified(labels, (0.5, 0.15), SPLIT_SEED)
-    return _arrays(
-        "digits", images, labels, splits, [str(d) for d in range(10)], preprocessing, augment, final
-    )
+    splits = split_by_class(labels, (0.5, 0.15), SPLIT_SEED)
+    pool = _Pool(images, labels, splits, [str(d) for d in range(10)])
+    return pool.to_data("digits", preprocessing, options)
 
 
-def _arrays(
-    name: str,
-    images: list[Any],
-    labels: list[int],
-    splits: list[list[int]],
-    names: list[str],
-    preprocessing: Preprocessing,
-    augment: str,
-    final: bool,
-) -> Data:
-    train, val, test = splits
-    train = [*train, *val] if final else train
-
-    def part(indices: list[int], policy: str) -> Arrays:
-        return Arrays(
-            [images[i] for i in indices],
-            [labels[i] for i in indices],
-            preprocessing.augmented(policy),
-            keep=policy == "none",
-        )
-
-    return Data(
-        name,
-        part(train, augment),
-        None if final or not val else part(val, "none"),
-        part(test, "none") if test else None,
-        names,
-        identity=identity([(i, labels[i]) for s in splits for i in s]),
-    )
-
-
-def from_torchvision(
-    name: str, preprocessing: Preprocessing, augment: str, final: bool, root: str | Path
-) -> Data:
+def from_torchvision(name: str, preprocessing: Preprocessing, options: DataOptions) -> Data:
     """A torchvision data set that has been downloaded before."""
     sets = require("torchvision.datasets", "transformers", f"the data set torchvision:{name}")
     cls = getattr(sets, name, None)
     if not isinstance(cls, type) or not issubclass(cls, sets.VisionDataset):
         raise UnknownNameError("torchvision has no such data set", where=name, fix="e.g. CIFAR100")
+    root = options.root
     try:
+        # Older data sets take `train`, newer ones `split`; some neither.
         try:
             parts = cls(root, train=True), cls(root, train=False)
         except TypeError:
@@ -87,13 +103,13 @@ def from_torchvision(
         ) from None
     images = [sample[0] for part in parts for sample in part]
     labels = [int(sample[1]) for part in parts for sample in part]
-    train, val = stratified(labels[: len(parts[0])], (0.9,), SPLIT_SEED)
+    train, val = split_by_class(labels[: len(parts[0])], (0.9,), SPLIT_SEED)
     names = list(getattr(parts[0], "classes", map(str, sorted(set(labels)))))
     splits = [train, val, list(range(len(parts[0]), len(labels)))]
-    return _arrays(name.lower(), images, labels, splits, names, preprocessing, augment, final)
+    return _Pool(images, labels, splits, names).to_data(name.lower(), preprocessing, options)
 
 
-def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool) -> Data:
+def from_hub(name: str, preprocessing: Preprocessing, options: DataOptions) -> Data:
     """A Hugging Face data set by name, or a folder that `save_to_disk` wrote."""
     hf = require("datasets", "datasets", f"the data set hf:{name}")
     try:
@@ -114,6 +130,7 @@ def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool)
             found=f"splits {', '.join(parts)}",
             fix="rename one to train",
         )
+    # CIFAR-100 brings coarse labels, too; the fine ones are what is reported on it.
     column = next(
         (c for c in ("label", "labels", "fine_label") if c in parts["train"].features), None
     )
@@ -153,6 +170,6 @@ def from_hub(name: str, preprocessing: Preprocessing, augment: str, final: bool)
     if not bounds[2]:
         # Only what is missing is drawn; a validation split that was brought stays as it is.
         shares = (0.8,) if bounds[1] else (0.7, 0.1)
-        drawn = stratified([labels[i] for i in bounds[0]], shares, SPLIT_SEED)
+        drawn = split_by_class([labels[i] for i in bounds[0]], shares, SPLIT_SEED)
         bounds = [drawn[0], bounds[1], drawn[1]] if bounds[1] else drawn
-    return _arrays(Path(name).name, images, labels, bounds, names, preprocessing, augment, final)
+    return _Pool(images, labels, bounds, names).to_data(Path(name).name, preprocessing, options)

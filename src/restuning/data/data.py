@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,33 @@ from restuning._errors import DataError
 CACHED_PIXELS = 300_000_000
 """Values kept decoded in memory (1.2 GB in fp32); beyond, images are decoded each time."""
 
+LONGEST_TEXT = 256
+"""Tokens of a text that are read, where the backbone takes as many."""
+
 SPLIT_SEED = 0
 """Splits that a data set does not bring are drawn once, with this seed, never the run's."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a data set is read; every field is a keyword of `load_data`.
+
+    Attributes:
+        augment: Training images: "none", "flip", "timm", "timm:POLICY".
+        skip_bad: Leave corrupt images out and count them.
+        final: Train on train and val together (after settings were chosen on val).
+        text, label: Columns of a csv.
+        max_tokens: Tokens of a text that are read; 256, or what the backbone takes if less.
+        root: Where torchvision data sets lie.
+    """
+
+    augment: str = "none"
+    skip_bad: bool = False
+    final: bool = False
+    text: str = "text"
+    label: str = "label"
+    max_tokens: int = LONGEST_TEXT
+    root: str | Path = "data"
 
 
 @dataclass
@@ -72,11 +98,7 @@ def decode(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                # Pillow would clip 16 bits to white.
-                high = np.asarray(image).astype(np.int64) // 257
-                return Image.fromarray(high.astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
+            return to_rgb(image)
     except FileNotFoundError:
         raise DataError(
             "an image is missing", where=str(path), fix="restore it, or correct the list"
@@ -96,8 +118,58 @@ def decode(path: Path) -> Image.Image:
         ) from None
 
 
-class ImageFiles(Dataset):
-    """Images on disk with labels, decoded when asked for and kept if they are few.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB, 8 bits a channel."""
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits to white.
+        high = np.asarray(image).astype(np.int64) // 257
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+class ImageDataset(Dataset, ABC):
+    """Images with labels, transformed when asked for, and kept in memory if they are few.
+
+    Args:
+        transform: Image to tensor.
+        keep: Keep transformed tensors in memory (only where the transform has no randomness).
+
+    Attributes:
+        in_memory: Tensors that were asked for, by index; None where they are not kept.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], keep: bool) -> None:
+        self.transform = transform
+        self.in_memory: dict[int, Tensor] | None = {} if keep else None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """One image, before the transform."""
+
+    @abstractmethod
+    def label(self, index: int) -> int:
+        """Its label, without decoding the image."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One image and its label."""
+        if self.in_memory is not None and index in self.in_memory:
+            return self.in_memory[index], self.label(index)
+        tensor = self.transform(self.image(index))
+        # The first images fill what is allowed; the rest is decoded in every epoch.
+        if (
+            self.in_memory is not None
+            and (len(self.in_memory) + 1) * tensor.numel() <= CACHED_PIXELS
+        ):
+            self.in_memory[index] = tensor
+        return tensor, self.label(index)
+
+
+class ImageFiles(ImageDataset):
+    """Images on disk.
 
     Args:
         samples: Path and label of each.
@@ -111,26 +183,28 @@ class ImageFiles(Dataset):
         transform: Callable[[Image.Image], Tensor],
         keep: bool = False,
     ) -> None:
-        self.samples, self.transform = list(samples), transform
-        self.kept: dict[int, Tensor] | None = {} if keep else None
+        super().__init__(transform, keep)
+        self.samples = list(samples)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One image and its label."""
-        path, label = self.samples[index]
-        if self.kept is not None and index in self.kept:
-            return self.kept[index], label
-        tensor = self.transform(decode(path))
-        if self.kept is not None and (len(self.kept) + 1) * tensor.numel() <= CACHED_PIXELS:
-            self.kept[index] = tensor
-        return tensor, label
+    def image(self, index: int) -> Image.Image:
+        """Decoded.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return decode(self.samples[index][0])
+
+    def label(self, index: int) -> int:
+        """As listed."""
+        return self.samples[index][1]
 
 
-class Arrays(Dataset):
-    """Images in memory with labels.
+class Arrays(ImageDataset):
+    """Images in memory.
 
     Args:
         images: PIL images.
@@ -146,24 +220,23 @@ class Arrays(Dataset):
         transform: Callable[[Image.Image], Tensor],
         keep: bool = False,
     ) -> None:
-        self.images, self.labels, self.transform = images, list(labels), transform
-        self.kept: dict[int, Tensor] | None = {} if keep else None
+        super().__init__(transform, keep)
+        self.images, self.labels = images, list(labels)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One image and its label."""
-        if self.kept is not None and index in self.kept:
-            return self.kept[index], self.labels[index]
-        tensor = self.transform(self.images[index])
-        if self.kept is not None and (len(self.kept) + 1) * tensor.numel() <= CACHED_PIXELS:
-            self.kept[index] = tensor
-        return tensor, self.labels[index]
+    def image(self, index: int) -> Image.Image:
+        """As it was given."""
+        return self.images[index]
+
+    def label(self, index: int) -> int:
+        """As it was given."""
+        return self.labels[index]
 
 
-def readable(samples: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], int]:
+def drop_unreadable(samples: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], int]:
     """The samples whose files decode, and how many do not."""
     good = []
     for path, label in samples:
@@ -175,15 +248,16 @@ def readable(samples: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], i
     return good, len(samples) - len(good)
 
 
-def identity(samples: Sequence[tuple[Any, int]]) -> str:
+def hash_samples(samples: Sequence[tuple[Any, int]]) -> str:
     """sha256 over names and labels, 16 hexadecimal digits."""
+    # In order: a seed means the same batches only if samples stand where they stood.
     digest = hashlib.sha256()
     for name, label in samples:
         digest.update(f"{name}\t{label}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def stratified(labels: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:
+def split_by_class(labels: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:
     """Indices split by shares within every class, in a fixed order.
 
     Args:
@@ -196,6 +270,7 @@ def stratified(labels: Sequence[int], shares: Sequence[float], seed: int) -> lis
     array = np.asarray(labels)
     for label in np.unique(array):
         order = rng.permutation(np.flatnonzero(array == label))
+        # A class of two images still gets one into the first split; the last may go without.
         at = 0
         for split, share in zip(splits, [*shares, 1.0], strict=True):
             to = len(order) if split is splits[-1] else at + max(1, round(share * len(order)))

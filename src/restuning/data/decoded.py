@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +15,10 @@ from torch.utils.data import Dataset
 from restuning._errors import DataError
 from restuning._files import Claim, replacing
 from restuning.backbones import Backbone, Preprocessing
-from restuning.data.data import Data, collate_batch
+from restuning.data.data import Data, ImageDataset, collate_batch
 
 
-class HeldImages(Dataset):
+class DecodedImages(Dataset):
     """Images of one size as bytes, normalised a batch at a time; a loader gets whole batches.
 
     Args:
@@ -48,7 +47,7 @@ class HeldImages(Dataset):
         return self.gather(indices, [0] * len(indices))
 
     def view(self) -> int:
-        """Images are held without augmentation: there is one view."""
+        """Images are decoded without augmentation: there is one view."""
         return 0
 
     def gather(self, indices: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -56,9 +55,9 @@ class HeldImages(Dataset):
         at = torch.as_tensor(list(indices))
         return self.normalise(self.pixels[at]), self.labels[at]
 
-    def and_also(self, other: HeldImages) -> HeldImages:
+    def concatenate(self, other: DecodedImages) -> DecodedImages:
         """These images, then another's."""
-        return HeldImages(
+        return DecodedImages(
             torch.cat([self.pixels, other.pixels]),
             torch.cat([self.labels, other.labels]),
             self.normalise,
@@ -85,9 +84,9 @@ def decode_once(data: Data, backbone: Backbone, root: Path) -> Data:
             fix="use `restuning train` for texts",
         )
 
-    def split(name: str) -> HeldImages | None:
+    def split(name: str) -> DecodedImages | None:
         dataset = getattr(data, name)
-        return None if dataset is None else _split(dataset, name, data, preprocessing, root)
+        return None if dataset is None else _decode_split(dataset, name, data, preprocessing, root)
 
     return Data(
         data.name,
@@ -103,13 +102,14 @@ def decode_once(data: Data, backbone: Backbone, root: Path) -> Data:
     )
 
 
-def _split(
-    dataset: Any, name: str, data: Data, preprocessing: Preprocessing, root: Path
-) -> HeldImages:
+def _decode_split(
+    dataset: ImageDataset, name: str, data: Data, preprocessing: Preprocessing, root: Path
+) -> DecodedImages:
+    # Another backbone's preprocessing, or a changed image, is another file.
     described = f"{data.identity} {name} {preprocessing.to_dict()}"
     digest = hashlib.sha256(described.encode()).hexdigest()[:12]
     file = root / f"{data.name}-{name}-{digest}.npy"
-    labels = torch.tensor([_label(dataset, i) for i in range(len(dataset))])
+    labels = torch.tensor([dataset.label(i) for i in range(len(dataset))])
     if not file.exists():
         root.mkdir(parents=True, exist_ok=True)
         # Others wait for the one who decodes.
@@ -121,23 +121,20 @@ def _split(
             if claim is not None:
                 claim.give_back()
     # Private pages: torch wants memory it may write to, and nobody writes.
-    return HeldImages(
-        torch.from_numpy(np.load(file, mmap_mode="c")), labels, preprocessing.normalised
+    return DecodedImages(
+        torch.from_numpy(np.load(file, mmap_mode="c")), labels, preprocessing.normalise
     )
 
 
-def _label(dataset: Any, index: int) -> int:
-    samples = getattr(dataset, "samples", None)
-    return int(samples[index][1] if samples is not None else dataset.labels[index])
-
-
-def _decode(dataset: Any, preprocessing: Preprocessing, file: Path) -> None:
+def _decode(dataset: ImageDataset, preprocessing: Preprocessing, file: Path) -> None:
     """Write all images, whole or not at all."""
+    # The caller's data set keeps its own transform.
     pixels = copy.copy(dataset)
-    pixels.transform, pixels.kept = preprocessing.pixels, None
+    pixels.transform, pixels.in_memory = preprocessing.resize_and_crop, None
     shape = (len(pixels), 3, *preprocessing.size)
     try:
         with replacing(file) as partial:
+            # Written through a map: a data set need not fit in memory.
             whole = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
             for index in range(len(pixels)):
                 whole[index] = pixels[index][0].numpy()

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restuning._errors import DataError
-from restuning.data.data import SPLIT_SEED, Data, ImageFiles, identity, readable, stratified
+from restuning.data.data import (
+    SPLIT_SEED,
+    Data,
+    DataOptions,
+    ImageFiles,
+    drop_unreadable,
+    hash_samples,
+    split_by_class,
+)
 
 if TYPE_CHECKING:
     from restuning.backbones import Preprocessing
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+"""Of the files that are taken from a folder."""
+
 LABEL_DIGITS = 9
 """A label with more is a damaged line, not a class."""
 
@@ -23,43 +33,29 @@ MOST_CLASSES = 1_000_000
 _LISTS = {"train": "train800.txt", "val": "val200.txt", "final": "train800val200.txt"}
 
 
-def from_folder(
-    path: Path, preprocessing: Preprocessing, augment: str, skip_bad: bool, final: bool
-) -> Data:
+def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) -> Data:
     """A folder in either layout; see `load_data`."""
     listed = (path / _LISTS["train"]).exists()
-    splits, labels = _vtab(path) if listed else _folder(path)
-    return _files(path, splits, labels, preprocessing, augment, skip_bad, final)
-
-
-def _files(
-    path: Path,
-    splits: dict[str, list[tuple[Path, int]]],
-    labels: list[str],
-    preprocessing: Preprocessing,
-    augment: str,
-    skip_bad: bool,
-    final: bool,
-) -> Data:
+    splits, labels = _read_vtab_lists(path) if listed else _find_class_folders(path)
     skipped = 0
-    if skip_bad:
+    if options.skip_bad:
         for key, samples in splits.items():
-            splits[key], bad = readable(samples)
+            splits[key], bad = drop_unreadable(samples)
             skipped += bad
-    train = splits["train"] + (splits.get("val", []) if final else [])
-    clean = preprocessing.augmented("none")
+    train = splits["train"] + (splits.get("val", []) if options.final else [])
+    plain = preprocessing.transform("none")
 
     def part(key: str) -> ImageFiles | None:
-        return ImageFiles(splits[key], clean, keep=True) if splits.get(key) else None
+        return ImageFiles(splits[key], plain, keep=True) if splits.get(key) else None
 
     return Data(
         path.name,
-        ImageFiles(train, preprocessing.augmented(augment), keep=augment == "none"),
-        None if final else part("val"),
+        ImageFiles(train, preprocessing.transform(options.augment), keep=options.augment == "none"),
+        None if options.final else part("val"),
         part("test"),
         labels,
         skipped=skipped,
-        identity=identity(
+        identity=hash_samples(
             # The size stands for the contents: a replaced image is another sample.
             [(f"{os.path.relpath(p, path)} {_bytes(p)}", y) for s in splits.values() for p, y in s]
         ),
@@ -70,12 +66,12 @@ def _bytes(file: Path) -> int:
     return file.stat().st_size if file.exists() else -1
 
 
-def _class_folders(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
+def _list_images(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
     samples = [
         (file, labels.index(folder.name))
         for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     ]
     counts = {labels[y] for _, y in samples}
     empty = [name for name in labels if name not in counts and (path / name).is_dir()]
@@ -84,25 +80,26 @@ def _class_folders(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
             "class folders without images",
             where=str(path),
             found=", ".join(empty[:5]) or "none",
-            fix=f"put images there ({', '.join(sorted(_IMAGES))}) or remove the folders",
+            fix=f"put images there ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders",
         )
     return samples
 
 
-def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
+def _find_class_folders(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
+    # Names that data sets on the web use.
     aliases = {"val": ("val", "valid", "validation"), "test": ("test",), "train": ("train",)}
-    found = {
+    parts = {
         key: next((path / n for n in names if (path / n).is_dir()), None)
         for key, names in aliases.items()
     }
-    if found["train"] is None and (found["val"] or found["test"]):
+    if parts["train"] is None and (parts["val"] or parts["test"]):
         raise DataError(
             "a folder with val or test but no train",
             where=str(path),
-            found=", ".join(str(p.name) for p in found.values() if p),
+            found=", ".join(str(p.name) for p in parts.values() if p),
             fix="add train/CLASS/...",
         )
-    base = found["train"] or path
+    base = parts["train"] or path
     labels = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(labels) < 2:
         raise DataError(
@@ -111,9 +108,9 @@ def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
             found=f"{len(labels)} folders",
             fix="lay it out as CLASS/image.jpg, optionally below train/, val/ and test/",
         )
-    if found["train"] is not None:
+    if parts["train"] is not None:
         for key in ("val", "test"):
-            folder = found[key]
+            folder = parts[key]
             inside = (
                 {p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."}
                 if folder
@@ -123,16 +120,17 @@ def _folder(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
             if extra:
                 raise DataError(
                     "classes that training does not have",
-                    where=str(found[key]),
+                    where=str(parts[key]),
                     found=", ".join(sorted(extra)[:5]),
                     fix="give them training images",
                 )
-        return {k: _class_folders(p, labels) for k, p in found.items() if p is not None}, labels
-    samples = _class_folders(path, labels)
-    parts = stratified([y for _, y in samples], (0.7, 0.1), SPLIT_SEED)
+        return {k: _list_images(p, labels) for k, p in parts.items() if p is not None}, labels
+    # One folder a class and no parts: they are drawn once, the same for everybody.
+    samples = _list_images(path, labels)
+    drawn = split_by_class([y for _, y in samples], (0.7, 0.1), SPLIT_SEED)
     return {
         key: [samples[i] for i in part]
-        for key, part in zip(("train", "val", "test"), parts, strict=True)
+        for key, part in zip(("train", "val", "test"), drawn, strict=True)
     }, labels
 
 
@@ -155,6 +153,7 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        # From the right: file names may hold spaces.
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isascii() or not label.isdigit() or len(label) > LABEL_DIGITS:
             raise DataError(
@@ -167,7 +166,7 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
     return samples
 
 
-def _vtab(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
+def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
     names = {"train": _LISTS["train"], "val": _LISTS["val"], "test": "test.txt"}
     splits = {k: read_list(path / v) for k, v in names.items() if (path / v).exists()}
     if not splits.get("train"):
@@ -184,6 +183,7 @@ def _vtab(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
             found=str(highest),
             fix="correct the lists",
         )
+    # Lists hold numbers; names are in a file beside them, where somebody wrote one.
     described = path / "task.json"
     labels = [str(i) for i in range(highest + 1)]
     if described.exists():

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError
-from restuning.data.data import SPLIT_SEED, Data, identity, stratified
-from restuning.data.tokens import LONGEST_TEXT, TagBatch, TextBatch
+from restuning.data.data import SPLIT_SEED, Data, DataOptions, hash_samples, split_by_class
+from restuning.data.tokens import TagBatch, TextBatch
 
 if TYPE_CHECKING:
     from restuning.backbones import Backbone
@@ -17,7 +17,7 @@ PARTS = ("train", "val", "test")
 TAGGED = (".conll", ".iob", ".iob2")
 
 
-def csv_rows(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
+def read_csv(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
     """Texts and labels of a csv with a header; labels are "" if no label column is asked for.
 
     Raises:
@@ -51,44 +51,41 @@ def csv_rows(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
         ) from None
 
 
-def from_csv(
-    path: Path,
-    backbone: Backbone,
-    text: str,
-    label: str,
-    final: bool,
-    longest: int = LONGEST_TEXT,
-) -> Data:
+def from_csv(path: Path, backbone: Backbone, options: DataOptions) -> Data:
     """A csv file, or a folder with train.csv and optionally val.csv and test.csv."""
-    tokenizer = _tokenizer(path, backbone)
+    collate = TextBatch(_require_tokenizer(path, backbone), options.max_tokens)
+    text, label = options.text, options.label
     if path.is_dir():
         files = {k: path / f"{k}.csv" for k in PARTS}
-        rows = {k: csv_rows(f, text, label) for k, f in files.items() if f.exists()}
+        rows = {k: read_csv(f, text, label) for k, f in files.items() if f.exists()}
     else:
-        whole = csv_rows(path, text, label)
+        whole = read_csv(path, text, label)
         known = sorted({y for _, y in whole})
-        parts = stratified([known.index(y) for _, y in whole], (0.7, 0.1), SPLIT_SEED)
+        parts = split_by_class([known.index(y) for _, y in whole], (0.7, 0.1), SPLIT_SEED)
         rows = {k: [whole[i] for i in p] for k, p in zip(PARTS, parts, strict=True)}
+    # Short ones first, so that 2 stands before 10.
     labels = sorted({y for _, y in rows["train"]}, key=lambda y: (len(y), y))
     _check_classes(path, labels, {k: {y for _, y in pairs} for k, pairs in rows.items()})
     splits = {k: [(t, labels.index(y)) for t, y in pairs] for k, pairs in rows.items()}
-    return _data(path, "text", splits, labels, TextBatch(tokenizer, longest), final)
+    return _build_data(path, splits, labels, collate, options.final)
 
 
-def from_conll(path: Path, backbone: Backbone, final: bool, longest: int = LONGEST_TEXT) -> Data:
+def from_conll(path: Path, backbone: Backbone, options: DataOptions) -> Data:
     """Tagged words: a file, or a folder with train.conll and optionally val.conll and test.conll.
 
     A word a line, its tag in the last column; an empty line ends a sentence.
     """
-    tokenizer = _tokenizer(path, backbone)
+    collate = TagBatch(_require_tokenizer(path, backbone), options.max_tokens)
     if path.is_dir():
-        found = {k: path / f"{k}{e}" for k in PARTS for e in TAGGED if (path / f"{k}{e}").exists()}
-        rows = {k: _sentences(file) for k, file in found.items()}
+        files = {k: path / f"{k}{e}" for k in PARTS for e in TAGGED if (path / f"{k}{e}").exists()}
+        rows = {k: _read_sentences(file) for k, file in files.items()}
     else:
-        whole = _sentences(path)
-        parts = stratified([0] * len(whole), (0.7, 0.1), SPLIT_SEED)
+        whole = _read_sentences(path)
+        # Sentences hold several classes each, so there is nothing to divide evenly.
+        parts = split_by_class([0] * len(whole), (0.7, 0.1), SPLIT_SEED)
         rows = {k: [whole[i] for i in p] for k, p in zip(PARTS, parts, strict=True)}
     used = {k: {tag for _, tags in sentences for tag in tags} for k, sentences in rows.items()}
+    # O, for words outside of all names, is class 0 by custom.
     labels = sorted(used["train"], key=lambda y: (y != "O", y))
     _check_classes(path, labels, used)
     places = {tag: i for i, tag in enumerate(labels)}
@@ -96,10 +93,10 @@ def from_conll(path: Path, backbone: Backbone, final: bool, longest: int = LONGE
         k: [(words, [places[t] for t in tags]) for words, tags in sentences]
         for k, sentences in rows.items()
     }
-    return _data(path, "tags", splits, labels, TagBatch(tokenizer, longest), final)
+    return _build_data(path, splits, labels, collate, options.final)
 
 
-def _sentences(file: Path) -> list[tuple[list[str], list[str]]]:
+def _read_sentences(file: Path) -> list[tuple[list[str], list[str]]]:
     sentences: list[tuple[list[str], list[str]]] = [([], [])]
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -111,6 +108,7 @@ def _sentences(file: Path) -> list[tuple[list[str], list[str]]]:
             fix="restore it",
         ) from None
     for number, line in enumerate(lines, 1):
+        # CoNLL 2003 marks where a document begins.
         if line.startswith("-DOCSTART-"):
             continue
         columns = line.split()
@@ -129,7 +127,7 @@ def _sentences(file: Path) -> list[tuple[list[str], list[str]]]:
     return [s for s in sentences if s[0]]
 
 
-def _tokenizer(path: Path, backbone: Backbone) -> Any:
+def _require_tokenizer(path: Path, backbone: Backbone) -> Any:
     if backbone.tokenizer is None:
         raise DataError(
             "text needs a language backbone",
@@ -159,13 +157,8 @@ def _check_classes(path: Path, labels: list[str], used: dict[str, set[str]]) -> 
             )
 
 
-def _data(
-    path: Path,
-    kind: str,
-    splits: dict[str, list[Any]],
-    labels: list[str],
-    collate: TextBatch,
-    final: bool,
+def _build_data(
+    path: Path, splits: dict[str, list[Any]], labels: list[str], collate: TextBatch, final: bool
 ) -> Data:
     train = splits["train"] + (splits.get("val", []) if final else [])
     return Data(
@@ -174,9 +167,9 @@ def _data(
         None if final else splits.get("val"),
         splits.get("test"),
         labels,
-        kind,
+        collate.kind,
         collate,
-        identity=identity([p for s in splits.values() for p in s]),
+        identity=hash_samples([p for s in splits.values() for p in s]),
         notes={"preprocessing": collate.to_dict()},
     )
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from restuning._errors import DataError
-
-LONGEST_TEXT = 256
-"""Tokens of a text that are read, where the backbone takes as many."""
+from restuning.data.data import LONGEST_TEXT
 
 IGNORED = -100
 """Label of tokens that have none: padding, special tokens, the later pieces of a word."""
@@ -25,7 +23,12 @@ class TextBatch:
     Args:
         tokenizer: The backbone's.
         longest: Tokens of a text that are read.
+
+    Attributes:
+        kind: Of the data set it collates.
     """
+
+    kind = "text"
 
     def __init__(self, tokenizer: Any, longest: int = LONGEST_TEXT) -> None:
         if longest < 1:
@@ -68,23 +71,25 @@ class TextBatch:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for a task file and the key of a store."""
-        return {"kind": "text", "max_tokens": self.limit}
+        return {"kind": self.kind, "max_tokens": self.limit}
 
 
 class TagBatch(TextBatch):
     """Words and a label each to `(dict of tensors, labels b n)`; a word's first token bears it."""
 
+    kind = "tags"
+
     def __call__(self, samples: Sequence[tuple[Any, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of `(words, labels)`."""
         words, labels = zip(*samples, strict=True)
-        batch, places = self.placed(words)
+        batch, places = self.place_words(words)
         table = torch.full(batch["input_ids"].shape, IGNORED)
-        for row, found in enumerate(places):
-            for word, token in found.items():
+        for row, tokens in enumerate(places):
+            for word, token in tokens.items():
                 table[row, token] = labels[row][word]
         return batch, table
 
-    def placed(
+    def place_words(
         self, sentences: Sequence[Sequence[str]]
     ) -> tuple[dict[str, Tensor], list[dict[int, int]]]:
         """The backbone's input, and for every sentence the first token of each word.
@@ -106,17 +111,14 @@ class TagBatch(TextBatch):
         for words in ids:
             first: dict[int, int] = {}
             for token, word in enumerate(words):
+                # Special tokens and padding belong to no word.
                 if word is not None:
                     first.setdefault(word, token)
             places.append(first)
         return dict(batch), places
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"kind": "tags", "max_tokens": self.limit}
 
-
-def text_batch(tokenizer: Any, values: Mapping[str, Any]) -> TextBatch:
+def make_text_batch(tokenizer: Any, values: Mapping[str, Any]) -> TextBatch:
     """What `to_dict` wrote; an older task file says nothing of texts."""
     kind = TagBatch if values.get("kind") == "tags" else TextBatch
     return kind(tokenizer, int(values.get("max_tokens", LONGEST_TEXT)))

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Subset
 
 from restuning._errors import DataError
-from restuning.data.data import SPLIT_SEED, Data, stratified
+from restuning.data.data import SPLIT_SEED, Data, ImageDataset, split_by_class
 
 SHARE = 0.2
 """Of the training examples: VTAB-1K's 200 of 1000 (Zhai et al. 2019)."""
@@ -26,7 +26,7 @@ def with_validation(data: Data) -> Data:
     if data.val is not None:
         return data
     labels = [_label(data.train, index) for index in range(len(data.train))]
-    val, train = stratified(labels, (SHARE,), SPLIT_SEED)
+    val, train = split_by_class(labels, (SHARE,), SPLIT_SEED)
     if not train or not val:
         raise DataError(
             "too few examples to hold any out for validation",
@@ -44,10 +44,8 @@ def _label(dataset: Any, index: int) -> int:
     """Without decoding an image; sentences of tagged words are all of one kind."""
     if isinstance(dataset, Subset):
         return _label(dataset.dataset, dataset.indices[index])
-    if hasattr(dataset, "samples"):
-        label = dataset.samples[index][1]
-    elif hasattr(dataset, "labels"):
-        label = dataset.labels[index]
-    else:
-        label = dataset[index][1]
+    if isinstance(dataset, ImageDataset):
+        return dataset.label(index)
+    # Features of a store and decoded images have all labels in one tensor.
+    label = dataset.labels[index] if hasattr(dataset, "labels") else dataset[index][1]
     return 0 if isinstance(label, list) else int(label)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError
-from restuning.backbones.conditions import as_inputs
+from restuning.backbones.conditions import nest_conditions
 from restuning.host import Host
 from restuning.sites import first_tensor
 from restuning.task import Task, Tuned
@@ -52,7 +52,7 @@ class Predictions(nn.Module):
 
     def forward(self, sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Answers; see the class."""
-        inputs = {"timestep": time, **as_inputs(conditions), **self.fixed}
+        inputs = {"timestep": time, **nest_conditions(conditions), **self.fixed}
         if self.single is not None:
             answer = first_tensor(self.single(sample, **inputs))
             assert answer is not None
@@ -68,7 +68,9 @@ def answers(host: Host, task: Any = None, fixed: Mapping[str, Any] | None = None
 
     def denoiser(sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         with host.using(task), torch.no_grad():
-            output = host.model(sample, timestep=time, **as_inputs(conditions), **(fixed or {}))
+            output = host.model(
+                sample, timestep=time, **nest_conditions(conditions), **(fixed or {})
+            )
         answer = first_tensor(output)
         assert answer is not None
         return answer if answer.shape[1] == sample.shape[1] else answer.chunk(2, 1)[0]

@@ -8,6 +8,7 @@ from restuning.features.extract import Forecast as Forecast
 from restuning.features.extract import build as build
 from restuning.features.extract import forecast as forecast
 from restuning.features.extract import place as place
+from restuning.features.key import DataKey as DataKey
 from restuning.features.key import StoreKey as StoreKey
 from restuning.features.key import Tap as Tap
 from restuning.features.key import store_key as store_key

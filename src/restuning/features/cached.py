@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
 from restuning.features.store import Store
-from restuning.features.views import drawn_view
+from restuning.features.views import draw_view
 from restuning.host import Extractor
 from restuning.sites import Needs, Tokens, covers_tokens, one_token
 from restuning.task import Task
@@ -62,16 +62,18 @@ class StoredFeatures(Dataset):
 
     def view(self) -> int:
         """The view of one example, drawn from torch's generator (seeded by example and epoch)."""
-        return drawn_view(self.views) if self.views > 1 else 0
+        return draw_view(self.views) if self.views > 1 else 0
 
     def gather(
         self, indices: Sequence[int], views: Sequence[int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Taps and labels of a batch."""
         at = torch.as_tensor(list(indices))
+        # Rows lie in files by split and view: each group is read at once, then put in order.
         groups: dict[tuple[str, int], list[int]] = {}
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
             split = self.places[index][0]
+            # Only the training split has views; of train and val together, val stays plain.
             groups.setdefault((split, view if split == "train" else 0), []).append(position)
         parts = [
             self.store.rows(split, view, [self.places[indices[p]][1] for p in positions])
@@ -121,10 +123,10 @@ class Cached(nn.Module):
         """What the task reads of stored taps."""
         if self.task.side is None:
             stored = {"last": stored[self._last]}
-        return narrowed(stored, self._tokens)
+        return select_tokens(stored, self._tokens)
 
 
-def narrowed(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]:
+def select_tokens(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]:
     """The tokens that are needed of stored taps, of which all or just those were kept."""
     if tokens not in ("cls", "last"):
         return taps
@@ -133,8 +135,8 @@ def narrowed(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]
 
 def covers(store: Store, needs: Needs, last: str) -> bool:
     """Whether a store holds all that is needed."""
-    wanted = {last if tap == "last" else tap for tap in needs.taps}
-    return wanted <= {tap.name for tap in store.key.taps} and covers_tokens(
+    names = {last if tap == "last" else tap for tap in needs.taps}
+    return names <= {tap.name for tap in store.key.taps} and covers_tokens(
         store.key.tokens, needs.tokens, store.key.merge, needs.merge
     )
 
@@ -146,8 +148,9 @@ def refuse_other_backbone(host: Extractor, store: Store) -> None:
         StoreError: They differ.
     """
     ours = host.fingerprint()
-    beside = ("name", "all weights")
-    theirs = {k: v for k, v in store.key.backbone.items() if k not in beside}
+    # A key holds more than the fingerprint: a digest of every weight, which takes time to compute.
+    more = ("name", "all weights")
+    theirs = {k: v for k, v in store.key.backbone.items() if k not in more}
     if theirs != ours:
         different = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
         raise StoreError(

@@ -62,6 +62,7 @@ def encode(rows: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
     if dtype == "fp32":
         return rows.numpy(), None
     if dtype == "bf16":
+        # NumPy has no bfloat16; its bits travel as integers.
         return rows.bfloat16().view(torch.int16).numpy().view(np.uint16), None
     if dtype == "fp16":
         half = rows.half()
@@ -72,6 +73,7 @@ def encode(rows: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
                 fix="use --dtype bf16 or fp32",
             )
         return half.numpy(), None
+    # A channel that is zero throughout must not divide by zero.
     scales = rows.abs().amax(0).clamp(min=1e-12) / 127
     return (rows / scales).round().clamp(-127, 127).to(torch.int8).numpy(), scales.numpy()
 
@@ -89,7 +91,7 @@ def decode(raw: np.ndarray, dtype: str, scales: np.ndarray | None = None) -> Ten
     return torch.from_numpy(raw).float() * torch.from_numpy(np.ascontiguousarray(scales))
 
 
-def on_disk(dtype: str) -> Any:
+def disk_type(dtype: str) -> Any:
     """The NumPy type of the file."""
     return _ON_DISK[dtype]
 
@@ -101,7 +103,8 @@ def error_report(rows: Tensor, dtype: str, slices: dict[str, slice]) -> dict[str
         `largest`: largest absolute difference; `relative`: root mean square of the difference over
         that of the values.
     """
-    again = decode(*_pair(encode(rows, dtype), dtype))
+    raw, scales = encode(rows, dtype)
+    again = decode(raw, dtype, scales)
     report = {}
     for tap, part in slices.items():
         difference, values = (again - rows)[:, part], rows[:, part]
@@ -111,7 +114,3 @@ def error_report(rows: Tensor, dtype: str, slices: dict[str, slice]) -> dict[str
             "relative": float(difference.square().mean().sqrt() / size),
         }
     return report
-
-
-def _pair(encoded: tuple[np.ndarray, np.ndarray | None], dtype: str) -> tuple:
-    return encoded[0], dtype, encoded[1]

@@ -7,21 +7,27 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
 from restuning.bypass.pooling import merged_away
-from restuning.features.key import StoreKey, merged_taps
+from restuning.features.key import StoreKey, merge_taps
 from restuning.features.store import MANIFEST, Store
-from restuning.features.writing import Lost, Shard, finish, is_written, write_shard, writing
+from restuning.features.writing import (
+    Lost,
+    Shard,
+    explain_write_errors,
+    finish,
+    is_written,
+    write_shard,
+)
 from restuning.host import Extractor
 from restuning.sites import Needs
 
@@ -74,22 +80,24 @@ def forecast(
         example: One input, batch 1.
         batch_size: Of the extraction.
     """
-
-    def repeated(value: Any) -> Any:
-        return value.expand(batch_size, *value.shape[1:]) if isinstance(value, Tensor) else value
-
     # A few inputs are enough: a forward of a whole batch, twice, is a cost of its own.
     batch_size = min(batch_size, TIMED)
+
+    def repeat(value: Any) -> Any:
+        return value.expand(batch_size, *value.shape[1:]) if isinstance(value, Tensor) else value
+
     start = 0.0
+    # The first forward also sets kernels and memory up; the second is timed.
     for _ in range(2):
         start = time.perf_counter()
         if isinstance(example, Mapping):
-            computed(host, key, {k: repeated(v) for k, v in example.items()})
+            compute_taps(host, key, {k: repeat(v) for k, v in example.items()})
         else:
-            computed(host, key, *map(repeated, example))
+            compute_taps(host, key, *map(repeat, example))
     seconds = (time.perf_counter() - start) / batch_size * key.rows
-    place = next(p for p in [root, *root.absolute().parents] if p.exists())
-    return Forecast(key.rows, key.rows * key.bytes_per_row, shutil.disk_usage(place).free, seconds)
+    # The root may be made later; its disk is that of the nearest folder that is there.
+    there = next(p for p in [root, *root.absolute().parents] if p.exists())
+    return Forecast(key.rows, key.rows * key.bytes_per_row, shutil.disk_usage(there).free, seconds)
 
 
 def build(
@@ -124,7 +132,7 @@ def build(
     """
     folder = place(root, key)
     if (folder / MANIFEST).exists():
-        return _opened(folder, key)
+        return _open_finished(folder, key)
     _prepare(folder, key)
     plan = _plan(key, batch_size)
     missing = sum(s.stop - s.start for s in plan if not is_written(folder, s))
@@ -136,6 +144,16 @@ def build(
             f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free",
             fix="free space, choose --store elsewhere, or a smaller --dtype",
         )
+    # Imported here: most who read stores never build one.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("features"),
@@ -147,22 +165,13 @@ def build(
     )
     with bar:
         line = bar.add_task("", total=key.rows, completed=key.rows - missing)
+        advance = partial(bar.advance, line)
+        writer = _Writer(host, key, folder, batch_size, workers, collate, advance)
         # First what nobody has claimed, then what others had claimed and may have left behind.
         for wait in (False, True):
             for (split, view), dataset in splits.items():
                 shards = [s for s in plan if (s.split, s.view) == (split, view)]
-                _extract(
-                    host,
-                    key,
-                    folder,
-                    shards,
-                    dataset,
-                    batch_size,
-                    workers,
-                    collate,
-                    wait,
-                    lambda rows: bar.advance(line, rows),
-                )
+                writer.write(shards, dataset, wait)
     # One of several writers finishes; the others find the manifest there.
     claim = Claim.take(folder / "manifest.lock", wait=True)
     try:
@@ -179,7 +188,7 @@ def place(root: Path, key: StoreKey) -> Path:
     return Path(root) / f"{key.data['name']}-{key.digest[:12]}"
 
 
-def computed(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
+def compute_taps(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
     """The taps of one batch (a tensor, or a mapping by keyword) that a store keeps, not merged yet."""
     device = host.device.type
     with torch.autocast(device, torch.bfloat16, enabled=key.precision == "bf16"):
@@ -189,10 +198,10 @@ def computed(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, Tenso
 
 
 def _needs(key: StoreKey) -> Needs:
-    return Needs(tuple(tap.name for tap in key.taps), key.tokens)  # type: ignore[arg-type]
+    return Needs(tuple(tap.name for tap in key.taps), key.tokens)
 
 
-def _opened(folder: Path, key: StoreKey) -> Store:
+def _open_finished(folder: Path, key: StoreKey) -> Store:
     store = Store(folder)
     if store.key.digest != key.digest:
         raise StoreError(
@@ -205,7 +214,7 @@ def _opened(folder: Path, key: StoreKey) -> Store:
 
 
 def _prepare(folder: Path, key: StoreKey) -> None:
-    with writing(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "key.json").exists():
             write_bytes(folder / "key.json", json.dumps(key.to_dict(), indent=1).encode())
@@ -223,68 +232,89 @@ def _plan(key: StoreKey, batch_size: int) -> list[Shard]:
     ]
 
 
-def _extract(
-    host: Extractor,
-    key: StoreKey,
-    folder: Path,
-    shards: list[Shard],
-    dataset: Any,
-    batch_size: int,
-    workers: int,
-    collate: Callable | None,
-    wait: bool,
-    advance: Callable[[int], None],
-) -> None:
-    claims: dict[Shard, Claim] = {}
-    queue: list[tuple[Shard, int]] = []
+@dataclass(frozen=True)
+class _Writer:
+    """Computes shards and writes them, each claimed by one process.
 
-    def batches() -> Iterator[list[int]]:
+    Attributes:
+        host, key: What is computed.
+        folder: Of the store.
+        batch_size, workers, collate: As for `build`.
+        advance: Receives the number of rows that were computed.
+    """
+
+    host: Extractor
+    key: StoreKey
+    folder: Path
+    batch_size: int
+    workers: int
+    collate: Callable | None
+    advance: Callable[[int], None]
+
+    def write(self, shards: list[Shard], dataset: Any, wait: bool) -> None:
+        """Compute the shards that nobody has written or claimed; `wait` for claims of others."""
+        claims: dict[Shard, Claim] = {}
+        # What the loader was asked for and has not given yet: shard and row behind each batch.
+        queue: list[tuple[Shard, int]] = []
+        loader = DataLoader(
+            dataset,
+            # A generator as sampler: torch's signature says it wants more than it uses.
+            batch_sampler=cast(Any, self._batches(shards, wait, claims, queue)),
+            num_workers=self.workers,
+            collate_fn=self.collate,
+            generator=torch.Generator().manual_seed(0),
+        )
+        parts: list[Tensor] = []
+        labels: list[int] = []
+        lost: Lost = {}
+        last = self.host.sites.taps[-1]
+        try:
+            for inputs, answers in loader:
+                shard, stop = queue.pop(0)
+                taps = self._taps(inputs)
+                if self.key.merge > 1:
+                    _count(lost, taps, self.key, last)
+                parts.append(_row(merge_taps(taps, self.key.merge, last), self.key))
+                labels += [int(y) for y in answers]
+                self.advance(len(answers))
+                if stop == shard.stop:
+                    write_shard(self.folder, self.key, shard, torch.cat(parts), labels, lost)
+                    claims.pop(shard).give_back()
+                    parts, labels, lost = [], [], {}
+        finally:
+            for claim in claims.values():
+                claim.give_back()
+
+    def _batches(
+        self,
+        shards: list[Shard],
+        wait: bool,
+        claims: dict[Shard, Claim],
+        queue: list[tuple[Shard, int]],
+    ) -> Iterator[list[int]]:
         # The loader asks a little ahead of the forwards, so claims are few and short.
         for shard in shards:
-            if is_written(folder, shard):
+            if is_written(self.folder, shard):
                 continue
-            claim = Claim.take(folder / f"{shard.name}.lock", wait=wait)
+            claim = Claim.take(self.folder / f"{shard.name}.lock", wait=wait)
             if claim is None:
                 continue
-            if is_written(folder, shard):
+            # Its owner may have finished while we waited.
+            if is_written(self.folder, shard):
                 claim.give_back()
                 continue
             claims[shard] = claim
-            for start in range(shard.start, shard.stop, batch_size):
-                stop = min(start + batch_size, shard.stop)
+            for start in range(shard.start, shard.stop, self.batch_size):
+                stop = min(start + self.batch_size, shard.stop)
                 queue.append((shard, stop))
                 yield list(range(start, stop))
 
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches(),
-        num_workers=workers,  # type: ignore[arg-type]
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(0),
-    )
-    device = host.device
-    parts: list[Tensor] = []
-    labels: list[int] = []
-    lost: Lost = {}
-    try:
-        for inputs, answers in loader:
-            shard, stop = queue.pop(0)
-            if isinstance(inputs, Mapping):
-                taps = computed(host, key, {k: v.to(device) for k, v in inputs.items()})
-            else:
-                taps = computed(host, key, inputs.to(device))
-            if key.merge > 1:
-                _count(lost, taps, key, host.sites.taps[-1])
-            parts.append(_row(merged_taps(taps, key.merge, host.sites.taps[-1]), key))
-            labels += [int(y) for y in answers]
-            advance(len(answers))
-            if stop == shard.stop:
-                write_shard(folder, key, shard, torch.cat(parts), labels, lost)
-                claims.pop(shard).give_back()
-                parts, labels, lost = [], [], {}
-    finally:
-        for claim in claims.values():
-            claim.give_back()
+    def _taps(self, inputs: Any) -> Mapping[str, Tensor]:
+        device = self.host.device
+        if isinstance(inputs, Mapping):
+            named = {k: v.to(device) for k, v in inputs.items()}
+            return compute_taps(self.host, self.key, named)
+        return compute_taps(self.host, self.key, inputs.to(device))
 
 
 def _count(lost: Lost, taps: Mapping[str, Tensor], key: StoreKey, last: str) -> None:

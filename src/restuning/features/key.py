@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from restuning._errors import StoreError
 from restuning.bypass.pooling import merged
 from restuning.features.codec import BYTES, check_dtype, check_precision
 from restuning.host import Engine, Extractor
-from restuning.sites import Needs
+from restuning.sites import Needs, Tokens
 
 SCHEMA = 1
 """Raised when stores of an older library can no longer be read."""
@@ -53,7 +53,7 @@ class StoreKey:
 
     backbone: Mapping[str, Any]
     taps: tuple[Tap, ...]
-    tokens: str
+    tokens: Tokens
     dtype: str
     preprocessing: Mapping[str, Any]
     data: Mapping[str, Any]
@@ -65,7 +65,7 @@ class StoreKey:
     @property
     def form(self) -> str:
         """The tokens as users write them; see `Needs`."""
-        return Needs((), self.tokens, self.merge).form  # type: ignore[arg-type]
+        return Needs((), self.tokens, self.merge).form
 
     @property
     def values_per_row(self) -> int:
@@ -85,6 +85,7 @@ class StoreKey:
     @property
     def slices(self) -> dict[str, slice]:
         """Where each tap's values stand in a row."""
+        # A row is one vector: gathering it is one copy, whatever the number of taps.
         places, at = {}, 0
         for tap in self.taps:
             places[tap.name] = slice(at, at + tap.numel)
@@ -93,6 +94,7 @@ class StoreKey:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the manifest."""
+        # The digest is made of this: a field more, or in another shape, is another store.
         values = asdict(self) | {"schema": SCHEMA}
         values["taps"] = [[tap.name, list(tap.shape)] for tap in self.taps]
         values["views"] = list(self.views)
@@ -111,14 +113,14 @@ class StoreKey:
         return cls(
             dict(values["backbone"]),
             tuple(Tap(str(n), tuple(int(i) for i in shape)) for n, shape in values["taps"]),
-            str(values["tokens"]),
+            _check_tokens(values["tokens"]),
             check_dtype(values["dtype"]),
             dict(values["preprocessing"]),
             dict(values["data"]),
             tuple(map(str, values["views"])),
             {str(k): int(v) for k, v in values["splits"].items()},
             check_precision(values.get("precision", "fp32")),
-            _side(values.get("merge", 1)),
+            _check_merge(values.get("merge", 1)),
         )
 
     @property
@@ -127,17 +129,32 @@ class StoreKey:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class DataKey:
+    """The data side of a key: everything about the inputs that features depend on.
+
+    Attributes:
+        name: Of the data set.
+        identity: Digest of its ordered samples.
+        splits: Samples by split.
+        preprocessing: How a sample becomes the backbone's input.
+        views: Of the training split.
+    """
+
+    name: str
+    identity: str
+    splits: Mapping[str, int]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    views: Sequence[str] = ("plain",)
+
+
 def store_key(
     host: Extractor,
     needs: Needs,
     example: Mapping[str, Any] | Sequence[Any],
+    data: DataKey,
     *,
     backbone: str,
-    preprocessing: Mapping[str, Any],
-    data: str,
-    identity: str,
-    splits: Mapping[str, int],
-    views: Sequence[str] = ("plain",),
     dtype: str = "fp32",
     precision: str = "fp32",
 ) -> StoreKey:
@@ -147,12 +164,8 @@ def store_key(
         host: The frozen backbone.
         needs: Taps and tokens to keep.
         example: One input, batch 1, as positional or keyword arguments.
+        data: What the features are of.
         backbone: Its name.
-        preprocessing: How an input is made.
-        data: Name of the data set.
-        identity: Digest of its ordered samples.
-        splits: Samples by split.
-        views: Of the training split.
         dtype: One of `DTYPES`.
         precision: One of `PRECISIONS`; "bf16" is about twice as fast where the processor has it
             (AVX512-BF16, AMX, any recent GPU), and differs from fp32 in the third digit.
@@ -172,29 +185,36 @@ def store_key(
         taps = host.features(keep=needs, **example)
     else:
         taps = host.features(*example, keep=needs)
-    taps = merged_taps(taps, needs.merge, host.sites.taps[-1])
+    # Shapes come from a forward, so that no rule about networks has to foretell them.
+    taps = merge_taps(taps, needs.merge, host.sites.taps[-1])
     return StoreKey(
         {"name": backbone, **host.fingerprint(), "all weights": host.digest()},
         tuple(Tap(name, tuple(value.shape[1:])) for name, value in taps.items()),
         needs.tokens,
         check_dtype(dtype),
-        dict(preprocessing),
-        {"name": data, "identity": identity},
-        tuple(views),
-        dict(splits),
+        dict(data.preprocessing),
+        {"name": data.name, "identity": data.identity},
+        tuple(data.views),
+        dict(data.splits),
         precision,
         needs.merge,
     )
 
 
-def merged_taps(taps: Mapping[str, Tensor], merge: int, last: str) -> Mapping[str, Tensor]:
+def merge_taps(taps: Mapping[str, Tensor], merge: int, last: str) -> Mapping[str, Tensor]:
     """Taps as they are stored: patches merged, but for the last tap."""
     if merge == 1:
         return taps
     return {n: tap if n == last else merged(tap, merge) for n, tap in taps.items()}
 
 
-def _side(value: Any) -> int:
+def _check_tokens(value: Any) -> Tokens:
+    if value not in get_args(Tokens):
+        raise ValueError(f"tokens {value!r}")
+    return value
+
+
+def _check_merge(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"merge {value!r}")
     return value

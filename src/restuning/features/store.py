@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from restuning._errors import StoreError
-from restuning.features.codec import decode, on_disk
+from restuning._files import sha256_of_file
+from restuning.features.codec import decode, disk_type
 from restuning.features.key import SCHEMA, StoreKey
 
 MANIFEST = "manifest.json"
@@ -29,8 +30,8 @@ IN_MEMORY = 2 * 2**30
 
 def default_root() -> Path:
     """`$RESTUNING_CACHE`, else `~/.cache/restuning/features`."""
-    given = os.environ.get("RESTUNING_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "restuning" / "features"
+    chosen = os.environ.get("RESTUNING_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "restuning" / "features"
 
 
 def stores(root: Path) -> list[Path]:
@@ -38,15 +39,6 @@ def stores(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(p for p in root.iterdir() if p.is_dir() and (p / "key.json").exists())
-
-
-def sha256(path: Path) -> str:
-    """Of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Store:
@@ -80,13 +72,14 @@ class Store:
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from None
         self._files = files
+        # Sizes tell a truncated copy at once; contents are compared by `verify`.
         for name, size in sizes.items():
             file = self.path / name
-            found = file.stat().st_size if file.exists() else None
-            if found != size:
-                what = "it is missing" if found is None else f"{found} bytes, written were {size}"
+            actual = file.stat().st_size if file.exists() else None
+            if actual != size:
+                what = "it is missing" if actual is None else f"{actual} bytes, written were {size}"
                 raise _damaged(file, what)
-        self._held: dict[tuple[str, int], Tensor] = {}
+        self._in_memory: dict[tuple[str, int], Tensor] = {}
         self._maps: dict[str, tuple[np.ndarray, Any]] = {}
 
     @property
@@ -101,7 +94,7 @@ class Store:
             StoreError: One differs.
         """
         for name, entry in self._files.items():
-            if sha256(self.path / name) != entry["sha256"]:
+            if sha256_of_file(self.path / name) != entry["sha256"]:
                 raise _damaged(self.path / name, "its contents do not match their sha256")
         return len(self._files)
 
@@ -111,13 +104,13 @@ class Store:
 
     def rows(self, split: str, view: int, indices: Sequence[int]) -> Tensor:
         """Rows of a split in fp32, `len(indices) r`, in the order asked for."""
-        held = self._held.get((split, view))
-        if held is None and self.key.splits[split] * self.key.values_per_row * 4 <= IN_MEMORY:
-            held = torch.cat([self._decoded(s) for s in self._shards[(split, view)]])
-            self._held[(split, view)] = held
+        whole = self._in_memory.get((split, view))
+        if whole is None and self.key.splits[split] * self.key.values_per_row * 4 <= IN_MEMORY:
+            whole = torch.cat([self._decode(s) for s in self._shards[(split, view)]])
+            self._in_memory[(split, view)] = whole
         at = torch.as_tensor(indices, dtype=torch.long)
-        if held is not None:
-            return held.index_select(0, at)
+        if whole is not None:
+            return whole.index_select(0, at)
         return self._read(split, view, at.numpy())
 
     def taps(self, rows: Tensor) -> dict[str, Tensor]:
@@ -132,28 +125,28 @@ class Store:
         shards = self._shards[(split, view)]
         starts = np.array([shard["start"] for shard in shards])
         which = np.searchsorted(starts, at, side="right") - 1
-        opened = [self._opened(shard) for shard in shards]
-        raw = np.empty((len(at), self.key.values_per_row), on_disk(self.key.dtype))
+        shards_open = [self._open(shard) for shard in shards]
+        raw = np.empty((len(at), self.key.values_per_row), disk_type(self.key.dtype))
         places = zip(which.tolist(), (at - starts[which]).tolist(), strict=True)
         for place, (shard, row) in enumerate(places):
-            raw[place] = opened[shard][0][row]
+            raw[place] = shards_open[shard][0][row]
         scales = None
         if self.key.dtype == "int8":
-            scales = np.stack([opened[shard][1] for shard in which.tolist()])
+            scales = np.stack([shards_open[shard][1] for shard in which.tolist()])
         return decode(raw, self.key.dtype, scales)
 
-    def _decoded(self, shard: Mapping[str, Any]) -> Tensor:
-        raw, scales = self._opened(shard)
+    def _decode(self, shard: Mapping[str, Any]) -> Tensor:
+        raw, scales = self._open(shard)
         return decode(np.array(raw), self.key.dtype, scales)
 
-    def _opened(self, shard: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
+    def _open(self, shard: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
         """A shard's memory map and its scales, opened once."""
         file = shard["files"][0]["file"]
         if file not in self._maps:
             # A plain view: indexing the memory map itself makes an object of its kind each time.
             raw = np.load(self.path / file, mmap_mode="r").view(np.ndarray)
             shape = (shard["stop"] - shard["start"], self.key.values_per_row)
-            if raw.shape != shape or raw.dtype != on_disk(self.key.dtype):
+            if raw.shape != shape or raw.dtype != disk_type(self.key.dtype):
                 raise _damaged(self.path / file, f"{raw.dtype} {raw.shape}")
             more = shard["files"][1:]
             self._maps[file] = raw, np.load(self.path / more[0]["file"]) if more else None

@@ -14,7 +14,7 @@ from restuning.data import Data
 from restuning.data.data import collate_batch
 from restuning.features.cached import StoredFeatures
 from restuning.features.extract import build, forecast, place
-from restuning.features.key import StoreKey, store_key
+from restuning.features.key import DataKey, StoreKey, store_key
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
@@ -137,12 +137,8 @@ def key_for(
         host,
         needs,
         backbone.kwargs or backbone.example,
+        DataKey(data.name, data.identity, splits, description, view_names(options.views)),
         backbone=backbone.name,
-        preprocessing=description,
-        data=data.name,
-        identity=data.identity,
-        splits=splits,
-        views=view_names(options.views),
         dtype=options.dtype,
         precision=options.precision,
     )

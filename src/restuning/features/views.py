@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -50,12 +52,10 @@ class _Drawn(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        import random
-
-        import numpy as np
-
+        # Seeded by the view and the index alone, so that every process draws the same image.
         raw = hashlib.blake2b(f"{self.view}.{index}".encode(), digest_size=8).digest()
         seed = int.from_bytes(raw, "little") >> 1
+        # timm's transforms draw from all three generators; the run's own must not notice.
         state = random.getstate(), np.random.get_state()
         with torch.random.fork_rng([]):
             random.seed(seed)
@@ -81,7 +81,7 @@ def view_of(view: str, plain: Any, augmented: Any) -> Any:
     return _Flipped(plain) if view == "flip" else _Drawn(augmented, view)
 
 
-def drawn_view(count: int) -> int:
+def draw_view(count: int) -> int:
     """The view of one example in one epoch, from torch's generator.
 
     With two views the draw is the very one that live flipping makes, so that cached and live

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from restuning._errors import StoreError
-from restuning._files import replacing, write_bytes
+from restuning._files import replacing, sha256_of_file, write_bytes
 from restuning._version import __version__
 from restuning.features.codec import encode, error_report
 from restuning.features.key import StoreKey
-from restuning.features.store import MANIFEST, sha256
+from restuning.features.store import MANIFEST
 
 Lost = dict[str, tuple[float, float]]
 """By tap: squares of what merging takes from patches, and of patches around their mean."""
@@ -56,10 +58,12 @@ def write_shard(
     if scales is not None:
         arrays[f"{shard.name}.scales.npy"] = scales
     files = []
-    with writing(folder):
+    with explain_write_errors(folder):
         for name, array in arrays.items():
             file = _write_array(folder / name, array)
-            files.append({"file": name, "bytes": file.stat().st_size, "sha256": sha256(file)})
+            files.append(
+                {"file": name, "bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+            )
         entry = {
             "split": shard.split,
             "view": shard.view,
@@ -77,7 +81,7 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
     """Write labels and the manifest over all shards: the store is finished."""
     entries = [json.loads((folder / f"{s.name}.json").read_text()) for s in plan]
     labels: dict[str, Any] = {}
-    with writing(folder):
+    with explain_write_errors(folder):
         for split in key.splits:
             values = [
                 y for e in entries if e["split"] == split and e["view"] == 0 for y in e["labels"]
@@ -87,7 +91,7 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
             labels[split] = {
                 "file": file.name,
                 "bytes": file.stat().st_size,
-                "sha256": sha256(file),
+                "sha256": sha256_of_file(file),
             }
         error = {
             tap.name: {
@@ -110,6 +114,7 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
         if key.merge > 1:
             manifest["merged away"] = _shares(entries)
         write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        # Of writers that were killed.
         for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
             leftover.unlink(missing_ok=True)
 
@@ -130,21 +135,16 @@ def _write_array(file: Path, array: np.ndarray) -> Path:
     return file
 
 
-class writing:  # noqa: N801
+@contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
     """Turns a full or read-only disk into one error that says what is kept."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StoreError(
-                "a feature store cannot be written",
-                where=str(self.folder),
-                found=error.strerror or str(error),
-                fix="free space or choose --store elsewhere, and run the same command again: "
-                "shards that were finished are kept",
-            ) from None
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            "a feature store cannot be written",
+            where=str(folder),
+            found=error.strerror or str(error),
+            fix="free space or choose --store elsewhere, and run the same command again: "
+            "shards that were finished are kept",
+        ) from None

@@ -24,7 +24,7 @@ from restuning.forecast.rates import measure_rates as measure_rates
 from restuning.forecast.shapes import AbsentWeights as AbsentWeights
 from restuning.forecast.step import Cost as Cost
 from restuning.forecast.step import StepForecast as StepForecast
-from restuning.forecast.step import call as call
+from restuning.forecast.step import call_module as call_module
 from restuning.forecast.step import forecast_forward as forecast_forward
 from restuning.forecast.step import forecast_step as forecast_step
-from restuning.forecast.step import positional as positional
+from restuning.forecast.step import split_inputs as split_inputs

@@ -57,23 +57,25 @@ def largest_batch(
         budget: Bytes for everything: weights, moments, the batch and the peak above them.
         first: A forecast that is there already.
     """
+    # Nothing to search where one input alone does not fit.
     fits = forecast(1)
     if fits.total_bytes > budget:
         return 0
-    found, over = first if first is not None and first.batch > 1 else forecast(32), MOST + 1
+    last, over = first if first is not None and first.batch > 1 else forecast(32), MOST + 1
     for _ in range(MOST_FORECASTS):
-        grown = max(1, found.total_bytes - fits.total_bytes)
-        inputs = found.batch - fits.batch
-        if found.total_bytes <= budget:
-            fits = found
+        grown = max(1, last.total_bytes - fits.total_bytes)
+        inputs = last.batch - fits.batch
+        if last.total_bytes <= budget:
+            fits = last
         else:
-            over = found.batch
+            over = last.batch
+        # Where the line through the last two forecasts meets the budget.
         guess = fits.batch + (budget - fits.total_bytes) * inputs // grown
         guess = min(guess, over - 1)
         if guess <= fits.batch:
             break
-        found = forecast(guess)
-    return found.batch if found.total_bytes <= budget else fits.batch
+        last = forecast(guess)
+    return last.batch if last.total_bytes <= budget else fits.batch
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def recommend(options: Sequence[Option], batch: int) -> Recommendation | None:
         batch: Asked for.
     """
     order = {m: i for i, m in enumerate(ACCURACY)}
+    # A name may end in settings, as in `res-tuning[mha=prompt]`. Where no method of the table is
+    # among them, all are ranked alike and the form decides.
     known = [o for o in options if o.method.partition("[")[0] in order] or list(options)
 
     def rank(option: Option) -> tuple:

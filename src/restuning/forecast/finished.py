@@ -17,7 +17,7 @@ from restuning.forecast.rates import Rates, measure_rates
 from restuning.forecast.step import forecast_step
 from restuning.task import prepared_example
 
-rates_here = cache(measure_rates)
+machine_rates = cache(measure_rates)
 """Of this machine, measured once a process."""
 
 
@@ -56,6 +56,7 @@ def forecast_run(run: FinishedRun) -> dict[str, Any]:
 
     Cost: one to two seconds at most, no memory.
     """
+    # A forecast is a remark beside a result that is there already.
     try:
         return _forecast(run)
     except Exception as error:  # noqa: BLE001 (any network may do what shapes cannot follow)
@@ -77,9 +78,11 @@ def _forecast(run: FinishedRun) -> dict[str, Any]:
     forward = forecast_step(
         run.module, example, size, trained=(), loss=lambda logits: logits.sum(), **more
     )
-    kept = _kept(run.train, plain) + (_kept(run.val, plain) if run.val is not None else 0)
+    kept = _bytes_in_memory(run.train, plain) + (
+        _bytes_in_memory(run.val, plain) if run.val is not None else 0
+    )
     ema = step.trained_bytes if run.ema else 0
-    rates: Rates = rates_here(device)
+    rates: Rates = machine_rates(device)
     steps, evaluated = -(-len(run.train) // run.batch), len(run.val) if run.val is not None else 0
     step_seconds = step.cost.seconds(rates)
     seconds = steps * step_seconds + evaluated / size * forward.cost.seconds(rates)
@@ -121,7 +124,7 @@ def example_of(train: Any, collate: Any, size: int) -> Any:
     return inputs[:1]
 
 
-def _kept(dataset: Any, example: Any) -> int:
+def _bytes_in_memory(dataset: Any, example: Any) -> int:
     """Bytes of samples that a data set holds once they were read."""
     tensors = example.values() if isinstance(example, Mapping) else [example]
     one = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
@@ -134,7 +137,7 @@ def _kept(dataset: Any, example: Any) -> int:
             for split, size in zip(dataset.splits, held, strict=True)
             if size <= IN_MEMORY
         )
-    if getattr(dataset, "kept", None) is None:
+    if getattr(dataset, "in_memory", None) is None:
         return 0
     values = max(1, one // 4)
     return min(len(dataset), CACHED_PIXELS // values) * one

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BankRates:
-    """Times that were measured once on this machine (`train.timing`).
+    """Times that were measured once on this machine (`training.timing`).
 
     Attributes:
         forward_seconds: One image through the backbone, reading and decoding included.
@@ -62,7 +62,6 @@ def forecast_grid(
     batch: int,
     finals: int = 0,
     single: BankRates | None = None,
-    views: int = 1,
 ) -> GridForecast:
     """The cost of `tasks` sweeps of `arms` runs each, from times measured once.
 
@@ -76,11 +75,11 @@ def forecast_grid(
         finals: Runs of the chosen setting on train and val.
         single: Rates of the bank of the final runs; None scales those of the search, which is
             too much where a larger bank is no slower.
-        views: Of every training image.
     """
     train, val, test = (splits.get(k, 0) for k in ("train", "val", "test"))
-    forwards = train * views + val + test
-    # A sweep trains so many arms at once as the bank that was measured.
+    # Each image passes the backbone once, however many arms train on its features.
+    forwards = train + val + test
+    # A sweep trains as many arms at once as the bank that was measured.
     banks = arms / rates.arms
     steps = -(-train // batch) * epochs
     search = banks * (steps * rates.step_seconds + epochs * val * rates.eval_seconds)

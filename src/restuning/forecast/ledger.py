@@ -55,7 +55,7 @@ class Ledger(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = self.moved = self.calls = self.operands = 0
-        self._held: dict[int, weakref.ref] = {}
+        self._live: dict[int, weakref.ref] = {}
 
     def hold(self, tensors: Iterable[Any]) -> bool:
         """Count these tensors from now on; whether any storage among them is new."""
@@ -63,18 +63,20 @@ class Ledger(TorchDispatchMode):
         for tensor in tensors:
             if not isinstance(tensor, Tensor):
                 continue
+            # Of the storage, not the tensor: views share one.
             storage = tensor.untyped_storage()
             key = storage_key(storage)
-            if key in self._held:
+            if key in self._live:
                 continue
             new = True
             size = storage.nbytes()
 
-            def gone(_: Any, key: int = key, size: int = size) -> None:
+            # Called when the last tensor lets go: that is when memory is free again.
+            def free(_: Any, key: int = key, size: int = size) -> None:
                 self.live -= size
-                self._held.pop(key, None)
+                self._live.pop(key, None)
 
-            self._held[key] = weakref.ref(storage, gone)
+            self._live[key] = weakref.ref(storage, free)
             self.live += size
         self.peak = max(self.peak, self.live)
         return new
@@ -94,6 +96,7 @@ class Ledger(TorchDispatchMode):
         if operation_name(func) in FREE:
             return out
         results = tree_leaves(out)
+        # What makes no new storage and changes none is a view: no traffic, and no call to speak of.
         if self.hold(results) or writes_in_place(func):
             read = _bytes(tree_leaves((args, kwargs)))
             self.calls += 1
@@ -109,7 +112,7 @@ def _bytes(values: Iterable[Any]) -> int:
     return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
 
 
-class Saved:
+class SavedTensors:
     """Notes what autograd saves for backward while its hooks are on.
 
     Args:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from restuning._errors import ForecastError
 from restuning.backbones import QUANTIZED, Backbone, load_backbone
-from restuning.backbones.forms import split
+from restuning.backbones.variants import split_variants
 from restuning.features import Cached
 from restuning.features.codec import BYTES, check_dtype
-from restuning.features.key import merged_taps
-from restuning.forecast.shapes import AbsentWeights, batch_of, shapes_only, weightless
-from restuning.forecast.step import StepForecast, forecast_step, positional
+from restuning.features.key import merge_taps
+from restuning.forecast.shapes import AbsentWeights, expand_example, shapes_only, strip_weights
+from restuning.forecast.step import StepForecast, forecast_step, split_inputs
 from restuning.host import Host
 from restuning.sites import Needs
 from restuning.task import Task, Tuned, prepared_example
@@ -34,7 +34,7 @@ def load_shapes(name: str) -> tuple[Backbone, Host]:
         ForecastError: The backbone is quantised.
         NoSitesError: None found.
     """
-    if quantised := [form for form in split(name)[1] if form in QUANTIZED]:
+    if quantised := [v for v in split_variants(name)[1] if v in QUANTIZED]:
         raise ForecastError(
             "a forecast is of a backbone in its own precision",
             where=name,
@@ -82,12 +82,12 @@ def forms(task: Task) -> tuple[str, ...]:
 def tap_shapes(host: Host, needs: Needs, example: Any) -> dict[str, Tensor]:
     """The taps of one input, as tensors that hold nothing."""
     mode = shapes_only()
-    fake: Any = weightless(host, mode)
+    fake: Any = strip_weights(host, mode)
     taps = tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps)
-    args, kwargs = positional(batch_of(example, 1, mode))
+    args, kwargs = split_inputs(expand_example(example, 1, mode))
     with mode:
         found = fake.features(*args, keep=Needs(taps, needs.tokens), **kwargs)
-        return dict(merged_taps(found, needs.merge, host.sites.taps[-1]))
+        return dict(merge_taps(found, needs.merge, host.sites.taps[-1]))
 
 
 def store_bytes(taps: Mapping[str, Tensor], rows: int, dtype: str = "fp32") -> int:

@@ -25,7 +25,7 @@ def shapes_only() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def like(tensor: Tensor, mode: FakeTensorMode, device: str = "cpu") -> Tensor:
+def make_fake(tensor: Tensor, mode: FakeTensorMode, device: str = "cpu") -> Tensor:
     """A tensor of the same shape, strides and dtype that holds nothing."""
     with mode:
         fake = torch.empty_strided(
@@ -36,7 +36,7 @@ def like(tensor: Tensor, mode: FakeTensorMode, device: str = "cpu") -> Tensor:
     return fake
 
 
-def weightless(module: nn.Module, mode: FakeTensorMode, device: str = "cpu") -> nn.Module:
+def strip_weights(module: nn.Module, mode: FakeTensorMode, device: str = "cpu") -> nn.Module:
     """A copy of a module, hooks and all, without its weights; they may be on `meta` already.
 
     Args:
@@ -44,20 +44,21 @@ def weightless(module: nn.Module, mode: FakeTensorMode, device: str = "cpu") -> 
         mode: Of `shapes_only()`.
         device: Whose kernels are to be forecast; none such needs to be here.
     """
-    memo = {id(t): like(t, mode, device) for t in (*module.parameters(), *module.buffers())}
+    # deepcopy takes what `memo` holds in place of copying: weights are never read.
+    memo = {id(t): make_fake(t, mode, device) for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, memo)
 
 
-def batch_of(example: Any, size: int, mode: FakeTensorMode, device: str = "cpu") -> Any:
+def expand_example(example: Any, size: int, mode: FakeTensorMode, device: str = "cpu") -> Any:
     """An example (tensors with a batch axis of 1, in any nesting) as a batch that holds nothing."""
 
-    def widened(value: Any) -> Any:
+    def widen(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         with mode:
             return torch.empty(size, *value.shape[1:], dtype=value.dtype, device=device)
 
-    return tree_map(widened, example)
+    return tree_map(widen, example)
 
 
 class AbsentWeights(TorchDispatchMode):
@@ -86,6 +87,7 @@ class AbsentWeights(TorchDispatchMode):
         moved = torch.device(named.get("device") or "meta").type != "meta"
         if not absent or (len(absent) == len(tensors) and not moved):
             return func(*args, **named)
+        # A product with weights that are not there: only the shape of its result is known.
         if operation_of(func) in FORMULAS or "embedding" in operation_name(func):
             out = func(*tree_map(_to_meta, args), **tree_map(_to_meta, named))
             return tree_map(self._noise, out)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning.forecast.ledger import Ledger, Saved
+from restuning.forecast.ledger import Ledger, SavedTensors
 from restuning.forecast.rates import Rates
-from restuning.forecast.shapes import batch_of, shapes_only, weightless
+from restuning.forecast.shapes import expand_example, shapes_only, strip_weights
 
 Loss = Callable[[Any], Tensor]
 
@@ -131,8 +131,9 @@ def forecast_step(
     """
     mode, ledger = shapes_only(), Ledger()
     parameters = [p for p in module.parameters() if p.requires_grad] if trained is None else trained
+    # The copy has other parameters; names lead from one to the other.
     names = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
-    fake = weightless(module, mode, device)
+    fake = strip_weights(module, mode, device)
     copies = dict(fake.named_parameters(remove_duplicate=False))
     own = [copies[names[id(p)]] for p in parameters]
     weights = [*fake.parameters(), *fake.buffers()]
@@ -141,15 +142,16 @@ def forecast_step(
     optimiser, state = _adamw(own, mode) if own else (None, [])
     ledger.hold(state)
     optimiser_bytes = ledger.live - weights_bytes
+    # The largest piece decides the peak.
     size = -(-batch // pieces)
-    inputs = batch_of(example, batch, mode, device)
+    inputs = expand_example(example, batch, mode, device)
     ledger.hold(_tensors(inputs))
     input_bytes = ledger.live - weights_bytes - optimiser_bytes
     if pieces > 1:
         inputs = _first(inputs, size)
     measure = loss or _cross_entropy
     before = ledger.start()
-    noted, saved_bytes = Saved(weights), 0
+    noted, saved_bytes = SavedTensors(weights), 0
     done = [Cost(0, 0, 0)]
     fake.train(optimiser is not None)
     with ledger, mode:
@@ -157,7 +159,7 @@ def forecast_step(
             # Gradients of the first piece are there while the second runs; later ones are alike.
             with torch.no_grad() if optimiser is None else noted.hooks():
                 with _autocast(precision, device):
-                    output = call(fake, inputs)
+                    output = call_module(fake, inputs)
                 value = measure(output)
                 del output
             if optimiser is not None:
@@ -170,6 +172,7 @@ def forecast_step(
         with ledger:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+    # Two pieces were run: the others cost what the second did.
     cost = _cost(ledger).plus(done[-1].minus(done[-2]), max(0, pieces - 2))
     return StepForecast(
         batch,
@@ -189,6 +192,7 @@ def _cost(ledger: Ledger) -> Cost:
 
 
 def _scratch(ledger: Ledger, device: str) -> int:
+    # A GPU's library has a workspace of its own, which is there before training starts.
     if torch.device(device).type != "cpu":
         return 0
     return torch.get_num_threads() * min(SCRATCH, ledger.operands)
@@ -209,16 +213,16 @@ def forecast_forward(
     )
 
 
-def positional(inputs: Any) -> tuple[tuple, dict[str, Any]]:
+def split_inputs(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     """A tensor, a tuple of positional or a mapping of keyword inputs as both kinds."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-def call(module: nn.Module, inputs: Any) -> Any:
+def call_module(module: nn.Module, inputs: Any) -> Any:
     """A module on what `positional` takes."""
-    args, kwargs = positional(inputs)
+    args, kwargs = split_inputs(inputs)
     return module(*args, **kwargs)
 
 
@@ -235,6 +239,7 @@ def _adamw(parameters: Sequence[nn.Parameter], mode: Any) -> tuple[torch.optim.A
     for parameter in parameters:
         with mode:
             first, second = torch.empty_like(parameter), torch.empty_like(parameter)
+        # As after its first step: a fresh AdamW would make its moments inside what is measured.
         optimiser.state[parameter] = {
             "step": torch.tensor(1.0),
             "exp_avg": first.detach(),

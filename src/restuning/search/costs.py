@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from restuning.data import Data
 from restuning.forecast import (
     StepForecast,
-    call,
+    call_module,
     example_of,
     forecast_forward,
     forecast_step,
     largest_batch,
-    positional,
+    split_inputs,
 )
 from restuning.host import Extractor
 from restuning.search.budget import Budget
@@ -108,9 +108,9 @@ class Costs:
                     return value
                 return value.expand(TIMED, *value.shape[1:]).to(self.host.device)
 
-            args, kwargs = positional(self.example(self.data))
+            args, kwargs = split_inputs(self.example(self.data))
             inputs: Any = {k: wide(v) for k, v in kwargs.items()} or tuple(map(wide, args))
-            taps = partial(call, _Taps(self.host), inputs)
+            taps = partial(call_module, _Taps(self.host), inputs)
             _seconds(taps)
             self._seconds = _seconds(taps) / TIMED
         return self._seconds

@@ -318,5 +318,6 @@ class _Sweep:
             self.host,
             self.folder.folder / "final" / f"seed-{arm.seed}.task",
             backbone=self.inputs.backbone.name,
+            weights=self.inputs.backbone.weights_file,
             preprocessing=self.inputs.preprocessing,
         )

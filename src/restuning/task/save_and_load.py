@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from restuning._errors import FormatError, HubError, WrongBackboneError, require
-from restuning._files import replacing, write_text
+from restuning._errors import BackboneError, FormatError, HubError, WrongBackboneError, require
+from restuning._files import replacing, sha256_of_file, write_text
 from restuning._version import __version__
 from restuning.host import Extractor
 from restuning.task.task import Task
 
 FORMAT = 2
 """Raised when an older library could not read what a newer one writes. Format 1 is read as well."""
+
+FILES = ("task.json", "weights.safetensors", "README.md")
+"""What a task folder holds, and all that is fetched from a hub."""
 
 
 def save(
@@ -28,6 +35,7 @@ def save(
     path: str | Path,
     *,
     backbone: str = "",
+    weights: str | Path | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -38,18 +46,28 @@ def save(
         host: The host it belongs to; its fingerprint is stored.
         path: The folder, by habit `NAME.task`.
         backbone: Name that `load_backbone` understands, for whoever loads it.
+        weights: The file the backbone's weights were loaded from (`Backbone.weights_file`), where
+            that is not the library's own; its path and sha256 are stored, so that `Predictor` asks
+            for neither.
         preprocessing: How images become inputs.
         results: Figures for the model card.
 
     Raises:
         FormatError: The folder cannot be written.
+        BackboneError: The file of weights is not there.
+
+    Cost: reads the backbone's weights file once a process, about 1 s a gigabyte.
     """
     path = Path(path)
+    described: dict[str, Any] = {"name": backbone, "fingerprint": host.fingerprint()}
+    if weights is not None:
+        # Only where there is a file: without one, task.json is what it always was.
+        described["weights"] = WeightsFile.of(weights).to_dict()
     description = {
         "format": FORMAT,
         "library": f"restuning {__version__}",
         "task": task.spec(),
-        "backbone": {"name": backbone, "fingerprint": host.fingerprint()},
+        "backbone": described,
         "preprocessing": dict(preprocessing or {}),
     }
     tensors = {n: t.detach().cpu().contiguous() for n, t in task.state_dict().items()}
@@ -67,6 +85,103 @@ def save(
             fix="free space or choose another folder; what was there before is still whole",
         ) from None
     return path
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of backbone weights as a task remembers it.
+
+    Attributes:
+        path: Where it was; after a push to a hub its bare name.
+        sha256: Of its bytes, in hexadecimal digits.
+    """
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, file: str | Path) -> WeightsFile:
+        """A file that is here.
+
+        Raises:
+            BackboneError: It is not.
+        """
+        file = Path(file)
+        return cls(str(file.resolve()), _sha256_of(file))
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> WeightsFile | None:
+        """What `task.json` says of it; None where the backbone has its weights by its name.
+
+        Raises:
+            FormatError: It is malformed.
+        """
+        stored = description["backbone"].get("weights")
+        if stored is None:
+            return None
+        try:
+            path, digest = stored["path"], stored["sha256"]
+            if not isinstance(path, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(str(stored)[:200])
+            return cls(path, digest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(
+                "what a task says of its backbone's weights is malformed",
+                found=f"{type(error).__name__}: {error}",
+                fix="restore task.json from where it was saved",
+            ) from None
+
+    @property
+    def name(self) -> str:
+        """Its name without folders, whichever system wrote it."""
+        return PurePosixPath(PureWindowsPath(self.path).as_posix()).name
+
+    def find(self, folder: Path) -> Path | None:
+        """Where it lies now: where it was, or beside or in the task folder; None for nowhere."""
+        here = folder.resolve()
+        # A network path in a stranger's task must not make this machine log in anywhere.
+        remote = self.path.startswith(("\\\\", "//"))
+        places = [] if remote or not Path(self.path).is_absolute() else [Path(self.path)]
+        places += [here / self.name, here.parent / self.name]
+        return next((p for p in places if p.is_file()), None)
+
+    def matches(self, file: Path) -> bool:
+        """Whether a file holds the same bytes.
+
+        Raises:
+            BackboneError: It cannot be read.
+        """
+        return _sha256_of(file) == self.sha256
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON."""
+        return {"path": self.path, "sha256": self.sha256}
+
+
+def _sha256_of(file: Path) -> str:
+    """sha256 of a file's bytes, 64 hexadecimal digits; a file that did not change is read once.
+
+    Raises:
+        BackboneError: It cannot be read.
+
+    Cost: about 1 s a gigabyte.
+    """
+    try:
+        about = file.stat()
+        return _sha256(str(file.resolve()), about.st_mtime_ns, about.st_size)
+    except OSError as error:
+        raise BackboneError(
+            "a weights file cannot be read",
+            where=str(file),
+            found=error.strerror or str(error),
+            fix="give its path",
+        ) from None
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, modified: int, size: int) -> str:
+    """Time and size are there for the cache alone: a changed file is read again."""
+    return sha256_of_file(Path(path))
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -131,12 +246,15 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     }
 
 
-def load(path: str | Path, host: Extractor, *, any_backbone: bool = False) -> Task:
+def load(
+    path: str | Path, host: Extractor, *, revision: str | None = None, any_backbone: bool = False
+) -> Task:
     """Read a task folder, or a repository of the Hugging Face hub (`user/name`).
 
     Args:
-        path: Folder or hub name.
+        path: What `find_task` takes: a task folder, a run folder or a hub name.
         host: The host it will run on.
+        revision: Of a hub name: branch, tag or commit.
         any_backbone: Accept other weights of the same shape, or another engine of the same
             backbone, whose values differ by its rounding.
 
@@ -144,7 +262,7 @@ def load(path: str | Path, host: Extractor, *, any_backbone: bool = False) -> Ta
         WrongBackboneError: It was trained on another backbone.
         FormatError: Damaged or of another format.
     """
-    folder = _local(path)
+    folder = find_task(path, revision)
     description = describe(folder)
     theirs, ours = description["backbone"]["fingerprint"], host.fingerprint()
     if (different := _difference(theirs, ours)) and (different == "backbone" or not any_backbone):
@@ -173,6 +291,52 @@ def load(path: str | Path, host: Extractor, *, any_backbone: bool = False) -> Ta
     return task.to(device).eval()
 
 
+def find_task(where: str | Path, revision: str | None = None) -> Path:
+    """The task folder that is meant.
+
+    Args:
+        where: A task folder; a run folder, for the one task in it; or a repository of the Hugging
+            Face hub (`user/name`), which is fetched.
+        revision: Of a repository: branch, tag or commit.
+
+    Raises:
+        FormatError: A run folder with several tasks, or no such folder and no such repository.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    folder = Path(where)
+    if folder.exists() or str(where).count("/") != 1 or str(where).startswith((".", "/", "~")):
+        return _task_in(folder)
+    hub = require("huggingface_hub", "hub", "loading a task from the hub")
+    try:
+        fetched = hub.snapshot_download(str(where), revision=revision, allow_patterns=list(FILES))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise FormatError(
+            "no such folder, and the hub gave no such task",
+            where=f"{where} at {revision}" if revision else str(where),
+            found=_first_line(error),
+            fix="check the name and the network",
+        ) from None
+    return Path(fetched)
+
+
+def _task_in(folder: Path) -> Path:
+    """A task folder itself, or the only one that a run left in its folder."""
+    if (folder / "task.json").exists() or not folder.is_dir():
+        return folder
+    # A comparison has a folder a method, and a task in each.
+    tasks = sorted(
+        p.parent for p in (*folder.glob("*.task/task.json"), *folder.glob("*/*.task/task.json"))
+    )
+    if len(tasks) > 1:
+        raise FormatError(
+            "several tasks in one folder",
+            where=str(folder),
+            found=", ".join(str(t.relative_to(folder)) for t in tasks),
+            fix="give one of them, or a list",
+        )
+    return tasks[0] if tasks else folder
+
+
 def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> str:
     """Upload a task folder to the Hugging Face hub; returns its address.
 
@@ -185,12 +349,18 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
         MissingExtraError: huggingface_hub is not installed.
         HubError: Not logged in, not allowed, or the hub cannot be reached.
     """
-    describe(path)
+    description = describe(path)
     hub = require("huggingface_hub", "hub", "pushing a task")
     api = hub.HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        return str(api.upload_folder(folder_path=str(path), repo_id=repository))
+        with tempfile.TemporaryDirectory() as aside:
+            folder = Path(shutil.copytree(path, Path(aside) / "task"))
+            if stored := WeightsFile.from_description(description):
+                # Folders of this machine are nobody's business; name and digest tell the file.
+                description["backbone"]["weights"] = {**stored.to_dict(), "path": stored.name}
+                write_text(folder / "task.json", json.dumps(description, indent=1) + "\n")
+            return str(api.upload_folder(folder_path=str(folder), repo_id=repository))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise HubError(
             "the task was not pushed",
@@ -198,22 +368,6 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
             found=_first_line(error),
             fix="log in with `hf auth login` (or set HF_TOKEN to a token that may write), and check "
             "the name and the network; the folder here is as it was",
-        ) from None
-
-
-def _local(path: str | Path) -> Path:
-    folder = Path(path)
-    if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        return folder
-    hub = require("huggingface_hub", "hub", "loading a task from the hub")
-    try:
-        return Path(hub.snapshot_download(str(path)))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise FormatError(
-            "no such folder, and the hub gave no such task",
-            where=str(path),
-            found=_first_line(error),
-            fix="check the name and the network",
         ) from None
 
 
@@ -262,10 +416,10 @@ A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
 
 
 _USE = """import restuning
-backbone = restuning.load_backbone("{backbone}")
-host = backbone.host()
-task = restuning.load("{name}", host)
-logits = restuning.Tuned(host, task)(images)  # for texts: (**tokens)
+
+predictor = restuning.Predictor.load("{name}")
+for answer in predictor(inputs):  # paths or images, or texts for a task on texts
+    print(answer.label, answer.probability)
 """
 
 _IMAGE_USE = """import restuning

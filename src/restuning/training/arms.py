@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
-from restuning.features.cached import narrowed
+from restuning.features.cached import select_tokens
 from restuning.host import Extractor
 from restuning.task import Task
 from restuning.training.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
@@ -124,7 +124,7 @@ def _read(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[st
     """What a task reads of stored taps."""
     if task.side is None:
         taps = {"last": taps[host.sites.taps[-1]]}
-    return narrowed(taps, task.needs(host.readout_rule).tokens)
+    return select_tokens(taps, task.needs(host.readout_rule).tokens)
 
 
 class _Arms:

@@ -496,6 +496,7 @@ def write_down(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) 
         inputs.host,
         run.task_folder,
         backbone=inputs.backbone.name,
+        weights=inputs.backbone.weights_file,
         preprocessing=inputs.preprocessing,
         results={"test accuracy": run.test_accuracy, "seed": metrics["seed"]},
     )

@@ -536,7 +536,7 @@ def test_an_image_is_prepared_as_open_clip_prepares_it(shape, mode):
 def test_every_augmentation_gives_the_declared_size_from_any_mode(policy):
     preprocessing = Preprocessing((24, 24))
     for mode in ("RGB", "L", "RGBA", "P"):
-        tensor = preprocessing.augmented(policy)(Image.new(mode, (50, 40)))
+        tensor = preprocessing.transform(policy)(Image.new(mode, (50, 40)))
         assert tensor.shape == (3, 24, 24)
 
 
@@ -544,7 +544,7 @@ def test_flip_gives_the_image_and_its_mirror_and_nothing_else():
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     preprocessing = Preprocessing((24, 24))
     plain = preprocessing.image(Image.fromarray(noise))
-    flipped = preprocessing.augmented("flip")
+    flipped = preprocessing.transform("flip")
     seen = [flipped(Image.fromarray(noise)) for _ in range(20)]
     mirrored = [torch.equal(x, plain.flip(-1)) for x in seen]
     assert all(m or torch.equal(x, plain) for x, m in zip(seen, mirrored, strict=True))
@@ -555,4 +555,4 @@ def test_flip_gives_the_image_and_its_mirror_and_nothing_else():
 @pytest.mark.parametrize("policy", ["flips", "nothing", "timm:no-such-policy"])
 def test_an_unknown_augmentation_is_refused_in_words(policy):
     with pytest.raises(RestuningError):
-        Preprocessing((24, 24)).augmented(policy)
+        Preprocessing((24, 24)).transform(policy)

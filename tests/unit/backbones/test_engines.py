@@ -29,7 +29,7 @@ from restuning import (
 from restuning._errors import MissingExtraError
 from restuning.backbones import Backbone, Preprocessing, open_engine
 from restuning.backbones.engines import Description
-from restuning.backbones.engines.description import KEY, plain_norm
+from restuning.backbones.engines.description import KEY, copy_norm
 from restuning.features import Cached
 
 onnx = pytest.importorskip("onnx")
@@ -312,7 +312,7 @@ def test_norms_are_taken_along_exactly(kind):
     kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "gemma": Gemma, "maps": Maps}
     norm = kinds[kind](12)
     nn.init.normal_(norm.weight)
-    plain = plain_norm(norm, kind == "maps")
+    plain = copy_norm(norm, kind == "maps")
     assert type(plain) is (nn.LayerNorm if kind in ("layer", "maps") else nn.RMSNorm)
     x = torch.randn(2, 5, 5, 12)
     theirs = norm(x.movedim(-1, 1)).movedim(1, -1) if kind == "maps" else norm(x)
@@ -322,7 +322,7 @@ def test_norms_are_taken_along_exactly(kind):
 def test_a_norm_that_is_neither_is_not_taken_along():
     norm = nn.BatchNorm2d(12).eval()
     nn.init.normal_(norm.weight)
-    assert plain_norm(norm, maps=True) is None
+    assert copy_norm(norm, maps=True) is None
 
 
 def _text(made) -> str:
@@ -359,7 +359,7 @@ def test_a_malformed_description_is_refused_and_never_a_traceback(made, data):
 def test_training_from_a_store_of_an_engine_equals_training_on_it(made, tmp_path):
     from torch.utils.data import TensorDataset
 
-    from restuning.features import StoredFeatures, build, store_key
+    from restuning.features import DataKey, StoredFeatures, build, store_key
 
     engine = _open(made, "onnx")
     labels = torch.arange(5) % 3
@@ -368,11 +368,8 @@ def test_training_from_a_store_of_an_engine_equals_training_on_it(made, tmp_path
         engine,
         Needs(engine.sites.taps, "cls"),
         (X[:1],),
+        DataKey("five", "0", {"train": 5}),
         backbone="onnx:x",
-        preprocessing={},
-        data="five",
-        identity="0",
-        splits={"train": 5},
     )
     assert key.backbone["all weights"] == key.backbone["engine"]["file"]
     store = build(engine, key, tmp_path, {("train", 0): data}, progress=False)
@@ -386,10 +383,7 @@ def test_training_from_a_store_of_an_engine_equals_training_on_it(made, tmp_path
             engine,
             Needs(engine.sites.taps, "cls"),
             (X[:1],),
+            DataKey("five", "0", {"train": 5}),
             backbone="onnx:x",
-            preprocessing={},
-            data="five",
-            identity="0",
-            splits={"train": 5},
             precision="bf16",
         )

@@ -10,8 +10,8 @@ from torch import nn
 
 from awake import tiny_vit, wake
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
-from restuning.backbones import joined, load_backbone
-from restuning.backbones.forms import apply, split
+from restuning.backbones import add_quantization, load_backbone
+from restuning.backbones.variants import quantize, split_variants
 from restuning.host import device_of
 from restuning.training import FitSettings, evaluate, fit
 
@@ -65,7 +65,7 @@ def _host(name: str, form: str | None = None, model: nn.Module | None = None):
     model = model or make()
     if form is not None:
         pytest.importorskip(LIBRARY[form])
-        apply(model, (form,), name)
+        quantize(model, (form,), name)
     return Host(model, *args, **kwargs), args, kwargs
 
 
@@ -161,13 +161,13 @@ def test_trained_copies_of_packed_or_absent_weights_are_refused(method):
 
 
 def test_forms_are_read_from_the_end_of_a_name():
-    assert split("timm:x+int8+compile") == ("timm:x", ("int8", "compile"))
-    assert split("timm:x:bn_eps=1e+3") == ("timm:x:bn_eps=1e+3", ())
-    assert joined("timm:x+compile", "nf4") == "timm:x+nf4+compile"
-    assert joined("timm:x", None) == "timm:x"
+    assert split_variants("timm:x+int8+compile") == ("timm:x", ("int8", "compile"))
+    assert split_variants("timm:x:bn_eps=1e+3") == ("timm:x:bn_eps=1e+3", ())
+    assert add_quantization("timm:x+compile", "nf4") == "timm:x+nf4+compile"
+    assert add_quantization("timm:x", None) == "timm:x"
     for name, form in (("timm:x", "int3"), ("timm:x+int8", "nf4")):
         with pytest.raises(RestuningError, match="int8, nf4"):
-            joined(name, form)
+            add_quantization(name, form)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -183,7 +183,7 @@ def test_a_quantised_backbone_is_loaded_by_its_name(form):
 
 def test_a_backbone_without_linear_maps_is_not_quantised():
     with pytest.raises(RestuningError, match="no linear maps"):
-        apply(nn.Sequential(nn.Conv2d(3, 4, 3)), ("int8",), "cnn")
+        quantize(nn.Sequential(nn.Conv2d(3, 4, 3)), ("int8",), "cnn")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from restuning.bench.studies.load_trained import load_trained
 from restuning.bench.studies.robustness import robustness, robustness_table
 from restuning.data import Data
 from restuning.data.data import collate_batch
-from restuning.data.decoded import HeldImages
+from restuning.data.decoded import DecodedImages
 
 DIFFERENCE_TOLERANCE = 0.03
 """Of a gradient against a difference of two fp32 losses: relative, a few bits of the loss are left."""
@@ -24,7 +24,7 @@ DIFFERENCE_TOLERANCE = 0.03
 @pytest.fixture(scope="module")
 def world():
     backbone = load_backbone("restuning-tiny")
-    return Host(backbone.model, *backbone.example), backbone.preprocessing.normalised
+    return Host(backbone.model, *backbone.example), backbone.preprocessing.normalise
 
 
 def pixels(count=4, seed=0):
@@ -119,7 +119,7 @@ def data(world, seed, count=24):
     _, normalise = world
     # Noise can only be learned by heart, which the next task is sure to disturb.
     x, y = pixels(count, seed), torch.arange(count) % 2
-    held = HeldImages(x, y, normalise)
+    held = DecodedImages(x, y, normalise)
     return Data(f"d{seed}", held, None, held, ["a", "b"], collate=collate_batch)
 
 

@@ -1,6 +1,7 @@
 """A store holds what the backbone computed, or refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ from restuning.data.data import collate_batch
 from restuning.features import (
     DTYPES,
     Cached,
+    DataKey,
     Store,
     StoredFeatures,
+    StoreKey,
+    Tap,
     build,
     place,
     store_key,
@@ -77,13 +81,7 @@ def test_rows_read_from_files_equal_rows_held_in_memory(tmp_path, monkeypatch, d
 def test_the_key_changes_with_everything_that_the_values_depend_on():
     _, key = host_and_key()
     host, other_weights = host_and_key(seed=1)
-    more = dict(
-        backbone="tiny",
-        preprocessing={"size": 32},
-        data="noise",
-        identity="0",
-        splits={"train": 96},
-    )
+    data = DataKey("noise", "0", {"train": 96}, {"size": 32})
     needs, x = restuning.Needs(host.sites.taps, "cls"), (torch.zeros(1, 3, 32, 32),)
     keys = [
         key,
@@ -95,13 +93,15 @@ def test_the_key_changes_with_everything_that_the_values_depend_on():
         host_and_key(precision="bf16")[1],
     ]
     keys += [
-        store_key(host, needs, x, **{**more, **change})
-        for change in ({"preprocessing": {"size": 64}}, {"data": "other"}, {"identity": "1"})
+        store_key(host, needs, x, replace(data, **change), backbone="tiny")
+        for change in ({"preprocessing": {"size": 64}}, {"name": "other"}, {"identity": "1"})
     ]
-    keys.append(store_key(host, restuning.Needs(host.sites.taps[1:], "cls"), x, **more))
+    keys.append(
+        store_key(host, restuning.Needs(host.sites.taps[1:], "cls"), x, data, backbone="tiny")
+    )
     with torch.no_grad():
         list(host.model.parameters())[4].view(-1)[0].add_(1)
-    keys.append(store_key(host, needs, x, **more))
+    keys.append(store_key(host, needs, x, data, backbone="tiny"))
     assert len({k.digest for k in keys}) == len(keys)
 
 
@@ -328,3 +328,34 @@ def test_raw_files_are_plain_numpy(tmp_path):
     store = build(host, key, tmp_path, parts(), batch_size=8, progress=False)
     file = store.path / store.manifest["shards"][0]["files"][0]["file"]
     assert np.load(file, allow_pickle=False).shape == (20, key.values_per_row)
+
+
+@pytest.mark.parametrize(
+    ("change", "digest"),
+    [
+        ({}, "e097d67743d6179c1d8cf920aa56750fdd68c32cced3db4af89b6d181bc8ef1e"),
+        (
+            {"merge": 2, "tokens": "all", "precision": "bf16", "dtype": "int8"},
+            "2dc5c9576eb4a93bdfd1bd4f1c060a3b05dd2ffc8db45efb03c5ac7928901c11",
+        ),
+    ],
+)
+def test_a_key_has_the_digest_that_the_first_release_gave_it(change, digest):
+    """Another digest would build every store that users have once more."""
+    values = {
+        "backbone": {"name": "tiny", "class": "VisionTransformer", "layers": 3, "widths": [48]}
+        | {"sites": "0f", "weights": "1a", "all weights": "2b"},
+        "taps": (Tap("block.0", (1, 48)), Tap("block.3", (4, 4, 48))),
+        "tokens": "cls",
+        "dtype": "fp32",
+        "preprocessing": {"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+        | {"interpolation": "bicubic", "crop": 1.0},
+        "data": {"name": "noise", "identity": "00"},
+        "views": ("plain", "flip"),
+        "splits": {"train": 20, "val": 6},
+    }
+    key = StoreKey(**{**values, **change})
+    assert key.digest == digest
+    assert StoreKey.from_dict(json.loads(json.dumps(key.to_dict()))) == StoreKey.from_dict(
+        key.to_dict()
+    )

@@ -84,7 +84,9 @@ def tuned(kind, method):
 
 
 def loss_of(module, inputs):
-    return F.cross_entropy(forecast.call(module, inputs), torch.zeros(BATCH, dtype=torch.long))
+    return F.cross_entropy(
+        forecast.call_module(module, inputs), torch.zeros(BATCH, dtype=torch.long)
+    )
 
 
 def counted(module, run):

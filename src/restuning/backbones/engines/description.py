@@ -136,7 +136,7 @@ class Description:
 
     @classmethod
     def _from(cls, values: Mapping[str, Any]) -> Description:
-        sites = Sites(_site(each) for each in values["sites"])
+        sites = Sites(_read_site(each) for each in values["sites"])
         readout = Readout(**values["readout"])
         if not len(sites) or readout.pool not in POOLS or values["tokens"] not in get_args(Tokens):
             raise ValueError(f"{len(sites)} blocks, {readout.pool}, {values['tokens']}")
@@ -154,7 +154,7 @@ class Description:
             sites,
             values["tokens"],
             readout,
-            _held(_norm(values["norm"])),
+            _wrap_norm(_read_norm(values["norm"])),
             values["preprocessing"],
             values["pool"],
         )
@@ -167,7 +167,7 @@ class Description:
         }
 
 
-def plain_readout(model: nn.Module, rule: Readout) -> tuple[Readout, nn.Module]:
+def copy_readout(model: nn.Module, rule: Readout) -> tuple[Readout, nn.Module]:
     """A readout whose norm is a LayerNorm or an RMSNorm of torch, and a module that holds it.
 
     The two are proved on random states; channels stand last, as in taps.
@@ -175,25 +175,26 @@ def plain_readout(model: nn.Module, rule: Readout) -> tuple[Readout, nn.Module]:
     Raises:
         EngineError: The backbone's final norm is neither.
     """
-    found = plain_norm(model.get_submodule(rule.norm), rule.maps) if rule.norm else None
-    if rule.norm and found is None and rule.pool != "own":
+    norm = copy_norm(model.get_submodule(rule.norm), rule.maps) if rule.norm else None
+    # Without a norm "own" still works: the vector that the backbone returns is behind it.
+    if rule.norm and norm is None and rule.pool != "own":
         raise EngineError(
             "the final norm of this backbone cannot be taken along",
             where=rule.norm,
             found=type(model.get_submodule(rule.norm)).__name__,
             fix="train on the PyTorch backbone; LayerNorm and RMSNorm are taken along",
         )
-    return replace(rule, norm="norm" if found is not None else "", maps=False), _held(found)
+    return replace(rule, norm="norm" if norm is not None else "", maps=False), _wrap_norm(norm)
 
 
-def plain_norm(norm: nn.Module, maps: bool) -> nn.Module | None:
+def copy_norm(norm: nn.Module, maps: bool) -> nn.Module | None:
     """A norm over the last axis as torch's own, or None where that is not the same function."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if not isinstance(weight, Tensor) or weight.dim() != 1:
         return None
-    given = next((getattr(norm, n) for n in ("eps", "variance_epsilon") if hasattr(norm, n)), None)
+    said = next((getattr(norm, n) for n in ("eps", "variance_epsilon") if hasattr(norm, n)), None)
     # What torch takes where nothing is said.
-    eps = torch.finfo(torch.float32).eps if given is None else given
+    eps = torch.finfo(torch.float32).eps if said is None else said
     weight = weight.detach().float().cpu()
     layer = nn.LayerNorm(len(weight), eps)
     rms, shifted = nn.RMSNorm(len(weight), eps), nn.RMSNorm(len(weight), eps)
@@ -204,10 +205,12 @@ def plain_norm(norm: nn.Module, maps: bool) -> nn.Module | None:
         # Gemma keeps its scale as a difference from one.
         shifted.weight.copy_(1 + weight)
         state = torch.randn(2, 3, 4, len(weight), generator=torch.Generator().manual_seed(0))
+        # Neither centred nor of unit variance, where the candidates would agree.
         state = 3 * state + 1
         own = next(norm.parameters())
-        given = state.to(own.device, own.dtype)
-        seen = norm(given.movedim(-1, 1)).movedim(1, -1) if maps else norm(given)
+        moved = state.to(own.device, own.dtype)
+        # Norms of feature maps read channels at axis 1; taps have them last.
+        seen = norm(moved.movedim(-1, 1)).movedim(1, -1) if maps else norm(moved)
         for candidate in (layer, rms, shifted):
             error = (candidate(state) - seen.float().cpu()).abs().max()
             if error <= _NORM_TOLERANCE * seen.abs().max():
@@ -218,7 +221,7 @@ def plain_norm(norm: nn.Module, maps: bool) -> nn.Module | None:
 _KINDS: dict[type, str] = {nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
 
 
-def _norm(values: Mapping[str, Any] | None) -> nn.Module | None:
+def _read_norm(values: Mapping[str, Any] | None) -> nn.Module | None:
     if values is None:
         return None
     tensors = load(base64.b64decode(values["tensors"], validate=True))
@@ -228,11 +231,11 @@ def _norm(values: Mapping[str, Any] | None) -> nn.Module | None:
     return norm
 
 
-def _held(norm: nn.Module | None) -> nn.Module:
+def _wrap_norm(norm: nn.Module | None) -> nn.Module:
     return nn.ModuleDict({} if norm is None else {"norm": norm})
 
 
-def _site(values: Mapping[str, Any]) -> Site:
+def _read_site(values: Mapping[str, Any]) -> Site:
     site = Site(**{n: values[n] for n in _PLAIN})
     if site.op not in _OPS or not isinstance(site.dim, int) or not isinstance(site.layer, int):
         raise ValueError(f"not a site: {dict(values)}"[:200])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from restuning._errors import EngineError, RestuningError, require
 from restuning._files import replacing
 from restuning.backbones.backbone import Backbone
-from restuning.backbones.engines.description import KEY, Description, plain_readout
+from restuning.backbones.engines.description import KEY, Description, copy_readout
 from restuning.backbones.engines.open import open_engine
 from restuning.host import Host
 from restuning.sites import IN_WORDS, Needs, tokens_of
@@ -119,11 +119,12 @@ def export_engine(
         raise EngineError(
             "this is an engine already", where=backbone.name, fix="export the PyTorch backbone"
         )
-    kept: Any = tokens_of(host.readout_rule.pool) if tokens == "auto" else tokens
+    # A bypass reads what the readout reads; less in the file is less to compute and to copy.
+    chosen: Any = tokens_of(host.readout_rule.pool) if tokens == "auto" else tokens
     names = tuple(backbone.kwargs) or ("input",)
-    example = _example(backbone)
-    module = Taps(host, Needs(host.sites.taps, kept), tuple(backbone.kwargs)).eval()
-    rule, norm = plain_readout(host.model, host.readout_rule)
+    example = _two_inputs(backbone)
+    module = Taps(host, Needs(host.sites.taps, chosen), tuple(backbone.kwargs)).eval()
+    rule, norm = copy_readout(host.model, host.readout_rule)
     one = [value[:1] for value in example]
     description = Description(
         backbone.name,
@@ -132,18 +133,19 @@ def export_engine(
         precision,
         {n: (tuple(v.shape), str(v.dtype)[6:]) for n, v in zip(names, one, strict=True)},
         host.sites,
-        kept,
+        chosen,
         rule,
         norm,
         backbone.preprocessing.to_dict() if backbone.preprocessing else None,
         backbone.pool,
     )
-    with _told(backbone.name):
-        program = _program(module, example)
+    with _explain_failures(backbone.name):
+        program = _trace(module, example)
         writer: Callable[..., None] = _write_onnx if runtime == "onnx" else _write_pt2
-        with _whole(out) as partial:
+        with _replace_when_done(out) as partial:
             writer(program, partial, description)
-            largest, relative = _errors(partial, runtime, module, names, example)
+            largest, relative = _measure_errors(partial, runtime, module, names, example)
+            # Quantised taps differ by more than rounding; `Exported.relative` tells by how much.
             if precision == "fp32" and not relative <= TOLERANCE:
                 raise EngineError(
                     "the exported engine gives other taps than PyTorch",
@@ -152,11 +154,11 @@ def export_engine(
                     fix="another --engine, or the PyTorch backbone; nothing was written",
                 )
     return Exported(
-        out, out.stat().st_size, runtime, precision, kept, len(host.sites.taps), largest, relative
+        out, out.stat().st_size, runtime, precision, chosen, len(host.sites.taps), largest, relative
     )
 
 
-def _example(backbone: Backbone) -> tuple[Tensor, ...]:
+def _two_inputs(backbone: Backbone) -> tuple[Tensor, ...]:
     """Two inputs: one alone would fix the batch size. The second text ends in padding."""
     noise = torch.Generator().manual_seed(0)
     args = tuple(torch.randn(2, *x.shape[1:], generator=noise) for x in backbone.example)
@@ -166,7 +168,7 @@ def _example(backbone: Backbone) -> tuple[Tensor, ...]:
     return (*args, *kwargs.values())
 
 
-def _program(module: Taps, example: tuple[Tensor, ...]) -> Any:
+def _trace(module: Taps, example: tuple[Tensor, ...]) -> Any:
     free = torch.export.Dim.DYNAMIC
     # Texts have any length, images one size.
     shapes = tuple(dict.fromkeys(range(x.dim() if module.names else 1), free) for x in example)
@@ -176,6 +178,7 @@ def _program(module: Taps, example: tuple[Tensor, ...]) -> Any:
 def _write_onnx(program: Any, file: Path, description: Description) -> None:
     onnx = require("onnx", "onnx", "exporting to ONNX")
     require("onnxscript", "onnx", "exporting to ONNX")
+    # Protocol buffers end at 2 GiB; weights beside the file would be a second file to lose.
     size = sum(p.numel() * p.element_size() for p in program.state_dict.values())
     if size > LARGEST:
         raise EngineError(
@@ -212,14 +215,15 @@ def _write_pt2(program: Any, file: Path, description: Description) -> None:
     torch.export.save(program, file, extra_files={f"{KEY}.json": description.to_json()})
 
 
-def _errors(
+def _measure_errors(
     file: Path, runtime: str, module: Taps, names: tuple[str, ...], example: tuple[Tensor, ...]
 ) -> tuple[float, float]:
     """Largest absolute and relative error over taps, on three inputs (the example has two)."""
-    given = [torch.cat([x, x[:1]]) for x in example]
+    # Another batch size than the example's: a graph that has it fixed is caught here.
+    three = [torch.cat([x, x[:1]]) for x in example]
     with torch.no_grad():
-        ours = module(*given)
-    theirs = open_engine(runtime, file)(**dict(zip(names, given, strict=True)))
+        ours = module(*three)
+    theirs = open_engine(runtime, file)(**dict(zip(names, three, strict=True)))
     largest, relative = 0.0, 0.0
     for mine, other in zip(ours, theirs.values(), strict=True):
         difference = other.float() - mine.float()
@@ -230,7 +234,7 @@ def _errors(
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def _replace_when_done(out: Path) -> Iterator[Path]:
     """A file beside `out` that takes its place when all went well."""
     try:
         # torch.export.save wants this suffix.
@@ -246,7 +250,7 @@ def _whole(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _explain_failures(name: str) -> Iterator[None]:
     """Exporters print pages and raise anything; of that, one error with the cause's first line is left."""
     quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -257,6 +261,7 @@ def _told(name: str) -> Iterator[None]:
     except RestuningError:
         raise
     except Exception as error:  # noqa: BLE001 (runtimes and exporters raise anything)
+        # Exporters wrap the error that says something in several that do not.
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from restuning._errors import EngineError, RestuningError, require
+from restuning._files import sha256_of_file
 from restuning.backbones.engines.description import KEY, Description
 from restuning.host import Engine
 from restuning.host.engine import Run
@@ -33,11 +33,11 @@ def open_engine(runtime: str, file: str | Path) -> Engine:
 
     Threads: as many as torch has when it is opened.
     """
-    engine, _ = opened(runtime, file)
+    engine, _ = open_described(runtime, file)
     return engine
 
 
-def opened(runtime: str, file: str | Path) -> tuple[Engine, Description]:
+def open_described(runtime: str, file: str | Path) -> tuple[Engine, Description]:
     """An engine and what its file says of it; see `open_engine`."""
     file = Path(file)
     if not file.is_file():
@@ -61,23 +61,25 @@ def opened(runtime: str, file: str | Path) -> tuple[Engine, Description]:
             fix=f"export it again, or fetch the file again ({runtime} reads it)",
         ) from None
     if description.precision == "int8":
-        run = _one_by_one(run)
-    digest = _digest(file)
-    its = {"runtime": runtime, "precision": description.precision, "file": digest}
+        # Not for speed: so that an input's taps do not depend on what it is run with.
+        run = _run_rows_alone(run)
+    digest = sha256_of_file(file)[:16]
+    # Rounding differs between engines, and a task adapts to it.
+    own = {"runtime": runtime, "precision": description.precision, "file": digest}
     engine = Engine(
-        _refusing(run, file),
+        _explain_refusals(run, file),
         inputs=tuple(description.inputs),
         sites=description.sites,
         tokens=description.tokens,
         readout=description.readout,
         model=description.norm,
-        fingerprint={**description.fingerprint, "engine": its},
+        fingerprint={**description.fingerprint, "engine": own},
         digest=digest,
     )
     return engine, description
 
 
-def _onnx(file: Path) -> Opened:
+def _open_onnx(file: Path) -> Opened:
     ort = require("onnxruntime", "onnx", f"the backbone onnx:{file}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -85,14 +87,14 @@ def _onnx(file: Path) -> Opened:
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        given = {name: value.contiguous().numpy() for name, value in inputs.items()}
-        return [torch.from_numpy(value) for value in session.run(None, given)]
+        arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
+        return [torch.from_numpy(value) for value in session.run(None, arrays)]
 
     text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
     return text, lambda description: run
 
 
-def _openvino(file: Path) -> Opened:
+def _open_openvino(file: Path) -> Opened:
     openvino = require("openvino", "openvino", f"the backbone openvino:{file}")
     core = openvino.Core()
     model = core.read_model(str(file))
@@ -108,18 +110,18 @@ def _openvino(file: Path) -> Opened:
         )
 
         def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-            given = {name: value.contiguous().numpy() for name, value in inputs.items()}
+            arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
             # A request of its own for every call: one request is not safe from several threads.
             request = compiled.create_infer_request()
-            found = request.infer(given, share_inputs=True)
-            return [torch.from_numpy(found[output].copy()) for output in compiled.outputs]
+            outputs = request.infer(arrays, share_inputs=True)
+            return [torch.from_numpy(outputs[output].copy()) for output in compiled.outputs]
 
         return run
 
     return str(getattr(stored, "value", stored)), start
 
 
-def _pt2(file: Path) -> Opened:
+def _open_pt2(file: Path) -> Opened:
     extra = {f"{KEY}.json": ""}
     program = torch.export.load(file, extra_files=extra)
     text: Any = extra[f"{KEY}.json"]
@@ -135,10 +137,14 @@ def _pt2(file: Path) -> Opened:
     return text.decode() if isinstance(text, bytes) else text or "", start
 
 
-OPENERS: dict[str, Callable[[Path], Opened]] = {"onnx": _onnx, "openvino": _openvino, "pt2": _pt2}
+OPENERS: dict[str, Callable[[Path], Opened]] = {
+    "onnx": _open_onnx,
+    "openvino": _open_openvino,
+    "pt2": _open_pt2,
+}
 
 
-def _one_by_one(run: Run) -> Run:
+def _run_rows_alone(run: Run) -> Run:
     """Each input alone: activations of one run share a scale, which other inputs must not change."""
 
     def alone(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -149,7 +155,7 @@ def _one_by_one(run: Run) -> Run:
     return alone
 
 
-def _refusing(run: Run, file: Path) -> Run:
+def _explain_refusals(run: Run, file: Path) -> Run:
     """Runtimes raise errors of their own for inputs of another size."""
 
     def checked(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -166,11 +172,3 @@ def _refusing(run: Run, file: Path) -> Run:
             ) from None
 
     return checked
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

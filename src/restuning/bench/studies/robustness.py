@@ -18,7 +18,7 @@ from restuning.bench.report.tables import Table
 from restuning.bench.studies.attacks import fgsm, pgd
 from restuning.bench.studies.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from restuning.bench.studies.load_trained import load_trained
-from restuning.data.decoded import HeldImages
+from restuning.data.decoded import DecodedImages
 
 IMAGES = 256
 """Of the test split, spread evenly: a share of right answers is then known to about three points."""
@@ -50,7 +50,7 @@ def robustness(
         if all(before.get(k) == v for k, v in conditions.items()):
             return before
     tuned, trained = load_trained(bench, run)
-    test: HeldImages = bench.data(run.task).apart.test
+    test: DecodedImages = bench.data(run.task).apart.test
     at = (
         [n * len(test) // images for n in range(images)] if images < len(test) else range(len(test))
     )

@@ -1,6 +1,6 @@
-"""Forms of a PyTorch backbone, written after its name: `timm:NAME+int8`, `hf:NAME+nf4`, `+compile`.
+"""Variants of a PyTorch backbone, written after its name: `timm:NAME+int8`, `+nf4`, `+compile`.
 
-A form is part of the name, so that a store, a task file and `eval` know it without asking.
+A variant is part of the name, so that a store, a task file and `eval` know it without asking.
 """
 
 from __future__ import annotations
@@ -16,67 +16,69 @@ COMPILE = "compile"
 """Done to the model once its host has hooks on it: a compiled model ignores later ones."""
 
 
-def split(name: str) -> tuple[str, tuple[str, ...]]:
-    """A backbone's name without its forms, and the forms in the order they are applied."""
-    forms: list[str] = []
+def split_variants(name: str) -> tuple[str, tuple[str, ...]]:
+    """A backbone's name without its variants, and these in the order they are applied."""
+    variants: list[str] = []
+    # From the right, as names may hold a plus of their own.
     while (parts := name.rpartition("+"))[2] in (*QUANTIZED, COMPILE):
         name = parts[0]
-        forms.insert(0, parts[2])
-    return name, tuple(forms)
+        variants.insert(0, parts[2])
+    return name, tuple(variants)
 
 
-def joined(name: str, quantize: str | None) -> str:
-    """A backbone's name with a quantised form.
+def add_quantization(name: str, quantization: str | None) -> str:
+    """A backbone's name with a quantised variant: `timm:NAME` and "int8" to `timm:NAME+int8`.
 
     Raises:
-        BackboneError: No such form, or the name has one.
+        BackboneError: No such variant, or the name has one.
     """
-    if quantize is None:
+    if quantization is None:
         return name
-    plain, forms = split(name)
-    if quantize not in QUANTIZED or any(form in QUANTIZED for form in forms):
+    plain, variants = split_variants(name)
+    if quantization not in QUANTIZED or any(v in QUANTIZED for v in variants):
         raise BackboneError(
             "the backbone cannot be quantised so",
             where=name,
-            found=quantize,
+            found=quantization,
             fix=f"give one of {', '.join(QUANTIZED)}, once",
         )
-    return "+".join([plain, quantize, *forms])
+    return "+".join([plain, quantization, *variants])
 
 
-def apply(model: nn.Module, forms: tuple[str, ...], name: str) -> None:
+def quantize(model: nn.Module, variants: tuple[str, ...], name: str) -> None:
     """Quantise the linear maps of a model in place.
 
     Args:
         model: With its weights, in eval mode.
-        forms: Of `QUANTIZED`; others are left to whoever makes the host.
+        variants: Of `QUANTIZED`; others are left to whoever makes the host.
         name: For errors.
 
     Raises:
         BackboneError: It has none.
         MissingExtraError: torchao or bitsandbytes is not installed.
     """
-    wanted = [form for form in forms if form in QUANTIZED]
-    if wanted and not any(isinstance(m, nn.Linear) for m in model.modules()):
+    chosen = [variant for variant in variants if variant in QUANTIZED]
+    if chosen and not any(isinstance(m, nn.Linear) for m in model.modules()):
         raise BackboneError(
             "the backbone has no linear maps to quantise",
             where=name,
             fix="leave it out; engines quantise what they have (`restuning engine export --int8`)",
         )
-    for form in wanted:
-        (_int8 if form == "int8" else _nf4)(model)
+    for variant in chosen:
+        (_quantize_int8 if variant == "int8" else _quantize_nf4)(model)
 
 
-def _int8(model: nn.Module) -> None:
+def _quantize_int8(model: nn.Module) -> None:
     """One byte a weight and a scale a row; products in the stream's own precision."""
     ao = require("torchao.quantization", "quantized", "a backbone in int8")
     ao.quantize_(model, ao.Int8WeightOnlyConfig())
 
 
-def _nf4(model: nn.Module) -> None:
+def _quantize_nf4(model: nn.Module) -> None:
     """Half a byte a weight, in 16 levels of a normal distribution, and a scale for 64 of them."""
     bnb = require("bitsandbytes", "quantized", "a backbone in nf4")
     for path, module in list(model.named_modules()):
+        # Subclasses compute something else than a product.
         if type(module) is not nn.Linear:
             continue
         weight, bias = module.weight, module.bias

@@ -1,0 +1,378 @@
+"""A predictor opens tasks with their backbone and answers what a user has at hand."""
+
+import json
+import shutil
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from restuning import Tuned, load_backbone, methods, save
+from restuning._errors import (
+    BackboneError,
+    DataError,
+    FormatError,
+    RestuningError,
+    UnknownNameError,
+    WrongBackboneError,
+)
+from restuning.backbones import load as loaders
+from restuning.serve import Predictor
+from zoo import folders
+
+LABELS = ["ant", "bee", "cat"]
+WEIGHTS = Path(loaders.__file__).parent / "tiny" / "restuning-tiny.safetensors"
+OTHER_BATCH = 1e-5
+"""A product of another number of rows sums in another order."""
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_backbone("restuning-tiny")
+
+
+def saved(loaded, folder, method="res-tuning-bypass", seed=0, **more):
+    """A task with a head that tells inputs apart, as `restuning train` leaves it."""
+    host = loaded.host()
+    torch.manual_seed(seed)
+    task = methods.build(method, host, num_classes=len(LABELS))
+    torch.nn.init.normal_(task.head.weight)
+    task.labels = LABELS
+    said = loaded.preprocessing.to_dict() if loaded.preprocessing else None
+    more = {"weights": loaded.weights_file, "preprocessing": said, **more}
+    return save(task, host, folder, backbone=loaded.name, **more)
+
+
+@pytest.fixture(scope="module")
+def pets(tiny, tmp_path_factory):
+    return saved(tiny, tmp_path_factory.mktemp("tasks") / "pets.task")
+
+
+@pytest.fixture(scope="module")
+def predictor(pets):
+    return Predictor.load(pets)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three files in a folder, and the array of each."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
+    (tmp_path / "photos" / "inner").mkdir(parents=True)
+    files = [tmp_path / "photos" / name for name in ("a.png", "b.png", "inner/c.png")]
+    for file, array in zip(files, pixels, strict=True):
+        Image.fromarray(array).save(file)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    return files, pixels
+
+
+def rows(answers):
+    return torch.stack([next(iter(a.predictions.values())).probabilities for a in answers])
+
+
+def forwards_of(predictor):
+    """A list that grows by one with every backbone forward."""
+    made = []
+    predictor.host.model.register_forward_pre_hook(lambda *_: made.append(1))
+    return made
+
+
+def test_paths_images_arrays_and_tensors_are_answered_alike(predictor, photos):
+    files, pixels = photos
+    as_images = [Image.open(f) for f in files]
+    prepared = [predictor.inputs.preprocessing.image(i) for i in as_images]
+    given = (
+        files,
+        [str(f) for f in files],
+        as_images,
+        list(pixels),
+        pixels,
+        [torch.from_numpy(p).permute(2, 0, 1) for p in pixels],
+        prepared,
+        torch.stack(prepared),
+        files[0].parent,
+        str(files[0].parent),
+        iter(files),
+        (files[0], pixels[1], as_images[2]),
+    )
+    answers = [rows(predictor(each)) for each in given]
+    assert answers[0].shape == (3, 3)
+    assert torch.pdist(answers[0]).min() > OTHER_BATCH
+    for other in answers[1:]:
+        assert torch.equal(other, answers[0])
+
+
+def test_an_answer_says_class_and_probability_as_the_task_itself_does(predictor, pets, photos):
+    _, pixels = photos
+    tuned = Tuned(predictor.host, predictor.tasks["pets"]).eval()
+    images = [predictor.inputs.preprocessing.image(Image.fromarray(p)) for p in pixels]
+    with torch.no_grad():
+        chances = tuned(torch.stack(images)).softmax(-1)
+    for answer, expected in zip(predictor(list(pixels)), chances, strict=True):
+        assert answer.label == LABELS[int(expected.argmax())] == answer["pets"].label
+        assert answer.probability == pytest.approx(float(expected.max()), abs=OTHER_BATCH)
+        assert [c.label for c in answer.top(9)] == [LABELS[i] for i in expected.argsort().flip(0)]
+        assert answer.top(1) == [(answer.label, answer.probability)]
+        torch.testing.assert_close(answer["pets"].probabilities, expected)
+
+
+def test_one_input_alone_is_a_list_of_one(predictor, photos):
+    files, pixels = photos
+    for alone in (files[0], str(files[0]), pixels[0], Image.open(files[0])):
+        (answer,) = predictor(alone)
+        assert answer.label in LABELS
+    assert predictor([]) == []
+
+
+def test_two_bypass_tasks_share_one_forward_a_batch(tiny, pets, photos):
+    more = saved(tiny, pets.parent / "moods.task", "linear", seed=1)
+    both = Predictor.load([pets, more], batch_size=2)
+    made = forwards_of(both)
+    answers = both(photos[0])
+    assert len(made) == 2 * both.forwards == 2
+    assert list(answers[0].predictions) == ["pets", "moods"]
+    for name, folder in (("pets", pets), ("moods", more)):
+        alone = Predictor.load(folder)(photos[0])
+        ours = torch.stack([a[name].probabilities for a in answers])
+        torch.testing.assert_close(ours, rows(alone), atol=OTHER_BATCH, rtol=0)
+    with pytest.raises(UnknownNameError, match="which task's answer"):
+        _ = answers[0].label
+    with pytest.raises(UnknownNameError, match="pets, moods"):
+        answers[0]["dogs"]
+
+
+def test_a_task_inside_the_backbone_takes_a_forward_of_its_own(tiny, pets, photos):
+    inline = saved(tiny, pets.parent / "inside.task", "res-tuning", seed=2)
+    both = Predictor.load({"beside": pets, "inside": inline})
+    made = forwards_of(both)
+    assert list(both(photos[0])[0].predictions) == ["beside", "inside"]
+    assert len(made) == both.forwards == 2
+
+
+def test_a_run_folder_stands_for_the_task_in_it(tiny, tmp_path, photos):
+    saved(tiny, tmp_path / "run" / "pets.task")
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    assert list(Predictor.load(tmp_path / "run").tasks) == ["pets"]
+    saved(tiny, tmp_path / "compared" / "linear" / "pets.task", "linear")
+    assert list(Predictor.load(str(tmp_path / "compared")).tasks) == ["pets"]
+    saved(tiny, tmp_path / "compared" / "bypass" / "pets.task")
+    with pytest.raises(FormatError, match=r"bypass/pets\.task, linear/pets\.task"):
+        Predictor.load(tmp_path / "compared")
+    with pytest.raises(FormatError, match="no task here"):
+        Predictor.load(tmp_path / "photos")
+
+
+def test_two_tasks_of_one_name_are_told_apart_by_names_that_are_given(tiny, pets, tmp_path):
+    twin = shutil.copytree(pets, tmp_path / "pets.task")
+    with pytest.raises(DataError, match="two tasks have one name"):
+        Predictor.load([pets, twin])
+    assert list(Predictor.load({"one": pets, "two": twin}).tasks) == ["one", "two"]
+
+
+def test_a_stream_reads_its_inputs_a_batch_at_a_time(pets, photos):
+    predictor, read = Predictor.load(pets, batch_size=2), []
+
+    def inputs():
+        for each in photos[1]:
+            read.append(1)
+            yield each
+
+    stream = predictor.stream(inputs())
+    next(stream)
+    assert len(read) == 2
+    assert len(list(stream)) == 2
+
+
+def test_threads_that_share_a_predictor_get_the_answers_of_one(predictor, photos):
+    expected, found = rows(predictor(photos[0])), {}
+
+    def ask(number):
+        found[number] = [rows(predictor(photos[0])) for _ in range(5)]
+
+    threads = [Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(each, expected) for i in range(4) for each in found[i])
+
+
+def test_files_that_cannot_be_read_raise_or_are_left_out(pets, photos):
+    files, pixels = photos
+    files[1].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"b\.png"):
+        Predictor.load(pets)(files)
+    lenient = Predictor.load(pets, skip_bad=True)
+    assert [a.input for a in lenient(files)] == [files[0], files[2]]
+    assert lenient.skipped == [str(files[1])]
+    with pytest.raises(DataError, match="not an image"):
+        lenient([pixels[0].astype(np.float32)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: torch.zeros(3, 5, 5), "no image"),
+        (lambda: np.zeros((4, 4, 7), np.uint8), "no image"),
+        (lambda: np.zeros((0, 4, 3), np.uint8), "no image"),
+        (lambda: 7, "not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_words(predictor, wrong, words):
+    with pytest.raises(DataError, match=words):
+        predictor([wrong()])
+
+
+def test_a_folder_without_images_is_named(predictor, tmp_path):
+    with pytest.raises(DataError, match="a folder without images"):
+        predictor(tmp_path)
+
+
+def test_grey_sixteen_bit_and_transparent_images_are_read_as_files_are(predictor, tmp_path):
+    high = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
+    clear = np.random.default_rng(2).integers(0, 256, (40, 40, 4), dtype=np.uint8)
+    for image in (Image.fromarray(high), Image.fromarray(clear)):
+        image.save(tmp_path / "x.png")
+        assert torch.equal(rows(predictor(image)), rows(predictor(tmp_path / "x.png")))
+    grey = clear[..., :1]
+    assert torch.equal(rows(predictor(grey)), rows(predictor(grey[..., 0])))
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A task whose backbone has its weights in a file of the user's."""
+    weights = Path(shutil.copy(WEIGHTS, tmp_path / "mine.safetensors"))
+    loaded = load_backbone("restuning-tiny", weights=weights)
+    return weights, saved(loaded, tmp_path / "tasks" / "pets.task")
+
+
+def test_the_weights_file_of_the_backbone_is_found_again(elsewhere, photos):
+    weights, folder = elsewhere
+    said = json.loads((folder / "task.json").read_text())["backbone"]["weights"]
+    assert said["path"] == str(weights)
+    assert len(said["sha256"]) == 64
+    predictor = Predictor.load(folder)
+    assert predictor.backbone.weights_file == weights
+    assert predictor(photos[0])[0].label in LABELS
+
+
+def test_a_weights_file_that_moved_is_asked_for_by_name_and_digest(elsewhere, tmp_path):
+    weights, folder = elsewhere
+    moved = weights.rename(tmp_path / "away.safetensors")
+    digest = json.loads((folder / "task.json").read_text())["backbone"]["weights"]["sha256"]
+    with pytest.raises(BackboneError, match=r"--weights FILE") as error:
+        Predictor.load(folder)
+    assert str(weights) in str(error.value)
+    assert digest[:12] in str(error.value)
+    assert Predictor.load(folder, weights=moved).tasks
+    moved.rename(folder / weights.name)
+    assert Predictor.load(folder).backbone.weights_file == (folder / weights.name).resolve()
+
+
+def test_another_file_in_the_place_of_the_weights_is_refused(elsewhere):
+    from safetensors.torch import load_file, save_file
+
+    weights, folder = elsewhere
+    tensors = load_file(weights)
+    # One number that the fingerprint of three tensors does not see.
+    tensors["blocks.1.mlp.fc1.bias"][0] += 1
+    save_file(tensors, weights)
+    with pytest.raises(WrongBackboneError, match="sha256"):
+        Predictor.load(folder)
+    assert Predictor.load(folder, any_backbone=True).tasks
+
+
+def test_another_backbone_is_refused(pets, tmp_path):
+    torch.manual_seed(3)
+    other = load_backbone("restuning-tiny", random=True)
+    with pytest.raises(WrongBackboneError):
+        Predictor.load(pets, backbone=other)
+    assert Predictor.load(pets, backbone=other, any_backbone=True).backbone is other
+
+
+def rewritten(folder, tmp_path, **backbone):
+    copy = shutil.copytree(folder, tmp_path / "copy.task")
+    description = json.loads((copy / "task.json").read_text())
+    description["backbone"] |= backbone
+    (copy / "task.json").write_text(json.dumps(description))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ({"name": "pt2:/tmp/x.pt2"}, "not opened for it"),
+        ({"name": "timm:vit_tiny_patch16_224:checkpoint_path=/tmp/x.pth"}, "not an argument"),
+        ({"name": 'timm:vit_tiny_patch16_224:pretrained_cfg={"file":"/x"}'}, "not an argument"),
+        ({"name": ""}, "does not name its backbone"),
+        ({"weights": {"path": "//host/share/x.safetensors", "sha256": "0" * 64}}, "not there"),
+        ({"weights": {"path": "x.safetensors"}}, "malformed"),
+        ({"weights": {"path": "x.safetensors", "sha256": 7}}, "malformed"),
+        ({"weights": "x.safetensors"}, "malformed"),
+    ],
+)
+def test_a_strangers_task_cannot_choose_what_is_run_or_fetched(pets, tmp_path, backbone, words):
+    with pytest.raises(RestuningError, match=words):
+        Predictor.load(rewritten(pets, tmp_path, **backbone))
+
+
+def test_tasks_of_several_backbones_are_not_answered_together(pets, tmp_path):
+    other = rewritten(pets, tmp_path, name="timm:other")
+    with pytest.raises(DataError, match="several backbones"):
+        Predictor.load([pets, other])
+
+
+def test_a_task_that_prepares_images_in_another_way_is_not_answered_together(tiny, pets, tmp_path):
+    said = {**tiny.preprocessing.to_dict(), "crop": 0.5}
+    other = saved(tiny, tmp_path / "other.task", preprocessing=said)
+    with pytest.raises(DataError, match="different ways"):
+        Predictor.load([pets, other])
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return load_backbone(f"hf:{folders.bert(tmp_path_factory.mktemp('models') / 'bert')}")
+
+
+def test_texts_and_files_of_texts_are_answered(bert, tmp_path):
+    said = {"kind": "text", "max_tokens": 6}
+    predictor = Predictor.load(saved(bert, tmp_path / "reviews.task", preprocessing=said))
+    texts = ["a good film", "the bad film very very", ""]
+    answers = predictor(texts)
+    assert [a.input for a in answers] == texts
+    assert {a.label for a in answers} <= set(LABELS)
+    (alone,) = predictor(texts[1])
+    torch.testing.assert_close(rows([alone]), rows(answers[1:2]), atol=OTHER_BATCH, rtol=0)
+    (tmp_path / "more.txt").write_text("a bad film\n\nthe good film\n")
+    (tmp_path / "more.csv").write_text("text,other\na bad film,1\nthe good film,2\n")
+    for file in ("more.txt", "more.csv"):
+        given = [a.input for a in predictor(tmp_path / file)]
+        assert given == ["a bad film", "the good film"]
+    with pytest.raises(DataError, match="not a text"):
+        predictor([7])
+
+
+def test_words_are_answered_one_by_one(bert, tmp_path):
+    host = bert.host()
+    task = methods.build("linear", host, num_classes=3, pool="all")
+    task.labels = LABELS
+    said = {"kind": "tags", "max_tokens": 6}
+    folder = save(task, host, tmp_path / "x.task", backbone=bert.name, preprocessing=said)
+    predictor = Predictor.load(folder)
+    (answer, same) = predictor(["ann in paris", ["ann", "in", "paris"]])
+    assert [w.input for w in answer.words] == ["ann", "in", "paris"] == answer.input
+    assert [w.label for w in answer.words] == [w.label for w in same.words]
+    with pytest.raises(UnknownNameError, match="each word"):
+        _ = answer.label
+    with pytest.raises(UnknownNameError, match=r"answer\.words"):
+        answer["x"]
+
+
+def test_a_task_without_a_head_is_refused(tiny, tmp_path):
+    host = tiny.host()
+    task = methods.build("linear", host, num_classes=3)
+    task.head = None
+    with pytest.raises(DataError, match="without a head"):
+        Predictor(tiny, {"x": task})
