@@ -170,6 +170,9 @@ Quantize = Annotated[
 Device = Annotated[
     str | None, option(BACKBONE, "cpu, cuda, cuda:1, mps; default: cuda where there is one")
 ]
+Revision = Annotated[
+    str | None, option(BACKBONE, "Of a task on the hub: branch, tag or commit; default: the newest")
+]
 AnyBackbone = Annotated[
     bool,
     option(BACKBONE, "Also other weights, or another engine, of this backbone", "--any-backbone"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from restuning.cli.common import (
     AnyBackbone,
     BatchSize,
+    Device,
     Json,
     Label,
     Random,
+    Revision,
     SkipBad,
     TaskBackbone,
     Text,
@@ -22,6 +25,11 @@ from restuning.cli.common import (
     show_json,
     show_rows,
 )
+from restuning.cli.predict import open_predictor
+
+if TYPE_CHECKING:
+    from restuning.data import DataOptions
+    from restuning.serve import Predictor
 
 app = group("Test a task.")
 
@@ -33,31 +41,34 @@ app = group("Test a task.")
     name="eval",
 )
 def evaluate(
-    task: Annotated[Path, typer.Argument(help="Task folder")],
+    task: Annotated[Path, typer.Argument(help="Task folder, run folder, or a name on the hub")],
     data: Annotated[str, typer.Argument(help="As for train; its test split is used")],
     skip_bad: SkipBad = False,
     text: Text = "text",
     label: Label = "label",
+    revision: Revision = None,
     backbone: TaskBackbone = None,
     weights: Weights = None,
     random: Random = False,
     any_backbone: AnyBackbone = False,
     batch_size: BatchSize = 64,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy of a saved task on the test split of a data set."""
-    result = evaluate_task(
-        task,
-        data,
+    from restuning.data import DataOptions
+
+    predictor = open_predictor(
+        [task],
+        random,
+        revision=revision,
         backbone=backbone,
         weights=weights,
-        random=random,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        text=text,
-        label=label,
+        device=device,
         any_backbone=any_backbone,
     )
+    options = DataOptions(skip_bad=skip_bad, text=text, label=label)
+    result = {"task": str(task), **evaluate_task(predictor, data, options, batch_size)}
     if as_json:
         show_json(result)
     else:
@@ -65,49 +76,30 @@ def evaluate(
 
 
 def evaluate_task(
-    task: Path,
-    data: str,
-    *,
-    backbone: str | None,
-    weights: Path | None,
-    random: bool,
-    batch_size: int,
-    skip_bad: bool,
-    text: str,
-    label: str,
-    any_backbone: bool = False,
+    predictor: Predictor, data: str, options: DataOptions, batch_size: int
 ) -> dict[str, Any]:
-    """Accuracy, loss and count on the test split."""
+    """Accuracy, loss and count of the only task of a predictor on the test split of a data set."""
     from restuning._errors import DataError
-    from restuning.backbones import load_backbone
-    from restuning.data import LONGEST_TEXT, load_data
-    from restuning.task import Tuned, describe, load
+    from restuning.data import load_data
+    from restuning.serve.inputs import TextInputs
+    from restuning.task import Tuned
     from restuning.training import evaluate
 
-    description = describe(task)
-    name = backbone or description["backbone"]["name"]
-    loaded = load_backbone(name, weights=weights, random=random)
-    host = loaded.host()
-    tuned = Tuned(host, load(task, host, any_backbone=any_backbone)).eval()
-    longest = description["preprocessing"].get("max_tokens", LONGEST_TEXT)
-    loaded_data = load_data(
-        data, loaded, skip_bad=skip_bad, text=text, label=label, max_tokens=longest
-    )
-    if loaded_data.test is None:
+    (task,) = predictor.tasks.values()
+    if isinstance(predictor.inputs, TextInputs):
+        # As many tokens as the task was trained on.
+        options = replace(options, max_tokens=predictor.inputs.collate.longest)
+    loaded = load_data(data, predictor.backbone, options)
+    if loaded.test is None:
         raise DataError("there is no test split", where=data, fix="give a data set with one")
-    trained = description["task"]["labels"]
-    if trained and trained != loaded_data.labels:
+    if task.labels and task.labels != loaded.labels:
         raise DataError(
             "the classes of the data are not those of the task",
             where=data,
-            found=f"{loaded_data.num_classes} classes {loaded_data.labels[:4]}; the task has "
-            f"{len(trained)}: {trained[:4]}",
+            found=f"{loaded.num_classes} classes {loaded.labels[:4]}; the task has "
+            f"{len(task.labels)}: {task.labels[:4]}",
             fix="evaluate on the data it was trained for",
         )
-    result = evaluate(tuned, loaded_data.test, batch_size, loaded_data.collate)
-    return {
-        "task": str(task),
-        "data": loaded_data.name,
-        "method": description["task"]["method"],
-        **result,
-    }
+    tuned = Tuned(predictor.host, task).eval()
+    result = evaluate(tuned, loaded.test, batch_size, loaded.collate)
+    return {"data": loaded.name, "method": task.method, **result}

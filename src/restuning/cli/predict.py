@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +14,10 @@ from restuning.cli.common import (
     OUTPUT,
     AnyBackbone,
     BatchSize,
+    Device,
     Json,
     Random,
+    Revision,
     RowStream,
     SkipBad,
     TaskBackbone,
@@ -23,6 +27,12 @@ from restuning.cli.common import (
     group,
     option,
 )
+
+if TYPE_CHECKING:
+    from restuning.serve import Answer, Prediction, Predictor
+
+LONGEST_CELL = 60
+"""Characters of a text up to which a table makes room for it."""
 
 app = group("Label inputs.")
 
@@ -41,11 +51,14 @@ def predict(
             help="Images or folders; for a text task texts, .csv, .txt (a text a line), or -"
         ),
     ],
-    task: Annotated[Path | None, typer.Option(help="Task folder")] = None,
+    task: Annotated[
+        Path | None, typer.Option(help="Task folder, run folder, or a name on the hub")
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(help="Task folders, with commas; bypass tasks share one backbone forward"),
     ] = None,
+    revision: Revision = None,
     skip_bad: SkipBad = False,
     text: Text = "text",
     backbone: TaskBackbone = None,
@@ -54,49 +67,129 @@ def predict(
     any_backbone: AnyBackbone = False,
     top: Annotated[int, option(OUTPUT, "Classes to show", min=1)] = 1,
     batch_size: BatchSize = 64,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Label images or texts with one task or many; a table, or one JSON line each as it is done."""
-    from restuning.cli.predicting import Predictor
-
     folders = [*([task] if task else []), *(Path(t) for t in (tasks or "").split(",") if t)]
     if not folders:
         raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
-    predictor = Predictor.load(
+    predictor = open_predictor(
         folders,
+        random,
+        revision=revision,
         backbone=backbone,
         weights=weights,
-        random=random,
-        skip_bad=skip_bad,
-        text=text,
+        device=device,
         any_backbone=any_backbone,
+        skip_bad=skip_bad,
+        batch_size=batch_size,
     )
-    kind, named = predictor.inputs.kind, predictor.inputs.named(inputs)
-    table = None if as_json else RowStream(predictor.widths(named, top, several=bool(tasks)))
-    for name, answers in predictor.answers(named, batch_size, top):
-        single = next(iter(answers.values()))
+    if predictor.inputs.kind != "image":
+        inputs = list(_texts(inputs, text))
+    # All of them before the first answer: the table must know how wide they are.
+    single = list(predictor.inputs.expand(inputs))
+    several = bool(tasks)
+    table = None if as_json else RowStream(_widths(predictor, single, top, several))
+    for answer in predictor.stream(single):
         if table is None:
-            line = {"tasks": answers} if tasks else {"predictions": single}
-            typer.echo(json.dumps({kind: name, **line}))
-        elif kind == "words":
-            # A sentence is many answers: a line a word, and an empty line as the file had it.
-            for place, word in enumerate(name):
-                best_of = {t: _percent(best[place][0]) for t, best in answers.items()}
-                table.row({kind: word, **best_of})
-            table.row(dict.fromkeys([kind, *answers], ""))
-        elif tasks:
-            table.row({kind: name, **{t: _percent(best[0]) for t, best in answers.items()}})
-        else:
-            best = {f"{place + 1}": _percent(each) for place, each in enumerate(single)}
-            table.row({kind: name, **best})
+            typer.echo(json.dumps(_to_json(answer, predictor.inputs.kind, top, several)))
+            continue
+        for row in _rows(answer, predictor, top, several):
+            table.row(row)
     if table is not None:
         typer.echo(
             f"{len(folders)} task{'s' * (len(folders) > 1)}, "
-            f"{predictor.together.forwards} backbone forward(s) a batch"
+            f"{predictor.forwards} backbone forward(s) a batch"
         )
-    if predictor.inputs.skipped:
-        typer.echo(f"{len(predictor.inputs.skipped)} corrupt files skipped", err=True)
+    if predictor.skipped:
+        typer.echo(f"{len(predictor.skipped)} corrupt files skipped", err=True)
 
 
-def _percent(prediction: dict[str, Any]) -> str:
-    return f"{prediction['label']} ({prediction['probability']:.1%})"
+def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
+    """`Predictor.load`, with `--random` for a backbone whose weights are drawn."""
+    from restuning.backbones import load_backbone
+    from restuning.serve import Predictor
+    from restuning.task import describe, find_task
+
+    if random:
+        name = more["backbone"]
+        if name is None:
+            name = describe(find_task(folders[0], more["revision"]))["backbone"]["name"]
+        more["backbone"] = load_backbone(name, random=True)
+    return Predictor.load(folders, **more)
+
+
+def _texts(inputs: list[str], column: str) -> Iterator[str]:
+    """Every text behind what was given: files as their texts, `-` as the standard input's lines."""
+    from restuning.serve import file_texts
+
+    lines: list[str] | None = None
+    for each in inputs:
+        if each == "-":
+            # It can be read once only.
+            lines = [line.rstrip("\n") for line in sys.stdin] if lines is None else lines
+            yield from lines
+        elif each.endswith((".csv", ".txt")):
+            yield from file_texts(Path(each), column)
+        else:
+            yield each
+
+
+def _to_json(answer: Answer, kind: str, top: int, several: bool) -> dict[str, Any]:
+    """One line of `--json`: all tasks by name, or the predictions of the only one."""
+
+    def best(prediction: Prediction) -> list[dict[str, Any]]:
+        return [choice._asdict() for choice in prediction.top(top)]
+
+    if kind == "words":
+        given: Any = [word.input for word in answer.words]
+        # A task on tagged words answers a list, a place in it for each word.
+        names = answer.words[0].predictions if answer.words else ()
+        by_task: dict[str, Any] = {
+            task: [best(word[task]) for word in answer.words] for task in names
+        }
+    else:
+        given = str(answer.input)
+        by_task = {task: best(prediction) for task, prediction in answer.predictions.items()}
+    if several:
+        return {kind: given, "tasks": by_task}
+    return {kind: given, "predictions": next(iter(by_task.values()), [])}
+
+
+def _rows(
+    answer: Answer, predictor: Predictor, top: int, several: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows of the table: a line an input, or a line a word and an empty one as a file has it."""
+    kind = predictor.inputs.kind
+    if kind == "words":
+        for word in answer.words:
+            yield {kind: word.input, **_best_of_each(word)}
+        yield dict.fromkeys([kind, *predictor.tasks], "")
+    elif several:
+        yield {kind: answer.input, **_best_of_each(answer)}
+    else:
+        best = (f"{label} ({probability:.1%})" for label, probability in answer.top(top))
+        yield {kind: answer.input, **{f"{place}": each for place, each in enumerate(best, 1)}}
+
+
+def _best_of_each(answer: Answer) -> dict[str, str]:
+    return {task: f"{p.label} ({p.probability:.1%})" for task, p in answer.predictions.items()}
+
+
+def _widths(predictor: Predictor, inputs: list[Any], top: int, several: bool) -> dict[str, int]:
+    """Columns of the table of answers, wide enough for every label."""
+    kind = predictor.inputs.kind
+
+    def widest(task: str) -> int:
+        return max(map(len, predictor.labels[task])) + len(" (100.0%)")
+
+    # Long texts run over; a sentence is as wide as its longest word.
+    limit = LONGEST_CELL if kind == "text" else None
+    cells = (word for words in inputs for word in words) if kind == "words" else map(str, inputs)
+    columns = {kind: max((len(cell[:limit]) for cell in cells), default=0)}
+    if several or kind == "words":
+        return columns | {task: widest(task) for task in predictor.tasks}
+    (task,) = predictor.tasks
+    shown = min(top, len(predictor.labels[task]))
+    return columns | {f"{place}": widest(task) for place in range(1, shown + 1)}
