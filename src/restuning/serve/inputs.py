@@ -17,6 +17,7 @@ from torch import Tensor
 from restuning._errors import DataError
 from restuning.backbones import Preprocessing
 from restuning.data import IMAGE_SUFFIXES, TagBatch, TextBatch, decode, read_csv, to_rgb
+from restuning.data.texts import read_lines
 
 
 @dataclass(frozen=True)
@@ -240,12 +241,4 @@ def file_texts(file: Path, column: str = "text") -> list[str]:
     """
     if file.suffix == ".csv":
         return [text for text, _ in read_csv(file, column, None)]
-    try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "a file of texts cannot be read",
-            where=str(file),
-            found=str(error)[:200],
-            fix="give a file with a text a line",
-        ) from None
+    return read_lines(file)

@@ -376,3 +376,8 @@ def test_a_task_without_a_head_is_refused(tiny, tmp_path):
     task.head = None
     with pytest.raises(DataError, match="without a head"):
         Predictor(tiny, {"x": task})
+
+
+def test_a_device_that_is_not_there_is_refused(pets):
+    with pytest.raises(BackboneError, match="no such device"):
+        Predictor.load(pets, device="tpu9")
