@@ -1,7 +1,6 @@
 """Distances between sets of images, held-out error, and recipes that refuse politely."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from children import Child
 from restuning._errors import BackboneError, DataError
 from restuning.diffusion import (
     Encoded,
@@ -130,14 +130,11 @@ def test_held_out_error_is_that_of_the_answers_by_bucket_of_time(kind):
 
 def test_the_coco_recipe_says_what_it_needs_and_runs_nothing(tmp_path):
     pytest.importorskip("diffusers")
-    done = subprocess.run(
-        [sys.executable, RECIPES / "coco2017.py", "--coco", tmp_path, "--pipeline", tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "train2017.zip" in done.stderr and "Traceback" not in done.stderr
+    recipe = RECIPES / "coco2017.py"
+    child = Child([recipe, "--coco", tmp_path, "--pipeline", tmp_path])
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 1
+    assert "train2017.zip" in errors and "Traceback" not in errors
 
 
 def test_the_procedural_pictures_show_what_their_captions_say():

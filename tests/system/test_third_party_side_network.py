@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from children import Child
+
 PATIENCE = 240
 KIND = "centred"
 NAME = "restuning-centred"
@@ -52,9 +50,7 @@ class Centred(SideNetwork):
 '''
 
 PRELUDE = f"""
-import sys, json, copy, torch
-sys.path.insert(0, {str(TESTS)!r})
-torch.set_num_threads(1)
+import json, copy, torch
 from awake import tiny_vit
 from restuning import Bank, FitSettings, Host, MultiTask, Task, Tuned, evaluate, fit, load, save
 from restuning._errors import RestuningError
@@ -95,18 +91,13 @@ def distribution(folder, module=MODULE):
 
 def python(code, *packages):
     """A fresh process with the distributions installed; its last line, as JSON."""
-    source = Path(__file__).parents[2] / "src"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [*packages, source]))
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    child = Child(
+        ["-c", PRELUDE + textwrap.dedent(code)],
+        {"PYTHONPATH": os.pathsep.join(map(str, packages))},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    out, errors = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 0, errors[-3000:]
+    return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +117,7 @@ def used(installed, tmp_path_factory):
         from restuning.data import Data
         from restuning.data.data import collate_batch
         from restuning.features import Cached, StoredFeatures
-        from restuning.features.stored import open_or_build
+        from restuning.features.stored import StoreOptions, open_or_build
         from restuning.training.arms import train_arms
 
         folder, found = Path({str(folder)!r}), {{}}
@@ -146,7 +137,7 @@ def used(installed, tmp_path_factory):
         whole = Data("strange", data, None, None, ["a", "b"], identity="strange")
         backbone = Backbone("tiny", host.model, (images[:1],), {{}}, None, "none")
         kept = open_or_build(
-            host, backbone, whole, task.needs(host.readout_rule), root=folder / "stores"
+            host, backbone, whole, task.needs(host.readout_rule), StoreOptions(root=folder / "stores")
         )
         stored = task_of()
         fed = kept.data(whole, final=False)
