@@ -70,6 +70,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_training_on_an_engine_is_from_a_store_of_its_features(folder):
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     engine = metrics["fingerprint"]["engine"]
@@ -87,6 +88,7 @@ def test_training_on_an_engine_is_from_a_store_of_its_features(folder):
     assert "reused" in again
 
 
+@pytest.mark.slow
 def test_the_task_is_tested_and_asked_on_the_engine_it_names(folder):
     told = json.loads(run("eval", folder / "run" / "photos.task", folder / "photos", "--json"))
     assert told["accuracy"] > 0.9
@@ -101,6 +103,7 @@ def test_the_task_is_tested_and_asked_on_the_engine_it_names(folder):
     assert answers["photos"] == answers["twin"]
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_its_arms_on_features_of_the_engine(folder):
     told = run(
         "sweep",
@@ -124,6 +127,7 @@ def test_a_sweep_trains_its_arms_on_features_of_the_engine(folder):
     assert report["arms"] == 2
 
 
+@pytest.mark.slow
 def test_another_backbone_is_refused_and_can_be_accepted(folder):
     task = folder / "run" / "photos.task"
     error = run("eval", task, folder / "photos", "--backbone", "restuning-tiny", code=1)
@@ -135,6 +139,7 @@ def test_another_backbone_is_refused_and_can_be_accepted(folder):
     assert json.loads(told)["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_inline_methods_and_what_engines_cannot_do_are_refused_in_words(folder):
     name = f"onnx:{folder / 'tiny.onnx'}"
     cases = {
@@ -168,6 +173,7 @@ def test_inline_methods_and_what_engines_cannot_do_are_refused_in_words(folder):
         assert "do:" in error
 
 
+@pytest.mark.slow
 def test_info_says_what_an_engine_is(folder):
     facts = json.loads(run("info", f"onnx:{folder / 'tiny.onnx'}", "--json"))
     assert facts["layers"] == 6

@@ -90,6 +90,7 @@ def test_attacks_stay_inside_their_radius_and_raise_the_loss(world, attack):
     assert after > before
 
 
+@pytest.mark.slow
 def test_robustness_is_measured_on_kept_tasks_once(grid):
     from dataclasses import replace
 

@@ -67,6 +67,7 @@ def test_the_table_is_for_people(monkeypatch):
         assert (word in done.stdout) == (word != "largest batch")
 
 
+@pytest.mark.slow
 def test_a_grid_is_timed_and_multiplied():
     more = ("--method", "res-tuning-bypass", "--images", 100, "--epochs", 2, "--finals", 0)
     one = plan(*more, "--arms", 2)["grid"]
