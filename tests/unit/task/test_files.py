@@ -1,6 +1,8 @@
 """Task folders: round trips, refusals, and what damage is answered with."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from awake import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
-from restuning.task import describe
+from restuning.task import describe, push_to_hub
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -81,3 +83,30 @@ def test_any_task_json_is_read_or_refused_in_words(tmp_path, content):
         describe(tmp_path)
     except RestuningError:
         pass
+
+
+def test_a_push_tells_the_name_of_a_weights_file_and_not_its_folders(host, tmp_path, monkeypatch):
+    (tmp_path / "private").mkdir()
+    weights = tmp_path / "private" / "vit.safetensors"
+    weights.write_bytes(b"weights")
+    task = methods.build("linear", host, num_classes=3)
+    folder = save(task, host, tmp_path / "t.task", backbone="timm:x", weights=weights)
+    pushed = {}
+
+    class Api:
+        def create_repo(self, *_, **__):
+            pass
+
+        def upload_folder(self, folder_path, repo_id):
+            pushed.update({p.name: p.read_text() for p in Path(folder_path).glob("*.json")})
+            return repo_id
+
+    hub = SimpleNamespace(HfApi=Api, errors=SimpleNamespace(HfHubHTTPError=OSError))
+    monkeypatch.setattr("restuning.task.save_and_load.require", lambda *_: hub)
+    before = (folder / "task.json").read_text()
+    assert str(tmp_path / "private") in before
+    push_to_hub(folder, "someone/pets")
+    assert str(tmp_path) not in pushed["task.json"]
+    said = json.loads(pushed["task.json"])["backbone"]["weights"]
+    assert said == {**json.loads(before)["backbone"]["weights"], "path": "vit.safetensors"}
+    assert (folder / "task.json").read_text() == before
