@@ -3,7 +3,7 @@
     python benchmarks/sweep.py
 
 ViT-B/16 shapes, 1000 images, 100 epochs, batch 64. One arm is `fit` from the store; sixteen arms
-train as one bank (`train_arms`, what `restuning sweep` calls), each with a learning rate of its own.
+train as one bank (`train_in_parallel`, what `restuning sweep` calls), each with a learning rate of its own.
 Features are random numbers in a real store: training from it does not depend on them. The pass over
 the images is extrapolated from a few batches of the same backbone, and says so.
 """
@@ -63,7 +63,7 @@ def main() -> None:
     from restuning.data.data import collate_batch
     from restuning.features import Cached, StoredFeatures
     from restuning.training import fit
-    from restuning.training.arms import train_arms
+    from restuning.training.parallel_runs import train_in_parallel
 
     torch.manual_seed(0)
     model = timm.create_model(args.model, num_classes=0).to(args.device)
@@ -97,7 +97,7 @@ def main() -> None:
 
         def together(epochs: int) -> Any:
             rates = [FitSettings(epochs=epochs, lr=1e-4 * 1.3**k) for k in range(args.arms)]
-            return lambda: train_arms(host, [task() for _ in rates], rates, train, None)
+            return lambda: train_in_parallel(host, [task() for _ in rates], rates, train, None)
 
         single(1, "warm")()
         together(1)()

@@ -31,10 +31,10 @@ from restuning import Host, methods
 from restuning.backbones.diffusion import load_text_to_image
 from restuning.diffusion import (
     DenoiserSettings,
+    DenoiserTraining,
     JudgingProtocol,
     Objective,
     Pairs,
-    Run,
     encode,
     judge_images,
     train_denoiser,
@@ -121,7 +121,7 @@ def main() -> None:
             parts.objective, parts.alphas, time_scale=parts.conditioning.time_scale
         )  # type: ignore[arg-type]
         train_denoiser(
-            Run(
+            DenoiserTraining(
                 host,
                 {"coco": task},
                 data,

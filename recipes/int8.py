@@ -36,7 +36,7 @@ from restuning import Extractor, FitSettings, Needs
 from restuning.backbones import Backbone, export_engine, load_backbone
 from restuning.data import Data, load_data
 from restuning.features import Stored, StoreOptions, open_or_build
-from restuning.training.arms import evaluate_arm, train_arms
+from restuning.training.parallel_runs import evaluate_stored, train_in_parallel
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data"))
@@ -103,11 +103,11 @@ def runs(
         settings = replace(METHODS[method], seed=seed)
         started = time.perf_counter()
         # What `fit` does from a store, to the same weights, without its checkpoints.
-        train_arms(host, [task], [settings], data.train, None)
+        train_in_parallel(host, [task], [settings], data.train, None)
         seconds = time.perf_counter() - started
         ways = {trained_on: trained_on} | ({"fp32 on int8": "int8"} if trained_on == "fp32" else {})
         for way, on in ways.items():
-            accuracy = evaluate_arm(hosts[on], task, fed[on].test)
+            accuracy = evaluate_stored(hosts[on], task, fed[on].test)
             rows.append(
                 {
                     "task": data.name,

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from restuning import Host, Task, methods
 from restuning.diffusion import (
     DenoiserSettings,
-    Encoded,
+    DenoiserTraining,
+    EncodedPairs,
     Objective,
-    Predictions,
-    Run,
-    answers,
+    TunedDenoiser,
+    as_denoiser,
     linear_alphas,
     train_denoiser,
 )
-from restuning.diffusion.batch import drawn
+from restuning.diffusion.batch import draw_batch
 from restuning.forecast.ledger import SavedTensors
 from restuning.training import learning_rate
 from restuning.training.randomness import Order
@@ -105,7 +105,7 @@ def base(network: str, steps: int, out: Path) -> nn.Module:
             steps=steps, batch_size=BATCH, lr=1e-3, ema=0.995, checkpoint_every=100, warmup_steps=50
         )
         train_denoiser(
-            Run(
+            DenoiserTraining(
                 host,
                 {"base": task},
                 parts.base_set(),
@@ -138,7 +138,7 @@ def adapted(
     network: str,
     model: nn.Module,
     setting: Setting,
-    data: Encoded,
+    data: EncodedPairs,
     steps: int,
     seed: int,
     folder: Path,
@@ -166,13 +166,13 @@ def adapted(
     host = hosted(model, network)
     task = methods.build(setting.how, host, **setting.options)
     start = time.process_time()
-    run = Run(host, {"task": task}, data, OBJECTIVE, settings, folder, fixed)
+    run = DenoiserTraining(host, {"task": task}, data, OBJECTIVE, settings, folder, fixed)
     train_denoiser(run, resume=False)
     seconds = (time.process_time() - start) / steps
-    module = Predictions(host, {"task": task}, fixed)
+    module = TunedDenoiser(host, {"task": task}, fixed)
     size = saved_by(lambda: module(x, times, fed), weights + list(task.parameters()))
     if not len(task.weights):
-        return Adapted(answers(host, task, fixed), task.tuner_parameters(), size, seconds)
+        return Adapted(as_denoiser(host, task, fixed), task.tuner_parameters(), size, seconds)
     host.release()
     _take_over(model, task)
     return Adapted(bare(model, fixed), task.tuner_parameters(), size, seconds)
@@ -224,7 +224,7 @@ def _injected(model: Any, setting: Setting) -> list[Tensor]:
 def _plain_loop(
     model: Any,
     trained: list[Tensor],
-    data: Encoded,
+    data: EncodedPairs,
     settings: DenoiserSettings,
     fixed: dict[str, Any],
 ) -> None:
@@ -232,7 +232,7 @@ def _plain_loop(
     optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     order = Order(len(data), settings.batch_size, 10_000, settings.seed)
     for step in range(settings.steps):
-        noised, fed = drawn(data, OBJECTIVE, settings, order, step)
+        noised, fed = draw_batch(data, OBJECTIVE, settings, order, step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(
                 step, total=settings.steps, warmup=settings.warmup, peak=settings.lr

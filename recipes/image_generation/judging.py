@@ -14,7 +14,7 @@ import torch
 from adapt import OBJECTIVE
 from torch import Tensor
 
-from restuning.diffusion import Encoded, Objective, frechet_distance, held_out_error, sample
+from restuning.diffusion import EncodedPairs, Objective, frechet_distance, held_out_error, sample
 
 GUIDANCE, SAMPLE_STEPS = 2.0, 15
 TEST, VALIDATION = 999, 555
@@ -24,7 +24,7 @@ SHIFTS = {"style": ("paper", shapes.SHAPES[:3]), "concept": ("plain", ("star",))
 """Style of the pictures and their shapes."""
 
 
-def training_set(shift: str, seed: int) -> Encoded:
+def training_set(shift: str, seed: int) -> EncodedPairs:
     """256 pictures of the shifted domain."""
     style, kinds = SHIFTS[shift]
     return parts.encoded(shapes.scenes(256, 100 + seed, kinds), style, 10 + seed)
@@ -80,7 +80,7 @@ def judged(
     return row, drawn
 
 
-def generated(denoiser: Callable[..., Tensor], test: Encoded, count: int) -> Tensor:
+def generated(denoiser: Callable[..., Tensor], test: EncodedPairs, count: int) -> Tensor:
     """Pictures of held-out captions."""
     found = []
     for start in range(0, count, 32):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning.diffusion import Encoded
+from restuning.diffusion import EncodedPairs
 
 TEXT = 64
 FOLD = 2
@@ -98,12 +98,12 @@ def text_states(captions: list[str]) -> Tensor:
         return encoder(shapes.tokens(captions)).last_hidden_state
 
 
-def encoded(shown: list[shapes.Scene], style: str, seed: int) -> Encoded:
+def encoded(shown: list[shapes.Scene], style: str, seed: int) -> EncodedPairs:
     """A set for training."""
     captions = [s.caption for s in shown]
     unique = list(dict.fromkeys(captions))
     latents = folded(shapes.pictures(shown, style, seed))
-    return Encoded(
+    return EncodedPairs(
         latents,
         torch.zeros_like(latents),
         {"encoder_hidden_states": text_states(unique)},
@@ -114,7 +114,7 @@ def encoded(shown: list[shapes.Scene], style: str, seed: int) -> Encoded:
     )
 
 
-def base_set() -> Encoded:
+def base_set() -> EncodedPairs:
     """What a base model is trained on: plain pictures, no stars."""
     return encoded(shapes.scenes(3000, 1), "plain", 1)
 

@@ -26,9 +26,10 @@ from restuning.bench import Bench, GridProtocol, find_tasks
 from restuning.bench.measure import hardware, versions
 from restuning.data import Data
 from restuning.data.decoded import DecodedImages
-from restuning.search.rule import answers, calibrated_loss
+from restuning.search.rule import calibrated_loss
 from restuning.task import Tuned
 from restuning.training import FitSettings, fit
+from restuning.training.evaluate import collect_logits
 
 FILE = Path(__file__).with_suffix(".json")
 METHOD, SEEN = "res-tuning", 0.8
@@ -55,7 +56,7 @@ def judged(
         task.load_state_dict(start)
     tuned = Tuned(bench.host, task)
     result = fit(tuned, train, settings=settings, out=out, collate=data.collate, progress=False)
-    logits, labels = answers(tuned, data.val, settings.batch_size, data.collate)
+    logits, labels = collect_logits(tuned, data.val, settings.batch_size, data.collate)
     figures = {
         "accuracy": float((logits.argmax(1) == labels).float().mean()),
         "cross_entropy": calibrated_loss(logits, labels),

@@ -11,7 +11,7 @@ from torch import nn
 from children import Child
 from restuning._errors import BackboneError, DataError
 from restuning.diffusion import (
-    Encoded,
+    EncodedPairs,
     JudgingProtocol,
     Objective,
     density_and_coverage,
@@ -102,7 +102,7 @@ def test_weights_that_cannot_be_fetched_are_said(monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", ["epsilon", "flow"])
 def test_held_out_error_is_that_of_the_answers_by_bucket_of_time(kind):
     objective = Objective(kind, linear_alphas() if kind == "epsilon" else None)
-    data = Encoded(
+    data = EncodedPairs(
         torch.zeros(10, 1, 2, 2),
         torch.zeros(10, 1, 2, 2),
         {"c": torch.zeros(1, 1)},

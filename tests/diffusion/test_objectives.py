@@ -21,10 +21,10 @@ def objectives():
 @pytest.mark.parametrize("objective", objectives(), ids=lambda o: o.kind)
 def test_a_right_answer_gives_back_sample_and_noise(objective):
     clean, noise = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4)
-    times = objective.times(6, torch.Generator().manual_seed(0))
+    times = objective.draw_times(6, torch.Generator().manual_seed(0))
     if objective.kind != "flow":
         times = times.clamp(max=700)
-    noised = objective.noised(clean, noise, times)
+    noised = objective.add_noise(clean, noise, times)
     back, implied = objective.clean_and_noise(noised.sample, noised.target, times)
     assert torch.allclose(back, clean, atol=EXACT * 100)
     assert torch.allclose(implied, noise, atol=EXACT * 100)
@@ -101,7 +101,7 @@ def test_min_snr_weights_never_exceed_those_without_a_cap(step, cap):
     alphas = linear_alphas()
     x = torch.randn(1, 1, 2, 2)
     for kind in ("epsilon", "v"):
-        weight = Objective(kind, alphas, cap).noised(x, x, torch.tensor([step])).weight
+        weight = Objective(kind, alphas, cap).add_noise(x, x, torch.tensor([step])).weight
         ratio = alphas[step] / (1 - alphas[step])
         wanted = ratio.clamp(max=cap) / (ratio if kind == "epsilon" else ratio + 1)
         assert torch.allclose(weight, wanted[None])

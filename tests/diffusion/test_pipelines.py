@@ -10,7 +10,14 @@ from restuning import Host, Tuned, methods
 from restuning._errors import BackboneError
 from restuning.backbones.conditions import nest_conditions
 from restuning.backbones.diffusion import text_to_image
-from restuning.diffusion import DenoiserSettings, Objective, Run, encode, load_pairs, train_denoiser
+from restuning.diffusion import (
+    DenoiserSettings,
+    DenoiserTraining,
+    Objective,
+    encode,
+    load_pairs,
+    train_denoiser,
+)
 
 pytest.importorskip("diffusers")
 CAPTION = "a red ball"
@@ -76,7 +83,11 @@ def test_a_pipeline_is_trained_and_draws_with_its_task(parts, method, tmp_path):
     objective = Objective(parts.objective, parts.alphas, time_scale=parts.conditioning.time_scale)
     settings = DenoiserSettings(steps=2, batch_size=3, lr=1e-2, warmup_steps=0)
     bare = parts.generate([CAPTION], steps=2)
-    train_denoiser(Run(host, {"a": task}, data, objective, settings, tmp_path / "run", parts.fixed))
+    train_denoiser(
+        DenoiserTraining(
+            host, {"a": task}, data, objective, settings, tmp_path / "run", parts.fixed
+        )
+    )
     assert all(not torch.equal(a, b) for a, b in zip(before, task.parameters(), strict=True))
     assert Tuned(host, task)(*args, **kwargs)[0].shape[0] == 1
     tuned = parts.generate([CAPTION], steps=2, using=host.using(task))

@@ -12,9 +12,9 @@ from restuning import Host, load, load_backbone, methods
 from restuning._errors import DivergedError, TrainingError
 from restuning.diffusion import (
     DenoiserSettings,
-    Encoded,
+    DenoiserTraining,
+    EncodedPairs,
     Objective,
-    Run,
     linear_alphas,
     train_denoiser,
 )
@@ -31,7 +31,7 @@ def data(count=6):
     draw = torch.Generator().manual_seed(5)
     mean = torch.randn(count, 4, 8, 8, generator=draw)
     texts = {"encoder_hidden_states": torch.randn(3, 5, 8, generator=draw)}
-    return Encoded(
+    return EncodedPairs(
         mean,
         torch.full_like(mean, 0.1),
         texts,
@@ -61,7 +61,8 @@ def settings(**more):
 def trained(out, tasks, host, resume=True, draw=None, **more):
     objective = Objective("epsilon", linear_alphas(), min_snr=5.0)
     return train_denoiser(
-        Run(host, tasks, data(), objective, settings(**more), out, draw=draw), resume=resume
+        DenoiserTraining(host, tasks, data(), objective, settings(**more), out, draw=draw),
+        resume=resume,
     )
 
 

@@ -12,9 +12,9 @@ from diffusion.small import unet
 from restuning import Host, methods
 from restuning.diffusion import (
     DenoiserSettings,
-    Encoded,
+    DenoiserTraining,
+    EncodedPairs,
     Objective,
-    Run,
     linear_alphas,
     train_denoiser,
 )
@@ -50,7 +50,7 @@ def build(names):
 def train(host, tasks, folder):
     draw = torch.Generator().manual_seed(5)
     mean = torch.randn(IMAGES, 4, 8, 8, generator=draw)
-    data = Encoded(
+    data = EncodedPairs(
         mean,
         torch.full_like(mean, 0.1),
         {"encoder_hidden_states": torch.randn(3, 5, 8, generator=draw)},
@@ -61,7 +61,7 @@ def train(host, tasks, folder):
     )
     settings = DenoiserSettings(steps=STEPS, batch_size=BATCH, lr=1e-3, warmup_steps=0)
     objective = Objective("epsilon", linear_alphas())
-    return train_denoiser(Run(host, tasks, data, objective, settings, folder))
+    return train_denoiser(DenoiserTraining(host, tasks, data, objective, settings, folder))
 
 
 def copied(tasks):

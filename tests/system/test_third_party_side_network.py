@@ -118,7 +118,7 @@ def used(installed, tmp_path_factory):
         from restuning.data.data import collate_batch
         from restuning.features import Cached, StoredFeatures
         from restuning.features.stored import StoreOptions, open_or_build
-        from restuning.training.arms import train_arms
+        from restuning.training.parallel_runs import train_in_parallel
 
         folder, found = Path({str(folder)!r}), {{}}
         task, settings = task_of(), FitSettings(epochs=2, lr=1e-2, batch_size=8)
@@ -150,7 +150,7 @@ def used(installed, tmp_path_factory):
             progress=False,
         )
         found["stored"] = float((logits(stored) - logits(task)).abs().max())
-        arms = train_arms(host, [task_of(), task_of()], [settings, settings], fed.train, None)
+        arms = train_in_parallel(host, [task_of(), task_of()], [settings, settings], fed.train, None)
         found["arms"] = [float((logits(a.task) - logits(task)).abs().max()) for a in arms]
 
         bank = Bank({{"a": task, "b": copy.deepcopy(task)}})

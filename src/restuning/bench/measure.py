@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from restuning.training.batch import bounds, check_labels, move, run
+from restuning.training.evaluate import autocast, device_of, iterate_logits
 
 PACKAGES = ("restuning", "torch", "timm", "numpy", "peft", "transformers", "ms-swift")
 ROUNDS = 5
@@ -39,28 +38,13 @@ def predict_split(
         batch_size: Inputs of one forward.
         precision: "bf16" runs under autocast, as the training did.
     """
-    loader = DataLoader(
-        data, batch_size, collate_fn=collate, generator=torch.Generator().manual_seed(0)
-    )
-    device = next(tuned.parameters()).device
-    answers: list[Tensor] = []
+    classes: list[Tensor] = []
     right: list[Tensor] = []
-    tuned.eval()
-    with torch.no_grad(), autocast(device, precision):
-        for inputs, labels in loader:
-            lowest, highest = bounds(labels)
-            inputs, _ = move(inputs, labels, device)
-            logits = run(tuned, inputs)
-            check_labels(lowest, highest, logits.shape[-1])
-            answers.append(logits.argmax(1).cpu())
-            right.append(labels)
-    return torch.cat(answers).numpy(), torch.cat(right).numpy()
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The precision a run computes in."""
-    kind = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, kind, enabled=precision != "no")
+    with autocast(device_of(tuned), precision):
+        for logits, labels in iterate_logits(tuned, data, batch_size, collate):
+            classes.append(logits.argmax(1).cpu())
+            right.append(labels.cpu())
+    return torch.cat(classes).numpy(), torch.cat(right).numpy()
 
 
 def measure_inference(

@@ -91,8 +91,8 @@ def train_image_generation(
     from restuning.backbones.diffusion import load_text_to_image
     from restuning.diffusion import (
         DenoiserSettings,
+        DenoiserTraining,
         Objective,
-        Run,
         encode,
         load_pairs,
         save_grid,
@@ -150,7 +150,7 @@ def train_image_generation(
             save_grid(torch.cat(rows), out / "samples" / f"step-{step:06d}.png", len(prompts))
 
         result = train_denoiser(
-            Run(
+            DenoiserTraining(
                 host,
                 {name: task},
                 encoded,

@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restuning.diffusion.encoded import Encoded
-from restuning.diffusion.objective import Noised, Objective
+from restuning.diffusion.encode import EncodedPairs
+from restuning.diffusion.objective import NoisyBatch, Objective
 from restuning.diffusion.settings import DenoiserSettings
-from restuning.training.randomness import Order, mixed
+from restuning.training.randomness import Order, mix_seed
 
 
-def drawn(
-    data: Encoded,
+def draw_batch(
+    data: EncodedPairs,
     objective: Objective,
     settings: DenoiserSettings,
     order: Order,
     step: int,
     rank: int = 0,
     world: int = 1,
-) -> tuple[Noised, dict[str, Tensor]]:
+) -> tuple[NoisyBatch, dict[str, Tensor]]:
     """One process's noised samples and conditions of a step.
 
     All is drawn for the whole batch and then shared out, so that k processes train on what one
@@ -35,13 +35,13 @@ def drawn(
         world: Number of processes.
     """
     batch, size = order.batch(step), order.size(step)
-    draw = torch.Generator().manual_seed(mixed("noise", settings.seed, step))
+    draw = torch.Generator().manual_seed(mix_seed("noise", settings.seed, step))
     clean = data.latents(batch, draw)
     noise = torch.randn(clean.shape, generator=draw)
-    noised = objective.noised(clean, noise, objective.times(size, draw))
+    noised = objective.add_noise(clean, noise, objective.draw_times(size, draw))
     dropped = torch.rand(size, generator=draw) < settings.caption_drop
     own = slice(size * rank // world, size * (rank + 1) // world)
     if own.start == own.stop:
         # As `Order.share`: a process without an example runs one that does not count.
         own = slice(0, 1)
-    return Noised(*(part[own] for part in noised)), data.conditions(batch[own], dropped[own])
+    return NoisyBatch(*(part[own] for part in noised)), data.conditions(batch[own], dropped[own])

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from restuning._errors import DataError
-from restuning.diffusion.encoded import Encoded
+from restuning.diffusion.encode import EncodedPairs
 from restuning.diffusion.objective import Objective
 from restuning.diffusion.sample import Denoiser
-from restuning.training.randomness import mixed
+from restuning.training.randomness import mix_seed
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ErrorByTime:
     """Squared error of a denoiser's answers, without weights.
 
     Attributes:
@@ -31,13 +31,13 @@ class HeldOut:
 def held_out_error(
     denoiser: Denoiser,
     objective: Objective,
-    data: Encoded,
+    data: EncodedPairs,
     *,
     buckets: int = 10,
     rows: int | None = None,
     batch: int = 32,
     seed: int = 0,
-) -> HeldOut:
+) -> ErrorByTime:
     """The error on data that were not trained on, every image at one time of every bucket.
 
     Noise and times are functions of the seed and the image, so all denoisers meet the same.
@@ -56,18 +56,18 @@ def held_out_error(
     for bucket in range(buckets):
         for start in range(0, count, batch):
             index = list(range(start, min(start + batch, count)))
-            draw = torch.Generator().manual_seed(mixed("held out", seed, bucket, start))
+            draw = torch.Generator().manual_seed(mix_seed("held out", seed, bucket, start))
             clean = data.latents(index)
             noise = torch.randn(clean.shape, generator=draw)
             share = (bucket + torch.rand(len(index), generator=draw)) / buckets
             if objective.kind != "flow":
                 assert objective.alphas is not None
                 share = (share * len(objective.alphas)).long().clamp(max=len(objective.alphas) - 1)
-            noised = objective.noised(clean, noise, share)
+            noised = objective.add_noise(clean, noise, share)
             answer = denoiser(noised.sample, noised.time, data.conditions(index))
             sums[bucket] += (answer - noised.target).square().flatten(1).mean(1).double().sum()
     means = (sums / count).tolist()
-    return HeldOut(sum(means) / buckets, means)
+    return ErrorByTime(sum(means) / buckets, means)
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

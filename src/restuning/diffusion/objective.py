@@ -21,7 +21,7 @@ STEPS = 1000
 """Time steps of the noise schedules in use; flow models count their times in thousandths as well."""
 
 
-class Noised(NamedTuple):
+class NoisyBatch(NamedTuple):
     """A noised batch.
 
     Attributes:
@@ -80,35 +80,37 @@ class Objective:
                 fix="leave min_snr out",
             )
 
-    def times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Random times of a batch: whole steps, or for "flow" numbers between 0 and 1."""
         if self.kind == "flow":
             return torch.randn(count, generator=generator).sigmoid()
         assert self.alphas is not None
         return torch.randint(len(self.alphas), (count,), generator=generator)
 
-    def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Noised:
+    def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> NoisyBatch:
         """A batch at given times, `b ...` each and `b`."""
         wide = (-1, *[1] * (clean.dim() - 1))
         ones = torch.ones(len(clean), device=clean.device)
         if self.kind == "flow":
             s = times.to(clean).view(wide)
-            return Noised((1 - s) * clean + s * noise, times * self.time_scale, noise - clean, ones)
+            return NoisyBatch(
+                (1 - s) * clean + s * noise, times * self.time_scale, noise - clean, ones
+            )
         assert self.alphas is not None
         a = self.alphas.to(clean)[times].view(wide)
         sample = a.sqrt() * clean + (1 - a).sqrt() * noise
         target = noise if self.kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
         if self.min_snr is None:
-            return Noised(sample, times, target, ones)
+            return NoisyBatch(sample, times, target, ones)
         ratio = a.flatten() / (1 - a.flatten())
         capped = ratio.clamp(max=self.min_snr)
         weight = capped / ratio if self.kind == "epsilon" else capped / (ratio + 1)
-        return Noised(sample, times, target, weight)
+        return NoisyBatch(sample, times, target, weight)
 
     def clean_and_noise(
         self, sample: Tensor, answer: Tensor, times: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """x0 and e as a denoiser's answer implies them; the inverse of `noised`."""
+        """x0 and e as a denoiser's answer implies them; the inverse of `add_noise`."""
         wide = (-1, *[1] * (sample.dim() - 1))
         if self.kind == "flow":
             s = times.to(sample).view(wide)

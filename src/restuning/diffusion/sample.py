@@ -51,12 +51,15 @@ def sample(
     grid = _grid(objective, steps)
     for now, after in zip(grid[:-1], grid[1:], strict=True):
         times = now.expand(count)
-        told = times * objective.time_scale if objective.kind == "flow" else times
+        # A flow counts from 0 to 1, whatever its model was taught to count in.
+        model_time = times * objective.time_scale if objective.kind == "flow" else times
         if twice:
-            bare, led = denoiser(torch.cat([x, x]), torch.cat([told, told]), fed).chunk(2)
+            bare, led = denoiser(torch.cat([x, x]), torch.cat([model_time, model_time]), fed).chunk(
+                2
+            )
             answer = bare + guidance * (led - bare)
         else:
-            answer = denoiser(x, told, fed)
+            answer = denoiser(x, model_time, fed)
         clean, implied = objective.clean_and_noise(x, answer, times)
         if clip is not None:
             clean = clean.clamp(-clip, clip)

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from restuning._errors import DivergedError, TrainingError
-from restuning.diffusion.batch import drawn
-from restuning.diffusion.encoded import Encoded
-from restuning.diffusion.objective import Objective
-from restuning.diffusion.predict import Predictions
+from restuning._errors import TrainingError
+from restuning.diffusion.batch import draw_batch
+from restuning.diffusion.encode import EncodedPairs
+from restuning.diffusion.objective import NoisyBatch, Objective
 from restuning.diffusion.settings import DenoiserSettings
+from restuning.diffusion.tuned_denoiser import TunedDenoiser
 from restuning.host import Host
 from restuning.task import Task, save
-from restuning.training import build_optimiser, checkpoint, learning_rate
-from restuning.training.fit import accelerated
-from restuning.training.interrupts import Interrupts, short_of_memory
-from restuning.training.log import Journal
-from restuning.training.optimiser import Ema
-from restuning.training.randomness import Order, own_randomness, seed_everything
-from restuning.training.settings import check_same_run
+from restuning.training.loop import LOG_EVERY, run_to_end
+from restuning.training.objective import RunTotals, TrainingObjective
+from restuning.training.randomness import Order, preserve_randomness
 
-LOG_EVERY = 10
+Piece = tuple[NoisyBatch, Mapping[str, Tensor]]
+"""Noised samples and their conditions."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is trained on what.
+class DenoiserTraining:
+    """Which tasks are trained on which images, and where that is written down.
 
     Attributes:
         host: The frozen denoiser.
@@ -47,12 +42,12 @@ class Run:
         out: Its folder: `log.jsonl`, `checkpoints/`, `NAME.task`, `samples/`.
         fixed: Further inputs of the denoiser.
         backbone: Name written into the task folders.
-        draw: Called with the step where sample grids are due, with the weights that will be left.
+        draw: Called with the step where sample grids are due, with the weights that would be left now.
     """
 
     host: Host
     tasks: Mapping[str, Task]
-    data: Encoded
+    data: EncodedPairs
     objective: Objective
     settings: DenoiserSettings
     out: Path | str
@@ -61,212 +56,167 @@ class Run:
     draw: Callable[[int], None] | None = None
 
 
-def train_denoiser(run: Run, *, resume: bool = True) -> dict[str, Any]:
+def train_denoiser(
+    training: DenoiserTraining,
+    *,
+    resume: bool = True,
+    progress: bool | Literal["force"] = True,
+) -> dict[str, Any]:
     """Train the tasks and leave them in eval mode with their final weights.
 
     Order, noise, times and dropped captions are functions of (seed, step), so that a run that was
     killed and started again ends with the same weights, bit for bit, and a run of several processes
     is that of one but for the order of sums.
 
+    Args:
+        training: Tasks, data and settings.
+        resume: False starts over and forgets what the folder holds.
+        progress: True shows a bar on a terminal and ten lines elsewhere, "force" a bar always, False
+            nothing.
+
     Returns:
         `steps`, `loss` (mean over the last tenth, by task), `seconds`.
 
     Raises:
-        DivergedError: The loss is not finite.
+        DivergedError: A loss or a weight became NaN or infinite.
         TrainingError: The folder holds another run, or there is no data.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
+        SystemExit: SIGTERM, likewise.
     """
-    if len(run.data) == 0:
+    if len(training.data) == 0:
         raise TrainingError("there is nothing to train on", found="no images")
-    settings = run.settings
-    with (
-        accelerated(settings.precision, Path(run.out)) as accelerator,
-        own_randomness(),
-        Interrupts() as interrupts,
-    ):
-        loop = _Loop(run, accelerator, interrupts)
-        try:
-            result = loop.run(resume)
-        except torch.OutOfMemoryError as error:
-            raise short_of_memory(error, settings) from None
-        finally:
-            accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)
-            for task in run.tasks.values():
-                task.zero_grad(set_to_none=True)
-                task.eval()
-        interrupts.stop()
-    return result
+    objective = Denoising(training)
+    return run_to_end(objective, Path(training.out), resume=resume, progress=progress)
 
 
-class _Loop:
-    def __init__(self, run: Run, accelerator: Accelerator, interrupts: Interrupts) -> None:
-        self.spec, self.accelerator, self.interrupts = run, accelerator, interrupts
-        self.out = Path(run.out)
-        settings = run.settings
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.main = accelerator.is_main_process
-        self.module = Predictions(run.host, run.tasks, run.fixed).to(accelerator.device)
-        self.task = self.module.tasks
-        self.model = accelerator.prepare_model(self.module)
-        epochs = -(-settings.steps * settings.batch_size // len(run.data)) + 1
-        self.order = Order(len(run.data), settings.batch_size, epochs, settings.seed)
-        raw = build_optimiser(self.task, lr=settings.lr, weight_decay=settings.weight_decay)
-        self.optimiser = accelerator.prepare_optimizer(raw)
-        self.parameters = [p for p in self.task.parameters() if p.requires_grad]
-        self.ema = None if settings.ema is None else Ema(self.task, settings.ema)
-        self.step = 0
-        self.losses: list[list[float]] = []
-        self.identity = {
-            **settings.identity(),
-            "data": run.data.key,
-            "objective": run.objective.kind,
-            "min_snr": run.objective.min_snr,
-            "tasks": json.dumps({n: t.spec() for n, t in run.tasks.items()}, sort_keys=True),
+class Denoising(TrainingObjective):
+    """Trains tasks to predict what a noised sample is made of, several of them on one forward.
+
+    Args:
+        training: Tasks, data and settings.
+    """
+
+    def __init__(self, training: DenoiserTraining) -> None:
+        self.training = training
+        self.settings: DenoiserSettings = training.settings
+        settings = training.settings
+        self.out, self.steps, self.warmup = Path(training.out), settings.steps, settings.warmup
+        # The order is drawn a pass at a time; a run of so many steps may end within one.
+        passes = -(-settings.steps * settings.batch_size // len(training.data)) + 1
+        self.order = Order(len(training.data), settings.batch_size, passes, settings.seed)
+        self.lines = max(LOG_EVERY, settings.steps // 10)
+        tuned = TunedDenoiser(training.host, training.tasks, training.fixed)
+        self.model, self.task, self.tasks = tuned, tuned.tasks, list(training.tasks.values())
+        # Mean losses of the last steps, by task: what the log and the result are taken from.
+        self.losses_so_far: deque[list[float]] = deque(maxlen=max(LOG_EVERY, self._tenth()))
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, data, target and the form of the tasks."""
+        training = self.training
+        specs = {name: task.spec() for name, task in training.tasks.items()}
+        return {
+            **self.settings.identity(),
+            "data": training.data.key,
+            "objective": training.objective.kind,
+            "min_snr": training.objective.min_snr,
+            "tasks": json.dumps(specs, sort_keys=True),
         }
-        self.seconds_before, self.started = 0.0, time.perf_counter()
 
-    def run(self, resume: bool) -> dict[str, Any]:
-        folder = self.out / "checkpoints"
-        snapshot = checkpoint.newest(folder, warn=self.main) if resume else None
-        self.accelerator.wait_for_everyone()
-        position = 0
-        if snapshot is not None:
-            check_same_run(snapshot.state["run"], self.identity, self.out)
-            self.task.load_state_dict(snapshot.part("task"))
-            self.step, self.losses = snapshot.state["step"], snapshot.state["losses"]
-            self.seconds_before, position = snapshot.state["seconds"], snapshot.state["log"]
-            if snapshot.state["result"] is not None:
-                return snapshot.state["result"]
-            checkpoint.restore_optimiser(self.optimiser, snapshot)
-            if self.ema is not None:
-                self.ema.load(snapshot.part("ema"))
-        elif self.main:
-            checkpoint.clear(folder)
-        self.journal = Journal(self.out / "log.jsonl", position) if self.main else None
-        if snapshot is None:
-            # Step 0, too: a restart then has the same first weights, seeded or not.
-            self._save(folder)
-        self.model.train()
-        try:
-            return self._steps(folder)
-        except (KeyboardInterrupt, SystemExit):
-            if self.interrupts.stopped:
-                self._save(folder)
-            raise
-        finally:
-            if self.journal is not None:
-                self.journal.close()
+    def place(self, accelerator: Accelerator) -> None:
+        """The denoiser with its tasks on the device, wrapped."""
+        self.accelerator = accelerator
+        self.model = accelerator.prepare_model(self.model.to(accelerator.device))
 
-    def _steps(self, folder: Path) -> dict[str, Any]:
-        settings = self.spec.settings
-        while self.step < settings.steps:
-            self._step()
-            if self.main and self.journal is not None and self.step % LOG_EVERY == 0:
-                rows = list(zip(*self.losses[-LOG_EVERY:], strict=True))
-                named = zip(self.spec.tasks, rows, strict=True)
-                loss = {n: sum(r) / len(r) for n, r in named}
-                rate = self._rate(self.step - 1)
-                self.journal.write(
-                    {"step": self.step, "loss": loss, "lr": rate, "seconds": self._seconds()}
-                )
-            if self.step < settings.steps:
-                if self.step % settings.checkpoint_every == 0:
-                    self._save(folder)
-                if settings.sample_every and self.step % settings.sample_every == 0:
-                    with self.ema.applied(self.task) if self.ema else nullcontext():
-                        self._leave(f"-{self.step:06d}")
-            if self.world == 1:
-                self.interrupts.stop()
-        if self.ema is not None:
-            self.ema.copy_to(self.task)
-        last = self.losses[-max(1, settings.steps // 10) :]
-        loss = {n: sum(row[i] for row in last) / len(last) for i, n in enumerate(self.spec.tasks)}
-        result = {"steps": self.step, "loss": loss, "seconds": self._seconds()}
-        self._leave("")
-        self._save(folder, result)
-        self.accelerator.wait_for_everyone()
-        return result
+    def prepare(self) -> None:
+        """Nothing: no side network of a denoiser has to see the data first."""
 
-    def _step(self) -> None:
-        run, settings, device = self.spec, self.spec.settings, self.accelerator.device
-        noised, conditions = drawn(
-            run.data, run.objective, settings, self.order, self.step, self.rank, self.world
-        )
-        rows = len(noised.time)
-        counts = self.order.counts(self.step, self.rank, self.world)
-        seed_everything("step", settings.seed, self.step, self.rank)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._rate(self.step)
-        pieces = list(torch.arange(rows).chunk(settings.accumulate))
-        total = torch.zeros(len(run.tasks), device=device)
-        for place, piece in enumerate(pieces):
-            fed = {k: v[piece].to(device) for k, v in conditions.items()}
-            sample, time_, target, weight = (part[piece].to(device) for part in noised)
-            exchange = place == len(pieces) - 1
-            with nullcontext() if exchange else self.accelerator.no_sync(self.model):
-                answer = self.model(sample, time_, fed)
-                loss = _errors(answer, target, weight).sum(1) / rows
-                # The sum over tasks: each has the gradient it would have alone.
-                share = self.world * counts * rows / self.order.size(self.step)
-                self.accelerator.backward(loss.sum() * share)
-            total += loss.detach()
-        if settings.clip is not None:
-            # Each by itself, so that tasks that train together do not meet in a common norm.
-            for task in self.task:
-                own = [p for p in task.parameters() if p.requires_grad]
-                self.accelerator.clip_grad_norm_(own, settings.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        self.losses.append(total.tolist())
-        if not all(map(math.isfinite, self.losses[-1])):
-            raise DivergedError(
-                "the loss is no longer finite",
-                where=f"step {self.step}",
-                found=f"{self.losses[-1]} at a learning rate of {self._rate(self.step - 1):.2g}",
-                fix="lower --lr, or start again from an earlier checkpoint with --clip",
+    def batches(self, start: int) -> Iterator[Piece]:
+        """Drawn as they are needed: latents lie in memory."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        training = self.training
+        for step in range(start, self.steps):
+            yield draw_batch(
+                training.data, training.objective, self.settings, self.order, step, rank, world
             )
-        if self.ema is not None:
-            self.ema.update(self.task, self.step)
 
-    def _leave(self, suffix: str) -> None:
-        """Task folders and a sample grid."""
-        if not self.main:
+    def split(self, batch: Piece) -> Sequence[Piece]:
+        """Rows of a batch, in as many pieces as `accumulate` says."""
+        noised, conditions = batch
+        rows = torch.arange(len(noised.time)).chunk(self.settings.accumulate)
+        return [
+            (
+                NoisyBatch(*(part[own] for part in noised)),
+                {k: v[own] for k, v in conditions.items()},
+            )
+            for own in rows
+        ]
+
+    def losses(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Weighted squared errors, by task; their sum gives each the gradient it would have alone."""
+        device = self.accelerator.device
+        sample, time, target, weight = (part.to(device) for part in piece[0])
+        answer = self.model(sample, time, {k: v.to(device) for k, v in piece[1].items()})
+        error = (answer.float() - target.float()).square().flatten(2).mean(2) * weight
+        by_task = error.sum(1)
+        return by_task.sum(), by_task
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Each task by itself, so that tasks that train together do not meet in a common norm."""
+        return [[p for p in task.parameters() if p.requires_grad] for task in self.tasks]
+
+    def record(self, figures: Sequence[float], examples: int) -> None:
+        """Keep the means of a step."""
+        self.losses_so_far.append([figure / examples for figure in figures])
+
+    def line(self, step: int) -> dict[str, Any]:
+        """Mean losses of the last steps."""
+        return {"loss": self._mean(LOG_EVERY)}
+
+    def describe(self, step: int) -> str:
+        """Step and mean losses of the last steps."""
+        losses = ", ".join(f"{n} {loss:.4f}" for n, loss in self._mean(LOG_EVERY).items())
+        return f"step {step}/{self.steps}, loss {losses}"
+
+    def reviews_at(self, step: int) -> bool:
+        """Where samples are due, but for the last step: `finish` leaves those."""
+        every = self.settings.sample_every
+        return bool(every) and 0 < step < self.steps and step % every == 0
+
+    def review(self, step: int, between: Callable[[], None] | None) -> None:
+        """Write task folders and draw samples."""
+        self._leave(step, f"-{step:06d}")
+        self.model.train()
+
+    def finish(self, totals: RunTotals) -> dict[str, Any]:
+        """Write the tasks and draw samples; steps, losses by task and seconds."""
+        self._leave(totals.steps, "")
+        loss = self._mean(self._tenth())
+        return {"steps": totals.steps, "loss": loss, "seconds": totals.seconds}
+
+    def state(self) -> dict[str, Any]:
+        """Losses that the result will be taken from."""
+        return {"losses": list(self.losses_so_far)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Losses that the result will be taken from."""
+        self.losses_so_far.extend(state["losses"])
+
+    def _tenth(self) -> int:
+        return max(1, self.steps // 10)
+
+    def _mean(self, count: int) -> dict[str, float]:
+        rows = list(self.losses_so_far)[-count:]
+        columns = zip(self.training.tasks, zip(*rows, strict=True), strict=True)
+        return {name: sum(column) / len(column) for name, column in columns}
+
+    def _leave(self, step: int, suffix: str) -> None:
+        if not self.accelerator.is_main_process:
             return
+        training = self.training
         self.task.eval()
-        for name, task in self.spec.tasks.items():
-            save(
-                task, self.spec.host, self.out / f"{name}{suffix}.task", backbone=self.spec.backbone
-            )
-        if self.spec.draw is not None:
-            with own_randomness():
-                self.spec.draw(self.step)
-        self.model.train()
-
-    def _save(self, folder: Path, result: dict[str, Any] | None = None) -> None:
-        if not self.main or self.journal is None:
-            return
-        state = {
-            "step": self.step,
-            "run": self.identity,
-            "losses": self.losses,
-            "result": result,
-            "seconds": self._seconds(),
-            "log": self.journal.position(),
-        }
-        unfinished = result is None
-        mean = self.ema.mean if unfinished and self.ema is not None else None
-        snapshot = checkpoint.take(self.task, self.optimiser if unfinished else None, mean, state)
-        checkpoint.write(folder, snapshot, final=not unfinished)
-
-    def _rate(self, step: int) -> float:
-        settings = self.spec.settings
-        return learning_rate(step, total=settings.steps, warmup=settings.warmup, peak=settings.lr)
-
-    def _seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.started
-
-
-def _errors(answer: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted squared error of every sample, `k b`."""
-    return (answer.float() - target.float()).square().flatten(2).mean(2) * weight
+        for name, task in training.tasks.items():
+            folder = self.out / f"{name}{suffix}.task"
+            save(task, training.host, folder, backbone=training.backbone)
+        if training.draw is not None:
+            with preserve_randomness():
+                training.draw(step)

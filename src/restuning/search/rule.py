@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-from restuning.training.batch import IGNORED, move, run
+from torch import Tensor
 
 DOUBT = 2.0
 """Standard errors of validation that a trial is given before it counts as lost."""
@@ -117,29 +113,3 @@ def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
         labels: `n`.
     """
     return min(float(F.cross_entropy(scale * logits, labels)) for scale in SCALES)
-
-
-@torch.no_grad()
-def answers(
-    tuned: nn.Module, data: Any, batch_size: int, collate: Callable | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits (`n c`) and labels (`n`) of a split, or of its labelled tokens, in eval mode.
-
-    Args:
-        tuned: With `.task`; left in eval mode.
-        data: Map-style, of `(input, label)`.
-        batch_size: Inputs at a time.
-        collate: Makes a batch of a list of examples.
-    """
-    task: Any = tuned.task
-    parameter = next(task.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    tuned.eval()
-    answered, right = [], []
-    for batch in DataLoader(data, batch_size, collate_fn=collate):
-        inputs, labels = move(batch[0], batch[1], device)
-        logits = run(tuned, inputs)
-        counted = labels != IGNORED
-        answered.append(logits[counted].float().cpu())
-        right.append(labels[counted].cpu())
-    return torch.cat(answered), torch.cat(right)

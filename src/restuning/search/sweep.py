@@ -17,7 +17,7 @@ from restuning.features.stored import reason_not_storable
 from restuning.search.folder import SearchFolder
 from restuning.task import Task, save
 from restuning.training import FitSettings
-from restuning.training.arms import evaluate_arm, form, train_arms
+from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
 from restuning.training.run import Inputs, Recipe
 
 RATES = {
@@ -32,15 +32,18 @@ RATES = {
 """Keys of a grid that are settings of training; all others are options of the method."""
 
 TOGETHER = 16
-"""Arms of one bank: on CPU more gain nothing, and a killed sweep loses no more than these."""
+"""Runs made in parallel: on CPU more gain nothing, and a killed sweep loses no more than these."""
 
+
+TRIED = "arms"
+"""Folder of the results by setting; its name, and `died_at` in them, are those of the first sweeps."""
 
 OnProgress = Callable[[int, int, str], None]
 """Called with runs that are done, runs in all, and the best so far in words."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class SweepRun:
     """One run of a sweep: a setting and a seed."""
 
     setting: tuple[tuple[str, Any], ...]
@@ -154,11 +157,11 @@ def sweep(
     combinations = [
         tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
-    arms = [Arm(setting, seed) for seed in seeds for setting in combinations]
-    run.train(arms, search, "arms")
+    runs = [SweepRun(setting, seed) for seed in seeds for setting in combinations]
+    run.train(runs, search, TRIED)
     rows = []
     for setting in combinations:
-        results = [folder.read("arms", Arm(setting, seed).name) for seed in seeds]
+        results = [folder.read(TRIED, SweepRun(setting, seed).name) for seed in seeds]
         values = [r["val_accuracy"] for r in results if r["died_at"] is None]
         rows.append(
             {
@@ -173,16 +176,16 @@ def sweep(
     whole = [row for row in rows if not row["died"]]
     if not whole:
         raise TrainingError(
-            "every setting lost an arm to NaN",
+            "every setting lost a run to NaN",
             where=str(out),
-            found=f"{len(arms)} arms",
+            found=f"{len(runs)} runs",
             fix="lower the learning rates",
         )
     best = max(whole, key=lambda row: row["mean"])
     chosen = tuple(best["setting"].items())
-    finals = [Arm(chosen, seed) for seed in seeds]
+    finals = [SweepRun(chosen, seed) for seed in seeds]
     run.train(finals, final, "final")
-    tested = [folder.read("final", arm.name) for arm in finals]
+    tested = [folder.read("final", one.name) for one in finals]
     accuracy = [r["test_accuracy"] for r in tested if r["test_accuracy"] is not None]
     report = {
         **identity,
@@ -193,7 +196,7 @@ def sweep(
             "mean": statistics.mean(accuracy) if accuracy else None,
             "std": statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
         },
-        "arms": len(arms),
+        "arms": len(runs),
         "seconds": time.perf_counter() - started,
     }
     folder.write(report, "sweep")
@@ -219,7 +222,7 @@ def _stored(inputs: Inputs, recipe: Recipe) -> Stored:
 
 
 class _Sweep:
-    """What all groups of arms share."""
+    """What all parallel runs share."""
 
     def __init__(
         self,
@@ -234,32 +237,32 @@ class _Sweep:
         self.settings, self.options = settings, options
         self.folder, self.on_progress = folder, on_progress
 
-    def train(self, arms: Sequence[Arm], data: Data, kind: str) -> None:
+    def train(self, runs: Sequence[SweepRun], data: Data, kind: str) -> None:
         """Train what has no result yet, in banks; `final` runs are tested and saved as well."""
-        groups: dict[Any, list[tuple[Arm, Task, FitSettings]]] = {}
-        for arm in arms:
-            if self.folder.has(kind, arm.name):
+        groups: dict[Any, list[tuple[SweepRun, Task, FitSettings]]] = {}
+        for run in runs:
+            if self.folder.has(kind, run.name):
                 continue
-            task, settings = self._build(arm)
-            key = (form(task), arm.seed, settings.epochs, settings.batch_size)
-            groups.setdefault(key, []).append((arm, task, settings))
-        done = sum(self.folder.has(kind, arm.name) for arm in arms)
+            task, settings = self._build(run)
+            key = (stack_signature(task), run.seed, settings.epochs, settings.batch_size)
+            groups.setdefault(key, []).append((run, task, settings))
+        done = sum(self.folder.has(kind, run.name) for run in runs)
         for members in groups.values():
             for start in range(0, len(members), TOGETHER):
                 part = members[start : start + TOGETHER]
-                self._train(part, data, kind, (done, len(arms)))
+                self._train(part, data, kind, (done, len(runs)))
                 done += len(part)
 
-    def _build(self, arm: Arm) -> tuple[Task, FitSettings]:
-        setting = dict(arm.setting)
+    def _build(self, run: SweepRun) -> tuple[Task, FitSettings]:
+        setting = dict(run.setting)
         own = {RATES[k]: v for k, v in setting.items() if k in RATES}
         more = {k: v for k, v in setting.items() if k not in RATES}
-        settings = replace(self.settings, seed=arm.seed, **own)
+        settings = replace(self.settings, seed=run.seed, **own)
         return Recipe(self.method, settings, {**self.options, **more}).build(self.inputs), settings
 
     def _train(
         self,
-        part: Sequence[tuple[Arm, Task, FitSettings]],
+        part: Sequence[tuple[SweepRun, Task, FitSettings]],
         data: Data,
         kind: str,
         progress: tuple[int, int],
@@ -274,7 +277,7 @@ class _Sweep:
             self.on_progress(done, total, words)
 
         started = time.perf_counter()
-        results = train_arms(
+        results = train_in_parallel(
             self.host,
             [task for _, task, _ in part],
             [settings for _, _, settings in part],
@@ -283,17 +286,17 @@ class _Sweep:
             each_epoch=each_epoch,
         )
         seconds = (time.perf_counter() - started) / len(part)
-        for (arm, task, settings), result in zip(part, results, strict=True):
-            alive = result.died_at is None
+        for (run, task, settings), result in zip(part, results, strict=True):
+            alive = result.diverged_at is None
             tested = None
             if kind == "final":
-                self._save(task, arm)
+                self._save(task, run)
                 if data.test is not None and alive:
-                    tested = evaluate_arm(self.host, task, data.test)
+                    tested = evaluate_stored(self.host, task, data.test)
             self.folder.write(
                 {
-                    "setting": dict(arm.setting),
-                    "seed": arm.seed,
+                    "setting": dict(run.setting),
+                    "seed": run.seed,
                     "settings": settings.to_dict(),
                     "val_accuracy": result.val_accuracy[-1]
                     if result.val_accuracy and alive
@@ -301,22 +304,22 @@ class _Sweep:
                     "val_by_epoch": result.val_accuracy,
                     "test_accuracy": tested,
                     "train_loss": result.train_loss if alive else None,
-                    "died_at": result.died_at,
+                    "died_at": result.diverged_at,
                     "trainable_parameters": task.trainable_parameters(),
                     "seconds": seconds,
                     "arms_together": len(part),
                 },
                 kind,
-                arm.name,
+                run.name,
             )
         self.on_progress(done + len(part), total, "")
 
-    def _save(self, task: Task, arm: Arm) -> None:
+    def _save(self, task: Task, run: SweepRun) -> None:
         task.labels = self.inputs.data.labels
         save(
             task,
             self.host,
-            self.folder.folder / "final" / f"seed-{arm.seed}.task",
+            self.folder.folder / "final" / f"seed-{run.seed}.task",
             backbone=self.inputs.backbone.name,
             weights=self.inputs.backbone.weights_file,
             preprocessing=self.inputs.preprocessing,

@@ -20,11 +20,12 @@ from restuning.search.budget import Budget, keep_taps_if_memory_is_free
 from restuning.search.candidates import Candidate
 from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.costs import Costs
-from restuning.search.rule import answers, calibrated_loss
+from restuning.search.rule import calibrated_loss
 from restuning.sites import Needs
 from restuning.task import Task
 from restuning.training import FitSettings
-from restuning.training.arms import train_arms
+from restuning.training.evaluate import collect_logits
+from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.run import Inputs, Log, Recipe, Setup
 
 Row = dict[str, Any]
@@ -184,13 +185,13 @@ class Trials:
         for start in range(0, len(rates), together):
             part = [replace(settings, lr=rate) for rate in rates[start : start + together]]
             tasks = [self._build(candidate) for _ in part]
-            arms = train_arms(self.host, tasks, part, data.train, data.val)
-            for one, arm in zip(part, arms, strict=True):
-                if arm.died_at is not None:
+            runs = train_in_parallel(self.host, tasks, part, data.train, data.val)
+            for one, run in zip(part, runs, strict=True):
+                if run.diverged_at is not None:
                     results.append({"lr": one.lr, "val_accuracy": None})
                     continue
-                own = Cached(self.host, arm.task, data.val.store)
-                score = {"lr": one.lr, "val_accuracy": arm.val_accuracy[-1]}
+                own = Cached(self.host, run.task, data.val.store)
+                score = {"lr": one.lr, "val_accuracy": run.val_accuracy[-1]}
                 results.append(score | self._loss(own, data))
         return results
 
@@ -227,7 +228,7 @@ class Trials:
 
     def _loss(self, tuned: nn.Module, data: Data) -> dict[str, float]:
         """How well what was trained fits the validation split."""
-        logits, labels = answers(tuned, data.val, self.settings.batch_size, data.collate)
+        logits, labels = collect_logits(tuned, data.val, self.settings.batch_size, data.collate)
         return {"cross_entropy": calibrated_loss(logits, labels)}
 
     def _score(self, results: list[dict[str, Any]], status: str) -> Row:

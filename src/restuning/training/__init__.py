@@ -1,5 +1,6 @@
 """Training: one loop that survives being killed, and evaluation."""
 
+from restuning.training.classification import FitResult as FitResult
 from restuning.training.evaluate import evaluate as evaluate
 from restuning.training.fit import fit as fit
 from restuning.training.log import draw_curves as draw_curves
@@ -8,5 +9,4 @@ from restuning.training.optimiser import build_optimiser as build_optimiser
 from restuning.training.optimiser import learning_rate as learning_rate
 from restuning.training.optimiser import parameter_groups as parameter_groups
 from restuning.training.prepare import prepare as prepare
-from restuning.training.settings import FitResult as FitResult
 from restuning.training.settings import FitSettings as FitSettings

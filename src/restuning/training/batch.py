@@ -15,7 +15,7 @@ IGNORED = -100
 """Label of tokens that do not count."""
 
 
-def run(model: nn.Module, inputs: Any) -> Tensor:
+def compute_logits(model: nn.Module, inputs: Any) -> Tensor:
     """Logits in float32, `b c`, or `b n c` with a label for every token.
 
     Raises:
@@ -58,7 +58,7 @@ def score(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tenso
     return (each.sum(1) / number).sum(), right.sum()
 
 
-def pieces(inputs: Any, labels: Tensor, count: int) -> Iterator[tuple[Any, Tensor]]:
+def split_batch(inputs: Any, labels: Tensor, count: int) -> Iterator[tuple[Any, Tensor]]:
     """Split a batch into at most `count` pieces of nearly one size."""
     number = len(labels)
     count = min(count, number)
@@ -94,7 +94,7 @@ def check_labels(lowest: int, highest: int, classes: int) -> None:
         )
 
 
-def bounds(labels: Any) -> tuple[int, int]:
+def label_range(labels: Any) -> tuple[int, int]:
     """Lowest and highest label of a batch.
 
     Raises:

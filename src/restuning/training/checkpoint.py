@@ -23,7 +23,7 @@ from restuning._errors import FormatError, TrainingError
 from restuning._files import replacing
 
 FORMAT = 1
-KEPT = 2
+KEEP = 2
 """The newest, and one to fall back to if the newest is damaged."""
 FINAL = "final.safetensors"
 SUFFIX = ".safetensors"
@@ -97,7 +97,7 @@ def write(folder: Path, snapshot: Snapshot, *, final: bool = False) -> Path:
     try:
         with replacing(path) as partial:
             save_file(snapshot.tensors, partial, metadata=header)
-        for old in [p for p in _present(folder) if p != path][0 if final else KEPT - 1 :]:
+        for old in [p for p in _checkpoints_in(folder) if p != path][0 if final else KEEP - 1 :]:
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
@@ -137,7 +137,7 @@ def read(path: Path) -> Snapshot:
 
 def newest(folder: Path, *, warn: bool = True) -> Snapshot | None:
     """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
-    for path in _present(folder):
+    for path in _checkpoints_in(folder):
         try:
             return read(path)
         except FormatError as error:
@@ -159,7 +159,7 @@ def clear(folder: Path) -> None:
         TrainingError: One cannot be removed.
     """
     try:
-        for path in _present(folder):
+        for path in _checkpoints_in(folder):
             path.unlink(missing_ok=True)
         for path in folder.glob(f".*{SUFFIX}.*partial"):
             path.unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def clear(folder: Path) -> None:
         ) from None
 
 
-def _present(folder: Path) -> list[Path]:
+def _checkpoints_in(folder: Path) -> list[Path]:
     """Newest first; a finished run's comes before all others."""
     steps = sorted(folder.glob(f"step-*{SUFFIX}"), reverse=True)
     final = folder / FINAL

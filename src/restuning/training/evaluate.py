@@ -1,17 +1,24 @@
-"""Accuracy and loss of a tuned model on a data set."""
+"""What a tuned model answers to a data set, and how often it is right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from restuning._errors import TrainingError
-from restuning.training.batch import IGNORED, bounds, check_labels, move, run, score
+from restuning.training.batch import (
+    IGNORED,
+    check_labels,
+    compute_logits,
+    label_range,
+    move,
+    score,
+)
 
 
 def evaluate(
@@ -44,41 +51,101 @@ def evaluate(
         raise TrainingError("there is nothing to evaluate", found="an empty data set")
     world = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
-    own = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
-    # The task's: the backbone's may be kept elsewhere until it runs.
-    parameter = next(getattr(tuned, "task", tuned).parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    loader = DataLoader(
-        dataset,
-        batch_sampler=[list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)],
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(0),
-    )
+    share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
+    device = device_of(tuned)
     # Sums of batches meet in double precision: 50,000 losses in float32 lose digits.
     sums = torch.zeros(3, dtype=torch.float64 if device.type != "mps" else torch.float32)
     sums = sums.to(device)
+    for logits, labels in iterate_logits(
+        tuned, dataset, batch_size, collate, rows=share, workers=workers, between=between
+    ):
+        loss, hits = score(logits, labels)
+        sums += torch.stack([loss, hits.to(loss.dtype), loss.new_tensor(len(labels))])
+    if accelerator is not None and world > 1:
+        total = accelerator.reduce(sums, "sum")
+        assert isinstance(total, Tensor)
+        sums = total
+    loss, correct, count = sums.tolist()
+    return {"accuracy": correct / count, "loss": loss / count, "count": int(count)}
+
+
+def iterate_logits(
+    tuned: nn.Module,
+    dataset: Any,
+    batch_size: int,
+    collate: Callable | None = None,
+    *,
+    rows: range | None = None,
+    workers: int = 0,
+    between: Callable[[], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (`n c`, float32) and labels (`n`) batch by batch, on the task's device.
+
+    In eval mode and without gradients; tokens without a label are left out. Modes are put back.
+
+    Args:
+        tuned: A module that gives logits.
+        dataset: Map-style, yields `(input, label)`.
+        batch_size: Inputs of one forward.
+        collate: Makes a batch of a list of examples.
+        rows: Of the data set, in this order; None for all.
+        workers: Processes that load data.
+        between: Called before every batch; may raise to stop.
+
+    Raises:
+        TrainingError: A label is outside the classes.
+    """
+    rows = range(len(dataset)) if rows is None else rows
+    device = device_of(tuned)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)],
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        # Else the loader would draw from the caller's generator.
+        generator=torch.Generator().manual_seed(0),
+    )
     training = {m: m.training for m in tuned.modules()}
     tuned.eval()
     try:
-        with torch.no_grad():
-            for inputs, labels in loader:
-                if between is not None:
-                    between()
-                lowest, highest = bounds(labels)
-                inputs, labels = move(inputs, labels, device)
-                logits = run(tuned, inputs)
-                check_labels(lowest, highest, logits.shape[-1])
-                if labels.ndim == 2:
-                    counted = labels != IGNORED
-                    logits, labels = logits[counted], labels[counted]
-                loss, hits = score(logits, labels)
-                sums += torch.stack([loss, hits.to(loss.dtype), loss.new_tensor(len(labels))])
+        for inputs, labels in loader:
+            if between is not None:
+                between()
+            lowest, highest = label_range(labels)
+            inputs, labels = move(inputs, labels, device)
+            # Around the forward alone: it would else reach into the caller's loop between batches.
+            with torch.no_grad():
+                logits = compute_logits(tuned, inputs)
+            check_labels(lowest, highest, logits.shape[-1])
+            if labels.ndim == 2:
+                counted = labels != IGNORED
+                logits, labels = logits[counted], labels[counted]
+            yield logits, labels
     finally:
         for module, mode in training.items():
             module.training = mode
-    if accelerator is not None and world > 1:
-        sums = accelerator.reduce(sums, "sum")
-    loss, correct, count = sums.tolist()  # type: ignore[union-attr]
-    return {"accuracy": correct / count, "loss": loss / count, "count": int(count)}
+
+
+def collect_logits(
+    tuned: nn.Module, dataset: Any, batch_size: int, collate: Callable | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (`n c`) and labels (`n`) of a whole data set, on the CPU; see `iterate_logits`."""
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    for some, right in iterate_logits(tuned, dataset, batch_size, collate):
+        logits.append(some.cpu())
+        labels.append(right.cpu())
+    return torch.cat(logits), torch.cat(labels)
+
+
+def device_of(tuned: nn.Module) -> torch.device:
+    """Where the task is: the backbone's weights may be kept elsewhere until it runs."""
+    parameter = next(getattr(tuned, "task", tuned).parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The precision a run computes in."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != "no")

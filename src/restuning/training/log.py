@@ -1,23 +1,25 @@
-"""`log.jsonl`: one line for every few steps and one for every epoch."""
+"""What a run tells while it goes: `log.jsonl`, a bar or plain lines, trackers, and its curves."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 from restuning._errors import TrainingError, require
 from restuning._files import replacing
-from restuning.training.settings import FitSettings
+from restuning.training.settings import LoopSettings
 
 
-class Journal:
+class LogFile:
     """The log of a run. A resumed run cuts it back to its checkpoint, so no line stands twice.
 
     Args:
@@ -71,6 +73,111 @@ class Journal:
             fix="free space or make the folder writable, and run the same command again: it goes "
             "on from the last checkpoint",
         )
+
+
+class Progress:
+    """Where a run is, on stderr: a bar on a terminal, a plain line now and then elsewhere.
+
+    Args:
+        total: Steps.
+        every: Steps between two plain lines.
+        show: False says nothing, "force" shows the bar without a terminal as well.
+    """
+
+    def __init__(self, total: int, every: int, show: bool | Literal["force"]) -> None:
+        self.total, self.every = total, every
+        self._bar: RichProgress | None = None
+        self._plain = False
+        self._step = 0
+        if not show:
+            return
+        console = Console(stderr=True, force_terminal=True if show == "force" else None)
+        if console.is_terminal:
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._row = self._bar.add_task("", total=total)
+        else:
+            self._plain = True
+
+    def start(self, step: int) -> None:
+        """Appear, with so many steps done."""
+        self._step = step
+        if self._bar is not None:
+            self._bar.start()
+
+    def stop(self) -> None:
+        """Leave the last state standing and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, words: str) -> None:
+        """Show where the run is."""
+        if self._bar is not None:
+            self._bar.update(self._row, completed=step, description=words)
+        elif self._plain and (step // self.every > self._step // self.every or step == self.total):
+            # Not by rich, which would break the line where it guesses that a terminal ends.
+            sys.stderr.write(f"{words}\n")
+            sys.stderr.flush()
+        self._step = step
+
+
+MODULES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+PROJECT = "restuning"
+
+
+def check_trackers(track: tuple[str, ...]) -> None:
+    """Fail before training, not after its first epoch.
+
+    Raises:
+        MissingExtraError: A tracker is not installed.
+    """
+    for name in track:
+        require(MODULES[name], "tracking", f"track={name!r}")
+
+
+def start_trackers(accelerator: Accelerator, settings: LoopSettings, out: Path) -> None:
+    """Open the trackers of a run.
+
+    Raises:
+        TrainingError: One refuses to start (no account, no network).
+    """
+    if not settings.track:
+        return
+    plain = {
+        k: v if isinstance(v, int | float | str | bool) else str(v)
+        for k, v in settings.to_dict().items()
+    }
+    options = {"wandb": {"name": out.name, "dir": str(out)}} if "wandb" in settings.track else {}
+    try:
+        accelerator.init_trackers(PROJECT, config=plain, init_kwargs=options)
+    except Exception as error:  # noqa: BLE001
+        # Trackers raise classes of their own, which cannot be named without importing them.
+        raise TrainingError(
+            "a tracker did not start",
+            where=", ".join(settings.track),
+            found=str(error)[:300],
+            fix="log in to it (or set WANDB_MODE=offline), or train without --track",
+        ) from None
+
+
+def track(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
+    """Send numbers to every open tracker."""
+    if accelerator.trackers:
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        accelerator.log(numbers, step=step)
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Close the trackers; `end_training` would take the caller's process group down, too."""
+    if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 TRAIN, VALIDATION = "#0072b2", "#d55e00"
@@ -143,112 +250,3 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
             fix="free space or make the folder writable, and run the same command again",
         ) from None
     return path
-
-
-class Bar:
-    """A rich bar on stderr, or nothing at all.
-
-    Args:
-        total: Steps.
-        epochs: Passes.
-        show: True shows it on a terminal only, "force" always, False never.
-    """
-
-    def __init__(self, total: int, epochs: int, show: bool | Literal["force"]) -> None:
-        self.epochs = epochs
-        self._bar: Progress | None = None
-        self._says = {"epoch": "", "loss": "", "accuracy": ""}
-        console = Console(stderr=True, force_terminal=True if show == "force" else None)
-        if show and console.is_terminal:
-            bar = Progress(
-                TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(),
-                TextColumn("loss {task.fields[loss]}  {task.fields[accuracy]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._bar, self._row = bar, bar.add_task("", total=total, **self._says)  # type: ignore[arg-type]
-
-    def start(self) -> None:
-        """Appear."""
-        if self._bar is not None:
-            self._bar.start()
-
-    def stop(self) -> None:
-        """Leave the last state standing and give the terminal back."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def at(
-        self,
-        step: int,
-        epoch: int,
-        loss: float | None,
-        accuracy: float | None = None,
-        validation: bool = False,
-    ) -> None:
-        """Show where the run is."""
-        if self._bar is None:
-            return
-        self._says["epoch"] = f"{epoch}/{self.epochs}"
-        if loss is not None:
-            self._says["loss"] = f"{loss:.4f}"
-        if accuracy is not None:
-            name = "validation" if validation else "train"
-            self._says["accuracy"] = f"{name} accuracy {100 * accuracy:.2f}%"
-        self._bar.update(self._row, completed=step, **self._says)  # type: ignore[arg-type]
-
-
-MODULES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-PROJECT = "restuning"
-
-
-def check_trackers(track: tuple[str, ...]) -> None:
-    """Fail before training, not after its first epoch.
-
-    Raises:
-        MissingExtraError: A tracker is not installed.
-    """
-    for name in track:
-        require(MODULES[name], "tracking", f"track={name!r}")
-
-
-def start_trackers(accelerator: Accelerator, settings: FitSettings, out: Path) -> None:
-    """Open the trackers of a run.
-
-    Raises:
-        TrainingError: One refuses to start (no account, no network).
-    """
-    if not settings.track:
-        return
-    plain = {
-        k: v if isinstance(v, int | float | str | bool) else str(v)
-        for k, v in settings.to_dict().items()
-    }
-    options = {"wandb": {"name": out.name, "dir": str(out)}} if "wandb" in settings.track else {}
-    try:
-        accelerator.init_trackers(PROJECT, config=plain, init_kwargs=options)
-    except Exception as error:  # noqa: BLE001
-        # Trackers raise classes of their own, which cannot be named without importing them.
-        raise TrainingError(
-            "a tracker did not start",
-            where=", ".join(settings.track),
-            found=str(error)[:300],
-            fix="log in to it (or set WANDB_MODE=offline), or train without --track",
-        ) from None
-
-
-def track(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
-    """Send numbers to every open tracker."""
-    if accelerator.trackers:
-        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-        accelerator.log(numbers, step=step)
-
-
-def finish_trackers(accelerator: Accelerator) -> None:
-    """Close the trackers; `end_training` would take the caller's process group down, too."""
-    if accelerator.is_main_process:
-        for tracker in accelerator.trackers:
-            tracker.finish()

@@ -1,87 +1,129 @@
-"""The one training loop."""
+"""The one training loop: every step of a run, whatever interrupts it and whatever is trained."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from signal import SIGTERM
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, is_initialized
+from torch import Tensor
 
-from restuning._errors import DivergedError
+from restuning._errors import DivergedError, TrainingError
+from restuning._files import refuse_other
 from restuning.training import checkpoint
-from restuning.training.batch import bounds, check_labels, move, pieces, run, score
-from restuning.training.evaluate import evaluate
-from restuning.training.interrupts import Interrupts, diverged
-from restuning.training.log import Bar, Journal, draw_curves, track
+from restuning.training.interrupts import Interrupts
+from restuning.training.log import LogFile, Progress, finish_trackers, start_trackers, track
 from restuning.training.memory import PeakMemory
-from restuning.training.optimiser import Ema, build_optimiser, learning_rate
-from restuning.training.randomness import Order, batches, seed_everything
-from restuning.training.settings import FitResult, FitSettings, check_same_run, run_identity
+from restuning.training.objective import RunTotals, TrainingObjective
+from restuning.training.optimiser import Ema, build_optimiser, learning_rate, set_rates
+from restuning.training.randomness import preserve_randomness, seed_everything
+from restuning.training.settings import LoopSettings
 
+CHECKPOINTS = "checkpoints"
 LOG_EVERY = 10
 """Steps between two lines of the log, and between two waits for the device."""
+
+
+def run_to_end(
+    objective: TrainingObjective,
+    out: Path,
+    *,
+    resume: bool,
+    progress: bool | Literal["force"],
+) -> dict[str, Any]:
+    """Make a run, or what is left of it, and return its result.
+
+    Args:
+        objective: What is trained on what.
+        out: The run's folder.
+        resume: False starts over and forgets what the folder holds.
+        progress: True shows a bar on a terminal and plain lines elsewhere, "force" a bar always.
+
+    Raises:
+        DivergedError: A loss or a weight is no finite number.
+        TrainingError: The folder holds another run, the disk is full, or memory is short.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
+        SystemExit: SIGTERM, likewise.
+    """
+    settings = objective.settings
+    with (
+        open_accelerator(settings.precision, out, settings.track) as accelerator,
+        preserve_randomness(),
+        Interrupts() as interrupts,
+    ):
+        try:
+            objective.place(accelerator)
+            if not (resume and checkpoint.is_finished(out / CHECKPOINTS)):
+                # Before the loop takes the first weights for its mean and its first checkpoint.
+                objective.prepare()
+            loop = Loop(objective, out, accelerator, interrupts)
+            result = loop.open(resume)
+            if result is None:
+                start_trackers(accelerator, settings, out)
+                show = progress if accelerator.is_main_process else False
+                try:
+                    result = loop.run(Progress(objective.steps, objective.lines, show))
+                finally:
+                    finish_trackers(accelerator)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error, settings) from None
+        finally:
+            objective.release(accelerator)
+        # A signal that came after the last step must not be swallowed.
+        interrupts.stop()
+    return result
 
 
 class Loop:
     """A run's state, and the steps that change it.
 
     Args:
-        tuned: With `.task`; `train`, `val`, `settings`, `out` and `collate` as for `fit`.
-        model: `tuned` as Accelerate prepared it.
+        objective: What is trained on what, placed and prepared.
+        out: The run's folder.
         accelerator: Devices, processes, precision.
         interrupts: Signals noted so far.
-        stop: As for `fit`.
     """
 
     def __init__(
         self,
-        tuned: nn.Module,
-        model: nn.Module,
-        train: Any,
-        val: Any,
-        settings: FitSettings,
+        objective: TrainingObjective,
         out: Path,
-        collate: Callable | None,
         accelerator: Accelerator,
         interrupts: Interrupts,
-        stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     ) -> None:
-        self.tuned, self.model, self.train, self.val = tuned, model, train, val
-        self.settings, self.out, self.collate = settings, out, collate
-        self.accelerator, self.interrupts, self.stop = accelerator, interrupts, stop
-        self.folder = out / "checkpoints"
-        self.task: nn.Module = tuned.task  # type: ignore[assignment]
+        self.objective, self.out = objective, out
+        self.accelerator, self.interrupts = accelerator, interrupts
+        self.settings, self.order = objective.settings, objective.order
+        self.folder = out / CHECKPOINTS
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.main = accelerator.is_main_process
-        self.order = Order(len(train), settings.batch_size, settings.epochs, settings.seed)
-        self.warmup = round(settings.warmup * self.order.per_epoch)
+        self.model, self.task = objective.model, objective.task
         raw = build_optimiser(
             self.task,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            lambda_rate=settings.lambda_rate,
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            lambda_rate=self.settings.lambda_rate,
         )
         self.optimiser = accelerator.prepare_optimizer(raw)
-        self.parameters = [p for p in self.task.parameters() if p.requires_grad]
-        self.ema = None if settings.ema is None else Ema(self.task, settings.ema)
-        self.identity = run_identity(self.task, settings, train, val)
+        self.ema = None if self.settings.ema is None else Ema(self.task, self.settings.ema)
+        self.identity = objective.identity()
         self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.epoch_sums = [0.0, 0.0, 0]
-        self.line_sums = [0.0, 0]
+        # Figures of the last steps, still on the device.
         self.waiting: list[tuple[int, Tensor]] = []
+        self.log: LogFile | None = None
         self.seconds_before, self.peak_before = 0.0, None
-        self.journal: Journal | None = None
         self.started = time.perf_counter()
         self.memory = PeakMemory(accelerator.device)
 
-    def open(self, resume: bool) -> FitResult | None:
+    def open(self, resume: bool) -> dict[str, Any] | None:
         """Take up what the folder holds; a finished run's result, or None if there is work."""
         snapshot = checkpoint.newest(self.folder, warn=self.main) if resume else None
         # Everyone has read before anyone writes.
@@ -90,217 +132,80 @@ class Loop:
             check_same_run(snapshot.state["run"], self.identity, self.out)
             self.task.load_state_dict(snapshot.part("task"))
             if snapshot.state["result"] is not None:
-                result = FitResult(**snapshot.state["result"])
-                if self.main and not (self.out / "curves.png").exists():
-                    draw_curves(result.history, self.out / "curves.png")
-                return result
+                return snapshot.state["result"]
             self._restore(snapshot)
         elif self.main:
             checkpoint.clear(self.folder)
         if self.main:
             position = 0 if snapshot is None else snapshot.state["log"]
-            self.journal = Journal(self.out / "log.jsonl", position)
+            self.log = LogFile(self.out / "log.jsonl", position)
         if snapshot is None:
             # Step 0, too: a restart then has the same first weights, seeded or not.
             self.save()
         return None
 
-    def run(self, bar: Bar) -> FitResult:
-        """Every step and evaluation that is left."""
-        loader = iter(
-            batches(
-                self.train,
-                self.order,
-                self.step,
-                self.rank,
-                self.world,
-                self.collate,
-                self.settings.workers,
-                pin=self.accelerator.device.type == "cuda",
-            )
-        )
-        bar.start()
-        # Once: an evaluation leaves the mode as it was, and a backbone has hundreds of modules.
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """Every step and review that is left; the result."""
+        batches = self.objective.batches(self.step)
+        progress.start(self.step)
+        # Once: a review leaves the mode as it was, and a backbone has hundreds of modules.
         self.model.train()
         try:
             while True:
-                if self.step == (len(self.history) + 1) * self.order.per_epoch:
-                    self._end_epoch(bar)
-                if self.step == self.order.total or self._stops():
+                if self._review_is_due():
+                    self._review(progress)
+                if self.step == self.objective.steps or self._stops():
+                    self._flush()
                     return self._finish()
-                self._step(next(loader))
-                last = self.step % self.order.per_epoch == 0
+                self._step(next(batches))
+                line = self.step % LOG_EVERY == 0 or self.objective.reviews_at(self.step)
                 save = self.step % self.settings.checkpoint_every == 0
-                if last or save or self.step % LOG_EVERY == 0:
-                    self._flush(bar, line=last or self.step % LOG_EVERY == 0)
-                if save and self.step < self.order.total:
+                if line or save:
+                    self._flush()
+                if line:
+                    self._write_line(progress)
+                if save and self.step < self.objective.steps:
                     self.save()
                 if self.world == 1:
                     self.interrupts.stop()
         except (KeyboardInterrupt, SystemExit):
             # A second Ctrl-C may fall inside a step: nothing whole to save then.
             if self.interrupts.stopped:
-                self._flush(bar, line=False, exchange=False)
+                self._flush(exchange=False)
                 self.save()
             raise
         finally:
-            bar.stop()
-            if self.journal is not None:
-                self.journal.close()
+            progress.stop()
+            if self.log is not None:
+                self.log.close()
 
-    def save(self, result: FitResult | None = None) -> None:
+    def save(self, result: dict[str, Any] | None = None) -> None:
         """Write a checkpoint; with a result, the last one, without the optimiser."""
-        if not self.main or self.journal is None:
+        if not self.main or self.log is None:
             return
+        scaler = self.accelerator.scaler
         state = {
+            **self.objective.state(),
             "step": self.step,
             "run": self.identity,
             "history": self.history,
-            "epoch_sums": self.epoch_sums,
-            "line_sums": self.line_sums,
             "seconds": self._seconds(),
             "peak": self._peak(),
-            "log": self.journal.position(),
-            "scaler": None if (s := self.accelerator.scaler) is None else s.state_dict(),
-            "result": None if result is None else result.to_dict(),
+            "log": self.log.position(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "result": result,
         }
-        more = result is None
+        unfinished = result is None
         snapshot = checkpoint.take(
             self.task,
-            self.optimiser if more else None,
-            self.ema.mean if more and self.ema is not None else None,
+            self.optimiser if unfinished else None,
+            self.ema.mean if unfinished and self.ema is not None else None,
             state,
         )
         for name, tensor in snapshot.tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise self._diverged(self.step, f"{name} is not finite after it")
-        checkpoint.write(self.folder, snapshot, final=result is not None)
-
-    def _step(self, batch: tuple[Any, Tensor]) -> None:
-        inputs, labels = batch
-        lowest, highest = bounds(labels)
-        size = self.order.size(self.step)
-        counts = self.order.counts(self.step, self.rank, self.world)
-        # DDP takes the mean over processes; ours is the sum over examples of all of them.
-        weight = self.world * counts / size
-        seed_everything("step", self.settings.seed, self.step, self.rank)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._rate(self.step) * group["rate"]
-        sums = torch.zeros(2, device=self.accelerator.device)
-        parts = list(pieces(inputs, labels, self.settings.accumulate))
-        for place, part in enumerate(parts):
-            x, y = move(*part, self.accelerator.device)
-            exchange = place == len(parts) - 1
-            with nullcontext() if exchange else self.accelerator.no_sync(self.model):
-                logits = run(self.model, x)
-                check_labels(lowest, highest, logits.shape[-1])
-                loss, hits = score(logits, y, self.settings.label_smoothing)
-                self.accelerator.backward(loss * weight)
-            sums += torch.stack([loss.detach(), hits.to(loss.dtype)]) * counts
-        if self.settings.clip is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        self.waiting.append((self.step, sums))
-        if self.ema is not None:
-            self.ema.update(self.task, self.step)
-
-    def _flush(self, bar: Bar, *, line: bool, exchange: bool = True) -> None:
-        """Bring the sums of the last steps to the host, check them and write the log."""
-        if self.waiting:
-            asked = torch.tensor([[float(self.interrupts.asked or 0), 0.0]])
-            table = torch.stack([s for _, s in self.waiting])
-            table = torch.cat([table, asked.to(table)])
-            if exchange and self.world > 1:
-                table = self.accelerator.reduce(table, "sum")
-            rows = table.tolist()  # type: ignore[union-attr]
-            asked_of_all = rows.pop()[0]
-            for (step, _), (loss, hits) in zip(self.waiting, rows, strict=True):
-                size = self.order.size(step - 1)
-                if not math.isfinite(loss):
-                    raise self._diverged(step, f"loss {loss / size}")
-                self.epoch_sums = [
-                    self.epoch_sums[0] + loss,
-                    self.epoch_sums[1] + hits,
-                    self.epoch_sums[2] + size,
-                ]
-                self.line_sums = [self.line_sums[0] + loss, self.line_sums[1] + size]
-            self.waiting = []
-        else:
-            asked_of_all = 0.0
-        if line and self.line_sums[1]:
-            loss = self.line_sums[0] / self.line_sums[1]
-            epoch = (self.step - 1) // self.order.per_epoch + 1
-            entry = {
-                "step": self.step,
-                "epoch": epoch,
-                "loss": loss,
-                "lr": self._rate(self.step - 1),
-                "seconds": self._seconds(),
-            }
-            self._log(entry)
-            self.line_sums = [0.0, 0]
-            bar.at(self.step, epoch, loss, self.epoch_sums[1] / self.epoch_sums[2])
-        if exchange and self.world > 1 and asked_of_all:
-            self.interrupts.stop(self.interrupts.asked or 15)
-
-    def _end_epoch(self, bar: Bar) -> None:
-        loss, hits, count = self.epoch_sums
-        entry: dict[str, Any] = {
-            "epoch": len(self.history) + 1,
-            "step": self.step,
-            "loss": loss / count,
-            "accuracy": hits / count,
-            "val_loss": None,
-            "val_accuracy": None,
-            "lr": self._rate(self.step - 1),
-        }
-        if self.val is not None:
-            # Should validation data be random, a resumed run must still see what a whole one saw.
-            seed_everything("validation", self.settings.seed, self.step, self.rank)
-            with self.ema.applied(self.task) if self.ema is not None else nullcontext():
-                found = evaluate(
-                    self.tuned,
-                    self.val,
-                    self.settings.batch_size,
-                    self.collate,
-                    workers=self.settings.workers,
-                    accelerator=self.accelerator,
-                    between=self.interrupts.stop if self.world == 1 else None,
-                )
-            entry |= {"val_loss": found["loss"], "val_accuracy": found["accuracy"]}
-        entry["seconds"] = self._seconds()
-        self._log(entry)
-        self.history.append(entry)
-        self.epoch_sums = [0.0, 0.0, 0]
-        bar.at(self.step, entry["epoch"], entry["loss"], entry["val_accuracy"], validation=True)
-
-    def _stops(self) -> bool:
-        """Whether the caller has seen enough; asked between two epochs, where a resumed run is, too."""
-        ended = self.step > 0 and self.step == len(self.history) * self.order.per_epoch
-        return ended and self.stop is not None and self.stop(self.history)
-
-    def _finish(self) -> FitResult:
-        if self.ema is not None:
-            self.ema.copy_to(self.task)
-        last = self.history[-1]
-        result = FitResult(
-            self.history,
-            self._seconds(),
-            self._peak(),
-            self.memory.how,
-            self.step,
-            last["loss"],
-            last["accuracy"],
-            last["val_accuracy"],
-            last["val_loss"],
-        )
-        if self.main:
-            self.save(result)
-            draw_curves(self.history, self.out / "curves.png")
-        self.accelerator.wait_for_everyone()
-        return result
+        checkpoint.write(self.folder, snapshot, final=not unfinished)
 
     def _restore(self, snapshot: checkpoint.Snapshot) -> None:
         state = snapshot.state
@@ -310,17 +215,116 @@ class Loop:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.history = state["step"], state["history"]
-        self.epoch_sums, self.line_sums = state["epoch_sums"], state["line_sums"]
         self.seconds_before, self.peak_before = state["seconds"], state["peak"]
+        self.objective.restore(state)
 
-    def _log(self, entry: dict[str, Any]) -> None:
-        if self.journal is not None:
-            self.journal.write(entry)
+    def _step(self, batch: Any) -> None:
+        counts = self.order.counts(self.step, self.rank, self.world)
+        # DDP takes the mean over processes; ours is the sum over examples of all of them.
+        weight = self.world * counts / self.order.size(self.step)
+        seed_everything("step", self.settings.seed, self.step, self.rank)
+        set_rates(self.optimiser.param_groups, self._rate(self.step))
+        pieces = self.objective.split(batch)
+        sums: Tensor | None = None
+        for place, piece in enumerate(pieces):
+            last = place == len(pieces) - 1
+            # Gradients are exchanged once a step, with the last piece.
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, figures = self.objective.losses(piece)
+                self.accelerator.backward(loss * weight)
+            figures = figures.detach() * counts
+            sums = figures if sums is None else sums + figures
+        if self.settings.clip is not None:
+            self.accelerator.unscale_gradients(self.optimiser)
+            for group in self.objective.clip_groups():
+                torch.nn.utils.clip_grad_norm_(group, self.settings.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        if sums is not None:
+            self.waiting.append((self.step, sums))
+        if self.ema is not None:
+            self.ema.update(self.task, self.step)
+
+    def _flush(self, *, exchange: bool = True) -> None:
+        """Bring the figures of the last steps to the host and check them; hear other processes.
+
+        Args:
+            exchange: False where other processes may not be at the same place.
+        """
+        if not self.waiting:
+            return
+        table = torch.stack([figures for _, figures in self.waiting])
+        # A row more carries signals: whatever process was sent one, all of them stop.
+        signals = table.new_zeros(1, table.shape[1])
+        signals[0, 0] = float(self.interrupts.signal or 0)
+        table = torch.cat([table, signals])
+        if exchange and self.world > 1:
+            table = self._sum_over_processes(table)
+        *rows, (signal, *_) = table.tolist()
+        for (step, _), figures in zip(self.waiting, rows, strict=True):
+            size = self.order.size(step - 1)
+            if not all(map(math.isfinite, figures)):
+                means = ", ".join(f"{figure / size:.4g}" for figure in figures)
+                raise self._diverged(step, f"a loss that is not finite: {means}")
+            self.objective.record(figures, size)
+        self.waiting = []
+        if exchange and self.world > 1 and signal:
+            # The sum of several processes' signals is none: those without one of their own end as by SIGTERM.
+            self.interrupts.stop(self.interrupts.signal or SIGTERM)
+
+    def _sum_over_processes(self, table: Tensor) -> Tensor:
+        total = self.accelerator.reduce(table, "sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def _write_line(self, progress: Progress) -> None:
+        entry = {"step": self.step, **self.objective.line(self.step)}
+        self._log(entry)
+        if not self.objective.reviews_at(self.step):
+            progress.update(self.step, self.objective.describe(self.step))
+
+    def _review_is_due(self) -> bool:
+        done = bool(self.history) and self.history[-1]["step"] == self.step
+        return not done and self.objective.reviews_at(self.step)
+
+    def _review(self, progress: Progress) -> None:
+        # Should validation data be random, a resumed run must still see what a whole one saw.
+        seed_everything("validation", self.settings.seed, self.step, self.rank)
+        between = self.interrupts.stop if self.world == 1 else None
+        with self.ema.applied(self.task) if self.ema is not None else nullcontext():
+            found = self.objective.review(self.step, between)
+        if found is not None:
+            self.history.append(self._log({"step": self.step, **found}))
+        progress.update(self.step, self.objective.describe(self.step))
+
+    def _stops(self) -> bool:
+        """Whether the caller has seen enough; asked after a review, where a resumed run is, too."""
+        reviewed = bool(self.history) and self.history[-1]["step"] == self.step
+        return reviewed and self.objective.stops(self.history)
+
+    def _finish(self) -> dict[str, Any]:
+        if self.ema is not None:
+            self.ema.copy_to(self.task)
+        totals = RunTotals(self.history, self.step, self._seconds(), self._peak(), self.memory.how)
+        result = self.objective.finish(totals)
+        self.save(result)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _log(self, entry: dict[str, Any]) -> dict[str, Any]:
+        entry |= {"lr": self._rate(self.step - 1), "seconds": self._seconds()}
+        if self.log is not None:
+            self.log.write(entry)
         track(self.accelerator, entry, self.step)
+        return entry
 
     def _rate(self, step: int) -> float:
         return learning_rate(
-            step, total=self.order.total, warmup=self.warmup, peak=self.settings.lr
+            step,
+            total=self.objective.steps,
+            warmup=self.objective.warmup,
+            peak=self.settings.lr,
         )
 
     def _seconds(self) -> float:
@@ -331,4 +335,74 @@ class Loop:
         return max((p for p in (now, self.peak_before) if p is not None), default=None)
 
     def _diverged(self, step: int, found: str) -> DivergedError:
-        return diverged(step, self._rate(max(0, step - 1)), found, self.settings, self.folder)
+        settings = self.settings
+        ways = [f"lower lr (it is {settings.lr:g})"]
+        if settings.clip is None:
+            ways.append("set clip=1.0")
+        if settings.precision == "fp16":
+            ways.append('choose precision="bf16" or "no"')
+        return DivergedError(
+            "training diverged",
+            where=f"step {step}, learning rate {self._rate(max(0, step - 1)):.3g}",
+            found=found,
+            fix=f"{', '.join(ways)}, or look for NaN in the data; start again with --no-resume or "
+            f"another --out. The last good checkpoint is kept in {self.folder}",
+        )
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Refuse to go on from a run with other settings.
+
+    Raises:
+        TrainingError: Names everything that differs.
+    """
+    fix = "use the settings of then, another --out, or --no-resume to start over"
+    what = "this folder holds a run with other settings"
+    refuse_other(before, now, out, what=what, fix=fix)
+
+
+@contextmanager
+def open_accelerator(
+    precision: str, out: Path, trackers: Sequence[str] = ()
+) -> Iterator[Accelerator]:
+    """Accelerate for one run; the next one may want another precision."""
+    ours = not is_initialized()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=list(trackers) or None,
+            project_dir=str(out),
+            # The backbone is frozen, so its buffers are equal already.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except (ValueError, RuntimeError) as error:
+        if ours:
+            AcceleratorState._reset_state()
+        raise TrainingError(
+            "Accelerate cannot start",
+            where=f"precision={precision!r}",
+            found=str(error).splitlines()[0][:300],
+            fix='choose precision="no" or "bf16", or another device',
+        ) from None
+    try:
+        if precision == "fp16" and accelerator.device.type == "cpu":
+            # torch would run it, but without the scaling that keeps small gradients above zero.
+            raise TrainingError(
+                "fp16 trains on GPUs only",
+                found="device cpu",
+                fix='choose precision="bf16" or "no"',
+            )
+        yield accelerator
+    finally:
+        # Its precision is one per process for ever; a second run may want another.
+        if ours:
+            AcceleratorState._reset_state()
+
+
+def _out_of_memory(error: Exception, settings: LoopSettings) -> TrainingError:
+    return TrainingError(
+        "the device is out of memory",
+        found=str(error).splitlines()[0][:200],
+        fix=f"run each batch in more pieces (accumulate={2 * settings.accumulate}; the steps stay "
+        'the same), or use precision="bf16" or a bypass method; with --no-resume or another --out',
+    )

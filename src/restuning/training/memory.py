@@ -35,7 +35,7 @@ class PeakMemory:
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self._start = 0
-        _give_back()
+        _return_freed_memory()
         if self.device.type == "cuda":
             self.how = "cuda max_memory_allocated"
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -43,7 +43,7 @@ class PeakMemory:
         elif _reset_peak() and (now := _status("VmRSS")) is not None:
             self.how = "VmHWM"
             self._start = now
-        elif (highest := _highest()) is not None:
+        elif (highest := _highest_size()) is not None:
             self.how = "ru_maxrss"
             self._start = highest
         else:
@@ -56,11 +56,11 @@ class PeakMemory:
         elif self.how == "VmHWM":
             peak = _status("VmHWM")
         else:
-            peak = _highest()
+            peak = _highest_size()
         return None if peak is None else max(0, peak - self._start)
 
 
-def _give_back() -> None:
+def _return_freed_memory() -> None:
     """Return freed memory to the system: what is still held would hide what the run allocates."""
     gc.collect()
     # No glibc, no malloc_trim: other allocators give memory back by rules of their own.
@@ -86,7 +86,7 @@ def _status(field: str) -> int | None:
     return None
 
 
-def _highest() -> int | None:
+def _highest_size() -> int | None:
     if resource is None:
         return None
     value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

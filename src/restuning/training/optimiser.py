@@ -46,7 +46,7 @@ def parameter_groups(
     return [g for g in groups if g["params"]]
 
 
-def lambdas_of(task: nn.Module) -> dict[str, nn.Parameter]:
+def find_lambdas(task: nn.Module) -> dict[str, nn.Parameter]:
     """The lambdas of the side networks in a task (`SideNetwork.lambda_names`), by name."""
     return {
         f"{path}.{name}".removeprefix("."): module.get_parameter(name)
@@ -65,7 +65,10 @@ def build_optimiser(
         TrainingError: The task has none.
     """
     groups = parameter_groups(
-        task.parameters(), weight_decay, lambdas=lambdas_of(task).values(), lambda_rate=lambda_rate
+        task.parameters(),
+        weight_decay,
+        lambdas=find_lambdas(task).values(),
+        lambda_rate=lambda_rate,
     )
     if not groups:
         raise TrainingError(
@@ -104,8 +107,17 @@ def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: flo
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+def set_rates(groups: Iterable[dict], rate: float) -> None:
+    """Set the learning rate of a step; a group's own `rate` multiplies it."""
+    for group in groups:
+        group["lr"] = rate * group["rate"]
+
+
 class Ema:
     """Exponential moving average of a module's state; buffers of whole numbers are copied.
+
+    torch's `AveragedModel` would give other weights: it takes those after the first step for its start,
+    and averages whole numbers with all other buffers, or else leaves buffers out.
 
     Args:
         module: Averaged from its present state on.

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from restuning._errors import TrainingError
 from restuning.bypass import SideNetwork
 from restuning.task import INPUT, Task
-from restuning.training.randomness import own_randomness, seed_everything
+from restuning.training.randomness import preserve_randomness, seed_everything
 
 ROWS = 256
 """Rows that are read at a time."""
@@ -117,7 +117,7 @@ def prepare(
             continue
         device = next((t.device for t in (*network.parameters(), *network.buffers())), None)
         rows = _Rows(train, collate or default_collate, read, device, type(network).__name__)
-        with own_randomness(), torch.no_grad():
+        with preserve_randomness(), torch.no_grad():
             seed_everything("prepare")
             made = network.prepare(rows)
         _check_rows(made, network, len(train))
@@ -202,7 +202,7 @@ def refuse_changing(train: Any, network: str) -> None:
     count = min(PROBED, len(train))
     for number in range(count):
         index = number * len(train) // count
-        with own_randomness():
+        with preserve_randomness():
             seed_everything("prepare", 0, index, devices=False)
             first = _tensors(train[index][0])
             for draw in range(1, DRAWS):

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
-def mixed(*parts: int | str) -> int:
+def mix_seed(*parts: int | str) -> int:
     """One 63-bit seed from several numbers."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -26,7 +26,7 @@ def mixed(*parts: int | str) -> int:
 
 def seed_everything(*parts: int | str, devices: bool = True) -> None:
     """Seed Python, NumPy and torch; without `devices`, torch's CPU generator only."""
-    seed = mixed(*parts)
+    seed = mix_seed(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if devices:
@@ -36,7 +36,7 @@ def seed_everything(*parts: int | str, devices: bool = True) -> None:
 
 
 @contextmanager
-def own_randomness() -> Iterator[None]:
+def preserve_randomness() -> Iterator[None]:
     """The caller's generators are afterwards as they were before."""
     python, numbers = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -68,7 +68,7 @@ class Order:
         """The examples of a step (from 0), over all processes."""
         epoch, place = divmod(step, self.per_epoch)
         if self._drawn[0] != epoch:
-            generator = torch.Generator().manual_seed(mixed("order", self.seed, epoch))
+            generator = torch.Generator().manual_seed(mix_seed("order", self.seed, epoch))
             self._drawn = (epoch, torch.randperm(self.count, generator=generator).tolist())
         return self._drawn[1][place * self.batch_size : (place + 1) * self.batch_size]
 

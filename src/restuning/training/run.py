@@ -30,9 +30,10 @@ from restuning.features.stored import BY_ITSELF, VIEWS_OF, reason_not_storable
 from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
 from restuning.task import Task, Tuned, save
+from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit
-from restuning.training.settings import FitResult, FitSettings
+from restuning.training.settings import FitSettings
 
 Log = Callable[[str], None]
 

@@ -15,10 +15,11 @@ from restuning.forecast.grid import BankRates
 from restuning.host import Extractor
 from restuning.task import Task
 from restuning.training import FitSettings
-from restuning.training.arms import train_arms
-from restuning.training.batch import move, pieces, run, score
+from restuning.training.batch import compute_logits, move, score, split_batch
+from restuning.training.evaluate import autocast, device_of
+from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.prepare import with_stand_ins
-from restuning.training.randomness import Order, batches, own_randomness
+from restuning.training.randomness import Order, batches, preserve_randomness
 
 SHORT, LONG, ROUNDS = 4, 20, 3
 """Steps of two timed runs, whose difference is free of what is done once, and how often: the median
@@ -27,6 +28,8 @@ counts, as does that of forwards made in between, when a machine has come up to 
 EVALUATED = 512
 """Inputs of the timed evaluation."""
 
+IMAGES = 32
+"""Of the timed forward, as features are extracted."""
 
 READ = 16
 """Samples whose reading is timed."""
@@ -72,25 +75,23 @@ def measure_bank(
     arms: int,
     batch: int,
     classes: int,
-    images: int = 32,
     read: float = 0.0,
     evaluated: int = EVALUATED,
 ) -> BankRates:
-    """Time the backbone on a few images, and a bank of arms on features of the same form.
+    """Time the backbone on a few images, and parallel runs on features of the same form.
 
     Args:
         host: The frozen backbone, with weights.
-        build: Makes the task of one arm.
+        build: Makes the task of one run.
         example: One input, batch 1, positional (a tuple) or by keyword (a mapping).
-        arms: Trained at once.
+        arms: Runs that are made at once.
         batch: Of a step.
         classes: Of the head.
-        images: Of the timed forward, as features are extracted.
         read: Seconds for reading and decoding one image, added to its forward.
         evaluated: Inputs of the timed evaluation: as many as there will be, as a small one costs
             more an input.
 
-    Cost: four forwards of `images`, and some 140 steps of the bank.
+    Cost: four forwards of `IMAGES`, and some 140 steps of the bank.
     """
     positional, keyword = ((), dict(example)) if isinstance(example, dict) else (example, {})
     needs = build().needs(host.readout_rule)
@@ -100,7 +101,7 @@ def measure_bank(
     def wide(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.expand(images, *value.shape[1:]).to(device)
+        return value.expand(IMAGES, *value.shape[1:]).to(device)
 
     def features() -> dict[str, Tensor]:
         return host.features(
@@ -111,13 +112,13 @@ def measure_bank(
 
     shapes = {name: tap[:1] for name, tap in features().items()}
 
-    def run(epochs: int, val: int) -> float:
+    def seconds_of(epochs: int, val: int) -> float:
         # One step an epoch, so that evaluations are as many as steps.
         settings = [FitSettings(epochs=epochs, batch_size=batch, seed=0)] * arms
         train, held = (_Drawn(shapes, n, classes) for n in (batch, max(1, val)))
         tasks = [build() for _ in range(arms)]
         return _seconds(
-            lambda: train_arms(
+            lambda: train_in_parallel(
                 host,
                 tasks,
                 settings,
@@ -126,11 +127,15 @@ def measure_bank(
             )
         )
 
-    run(2, evaluated)
+    seconds_of(2, evaluated)
     forwards, steps, evaluations = [], [], []
     for _ in range(ROUNDS):
-        forwards.append(_seconds(features) / images)
-        short, long, with_val = run(SHORT, 0), run(LONG, 0), run(LONG, evaluated)
+        forwards.append(_seconds(features) / IMAGES)
+        short, long, with_val = (
+            seconds_of(SHORT, 0),
+            seconds_of(LONG, 0),
+            seconds_of(LONG, evaluated),
+        )
         steps.append((long - short) / (LONG - SHORT))
         evaluations.append((with_val - long) / LONG / evaluated)
     step, evaluation = (max(0.0, statistics.median(t)) for t in (steps, evaluations))
@@ -148,23 +153,21 @@ def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: A
 
     Cost: three forwards and backwards.
     """
-    device = next(tuned.task.parameters()).device  # type: ignore[union-attr, operator]
-    kind = torch.float16 if settings.precision == "fp16" else torch.bfloat16
-    cast = torch.autocast(device.type, kind, enabled=settings.precision != "no")
+    device = device_of(tuned)
     order = Order(len(train), settings.batch_size, 3, settings.seed)
     # Nothing is prepared for a measurement: a step on zeros takes as long.
     train, collate = with_stand_ins(tuned, train, collate)
     loader = iter(batches(train, order, 0, 0, 1, collate, 0, pin=False))
     seconds = []
     tuned.train()
-    with own_randomness():
+    with preserve_randomness():
         for _ in range(3):
             start = time.perf_counter()
             batch, answers = next(loader)
-            for inputs, labels in pieces(batch, answers, settings.accumulate):
+            for inputs, labels in split_batch(batch, answers, settings.accumulate):
                 inputs, labels = move(inputs, labels, device)
-                with cast:
-                    logits = run(tuned, inputs)
+                with autocast(device, settings.precision):
+                    logits = compute_logits(tuned, inputs)
                 loss = score(logits, labels)[0]
                 loss.backward()
                 # Waits for a device that computes in its own time.

@@ -1,4 +1,4 @@
-"""Arms trained together are the arms trained alone, and a sweep chooses without the test set."""
+"""Runs made in parallel are the runs made alone, and a sweep chooses without the test set."""
 
 import json
 
@@ -14,7 +14,7 @@ from restuning.data import load_data
 from restuning.features import Cached, StoreOptions
 from restuning.search.sweep import parse_grid, sweep
 from restuning.training import evaluate, fit
-from restuning.training.arms import form, train_arms
+from restuning.training.parallel_runs import stack_signature, train_in_parallel
 from restuning.training.run import open_inputs
 
 ALONE_TOLERANCE = 1e-5
@@ -47,7 +47,7 @@ def made(host, seed=0, method="res-tuning-bypass", **options):
         *(pytest.param(m, marks=pytest.mark.slow) for m in ("bypass-horizontal", "linear")),
     ],
 )
-def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
+def test_a_parallel_run_ends_as_it_would_alone(world, tmp_path, method):
     inputs, kept = world
     host, data = inputs.host, inputs.data
     fed = kept.data(data, final=False)
@@ -56,8 +56,10 @@ def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
         FitSettings(lr=2e-3, weight_decay=0.0, clip=0.1, label_smoothing=0.1, **RUN),
         FitSettings(lr=1e-3, weight_decay=1e-2, lambda_rate=30.0, **RUN),
     ]
-    arms = train_arms(host, [made(host, method=method) for _ in each], each, fed.train, fed.val)
-    for number, (own, arm) in enumerate(zip(each, arms, strict=True)):
+    parallel = train_in_parallel(
+        host, [made(host, method=method) for _ in each], each, fed.train, fed.val
+    )
+    for number, (own, made_with_others) in enumerate(zip(each, parallel, strict=True)):
         task = made(host, method=method)
         tuned = Cached(host, task, kept.store)
         result = fit(
@@ -65,10 +67,15 @@ def test_an_arm_ends_as_its_run_alone_would(world, tmp_path, method):
         )
         for name, value in task.state_dict().items():
             torch.testing.assert_close(
-                arm.task.state_dict()[name], value, atol=ALONE_TOLERANCE, rtol=ALONE_TOLERANCE
+                made_with_others.task.state_dict()[name],
+                value,
+                atol=ALONE_TOLERANCE,
+                rtol=ALONE_TOLERANCE,
             )
-        assert arm.val_accuracy == pytest.approx([e["val_accuracy"] for e in result.history])
-        assert arm.train_loss == pytest.approx(result.train_loss, rel=ALONE_TOLERANCE)
+        assert made_with_others.val_accuracy == pytest.approx(
+            [e["val_accuracy"] for e in result.history]
+        )
+        assert made_with_others.train_loss == pytest.approx(result.train_loss, rel=ALONE_TOLERANCE)
 
 
 def test_lambdas_go_further_at_a_rate_of_their_own(world):
@@ -77,7 +84,7 @@ def test_lambdas_go_further_at_a_rate_of_their_own(world):
     fed = kept.data(data, final=False)
     each = [FitSettings(lr=1e-3, lambda_rate=rate, **RUN) for rate in (1.0, 30.0)]
     slow, fast = (
-        a.task for a in train_arms(host, [made(host) for _ in each], each, fed.train, None)
+        a.task for a in train_in_parallel(host, [made(host) for _ in each], each, fed.train, None)
     )
     start = made(host)
     moved = [float((t.side.gate - start.side.gate).detach().abs().max()) for t in (slow, fast)]
@@ -87,35 +94,35 @@ def test_lambdas_go_further_at_a_rate_of_their_own(world):
     assert heads[1] == pytest.approx(heads[0], rel=0.5)
 
 
-def test_an_arm_that_turns_nan_dies_alone(world):
+def test_a_run_that_diverges_does_so_alone(world):
     inputs, kept = world
     host, data = inputs.host, inputs.data
     fed = kept.data(data, final=False)
     calm, wild = FitSettings(lr=1e-3, **RUN), FitSettings(lr=1e30, **RUN)
-    alone = train_arms(host, [made(host)], [calm], fed.train, fed.val)[0]
-    both = train_arms(host, [made(host), made(host)], [wild, calm], fed.train, fed.val)
-    assert both[0].died_at is not None
-    assert both[1].died_at is None
+    alone = train_in_parallel(host, [made(host)], [calm], fed.train, fed.val)[0]
+    both = train_in_parallel(host, [made(host), made(host)], [wild, calm], fed.train, fed.val)
+    assert both[0].diverged_at is not None
+    assert both[1].diverged_at is None
     for name, value in alone.task.state_dict().items():
         torch.testing.assert_close(
             both[1].task.state_dict()[name], value, atol=ALONE_TOLERANCE, rtol=ALONE_TOLERANCE
         )
 
 
-def test_tasks_of_other_shapes_are_of_another_form(world):
+def test_tasks_of_other_shapes_have_another_signature(world):
     host = world[0].host
-    assert form(made(host)) == form(made(host, seed=1))
-    assert form(made(host)) != form(made(host, rank=4))
-    assert form(made(host)) != form(made(host, scale="channel"))
+    assert stack_signature(made(host)) == stack_signature(made(host, seed=1))
+    assert stack_signature(made(host)) != stack_signature(made(host, rank=4))
+    assert stack_signature(made(host)) != stack_signature(made(host, scale="channel"))
 
 
-def test_arms_that_cannot_share_a_bank_are_refused(world):
+def test_runs_that_cannot_be_parallel_are_refused(world):
     inputs, kept = world
     host, data = inputs.host, inputs.data
     fed = kept.data(data, final=False)
     each = [FitSettings(epochs=1), FitSettings(epochs=2)]
     with pytest.raises(TrainingError, match="epochs"):
-        train_arms(host, [made(host), made(host)], each, fed.train, None)
+        train_in_parallel(host, [made(host), made(host)], each, fed.train, None)
 
 
 def run(world, out, grid=None, seeds=(0, 1), **more):

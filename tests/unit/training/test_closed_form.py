@@ -1,4 +1,4 @@
-"""Training with a closed-form classifier: live, from a store, alone, in arms, and killed half way."""
+"""Training with a closed-form classifier: live, from a store, alone, in parallel, and killed half way."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ from restuning._errors import TrainingError, UnknownNameError
 from restuning.data import load_data
 from restuning.features import Cached, StoredFeatures, StoreOptions, open_or_build
 from restuning.training import evaluate, fit
-from restuning.training.arms import train_arms
+from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.prepare import Prepared, prepare
 
 ALONE_TOLERANCE = 1e-5
@@ -78,12 +78,12 @@ def test_rows_carry_the_answer_they_would_have_had_if_left_out(world):
     assert float((ratio / ratio.median() - 1).abs().max()) < 1e-3
 
 
-def test_an_arm_with_a_solution_ends_as_its_run_alone_would(world, tmp_path):
+def test_a_parallel_run_with_a_solution_ends_as_it_would_alone(world, tmp_path):
     host, data, kept = world
     fed = kept.data(data, final=False)
     each = [FitSettings(lr=lr, epochs=2, batch_size=32) for lr in (1e-3, 3e-3)]
-    arms = train_arms(host, [made(host) for _ in each], each, fed.train, fed.val)
-    for number, (own, arm) in enumerate(zip(each, arms, strict=True)):
+    parallel = train_in_parallel(host, [made(host) for _ in each], each, fed.train, fed.val)
+    for number, (own, run) in enumerate(zip(each, parallel, strict=True)):
         task = made(host)
         fit(
             Cached(host, task, kept.store),
@@ -95,7 +95,7 @@ def test_an_arm_with_a_solution_ends_as_its_run_alone_would(world, tmp_path):
         )
         for name, value in task.state_dict().items():
             torch.testing.assert_close(
-                arm.task.state_dict()[name], value, atol=ALONE_TOLERANCE, rtol=ALONE_TOLERANCE
+                run.task.state_dict()[name], value, atol=ALONE_TOLERANCE, rtol=ALONE_TOLERANCE
             )
 
 

@@ -312,6 +312,13 @@ def test_the_bar_can_be_forced_and_does_not_change_the_run(tmp_path, make_tuned,
     assert same(weights(one), weights(two))
 
 
+def test_without_a_terminal_every_epoch_is_one_line(tmp_path, make_tuned, points, capsys):
+    train(make_tuned(), points(), tmp_path, points(), progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert all("validation accuracy" in line for line in lines)
+
+
 def test_only_the_mean_weights_are_left_when_a_mean_is_asked_for(tmp_path, make_tuned, points):
     plain, mean = make_tuned(), make_tuned()
     train(plain, points(), tmp_path / "a", points())

@@ -18,7 +18,7 @@ from restuning.training import (
     parameter_groups,
 )
 from restuning.training import checkpoint as checkpoints
-from restuning.training.log import Journal
+from restuning.training.log import LogFile
 from restuning.training.optimiser import Ema
 from restuning.training.randomness import Order, Steps
 
@@ -204,12 +204,12 @@ def test_no_whole_checkpoint_at_all_means_from_the_start(tmp_path):
 
 
 def test_a_resumed_log_is_cut_back_and_goes_on(tmp_path):
-    journal = Journal(tmp_path / "log.jsonl")
+    journal = LogFile(tmp_path / "log.jsonl")
     journal.write({"step": 1})
     position = journal.position()
     journal.write({"step": 2})
     journal.close()
-    again = Journal(tmp_path / "log.jsonl", position)
+    again = LogFile(tmp_path / "log.jsonl", position)
     again.write({"step": 3})
     again.close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 3}\n'

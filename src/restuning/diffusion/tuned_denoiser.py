@@ -15,7 +15,7 @@ from restuning.sites import first_tensor
 from restuning.task import Task, Tuned
 
 
-class Predictions(nn.Module):
+class TunedDenoiser(nn.Module):
     """`(sample, time, conditions) -> k b ...`: the answers of k tasks to one noised batch.
 
     Several bypasses share one backbone forward. A dot in the name of a condition stands for a dictionary
@@ -43,7 +43,8 @@ class Predictions(nn.Module):
             )
         self.host, self.names, self.fixed = host, tuple(tasks), dict(fixed or {})
         self.tasks = nn.ModuleList(tasks.values())
-        self.single = Tuned(host, self.tasks[0]) if len(tasks) == 1 else None  # type: ignore[arg-type]
+        # One task alone may have tuners inside the denoiser; side networks need only its taps.
+        self.single = Tuned(host, next(iter(tasks.values()))) if len(tasks) == 1 else None
 
     @property
     def task(self) -> nn.ModuleList:
@@ -58,13 +59,13 @@ class Predictions(nn.Module):
             assert answer is not None
             answer = answer.unsqueeze(0)
         else:
-            bypasses = [t.side for t in self.tasks]
-            answer = self.host.predict_side_by_side(bypasses, sample, base=False, **inputs)
+            sides = [t.side for t in self.tasks]
+            answer = self.host.predict_side_by_side(sides, sample, base=False, **inputs)
         return answer if answer.shape[2] == sample.shape[1] else answer.chunk(2, 2)[0]
 
 
-def answers(host: Host, task: Any = None, fixed: Mapping[str, Any] | None = None) -> Any:
-    """A denoiser with a task (or a `Blend`, ...) in use, as `sample` wants one."""
+def as_denoiser(host: Host, task: Any = None, fixed: Mapping[str, Any] | None = None) -> Any:
+    """The function that `sample` calls: the host's model with a task (or a `Blend`, ...) in use."""
 
     def denoiser(sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         with host.using(task), torch.no_grad():

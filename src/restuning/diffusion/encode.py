@@ -41,7 +41,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPairs:
     """Encoded pairs.
 
     Attributes:
@@ -94,7 +94,7 @@ def encode(
     *,
     batch: int = 16,
     progress: Callable[[int, int], None] | None = None,
-) -> Encoded:
+) -> EncodedPairs:
     """Encode pairs, or read what was encoded before under the same key.
 
     Args:
@@ -103,7 +103,7 @@ def encode(
         size: Side of the square that images are cut to, in pixels.
         folder: Where stores lie, one folder a key; None keeps nothing.
         batch: Images at once.
-        progress: Told images done and in all.
+        progress: Called with images done and images in all.
 
     Raises:
         StoreError: A store is damaged, or cannot be written.
@@ -128,7 +128,7 @@ def encode(
         texts = {n: torch.cat([p[n].cpu() for p in parts]) for n in parts[0]}
         empty = {n: t.cpu() for n, t in encoder.texts([""]).items()}
     row = {caption: i for i, caption in enumerate(unique)}
-    found = Encoded(
+    found = EncodedPairs(
         torch.cat(means),
         torch.cat(stds),
         texts,
@@ -142,7 +142,7 @@ def encode(
     return found
 
 
-def _write(home: Path, found: Encoded, facts: Mapping[str, Any]) -> None:
+def _write(home: Path, found: EncodedPairs, facts: Mapping[str, Any]) -> None:
     tensors = {"mean": found.mean, "std": found.std, "caption_of": found.caption_of}
     tensors |= {f"text.{n}": t for n, t in found.texts.items()}
     tensors |= {f"empty.{n}": t for n, t in found.empty.items()}
@@ -167,7 +167,7 @@ def _write(home: Path, found: Encoded, facts: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _read(home: Path, pairs: Pairs, key: str) -> Encoded:
+def _read(home: Path, pairs: Pairs, key: str) -> EncodedPairs:
     try:
         files = json.loads((home / "manifest.json").read_text(encoding="utf-8"))["files"]
         for name, digest in files.items():
@@ -176,7 +176,7 @@ def _read(home: Path, pairs: Pairs, key: str) -> Encoded:
         tensors = {n: torch.from_numpy(np.load(home / f"{n}.npy", mmap_mode="c")) for n in files}
         texts = {n[5:]: t for n, t in tensors.items() if n.startswith("text.")}
         empty = {n[6:]: t for n, t in tensors.items() if n.startswith("empty.")}
-        return Encoded(
+        return EncodedPairs(
             tensors["mean"],
             tensors["std"],
             texts,

@@ -1,11 +1,11 @@
-"""Arms of a sweep trained together: stacked weights, each arm with an optimiser of its own.
+"""Runs of a sweep made in parallel: stacked weights, each run with a rate and moments of its own.
 
-Nothing is shared between arms but the features they read: own learning rate, moments, clipping
-and schedule. An arm that turns NaN stays alone with it.
+Nothing is shared between the runs but the features they read, so that one that diverges does so alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,15 @@ from restuning.features import StoredFeatures
 from restuning.features.cached import select_tokens
 from restuning.host import Extractor
 from restuning.task import Task
-from restuning.training.optimiser import adamw, lambdas_of, learning_rate, parameter_groups
+from restuning.training.optimiser import (
+    adamw,
+    find_lambdas,
+    learning_rate,
+    parameter_groups,
+    set_rates,
+)
 from restuning.training.prepare import prepare
-from restuning.training.randomness import Order
+from restuning.training.randomness import Order, preserve_randomness, seed_everything
 from restuning.training.settings import FitSettings
 
 EVALUATED = 256
@@ -31,23 +37,23 @@ EVALUATED = 256
 
 
 @dataclass
-class ArmResult:
-    """What became of one arm.
+class ParallelRun:
+    """What became of one run.
 
     Attributes:
         task: With its final weights.
         val_accuracy: After each epoch; empty without validation data.
         train_loss: Mean over the last epoch.
-        died_at: Step (from 1) at which its loss was no longer finite, or None.
+        diverged_at: Step (from 1) at which its loss was no longer finite, or None.
     """
 
     task: Task
     val_accuracy: list[float]
     train_loss: float
-    died_at: int | None
+    diverged_at: int | None
 
 
-def train_arms(
+def train_in_parallel(
     host: Extractor,
     tasks: Sequence[Task],
     settings: Sequence[FitSettings],
@@ -55,7 +61,7 @@ def train_arms(
     val: StoredFeatures | None,
     *,
     each_epoch: Callable[[int, list[float]], None] = lambda epoch, accuracy: None,
-) -> list[ArmResult]:
+) -> list[ParallelRun]:
     """Train tasks of one form at once; each ends as its own `fit` from the store would.
 
     Args:
@@ -64,10 +70,10 @@ def train_arms(
         settings: One each; all but `lr`, `lambda_rate`, `weight_decay`, `clip` and `label_smoothing` equal.
         train: Stored features.
         val: Stored features, evaluated after every epoch.
-        each_epoch: Told the number of the epoch and the arms' validation accuracies.
+        each_epoch: Called with the number of the epoch and every run's validation accuracy.
 
     Raises:
-        TrainingError: Settings differ where arms must agree.
+        TrainingError: Settings differ where the runs must agree.
     """
     first = settings[0]
     for one in settings:
@@ -75,32 +81,32 @@ def train_arms(
         differs = [n for n in same if getattr(one, n) != getattr(first, n)]
         if differs or one.ema is not None or one.precision != "no":
             raise TrainingError(
-                "arms of one bank must share their order of examples and precision",
+                "parallel runs must share their order of examples and precision",
                 found=", ".join(differs) or "ema or mixed precision",
                 fix="train them apart",
             )
     train, _ = prepare(tasks, lambda **taps: _read(host, tasks[0], taps), train)
-    arms = _Arms(host, tasks, settings)
+    runs = _StackedRuns(host, tasks, settings)
     order = Order(len(train), first.batch_size, first.epochs, first.seed)
     warmup = round(first.warmup * order.per_epoch)
     history: list[list[float]] = []
-    sums = torch.zeros(len(tasks), dtype=torch.float64, device=arms.device)
+    sums = torch.zeros(len(tasks), dtype=torch.float64, device=runs.device)
     for step in range(order.total):
         indices = order.batch(step)
         taps, labels = train.gather(indices, _views(train, first.seed, step, order, indices))
         rate = [
             learning_rate(step, total=order.total, warmup=warmup, peak=one.lr) for one in settings
         ]
-        sums += arms.step(taps, labels, rate, step + 1).double() * len(indices)
+        sums += runs.step(taps, labels, rate, step + 1).double() * len(indices)
         if (step + 1) % order.per_epoch == 0:
-            accuracy = arms.accuracy(val) if val is not None else []
+            accuracy = runs.accuracy(val) if val is not None else []
             history.append(accuracy)
             each_epoch(len(history), accuracy)
             last, sums = sums / len(train), torch.zeros_like(sums)
-    died = arms.died()
+    diverged = runs.diverged()
     return [
-        ArmResult(task, [e[k] for e in history if e], float(last[k]), died[k])
-        for k, task in enumerate(arms.tasks())
+        ParallelRun(task, [e[k] for e in history if e], float(last[k]), diverged[k])
+        for k, task in enumerate(runs.tasks())
     ]
 
 
@@ -109,10 +115,8 @@ def _views(
 ) -> list[int]:
     if train.views == 1:
         return [0] * len(indices)
-    from restuning.training.randomness import own_randomness, seed_everything
-
     views = []
-    with own_randomness():
+    with preserve_randomness():
         for index in indices:
             # The draw that `fit` makes for this example in this epoch.
             seed_everything("example", seed, step // order.per_epoch, index, devices=False)
@@ -127,7 +131,7 @@ def _read(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[st
     return select_tokens(taps, task.needs(host.readout_rule).tokens)
 
 
-class _Arms:
+class _StackedRuns:
     """Stacked weights of K tasks, and an optimiser for each."""
 
     def __init__(
@@ -144,9 +148,9 @@ class _Arms:
         self.stacked: dict[Tensor, Tensor] = {
             p: self.weights[n] for n, p in self.template.named_parameters()
         }
-        # The slices of one arm share memory with the stack, so one optimiser is told K rates.
+        # The slices of one run share memory with the stack, so one optimiser serves all rates.
         self.slices = [[w.detach()[k] for w in self.weights.values()] for k in range(len(tasks))]
-        lambdas = lambdas_of(self.template)
+        lambdas = find_lambdas(self.template)
         self.groups = [
             parameter_groups(
                 [p.requires_grad_() for p in own],
@@ -163,7 +167,7 @@ class _Arms:
         self.limits = torch.tensor(
             [math.inf if s.clip is None else s.clip for s in settings], device=self.device
         )
-        self.died_at = torch.zeros(len(tasks), dtype=torch.long, device=self.device)
+        self.diverged_at = torch.zeros(len(tasks), dtype=torch.long, device=self.device)
 
     def logits(self, taps: Mapping[str, Tensor]) -> Tensor:
         """`k b c`."""
@@ -176,7 +180,7 @@ class _Arms:
         def one(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             return functional_call(self.template, (own, buffers), (fed, self.host.readout))
 
-        # Random masks differ from arm to arm.
+        # Random masks differ from run to run.
         return vmap(one, randomness="different")(dict(self.weights), dict(self.buffers))
 
     def _fuses(self, taps: Mapping[str, Tensor]) -> bool:
@@ -200,17 +204,18 @@ class _Arms:
     def step(
         self, taps: Mapping[str, Tensor], labels: Tensor, rates: Sequence[float], number: int
     ) -> Tensor:
-        """One AdamW step of every arm; their mean losses, `k`."""
+        """One AdamW step of every run; their mean losses, `k`."""
         losses = self._losses(self.logits(taps).float(), labels.to(self.device))
-        # The sum keeps arms apart: each loss depends on the weights of its own arm alone.
+        # The sum keeps runs apart: each loss depends on the weights of its own run alone.
         gradients = torch.autograd.grad(losses.sum(), list(self.weights.values()))
         losses = losses.detach()
-        self.died_at += number * ((self.died_at == 0) & ~losses.isfinite())
+        self.diverged_at += number * ((self.diverged_at == 0) & ~losses.isfinite())
         self._update([g.contiguous() for g in gradients], rates)
         return losses
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy of every arm with its own label smoothing, `k b c -> k`."""
+        """Cross entropy of every run with its own label smoothing, `k b c -> k`."""
+        # torch's own takes one smoothing for all; this is (1 - s) of the right class, s of the mean.
         likelihood = logits.log_softmax(-1)
         right = likelihood.gather(-1, labels.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
         smooth = right + self.smoothing * (likelihood.mean(-1) - right)
@@ -219,24 +224,25 @@ class _Arms:
     @torch.no_grad()
     def _update(self, gradients: list[Tensor], rates: Sequence[float]) -> None:
         if any(s.clip is not None for s in self.settings):
+            # As `clip_grad_norm_`, which knows one norm and one limit where here are K of each.
             norms = reduce(torch.add, (g.flatten(1).square().sum(1) for g in gradients)).sqrt()
             factor = (self.limits / (norms + 1e-6)).clamp(max=1.0)
             gradients = [g * factor.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
         for k, own in enumerate(self.slices):
             for weight, gradient in zip(own, gradients, strict=True):
                 weight.grad = gradient[k]
-        rate = iter([r for own, r in zip(self.groups, rates, strict=True) for _ in own])
-        for group in self.optimiser.param_groups:
-            group["lr"] = next(rate) * group["rate"]
+        groups = iter(self.optimiser.param_groups)
+        for own, rate in zip(self.groups, rates, strict=True):
+            set_rates(itertools.islice(groups, len(own)), rate)
         self.optimiser.step()
 
-    def died(self) -> list[int | None]:
-        """Steps (from 1) at which arms were lost."""
-        return [number or None for number in self.died_at.tolist()]
+    def diverged(self) -> list[int | None]:
+        """Steps (from 1) at which runs were lost, or None."""
+        return [number or None for number in self.diverged_at.tolist()]
 
     @torch.no_grad()
     def accuracy(self, data: StoredFeatures) -> list[float]:
-        """Of every arm, on a data set; 0 for an arm that died."""
+        """Of every run, on a data set; 0 for one that diverged."""
         self.template.eval()
         right = torch.zeros(len(self.members))
         for start in range(0, len(data), EVALUATED):
@@ -245,7 +251,7 @@ class _Arms:
             found = self.logits(taps).argmax(-1).cpu()
             right += (found == labels).sum(1)
         self.template.train()
-        alive = [died is None for died in self.died()]
+        alive = [step is None for step in self.diverged()]
         return [float(r) / len(data) if ok else 0.0 for r, ok in zip(right, alive, strict=True)]
 
     def tasks(self) -> list[Task]:
@@ -257,15 +263,11 @@ class _Arms:
         return self.members
 
 
-def form(task: Task) -> Any:
-    """Tasks of one form can be arms of one bank."""
+def stack_signature(task: Task) -> Any:
+    """Tasks with equal signatures can be trained in parallel."""
     return tuple((n, tuple(w.shape)) for n, w in task.state_dict().items()), repr(task)
 
 
-def evaluate_arm(host: Extractor, task: Task, data: StoredFeatures) -> float:
+def evaluate_stored(host: Extractor, task: Task, data: StoredFeatures) -> float:
     """Accuracy of one task on stored features."""
-    arms = _Arms(host, [task], [FitSettings()])
-    return arms.accuracy(data)[0]
-
-
-__all__ = ["ArmResult", "evaluate_arm", "form", "train_arms"]
+    return _StackedRuns(host, [task], [FitSettings()]).accuracy(data)[0]

@@ -1,0 +1,252 @@
+"""Cross entropy over classes, of examples or of their tokens: what `fit` hands to the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from restuning.host import is_offloaded
+from restuning.training.batch import (
+    check_labels,
+    compute_logits,
+    label_range,
+    move,
+    score,
+    split_batch,
+)
+from restuning.training.evaluate import evaluate
+from restuning.training.log import draw_curves
+from restuning.training.objective import RunTotals, TrainingObjective
+from restuning.training.prepare import prepare_tuned
+from restuning.training.randomness import Order, batches
+from restuning.training.settings import FitSettings
+
+CURVES = "curves.png"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The figures of a finished run.
+
+    Args:
+        history: One entry an epoch: epoch, step, loss, accuracy, val_loss, val_accuracy, lr and
+            seconds; the val figures are None without validation data.
+        seconds: Of training and evaluation, summed over all resumed parts.
+        peak_memory_bytes: Above the start of the run, largest of its parts; None if unmeasurable.
+        memory_measure: How that was measured.
+        steps: Optimiser steps.
+        train_loss: Of the last epoch.
+        train_accuracy: Of the last epoch, while it trained.
+        val_accuracy: Of the final weights.
+        val_loss: Of the final weights.
+    """
+
+    history: list[dict[str, Any]]
+    seconds: float
+    peak_memory_bytes: int | None
+    memory_measure: str
+    steps: int
+    train_loss: float
+    train_accuracy: float
+    val_accuracy: float | None
+    val_loss: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they are written to JSON."""
+        return asdict(self)
+
+
+class Classification(TrainingObjective):
+    """Trains `tuned.task` to give labels, and evaluates it after every epoch.
+
+    Args:
+        tuned: With `.task` and `.host`.
+        train: Map-style data set of `(input, label)`.
+        val: As `train`, or None.
+        settings: Of the run.
+        collate: Makes a batch of a list of examples.
+        out: The run's folder, for the curves.
+        stop: As for `fit`.
+    """
+
+    def __init__(
+        self,
+        tuned: nn.Module,
+        train: Any,
+        val: Any,
+        settings: FitSettings,
+        out: Path,
+        collate: Callable | None = None,
+        stop: Callable[[list[dict[str, Any]]], bool] | None = None,
+    ) -> None:
+        self.tuned = self.model = tuned
+        self.train, self.val = train, val
+        self.settings: FitSettings = settings
+        self.out, self.collate, self.stop = out, collate, stop
+        self.order = Order(len(train), settings.batch_size, settings.epochs, settings.seed)
+        self.steps, self.lines = self.order.total, self.order.per_epoch
+        self.warmup = round(settings.warmup * self.order.per_epoch)
+        self.task: nn.Module = tuned.get_submodule("task")
+        self.epoch_sums = [0.0, 0.0, 0]
+        self.line_sums = [0.0, 0]
+        self._said = ""
+        self._own_forward = "forward" in vars(tuned)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that matter, the sizes of the data, and a digest of the task's form."""
+        form = {n: [list(t.shape), str(t.dtype)] for n, t in self.task.state_dict().items()}
+        spec = getattr(self.task, "spec", None)
+        text = json.dumps([form, spec() if callable(spec) else None], sort_keys=True, default=str)
+        return {
+            **self.settings.identity(),
+            "training examples": len(self.train),
+            "validation examples": 0 if self.val is None else len(self.val),
+            "task": hashlib.sha256(text.encode()).hexdigest()[:16],
+        }
+
+    def place(self, accelerator: Accelerator) -> None:
+        """On its device and wrapped; a backbone whose weights are kept elsewhere stays there."""
+        self.accelerator = accelerator
+        backbone = getattr(getattr(self.tuned, "host", None), "model", None)
+        if isinstance(backbone, nn.Module) and is_offloaded(backbone):
+            self.task.to(accelerator.device)
+            self.model = accelerator.prepare_model(self.tuned, device_placement=False)
+        else:
+            self.model = accelerator.prepare_model(self.tuned)
+
+    def prepare(self) -> None:
+        """Show the training split to side networks that want to see it first."""
+        self.train, self.collate = prepare_tuned(self.tuned, self.train, self.collate)
+
+    def release(self, accelerator: Accelerator) -> None:
+        """As for every objective; the caller's own forward comes back."""
+        super().release(accelerator)
+        if not self._own_forward:
+            # Accelerate leaves a bound method behind, which a copy of the module would share.
+            vars(self.tuned).pop("forward", None)
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Batches of the data set, loaded ahead where `workers` says so."""
+        loader = batches(
+            self.train,
+            self.order,
+            start,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.collate,
+            self.settings.workers,
+            pin=self.accelerator.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def split(self, batch: tuple[Any, Tensor]) -> Sequence[Any]:
+        """Pieces, each with the range of the whole batch's labels."""
+        inputs, labels = batch
+        # Before they are on a GPU, which would have to be waited for.
+        lowest_highest = label_range(labels)
+        pieces = split_batch(inputs, labels, self.settings.accumulate)
+        return [(piece, lowest_highest) for piece in pieces]
+
+    def losses(self, piece: Any) -> tuple[Tensor, Tensor]:
+        """Cross entropy and right answers."""
+        (inputs, labels), (lowest, highest) = piece
+        inputs, labels = move(inputs, labels, self.accelerator.device)
+        logits = compute_logits(self.model, inputs)
+        check_labels(lowest, highest, logits.shape[-1])
+        loss, hits = score(logits, labels, self.settings.label_smoothing)
+        return loss, torch.stack([loss.detach(), hits.to(loss.dtype)])
+
+    def record(self, figures: Sequence[float], examples: int) -> None:
+        """Add to the sums of the epoch and of the line."""
+        loss, hits = figures
+        self.epoch_sums = [
+            self.epoch_sums[0] + loss,
+            self.epoch_sums[1] + hits,
+            self.epoch_sums[2] + examples,
+        ]
+        self.line_sums = [self.line_sums[0] + loss, self.line_sums[1] + examples]
+
+    def line(self, step: int) -> dict[str, Any]:
+        """Epoch and mean loss."""
+        loss = self.line_sums[0] / self.line_sums[1]
+        epoch = (step - 1) // self.order.per_epoch + 1
+        self.line_sums = [0.0, 0]
+        _, hits, count = self.epoch_sums
+        self._words(epoch, loss, hits / count)
+        return {"epoch": epoch, "loss": loss}
+
+    def describe(self, step: int) -> str:
+        """Epoch, loss and accuracy."""
+        return self._said
+
+    def reviews_at(self, step: int) -> bool:
+        """After every epoch."""
+        return step > 0 and step % self.order.per_epoch == 0
+
+    def review(self, step: int, between: Callable[[], None] | None) -> dict[str, Any]:
+        """The epoch's means, and the figures of validation."""
+        loss, hits, count = self.epoch_sums
+        entry: dict[str, Any] = {
+            "epoch": step // self.order.per_epoch,
+            "loss": loss / count,
+            "accuracy": hits / count,
+            "val_loss": None,
+            "val_accuracy": None,
+        }
+        if self.val is not None:
+            found = evaluate(
+                self.tuned,
+                self.val,
+                self.settings.batch_size,
+                self.collate,
+                workers=self.settings.workers,
+                accelerator=self.accelerator,
+                between=between,
+            )
+            entry |= {"val_loss": found["loss"], "val_accuracy": found["accuracy"]}
+        # Only now: whoever is interrupted before comes here once more.
+        self.epoch_sums = [0.0, 0.0, 0]
+        self._words(entry["epoch"], entry["loss"], entry["accuracy"], entry["val_accuracy"])
+        return entry
+
+    def stops(self, history: list[dict[str, Any]]) -> bool:
+        """What the caller says."""
+        return self.stop is not None and self.stop(history)
+
+    def finish(self, totals: RunTotals) -> dict[str, Any]:
+        """Draw the curves; a `FitResult` in plain values."""
+        last = totals.history[-1]
+        if self.accelerator.is_main_process:
+            draw_curves(totals.history, self.out / CURVES)
+        return {
+            **asdict(totals),
+            "train_loss": last["loss"],
+            "train_accuracy": last["accuracy"],
+            "val_accuracy": last["val_accuracy"],
+            "val_loss": last["val_loss"],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Sums so far."""
+        return {"epoch_sums": self.epoch_sums, "line_sums": self.line_sums}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Sums so far."""
+        self.epoch_sums, self.line_sums = state["epoch_sums"], state["line_sums"]
+
+    def _words(
+        self, epoch: int, loss: float, accuracy: float, val_accuracy: float | None = None
+    ) -> None:
+        words = f"epoch {epoch}/{self.settings.epochs}, loss {loss:.4f}"
+        if val_accuracy is None:
+            self._said = f"{words}, train accuracy {accuracy:.2%}"
+        else:
+            self._said = f"{words}, validation accuracy {val_accuracy:.2%}"

@@ -1,0 +1,154 @@
+"""What the loop is given: the batches, the losses, and what is looked at on the way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from restuning.training.randomness import Order
+from restuning.training.settings import LoopSettings
+
+
+@dataclass(frozen=True)
+class RunTotals:
+    """What a finished run took.
+
+    Attributes:
+        history: What each review gave, in order.
+        steps: Optimiser steps.
+        seconds: Summed over all resumed parts.
+        peak_memory_bytes: Above the start of the run, largest of its parts; None if unmeasurable.
+        memory_measure: How that was measured.
+    """
+
+    history: list[dict[str, Any]]
+    steps: int
+    seconds: float
+    peak_memory_bytes: int | None
+    memory_measure: str
+
+
+class TrainingObjective(ABC):
+    """What is trained on what. The loop steps, saves and resumes; all else is decided here.
+
+    ```
+    for step in range(start, steps):
+        batch = next(batches)                       # of this process
+        for piece in split(batch):
+            loss, figures = losses(piece)           # sums over examples
+            loss.backward()
+        optimiser.step()
+        record(figures of all processes, examples)  # a few steps later: waiting for a GPU is dear
+        if reviews_at(step):
+            history.append(review(step))            # with the weights that a run would leave now
+    finish(); result()
+    ```
+
+    A resumed run must see what a whole one sees: everything follows from the step, the seed and what
+    `state` gives.
+
+    Attributes:
+        settings: Of the optimiser, precision and checkpoints.
+        task: What is trained, averaged and saved.
+        order: Which examples make up which step.
+        steps: Of the whole run.
+        warmup: Steps of warm-up.
+        lines: Steps between two lines of progress where there is no terminal.
+        model: What is run; after `place`, as Accelerate wrapped it.
+        accelerator: Of the run, from `place` on.
+    """
+
+    settings: LoopSettings
+    task: nn.Module
+    order: Order
+    steps: int
+    warmup: int
+    lines: int
+    model: nn.Module
+    accelerator: Accelerator
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What must be equal in both halves of a run, by the name that an error gives it."""
+
+    @abstractmethod
+    def place(self, accelerator: Accelerator) -> None:
+        """Bring the model to its device and have it wrapped."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Do what needs to see the data before the first step, once placed."""
+
+    def release(self, accelerator: Accelerator) -> None:
+        """Unwrap the model and leave it as it is used: without gradients, in eval mode."""
+        # Also undoes the autocast that Accelerate puts around the model's own forward.
+        self.model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.model.zero_grad(set_to_none=True)
+        self.model.eval()
+
+    @abstractmethod
+    def batches(self, start: int) -> Iterator[Any]:
+        """This process's batches from a step on."""
+
+    @abstractmethod
+    def split(self, batch: Any) -> Sequence[Any]:
+        """A batch in the pieces it is run in."""
+
+    @abstractmethod
+    def losses(self, piece: Any) -> tuple[Tensor, Tensor]:
+        """What is differentiated, and the figures to write down, `m`; sums over examples both.
+
+        The first figures are losses: a run ends where one is not finite.
+        """
+
+    @abstractmethod
+    def record(self, figures: Sequence[float], examples: int) -> None:
+        """Take in the figures of one step, sums over all processes."""
+
+    @abstractmethod
+    def line(self, step: int) -> dict[str, Any]:
+        """What the log says after a step, of the steps since the last line."""
+
+    @abstractmethod
+    def describe(self, step: int) -> str:
+        """What the progress says after a step."""
+
+    def reviews_at(self, step: int) -> bool:
+        """Whether a review is due after a step."""
+        return False
+
+    def review(self, step: int, between: Callable[[], None] | None) -> dict[str, Any] | None:
+        """Look at the weights; an entry of the log and of the history, or None.
+
+        Made again by a run that was stopped before it ended.
+
+        Args:
+            step: Just made.
+            between: To be called between batches; may raise to stop.
+        """
+        return None
+
+    def stops(self, history: list[dict[str, Any]]) -> bool:
+        """Whether the run may end after this review, before its last step."""
+        return False
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients share a norm."""
+        return [[p for p in self.task.parameters() if p.requires_grad]]
+
+    @abstractmethod
+    def finish(self, totals: RunTotals) -> dict[str, Any]:
+        """Write down what a run leaves, in the main process; the result in plain values."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside weights, in plain values."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
