@@ -120,8 +120,7 @@ def step_of(mode: str, layers: int) -> tuple[Any, Any]:
         task,
         {"input_ids": ids},
         1,
-        cached="cached" in mode,
-        checkpointing="checkpointing" in mode,
+        form=next((f for f in ("cached", "checkpointing") if f in mode), "live"),
     ), model
 
 

@@ -12,14 +12,15 @@ from store_script import Noise, host_and_key
 from awake import tiny_vit, wake
 from restuning import Bank, Host, Needs, Tuned, load, methods, save
 from restuning._errors import StoreError, TunerShapeError
-from restuning.bypass.pooling import merged, merged_away
+from restuning.bypass import from_spec
+from restuning.bypass.pooling import lost_by_pooling, pool_patches
 from restuning.features import Cached, StoreKey, build
 from zoo.table import ZOO
 
 SAME_TOLERANCE = 1e-5
 """Features of one image in batches of different sizes."""
 SIDE = 2
-SMALL = {"width": 8, "heads": 2, "rank": 8, "merge": SIDE}
+SMALL = {"width": 8, "heads": 2, "rank": 8, "pool_patches": SIDE}
 IMAGES = torch.stack([Noise()[i][0] for i in range(6)])
 
 
@@ -52,12 +53,12 @@ streams = st.tuples(st.integers(2, 7), st.integers(0, 1), st.integers(0, 10**6))
 
 @given(streams, st.integers(1, 8))
 def test_a_merged_patch_is_the_mean_of_its_square(stream, side):
-    torch.testing.assert_close(merged(stream, side), by_hand(stream, side))
+    torch.testing.assert_close(pool_patches(stream, side), by_hand(stream, side))
 
 
 @given(streams, st.integers(1, 8))
 def test_what_is_merged_away_is_a_share_of_the_variance(stream, side):
-    taken, there = merged_away(stream, side)
+    taken, there = lost_by_pooling(stream, side)
     assert -1e-9 <= taken <= there * (1 + 1e-9)
     assert side > 1 or taken == 0
     wide = math.isqrt(stream.shape[1])
@@ -68,7 +69,7 @@ def test_what_is_merged_away_is_a_share_of_the_variance(stream, side):
 def stored(tmp_path_factory):
     root, made = tmp_path_factory.mktemp("stores"), {}
     for side in (1, SIDE):
-        host, key = host_and_key(splits={"train": 6}, tokens="all", merge=side)
+        host, key = host_and_key(splits={"train": 6}, tokens="all", pool_patches=side)
         made[side] = build(host, key, root, {("train", 0): Noise(6)}, batch_size=4, progress=False)
     return host, made
 
@@ -91,7 +92,7 @@ def test_a_merged_store_is_smaller_and_says_what_it_lost(stored):
     assert "merged away" not in whole.manifest
     taps = host.features(IMAGES)
     for name, share in small.manifest["merged away"].items():
-        taken, there = merged_away(taps[name], SIDE)
+        taken, there = lost_by_pooling(taps[name], SIDE)
         assert share == pytest.approx(taken / there, rel=1e-4)
         assert 0 < share < 1
     shapes = {tap.name: tap.shape for tap in small.key.taps}
@@ -112,7 +113,7 @@ def test_a_merged_store_serves_who_reads_class_tokens_and_refuses_who_reads_all(
     )
     for other in (1, 3):
         with pytest.raises(StoreError, match="tokens all/2; wanted .* tokens all"):
-            Cached(host, task_of(host, merge=other), small)
+            Cached(host, task_of(host, pool_patches=other), small)
 
 
 def test_the_key_of_whole_patches_is_the_one_it_always_was(stored):
@@ -127,7 +128,7 @@ def test_the_key_of_whole_patches_is_the_one_it_always_was(stored):
 
 def test_a_bank_runs_merged_and_whole_side_networks_from_one_forward(stored):
     host, _ = stored
-    tasks = {"merged": task_of(host), "whole": task_of(host, merge=1)}
+    tasks = {"merged": task_of(host), "whole": task_of(host, pool_patches=1)}
     bank = Bank(tasks)
     found = bank(host.features(IMAGES, keep=bank.keep), host.readout)
     for name, task in tasks.items():
@@ -136,20 +137,29 @@ def test_a_bank_runs_merged_and_whole_side_networks_from_one_forward(stored):
         )
 
 
+def test_the_word_of_earlier_results_and_files_is_read(stored):
+    host, _ = stored
+    task = methods.build("mixing-bypass", host, num_classes=3, width=8, heads=2, rank=8, merge=SIDE)
+    spec = task.side.spec()
+    assert spec.pop("pool_patches") == SIDE
+    assert from_spec({**spec, "merge": SIDE}).pool_patches == SIDE
+    assert from_spec(spec).pool_patches == 1
+
+
 def test_it_is_saved_and_loaded_and_has_no_parameter_more(stored, tmp_path):
     host, _ = stored
     task = task_of(host)
     save(task, host, tmp_path / "x.task")
     again = load(tmp_path / "x.task", host)
-    assert again.side.merge == SIDE
+    assert again.side.pool_patches == SIDE
     assert torch.equal(Tuned(host, again)(IMAGES), Tuned(host, task)(IMAGES))
-    assert task.trainable_parameters() == task_of(host, merge=1).trainable_parameters()
+    assert task.trainable_parameters() == task_of(host, pool_patches=1).trainable_parameters()
 
 
-@pytest.mark.parametrize("options", [{"merge": 0}, {"pool": "all"}])
+@pytest.mark.parametrize("options", [{"pool_patches": 0}, {"pool": "all"}])
 def test_what_cannot_be_merged_is_refused_in_words(options):
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(TunerShapeError, match="patches cannot be merged here"):
+    with pytest.raises(TunerShapeError, match="patches cannot be pooled here"):
         task_of(host, **options)
 
 
@@ -161,7 +171,7 @@ def test_texts_have_no_patches_to_merge():
 
 def test_maps_have_no_stream_to_merge():
     with pytest.raises(TunerShapeError, match="streams of tokens"):
-        merged(torch.zeros(2, 4, 4, 3), SIDE)
+        pool_patches(torch.zeros(2, 4, 4, 3), SIDE)
 
 
 def test_needs_are_written_as_users_write_them():

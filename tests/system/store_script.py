@@ -35,12 +35,18 @@ class Noise(Dataset):
 
 
 def host_and_key(
-    dtype="fp32", views=("plain",), seed=0, splits=None, tokens="cls", precision="fp32", merge=1
+    dtype="fp32",
+    views=("plain",),
+    seed=0,
+    splits=None,
+    tokens="cls",
+    precision="fp32",
+    pool_patches=1,
 ):
     host = Host(tiny_vit(seed), torch.zeros(1, 3, 32, 32))
     key = store_key(
         host,
-        Needs(host.sites.taps, tokens, merge),
+        Needs(host.sites.taps, tokens, pool_patches),
         (torch.zeros(1, 3, 32, 32),),
         DataKey("noise", "0", splits or {"train": COUNT}, {"size": 32}, views),
         backbone="tiny",

@@ -130,7 +130,7 @@ def used(installed, tmp_path_factory):
         save(task, host, folder / "stranger.task")
 
         step = forecast.forecast_task(host, task, images[:1], 8)
-        cached = forecast.forecast_task(host, task, images[:1], 8, cached=True)
+        cached = forecast.forecast_task(host, task, images[:1], 8, form="cached")
         found["forecast"] = [step.above_bytes, cached.above_bytes]
         found["forms"] = forecast.forms(task)
 

@@ -81,7 +81,7 @@ def count_memory(
                 task,
                 example.cpu(),
                 settings.batch_size,
-                cached=True,
+                form="cached",
                 precision=settings.precision,
                 **more,
             )

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from restuning._errors import TunerShapeError
 from restuning._torch import is_transformed
-from restuning.bypass.pooling import Pooling, merged
+from restuning.bypass import pooling
+from restuning.bypass.pooling import Pooling
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs
 from restuning.tuners import Tuner, from_spec, real_tokens
@@ -36,8 +37,8 @@ class MixingBypass(SideNetwork):
         tuners: For every tap, its tuners of width w.
         pool: Of the last state, of width w.
         drop_path: Chance to leave out a tuner's delta of a sample while training.
-        merge: Read patches as means of squares of so many by so many (`pooling.merged`): a fourth of
-            the patches at 2. The readout still takes the last tap whole.
+        pool_patches: Read patches as means of squares of this many by this many
+            (`pooling.pool_patches`): a fourth of the patches at 2. The readout still takes the last tap whole.
 
     Shape:
         taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all".
@@ -53,7 +54,7 @@ class MixingBypass(SideNetwork):
     2022), LAST (Tang et al. 2024). Chosen on validation; see `docs/mixing.md`.
 
     Raises:
-        TunerShapeError: Numbers of taps, widths and tuners do not agree, or patches are to be merged
+        TunerShapeError: Numbers of taps, widths and tuners do not agree, or patches are to be pooled
             where there is no grid, or where every token has an answer of its own.
     """
 
@@ -66,16 +67,16 @@ class MixingBypass(SideNetwork):
         tuners: Sequence[Sequence[Tuner]],
         pool: Pooling,
         drop_path: float = 0.0,
-        merge: int = 1,
+        pool_patches: int = 1,
     ) -> None:
         super().__init__()
-        if merge < 1 or (merge > 1 and (not pool.grid or pool.token == "all")):
+        if pool_patches < 1 or (pool_patches > 1 and (not pool.grid or pool.token == "all")):
             raise TunerShapeError(
-                "patches cannot be merged here",
-                found=f"merge={merge}"
+                "patches cannot be pooled here",
+                found=f"pool_patches={pool_patches}"
                 + (", an answer for every token" if pool.token == "all" else "")
                 + ("" if pool.grid else ", no grid of patches"),
-                fix="give a whole number from 1 where an image has one answer, else leave merge out",
+                fix="give a whole number from 1 where an image has one answer, else leave pool_patches out",
             )
         widths = {t.dim for row in tuners for t in row}
         if not len(taps) == len(dims) == len(tuners) > 0 or len(widths) != 1:
@@ -86,7 +87,7 @@ class MixingBypass(SideNetwork):
                 fix="give every tap a list of tuners, all of one dim",
             )
         self.taps, self.dims, self.drop_path = tuple(taps), tuple(dims), drop_path
-        self.merge = merge
+        self.pool_patches = pool_patches
         self.width = widths.pop()
         self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
         self.mix = nn.ModuleList(nn.ModuleList(row) for row in tuners)
@@ -115,14 +116,14 @@ class MixingBypass(SideNetwork):
                 found="a backbone read by its own vector",
                 fix='use res-tuning-bypass, or pool="mean" where the last stream has tokens',
             )
-        return Needs(self.taps, "all", self.merge)
+        return Needs(self.taps, "all", self.pool_patches)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """The last state s_K, `b n w`. Taps are detached at this door."""
         whole = taps[self.taps[-1]].shape[1]
-        # Taps from a store that keeps them merged are shorter than the last one, which is whole.
+        # Taps from a store that keeps them pooled are shorter than the last one, which is whole.
         streams = [
-            merged(stream, self.merge if stream.shape[1] == whole else 1)
+            pooling.pool_patches(stream, self.pool_patches if stream.shape[1] == whole else 1)
             for stream in (taps[name].detach() for name in self.taps)
         ]
         mask = getattr(taps, "mask", None)
@@ -177,7 +178,7 @@ class MixingBypass(SideNetwork):
             "tuners": [[t.spec() for t in self._row(n)] for n in range(len(self.taps))],
             "pool": {"token": self.pool.token, "grid": self.pool.grid},
             "drop_path": self.drop_path,
-            "merge": self.merge,
+            "pool_patches": self.pool_patches,
         }
 
     @classmethod
@@ -185,6 +186,6 @@ class MixingBypass(SideNetwork):
         """Build a bypass from its `spec`."""
         tuners = [[from_spec(s) for s in row] for row in spec["tuners"]]
         pool = Pooling(tuners[0][0].dim, **spec["pool"])
-        return cls(
-            spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], spec.get("merge", 1)
-        )
+        # Files of format 1 say `merge`, and those of before it was an option say nothing.
+        pool_patches = spec.get("pool_patches", spec.get("merge", 1))
+        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], pool_patches)

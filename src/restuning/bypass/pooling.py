@@ -76,7 +76,7 @@ class Pooling(nn.Module):
         return torch.cat([one_token(state, self.token, mask)[:, 0], together], 1)
 
 
-def merged(stream: Tensor, side: int) -> Tensor:
+def pool_patches(stream: Tensor, side: int) -> Tensor:
     """Patches averaged in squares, what stands before the grid as it is: `b n d -> b m d`.
 
     Args:
@@ -90,7 +90,7 @@ def merged(stream: Tensor, side: int) -> Tensor:
         return stream
     if stream.dim() != 3:
         raise TunerShapeError(
-            "patches are merged of streams of tokens",
+            "patches are pooled of streams of tokens",
             found=f"a tap of shape {tuple(stream.shape)}",
             fix="read maps and hierarchies pooled (--tokens auto)",
         )
@@ -101,17 +101,17 @@ def merged(stream: Tensor, side: int) -> Tensor:
     return torch.cat([stream[:, :first], means.flatten(2).mT], 1)
 
 
-def merged_away(stream: Tensor, side: int) -> tuple[float, float]:
+def lost_by_pooling(stream: Tensor, side: int) -> tuple[float, float]:
     """Squares of what merging takes from the patches, and of the patches around their mean.
 
     Their ratio is the share of the variance inside an image that is lost.
 
     Args:
         stream: `b n d`.
-        side: As for `merged`.
+        side: As for `pool_patches`.
     """
     first = before_the_grid(stream.shape[1])
-    patches, kept = stream[:, first:].double(), merged(stream.double(), side)[:, first:]
+    patches, kept = stream[:, first:].double(), pool_patches(stream.double(), side)[:, first:]
     wide, narrow = math.isqrt(patches.shape[1]), math.isqrt(kept.shape[1])
     at = torch.arange(wide, device=stream.device) // side
     again = kept.unflatten(1, (narrow, narrow))[:, at][:, :, at].flatten(1, 2)

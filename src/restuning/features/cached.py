@@ -137,7 +137,7 @@ def covers(store: Store, needs: Needs, last: str) -> bool:
     """Whether a store holds all that is needed."""
     names = {last if tap == "last" else tap for tap in needs.taps}
     return names <= {tap.name for tap in store.key.taps} and covers_tokens(
-        store.key.tokens, needs.tokens, store.key.merge, needs.merge
+        store.key.tokens, needs.tokens, store.key.pool_patches, needs.pool_patches
     )
 
 

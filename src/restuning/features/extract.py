@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
-from restuning.bypass.pooling import merged_away
-from restuning.features.key import StoreKey, merge_taps
+from restuning.bypass.pooling import lost_by_pooling
+from restuning.features.key import StoreKey, pool_taps
 from restuning.features.store import MANIFEST, Store
 from restuning.features.writing import (
     Lost,
@@ -189,7 +189,7 @@ def place(root: Path, key: StoreKey) -> Path:
 
 
 def compute_taps(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
-    """The taps of one batch (a tensor, or a mapping by keyword) that a store keeps, not merged yet."""
+    """The taps of one batch (a tensor, or a mapping by keyword) that a store keeps, not pooled yet."""
     device = host.device.type
     with torch.autocast(device, torch.bfloat16, enabled=key.precision == "bf16"):
         if inputs and isinstance(inputs[0], Mapping):
@@ -272,9 +272,9 @@ class _Writer:
             for inputs, answers in loader:
                 shard, stop = queue.pop(0)
                 taps = self._taps(inputs)
-                if self.key.merge > 1:
+                if self.key.pool_patches > 1:
                     _count(lost, taps, self.key, last)
-                parts.append(_row(merge_taps(taps, self.key.merge, last), self.key))
+                parts.append(_row(pool_taps(taps, self.key.pool_patches, last), self.key))
                 labels += [int(y) for y in answers]
                 self.advance(len(answers))
                 if stop == shard.stop:
@@ -321,7 +321,10 @@ def _count(lost: Lost, taps: Mapping[str, Tensor], key: StoreKey, last: str) -> 
     """Add what merging takes from a batch."""
     for tap in key.taps:
         if tap.name != last:
-            before, now = lost.get(tap.name, (0.0, 0.0)), merged_away(taps[tap.name], key.merge)
+            before, now = (
+                lost.get(tap.name, (0.0, 0.0)),
+                lost_by_pooling(taps[tap.name], key.pool_patches),
+            )
             lost[tap.name] = (before[0] + now[0], before[1] + now[1])
 
 

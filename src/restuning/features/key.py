@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from restuning._errors import StoreError
-from restuning.bypass.pooling import merged
+from restuning.bypass.pooling import pool_patches
 from restuning.features.codec import BYTES, check_dtype, check_precision
 from restuning.host import Engine, Extractor
 from restuning.sites import Needs, Tokens
@@ -44,7 +44,8 @@ class StoreKey:
         tokens: "cls", "last", "all" or "pool"; see `Needs`.
         dtype: How values are kept.
         precision: What the backbone computed in: "fp32", or "bf16" by autocast.
-        merge: Patches along a square that is kept as its mean; see `Needs`.
+        pool_patches: Patches along a square that is kept as its mean; see `Needs`. The manifest
+            calls it "merge", as it always has: its digest names the store.
         preprocessing: How an image became an input.
         data: Name of the data set and the digest of its ordered samples.
         views: "plain", "flip", "crop.2", ...; of the training split.
@@ -60,12 +61,12 @@ class StoreKey:
     views: tuple[str, ...]
     splits: Mapping[str, int]
     precision: str = "fp32"
-    merge: int = 1
+    pool_patches: int = 1
 
     @property
     def form(self) -> str:
         """The tokens as users write them; see `Needs`."""
-        return Needs((), self.tokens, self.merge).form
+        return Needs((), self.tokens, self.pool_patches).form
 
     @property
     def values_per_row(self) -> int:
@@ -98,9 +99,10 @@ class StoreKey:
         values = asdict(self) | {"schema": SCHEMA}
         values["taps"] = [[tap.name, list(tap.shape)] for tap in self.taps]
         values["views"] = list(self.views)
-        if self.merge == 1:
-            # As stores of before it was an option say it.
-            del values["merge"]
+        side = values.pop("pool_patches")
+        # Left out where it is 1: stores of before it was an option have the same digest.
+        if side > 1:
+            values["merge"] = side
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -186,7 +188,7 @@ def store_key(
     else:
         taps = host.features(*example, keep=needs)
     # Shapes come from a forward, so that no rule about networks has to foretell them.
-    taps = merge_taps(taps, needs.merge, host.sites.taps[-1])
+    taps = pool_taps(taps, needs.pool_patches, host.sites.taps[-1])
     return StoreKey(
         {"name": backbone, **host.fingerprint(), "all weights": host.digest()},
         tuple(Tap(name, tuple(value.shape[1:])) for name, value in taps.items()),
@@ -197,15 +199,15 @@ def store_key(
         tuple(data.views),
         dict(data.splits),
         precision,
-        needs.merge,
+        needs.pool_patches,
     )
 
 
-def merge_taps(taps: Mapping[str, Tensor], merge: int, last: str) -> Mapping[str, Tensor]:
-    """Taps as they are stored: patches merged, but for the last tap."""
-    if merge == 1:
+def pool_taps(taps: Mapping[str, Tensor], side: int, last: str) -> Mapping[str, Tensor]:
+    """Taps as they are stored: patches pooled in squares, but for the last tap."""
+    if side == 1:
         return taps
-    return {n: tap if n == last else merged(tap, merge) for n, tap in taps.items()}
+    return {n: tap if n == last else pool_patches(tap, side) for n, tap in taps.items()}
 
 
 def _check_tokens(value: Any) -> Tokens:

@@ -112,7 +112,9 @@ def taps_to_store(host: Extractor, needs: Needs) -> Needs:
         Needs(host.sites.taps, needs.tokens)
         if needs.tokens != "all"
         else Needs(
-            tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps), "all", needs.merge
+            tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps),
+            "all",
+            needs.pool_patches,
         )
     )
 
@@ -213,7 +215,11 @@ def open_or_build(
 
 def _describe(key: StoreKey) -> str:
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
-    merging = "" if key.merge == 1 else f" (patches {key.merge} x {key.merge} together)"
+    merging = (
+        ""
+        if key.pool_patches == 1
+        else f" (patches {key.pool_patches} x {key.pool_patches} together)"
+    )
     computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
     return (
         f"{len(key.taps)} taps, {IN_WORDS[key.tokens]}{merging}, {key.dtype}{computed}{views}, "
@@ -240,7 +246,7 @@ def _find_covering(root: Path, key: StoreKey) -> Store | None:
         # Splits that are not asked for do no harm; the data set's identity is part of `data`.
         same = same and key.splits.items() <= theirs.splits.items()
         enough = wide <= {t.name for t in theirs.taps} and covers_tokens(
-            theirs.tokens, key.tokens, theirs.merge, key.merge
+            theirs.tokens, key.tokens, theirs.pool_patches, key.pool_patches
         )
         if same and enough and theirs.views[: len(key.views)] == key.views:
             return store

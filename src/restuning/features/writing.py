@@ -111,7 +111,7 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
             "labels": labels,
             "shards": shards,
         }
-        if key.merge > 1:
+        if key.pool_patches > 1:
             manifest["merged away"] = _shares(entries)
         write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         # Of writers that were killed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,16 @@ from restuning.backbones import QUANTIZED, Backbone, load_backbone
 from restuning.backbones.variants import split_variants
 from restuning.features import Cached
 from restuning.features.codec import BYTES, check_dtype
-from restuning.features.key import merge_taps
+from restuning.features.key import pool_taps
 from restuning.forecast.shapes import AbsentWeights, expand_example, shapes_only, strip_weights
 from restuning.forecast.step import StepForecast, forecast_step, split_inputs
 from restuning.host import Host
 from restuning.sites import Needs
 from restuning.task import Task, Tuned, prepared_example
+
+Form = Literal["cached", "live", "checkpointing"]
+"""How a task is trained: from stored features, through the backbone, or so with its blocks run again
+in backward."""
 
 
 def load_shapes(name: str) -> tuple[Backbone, Host]:
@@ -72,8 +76,8 @@ def storable(task: Task) -> bool:
     return not task.inline_tuners and not len(task.weights)
 
 
-def forms(task: Task) -> tuple[str, ...]:
-    """How a task can be trained: "cached", "live", "checkpointing"."""
+def forms(task: Task) -> tuple[Form, ...]:
+    """How a task can be trained."""
     if storable(task):
         return ("cached", "live")
     return ("live", "checkpointing")
@@ -87,7 +91,7 @@ def tap_shapes(host: Host, needs: Needs, example: Any) -> dict[str, Tensor]:
     args, kwargs = split_inputs(expand_example(example, 1, mode))
     with mode:
         found = fake.features(*args, keep=Needs(taps, needs.tokens), **kwargs)
-        return dict(merge_taps(found, needs.merge, host.sites.taps[-1]))
+        return dict(pool_taps(found, needs.pool_patches, host.sites.taps[-1]))
 
 
 def store_bytes(taps: Mapping[str, Tensor], rows: int, dtype: str = "fp32") -> int:
@@ -133,8 +137,7 @@ def forecast_task(
     example: Any,
     batch: int,
     *,
-    cached: bool = False,
-    checkpointing: bool = False,
+    form: Form = "live",
     precision: str = "no",
     pieces: int = 1,
     device: str = "cpu",
@@ -146,18 +149,18 @@ def forecast_task(
         task: Only shapes are read.
         example: One input with a batch axis of 1.
         batch: Inputs of a step.
-        cached: Train from stored features.
-        checkpointing: Run each block again in backward.
+        form: "cached" trains from stored features, "checkpointing" runs each block again in
+            backward; see `forms`.
         precision: Autocast.
         pieces: Of gradient accumulation.
         device: Whose kernels are used.
     """
     more: dict[str, Any] = {"precision": precision, "pieces": pieces, "device": device}
     trained = [p for p in task.parameters() if p.requires_grad]
-    if cached:
+    if form == "cached":
         taps = tap_shapes(host, task.needs(host.readout_rule), example)
         example = prepared_example(task, taps)
         return forecast_step(OnTaps(host, task), example, batch, trained=trained, **more)
-    with checkpointed(host, checkpointing):
+    with checkpointed(host, form == "checkpointing"):
         example = prepared_example(task, example)
         return forecast_step(Tuned(host, task).train(), example, batch, trained=trained, **more)

@@ -76,7 +76,8 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         [tuners() for _ in read],
         Pooling(width, token=_TOKEN.get(pool), grid=host.images),
         drop_path=options.get("drop_path", DROP_PATH),
-        merge=options.get("merge", 1),
+        # `merge` is how method strings and results of before write it.
+        pool_patches=options.get("pool_patches", options.get("merge", 1)),
     )
     return Task(side=bypass, head=bypass.widened(head))
 
@@ -102,7 +103,7 @@ ROWS: dict[str, Method] = {
         "a narrow side network of attention and convolution on all tokens of six taps, "
         "no gradient in the backbone",
         "docs/mixing.md",
-        takes=("width", "heads", "merge"),
+        takes=("width", "heads", "pool_patches", "merge"),
         inside=False,
     ),
     "ridge": Method(

@@ -30,18 +30,19 @@ class Needs:
         tokens: "cls" (the class token only), "last" (the last real token only), "all", or "pool":
             one vector a tap, the mean over its tokens, and for the last tap the backbone's own
             feature.
-        merge: Of all tokens, patches are read as means of squares of so many by so many. A store keeps
-            them so, but for the last tap, which the readout takes whole; a forward gives all.
+        pool_patches: Of all tokens, patches are read as means of squares of this many by this many.
+            A store keeps them so, but for the last tap, which the readout takes whole; a forward
+            gives all.
     """
 
     taps: tuple[str, ...]
     tokens: Tokens = "all"
-    merge: int = 1
+    pool_patches: int = 1
 
     @property
     def form(self) -> str:
         """The tokens as users write them: `cls`, `all`, `all/2`."""
-        return self.tokens if self.merge == 1 else f"{self.tokens}/{self.merge}"
+        return self.tokens if self.pool_patches == 1 else f"{self.tokens}/{self.pool_patches}"
 
 
 def tokens_of(pool: str | None) -> Tokens:
@@ -50,13 +51,13 @@ def tokens_of(pool: str | None) -> Tokens:
     return of.get(pool, "all")
 
 
-def covers_tokens(kept: str, wanted: str, kept_merge: int = 1, wanted_merge: int = 1) -> bool:
+def covers_tokens(kept: str, wanted: str, kept_patches: int = 1, wanted_patches: int = 1) -> bool:
     """Whether tokens that were kept hold those that are wanted: all hold the first and the last.
 
     What is pooled is in no other: the last of it is the backbone's own feature. Where patches were
-    merged, the class token is still there as it was; whole patches can be merged at any time.
+    pooled, the class token is still there as it was; whole patches can be pooled at any time.
     """
-    if kept_merge not in (1, wanted_merge):
+    if kept_patches not in (1, wanted_patches):
         return wanted == "cls"
     return kept == wanted or (kept == "all" and wanted in ("cls", "last"))
 

@@ -233,7 +233,7 @@ def test_checkpointing_and_pieces_save_memory_and_cost_time():
     host, example = world("vit")
     task = methods.build("res-tuning", host, num_classes=CLASSES)
     plain = forecast.forecast_task(host, task, example, 64)
-    again = forecast.forecast_task(host, task, example, 64, checkpointing=True)
+    again = forecast.forecast_task(host, task, example, 64, form="checkpointing")
     parts = forecast.forecast_task(host, task, example, 64, pieces=4)
     assert again.saved_bytes < plain.saved_bytes / 5
     assert again.peak_bytes < 0.7 * plain.peak_bytes
@@ -351,7 +351,7 @@ def test_forms_are_those_in_which_a_method_can_be_trained(method, forms):
 def test_training_from_a_store_is_forecast_as_it_runs():
     host, example = world("vit")
     task = methods.build("res-tuning-bypass", host, num_classes=CLASSES)
-    told = forecast.forecast_task(host, task, example, BATCH, cached=True)
+    told = forecast.forecast_task(host, task, example, BATCH, form="cached")
     module = forecast.OnTaps(host, task)
     taps = dict(host.features(*wide(example, BATCH), keep=task.needs(host.readout_rule)))
     assert told.saved_bytes == counted(module, lambda: loss_of(module, taps))
