@@ -75,15 +75,14 @@ class Planner:
     def _task(self, method: str, host: Host) -> Task:
         return methods.build(method, host, num_classes=self.request.classes, **self.request.options)
 
-    def _option(self, method: str, form: str, host: Host, task: Any) -> forecast.Option:
+    def _option(self, method: str, form: forecast.Form, host: Host, task: Any) -> forecast.Option:
         request = self.request
         at = partial(
             forecast.forecast_task,
             host,
             task,
             self.example,
-            cached=form == "cached",
-            checkpointing=form == "checkpointing",
+            form=form,
             precision=request.precision,
         )
         step, needs, size = at(request.batch), task.needs(host.readout_rule), None

@@ -11,6 +11,7 @@ from restuning.forecast.finished import forecast_run as forecast_run
 from restuning.forecast.grid import BankRates as BankRates
 from restuning.forecast.grid import GridForecast as GridForecast
 from restuning.forecast.grid import forecast_grid as forecast_grid
+from restuning.forecast.methods import Form as Form
 from restuning.forecast.methods import OnTaps as OnTaps
 from restuning.forecast.methods import forecast_task as forecast_task
 from restuning.forecast.methods import forms as forms
