@@ -149,7 +149,7 @@ def run_sweep(
     loaded = load_backbone(backbone, weights=weights, random=random)
     host = loaded.host()
     bar = Progress(
-        TextColumn("arms"),
+        TextColumn("runs"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -184,7 +184,7 @@ def run_sweep(
 
 
 def _table(report: dict[str, Any], console: Console) -> None:
-    table = Table(title=f"{report['arms']} arms, {report['seconds']:.1f} s", title_justify="left")
+    table = Table(title=f"{report['arms']} runs, {report['seconds']:.1f} s", title_justify="left")
     names = list(report["settings"][0]["setting"])
     for name in [*names, "val accuracy", "± std", "lost to NaN", "parameters"]:
         table.add_column(name, justify="right", no_wrap=True)

@@ -36,7 +36,7 @@ class Candidate:
 
     Attributes:
         method: Its name.
-        rates: Highest learning rates; those of a detached method are arms of one bank.
+        rates: Highest learning rates; those of a detached method are tried in parallel.
         times: Its epochs over those of a method inside the backbone.
         warm_start: Whether its final run starts from the weights of its trial (`MORE`) and not anew, which is
             for those whose epochs are dear.
@@ -73,6 +73,6 @@ CANDIDATES = (
     Candidate("mixing-bypass", (5e-3,), DETACHED_TIMES, warm_start=True),
     Candidate("res-tuning", (5e-3,), 1, warm_start=True),
 )
-"""Cheapest first. Rates are those of `recipes/shared_tasks`: two where arms cost next to nothing, one
+"""Cheapest first. Rates are those of `recipes/shared_tasks`: two where parallel runs cost next to nothing, one
 where that rate was chosen on the validation splits of several tasks. What is solved in closed form
 needs few epochs more."""
