@@ -5,7 +5,7 @@ from restuning.host.engine import cannot_tune_inside as cannot_tune_inside
 from restuning.host.extractor import Extractor as Extractor
 from restuning.host.extractor import is_image as is_image
 from restuning.host.find_sites import find_sites as find_sites
-from restuning.host.fingerprint import device_of as device_of
+from restuning.host.fingerprint import find_device as find_device
 from restuning.host.fingerprint import fingerprint as fingerprint
 from restuning.host.fingerprint import is_offloaded as is_offloaded
 from restuning.host.fingerprint import weights_digest as weights_digest

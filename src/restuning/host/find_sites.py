@@ -18,7 +18,7 @@ from restuning.sites import (
     Readout,
     Sites,
     StageFinder,
-    telling,
+    vary_example,
 )
 
 
@@ -69,7 +69,7 @@ def _heard(
         ]
     try:
         with torch.no_grad():
-            return model(*map(telling, example), **kwargs)
+            return model(*map(vary_example, example), **kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -52,7 +52,7 @@ def weights_digest(model: nn.Module) -> str:
     return _digest(model, named, sorted(named))
 
 
-def device_of(model: nn.Module) -> torch.device:
+def find_device(model: nn.Module) -> torch.device:
     """Where a model takes its inputs: where it runs, if its weights are kept elsewhere."""
     for module in model.modules():
         first = next(module.parameters(recurse=False), None)

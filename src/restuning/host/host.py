@@ -30,7 +30,7 @@ from restuning.host.call import (
 )
 from restuning.host.extractor import Extractor, is_image
 from restuning.host.find_sites import find_sites
-from restuning.host.fingerprint import device_of, fingerprint, weights_digest
+from restuning.host.fingerprint import find_device, fingerprint, weights_digest
 from restuning.host.listeners import RecordTimestep
 from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
@@ -111,7 +111,7 @@ class Host(Extractor):
     @property
     def device(self) -> torch.device:
         """Where the backbone runs, also where its weights are kept elsewhere (offloaded)."""
-        return device_of(self.model)
+        return find_device(self.model)
 
     def train(self, mode: bool = True) -> Host:
         """Frozen is frozen: dropout stays off and BatchNorm statistics stay where they are."""

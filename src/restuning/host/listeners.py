@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from restuning._errors import DecodingError, PlacementError
 from restuning.host.call import Call, current
-from restuning.sites import attention_inputs, first_tensor, has_past, returned_bias
+from restuning.sites import first_tensor, has_past, read_attention_inputs, read_bias
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RecordAttentionInputs:
         call: Call | None = current(self.slot)
         if call is None or not call.lends_projections:
             return None
-        call.attention[self.path] = attention_inputs(module, args, kwargs)
+        call.attention[self.path] = read_attention_inputs(module, args, kwargs)
         if call.appended and (self.relative or call.attention[self.path].rope is not None):
             raise PlacementError(
                 "tokens appended at the stem have no place among relative positions",
@@ -86,9 +86,7 @@ class RecordPositionBias:
         """A forward hook."""
         call: Call | None = current(self.slot)
         if call is not None and self.path in call.attention:
-            call.attention[self.path] = call.attention[self.path]._replace(
-                bias=returned_bias(output)
-            )
+            call.attention[self.path] = call.attention[self.path]._replace(bias=read_bias(output))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Sites: where a network computes `stream + OP(stream)`, found by structure, proved by a forward."""
 
 from restuning.sites.attention_inputs import AttentionInputs as AttentionInputs
-from restuning.sites.attention_inputs import attention_inputs as attention_inputs
 from restuning.sites.attention_inputs import has_past as has_past
-from restuning.sites.attention_inputs import returned_bias as returned_bias
+from restuning.sites.attention_inputs import read_attention_inputs as read_attention_inputs
+from restuning.sites.attention_inputs import read_bias as read_bias
 from restuning.sites.attention_inputs import returns_bias as returns_bias
 from restuning.sites.declare import Branch as Branch
 from restuning.sites.declare import Declaration as Declaration
@@ -24,7 +24,7 @@ from restuning.sites.site import Site as Site
 from restuning.sites.site import Sites as Sites
 from restuning.sites.site import starts as starts
 from restuning.sites.stages import StageFinder as StageFinder
-from restuning.sites.stages import telling as telling
+from restuning.sites.stages import vary_example as vary_example
 from restuning.sites.sums import first_tensor as first_tensor
 from restuning.sites.sums import stream_in as stream_in
 from restuning.sites.taps import IN_WORDS as IN_WORDS

@@ -33,7 +33,9 @@ class AttentionInputs(NamedTuple):
     context: Tensor | None = None
 
 
-def attention_inputs(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> AttentionInputs:
+def read_attention_inputs(
+    module: nn.Module, args: tuple, kwargs: Mapping[str, Any]
+) -> AttentionInputs:
     """Read them off an attention's arguments."""
     context = next((kwargs[n] for n in CONTEXT if isinstance(kwargs.get(n), Tensor)), None)
     mask, rope, past, whole = None, None, None, False
@@ -54,7 +56,7 @@ def returns_bias(module: nn.Module) -> bool:
     return "position_bias" in inspect.signature(type(module).forward).parameters
 
 
-def returned_bias(output: Any) -> Tensor | None:
+def read_bias(output: Any) -> Tensor | None:
     """The bias among what such an attention returned."""
     bias = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     return bias if isinstance(bias, Tensor) and bias.dim() == 4 else None
@@ -78,7 +80,7 @@ def _past(cache: Any, module: nn.Module) -> tuple[tuple[Tensor, Tensor] | None, 
     return (keys, values), bool(getattr(layers[index], "is_compileable", False))
 
 
-def rotated(x: Tensor, rope: tuple[Tensor, Tensor], style: str) -> Tensor:
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor], style: str) -> Tensor:
     """`x cos + turn(x) sin` on the leading channels of every head, `... h n e -> ... h n e`.
 
     Args:

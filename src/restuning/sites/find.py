@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning.sites.attention_inputs import CONTEXT, attention_inputs, returned_bias, returns_bias
+from restuning.sites.attention_inputs import CONTEXT, read_attention_inputs, read_bias, returns_bias
 from restuning.sites.declare import Declaration
 from restuning.sites.find_readout import ReadoutListener
 from restuning.sites.gated import gated_sums
@@ -97,7 +97,7 @@ class Finder:
         call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
         call.alone = len(args) + sum(v is not None for v in kwargs.values()) == 1
         if self._listening:
-            call.given = attention_inputs(module, args, kwargs)
+            call.given = read_attention_inputs(module, args, kwargs)
             # Clones, because a later in-place operation would change what was seen.
             call.entered = None if x is None else x.clone()
         self.stack.append(call)
@@ -118,7 +118,7 @@ class Finder:
             # Tokens of both sequences in one attention: each reads itself and the other.
             call.cross = call.cross and not _joint(output, call.given.context)
             if returns_bias(call.module):
-                call.given = call.given._replace(bias=returned_bias(output))
+                call.given = call.given._replace(bias=read_bias(output))
         for block in self.open:
             if not block.outer:
                 block.calls.append(call)

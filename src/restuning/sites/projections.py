@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import ProjectionsError
-from restuning.sites.attention_inputs import AttentionInputs, rotated
+from restuning.sites.attention_inputs import AttentionInputs, rotate
 from restuning.sites.linear import bias_of, weight_of
 
 
@@ -232,7 +232,7 @@ class LentProjections:
                 where=self.maps.module,
                 fix="use the maps while the backbone runs: Tuned(host, task)(x) or host.using(task)",
             )
-        return rotated(y, self._given.rope, self.maps.rope)
+        return rotate(y, self._given.rope, self.maps.rope)
 
     def _spread(self, y: Tensor) -> Tensor:
         groups = self.maps.heads // self.maps.kv_heads

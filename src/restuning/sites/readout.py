@@ -72,7 +72,7 @@ class Readout:
             return F.normalize(state[:, 0], dim=-1) if self.unit else state[:, 0]
         feature = self._pooled(model, state, mask)
         if self.project:
-            feature = mapped(model, self.project, feature)
+            feature = apply_projection(model, self.project, feature)
         return F.normalize(feature, dim=-1) if self.unit else feature
 
     def _pooled(self, model: nn.Module, state: Tensor, mask: Tensor | None) -> Tensor:
@@ -91,7 +91,7 @@ class Readout:
         return norm(pooled) if norm is not None and self.pool_first else pooled
 
 
-def mapped(model: nn.Module, path: str, feature: Tensor) -> Tensor:
+def apply_projection(model: nn.Module, path: str, feature: Tensor) -> Tensor:
     """A frozen linear map of the backbone, or a matrix that it keeps as a plain parameter."""
     owner, _, name = path.rpartition(".")
     map_: Any = getattr(model.get_submodule(owner), name)
@@ -105,7 +105,7 @@ def one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Tensor:
     steps = torch.arange(1, state.shape[1] + 1, device=state.device)
     # The largest of 1, 2, ... at real tokens is the last of them, that of n, n - 1, ... the first.
     order = steps if which == "last" else steps.flip(0)
-    place = (fitted(mask, state) * order).argmax(1)
+    place = (fit_mask(mask, state) * order).argmax(1)
     return state.gather(1, place[:, None, None].expand(-1, 1, state.shape[-1]))
 
 
@@ -114,13 +114,13 @@ def mean_of(state: Tensor, mask: Tensor | None = None, skip: int = 0) -> Tensor:
     state = state[:, skip:]
     if mask is None:
         return state.mean(1)
-    real = fitted(mask, state).unsqueeze(-1)
+    real = fit_mask(mask, state).unsqueeze(-1)
     # What a backbone leaves at padding may be anything, also NaN.
     total = torch.where(real, state, torch.zeros_like(state)).sum(1)
     return total / real.sum(1).clamp(min=1).to(state.dtype)
 
 
-def fitted(mask: Tensor, state: Tensor) -> Tensor:
+def fit_mask(mask: Tensor, state: Tensor) -> Tensor:
     """The mask of the last n tokens, `b m -> b n`, repeated where a state holds several tasks."""
     mask = mask[:, mask.shape[1] - state.shape[1] :]
     times = state.shape[0] // mask.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restuning.sites.sums import SUM_TOLERANCE, Heard, equal, probed, rounding
+from restuning.sites.sums import SUM_TOLERANCE, Heard, equal, probe, rounding
 
 TAIL = 4
 """Modules after a block's sum that are looked through: an activation, dropout, an empty gate."""
@@ -39,7 +39,7 @@ def is_residual(calls: list[Heard], own: Heard) -> bool:
         terms = [x for x in seen if x is not None and x.numel() == target.numel()]
         if not terms:
             continue
-        rows, t = torch.stack([probed(x) for x in terms]), probed(target)
+        rows, t = torch.stack([probe(x) for x in terms]), probe(target)
         shortcuts = _readers(calls, own, target)
         if (
             _two_terms(terms, rows, target, t)

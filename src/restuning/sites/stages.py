@@ -136,7 +136,7 @@ def _digest(x: Any) -> Digest | None:
     return tuple(x.shape), hashlib.blake2b(raw.numpy().tobytes(), digest_size=16).digest()
 
 
-def telling(value: Any) -> Any:
+def vary_example(value: Any) -> Any:
     """An example whose values differ: a constant image would let wrong sums pass as right."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
         return value

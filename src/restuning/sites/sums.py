@@ -86,7 +86,7 @@ def equal(a: Tensor | None, b: Tensor | None) -> bool:
     return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
 
 
-def probed(x: Tensor) -> Tensor:
+def probe(x: Tensor) -> Tensor:
     """A few values spread over a tensor: what differs there need not be compared whole."""
     flat = x.reshape(-1)
     return flat[:: max(1, flat.numel() // PROBES)][:PROBES].cpu().double()
@@ -139,7 +139,7 @@ class _Outputs:
         for call in calls:
             if call.left is not None:
                 self.calls.setdefault(call.left.numel(), []).append(call)
-                probes.setdefault(call.left.numel(), []).append(probed(call.left))
+                probes.setdefault(call.left.numel(), []).append(probe(call.left))
         self.rows = {size: torch.stack(same) for size, same in probes.items()}
 
     def near(self, stream: Tensor | None, target: Tensor | None) -> list[Heard]:
@@ -148,8 +148,8 @@ class _Outputs:
             return []
         if target.numel() not in self.rows:
             return []
-        t = probed(target)
-        error = (self.rows[target.numel()] - (t - probed(stream))).abs().amax(1)
+        t = probe(target)
+        error = (self.rows[target.numel()] - (t - probe(stream))).abs().amax(1)
         fits = error <= SUM_TOLERANCE * (1 + t.abs().max()) + rounding(target)
         return [self.calls[target.numel()][i] for i in fits.nonzero().flatten().tolist()]
 

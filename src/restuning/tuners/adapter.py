@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
 from restuning.tuners._base import Reads, Tuner, tuner
-from restuning.tuners.products import added_product
+from restuning.tuners.products import add_product
 from restuning.tuners.view import FrozenAttention
 
 BIAS_STD = 1e-6
@@ -89,7 +89,7 @@ class ResAdapter(Tuner):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the bottleneck."""
-        return added_product(y, self._hidden(x), *self._up(scale))
+        return add_product(y, self._hidden(x), *self._up(scale))
 
     def _hidden(self, x: Tensor) -> Tensor:
         return _ACTIVATIONS[self.activation](self.down(x))

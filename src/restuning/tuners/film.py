@@ -12,7 +12,7 @@ from restuning._errors import MissingInputError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
 from restuning.tuners.context import time_now
-from restuning.tuners.products import added_map
+from restuning.tuners.products import add_linear
 from restuning.tuners.view import FrozenAttention
 
 FEATURES = 64
@@ -73,7 +73,7 @@ class FilmAdapter(Tuner):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the bottleneck."""
-        return added_map(y, self._hidden(x), self.up, scale)
+        return add_linear(y, self._hidden(x), self.up, scale)
 
     def _hidden(self, x: Tensor) -> Tensor:
         steps = time_now()

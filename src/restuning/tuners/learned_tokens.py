@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from restuning._errors import ProjectionsError
 from restuning.tuners._base import Tuner, trait
-from restuning.tuners.products import added_product, attend, merge_heads, split_heads
+from restuning.tuners.products import add_product, attend, merge_heads, split_heads
 from restuning.tuners.view import FrozenAttention
 
 Query = Literal["mha", "stream"]
@@ -49,7 +49,7 @@ class AttentionTuner(Tuner):
             queries = split_heads(x, self.heads)
             scale = (self.dim // self.heads) ** -0.5
         else:
-            lent = required(view, self)
+            lent = require_attention(view, self)
             queries, scale = lent.q(lent.norm(x)), lent.scale
         mixed, lse = attend(queries, keys, values, scale)
         return queries, mixed, lse
@@ -60,7 +60,11 @@ class AttentionTuner(Tuner):
             weights, out = folded
             return weights @ out
         _, mixed, _ = self.attended(x, view)
-        return merge_heads(mixed) if self.query == "stream" else required(view, self).out(mixed)
+        return (
+            merge_heads(mixed)
+            if self.query == "stream"
+            else require_attention(view, self).out(mixed)
+        )
 
     def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with the scale folded into the last product where there is one."""
@@ -76,13 +80,13 @@ class AttentionTuner(Tuner):
         if (folded := self._folded(x, view)) is None:
             return super().added(y, x, view, scale)
         weights, out = folded
-        return added_product(y, weights, (out if scale is None else out * scale).t(), None)
+        return add_product(y, weights, (out if scale is None else out * scale).t(), None)
 
     def _folded(self, x: Tensor, view: FrozenAttention | None) -> tuple[Tensor, Tensor] | None:
         """Attention weights `... n h*r` and what they mix, `h*r d`; None where nothing folds."""
         if self.query == "stream":
             return None
-        lent = required(view, self)
+        lent = require_attention(view, self)
         maps = lent.fold(*self.keys_values(view))
         if maps is None:
             return None
@@ -91,7 +95,7 @@ class AttentionTuner(Tuner):
         return scores.softmax(-1).flatten(-2), out
 
 
-def required(view: FrozenAttention | None, tuner: Tuner) -> FrozenAttention:
+def require_attention(view: FrozenAttention | None, tuner: Tuner) -> FrozenAttention:
     """The lent maps, or an error that says how to get them."""
     if view is None:
         raise ProjectionsError(

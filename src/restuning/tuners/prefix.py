@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning.tuners._base import tuner
-from restuning.tuners.learned_tokens import AttentionTuner, Query, required
+from restuning.tuners.learned_tokens import AttentionTuner, Query, require_attention
 from restuning.tuners.products import split_heads
 from restuning.tuners.view import FrozenAttention
 
@@ -64,5 +64,5 @@ class ResPrefix(AttentionTuner):
         """The prefix, split into heads."""
         if self.query == "stream":
             return split_heads(self.k, self.heads), split_heads(self.v, self.heads)
-        lent = required(view, self)
+        lent = require_attention(view, self)
         return lent.split(self.k), lent.split(self.v)

@@ -17,7 +17,7 @@ def merge_heads(y: Tensor) -> Tensor:
     return y.transpose(-3, -2).flatten(-2)
 
 
-def added_product(y: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def add_product(y: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`y + hidden W^T + b` in one product, `(..., d), (..., r), (d, r), (d) -> (..., d)`.
 
     The bias rides along as one more column of the small factors.
@@ -32,11 +32,11 @@ def added_product(y: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
     return torch.addmm(y.reshape(-1, y.shape[-1]), flat, weight.t()).view(y.shape)
 
 
-def added_map(y: Tensor, hidden: Tensor, up: nn.Linear, scale: Tensor | None) -> Tensor:
+def add_linear(y: Tensor, hidden: Tensor, up: nn.Linear, scale: Tensor | None) -> Tensor:
     """`y + scale * up(hidden)` in one product; the scale is one number a channel, or None for 1."""
     if scale is None:
-        return added_product(y, hidden, up.weight, up.bias)
-    return added_product(y, hidden, up.weight * scale.unsqueeze(-1), up.bias * scale)
+        return add_product(y, hidden, up.weight, up.bias)
+    return add_product(y, hidden, up.weight * scale.unsqueeze(-1), up.bias * scale)
 
 
 def attend(

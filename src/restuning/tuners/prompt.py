@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning.tuners._base import tuner
-from restuning.tuners.learned_tokens import AttentionTuner, Query, required
+from restuning.tuners.learned_tokens import AttentionTuner, Query, require_attention
 from restuning.tuners.products import split_heads
 from restuning.tuners.view import FrozenAttention
 
@@ -60,7 +60,7 @@ class ResPrompt(AttentionTuner):
         if self.query == "stream":
             tokens = split_heads(self.prompt, self.heads)
             return tokens, tokens
-        lent = required(view, self)
+        lent = require_attention(view, self)
         tokens = lent.norm(self.prompt) if self.width is None else self.prompt
         return lent.k(tokens), lent.v(tokens)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from restuning._errors import UnknownNameError
 from restuning.tuners._base import Tuner, trait, tuner
 from restuning.tuners.context import mean_of_tokens
-from restuning.tuners.learned_tokens import AttentionTuner, required
+from restuning.tuners.learned_tokens import AttentionTuner, require_attention
 from restuning.tuners.products import attend
 from restuning.tuners.view import FrozenAttention
 from restuning.tuners.wrapper import Wrapper
@@ -112,7 +112,7 @@ class Scaled(Wrapper):
         return self.tuner.added(y, x, view, own)
 
     def _exact(self, x: Tensor, view: FrozenAttention | None) -> Tensor:
-        lent = required(view, self)
+        lent = require_attention(view, self)
         assert isinstance(self.tuner, AttentionTuner)
         queries, ours, ours_lse = self.tuner.attended(x, view)
         keys, values = lent.keys_values(lent.norm(x))

@@ -9,7 +9,7 @@ from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
 from restuning.tuners.context import attention_mask, mean_of_tokens
-from restuning.tuners.products import added_map, merge_heads, split_heads
+from restuning.tuners.products import add_linear, merge_heads, split_heads
 from restuning.tuners.view import FrozenAttention
 
 
@@ -70,7 +70,7 @@ class LowRankAttention(Tuner):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the attention's output."""
-        return added_map(y, self._mixed(x), self.up, scale)
+        return add_linear(y, self._mixed(x), self.up, scale)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """`... n d -> ... n r`."""

@@ -12,7 +12,7 @@ from awake import tiny_vit, wake
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
 from restuning.backbones import add_quantization, load_backbone
 from restuning.backbones.variants import quantize, split_variants
-from restuning.host import device_of
+from restuning.host import find_device
 from restuning.training import FitSettings, evaluate, fit
 
 transformers = pytest.importorskip("transformers")
@@ -230,7 +230,7 @@ def test_an_offloaded_backbone_answers_and_trains_as_one_in_memory(how, name, me
     plain.model.requires_grad_(False)
     host, _, _ = _host(name, model=model)
     assert list(host.sites) == list(plain.sites)
-    assert device_of(model) == torch.device("cpu")
+    assert find_device(model) == torch.device("cpu")
     assert host.fingerprint() == plain.fingerprint()
     assert host.digest() == plain.digest()
     task, loss, grads, after = _step(host, method, args, kwargs)
