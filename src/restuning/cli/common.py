@@ -109,7 +109,7 @@ BACKBONES = (
     "hf:sentence-transformers/all-MiniLM-L6-v2",
     "hf:openai/clip-vit-base-patch32",
     "torchvision:vit_b_16",
-    "clip:ViT-B/32",
+    "clip:openai/clip-vit-base-patch32",
     "openclip:ViT-B-32/laion2b_s34b_b79k",
     "onnx:",
     "openvino:",
