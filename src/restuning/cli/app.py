@@ -34,7 +34,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name -> the module whose `app` has the command, and its line in the help."""
 
-EXAMPLES = ["restuning train digits", "restuning train --help"]
+EXAMPLES = [
+    "restuning train digits",
+    "restuning predict photo.jpg --task runs/x/photos.task",
+    "restuning train --help",
+]
 
 
 def load_command(name: str) -> Any:

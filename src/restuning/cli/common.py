@@ -180,6 +180,7 @@ AnyBackbone = Annotated[
 
 Rank = Annotated[int | None, option(METHOD, "Bottleneck or length of the tuners; most methods: 10")]
 
+ForwardBatch = Annotated[int, option(BACKBONE, "Inputs of one forward", "--batch-size")]
 BatchSize = Annotated[int, option(OPTIMISER, "Examples of one step")]
 Epochs = Annotated[
     int | None, option(OPTIMISER, "Passes over the training data; default: the method's", min=1)

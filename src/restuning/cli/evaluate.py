@@ -10,8 +10,8 @@ import typer
 
 from restuning.cli.common import (
     AnyBackbone,
-    BatchSize,
     Device,
+    ForwardBatch,
     Json,
     Label,
     Random,
@@ -51,7 +51,7 @@ def evaluate(
     weights: Weights = None,
     random: Random = False,
     any_backbone: AnyBackbone = False,
-    batch_size: BatchSize = 64,
+    batch_size: ForwardBatch = 64,
     device: Device = None,
     as_json: Json = False,
 ) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from restuning.cli.common import (
     DATA,
@@ -22,11 +23,19 @@ from restuning.cli.common import (
     command,
     complete_method,
     group,
+    headed,
     messages,
     option,
     show_json,
+    size_in_words,
+    time_in_words,
 )
 from restuning.cli.config import Config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from restuning.search.plan import GridPlan, Plan
 
 app = group("Forecast training.")
 
@@ -76,12 +85,12 @@ def plan(
     import torch
 
     from restuning import forecast
-    from restuning.cli import planning
     from restuning.data import load_data
     from restuning.features.codec import check_dtype
+    from restuning.search.plan import PLANNED, PlanRequest, plan_grid, plan_methods
     from restuning.training import FitSettings
 
-    console = messages(as_json)
+    screen = messages(as_json)
     budget = None if memory is None else forecast.parse_bytes(memory)
     FitSettings(precision=precision)
     torch.manual_seed(0)
@@ -91,7 +100,7 @@ def plan(
         known = load_data(data, loaded, skip_bad=skip_bad, text=text, label=label)
         parts = {"train": known.train, "val": known.val, "test": known.test}
         splits = {name: len(part) for name, part in parts.items() if part is not None}
-    request = planning.Request(
+    request = PlanRequest(
         backbone,
         classes or (known.num_classes if known else 100),
         splits,
@@ -102,17 +111,83 @@ def plan(
         check_dtype(cache_dtype),
         {"rank": rank} if rank else {},
     )
-    methods = (method,) if method else planning.COMPARED
-    report = planning.run(request, methods, loaded, host, console)
+    found = plan_methods(request, (method,) if method else PLANNED, loaded, host)
+    show_plan(found, screen)
+    report = found.to_dict()
     if arms is not None:
-        report["grid"] = planning.grid(
+        grid = plan_grid(
             request,
             method or "res-tuning-bypass",
             known,
             arms=arms,
             tasks=tasks,
             finals=finals,
-            console=console,
         )
+        show_grid(grid, screen)
+        report["grid"] = grid.to_dict()
     if as_json:
         show_json(report)
+
+
+def show_plan(plan: Plan, screen: Console) -> None:
+    """One row a method and form, the one to take in bold, and a sentence."""
+    request, forward, taken = plan.request, plan.forward, plan.recommended
+    table = Table(
+        title=f"{request.backbone}, batch {request.batch}: weights "
+        f"{size_in_words(forward.weights_bytes)}, one forward "
+        f"{size_in_words(forward.above_bytes)} above them and about "
+        f"{time_in_words(plan.forward_seconds)}",
+        title_justify="left",
+    )
+    names = ["method", "form", "reads"]
+    figures = ["memory", "above weights", "step / forward"]
+    figures += ["run", "store"] if request.splits else []
+    figures += ["largest batch"] if request.budget is not None else []
+    for column in (*names, *figures):
+        table.add_column(
+            column,
+            justify="right" if column in figures else "left",
+            overflow="fold",
+            no_wrap=column in ("method", "form"),
+        )
+    for row in plan.options:
+        cells = [
+            row.method,
+            row.form,
+            row.reads,
+            size_in_words(row.step.total_bytes),
+            size_in_words(row.step.above_bytes),
+            f"{row.time_over_forward:.2f}",
+        ]
+        if request.splits:
+            cells += [time_in_words(row.seconds), size_in_words(row.store_bytes)]
+        if request.budget is not None:
+            cells.append(str(row.largest_batch or "none"))
+        best = taken is not None and row is taken.option
+        table.add_row(*cells, style="bold" if best else "")
+    screen.print(table)
+    if taken is None:
+        screen.print("nothing fits: a smaller backbone or more memory is needed")
+    else:
+        words = f"{taken.option.method}, {taken.option.form} ({taken.option.reads})"
+        screen.print(headed("take", f"{words}, batch {taken.batch}: {taken.why}"))
+    for method, reason in plan.left_out.items():
+        screen.print(f"{method}: {reason}")
+
+
+def show_grid(grid: GridPlan, screen: Console) -> None:
+    """How long a grid takes, and from what that was worked out."""
+    (tasks, arms, finals), times, rates = grid.counts, grid.times, grid.measured
+    screen.print()
+    screen.print(
+        headed(
+            "grid",
+            f"{tasks} x {arms} runs of {grid.method}, and {finals} of each choice: "
+            f"{time_in_words(times.seconds)} (features {time_in_words(times.features)}, "
+            f"search {time_in_words(times.search)}, final {time_in_words(times.final)})",
+        )
+    )
+    screen.print(
+        f"  measured here: {rates.forward_seconds * 1e3:.1f} ms an image, "
+        f"{rates.step_seconds * 1e3:.1f} ms a step of {rates.arms} arms"
+    )

@@ -13,8 +13,8 @@ import typer
 from restuning.cli.common import (
     OUTPUT,
     AnyBackbone,
-    BatchSize,
     Device,
+    ForwardBatch,
     Json,
     Random,
     Revision,
@@ -65,8 +65,8 @@ def predict(
     weights: Weights = None,
     random: Random = False,
     any_backbone: AnyBackbone = False,
+    batch_size: ForwardBatch = 64,
     top: Annotated[int, option(OUTPUT, "Classes to show", min=1)] = 1,
-    batch_size: BatchSize = 64,
     device: Device = None,
     as_json: Json = False,
 ) -> None:

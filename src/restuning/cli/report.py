@@ -38,12 +38,16 @@ def show_result(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def log_to(console: Console) -> Callable[[str], None]:
-    """Prints lines of the library, the word that begins one in bold."""
+    """Prints lines of the library, the word that begins one in bold, a run after a gap."""
+    before = ""
 
     def log(line: str) -> None:
+        nonlocal before
+        if before.startswith(" ") and not line.startswith(" "):
+            console.print()
+        before = line
         first, gap, rest = line.partition("  ")
-        text = Text(first, style="bold") + Text(gap + rest) if first and gap else Text(line)
-        console.print(text)
+        console.print(Text(first, style="bold") + Text(gap + rest) if first and gap else line)
 
     return log
 

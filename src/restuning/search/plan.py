@@ -1,19 +1,15 @@
-"""What training will take, before it is started."""
+"""What training will take, method beside method, before it is started: all that `restuning plan` does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from restuning import forecast, methods
 from restuning._errors import ForecastError, NoSitesError, PlacementError, ProjectionsError
 from restuning.backbones import Backbone, load_backbone
-from restuning.cli.common import headed, size_in_words, time_in_words
 from restuning.features.stored import taps_to_store
 from restuning.host import Host
 from restuning.search.sweep import TOGETHER
@@ -22,11 +18,12 @@ from restuning.task import Task
 from restuning.training.defaults import default_of
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
-COMPARED = ("linear", "res-tuning-bypass", "res-tuning", "full")
+PLANNED = ("linear", "res-tuning-bypass", "res-tuning", "full")
+"""What is planned where no method is named."""
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """What is to be planned.
 
     Attributes:
@@ -54,7 +51,7 @@ class Request:
 class Planner:
     """Forecasts for one backbone: its shapes, and one forward to compare with."""
 
-    def __init__(self, loaded: Backbone, host: Host, request: Request) -> None:
+    def __init__(self, loaded: Backbone, host: Host, request: PlanRequest) -> None:
         self.loaded, self.host, self.request = loaded, host, request
         self.drawn: Host | None = None
         self.example: Any = loaded.kwargs or loaded.example
@@ -122,56 +119,128 @@ def _words(needs: Needs) -> str:
     return f"{len(needs.taps)} taps, {tokens}" if len(needs.taps) > 1 else f"last tap, {tokens}"
 
 
-def run(
-    request: Request, chosen: Sequence[str], loaded: Backbone, host: Host, console: Console
-) -> dict[str, Any]:
-    """Forecast methods side by side, print the table and recommend; returns all of it."""
+@dataclass(frozen=True)
+class Plan:
+    """Forecasts of several methods on one backbone, and which of them to take.
+
+    Attributes:
+        request: What was planned.
+        rates: Of this machine, measured.
+        forward: One forward of the bare backbone.
+        options: One for every method and form.
+        recommended: The one to take; None where nothing fits.
+        left_out: Methods the backbone has no place for, and why.
+    """
+
+    request: PlanRequest
+    rates: forecast.Rates
+    forward: forecast.StepForecast
+    options: list[forecast.Option]
+    recommended: forecast.Recommendation | None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def forward_seconds(self) -> float:
+        """Of one forward of the bare backbone."""
+        return self.forward.cost.seconds(self.rates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they are written to JSON."""
+        taken = self.recommended
+        return {
+            "backbone": self.request.backbone,
+            "batch": self.request.batch,
+            "splits": self.request.splits,
+            "memory": self.request.budget,
+            "rates": asdict(self.rates),
+            "forward": self.forward.to_dict() | {"seconds": self.forward_seconds},
+            "options": [asdict(o) | {"step": o.step.to_dict()} for o in self.options],
+            "recommended": None
+            if taken is None
+            else {
+                "method": taken.option.method,
+                "form": taken.option.form,
+                "reads": taken.option.reads,
+                "batch": taken.batch,
+                "why": taken.why,
+            },
+            "left_out": self.left_out,
+        }
+
+
+def plan_methods(request: PlanRequest, names: Sequence[str], loaded: Backbone, host: Host) -> Plan:
+    """Forecast methods side by side and recommend one.
+
+    Args:
+        request: What is to be planned.
+        names: Of methods.
+        loaded, host: What `forecast.load_shapes` gives for the backbone.
+
+    Raises:
+        NoSitesError: The one method that is named has no place in the backbone.
+    """
     planner = Planner(loaded, host, request)
     options, left_out = [], {}
-    for method in chosen:
+    for method in names:
         try:
             options += planner.options(method)
         except (NoSitesError, PlacementError, ProjectionsError) as error:
-            if len(chosen) == 1:
+            if len(names) == 1:
                 raise
             left_out[method] = error.what
-    found = forecast.recommend(options, request.batch)
-    _show(planner, options, found, console)
-    for method, reason in left_out.items():
-        console.print(f"{method}: {reason}")
-    return {
-        "backbone": request.backbone,
-        "batch": request.batch,
-        "splits": request.splits,
-        "memory": request.budget,
-        "rates": asdict(planner.rates),
-        "forward": planner.forward.to_dict()
-        | {"seconds": planner.forward.cost.seconds(planner.rates)},
-        "options": [asdict(o) | {"step": o.step.to_dict()} for o in options],
-        "recommended": None
-        if found is None
-        else {
-            "method": found.option.method,
-            "form": found.option.form,
-            "reads": found.option.reads,
-            "batch": found.batch,
-            "why": found.why,
-        },
-        "left_out": left_out,
-    }
+    taken = forecast.recommend(options, request.batch)
+    return Plan(request, planner.rates, planner.forward, options, taken, left_out)
 
 
-def grid(
-    request: Request,
+@dataclass(frozen=True)
+class GridPlan:
+    """The forecast of a grid of runs, and what it was worked out from.
+
+    Attributes:
+        method: That is trained.
+        counts: Tasks, settings of each, and final runs of each choice.
+        times: The forecast.
+        measured: On this machine, of a bank of runs that are trained together.
+        measured_single: The same of one run.
+    """
+
+    method: str
+    counts: tuple[int, int, int]
+    times: forecast.GridForecast
+    measured: forecast.BankRates
+    measured_single: forecast.BankRates
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they are written to JSON."""
+        return self.times.to_dict() | {
+            "measured": asdict(self.measured),
+            "measured_single": asdict(self.measured_single),
+        }
+
+
+def plan_grid(
+    request: PlanRequest,
     method: str,
     data: Any,
     *,
     arms: int,
     tasks: int,
     finals: int,
-    console: Console,
-) -> dict[str, Any]:
-    """Time the backbone and a bank on this machine, and forecast a grid; returns it."""
+) -> GridPlan:
+    """Time the backbone and a bank on this machine, and forecast a grid.
+
+    Args:
+        request: What is to be planned; its data are known.
+        method: A bypass method, or linear.
+        data: The data set, whose reading is timed as well; None for none.
+        arms: Settings of each task.
+        tasks: Data sets.
+        finals: Runs of each choice.
+
+    Raises:
+        ForecastError: Nothing says how many inputs there are, or the method is not trained from
+            stored features.
+    """
     if not request.splits:
         raise ForecastError("a grid is of data", fix="give --data or --images")
     loaded = load_backbone(request.backbone, random=True)
@@ -199,7 +268,7 @@ def grid(
         evaluated=min(EVALUATED, request.splits.get("val", EVALUATED)),
     )
     rates, single = measure(arms=min(arms, TOGETHER)), measure(arms=1)
-    told = forecast.forecast_grid(
+    times = forecast.forecast_grid(
         rates,
         request.splits,
         tasks=tasks,
@@ -209,63 +278,4 @@ def grid(
         finals=finals,
         single=single,
     )
-    console.print()
-    console.print(
-        headed(
-            "grid",
-            f"{tasks} x {arms} runs of {method}, and {finals} of each choice: "
-            f"{time_in_words(told.seconds)} (features {time_in_words(told.features)}, "
-            f"search {time_in_words(told.search)}, final {time_in_words(told.final)})\n"
-            f"  measured here: {rates.forward_seconds * 1e3:.1f} ms an image, "
-            f"{rates.step_seconds * 1e3:.1f} ms a step of {rates.arms} arms",
-        )
-    )
-    return told.to_dict() | {"measured": asdict(rates), "measured_single": asdict(single)}
-
-
-def _show(
-    planner: Planner,
-    options: list[forecast.Option],
-    found: forecast.Recommendation | None,
-    console: Console,
-) -> None:
-    request, forward = planner.request, planner.forward
-    table = Table(
-        title=f"{request.backbone}, batch {request.batch}: weights "
-        f"{size_in_words(forward.weights_bytes)}, one forward {size_in_words(forward.above_bytes)} above them and "
-        f"about {time_in_words(forward.cost.seconds(planner.rates))}",
-        title_justify="left",
-    )
-    columns = ["method", "form", "reads", "memory", "above weights", "step / forward"]
-    columns += ["run", "store"] if request.splits else []
-    columns += ["largest batch"] if request.budget is not None else []
-    for column in columns:
-        right = columns.index(column) > 2
-        table.add_column(
-            column,
-            justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=column in ("method", "form"),
-        )
-    for option in options:
-        step = option.step
-        cells = [
-            option.method,
-            option.form,
-            option.reads,
-            size_in_words(step.total_bytes),
-            size_in_words(step.above_bytes),
-            f"{option.time_over_forward:.2f}",
-        ]
-        if request.splits:
-            cells += [time_in_words(option.seconds), size_in_words(option.store_bytes)]
-        if request.budget is not None:
-            cells.append(str(option.largest_batch or "none"))
-        taken = found is not None and option is found.option
-        table.add_row(*cells, style="bold" if taken else "")
-    console.print(table)
-    if found is None:
-        console.print("nothing fits: a smaller backbone or more memory is needed")
-    else:
-        words = f"{found.option.method}, {found.option.form} ({found.option.reads})"
-        console.print(headed("take", f"{words}, batch {found.batch}: {found.why}"))
+    return GridPlan(method, (tasks, arms, finals), times, rates, single)
