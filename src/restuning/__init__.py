@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from restuning.host import find_sites as find_sites
     from restuning.search.train import train as train
     from restuning.serve import Predictor as Predictor
+    from restuning.sites import Branch as Branch
     from restuning.sites import Features as Features
+    from restuning.sites import Layer as Layer
     from restuning.sites import Needs as Needs
+    from restuning.sites import Projections as Projections
     from restuning.sites import Readout as Readout
     from restuning.sites import Site as Site
     from restuning.sites import Sites as Sites
@@ -86,8 +89,11 @@ _ROOMS = {
     "search.train": ("train",),
     "serve": ("Predictor",),
     "sites": (
+        "Branch",
         "Features",
+        "Layer",
         "Needs",
+        "Projections",
         "Readout",
         "Site",
         "Sites",

@@ -20,7 +20,7 @@ from restuning import (
     methods,
     save,
 )
-from restuning._errors import FormatError, MissingInputError, NoSitesError
+from restuning._errors import FormatError, MissingInputError, NoSitesError, WrongTaskError
 from restuning.forecast.ledger import SavedTensors
 
 pytest.importorskip("diffusers")
@@ -200,7 +200,7 @@ def test_a_pipeline_is_guided_by_the_difference_to_the_base_prediction():
         with host.using(Guided(task, scale)):
             out = case()
         assert (out - (base + scale * (tuned - base))).abs().max() < 10 * BATCHED
-    with pytest.raises(FormatError, match="bypass"):
+    with pytest.raises(WrongTaskError, match="bypass"):
         Guided(methods.build("res-tuning[mha=adapter,ffn=adapter]", host), 2.0)
 
 

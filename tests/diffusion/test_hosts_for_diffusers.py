@@ -6,7 +6,7 @@ import torch
 from awake import wake
 from diffusion.small import CASES, dit, flux, pixart, sampled, sd3, stable_diffusion, unet
 from restuning import Blend, Host, PerRow, ResAdapter, Task, Tuned, methods
-from restuning._errors import FormatError, ProjectionsError, TunerShapeError
+from restuning._errors import ProjectionsError, TunerShapeError, WrongTaskError
 
 pytest.importorskip("diffusers")
 
@@ -328,7 +328,7 @@ def test_a_batch_for_rows_must_divide_and_tasks_with_heads_are_refused():
     host = hosted(case)
     with pytest.raises(TunerShapeError, match="divide"), host.using(PerRow([awake_task(host)] * 3)):
         case()
-    with pytest.raises(FormatError, match="head"):
+    with pytest.raises(WrongTaskError, match="head"):
         Blend((methods.build("res-tuning", host, num_classes=3), 1.0))
 
 

@@ -136,12 +136,12 @@ def test_a_declared_layer_leaves_the_others_to_be_found():
     model.forward = lambda x: model[0][1](model[0][0](x))
     wake(model.eval())
     found, _ = find_sites(model, X)
-    assert all(s.maps is None for s in found.values())
+    assert all(s.projections is None for s in found.values())
     mine = [
         Layer("0.1", mha=Branch("look", "first", projections=Projections.declare(**PROJECTIONS)))
     ]
     sites, _ = find_sites(model, X, declared=Sites.declare(mine))
-    assert sites["mha.2"].maps is not None and "block.1" in sites
+    assert sites["mha.2"].projections is not None and "block.1" in sites
 
 
 @pytest.mark.parametrize(

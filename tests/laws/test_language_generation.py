@@ -48,7 +48,7 @@ def asked(model, rows):
 @pytest.mark.parametrize("method", METHODS)
 def test_cached_decoding_equals_uncached_in_every_token_and_logit(member, method):
     name, model, host = member
-    if method in ("prefix", "vpt-deep") and not host.sites["mha.1"].maps.direct:
+    if method in ("prefix", "vpt-deep") and not host.sites["mha.1"].projections.direct:
         with pytest.raises(PlacementError, match="no identity"):
             Tuned(host, awake_task(method, host, classes=None))(**example(ALL[name]))
         return
@@ -72,7 +72,7 @@ def test_tuners_beside_cross_attention_decode_with_a_cache_too(name, form):
     host = Host(model, **example(ALL[name]))
 
     def plan(site):
-        prefix = ResPrefix(site.dim, length=3, width=site.maps.key_width)
+        prefix = ResPrefix(site.dim, length=3, width=site.projections.key_width)
         with torch.no_grad():
             prefix.v.mul_(5)
         return Scaled(prefix, form)

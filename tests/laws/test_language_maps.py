@@ -1,4 +1,4 @@
-"""Attention maps of language models: proved, and equal to prefixes that are really there."""
+"""Projections of language models: proved, and equal to prefixes that are really there."""
 
 import pytest
 import torch
@@ -31,13 +31,13 @@ def test_every_attention_lends_maps_that_were_proved(name):
     for op in ("mha", "ffn", "block"):
         sites = host.sites.pick(op)
         assert len(sites) == layers
-        assert all(s.maps is not None for s in sites.values())
+        assert all(s.projections is not None for s in sites.values())
     if name in TWO_STACKS:
         cross = host.sites.pick("cross")
         assert [s.layer for s in cross.values()] == [3, 4]
-        assert all(s.maps.module.endswith("EncDecAttention") for s in cross.values())
+        assert all(s.projections.module.endswith("EncDecAttention") for s in cross.values())
         assert host.sites.taps == ("block.0", "block.1", "block.2", "start.3", "block.3", "block.4")
-    causal = [s.maps.causal for s in host.sites.pick("mha").values()]
+    causal = [s.projections.causal for s in host.sites.pick("mha").values()]
     assert (
         causal == ([False] * 2 if name not in DECODERS else [True] * 2)
         if layers == 2
@@ -47,7 +47,7 @@ def test_every_attention_lends_maps_that_were_proved(name):
 
 def test_what_is_known_of_grouped_queries_rotary_positions_and_norms():
     sites = {
-        n: Host(ALL[n].make(), **example(ALL[n])).sites["mha.1"].maps
+        n: Host(ALL[n].make(), **example(ALL[n])).sites["mha.1"].projections
         for n in ("llama", "qwen3", "gemma", "gpt2")
     }
     assert (sites["llama"].heads, sites["llama"].kv_heads, sites["llama"].rope) == (4, 2, "half")
@@ -60,7 +60,7 @@ def test_what_is_known_of_grouped_queries_rotary_positions_and_norms():
 def test_maps_of_a_layer_that_caps_its_scores_are_not_lent():
     member = Member("Gemma2ForCausalLM", "Gemma2Config", WIDE_HEADS)
     host = Host(member.make(), **example(member))
-    assert all(s.maps is None for s in host.sites.values())
+    assert all(s.projections is None for s in host.sites.values())
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -78,9 +78,12 @@ def test_an_exact_prefix_is_a_cache_that_was_filled_with_it(name, eager):
     cache = hf.DynamicCache()
     for index in range(2):
         prefix = task.inline_tuners[f"mha.{index + 1}"].tuner
-        maps = host.sites[f"mha.{index + 1}"].maps
+        projections = host.sites[f"mha.{index + 1}"].projections
         heads = [
-            t.detach().unflatten(-1, (maps.kv_heads, -1)).transpose(0, 1).expand(2, -1, -1, -1)
+            t.detach()
+            .unflatten(-1, (projections.kv_heads, -1))
+            .transpose(0, 1)
+            .expand(2, -1, -1, -1)
             for t in (prefix.k, prefix.v)
         ]
         cache.update(*heads, index)

@@ -50,7 +50,7 @@ def test_a_padded_batch_agrees_with_every_text_alone(member, side):
     rows = texts()
     for method, options in METHODS:
         exact = method in ("prefix", "vpt-deep")
-        if exact and not host.sites["mha.1"].maps.direct:
+        if exact and not host.sites["mha.1"].projections.direct:
             continue
         for pool in ("mean", "last", "cls"):
             task = awake_task(method, host, pool=pool, **options)

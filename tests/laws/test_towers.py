@@ -137,9 +137,9 @@ def test_sites_of_both_towers_are_found_and_proved(named, kind):
         assert host.readout_rule.proof == "exact"
     assert (image.readout_rule.pool == "cls") == (kind in BY_CLASS_TOKEN)
     assert len(text.sites.pick("mha")) == 2
-    assert all(s.maps is not None for s in text.sites.pick("mha").values())
+    assert all(s.projections is not None for s in text.sites.pick("mha").values())
     if kind != "ResNet":
-        assert all(s.maps is not None for s in image.sites.pick("mha").values())
+        assert all(s.projections is not None for s in image.sites.pick("mha").values())
 
 
 @pytest.mark.parametrize("method", ["res-tuning", "res-tuning-bypass", "prefix"])

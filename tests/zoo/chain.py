@@ -41,7 +41,7 @@ class Passed:
         readout: How the feature is read.
         inline, bypass: Trained parameters without the head.
         tokens: What the bypass reads of each tap.
-        maps: Layers whose attention maps are lent.
+        maps: Layers whose projections are lent.
         compiles: Whether inline and bypass trace into one graph; None where it was not tried.
     """
 
@@ -104,7 +104,7 @@ def _links(passed: Passed, make: Callable[[], Made], compiled: bool) -> None:
     host = Host(model, *(a[:1] for a in args), **{k: v[:1] for k, v in kwargs.items()})
     passed.sites = dict(Counter(s.op for s in host.sites.values()))
     passed.proofs = dict(Counter(s.proof for s in host.sites.values()))
-    passed.maps = len({s.layer for s in host.sites.values() if s.maps is not None})
+    passed.maps = len({s.layer for s in host.sites.values() if s.projections is not None})
     rule = host.readout_rule
     passed.readout = f"{rule.pool} ({rule.proof})"
     hold(_alike(host, reference, args, kwargs), "the bare host changes the output")

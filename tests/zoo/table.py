@@ -47,7 +47,7 @@ def tv_swin():
 
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
-# name: (maker, layers, whether the attention maps are proved)
+# name: (maker, layers, whether the projections are proved)
 ZOO = {
     "timm vit": (of_timm("vit_tiny_patch16_224", **VIT), 2, True),
     "timm vit, registers": (of_timm("vit_small_patch14_reg4_dinov2", **VIT), 2, True),

@@ -59,7 +59,7 @@ def test_every_layer_has_its_three_sites_and_the_maps_the_table_says(member):
         assert len(host.sites.pick(op)) == layers
     class_attention = 2 if type(model).__name__ == "Cait" else 0
     assert len(host.sites.pick("block")) == host.sites.layers == layers + class_attention
-    assert all(bool(s.maps) == maps for s in host.sites.values())
+    assert all(bool(s.projections) == maps for s in host.sites.values())
     assert all(s.proof == "residual" for s in host.sites.pick("ffn").values())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from restuning.training.evaluate import autocast, device_of, iterate_logits
+from restuning.training.evaluate import autocast, find_task_device, iterate_logits
 
 PACKAGES = ("restuning", "torch", "timm", "numpy", "peft", "transformers", "ms-swift")
 ROUNDS = 5
@@ -40,7 +40,7 @@ def predict_split(
     """
     classes: list[Tensor] = []
     right: list[Tensor] = []
-    with autocast(device_of(tuned), precision):
+    with autocast(find_task_device(tuned), precision):
         for logits, labels in iterate_logits(tuned, data, batch_size, collate):
             classes.append(logits.argmax(1).cpu())
             right.append(labels.cpu())

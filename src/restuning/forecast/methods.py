@@ -31,7 +31,7 @@ def load_shapes(name: str) -> tuple[Backbone, Host]:
     """A backbone by name without weights, and a host on it.
 
     Its tensors are on `meta`; its sites are those that a host with weights finds, without the
-    attention maps (see `AbsentWeights`).
+    projections (see `AbsentWeights`).
 
     Raises:
         UnknownNameError: No such backbone.
@@ -58,7 +58,7 @@ def load_shapes(name: str) -> tuple[Backbone, Host]:
 
 
 def load_drawn(name: str) -> tuple[Backbone, Host]:
-    """The same with random weights, for methods that borrow attention maps."""
+    """The same with random weights, for methods that borrow projections."""
     backbone = load_backbone(name, random=True)
     return backbone, Host(backbone.model, *backbone.example, **backbone.kwargs)
 

@@ -52,7 +52,9 @@ def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str,
         tap, first = stems.get(path, ("", None))
         yield path, SaveStream(slot, tuple(entered.get(path, ())), tap, first)
     attentions = [s for s in sites.values() if s.op in ("mha", "cross")]
-    for path in dict.fromkeys(s.maps.module if s.maps else s.module for s in attentions):
+    for path in dict.fromkeys(
+        s.projections.module if s.projections else s.module for s in attentions
+    ):
         relative = returns_bias(model.get_submodule(path))
         yield path, RecordAttentionInputs(slot, path, relative)
         if relative:

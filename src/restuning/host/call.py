@@ -228,7 +228,7 @@ def check_tuners(
         )
     for name, tuner in tuners.items():
         if name in sites.stems:
-            if tuner.appends and any(each.maps.causal for each in projections.values()):
+            if tuner.appends and any(each.projections.causal for each in projections.values()):
                 raise PlacementError(
                     "tokens appended at the stem are never seen in a causal backbone",
                     where=f"{tuner.kind} at {name}",
@@ -237,7 +237,7 @@ def check_tuners(
                 )
             continue
         site = sites[name]
-        if getattr(tuner, "form", "") == "exact" and not projections[name].maps.direct:
+        if getattr(tuner, "form", "") == "exact" and not projections[name].projections.direct:
             raise PlacementError(
                 "the exact scale is no identity here",
                 where=f"{name} ({site.leave})",

@@ -269,8 +269,8 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     if y.dim() > 3 and not tuner.needs_grid:
         x, y = x.flatten(1, -2), y.flatten(1, -2)
     view = call.projections.get(site.name) if tuner.needs_view else None
-    if view is not None and view.maps.module in call.attention:
-        view = view.during(call.attention[view.maps.module])
+    if view is not None and view.projections.module in call.attention:
+        view = view.during(call.attention[view.projections.module])
     try:
         # Only tuners that mix tokens must know of padding, and only diffusion models have time.
         with (

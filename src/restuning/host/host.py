@@ -92,9 +92,9 @@ class Host(Extractor):
         self._slot = f"host_{uuid.uuid4().hex}"
         register_thread(self._slot)
         self._projections = {
-            s.name: LentProjections(model, s.maps)
+            s.name: LentProjections(model, s.projections)
             for s in self.sites.values()
-            if s.maps is not None
+            if s.projections is not None
         }
         self._last = self.sites.taps[-1]
         self._register()

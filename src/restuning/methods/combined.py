@@ -44,7 +44,9 @@ def parsed(name: str) -> tuple[str, dict[str, str]]:
 def prefix(site: Site, options: Options) -> Tuner:
     """A Res-Prefix with the key width of the layer whose queries it takes."""
     query = _query(site, options)
-    own = site.maps.key_width if site.maps is not None and query == "mha" else site.dim
+    own = (
+        site.projections.key_width if site.projections is not None and query == "mha" else site.dim
+    )
     return ResPrefix(
         site.dim,
         length=options.get("rank", RANK),
@@ -58,7 +60,7 @@ def prefix(site: Site, options: Options) -> Tuner:
 def prompt(site: Site, options: Options) -> Tuner:
     """A Res-Prompt with the layer's heads, of tokens of the sequence that the layer reads."""
     query = _query(site, options)
-    text = site.maps.context if site.maps is not None and query == "mha" else 0
+    text = site.projections.context if site.projections is not None and query == "mha" else 0
     return ResPrompt(
         site.dim,
         length=options.get("rank", RANK),
@@ -73,7 +75,7 @@ def _query(site: Site, options: Options) -> Query:
 
     There, keys of every time step would need the modulation of that step.
     """
-    modulated = site.gated and site.maps is None
+    modulated = site.gated and site.projections is None
     return options.get("query") or ("stream" if modulated else "mha")
 
 
@@ -81,7 +83,7 @@ _KINDS = {"adapter": adapter, "prefix": prefix, "prompt": prompt}
 
 
 def _heads(site: Site) -> int:
-    heads = site.maps.heads if site.maps is not None else 1
+    heads = site.projections.heads if site.projections is not None else 1
     return heads if site.dim % heads == 0 else 1
 
 

@@ -153,7 +153,7 @@ class Finder:
         sites = self._numbered()
         stages = decoder_stages(self.ran, [s for s in sites if s.op == "block"])
         causal = any(
-            (s.maps is not None and s.maps.causal)
+            (s.projections is not None and s.projections.causal)
             or getattr(self.model.get_submodule(s.module), "is_causal", False) is True
             for s in sites
         )
@@ -214,15 +214,21 @@ class Finder:
                 if not any(s.op == op or s.leave == leave for op, leave in known)
             ]
         kind = type(own.module)
-        maps = next((s.maps for s in found if s.op == "mha" and s.maps is not None), None)
+        projections = next(
+            (s.projections for s in found if s.op == "mha" and s.projections is not None), None
+        )
         _, dim_in = layout_of(block.stream, own.module, [own, *calls])
         # A first activation in place leaves nothing of the stream that a tuner could still read.
         changes = own.left.shape != block.stream.shape or not equal(block.entered, block.stream)
         site = self.operations.site("block", block.path, block.path, own, [own, *calls], "shape")
         site = replace(site, changes=changes, dim_in=dim_in, part=own.part)
-        # A layer lends its maps to all its sites: queries of FFN and block tuners come from there.
+        # A layer lends its projections to all its sites: queries of FFN and block tuners come from
+        # there.
         gated = any(s.gated for s in found)
-        found = [s if s.op == "cross" or gated else replace(s, maps=maps) for s in [*found, site]]
+        found = [
+            s if s.op == "cross" or gated else replace(s, projections=projections)
+            for s in [*found, site]
+        ]
         heard = _Layer(own.start, kind, found)
         named = kind not in _CONTAINERS
         if (

@@ -1,4 +1,4 @@
-"""The operations of one block that was heard: which sums it computes, of what, and with which maps."""
+"""The operations of one block that was heard: its sums, and the projections of its attentions."""
 
 from __future__ import annotations
 
@@ -59,12 +59,16 @@ class Operations:
                 continue
             if op in {s.op for s in found}:
                 continue
-            maps = None
+            projections = None
             if op in ("mha", "cross"):
-                maps = self._maps(module, entered.entered, inside, calls, own, branch)
+                projections = self._prove_projections(
+                    module, entered.entered, inside, calls, own, branch
+                )
             same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
             site = self.site(op, entered.path, module.path, branch, calls, "residual")
-            found.append(replace(site, nth=same.index(branch), calls=len(same), maps=maps))
+            found.append(
+                replace(site, nth=same.index(branch), calls=len(same), projections=projections)
+            )
         for op, pattern in _BY_NAME:
             fallback = outermost(calls, pattern)
             if fallback is None or op in {s.op for s in found} or fallback.left is None:
@@ -133,10 +137,12 @@ class Operations:
         )
         same = [c for c in in_order if c.path == leave.path]
         inside = [c for c in calls if c.start >= enter.start and c.end <= leave.end]
-        maps = self._declared_maps(branch, module, enter, inside, own, calls, leave)
-        return replace(site, nth=same.index(leave), calls=len(same), maps=maps)
+        projections = self._prove_declared_projections(
+            branch, module, enter, inside, own, calls, leave
+        )
+        return replace(site, nth=same.index(leave), calls=len(same), projections=projections)
 
-    def _declared_maps(
+    def _prove_declared_projections(
         self,
         branch: Branch,
         module: Heard,
@@ -149,14 +155,14 @@ class Operations:
         stream = enter.entered
         assert stream is not None
         if branch.projections is None:
-            return self._maps(module, stream, inside, calls, own, leave)
-        maps = branch.projections
-        if not maps.norm and enter is not module:
+            return self._prove_projections(module, stream, inside, calls, own, leave)
+        projections = branch.projections
+        if not projections.norm and enter is not module:
             # What reads the stream before the operation is its norm, whatever its name.
-            maps = replace(maps, norm=enter.path)
+            projections = replace(projections, norm=enter.path)
         proved = prove_declared(
             self.model,
-            maps,
+            projections,
             lambda path: next((c for c in [*calls, own] if c.path == path), None),
             leave,
         )
@@ -187,20 +193,24 @@ class Operations:
                 continue
             entered = step.reader.entered
             assert entered is not None
-            maps = None
+            projections = None
             if op in ("mha", "cross"):
-                maps = self._maps(module, entered, inside, calls, own, branch)
-                maps = maps if maps is not None and self._norm_alone(maps, entered, calls) else None
+                projections = self._prove_projections(module, entered, inside, calls, own, branch)
+                projections = (
+                    projections
+                    if projections is not None and self._norm_alone(projections, entered, calls)
+                    else None
+                )
             site = self.site(op, step.reader.path, module.path, branch, calls, "residual")
             if not step.plain:
                 site = replace(site, leave=own.path, part=own.part, gated=True, via=step.via)
-            found.append(replace(site, maps=maps))
+            found.append(replace(site, projections=projections))
         return found
 
-    def _norm_alone(self, maps: Projections, stream: Tensor, calls: list[Heard]) -> bool:
+    def _norm_alone(self, projections: Projections, stream: Tensor, calls: list[Heard]) -> bool:
         """Whether what W_q read is what the layer's norm, given nothing else, made of the stream."""
-        reads = next((c.entered for c in calls if c.path == maps.q), None)
-        norm = next((c for c in calls if c.path == maps.norm), None)
+        reads = next((c.entered for c in calls if c.path == projections.q), None)
+        norm = next((c for c in calls if c.path == projections.norm), None)
         made = stream if norm is None else norm.left if norm.alone else None
         return reads is not None and made is not None and equal(reads, made)
 
@@ -213,7 +223,7 @@ class Operations:
         layout, dim = layout_of(left, self.model.get_submodule(module), calls)
         return Site(op, op, 0, dim, enter, module, leave.path, layout=layout, proof=proof)
 
-    def _maps(
+    def _prove_projections(
         self,
         module: Heard,
         stream: Tensor,
@@ -244,5 +254,5 @@ class Operations:
         def heard(path: str) -> Heard | None:
             return next((c for c in [*calls, own] if c.path == path), None)
 
-        maps = replace(proposal, norm=norm.path if norm else "")
-        return prove(self.model, maps, heard, leave)
+        projections = replace(proposal, norm=norm.path if norm else "")
+        return prove(self.model, projections, heard, leave)

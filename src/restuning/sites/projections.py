@@ -1,8 +1,8 @@
-"""The frozen attention maps of a layer as data, and lent to a tuner for one forward as functions.
+"""The projections of a frozen attention as data, and lent to a tuner for one forward as functions.
 
-What is lent was proved (`prove.py`): recomputing the layer's attention from the maps gives what the
-layer returned, with grouped queries, rotary positions, norms on queries and keys, relative-position
-biases, masks, a cache of earlier tokens, and the other sequence of a cross-attention.
+What is lent was proved (`prove_projections.py`): recomputing the layer's attention from it gives
+what the layer returned, with grouped queries, rotary positions, norms on queries and keys,
+relative-position biases, masks, a cache of earlier tokens, and the other sequence of a cross-attention.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from restuning.sites.linear import bias_of, weight_of
 
 @dataclass(frozen=True, slots=True)
 class Projections:
-    """Where the maps of one attention are: module paths and numbers, no tensors.
+    """Where W_q, W_k, W_v and W_o of one attention are: module paths and numbers, no tensors.
 
     Attributes:
         form: "fused" (one qkv map), "separate", or "packed" (`nn.MultiheadAttention`).
-        q, k, v, out: Paths of the maps; the same path thrice for fused and packed.
+        q, k, v, out: Paths of the linear maps; the same path thrice for fused and packed.
         heads: Number h of query heads.
         scale: What multiplies QK^T.
         norm: Path of the attention branch's norm, "" for none (post-norm layers).
@@ -95,31 +95,39 @@ class Projections:
 
 
 class LentProjections:
-    """The maps as functions, for one forward (the `View` that tuners are given).
+    """The projections as functions, for one forward: the `FrozenAttention` that tuners are given.
 
     Letters: `h` query heads, `e` width of a head.
     """
 
     def __init__(
-        self, model: nn.Module, maps: Projections, beside: AttentionInputs | None = None
+        self, model: nn.Module, projections: Projections, beside: AttentionInputs | None = None
     ) -> None:
-        self.maps, self.heads, self.scale = maps, maps.heads, maps.scale
+        self.projections, self.heads, self.scale = projections, projections.heads, projections.scale
         self._of = {
             path: model.get_submodule(path)
-            for path in (maps.q, maps.k, maps.v, maps.out, maps.norm, maps.q_norm, maps.k_norm)
+            for path in (
+                projections.q,
+                projections.k,
+                projections.v,
+                projections.out,
+                projections.norm,
+                projections.q_norm,
+                projections.k_norm,
+            )
             if path
         }
         self._given = beside
 
     def during(self, given: AttentionInputs) -> LentProjections:
-        """The same maps in a forward whose attention was given this."""
+        """The same projections in a forward whose attention was given this."""
         lent = object.__new__(LentProjections)
         lent.__dict__.update(self.__dict__, _given=given)
         return lent
 
     def norm(self, x: Tensor) -> Tensor:
         """The attention branch's own norm."""
-        return self._of[self.maps.norm](x) if self.maps.norm else x
+        return self._of[self.projections.norm](x) if self.projections.norm else x
 
     def q(self, x: Tensor) -> Tensor:
         """W_q x, turned to the tokens' positions, `... n d -> ... h n e`."""
@@ -152,17 +160,22 @@ class LentProjections:
 
     def split(self, x: Tensor) -> Tensor:
         """Learned keys or values as heads, `... r key_width -> ... h r e`."""
-        return self._spread(x.unflatten(-1, (self.maps.kv_heads, -1)).transpose(-3, -2))
+        return self._spread(x.unflatten(-1, (self.projections.kv_heads, -1)).transpose(-3, -2))
 
     def out(self, y: Tensor) -> Tensor:
         """W_o without its bias, `... h n e -> ... n d`."""
         return F.linear(y.transpose(-3, -2).flatten(-2), self._out_weight().to(y.dtype))
 
     def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
-        """`h r e` keys and values as maps `h*r d` around a softmax; see the tuners' `View`."""
+        """`h r e` keys and values as two maps `h*r d` around a softmax: `FrozenAttention.fold`."""
         tokens = keys.shape[-2] * self.heads
         weight, bias = self._part(0)
-        if self.maps.q_norm or self.maps.rope or tokens >= weight.shape[-1] or weight.dim() != 2:
+        if (
+            self.projections.q_norm
+            or self.projections.rope
+            or tokens >= weight.shape[-1]
+            or weight.dim() != 2
+        ):
             return None
         keys = keys * self.scale
         into = (keys @ weight.unflatten(0, (self.heads, -1))).flatten(0, 1)
@@ -184,7 +197,7 @@ class LentProjections:
             added = added[..., :m]
             if added.dtype == torch.bool:
                 added = torch.zeros_like(added, dtype=queries.dtype).masked_fill(~added, least)
-        elif self.maps.causal and n > 1:
+        elif self.projections.causal and n > 1:
             added = queries.new_full((n, m), least).triu(1 + m - n)
         if beside.bias is None:
             return added
@@ -192,52 +205,52 @@ class LentProjections:
 
     def _part(self, third: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of W_q, W_k or W_v."""
-        maps = self.maps
-        module: Any = self._of[(maps.q, maps.k, maps.v)[third]]
-        if maps.form == "separate":
+        projections = self.projections
+        module: Any = self._of[(projections.q, projections.k, projections.v)[third]]
+        if projections.form == "separate":
             return weight_of(module), bias_of(module)
-        packed = maps.form == "packed"
+        packed = projections.form == "packed"
         weight = module.in_proj_weight if packed else weight_of(module)
         bias = module.in_proj_bias if packed else bias_of(module)
-        queries = maps.heads * maps.head_dim
+        queries = projections.heads * projections.head_dim
         start, width = (
             (0, queries),
-            (queries, maps.key_width),
-            (queries + maps.key_width, maps.key_width),
+            (queries, projections.key_width),
+            (queries + projections.key_width, projections.key_width),
         )[third]
         part = slice(start, start + width)
         return weight[part], None if bias is None else bias[part]
 
     def _map(self, x: Tensor, third: int) -> Tensor:
-        maps = self.maps
-        heads = maps.heads if third == 0 else maps.kv_heads
-        norm = self._of.get((maps.q_norm, maps.k_norm, "")[third])
-        if maps.form == "separate":
-            y = self._of[(maps.q, maps.k, maps.v)[third]](x)
+        projections = self.projections
+        heads = projections.heads if third == 0 else projections.kv_heads
+        norm = self._of.get((projections.q_norm, projections.k_norm, "")[third])
+        if projections.form == "separate":
+            y = self._of[(projections.q, projections.k, projections.v)[third]](x)
         else:
             y = F.linear(x, *self._part(third))
         weight = getattr(norm, "weight", None)
-        a_head = weight is None or weight.numel() == maps.head_dim
+        a_head = weight is None or weight.numel() == projections.head_dim
         if norm is not None and not a_head:
             y = norm(y)
         y = y.unflatten(-1, (heads, -1)).transpose(-3, -2)
         return norm(y) if norm is not None and a_head else y
 
     def _turned(self, y: Tensor) -> Tensor:
-        if not self.maps.rope:
+        if not self.projections.rope:
             return y
         if self._given is None or self._given.rope is None:
             raise ProjectionsError(
                 "a layer's rotary positions are not known outside its forward",
-                where=self.maps.module,
-                fix="use the maps while the backbone runs: Tuned(host, task)(x) or host.using(task)",
+                where=self.projections.module,
+                fix="use them while the backbone runs: Tuned(host, task)(x) or host.using(task)",
             )
-        return rotate(y, self._given.rope, self.maps.rope)
+        return rotate(y, self._given.rope, self.projections.rope)
 
     def _spread(self, y: Tensor) -> Tensor:
-        groups = self.maps.heads // self.maps.kv_heads
+        groups = self.projections.heads // self.projections.kv_heads
         return y if groups == 1 else y.repeat_interleave(groups, -3)
 
     def _out_weight(self) -> Tensor:
-        module: Any = self._of[self.maps.out]
-        return weight_of(module.out_proj if self.maps.form == "packed" else module)
+        module: Any = self._of[self.projections.out]
+        return weight_of(module.out_proj if self.projections.form == "packed" else module)

@@ -1,6 +1,6 @@
-"""The attention maps of a layer: found by structure, proved by one forward.
+"""The projections of a layer's attention: found by structure, proved by one forward.
 
-A proof recomputes the layer's attention from the maps and compares it with what the layer
+A proof recomputes the layer's attention from them and compares it with what the layer
 returned. What cannot be proved is not lent.
 """
 
@@ -97,18 +97,20 @@ def propose(model: nn.Module, path: str) -> Projections | None:
     return measure_heads(model, proposal)
 
 
-def measure_heads(model: nn.Module, maps: Projections) -> Projections | None:
+def measure_heads(model: nn.Module, projections: Projections) -> Projections | None:
     """Projections with the width of a head, the key heads and the scale; None if widths do not fit."""
-    rows = width_out(model.get_submodule(maps.q))
-    if maps.form == "fused":
-        groups = maps.kv_heads or maps.heads
-        size = rows // (maps.heads + 2 * groups)
+    rows = width_out(model.get_submodule(projections.q))
+    if projections.form == "fused":
+        groups = projections.kv_heads or projections.heads
+        size = rows // (projections.heads + 2 * groups)
     else:
-        size = rows // maps.heads
-        groups = width_out(model.get_submodule(maps.k)) // max(size, 1)
-    if not size or not groups or maps.heads % groups:
+        size = rows // projections.heads
+        groups = width_out(model.get_submodule(projections.k)) // max(size, 1)
+    if not size or not groups or projections.heads % groups:
         return None
-    return replace(maps, kv_heads=groups, head_dim=size, scale=maps.scale or size**-0.5)
+    return replace(
+        projections, kv_heads=groups, head_dim=size, scale=projections.scale or size**-0.5
+    )
 
 
 def _norm(module: nn.Module, path: str, side: str) -> str:
@@ -130,7 +132,10 @@ def _number(module: nn.Module, *names: str) -> float | None:
 
 
 def prove(
-    model: nn.Module, maps: Projections, heard: Callable[[str], Recorded | None], leave: Recorded
+    model: nn.Module,
+    projections: Projections,
+    heard: Callable[[str], Recorded | None],
+    leave: Recorded,
 ) -> Projections | None:
     """The projections, if they reproduce the layer's attention.
 
@@ -138,22 +143,25 @@ def prove(
 
     Args:
         model: The backbone.
-        maps: A proposal.
+        projections: A proposal.
         heard: Path of a module to its recorded call.
         leave: The call whose output is added to the stream.
     """
-    attempts = _attempts(model, maps, heard, leave)
+    attempts = _attempts(model, projections, heard, leave)
     return next((tried for tried, error in attempts if error <= PROOF_TOLERANCE), None)
 
 
 def prove_declared(
-    model: nn.Module, maps: Projections, heard: Callable[[str], Recorded | None], leave: Recorded
+    model: nn.Module,
+    projections: Projections,
+    heard: Callable[[str], Recorded | None],
+    leave: Recorded,
 ) -> Projections:
     """The projections that a user declared, or an error that says what does not hold.
 
     Args:
         model: The backbone.
-        maps: As declared, with whole paths.
+        projections: As declared, with whole paths.
         heard: Path of a module to its recorded call.
         leave: The call whose output is added to the stream.
 
@@ -161,30 +169,32 @@ def prove_declared(
         ProjectionsError: They are no linear maps, do not fit the number of heads, did not run, or
             do not give what the layer returned.
     """
-    four = {"q": maps.q, "k": maps.k, "v": maps.v, "out": maps.out}
+    four = {"q": projections.q, "k": projections.k, "v": projections.v, "out": projections.out}
     curved = [f"{n} ({p})" for n, p in four.items() if not is_linear(model.get_submodule(p))]
     if curved:
-        raise _refusal(maps, f"no linear map: {', '.join(curved)}")
-    measured = measure_heads(model, maps)
+        raise _refusal(projections, f"no linear map: {', '.join(curved)}")
+    measured = measure_heads(model, projections)
     if measured is None:
-        rows = width_out(model.get_submodule(maps.q))
-        raise _refusal(maps, f"W_q gives {rows} channels, which do not make {maps.heads} heads")
+        rows = width_out(model.get_submodule(projections.q))
+        raise _refusal(
+            projections, f"W_q gives {rows} channels, which do not make {projections.heads} heads"
+        )
     silent = [f"{n} ({p})" for n, p in four.items() if heard(p) is None]
     if silent:
-        raise _refusal(maps, f"did not run in the block's forward: {', '.join(silent)}")
+        raise _refusal(projections, f"did not run in the block's forward: {', '.join(silent)}")
     attempts = list(_attempts(model, measured, heard, leave))
     proved = next((tried for tried, error in attempts if error <= PROOF_TOLERANCE), None)
     if proved is None:
         least = min((error for _, error in attempts), default=float("inf"))
         off = f"by {least:.1%} of the largest value" if least < float("inf") else "in shape"
-        raise _refusal(maps, f"attention computed from them differs from the layer's {off}")
+        raise _refusal(projections, f"attention computed from them differs from the layer's {off}")
     return proved
 
 
-def _refusal(maps: Projections, found: str) -> ProjectionsError:
+def _refusal(projections: Projections, found: str) -> ProjectionsError:
     return ProjectionsError(
         "the declared projections are not those of the layer",
-        where=maps.module,
+        where=projections.module,
         found=found,
         fix="correct q, k, v, out, heads or scale of Projections.declare(...); or leave projections "
         'out and use tuners with query="stream"',
@@ -192,26 +202,29 @@ def _refusal(maps: Projections, found: str) -> ProjectionsError:
 
 
 def _attempts(
-    model: nn.Module, maps: Projections, heard: Callable[[str], Recorded | None], leave: Recorded
+    model: nn.Module,
+    projections: Projections,
+    heard: Callable[[str], Recorded | None],
+    leave: Recorded,
 ) -> Iterator[tuple[Projections, float]]:
     """Every reading of a layer's arguments, and its error relative to the largest value."""
-    first, last, own = heard(maps.q), heard(maps.out), heard(maps.module)
+    first, last, own = heard(projections.q), heard(projections.out), heard(projections.module)
     if first is None or last is None or own is None or first.entered is None or last.left is None:
         return
     # Keys that a cache would hand back prove nothing.
     beside = own.given._replace(past=None, whole=False)
     x, y = first.entered, last.left
-    bias_owner: Any = model.get_submodule(maps.out)
-    bias = bias_of(bias_owner.out_proj if maps.form == "packed" else bias_owner)
+    bias_owner: Any = model.get_submodule(projections.out)
+    bias = bias_of(bias_owner.out_proj if projections.form == "packed" else bias_owner)
     target = y if bias is None else y - bias
-    causal = getattr(model.get_submodule(maps.module), "is_causal", False) is True
+    causal = getattr(model.get_submodule(projections.module), "is_causal", False) is True
     masks = (_hides_future(beside.mask),) if beside.mask is not None else (causal, not causal)
     if beside.context is not None:
         masks = (False,)
     largest = float(target.abs().max())
     for rope in ("", "half", "interleaved") if beside.rope is not None else ("",):
         for masked in masks:
-            tried = replace(maps, rope=rope, causal=masked)
+            tried = replace(projections, rope=rope, causal=masked)
             error = _error(LentProjections(model, tried, beside), x, target)
             context = 0 if beside.context is None else beside.context.shape[-1]
             proved = replace(tried, direct=equal(leave.left, y), context=context)

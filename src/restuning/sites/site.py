@@ -44,7 +44,7 @@ class Site:
         proof: "residual": `next == stream + leave output` was seen in one forward (block: what it
             returns is what the next module reads); "shape": only the shapes fit; "declared": said
             by the user (`Sites.declare`), and no such sum was seen.
-        maps: The frozen attention maps of this layer, if they were proved.
+        projections: W_q, W_k, W_v and W_o of this layer's attention, if they were proved.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Site:
     calls: int = 1
     layout: Layout = "b n d"
     proof: Proof = "residual"
-    maps: Projections | None = None
+    projections: Projections | None = None
     changes: bool = False
     dim_in: int = 0
     part: int | None = None
@@ -222,7 +222,8 @@ class Sites(Mapping[str, Site]):
                 "reads": s.reads,
                 "adds": s.adds,
                 "proof": s.proof,
-                "maps": bool(s.maps),
+                # Readers of `restuning sites --json` know it by this name.
+                "maps": bool(s.projections),
             }
             for s in self.values()
         ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import FormatError, TunerShapeError
+from restuning._errors import FormatError, TunerShapeError, WrongTaskError
 from restuning.bypass import SideNetwork
 from restuning.host import SideBySide
 from restuning.sites import Features, Needs
@@ -30,13 +30,13 @@ class Blend:
         parts: `(task, weight)` pairs of inline tasks, bypass tasks without a head, or both.
 
     Raises:
-        FormatError: A task cannot run inside the backbone's own forward.
+        WrongTaskError: A task cannot run inside the backbone's own forward.
     """
 
     head = None
 
     def __init__(self, *parts: tuple[Task, float]) -> None:
-        self.parts = tuple((_checked(task), float(weight)) for task, weight in parts)
+        self.parts = tuple((_require_runs_inside(task), float(weight)) for task, weight in parts)
         bypasses = [(t.side, w) for t, w in self.parts if t.side is not None]
         self.side = _WeightedSum(bypasses) if bypasses else None
 
@@ -60,13 +60,13 @@ class PerRow:
         tasks: Inline or bypass tasks without a head, or None for the bare backbone.
 
     Raises:
-        FormatError: A task cannot run inside the backbone's own forward.
+        WrongTaskError: A task cannot run inside the backbone's own forward.
     """
 
     head = None
 
     def __init__(self, tasks: Sequence[Task | None]) -> None:
-        self.tasks = tuple(None if t is None else _checked(t) for t in tasks)
+        self.tasks = tuple(None if t is None else _require_runs_inside(t) for t in tasks)
         if not self.tasks:
             raise FormatError("no task for any row", found="an empty list", fix="give [task, ...]")
         bypasses = [t.side if t is not None else None for t in self.tasks]
@@ -91,14 +91,14 @@ class Guided:
         scale: How far.
 
     Raises:
-        FormatError: The task is no such bypass.
+        WrongTaskError: The task is no such bypass.
     """
 
     head = None
 
     def __init__(self, task: Task, scale: float) -> None:
-        if _checked(task).side is None:
-            raise FormatError(
+        if _require_runs_inside(task).side is None:
+            raise WrongTaskError(
                 "only a bypass leaves the backbone's own prediction in reach",
                 where=task.method,
                 found="tuners inside the backbone",
@@ -119,9 +119,14 @@ class Guided:
         )
 
 
-def _checked(task: Task) -> Task:
+def _require_runs_inside(task: Task) -> Task:
+    """The task itself, if it can run inside a forward.
+
+    Raises:
+        WrongTaskError: It has a head, or weights of its own in the backbone's place.
+    """
     if len(task.weights) or task.head is not None:
-        raise FormatError(
+        raise WrongTaskError(
             "a task cannot run inside the backbone's own forward",
             where=task.method,
             found="a head" if task.head is not None else "trained copies of backbone weights",

@@ -52,7 +52,7 @@ def evaluate(
     world = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
     share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
-    device = device_of(tuned)
+    device = find_task_device(tuned)
     # Sums of batches meet in double precision: 50,000 losses in float32 lose digits.
     sums = torch.zeros(3, dtype=torch.float64 if device.type != "mps" else torch.float32)
     sums = sums.to(device)
@@ -96,7 +96,7 @@ def iterate_logits(
         TrainingError: A label is outside the classes.
     """
     rows = range(len(dataset)) if rows is None else rows
-    device = device_of(tuned)
+    device = find_task_device(tuned)
     loader = DataLoader(
         dataset,
         batch_sampler=[list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)],
@@ -139,8 +139,11 @@ def collect_logits(
     return torch.cat(logits), torch.cat(labels)
 
 
-def device_of(tuned: nn.Module) -> torch.device:
-    """Where the task is: the backbone's weights may be kept elsewhere until it runs."""
+def find_task_device(tuned: nn.Module) -> torch.device:
+    """Where the task is, as `host.find_device` says where a backbone is.
+
+    The backbone may be on another device than the task, or kept elsewhere until it runs.
+    """
     parameter = next(getattr(tuned, "task", tuned).parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 

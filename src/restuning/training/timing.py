@@ -16,7 +16,7 @@ from restuning.host import Extractor
 from restuning.task import Task
 from restuning.training import FitSettings
 from restuning.training.batch import compute_logits, move, score, split_batch
-from restuning.training.evaluate import autocast, device_of
+from restuning.training.evaluate import autocast, find_task_device
 from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.prepare import with_stand_ins
 from restuning.training.randomness import Order, batches, preserve_randomness
@@ -153,7 +153,7 @@ def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: A
 
     Cost: three forwards and backwards.
     """
-    device = device_of(tuned)
+    device = find_task_device(tuned)
     order = Order(len(train), settings.batch_size, 3, settings.seed)
     # Nothing is prepared for a measurement: a step on zeros takes as long.
     train, collate = with_stand_ins(tuned, train, collate)

@@ -87,7 +87,7 @@ class Tuner(nn.Module, ABC):
         Args:
             y: OP's output, of x's shape.
             x: What the tuner reads.
-            view: The layer's maps, where needed.
+            view: The layer's frozen attention, where needed.
             scale: One number a channel, or None for 1.
 
         Raises:

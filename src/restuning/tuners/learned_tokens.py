@@ -96,7 +96,7 @@ class AttentionTuner(Tuner):
 
 
 def require_attention(view: FrozenAttention | None, tuner: Tuner) -> FrozenAttention:
-    """The lent maps, or an error that says how to get them."""
+    """The layer's attention as it was lent, or an error that says how to get it."""
     if view is None:
         raise ProjectionsError(
             f"{tuner.kind} needs the projections of its layer's attention",

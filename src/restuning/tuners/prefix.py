@@ -20,8 +20,8 @@ class ResPrefix(AttentionTuner):
         length: Number r of prefix tokens. The paper uses 10 in every layer.
         query: "mha" or "stream"; see `AttentionTuner`.
         heads: Heads for `query="stream"`; with "mha" the layer's own number is used.
-        width: Width of a key and a value, where it is not d: `site.maps.key_width` of layers with
-            grouped queries or heads of their own size. None is d.
+        width: Width of a key and a value, where it is not d: `site.projections.key_width` of layers
+            with grouped queries or heads of their own size. None is d.
         zero: Start as no change (V_pre zero).
 
     Shape:

@@ -25,7 +25,7 @@ class ResPrompt(AttentionTuner):
         query: "mha" or "stream" (then `Attn(x, x_pro, x_pro)`); see `AttentionTuner`.
         heads: Heads for `query="stream"`.
         width: Width of a prompt token at cross-attention: that of the other sequence,
-            `site.maps.context`. None is d.
+            `site.projections.context`. None is d.
 
     Shape:
         x: `(*b, n, d) -> (*b, n, d)`.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @runtime_checkable
 class FrozenAttention(Protocol):
-    """The frozen attention maps of one layer, lent to a tuner for one forward and never kept."""
+    """The frozen attention of one layer, lent to a tuner for one forward and never kept."""
 
     heads: int
     scale: float

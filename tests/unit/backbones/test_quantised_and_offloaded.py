@@ -22,7 +22,7 @@ SAME = 1e-5
 ROUNDED = {"int8": 0.05, "nf4": 0.4}
 """Relative error of a last stream after two to three layers of rounded weights; noise gives 1.4."""
 EXACT_PREFIX = 1e-4
-"""As for the proof of attention maps."""
+"""As for the proof of projections."""
 FORMS = ["int8", "nf4"]
 LIBRARY = {"int8": "torchao", "nf4": "bitsandbytes"}
 IDS = torch.randint(1, 50, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -116,7 +116,7 @@ def test_tuners_train_on_a_quantised_backbone(name, form, method, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_prefix_borrows_the_maps_of_quantised_layers(form):
     host, args, kwargs = _host("llama", form)
-    assert all(s.maps is not None for s in host.sites.pick("mha").values())
+    assert all(s.projections is not None for s in host.sites.pick("mha").values())
     torch.manual_seed(0)
     task = methods.build("prefix", host, num_classes=3)
     out = Tuned(host, task)(*args, **kwargs)

@@ -38,7 +38,7 @@ def test_folded_attention_equals_the_attention_it_stands_for(make, kind, monkeyp
     host = Host(model, torch.randn(1, 3, size, size))
     site = host.sites["mha.1"]
     view = host._views[site.name]
-    tuner = kind(site.dim, length=3, heads=site.maps.heads)
+    tuner = kind(site.dim, length=3, heads=site.projections.heads)
     x = torch.randn(2, 5, site.dim)
     assert view.fold(*tuner.keys_values(view)) is not None
     folded = tuner(x, view)

@@ -21,7 +21,7 @@ FORMAT = 1
 KEY = "restuning"
 """Under which the JSON stands in an engine file."""
 
-_PLAIN = {f.name for f in fields(Site)} - {"maps"}
+_PLAIN = {f.name for f in fields(Site)} - {"projections"}
 _OPS = ("block", "cross")
 """Blocks are tapped; cross-attentions tell where a decoder begins."""
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}

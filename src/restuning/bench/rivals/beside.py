@@ -185,8 +185,10 @@ def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
             found=f"widths {sorted(dims)}",
             fix="use res-tuning-bypass, which resamples between stages",
         )
-    maps = [s.maps for s in host.sites.values() if s.op == "mha" and s.maps is not None]
-    heads = maps[0].heads if maps else 1
+    projections = [
+        s.projections for s in host.sites.values() if s.op == "mha" and s.projections is not None
+    ]
+    heads = projections[0].heads if projections else 1
     side = Ladder(host.sites.taps, dims.pop(), options.get("reduction", LADDER_REDUCTION), heads)
     task = Task(side=side, head=new_head(host.dim, classes), method="lst")
     task.pool = host.readout_rule.pool
