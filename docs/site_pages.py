@@ -72,10 +72,25 @@ def summary_of(room: str) -> str:
     return ast.get_docstring(tree) or ""
 
 
+def entries_of(room: str) -> dict[str, str]:
+    """What the page of a room documents, in order: name and full path.
+
+    First what only the package's own face gives of it (`restuning.train`, whose room cannot give it:
+    the file has the same name), then what the room gives.
+    """
+    own = {n: f"restuning.{room}.{n}" for n in names_given_by(PACKAGE / room / "__init__.py")}
+    face = names_given_by(PACKAGE / "__init__.py")
+    more = {
+        name: f"{module}.{name}"
+        for name, module in face.items()
+        if module.startswith(f"restuning.{room}.") and name not in own
+    }
+    return {**more, **own}
+
+
 def reference_of(room: str) -> str:
     """The page of one room."""
-    names = names_given_by(PACKAGE / room / "__init__.py")
-    entries = "\n\n".join(f"::: restuning.{room}.{name}" for name in names)
+    entries = "\n\n".join(f"::: {path}" for path in entries_of(room).values())
     return f"# restuning.{room}\n\n{summary_of(room)}\n\n{entries}\n"
 
 
@@ -105,9 +120,8 @@ def _short_names() -> Iterator[str]:
     """Names of the package's own face, each with a link to its entry."""
     for name, module in names_given_by(PACKAGE / "__init__.py").items():
         room = module.removeprefix("restuning").lstrip(".").partition(".")[0]
-        here = room in rooms() and name in names_given_by(PACKAGE / room / "__init__.py")
-        if here:
-            yield f"[`{name}`]({room}.md#restuning.{room}.{name})"
+        if room in rooms() and name in (entries := entries_of(room)):
+            yield f"[`{name}`]({room}.md#{entries[name]})"
         elif room == "_errors":
             yield f"[`{name}`](errors.md#restuning._errors.{name})"
         else:
