@@ -48,3 +48,23 @@ def test_the_code_of_a_page_of_the_docs_runs(page, tmp_path, monkeypatch):
 def test_what_a_page_points_to_is_there(page):
     for target in re.findall(r"\]\((?!http|#|mailto)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+TEXTS = [
+    ROOT / "README.md",
+    ROOT / "DESIGN.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda p: p.stem)
+def test_files_of_the_repository_that_a_page_names_are_there(page):
+    places = (ROOT, ROOT / "src" / "restuning", page.parent)
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|md|toml|jsonl?))(?=[`:,])", text))
+    made = {"runs", "grid", "choice", "photos", "work"}
+    for name in named:
+        if "NAME" in name or name.partition("/")[0] in made:
+            continue
+        assert any((place / name).exists() for place in places), name
