@@ -7,6 +7,8 @@ import pytest
 
 GALLERY = Path(__file__).parents[2] / "docs" / "gallery"
 PAGES = sorted(p for p in GALLERY.glob("*.md") if p.stem != "index")
+LONG = {"many_tasks"}
+"""It trains three tasks: CI runs it, the README's `pytest` does not."""
 GUESSING = {"own_images": 0.34, "many_tasks": 0.34, "text_table": 0.5}
 """Accuracy of an answer without looking, the best of a page's tasks: what is printed is well above."""
 FIGURE = re.compile(r"\d+\.\d+|\b\d{2,}\b")
@@ -18,7 +20,11 @@ def told(page):
     return re.findall(r"```text\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem in LONG else ()) for p in PAGES],
+    ids=lambda p: p.stem,
+)
 def test_a_program_of_the_gallery_runs_and_prints_what_its_page_says(
     page, tmp_path, monkeypatch, capsys
 ):
