@@ -37,7 +37,7 @@ def test_folded_attention_equals_the_attention_it_stands_for(make, kind, monkeyp
     size = 32 if make is tiny_vit else 16
     host = Host(model, torch.randn(1, 3, size, size))
     site = host.sites["mha.1"]
-    view = host._views[site.name]
+    view = host._projections[site.name]
     tuner = kind(site.dim, length=3, heads=site.projections.heads)
     x = torch.randn(2, 5, site.dim)
     assert view.fold(*tuner.keys_values(view)) is not None
