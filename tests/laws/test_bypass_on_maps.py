@@ -9,7 +9,7 @@ from awake import wake
 from restuning import Bank, Host, MultiTask, Tuned, methods
 from restuning._errors import FormatError, TunerShapeError
 from restuning.bypass import Bypass
-from restuning.sites import covers_tokens, tokens_of
+from restuning.sites import covers_tokens, resolve_tokens
 
 SAME_TOLERANCE = 1e-4
 """The same sums in another order, in fp32, of features of size about ten."""
@@ -136,7 +136,7 @@ def test_a_bypass_without_a_head_starts_as_the_network_of_maps_and_then_changes_
 
 
 def test_only_all_tokens_hold_other_tokens_and_none_hold_what_is_pooled():
-    kinds = [tokens_of(pool) for pool in ("cls", "last", "own", "mean", "all", None)]
+    kinds = [resolve_tokens(pool) for pool in ("cls", "last", "own", "mean", "all", None)]
     assert kinds == ["cls", "last", "pool", "all", "all", "all"]
     pairs = {(a, b) for a in set(kinds) for b in set(kinds) if covers_tokens(a, b)}
     assert pairs == {(k, k) for k in set(kinds)} | {("all", "cls"), ("all", "last")}

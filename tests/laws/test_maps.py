@@ -48,7 +48,7 @@ def test_a_tuner_on_a_map_moves_its_channel_and_no_other(name):
         keep = leave.register_forward_hook(lambda m, a, y, seen=seen: seen.append(y.clone()))
         with torch.no_grad():
             model(X)
-            host.tuned({site.name: tuner}, Task().needs(host.readout_rule), X)
+            host.run_tuned({site.name: tuner}, Task().needs(host.readout_rule), X)
         keep.remove()
         bare, tuned = seen
         assert site.layout == "b d h w"

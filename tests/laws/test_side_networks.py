@@ -23,7 +23,7 @@ from restuning.bypass import (
     kinds,
     side_network,
 )
-from restuning.sites import one_token
+from restuning.sites import take_one_token
 from restuning.tuners import LowRankAttention, ResAdapter, Tuner
 
 WIDTH, TOKENS, ROWS, CLASSES = 48, 17, 5, 3
@@ -149,7 +149,7 @@ def test_what_it_says_it_needs_is_enough(sample, pool):
     needs = network.needs(pool)
     few = {name: taps[name] for name in needs.taps}
     if needs.tokens in ("cls", "last"):
-        few = {name: one_token(tap, needs.tokens) for name, tap in few.items()}
+        few = {name: take_one_token(tap, needs.tokens) for name, tap in few.items()}
     if pool == "cls":
         torch.testing.assert_close(
             answer(network, few), answer(network, taps), atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE

@@ -67,11 +67,11 @@ def test_a_hundred_attachments_leave_no_hook_host_or_tensor_behind():
 
     for _ in range(EARLY):
         turn()
-    before, records = tensors(), len(vars(record._local)) + len(record.trained)
+    before, records = tensors(), len(vars(record._local)) + len(record.trained_slots)
     for _ in range(CYCLES):
         turn()
     assert tensors() == before
-    assert len(vars(record._local)) + len(record.trained) == records
+    assert len(vars(record._local)) + len(record.trained_slots) == records
     assert hooks(model) == bare
     gc.collect()
     assert not any(host() is not None for host in hosts)

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from awake import wake
 from restuning import Host, Tuned, load, methods, save
-from restuning.sites import first_tensor, vector_of
+from restuning.sites import first_tensor, read_vector
 
 Made = tuple[nn.Module, tuple, dict[str, Any]]
 CLASSES = 3
@@ -187,7 +187,7 @@ def _alike(model: nn.Module, reference: nn.Module, args: tuple, kwargs: dict) ->
 def _answer(model: nn.Module, args: tuple, kwargs: dict) -> Tensor:
     with torch.no_grad():
         output = model(*args, **kwargs)
-    answer = vector_of(output)
+    answer = read_vector(output)
     answer = first_tensor(output) if answer is None else answer
     assert answer is not None
     return answer.clone()

@@ -86,9 +86,9 @@ def test_a_constant_tuner_moves_the_stream_by_exactly_that_constant(member):
         task = Task.inline(host.sites, lambda s, site=site: Constant(s.dim) if s is site else None)
         with host.using(task), torch.no_grad():
             model(*args, **kwargs)
-        after = Tuned(host, task).host.tuned(task.inline_tuners, Needs((tap,)), *args, **kwargs)[0][
-            tap
-        ]
+        after = Tuned(host, task).host.run_tuned(
+            task.inline_tuners, Needs((tap,)), *args, **kwargs
+        )[0][tap]
         if handle is not None:
             handle.remove()
             # A post-norm block normalises the sum before the FFN reads it.

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, DataError
-from restuning.sites import vector_of
+from restuning.sites import read_vector
 
 TEMPLATE = "a photo of a {}."
 """The prompt of the CLIP paper (Radford et al. 2021, section 3.1.4) for any data set."""
@@ -121,7 +121,7 @@ class TextTower(nn.Module):
 
 
 def _project_to_unit_length(output: object, projection: nn.Module | None) -> Tensor:
-    vector = vector_of(output)
+    vector = read_vector(output)
     if vector is None:
         raise BackboneError(
             "a tower returns no vector",

@@ -25,8 +25,8 @@ from restuning.sites import Needs as Needs
 from restuning.sites import Site, Sites
 from restuning.sites import Tokens as Tokens
 from restuning.sites import covers_tokens as covers_tokens
-from restuning.sites import readout_of as readout_of
-from restuning.sites import tokens_of as tokens_of
+from restuning.sites import resolve_readout as resolve_readout
+from restuning.sites import resolve_tokens as resolve_tokens
 from restuning.tuners import Tuner, at_time, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]
@@ -140,7 +140,10 @@ class Bypass(SideNetwork):
         Raises:
             TunerShapeError: A tuner mixes tokens where the readout leaves one vector.
         """
-        tokens, mixing = tokens_of(pool), next((t for t in self.tuners if t.mixes_tokens), None)
+        tokens, mixing = (
+            resolve_tokens(pool),
+            next((t for t in self.tuners if t.mixes_tokens), None),
+        )
         if tokens == "pool" and mixing is not None:
             raise TunerShapeError(
                 "a bypass on the backbone's own feature has one vector a tap",

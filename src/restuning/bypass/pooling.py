@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
-from restuning.sites import mean_of, one_token
-from restuning.tuners import before_the_grid
+from restuning.sites import average_tokens, take_one_token
+from restuning.tuners import count_tokens_before_grid
 
 Token = Literal["cls", "last", "all"]
 
@@ -57,12 +57,12 @@ class Pooling(nn.Module):
 
     def forward(self, state: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool; see the class."""
-        rest = state[:, before_the_grid(state.shape[1]) :] if self.grid else state
+        rest = state[:, count_tokens_before_grid(state.shape[1]) :] if self.grid else state
         scores, values = self.weigh(rest), self.value(rest)
         if mask is not None:
             mask = mask[:, -rest.shape[1] :]
             scores = scores.masked_fill(~mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
-        parts = [mean_of(rest, mask)]
+        parts = [average_tokens(rest, mask)]
         if self.profile is not None:
             side = math.isqrt(rest.shape[1])
             values = torch.cat([values, _places(side, values).expand(len(values), -1, -1)], -1)
@@ -73,7 +73,7 @@ class Pooling(nn.Module):
             return together
         if self.token == "all":
             return torch.cat([state, together.unsqueeze(1).expand(-1, state.shape[1], -1)], -1)
-        return torch.cat([one_token(state, self.token, mask)[:, 0], together], 1)
+        return torch.cat([take_one_token(state, self.token, mask)[:, 0], together], 1)
 
 
 def pool_patches(stream: Tensor, side: int) -> Tensor:
@@ -94,7 +94,7 @@ def pool_patches(stream: Tensor, side: int) -> Tensor:
             found=f"a tap of shape {tuple(stream.shape)}",
             fix="read maps and hierarchies pooled (--tokens auto)",
         )
-    first = before_the_grid(stream.shape[1])
+    first = count_tokens_before_grid(stream.shape[1])
     wide = math.isqrt(stream.shape[1] - first)
     grid = stream[:, first:].mT.unflatten(2, (wide, wide))
     means = F.avg_pool2d(grid, side, ceil_mode=True, count_include_pad=False)
@@ -110,7 +110,7 @@ def lost_by_pooling(stream: Tensor, side: int) -> tuple[float, float]:
         stream: `b n d`.
         side: As for `pool_patches`.
     """
-    first = before_the_grid(stream.shape[1])
+    first = count_tokens_before_grid(stream.shape[1])
     patches, kept = stream[:, first:].double(), pool_patches(stream.double(), side)[:, first:]
     wide, narrow = math.isqrt(patches.shape[1]), math.isqrt(kept.shape[1])
     at = torch.arange(wide, device=stream.device) // side

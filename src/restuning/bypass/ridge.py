@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from restuning._errors import TrainingError, TunerShapeError
 from restuning.bypass.pooling import BINS, Token, profiles
 from restuning.bypass.side_network import Rows, SideNetwork, side_network
-from restuning.sites import Needs, mean_of, one_token, tokens_of
-from restuning.tuners import before_the_grid
+from restuning.sites import Needs, average_tokens, resolve_tokens, take_one_token
+from restuning.tuners import count_tokens_before_grid
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Of the weights, where an input's squared length is about 1."""
@@ -106,7 +106,7 @@ class Ridge(SideNetwork):
 
     def needs(self, pool: str) -> Needs:
         """All tokens of its taps, or one vector of each where the backbone pools by itself."""
-        return Needs(self.taps, "pool" if tokens_of(pool) == "pool" else "all")
+        return Needs(self.taps, "pool" if resolve_tokens(pool) == "pool" else "all")
 
     def inputs(self, taps: Mapping[str, Tensor]) -> Tensor:
         """z, `b f`. Taps are detached at this door."""
@@ -115,10 +115,10 @@ class Ridge(SideNetwork):
         for number, name in enumerate(self.taps):
             stream = taps[name].detach().to(self.weight.dtype)
             stream = F.layer_norm(stream, stream.shape[-1:])
-            rest = stream[:, before_the_grid(stream.shape[1]) :] if self.grid else stream
-            means.append(mean_of(rest, mask))
+            rest = stream[:, count_tokens_before_grid(stream.shape[1]) :] if self.grid else stream
+            means.append(average_tokens(rest, mask))
             if self.token:
-                tokens.append(one_token(stream, self.token, mask)[:, 0])
+                tokens.append(take_one_token(stream, self.token, mask)[:, 0])
             if self.grid and number == self.middle:
                 places.append(profiles(rest))
         return torch.cat([*tokens, *means, *places], -1)

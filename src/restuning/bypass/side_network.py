@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from restuning._errors import FormatError
 from restuning.sites import Needs
 from restuning.tuners import Tuner, from_json, to_json
-from restuning.tuners.registry import Registry, arguments_of, construct
+from restuning.tuners.registry import Registry, construct, read_arguments
 
 Rows = Iterable[tuple[Mapping[str, Tensor], Tensor]]
 """Batches of taps and labels of a training split, in its order, without augmentation."""
@@ -130,7 +130,7 @@ class SideNetwork(nn.Module, ABC):
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this network again, as JSON."""
-        return {**self._kind_of_spec(), **arguments_of(self, to_json)}
+        return {**self._kind_of_spec(), **read_arguments(self, to_json)}
 
     def _kind_of_spec(self) -> dict[str, str]:
         if not self.kind:

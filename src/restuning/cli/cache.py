@@ -141,14 +141,14 @@ def build_store(
     from restuning._errors import StoreError
     from restuning.backbones import load_backbone
     from restuning.features import open_or_build
-    from restuning.sites import IN_WORDS, Needs, tokens_of
+    from restuning.sites import IN_WORDS, Needs, resolve_tokens
     from restuning.training.device import on_device
 
     torch.manual_seed(0)
     loaded = load_backbone(backbone, weights=weights, random=random)
     host = loaded.host()
     if tokens == "auto":
-        tokens = tokens_of(host.readout_rule.pool)
+        tokens = resolve_tokens(host.readout_rule.pool)
     kind, slash, side = tokens.partition("/")
     if kind not in IN_WORDS or (slash and not (kind == "all" and side.isdigit() and int(side))):
         raise StoreError(

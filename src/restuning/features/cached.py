@@ -12,7 +12,7 @@ from restuning._errors import StoreError
 from restuning.features.store import Store
 from restuning.features.views import draw_view
 from restuning.host import Extractor
-from restuning.sites import Needs, Tokens, covers_tokens, one_token
+from restuning.sites import Needs, Tokens, covers_tokens, take_one_token
 from restuning.task import Task
 
 
@@ -130,7 +130,7 @@ def select_tokens(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Te
     """The tokens that are needed of stored taps, of which all or just those were kept."""
     if tokens not in ("cls", "last"):
         return taps
-    return {name: one_token(tap, tokens) for name, tap in taps.items()}
+    return {name: take_one_token(tap, tokens) for name, tap in taps.items()}
 
 
 def covers(store: Store, needs: Needs, last: str) -> bool:

@@ -24,15 +24,15 @@ from restuning.sites import (
     Needs,
     Readout,
     Sites,
+    average_tokens,
     first_tensor,
-    mean_of,
-    one_token,
-    vector_of,
+    read_vector,
+    take_one_token,
 )
 from restuning.tuners import Tuner
 
 _local = threading.local()
-trained: set[str] = set()
+trained_slots: set[str] = set()
 """Slots of hosts that ran a task with gradients: only these can meet a recomputation."""
 
 
@@ -109,7 +109,7 @@ class Call:
             side is not None and any(t.looks_ahead for t in side.tuners)
         )
 
-    def for_recompute(self) -> Call:
+    def copy_for_recompute(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
         call = Call(
             self.tuners,
@@ -146,13 +146,13 @@ class Call:
         if self.appended:
             stream = stream[:, : -self.appended]
         if self.needs.tokens in ("cls", "last"):
-            stream = one_token(stream, self.needs.tokens, mask)
+            stream = take_one_token(stream, self.needs.tokens, mask)
             # A slice would hold the whole stream in memory; a copy of one token lets it go.
             stream = stream if stream.requires_grad or mask is not None else stream.clone()
         elif self.needs.tokens == "pool" and tap not in ("last", self.last):
             # Windows or patches folded into the batch (MobileViT) are tokens of one input.
             stream = stream.reshape(self.inputs or stream.shape[0], -1, stream.shape[-1])
-            stream = mean_of(stream, mask).unsqueeze(1)
+            stream = average_tokens(stream, mask).unsqueeze(1)
         self.taps[tap] = stream
 
     def keep_own_feature(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:
@@ -167,7 +167,7 @@ class Call:
             if tap in self.taps:
                 stream = self.taps[tap]
                 vector = (
-                    vector_of(output)
+                    read_vector(output)
                     if rule.pool == "own"
                     else readout(stream, mask=self.mask(stream))
                 )
@@ -195,7 +195,7 @@ def active(slot: str, call: Call | None) -> Iterator[None]:
     with_gradient = call is not None and call.tuners and torch.is_grad_enabled()
     # A compiled graph needs no guard against recomputation, and must not carry this effect.
     if with_gradient and not torch.compiler.is_compiling():
-        trained.add(slot)
+        trained_slots.add(slot)
     setattr(_local, slot, call)
     try:
         yield
@@ -275,7 +275,7 @@ def check_all_reached(call: Call) -> None:
         )
 
 
-def current(slot: str) -> Call | None:
+def current_call(slot: str) -> Call | None:
     """The record in use in this thread."""
     return getattr(_local, slot, None)
 
@@ -287,5 +287,5 @@ def register_thread(slot: str) -> None:
 
 def drop_thread(slot: str) -> None:
     """A released host leaves nothing behind in this thread."""
-    trained.discard(slot)
+    trained_slots.discard(slot)
     vars(_local).pop(slot, None)

@@ -21,7 +21,7 @@ from restuning.sites import (
     Sites,
     Tokens,
     covers_tokens,
-    one_token,
+    take_one_token,
 )
 
 Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
@@ -91,7 +91,7 @@ class Engine(Extractor):
                 found=f"{IN_WORDS[self.tokens]} were exported, {IN_WORDS[needs.tokens]} are wanted",
                 fix=f"export it again with --tokens {needs.tokens}",
             )
-        given = self._named(args, kwargs)
+        given = self._name_inputs(args, kwargs)
         device = next(iter(given.values())).device
         with torch.no_grad():
             values = self.run({name: value.detach().cpu() for name, value in given.items()})
@@ -100,7 +100,7 @@ class Engine(Extractor):
         mask = real.bool() if real is not None and real.dim() == 2 else None
         kept = {tap: streams[self.sites.taps[-1] if tap == "last" else tap] for tap in needs.taps}
         if self.tokens == "all" and needs.tokens in ("cls", "last"):
-            kept = {tap: one_token(value, needs.tokens, mask) for tap, value in kept.items()}
+            kept = {tap: take_one_token(value, needs.tokens, mask) for tap, value in kept.items()}
         return Features(kept, self.readout, mask if needs.tokens == "all" else None)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Engine(Extractor):
         """sha256 of its file, 16 hexadecimal digits."""
         return self._digest
 
-    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _name_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         given = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
         if len(args) > len(self.inputs) or set(given) != set(self.inputs):
             raise EngineError(

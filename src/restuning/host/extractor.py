@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning.sites import Features, Needs, Readout, Sites, Tokens, as_pool
+from restuning.sites import Features, Needs, Readout, Sites, Tokens, parse_pool
 
 
 class Extractor(nn.Module, ABC):
@@ -81,7 +81,7 @@ class Extractor(nn.Module, ABC):
         """
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:
-            rule = replace(rule, pool=as_pool(pool), pool_first=False)
+            rule = replace(rule, pool=parse_pool(pool), pool_first=False)
         return rule(self.model, state, mask)
 
     def resolve_needs(self, keep: Needs | Sequence[str] | None, tokens: Tokens = "all") -> Needs:

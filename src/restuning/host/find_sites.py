@@ -41,16 +41,16 @@ def find_sites(
     """
     finder, stages = Finder(model, declared), StageFinder(model)
     try:
-        return finder.found(_heard(model, finder, example, kwargs))
+        return finder.conclude(_run_and_listen(model, finder, example, kwargs))
     except NoSitesError:
         if declared is not None:
             raise
-        if (found := stages.found(_heard(model, stages, example, kwargs))) is None:
+        if (found := stages.conclude(_run_and_listen(model, stages, example, kwargs))) is None:
             raise
         return found
 
 
-def _heard(
+def _run_and_listen(
     model: nn.Module, finder: Finder | StageFinder, example: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
     """The output of one forward in which a finder heard every module."""

@@ -22,7 +22,7 @@ def fingerprint(model: nn.Module, sites: Sites) -> dict[str, Any]:
 
     Cost: a sha256 of the first, middle and last parameter by name, and of two quantised ones.
     """
-    named = _named(model)
+    named = _find_parameter_names(model)
     names = sorted(named)
     chosen = [names[0], names[len(names) // 2], names[-1]]
     packed = [n for n in names if not is_plain(model.get_parameter(named[n]))]
@@ -46,7 +46,7 @@ def weights_digest(model: nn.Module) -> str:
 
     Cost: reads every weight once, about 1 s a gigabyte.
     """
-    named = _named(model) | {
+    named = _find_parameter_names(model) | {
         n.replace(CHECKPOINT_PREFIX, ""): n for n, b in model.named_buffers() if b.numel()
     }
     return _digest(model, named, sorted(named))
@@ -73,7 +73,7 @@ def is_offloaded(model: nn.Module) -> bool:
     )
 
 
-def _named(model: nn.Module) -> dict[str, str]:
+def _find_parameter_names(model: nn.Module) -> dict[str, str]:
     """Parameters by the name they are known by, to their name in the model."""
     named = {n.replace(CHECKPOINT_PREFIX, ""): n for n, p in model.named_parameters() if p.numel()}
     if is_offloaded(model):

@@ -57,9 +57,9 @@ from torch import Tensor, nn
 
 from restuning._errors import RecomputedError, TunerShapeError
 from restuning._torch import is_in_backward
-from restuning.host.call import Call, current, trained
+from restuning.host.call import Call, current_call, trained_slots
 from restuning.host.side_by_side import SideBySide
-from restuning.sites import Features, Site, first_tensor, stream_in
+from restuning.sites import Features, Site, first_tensor, take_stream
 from restuning.tuners import Tuner, at_time, real_tokens
 
 
@@ -72,7 +72,7 @@ class GatherOutputs:
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None or not isinstance(call.side, SideBySide):
             return output
         return change_tensor(output, call.side.gather)
@@ -99,7 +99,7 @@ class SaveStream:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None:
             return None
         x = first_tensor(args) if args else kwargs.get("hidden_states", first_tensor(kwargs))
@@ -145,7 +145,7 @@ class AddDeltaToReaders:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook; it runs before the module's own `SaveStream`."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None:
             return None
         for site in self.sites:
@@ -174,7 +174,7 @@ class AddBeforeGate:
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None:
             return output
         for site in self.sites:
@@ -199,7 +199,7 @@ class AddDelta:
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None:
             _refuse_recomputation(self)
             return output
@@ -220,7 +220,7 @@ class AddDelta:
                 names = (site.name, "last") if site.name == call.last else (site.name,)
                 for tap in names:
                     if tap in call.needs.taps:
-                        stream = stream_in(output, site.part)
+                        stream = take_stream(output, site.part)
                         assert stream is not None
                         call.keep(tap, stream, site.channels_first)
                 # What a model does after its last block knows nothing of appended tokens.
@@ -242,7 +242,7 @@ def _no_readout(*_: Any, **__: Any) -> Tensor:
 def _refuse_recomputation(hook: AddDelta) -> None:
     # Without a record a block would be recomputed without its tuners, and gradients would be wrong
     # without a word. Only a host that has trained tuners can meet this.
-    if torch.compiler.is_compiling() or hook.slot not in trained:
+    if torch.compiler.is_compiling() or hook.slot not in trained_slots:
         return
     if is_in_backward():
         raise RecomputedError(
@@ -256,7 +256,7 @@ def _refuse_recomputation(hook: AddDelta) -> None:
 
 def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     """The output of a leave module with the tuner's delta added to its stream."""
-    y = stream_in(output, site.part)
+    y = take_stream(output, site.part)
     assert y is not None
     if site.via:
         delta = call.deltas.pop(site.name)
@@ -270,7 +270,7 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
         x, y = x.flatten(1, -2), y.flatten(1, -2)
     view = call.projections.get(site.name) if tuner.needs_view else None
     if view is not None and view.projections.module in call.attention:
-        view = view.during(call.attention[view.projections.module])
+        view = view.with_inputs(call.attention[view.projections.module])
     try:
         # Only tuners that mix tokens must know of padding, and only diffusion models have time.
         with (

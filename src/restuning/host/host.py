@@ -156,7 +156,7 @@ class Host(Extractor):
         call.taps = {tap: call.taps[tap] for tap in needs.taps}
         return call.features(self.readout)
 
-    def tuned(
+    def run_tuned(
         self,
         tuners: Mapping[str, Tuner],
         needs: Needs,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import DecodingError, PlacementError
-from restuning.host.call import Call, current
-from restuning.sites import first_tensor, has_past, read_attention_inputs, read_bias
+from restuning.host.call import Call, current_call
+from restuning.sites import first_tensor, has_past, read_attention_inputs, read_position_bias
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RecordAttentionInputs:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """A forward pre-hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None or not call.lends_projections:
             return None
         call.attention[self.path] = read_attention_inputs(module, args, kwargs)
@@ -84,9 +84,11 @@ class RecordPositionBias:
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
         """A forward hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is not None and self.path in call.attention:
-            call.attention[self.path] = call.attention[self.path]._replace(bias=read_bias(output))
+            call.attention[self.path] = call.attention[self.path]._replace(
+                bias=read_position_bias(output)
+            )
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class RecordTimestep:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward pre-hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None:
             return
         step = args[self.place] if self.place < len(args) else kwargs.get("timestep")
@@ -132,7 +134,7 @@ class RecordMask:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward pre-hook."""
-        call: Call | None = current(self.slot)
+        call: Call | None = current_call(self.slot)
         if call is None:
             return
         is_given = self.place < len(args) or "attention_mask" in kwargs

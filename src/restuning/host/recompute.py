@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from restuning._torch import CheckpointWrapper, substitute_weights, wrapped_module
-from restuning.host.call import Call, active, current
+from restuning.host.call import Call, active, current_call
 from restuning.sites import Sites
 
 
@@ -42,17 +42,19 @@ class RecomputedBlock(CheckpointWrapper):
             wrapped_module(self),
             *args,
             use_reentrant=False,
-            context_fn=self.contexts,
+            context_fn=self.make_contexts,
             **kwargs,
         )
 
-    def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+    def make_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """Of the first run and of the second."""
-        call = current(self.slot)
+        call = current_call(self.slot)
         if call is None:
             return nullcontext(), active(self.slot, None)
         block = wrapped_module(self)
-        return nullcontext(), _as_before(self.slot, call.for_recompute(), block, self.names)
+        return nullcontext(), _restore_record(
+            self.slot, call.copy_for_recompute(), block, self.names
+        )
 
 
 def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> None:
@@ -78,7 +80,9 @@ def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> No
 
 
 @contextmanager
-def _as_before(slot: str, call: Call, block: nn.Module, names: Mapping[str, str]) -> Iterator[None]:
+def _restore_record(
+    slot: str, call: Call, block: nn.Module, names: Mapping[str, str]
+) -> Iterator[None]:
     """The record of the first run, and the weights that it ran with."""
     own = {n: call.weights[whole] for n, whole in names.items() if whole in call.weights}
     with active(slot, call), substitute_weights(block, own):

@@ -16,7 +16,7 @@ from restuning._errors import UnknownNameError
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.methods import bypasses, combined, embedded, ours, weights
 from restuning.methods.method import COMMON, OVER_TIME, Method, head_of
-from restuning.sites import as_pool
+from restuning.sites import parse_pool
 from restuning.task import Task
 
 METHODS: dict[str, Method] = {
@@ -94,7 +94,7 @@ def build(
             fix=f"{name} takes {', '.join(sorted(known))}",
         )
     if options.get("pool") is not None:
-        as_pool(options["pool"])
+        parse_pool(options["pool"])
     if combination:
         options = {**options, "combination": combination}
     inside = METHODS[base].inside or not (num_classes or head)

@@ -56,7 +56,7 @@ def returns_bias(module: nn.Module) -> bool:
     return "position_bias" in inspect.signature(type(module).forward).parameters
 
 
-def read_bias(output: Any) -> Tensor | None:
+def read_position_bias(output: Any) -> Tensor | None:
     """The bias among what such an attention returned."""
     bias = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     return bias if isinstance(bias, Tensor) and bias.dim() == 4 else None

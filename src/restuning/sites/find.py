@@ -17,27 +17,40 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning.sites.attention_inputs import CONTEXT, read_attention_inputs, read_bias, returns_bias
+from restuning.sites.attention_inputs import (
+    CONTEXT,
+    read_attention_inputs,
+    read_position_bias,
+    returns_bias,
+)
 from restuning.sites.declare import Declaration
 from restuning.sites.find_readout import ReadoutListener
-from restuning.sites.gated import gated_sums
+from restuning.sites.gated import find_gated_sums
 from restuning.sites.linear import is_linear
 from restuning.sites.operations import Operations
 from restuning.sites.readout import Readout
 from restuning.sites.residual import is_residual
 from restuning.sites.site import Site, Sites, is_hierarchy
-from restuning.sites.stages import Held, decoder_stages, stage_paths
-from restuning.sites.sums import Heard, equal, first_tensor, is_conv, layout_of, part_of, stream_in
+from restuning.sites.stages import StageOutput, find_decoder_stages, list_stage_paths
+from restuning.sites.sums import (
+    ModuleCall,
+    equal,
+    find_layout,
+    find_stream_part,
+    first_tensor,
+    is_conv,
+    take_stream,
+)
 
 
 @dataclass(eq=False, slots=True)
-class _Open:
+class _OpenBlock:
     """A candidate block whose forward is under way."""
 
     path: str
-    entered: Tensor
+    input: Tensor
     stream: Tensor
-    calls: list[Heard] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     outer: bool = False
 
 
@@ -61,10 +74,10 @@ class Finder:
         self.readout = ReadoutListener(model)
         self.operations = Operations(model)
         self.layers: list[_Layer] = []
-        self.plain: list[_Layer] = []
+        self.without_sums: list[_Layer] = []
         self.clock = 0
-        self.open: list[_Open] = []
-        self.stack: list[Heard] = []
+        self.open_blocks: list[_OpenBlock] = []
+        self.stack: list[ModuleCall] = []
         self.candidates = {
             f"{path}.{name}" if path else name
             for path, container in model.named_modules()
@@ -73,13 +86,13 @@ class Finder:
             if any(is_linear(m) or is_conv(m) for m in child.modules())
             and next(child.children(), None) is not None
         }
-        self.candidates -= parts(model, self.candidates)
+        self.candidates -= find_parts_of_layers(model, self.candidates)
         # What its user calls a block is one, and nothing inside it is.
         self.candidates = {
-            path for path in self.candidates if not any(_inside(path, d) for d in self.declared)
+            path for path in self.candidates if not any(_is_inside(path, d) for d in self.declared)
         } | set(self.declared)
-        self.held = stage_paths(model)
-        self.ran: list[Held] = []
+        self.stage_paths = list_stage_paths(model)
+        self.stage_outputs: list[StageOutput] = []
 
     def enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A module is about to run."""
@@ -89,17 +102,17 @@ class Finder:
             x = kwargs.get("hidden_states", first_tensor(kwargs))
         x = x.detach() if isinstance(x, Tensor) and x.is_floating_point() else None
         self._prove_chain(x)
-        if all(block.outer for block in self.open):
+        if all(block.outer for block in self.open_blocks):
             self.readout.enter(path, module, x)
         if path in self.candidates and x is not None and x.dim() >= 3:
-            self.open.append(_Open(path, x, x.clone()))
-        call = Heard(path, module, self.clock, None)
+            self.open_blocks.append(_OpenBlock(path, x, x.clone()))
+        call = ModuleCall(path, module, self.clock, None)
         call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
         call.alone = len(args) + sum(v is not None for v in kwargs.values()) == 1
         if self._listening:
-            call.given = read_attention_inputs(module, args, kwargs)
+            call.attention_inputs = read_attention_inputs(module, args, kwargs)
             # Clones, because a later in-place operation would change what was seen.
-            call.entered = None if x is None else x.clone()
+            call.input = None if x is None else x.clone()
         self.stack.append(call)
 
     def leave(self, path: str, output: Any) -> None:
@@ -107,35 +120,41 @@ class Finder:
         self.clock += 1
         call = self.stack.pop()
         call.end = self.clock
-        block = self.open[-1] if self.open and self.open[-1].path == path else None
-        call.part = part_of(output, block.entered) if block is not None else None
-        y = stream_in(output, call.part)
+        block = (
+            self.open_blocks[-1] if self.open_blocks and self.open_blocks[-1].path == path else None
+        )
+        call.part = find_stream_part(output, block.input) if block is not None else None
+        y = take_stream(output, call.part)
         y = y.detach() if y is not None and y.is_floating_point() else None
-        if path in self.held and y is not None and y.dim() == 4:
-            self.ran.append(Held(path, y))
+        if path in self.stage_paths and y is not None and y.dim() == 4:
+            self.stage_outputs.append(StageOutput(path, y))
         if self._listening:
-            call.left = None if y is None else y.clone()
+            call.output = None if y is None else y.clone()
             # Tokens of both sequences in one attention: each reads itself and the other.
-            call.cross = call.cross and not _joint(output, call.given.context)
+            call.cross = call.cross and not _returns_both_streams(
+                output, call.attention_inputs.context
+            )
             if returns_bias(call.module):
-                call.given = call.given._replace(bias=read_bias(output))
-        for block in self.open:
+                call.attention_inputs = call.attention_inputs._replace(
+                    bias=read_position_bias(output)
+                )
+        for block in self.open_blocks:
             if not block.outer:
                 block.calls.append(call)
-        if self.open and self.open[-1].path == path:
-            block = self.open.pop()
+        if self.open_blocks and self.open_blocks[-1].path == path:
+            block = self.open_blocks.pop()
             if not block.outer and self._analyse(block, call):
-                for outer in self.open:
+                for outer in self.open_blocks:
                     outer.outer = True
                     outer.calls.clear()
-        if all(block.outer for block in self.open):
+        if all(block.outer for block in self.open_blocks):
             self.readout.leave(path, y)
 
     @property
     def _listening(self) -> bool:
-        return any(not block.outer for block in self.open)
+        return any(not block.outer for block in self.open_blocks)
 
-    def found(self, output: Any) -> tuple[Sites, Readout]:
+    def conclude(self, output: Any) -> tuple[Sites, Readout]:
         """All sites and the readout.
 
         Raises:
@@ -150,15 +169,15 @@ class Finder:
                 "what it reads, and no chain of stages",
                 fix="declare them: Host(model, x, sites=Sites.declare([Layer(...), ...]))",
             )
-        sites = self._numbered()
-        stages = decoder_stages(self.ran, [s for s in sites if s.op == "block"])
+        sites = self._number_layers()
+        stages = find_decoder_stages(self.stage_outputs, [s for s in sites if s.op == "block"])
         causal = any(
             (s.projections is not None and s.projections.causal)
             or getattr(self.model.get_submodule(s.module), "is_causal", False) is True
             for s in sites
         )
         hierarchy = is_hierarchy(Sites(sites).last_stack.values())
-        readout = self.readout.found(
+        readout = self.readout.conclude(
             output, causal=causal, hierarchy=hierarchy, first=sites[-1].channels_first
         )
         if sites[-1].op == "block" and readout.proof == "exact":
@@ -177,12 +196,16 @@ class Finder:
                 fix="declare modules that read a stream first and return the next one",
             )
 
-    def _numbered(self) -> list[Site]:
+    def _number_layers(self) -> list[Site]:
         """Blocks of a class whose sums were seen only later are put where they ran."""
         kinds = {layer.kind for layer in self.layers}
         known = {layer.sites[-1].module for layer in self.layers}
-        plain = {layer.sites[-1].module: layer for layer in self.plain if layer.kind in kinds}
-        first = [layer for path, layer in plain.items() if not any(_inside(path, k) for k in known)]
+        plain = {
+            layer.sites[-1].module: layer for layer in self.without_sums if layer.kind in kinds
+        }
+        first = [
+            layer for path, layer in plain.items() if not any(_is_inside(path, k) for k in known)
+        ]
         layers = sorted([*first, *self.layers], key=lambda layer: layer.start)
         return [
             replace(site, layer=number, name=f"{site.op}.{number}")
@@ -198,29 +221,31 @@ class Finder:
         if sites[-1].proof == "shape" and equal(x, self.readout.last):
             sites[-1] = replace(sites[-1], proof="residual")
 
-    def _analyse(self, block: _Open, own: Heard) -> bool:
-        if own.left is None or own.left.dim() < 3:
+    def _analyse(self, block: _OpenBlock, own: ModuleCall) -> bool:
+        if own.output is None or own.output.dim() < 3:
             return False
         if any(block.path == layer.sites[-1].module for layer in self.layers):
             return True
         calls = sorted((c for c in block.calls if c is not own), key=lambda c: c.end)
         layer = self.declared.get(block.path)
-        found = [] if layer is None else self.operations.declared(layer, own, calls)
-        if own.left.numel() == block.stream.numel():
+        found = [] if layer is None else self.operations.check_declared(layer, own, calls)
+        if own.output.numel() == block.stream.numel():
             known = [(s.op, s.leave) for s in found]
             found += [
                 s
-                for s in self.operations.of(block.stream, own, calls)
+                for s in self.operations.find_in_block(block.stream, own, calls)
                 if not any(s.op == op or s.leave == leave for op, leave in known)
             ]
         kind = type(own.module)
         projections = next(
             (s.projections for s in found if s.op == "mha" and s.projections is not None), None
         )
-        _, dim_in = layout_of(block.stream, own.module, [own, *calls])
+        _, dim_in = find_layout(block.stream, own.module, [own, *calls])
         # A first activation in place leaves nothing of the stream that a tuner could still read.
-        changes = own.left.shape != block.stream.shape or not equal(block.entered, block.stream)
-        site = self.operations.site("block", block.path, block.path, own, [own, *calls], "shape")
+        changes = own.output.shape != block.stream.shape or not equal(block.input, block.stream)
+        site = self.operations.make_site(
+            "block", block.path, block.path, own, [own, *calls], "shape"
+        )
         site = replace(site, changes=changes, dim_in=dim_in, part=own.part)
         # A layer lends its projections to all its sites: queries of FFN and block tuners come from
         # there.
@@ -229,20 +254,20 @@ class Finder:
             s if s.op == "cross" or gated else replace(s, projections=projections)
             for s in [*found, site]
         ]
-        heard = _Layer(own.start, kind, found)
+        layer_seen = _Layer(own.start, kind, found)
         named = kind not in _CONTAINERS
         if (
             block.path in self.declared
             or len(found) > 1
             or is_residual(calls, own)
-            or gated_sums(calls, own, block.stream)
+            or find_gated_sums(calls, own, block.stream)
             or (named and any(kind is known.kind for known in self.layers))
         ):
-            self.layers.append(heard)
-            self.readout.block(own.left)
+            self.layers.append(layer_seen)
+            self.readout.note_block(own.output)
             return True
         if named:
-            self.plain.append(heard)
+            self.without_sums.append(layer_seen)
         return False
 
 
@@ -250,18 +275,18 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Their class says nothing about what they compute."""
 
 
-def _joint(output: Any, context: Tensor | None) -> bool:
+def _returns_both_streams(output: Any, context: Tensor | None) -> bool:
     others = output[1:] if isinstance(output, tuple) else ()
     return context is not None and any(
         isinstance(t, Tensor) and t.shape == context.shape for t in others
     )
 
 
-def _inside(path: str, other: str) -> bool:
+def _is_inside(path: str, other: str) -> bool:
     return f"{path}.".startswith(f"{other}.")
 
 
-def parts(model: nn.Module, candidates: Iterable[str]) -> set[str]:
+def find_parts_of_layers(model: nn.Module, candidates: Iterable[str]) -> set[str]:
     """Candidates that are parts of one layer, not layers.
 
     T5 keeps self-attention, cross-attention and feed-forward of a layer in a list: inside another

@@ -40,7 +40,7 @@ class ReadoutListener:
         self.pooled: list[Tensor] = []
         self.linear: list[tuple[str, Tensor, Tensor | None]] = []
 
-    def block(self, output: Tensor) -> None:
+    def note_block(self, output: Tensor) -> None:
         """A block has returned: whatever was heard before it is no readout."""
         self.last = output
         self.norm, self.norm_out, self.guess, self.waiting = "", None, None, ""
@@ -60,7 +60,7 @@ class ReadoutListener:
         if x.numel() == self.last.numel() and torch.equal(x.reshape(-1), self.last.reshape(-1)):
             self.norm = self.waiting = path
         elif x.dim() == 2:
-            self.guess = _pooling(_tokens(self.last, x.shape[-1]), [x])
+            self.guess = _match_pooling(_as_tokens(self.last, x.shape[-1]), [x])
             if self.guess:
                 self.norm = self.waiting = path
 
@@ -71,7 +71,7 @@ class ReadoutListener:
         if self.waiting and path == self.waiting and y is not None:
             self.norm_out, self.waiting = y.clone(), ""
 
-    def found(self, output: Any, *, causal: bool, hierarchy: bool, first: bool) -> Readout:
+    def conclude(self, output: Any, *, causal: bool, hierarchy: bool, first: bool) -> Readout:
         """The readout; "assumed" where no value of the backbone confirms it.
 
         Args:
@@ -81,9 +81,9 @@ class ReadoutListener:
             first: Whether its last stream has channels first.
         """
         assert self.last is not None
-        own = vector_of(output)
+        own = read_vector(output)
         if own is not None and has_unit_length(own):
-            return self._of_unit_length(own, hierarchy, first)
+            return self._find_unit_length_readout(own, hierarchy, first)
         # The norm is kept for tasks that ask for a pooled or dense readout of their own.
         if hierarchy and own is not None:
             return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
@@ -95,19 +95,19 @@ class ReadoutListener:
         normed = self.norm_out if self.norm_out is not None else self.last
         outputs = output.values() if isinstance(output, dict) else [output]
         seen = [t for t in outputs if isinstance(t, Tensor) and t.dim() == 2] + self.pooled
-        dim = self._width(normed, seen)
-        match = _pooling(_tokens(normed, dim), seen)
+        dim = self._find_width(normed, seen)
+        match = _match_pooling(_as_tokens(normed, dim), seen)
         if match:
             return Readout(self.norm, match[0], dim, match[1], proof="exact")
         if own is not None:
             return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
         names = [name for name, _ in self.model.named_parameters()]
         has_class_token = any(_CLASS_TOKENS.search(name) for name in names)
-        keeps_it = has_class_token and _tokens(normed, dim).shape[1] % 2 == 1
+        keeps_it = has_class_token and _as_tokens(normed, dim).shape[1] % 2 == 1
         pool: Pool = "last" if causal else "cls" if keeps_it else "mean"
         return Readout(self.norm, pool, dim, maps=first)
 
-    def _of_unit_length(self, own: Tensor, hierarchy: bool, first: bool) -> Readout:
+    def _find_unit_length_readout(self, own: Tensor, hierarchy: bool, first: bool) -> Readout:
         """Of a tower: the pooled feature, mapped or not, that at unit length is what it returns."""
         rule = Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact", unit=True)
         if hierarchy:
@@ -119,26 +119,26 @@ class ReadoutListener:
         else:
             normed = self.norm_out if self.norm_out is not None else self.last
             assert normed is not None
-            tokens = _tokens(normed, self._width(normed, self.pooled))
-            found = [(*each[:2], False, each[2]) for each in _candidates(tokens)]
+            tokens = _as_tokens(normed, self._find_width(normed, self.pooled))
+            found = [(*each[:2], False, each[2]) for each in _list_poolings(tokens)]
         for pool, skip, pool_first, feature in found:
-            for path, value in self._projected(feature, own.shape[-1]):
-                if value.shape == own.shape and _close(F.normalize(value, dim=-1), own):
+            for path, value in self._map_feature(feature, own.shape[-1]):
+                if value.shape == own.shape and _is_close(F.normalize(value, dim=-1), own):
                     return replace(rule, pool=pool, skip=skip, pool_first=pool_first, project=path)
         return rule
 
-    def _projected(self, feature: Tensor, to: int) -> Iterator[tuple[str, Tensor]]:
+    def _map_feature(self, feature: Tensor, to: int) -> Iterator[tuple[str, Tensor]]:
         """A pooled feature itself, and what maps make of it: linear ones that read it, matrices."""
         yield "", feature
         for path, entered, left in self.linear:
             # Heard, not computed again: so it holds for models whose weights are not there.
-            if left is not None and entered.shape == feature.shape and _close(entered, feature):
+            if left is not None and entered.shape == feature.shape and _is_close(entered, feature):
                 yield path, left
         for name, matrix in self.model.named_parameters():
             if matrix.shape == (feature.shape[-1], to) and not matrix.is_meta:
                 yield name, feature @ matrix
 
-    def _width(self, normed: Tensor, seen: list[Tensor]) -> int:
+    def _find_width(self, normed: Tensor, seen: list[Tensor]) -> int:
         if normed.dim() != 4:
             return normed.shape[-1]
         widths = {t.shape[-1] for t in seen}
@@ -147,7 +147,7 @@ class ReadoutListener:
         )
 
 
-def vector_of(output: Any) -> Tensor | None:
+def read_vector(output: Any) -> Tensor | None:
     """The backbone's own feature in its output: a tensor `b d` (or `b d 1 1`), if there is one."""
     if isinstance(output, dict):
         values = [output.get("pooler_output"), *output.values()]
@@ -161,13 +161,13 @@ def vector_of(output: Any) -> Tensor | None:
     return None
 
 
-def _tokens(x: Tensor, dim: int) -> Tensor:
+def _as_tokens(x: Tensor, dim: int) -> Tensor:
     if x.dim() == 4:
         return x.flatten(1, 2) if x.shape[-1] == dim else x.flatten(2).mT
     return x
 
 
-def _candidates(tokens: Tensor) -> list[tuple[Pool, int, Tensor]]:
+def _list_poolings(tokens: Tensor) -> list[tuple[Pool, int, Tensor]]:
     """Ways to make one vector of tokens: the readout, the tokens it leaves out, its value."""
     if tokens.dim() != 3:
         return []
@@ -181,16 +181,16 @@ def _candidates(tokens: Tensor) -> list[tuple[Pool, int, Tensor]]:
     return found
 
 
-def _pooling(tokens: Tensor, seen: list[Tensor]) -> tuple[Pool, int] | None:
-    candidates = _candidates(tokens)
+def _match_pooling(tokens: Tensor, seen: list[Tensor]) -> tuple[Pool, int] | None:
+    candidates = _list_poolings(tokens)
     for value in seen:
         for pool, skip, candidate in candidates:
-            if candidate.shape == value.shape and _close(candidate, value):
+            if candidate.shape == value.shape and _is_close(candidate, value):
                 return pool, skip
     return None
 
 
-def _close(candidate: Tensor, value: Tensor) -> bool:
+def _is_close(candidate: Tensor, value: Tensor) -> bool:
     return bool((candidate - value).abs().max() <= MATCH_TOLERANCE * value.abs().max())
 
 

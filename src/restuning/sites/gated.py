@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from restuning.sites.sums import SUM_TOLERANCE, Heard, equal, rounding
+from restuning.sites.sums import SUM_TOLERANCE, ModuleCall, equal, rounding
 
 FEWEST_TOKENS = 3
 """With fewer any difference is some multiple of any branch."""
@@ -33,13 +33,13 @@ class Step(NamedTuple):
     """
 
     since: int
-    reader: Heard
-    branch: Heard
+    reader: ModuleCall
+    branch: ModuleCall
     plain: bool
     via: tuple[str, ...]
 
 
-def gated_sums(calls: list[Heard], own: Heard, stream: Tensor) -> list[Step]:
+def find_gated_sums(calls: list[ModuleCall], own: ModuleCall, stream: Tensor) -> list[Step]:
     """The chain of sums from what enters a block to what it returns; empty if none is proved.
 
     Args:
@@ -47,37 +47,37 @@ def gated_sums(calls: list[Heard], own: Heard, stream: Tensor) -> list[Step]:
         own: The block's.
         stream: What entered it.
     """
-    if stream.dim() != 3 or stream.shape[1] < FEWEST_TOKENS or own.left is None:
+    if stream.dim() != 3 or stream.shape[1] < FEWEST_TOKENS or own.output is None:
         return []
-    streams: list[Heard] = []
+    streams: list[ModuleCall] = []
     for call in sorted([own, *calls], key=lambda c: c.start):
-        x = call.entered
-        if x is None or x.shape != stream.shape or any(equal(x, s.entered) for s in streams):
+        x = call.input
+        if x is None or x.shape != stream.shape or any(equal(x, s.input) for s in streams):
             continue
         streams.append(call)
-    targets = [(s.start, s.entered) for s in streams[1:]] + [(own.end, own.left)]
+    targets = [(s.start, s.input) for s in streams[1:]] + [(own.end, own.output)]
     branches = [
-        (c, _tokens(c.left, stream))
+        (c, _take_stream_tokens(c.output, stream))
         for c in calls
-        if c.left is not None and _same_tokens(c.left, stream)
+        if c.output is not None and _has_stream_tokens(c.output, stream)
     ]
     if not streams or not branches:
         return []
     probes = torch.stack([_probe(values) for _, values in branches])
-    chain: list[tuple[Heard, Tensor, Heard, bool]] = []
+    chain: list[tuple[ModuleCall, Tensor, ModuleCall, bool]] = []
     reader, value, since = streams[0], stream, streams[0].start
-    while not equal(value, own.left):
+    while not equal(value, own.output):
         found = None
         for when, target in targets:
             if when <= since or target is None or equal(value, target):
                 continue
-            near = _near(_probe(target) - _probe(value), probes, target)
+            near = _find_near(_probe(target) - _probe(value), probes, target)
             fits = [
                 (branch, plain)
                 for branch, values in (branches[i] for i in near)
                 if branch.start >= since
                 and branch.end <= when
-                and (plain := _adds(value, values, target)) is not None
+                and (plain := _test_gated_sum(value, values, target)) is not None
             ]
             if fits:
                 branch, plain = max(fits, key=lambda fit: fit[0].end)
@@ -88,15 +88,17 @@ def gated_sums(calls: list[Heard], own: Heard, stream: Tensor) -> list[Step]:
         when, target, branch, plain = found
         chain.append((reader, target, branch, plain))
         value, since = target, when
-        reader = next((s for s in streams if equal(s.entered, target)), own)
+        reader = next((s for s in streams if equal(s.input, target)), own)
     between = [target for _, target, _, _ in chain[:-1]]
     return [
-        Step(reader.start, reader, branch, plain, () if plain else _readers(calls, between[k:]))
+        Step(
+            reader.start, reader, branch, plain, () if plain else _find_readers(calls, between[k:])
+        )
         for k, (reader, _, branch, plain) in enumerate(chain)
     ]
 
 
-def _same_tokens(branch: Tensor, stream: Tensor) -> bool:
+def _has_stream_tokens(branch: Tensor, stream: Tensor) -> bool:
     return (
         branch.dim() == 3
         and branch.shape[0] == stream.shape[0]
@@ -105,7 +107,7 @@ def _same_tokens(branch: Tensor, stream: Tensor) -> bool:
     )
 
 
-def _tokens(branch: Tensor, stream: Tensor) -> Tensor:
+def _take_stream_tokens(branch: Tensor, stream: Tensor) -> Tensor:
     """The stream's tokens of a branch that holds those of a text before them."""
     return branch[:, branch.shape[1] - stream.shape[1] :]
 
@@ -114,14 +116,14 @@ def _probe(x: Tensor) -> Tensor:
     return x[0, :PROBED, :PROBED].cpu().double()
 
 
-def _near(rest: Tensor, probes: Tensor, target: Tensor) -> list[int]:
+def _find_near(rest: Tensor, probes: Tensor, target: Tensor) -> list[int]:
     gate = (rest * probes).sum(1, keepdim=True) / (probes**2).sum(1, keepdim=True).clamp_min(1e-30)
     error = (rest - gate * probes).abs().amax((1, 2))
     limit = SUM_TOLERANCE * rest.abs().max() + 4 * rounding(target)
     return (error <= limit).nonzero().flatten().tolist()
 
 
-def _adds(stream: Tensor, branch: Tensor, target: Tensor) -> bool | None:
+def _test_gated_sum(stream: Tensor, branch: Tensor, target: Tensor) -> bool | None:
     """Whether `target = stream + gate * branch` with a gate of 1; None if it is no such sum."""
     rest = target - stream
     limit = SUM_TOLERANCE * rest.abs().max() + 4 * rounding(target)
@@ -135,9 +137,7 @@ def _adds(stream: Tensor, branch: Tensor, target: Tensor) -> bool | None:
     return False if (rest - gate * branch).abs().max() <= limit else None
 
 
-def _readers(calls: list[Heard], streams: list[Tensor]) -> tuple[str, ...]:
-    reads = [
-        c for c in calls if c.entered is not None and any(equal(c.entered, s) for s in streams)
-    ]
+def _find_readers(calls: list[ModuleCall], streams: list[Tensor]) -> tuple[str, ...]:
+    reads = [c for c in calls if c.input is not None and any(equal(c.input, s) for s in streams)]
     outer = [c for c in reads if not any(o.start < c.start and o.end > c.end for o in reads)]
     return tuple(dict.fromkeys(c.path for c in sorted(outer, key=lambda c: c.start)))

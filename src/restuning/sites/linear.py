@@ -26,14 +26,14 @@ def is_plain(weight: Tensor) -> bool:
     return weight.is_floating_point() and not is_composed(weight)
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def read_weight(module: nn.Module) -> Tensor:
     """Its weight, `out in`.
 
     Cost: nothing; for a packed or offloaded weight one product with the identity, `in^2 out`.
     """
     weight: Any = module.weight
     if not is_plain(weight) or (weight.is_meta and hasattr(module, "_hf_hook")):
-        return _unpacked(module)
+        return _unpack_weight(module)
     return weight if isinstance(module, nn.Linear) else weight.t()
 
 
@@ -50,11 +50,11 @@ def width_out(module: nn.Module) -> int:
     return int(module.out_features if isinstance(module, nn.Linear) else weight.shape[1])
 
 
-def bias_of(module: nn.Module) -> Tensor | None:
+def read_bias(module: nn.Module) -> Tensor | None:
     """Its bias, `out`, or None."""
     bias: Any = module.bias
     if bias is not None and bias.is_meta and hasattr(module, "_hf_hook"):
-        return _applied(module, torch.zeros(1, width_in(module), dtype=bias.dtype))[0]
+        return _apply(module, torch.zeros(1, width_in(module), dtype=bias.dtype))[0]
     return bias
 
 
@@ -69,15 +69,15 @@ def keep_backward(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no module of torch)
 
 
-def _unpacked(module: Any) -> Tensor:
+def _unpack_weight(module: Any) -> Tensor:
     """What the map does to the identity: library-free, and right whatever the packing is."""
     given = [t for t in (module.weight, module.bias) if t is not None and t.is_floating_point()]
     identity = torch.eye(width_in(module), dtype=given[0].dtype if given else torch.float32)
     zero = torch.zeros_like(identity[:1])
-    return (_applied(module, identity) - _applied(module, zero)).t()
+    return (_apply(module, identity) - _apply(module, zero)).t()
 
 
-def _applied(module: Any, x: Tensor) -> Tensor:
+def _apply(module: Any, x: Tensor) -> Tensor:
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     if device is None or not module.weight.is_meta:

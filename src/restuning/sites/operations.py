@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, ProjectionsError
 from restuning.sites.declare import Branch, Layer
-from restuning.sites.gated import gated_sums
+from restuning.sites.gated import find_gated_sums
 from restuning.sites.projections import Projections
 from restuning.sites.prove_projections import propose, prove, prove_declared
 from restuning.sites.site import Op, Site
@@ -18,14 +18,13 @@ from restuning.sites.sums import (
     ATTENTION,
     FFN,
     NORM,
-    Heard,
+    ModuleCall,
     equal,
+    find_layout,
+    find_operation,
+    find_outermost,
+    find_sums,
     is_sum,
-    kind_of,
-    layout_of,
-    operation,
-    outermost,
-    sums,
 )
 
 _BY_NAME: tuple[tuple[Op, re.Pattern[str]], ...] = (("mha", ATTENTION), ("ffn", FFN))
@@ -42,11 +41,11 @@ class Operations:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def of(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:
+    def find_in_block(self, stream: Tensor, own: ModuleCall, calls: list[ModuleCall]) -> list[Site]:
         """The sites of a block, without its own and without their layer, which is known later."""
-        found_sums = sums([own, *calls], own)
+        found_sums = find_sums([own, *calls], own)
         if not any(branch.end == max(c.end for c in calls) for _, _, branch in found_sums):
-            gated = self._gated(stream, own, calls)
+            gated = self._find_gated_sites(stream, own, calls)
             if gated:
                 return gated
         found: list[Site] = []
@@ -54,42 +53,42 @@ class Operations:
         for start, entered, branch in found_sums:
             inside = [c for c in calls if c.start >= max(start, since) and c.end <= branch.end]
             since = branch.end
-            op, module = operation(inside)
-            if op is None or module is None or entered.entered is None:
+            op, module = find_operation(inside)
+            if op is None or module is None or entered.input is None:
                 continue
             if op in {s.op for s in found}:
                 continue
             projections = None
             if op in ("mha", "cross"):
                 projections = self._prove_projections(
-                    module, entered.entered, inside, calls, own, branch
+                    module, entered.input, inside, calls, own, branch
                 )
             same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
-            site = self.site(op, entered.path, module.path, branch, calls, "residual")
+            site = self.make_site(op, entered.path, module.path, branch, calls, "residual")
             found.append(
                 replace(site, nth=same.index(branch), calls=len(same), projections=projections)
             )
         for op, pattern in _BY_NAME:
-            fallback = outermost(calls, pattern)
-            if fallback is None or op in {s.op for s in found} or fallback.left is None:
+            fallback = find_outermost(calls, pattern)
+            if fallback is None or op in {s.op for s in found} or fallback.output is None:
                 continue
-            if fallback.entered is None or [c.path for c in calls].count(fallback.path) > 1:
+            if fallback.input is None or [c.path for c in calls].count(fallback.path) > 1:
                 continue
-            if not fallback.entered.numel() == fallback.left.numel() == stream.numel():
+            if not fallback.input.numel() == fallback.output.numel() == stream.numel():
                 continue
             before = [
                 c
                 for c in calls
-                if c.left is not None
-                and NORM.search(kind_of(c.module))
-                and equal(c.left, fallback.entered)
-                and c.entered is not None
+                if c.output is not None
+                and NORM.search(type(c.module).__name__)
+                and equal(c.output, fallback.input)
+                and c.input is not None
             ]
             enter = before[0].path if before else fallback.path
-            found.append(self.site(op, enter, fallback.path, fallback, calls, "shape"))
+            found.append(self.make_site(op, enter, fallback.path, fallback, calls, "shape"))
         return found
 
-    def declared(self, layer: Layer, own: Heard, calls: list[Heard]) -> list[Site]:
+    def check_declared(self, layer: Layer, own: ModuleCall, calls: list[ModuleCall]) -> list[Site]:
         """The sites of a block that its user declared, held against what was heard.
 
         Args:
@@ -101,12 +100,14 @@ class Operations:
             NoSitesError: A declared module did not run, or its shapes are not those of a branch.
             ProjectionsError: Declared projections do not give what the layer returned.
         """
-        return [self._declared(op, branch, own, calls) for op, branch in layer.branches()]
+        return [self._check_branch(op, branch, own, calls) for op, branch in layer.branches()]
 
-    def _declared(self, op: Op, branch: Branch, own: Heard, calls: list[Heard]) -> Site:
+    def _check_branch(
+        self, op: Op, branch: Branch, own: ModuleCall, calls: list[ModuleCall]
+    ) -> Site:
         in_order = sorted(calls, key=lambda c: c.start)
 
-        def ran(path: str, since: int = 0) -> Heard:
+        def ran(path: str, since: int = 0) -> ModuleCall:
             call = next((c for c in in_order if c.path == path and c.end >= since), None)
             if call is None:
                 after = f" after {branch.module}" if since else ""
@@ -120,7 +121,7 @@ class Operations:
 
         module, enter = ran(branch.module), ran(branch.enter)
         leave = ran(branch.leave, module.end)
-        stream, added = enter.entered, leave.left
+        stream, added = enter.input, leave.output
         if stream is None or added is None or stream.numel() != added.numel():
             shapes = [None if t is None else tuple(t.shape) for t in (stream, added)]
             raise NoSitesError(
@@ -130,9 +131,9 @@ class Operations:
                 fix="name as `enter` a module that reads the stream, and as `leave` one whose output "
                 "is added to it",
             )
-        targets = [c.entered for c in in_order if c.start >= leave.end]
-        seen = any(is_sum(stream, added, target) for target in (*targets, own.left))
-        site = self.site(
+        targets = [c.input for c in in_order if c.start >= leave.end]
+        seen = any(is_sum(stream, added, target) for target in (*targets, own.output))
+        site = self.make_site(
             op, enter.path, module.path, leave, calls, "residual" if seen else "declared"
         )
         same = [c for c in in_order if c.path == leave.path]
@@ -145,14 +146,14 @@ class Operations:
     def _prove_declared_projections(
         self,
         branch: Branch,
-        module: Heard,
-        enter: Heard,
-        inside: list[Heard],
-        own: Heard,
-        calls: list[Heard],
-        leave: Heard,
+        module: ModuleCall,
+        enter: ModuleCall,
+        inside: list[ModuleCall],
+        own: ModuleCall,
+        calls: list[ModuleCall],
+        leave: ModuleCall,
     ) -> Projections | None:
-        stream = enter.entered
+        stream = enter.input
         assert stream is not None
         if branch.projections is None:
             return self._prove_projections(module, stream, inside, calls, own, leave)
@@ -166,10 +167,10 @@ class Operations:
             lambda path: next((c for c in [*calls, own] if c.path == path), None),
             leave,
         )
-        reads = next(c.entered for c in calls if c.path == proved.q)
+        reads = next(c.input for c in calls if c.path == proved.q)
         # Windows of a stream are read in another shape, and cannot be compared with it.
         alike = reads is not None and reads.shape == stream.shape
-        if alike and not self._norm_alone(proved, stream, calls):
+        if alike and not self._reads_norm_alone(proved, stream, calls):
             raise ProjectionsError(
                 "the declared projections are not those of the layer",
                 where=proved.module,
@@ -178,59 +179,70 @@ class Operations:
             )
         return proved
 
-    def _gated(self, stream: Tensor, own: Heard, calls: list[Heard]) -> list[Site]:
+    def _find_gated_sites(
+        self, stream: Tensor, own: ModuleCall, calls: list[ModuleCall]
+    ) -> list[Site]:
         """Sites of a block whose branches pass a gate that is no module."""
         found: list[Site] = []
         since = 0
-        for step in gated_sums(calls, own, stream):
+        for step in find_gated_sums(calls, own, stream):
             branch, first = step.branch, max(step.since, since)
             inside = [c for c in calls if c.start >= first and c.end <= branch.end]
             since = branch.end
-            op, module = operation(inside)
+            op, module = find_operation(inside)
             # An attention and a feed-forward side by side end in one map: that is their block.
-            side = outermost(inside, FFN, conv=True) if op == "mha" else None
+            side = find_outermost(inside, FFN, conv=True) if op == "mha" else None
             if op is None or module is None or side is not None or op in {s.op for s in found}:
                 continue
-            entered = step.reader.entered
+            entered = step.reader.input
             assert entered is not None
             projections = None
             if op in ("mha", "cross"):
                 projections = self._prove_projections(module, entered, inside, calls, own, branch)
                 projections = (
                     projections
-                    if projections is not None and self._norm_alone(projections, entered, calls)
+                    if projections is not None
+                    and self._reads_norm_alone(projections, entered, calls)
                     else None
                 )
-            site = self.site(op, step.reader.path, module.path, branch, calls, "residual")
+            site = self.make_site(op, step.reader.path, module.path, branch, calls, "residual")
             if not step.plain:
                 site = replace(site, leave=own.path, part=own.part, gated=True, via=step.via)
             found.append(replace(site, projections=projections))
         return found
 
-    def _norm_alone(self, projections: Projections, stream: Tensor, calls: list[Heard]) -> bool:
+    def _reads_norm_alone(
+        self, projections: Projections, stream: Tensor, calls: list[ModuleCall]
+    ) -> bool:
         """Whether what W_q read is what the layer's norm, given nothing else, made of the stream."""
-        reads = next((c.entered for c in calls if c.path == projections.q), None)
+        reads = next((c.input for c in calls if c.path == projections.q), None)
         norm = next((c for c in calls if c.path == projections.norm), None)
-        made = stream if norm is None else norm.left if norm.alone else None
+        made = stream if norm is None else norm.output if norm.alone else None
         return reads is not None and made is not None and equal(reads, made)
 
-    def site(
-        self, op: Op, enter: str, module: str, leave: Heard, calls: list[Heard], proof: Any
+    def make_site(
+        self,
+        op: Op,
+        enter: str,
+        module: str,
+        leave: ModuleCall,
+        calls: list[ModuleCall],
+        proof: Any,
     ) -> Site:
         """One site, without its layer."""
-        left = leave.left
+        left = leave.output
         assert left is not None
-        layout, dim = layout_of(left, self.model.get_submodule(module), calls)
+        layout, dim = find_layout(left, self.model.get_submodule(module), calls)
         return Site(op, op, 0, dim, enter, module, leave.path, layout=layout, proof=proof)
 
     def _prove_projections(
         self,
-        module: Heard,
+        module: ModuleCall,
         stream: Tensor,
-        inside: list[Heard],
-        calls: list[Heard],
-        own: Heard,
-        leave: Heard,
+        inside: list[ModuleCall],
+        calls: list[ModuleCall],
+        own: ModuleCall,
+        leave: ModuleCall,
     ) -> Projections | None:
         # A post-norm attention ends after its own sum; then only its inner part is in the branch.
         parent = module.path.rpartition(".")[0]
@@ -243,16 +255,16 @@ class Operations:
             (
                 c
                 for c in sorted(inside, key=lambda c: c.start)
-                if NORM.search(kind_of(c.module))
+                if NORM.search(type(c.module).__name__)
                 and c.end < module.start
-                and c.entered is not None
-                and equal(c.entered, stream)
+                and c.input is not None
+                and equal(c.input, stream)
             ),
             None,
         )
 
-        def heard(path: str) -> Heard | None:
+        def find_call(path: str) -> ModuleCall | None:
             return next((c for c in [*calls, own] if c.path == path), None)
 
         projections = replace(proposal, norm=norm.path if norm else "")
-        return prove(self.model, projections, heard, leave)
+        return prove(self.model, projections, find_call, leave)

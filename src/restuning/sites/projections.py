@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from restuning._errors import ProjectionsError
 from restuning.sites.attention_inputs import AttentionInputs, rotate
-from restuning.sites.linear import bias_of, weight_of
+from restuning.sites.linear import read_bias, read_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,10 @@ class LentProjections:
     """
 
     def __init__(
-        self, model: nn.Module, projections: Projections, beside: AttentionInputs | None = None
+        self, model: nn.Module, projections: Projections, inputs: AttentionInputs | None = None
     ) -> None:
         self.projections, self.heads, self.scale = projections, projections.heads, projections.scale
-        self._of = {
+        self._modules = {
             path: model.get_submodule(path)
             for path in (
                 projections.q,
@@ -117,50 +117,52 @@ class LentProjections:
             )
             if path
         }
-        self._given = beside
+        self._inputs = inputs
 
-    def during(self, given: AttentionInputs) -> LentProjections:
+    def with_inputs(self, inputs: AttentionInputs) -> LentProjections:
         """The same projections in a forward whose attention was given this."""
         lent = object.__new__(LentProjections)
-        lent.__dict__.update(self.__dict__, _given=given)
+        lent.__dict__.update(self.__dict__, _inputs=inputs)
         return lent
 
     def norm(self, x: Tensor) -> Tensor:
         """The attention branch's own norm."""
-        return self._of[self.projections.norm](x) if self.projections.norm else x
+        return self._modules[self.projections.norm](x) if self.projections.norm else x
 
     def q(self, x: Tensor) -> Tensor:
         """W_q x, turned to the tokens' positions, `... n d -> ... h n e`."""
-        return self._turned(self._map(x, 0))
+        return self._rotate(self._project(x, 0))
 
     def k(self, x: Tensor) -> Tensor:
         """W_k x of tokens without a position (position 0), `... n d -> ... h n e`."""
-        return self._spread(self._map(x, 1))
+        return self._repeat_key_heads(self._project(x, 1))
 
     def v(self, x: Tensor) -> Tensor:
         """W_v x, `... n d -> ... h n e`."""
-        return self._spread(self._map(x, 2))
+        return self._repeat_key_heads(self._project(x, 2))
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What the layer itself attends to in this forward, `b n d -> b h m e` each.
 
         Its own tokens at their positions after those in the cache, or the other sequence.
         """
-        beside = self._given or AttentionInputs()
-        if beside.context is not None:
-            return self.k(beside.context), self.v(beside.context)
-        if beside.past is not None and beside.whole:
-            keys, values = beside.past
+        inputs = self._inputs or AttentionInputs()
+        if inputs.context is not None:
+            return self.k(inputs.context), self.v(inputs.context)
+        if inputs.past is not None and inputs.whole:
+            keys, values = inputs.past
         else:
-            keys, values = self._turned(self._map(tokens, 1)), self._map(tokens, 2)
-            if beside.past is not None:
-                keys = torch.cat([beside.past[0], keys], -2)
-                values = torch.cat([beside.past[1], values], -2)
-        return self._spread(keys), self._spread(values)
+            keys, values = self._rotate(self._project(tokens, 1)), self._project(tokens, 2)
+            if inputs.past is not None:
+                keys = torch.cat([inputs.past[0], keys], -2)
+                values = torch.cat([inputs.past[1], values], -2)
+        return self._repeat_key_heads(keys), self._repeat_key_heads(values)
 
     def split(self, x: Tensor) -> Tensor:
         """Learned keys or values as heads, `... r key_width -> ... h r e`."""
-        return self._spread(x.unflatten(-1, (self.projections.kv_heads, -1)).transpose(-3, -2))
+        return self._repeat_key_heads(
+            x.unflatten(-1, (self.projections.kv_heads, -1)).transpose(-3, -2)
+        )
 
     def out(self, y: Tensor) -> Tensor:
         """W_o without its bias, `... h n e -> ... n d`."""
@@ -169,7 +171,7 @@ class LentProjections:
     def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
         """`h r e` keys and values as two maps `h*r d` around a softmax: `FrozenAttention.fold`."""
         tokens = keys.shape[-2] * self.heads
-        weight, bias = self._part(0)
+        weight, bias = self._read_weight_and_bias(0)
         if (
             self.projections.q_norm
             or self.projections.rope
@@ -188,30 +190,30 @@ class LentProjections:
 
     def mask(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         """What the layer adds to its scores, `b|1 h|1 n m`: masks and relative positions."""
-        beside = self._given or AttentionInputs()
+        inputs = self._inputs or AttentionInputs()
         # The least number, not minus infinity: a row that sees nothing must not become NaN.
         least = torch.finfo(queries.dtype).min
         n, m = queries.shape[-2], keys.shape[-2]
-        added = beside.mask
+        added = inputs.mask
         if added is not None:
             added = added[..., :m]
             if added.dtype == torch.bool:
                 added = torch.zeros_like(added, dtype=queries.dtype).masked_fill(~added, least)
         elif self.projections.causal and n > 1:
             added = queries.new_full((n, m), least).triu(1 + m - n)
-        if beside.bias is None:
+        if inputs.bias is None:
             return added
-        return beside.bias if added is None else (added + beside.bias).clamp(min=least)
+        return inputs.bias if added is None else (added + inputs.bias).clamp(min=least)
 
-    def _part(self, third: int) -> tuple[Tensor, Tensor | None]:
+    def _read_weight_and_bias(self, third: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of W_q, W_k or W_v."""
         projections = self.projections
-        module: Any = self._of[(projections.q, projections.k, projections.v)[third]]
+        module: Any = self._modules[(projections.q, projections.k, projections.v)[third]]
         if projections.form == "separate":
-            return weight_of(module), bias_of(module)
+            return read_weight(module), read_bias(module)
         packed = projections.form == "packed"
-        weight = module.in_proj_weight if packed else weight_of(module)
-        bias = module.in_proj_bias if packed else bias_of(module)
+        weight = module.in_proj_weight if packed else read_weight(module)
+        bias = module.in_proj_bias if packed else read_bias(module)
         queries = projections.heads * projections.head_dim
         start, width = (
             (0, queries),
@@ -221,14 +223,14 @@ class LentProjections:
         part = slice(start, start + width)
         return weight[part], None if bias is None else bias[part]
 
-    def _map(self, x: Tensor, third: int) -> Tensor:
+    def _project(self, x: Tensor, third: int) -> Tensor:
         projections = self.projections
         heads = projections.heads if third == 0 else projections.kv_heads
-        norm = self._of.get((projections.q_norm, projections.k_norm, "")[third])
+        norm = self._modules.get((projections.q_norm, projections.k_norm, "")[third])
         if projections.form == "separate":
-            y = self._of[(projections.q, projections.k, projections.v)[third]](x)
+            y = self._modules[(projections.q, projections.k, projections.v)[third]](x)
         else:
-            y = F.linear(x, *self._part(third))
+            y = F.linear(x, *self._read_weight_and_bias(third))
         weight = getattr(norm, "weight", None)
         a_head = weight is None or weight.numel() == projections.head_dim
         if norm is not None and not a_head:
@@ -236,21 +238,21 @@ class LentProjections:
         y = y.unflatten(-1, (heads, -1)).transpose(-3, -2)
         return norm(y) if norm is not None and a_head else y
 
-    def _turned(self, y: Tensor) -> Tensor:
+    def _rotate(self, y: Tensor) -> Tensor:
         if not self.projections.rope:
             return y
-        if self._given is None or self._given.rope is None:
+        if self._inputs is None or self._inputs.rope is None:
             raise ProjectionsError(
                 "a layer's rotary positions are not known outside its forward",
                 where=self.projections.module,
                 fix="use them while the backbone runs: Tuned(host, task)(x) or host.using(task)",
             )
-        return rotate(y, self._given.rope, self.projections.rope)
+        return rotate(y, self._inputs.rope, self.projections.rope)
 
-    def _spread(self, y: Tensor) -> Tensor:
+    def _repeat_key_heads(self, y: Tensor) -> Tensor:
         groups = self.projections.heads // self.projections.kv_heads
         return y if groups == 1 else y.repeat_interleave(groups, -3)
 
     def _out_weight(self) -> Tensor:
-        module: Any = self._of[self.projections.out]
-        return weight_of(module.out_proj if self.projections.form == "packed" else module)
+        module: Any = self._modules[self.projections.out]
+        return read_weight(module.out_proj if self.projections.form == "packed" else module)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from restuning._errors import ProjectionsError
 from restuning.sites.attention_inputs import AttentionInputs
-from restuning.sites.linear import bias_of, is_linear, width_out
+from restuning.sites.linear import is_linear, read_bias, width_out
 from restuning.sites.projections import LentProjections, Projections
 from restuning.sites.sums import equal
 
@@ -39,9 +39,9 @@ _CAPS = ("attn_logit_softcapping", "attn_logit_softcap")
 class Recorded(Protocol):
     """One recorded call of a module: what it read, what it returned, what it was given."""
 
-    entered: Tensor | None
-    left: Tensor | None
-    given: AttentionInputs
+    input: Tensor | None
+    output: Tensor | None
+    attention_inputs: AttentionInputs
 
 
 def propose(model: nn.Module, path: str) -> Projections | None:
@@ -72,9 +72,9 @@ def propose(model: nn.Module, path: str) -> Projections | None:
                     return f"{path}.{have}"
         return None
 
-    heads = int(_number(module, "num_heads", "num_attention_heads", "n_heads", "heads") or 0)
+    heads = int(_find_number(module, "num_heads", "num_attention_heads", "n_heads", "heads") or 0)
     out = find(*_OUT)
-    if not heads or not out or _number(module, *_CAPS):
+    if not heads or not out or _find_number(module, *_CAPS):
         return None
     fused = find(*_FUSED)
     separate = next((paths for names in _SEPARATE if all(paths := [find(n) for n in names])), None)
@@ -88,11 +88,11 @@ def propose(model: nn.Module, path: str) -> Projections | None:
         str(v),
         out,
         heads,
-        float(_number(module, "scale", "scaling") or 0.0),
-        q_norm=_norm(module, path, "q_norm"),
-        k_norm=_norm(module, path, "k_norm"),
+        float(_find_number(module, "scale", "scaling") or 0.0),
+        q_norm=_find_norm(module, path, "q_norm"),
+        k_norm=_find_norm(module, path, "k_norm"),
         module=path,
-        kv_heads=int(_number(module, "num_key_value_heads", "num_kv_heads") or 0),
+        kv_heads=int(_find_number(module, "num_key_value_heads", "num_kv_heads") or 0),
     )
     return measure_heads(model, proposal)
 
@@ -113,14 +113,14 @@ def measure_heads(model: nn.Module, projections: Projections) -> Projections | N
     )
 
 
-def _norm(module: nn.Module, path: str, side: str) -> str:
+def _find_norm(module: nn.Module, path: str, side: str) -> str:
     for name, each in module.named_modules():
         if name.split(".")[-1] == side and not isinstance(each, nn.Identity):
             return f"{path}.{name}"
     return ""
 
 
-def _number(module: nn.Module, *names: str) -> float | None:
+def _find_number(module: nn.Module, *names: str) -> float | None:
     """The first numeric attribute of these names on the module, its children or its config."""
     for each in module.modules():
         for holder in (each, getattr(each, "config", None)):
@@ -134,7 +134,7 @@ def _number(module: nn.Module, *names: str) -> float | None:
 def prove(
     model: nn.Module,
     projections: Projections,
-    heard: Callable[[str], Recorded | None],
+    find_call: Callable[[str], Recorded | None],
     leave: Recorded,
 ) -> Projections | None:
     """The projections, if they reproduce the layer's attention.
@@ -144,17 +144,17 @@ def prove(
     Args:
         model: The backbone.
         projections: A proposal.
-        heard: Path of a module to its recorded call.
+        find_call: Path of a module to its recorded call.
         leave: The call whose output is added to the stream.
     """
-    attempts = _attempts(model, projections, heard, leave)
+    attempts = _try_readings(model, projections, find_call, leave)
     return next((tried for tried, error in attempts if error <= PROOF_TOLERANCE), None)
 
 
 def prove_declared(
     model: nn.Module,
     projections: Projections,
-    heard: Callable[[str], Recorded | None],
+    find_call: Callable[[str], Recorded | None],
     leave: Recorded,
 ) -> Projections:
     """The projections that a user declared, or an error that says what does not hold.
@@ -162,7 +162,7 @@ def prove_declared(
     Args:
         model: The backbone.
         projections: As declared, with whole paths.
-        heard: Path of a module to its recorded call.
+        find_call: Path of a module to its recorded call.
         leave: The call whose output is added to the stream.
 
     Raises:
@@ -179,10 +179,10 @@ def prove_declared(
         raise _refusal(
             projections, f"W_q gives {rows} channels, which do not make {projections.heads} heads"
         )
-    silent = [f"{n} ({p})" for n, p in four.items() if heard(p) is None]
+    silent = [f"{n} ({p})" for n, p in four.items() if find_call(p) is None]
     if silent:
         raise _refusal(projections, f"did not run in the block's forward: {', '.join(silent)}")
-    attempts = list(_attempts(model, measured, heard, leave))
+    attempts = list(_try_readings(model, measured, find_call, leave))
     proved = next((tried for tried, error in attempts if error <= PROOF_TOLERANCE), None)
     if proved is None:
         least = min((error for _, error in attempts), default=float("inf"))
@@ -201,21 +201,25 @@ def _refusal(projections: Projections, found: str) -> ProjectionsError:
     )
 
 
-def _attempts(
+def _try_readings(
     model: nn.Module,
     projections: Projections,
-    heard: Callable[[str], Recorded | None],
+    find_call: Callable[[str], Recorded | None],
     leave: Recorded,
 ) -> Iterator[tuple[Projections, float]]:
     """Every reading of a layer's arguments, and its error relative to the largest value."""
-    first, last, own = heard(projections.q), heard(projections.out), heard(projections.module)
-    if first is None or last is None or own is None or first.entered is None or last.left is None:
+    first, last, own = (
+        find_call(projections.q),
+        find_call(projections.out),
+        find_call(projections.module),
+    )
+    if first is None or last is None or own is None or first.input is None or last.output is None:
         return
     # Keys that a cache would hand back prove nothing.
-    beside = own.given._replace(past=None, whole=False)
-    x, y = first.entered, last.left
+    beside = own.attention_inputs._replace(past=None, whole=False)
+    x, y = first.input, last.output
     bias_owner: Any = model.get_submodule(projections.out)
-    bias = bias_of(bias_owner.out_proj if projections.form == "packed" else bias_owner)
+    bias = read_bias(bias_owner.out_proj if projections.form == "packed" else bias_owner)
     target = y if bias is None else y - bias
     causal = getattr(model.get_submodule(projections.module), "is_causal", False) is True
     masks = (_hides_future(beside.mask),) if beside.mask is not None else (causal, not causal)
@@ -225,14 +229,14 @@ def _attempts(
     for rope in ("", "half", "interleaved") if beside.rope is not None else ("",):
         for masked in masks:
             tried = replace(projections, rope=rope, causal=masked)
-            error = _error(LentProjections(model, tried, beside), x, target)
+            error = _measure_error(LentProjections(model, tried, beside), x, target)
             context = 0 if beside.context is None else beside.context.shape[-1]
-            proved = replace(tried, direct=equal(leave.left, y), context=context)
+            proved = replace(tried, direct=equal(leave.output, y), context=context)
             # An attention of zeros is reproduced by zeros.
             yield proved, error / largest if largest else error
 
 
-def _error(lent: LentProjections, x: Tensor, target: Tensor) -> float:
+def _measure_error(lent: LentProjections, x: Tensor, target: Tensor) -> float:
     try:
         q = lent.q(x)
         k, v = lent.keys_values(x)

@@ -15,7 +15,7 @@ Pool = Literal["cls", "mean", "last", "all", "own"]
 POOLS: tuple[str, ...] = get_args(Pool)
 
 
-def as_pool(name: str) -> Pool:
+def parse_pool(name: str) -> Pool:
     """A pooling by its name.
 
     Raises:
@@ -70,12 +70,12 @@ class Readout:
         """
         if self.pool == "own":
             return F.normalize(state[:, 0], dim=-1) if self.unit else state[:, 0]
-        feature = self._pooled(model, state, mask)
+        feature = self._pool(model, state, mask)
         if self.project:
             feature = apply_projection(model, self.project, feature)
         return F.normalize(feature, dim=-1) if self.unit else feature
 
-    def _pooled(self, model: nn.Module, state: Tensor, mask: Tensor | None) -> Tensor:
+    def _pool(self, model: nn.Module, state: Tensor, mask: Tensor | None) -> Tensor:
         norm = model.get_submodule(self.norm) if self.norm else None
         if norm is not None and not self.pool_first:
             # A norm of maps reads channels first; streams are kept with channels last.
@@ -85,9 +85,9 @@ class Readout:
         if self.pool == "all":
             return state
         if self.pool == "mean":
-            pooled = mean_of(state, mask, self.skip)
+            pooled = average_tokens(state, mask, self.skip)
         else:
-            pooled = one_token(state, self.pool, mask)[:, 0]
+            pooled = take_one_token(state, self.pool, mask)[:, 0]
         return norm(pooled) if norm is not None and self.pool_first else pooled
 
 
@@ -98,7 +98,7 @@ def apply_projection(model: nn.Module, path: str, feature: Tensor) -> Tensor:
     return map_(feature) if isinstance(map_, nn.Module) else feature @ map_
 
 
-def one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Tensor:
+def take_one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Tensor:
     """The first ("cls") or last ("last") real token, `b n d -> b 1 d`."""
     if mask is None or state.shape[1] == 1:
         return state[:, :1] if which == "cls" else state[:, -1:]
@@ -109,7 +109,7 @@ def one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Tensor:
     return state.gather(1, place[:, None, None].expand(-1, 1, state.shape[-1]))
 
 
-def mean_of(state: Tensor, mask: Tensor | None = None, skip: int = 0) -> Tensor:
+def average_tokens(state: Tensor, mask: Tensor | None = None, skip: int = 0) -> Tensor:
     """Mean over real tokens but the first `skip`, `b n d -> b d`."""
     state = state[:, skip:]
     if mask is None:

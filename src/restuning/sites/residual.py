@@ -5,53 +5,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restuning.sites.sums import SUM_TOLERANCE, Heard, equal, probe, rounding
+from restuning.sites.sums import SUM_TOLERANCE, ModuleCall, equal, probe, rounding
 
 TAIL = 4
 """Modules after a block's sum that are looked through: an activation, dropout, an empty gate."""
 
 
-def is_residual(calls: list[Heard], own: Heard) -> bool:
+def is_residual(calls: list[ModuleCall], own: ModuleCall) -> bool:
     """Whether a block returns `f(a + c b)` of two streams, f being modules at its end or nothing.
 
     a and b are what modules inside read or returned: the block's input or a shortcut's output, and
     a branch. c is any one number (NFNets scale their branches). Parallel branches count as well:
     the sum of all that the modules which read the block's input return (RepVGG).
     """
-    if own.left is None:
+    if own.output is None:
         return False
-    targets, heads = [own.left], [own.left]
+    targets, heads = [own.output], [own.output]
     for _ in range(TAIL):
         heads = [
-            c.entered
+            c.input
             for c in calls
-            if c.left is not None
-            and c.entered is not None
-            and any(equal(c.left, h) for h in heads)
-            and not equal(c.left, c.entered)
+            if c.output is not None
+            and c.input is not None
+            and any(equal(c.output, h) for h in heads)
+            and not equal(c.output, c.input)
         ]
         targets += heads
-    if own.left.dim() == 4:
+    if own.output.dim() == 4:
         # A block may compute with channels last and turn what it returns (MaxViT).
-        targets.append(own.left.movedim(1, -1))
-    seen = [x for c in [own, *calls] for x in (c.entered, c.left if c is not own else None)]
+        targets.append(own.output.movedim(1, -1))
+    seen = [x for c in [own, *calls] for x in (c.input, c.output if c is not own else None)]
     for target in targets:
         terms = [x for x in seen if x is not None and x.numel() == target.numel()]
         if not terms:
             continue
         rows, t = torch.stack([probe(x) for x in terms]), probe(target)
-        shortcuts = _readers(calls, own, target)
+        shortcuts = _find_readers(calls, own, target)
         if (
-            _two_terms(terms, rows, target, t)
-            or _parallel(shortcuts, target)
-            or _plus_nothing(calls, own, shortcuts, target)
+            _is_sum_of_two(terms, rows, target, t)
+            or _is_parallel_sum(shortcuts, target)
+            or _is_shortcut_alone(calls, own, shortcuts, target)
         ):
             return True
     return False
 
 
-def _two_terms(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor) -> bool:
-    alike = _proportional(torch.cat([rows, t[None]]))
+def _is_sum_of_two(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor) -> bool:
+    alike = _find_proportional(torch.cat([rows, t[None]]))
     apart = (~alike[-1, :-1]).nonzero().flatten().tolist()
     for i in apart:
         rest = t - rows[i]
@@ -73,33 +73,36 @@ def _two_terms(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor) -> 
     return False
 
 
-def _proportional(rows: Tensor) -> Tensor:
+def _find_proportional(rows: Tensor) -> Tensor:
     """Which rows are multiples of which: copies, constant scales, or nothing at all."""
     products = rows @ rows.T
     sizes = products.diagonal()
     return products**2 >= (1 - 1e-9) * sizes[:, None] * sizes
 
 
-def _readers(calls: list[Heard], own: Heard, target: Tensor) -> list[Heard]:
+def _find_readers(calls: list[ModuleCall], own: ModuleCall, target: Tensor) -> list[ModuleCall]:
     """The outermost modules that read the block's input and return a tensor of the target's size."""
     reads = [
         c
         for c in calls
-        if c.entered is not None
-        and c.left is not None
-        and own.entered is not None
-        and c.left.numel() == target.numel()
-        and equal(c.entered, own.entered)
+        if c.input is not None
+        and c.output is not None
+        and own.input is not None
+        and c.output.numel() == target.numel()
+        and equal(c.input, own.input)
     ]
     return [c for c in reads if not any(o.start < c.start and o.end > c.end for o in reads)]
 
 
-def _plus_nothing(calls: list[Heard], own: Heard, outer: list[Heard], target: Tensor) -> bool:
+def _is_shortcut_alone(
+    calls: list[ModuleCall], own: ModuleCall, outer: list[ModuleCall], target: Tensor
+) -> bool:
     """Whether a shortcut alone is left: fresh ResNets start with branches of zeros."""
     nothing = any(
-        c.left is not None and c.left.numel() == target.numel() and not c.left.any() for c in calls
+        c.output is not None and c.output.numel() == target.numel() and not c.output.any()
+        for c in calls
     )
-    shortcuts = [own.entered, *[c.left for c in outer]]
+    shortcuts = [own.input, *[c.output for c in outer]]
     return (
         nothing
         and bool(target.any())
@@ -107,8 +110,8 @@ def _plus_nothing(calls: list[Heard], own: Heard, outer: list[Heard], target: Te
     )
 
 
-def _parallel(outer: list[Heard], target: Tensor) -> bool:
-    outputs = [c.left.reshape(-1) for c in outer if c.left is not None]
+def _is_parallel_sum(outer: list[ModuleCall], target: Tensor) -> bool:
+    outputs = [c.output.reshape(-1) for c in outer if c.output is not None]
     if len(outputs) < 2:
         return False
     total = torch.stack(outputs).sum(0)

@@ -140,7 +140,7 @@ class Sites(Mapping[str, Site]):
 
         `block.0`, and in an encoder-decoder `start.l`, what enters the decoder's first layer l.
         """
-        layers = starts(self.values())
+        layers = find_stack_starts(self.values())
         return {
             "start." + str(layer) if layer > layers[0] else "block.0": self[f"block.{layer}"]
             for layer in layers
@@ -160,7 +160,7 @@ class Sites(Mapping[str, Site]):
     @property
     def last_stack(self) -> Sites:
         """The layers that the readout is the end of: all, or those of the decoder alone."""
-        first = starts(self.values())[-1]
+        first = find_stack_starts(self.values())[-1]
         return Sites(s for s in self.values() if s.layer >= first)
 
     def pick(self, *ops: Op, layers: slice | Iterable[int] = slice(None)) -> Sites:
@@ -240,7 +240,7 @@ class Sites(Mapping[str, Site]):
         )
 
 
-def starts(sites: Iterable[Site]) -> list[int]:
+def find_stack_starts(sites: Iterable[Site]) -> list[int]:
     """First layers of the stacks: 1, and that of a decoder, every layer of which reads across.
 
     Elsewhere a layer that reads across stands in the one stack (UNets, gated cross-attention).

@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning.sites.find_readout import has_unit_length, vector_of
+from restuning.sites.find_readout import has_unit_length, read_vector
 from restuning.sites.readout import Readout
 from restuning.sites.site import Site, Sites
-from restuning.sites.sums import Heard, first_tensor, layout_of
+from restuning.sites.sums import ModuleCall, find_layout, first_tensor
 
 Digest = tuple[tuple[int, ...], bytes]
 
 
 @dataclass(eq=False, slots=True)
-class _Ran:
+class _RecordedCall:
     """One call, its tensors as digests: a whole network's streams are not kept."""
 
     path: str
     start: int
-    entered: Digest | None
+    input: Digest | None
     end: int = -1
-    left: Digest | None = None
+    output: Digest | None = None
     sample: Tensor | None = None
 
 
@@ -40,78 +40,83 @@ class StageFinder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.clock = 0
-        self.stack: list[_Ran] = []
-        self.calls: list[_Ran] = []
+        self.stack: list[_RecordedCall] = []
+        self.calls: list[_RecordedCall] = []
 
     def enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A module is about to run."""
         self.clock += 1
         x = first_tensor(args)
         x = first_tensor(kwargs) if x is None else x
-        self.stack.append(_Ran(path, self.clock, _digest(x)))
+        self.stack.append(_RecordedCall(path, self.clock, _digest(x)))
 
     def leave(self, path: str, output: Any) -> None:
         """A module has returned."""
         self.clock += 1
         call = self.stack.pop()
         y = first_tensor(output)
-        call.end, call.left = self.clock, _digest(y)
+        call.end, call.output = self.clock, _digest(y)
         if y is not None and y.dim() == 4:
             call.sample = y.detach()
         self.calls.append(call)
 
-    def found(self, output: Any) -> tuple[Sites, Readout] | None:
+    def conclude(self, output: Any) -> tuple[Sites, Readout] | None:
         """Stages after the first, and the backbone's own vector as readout; None without either."""
-        own = vector_of(output)
-        ends = self._ends()
+        own = read_vector(output)
+        ends = self._find_ends()
         if own is None or len(ends) < 2:
             return None
         sites = [
-            self._site(number, before, end)
+            self._make_site(number, before, end)
             for number, (before, end) in enumerate(zip(ends[:-1], ends[1:], strict=True), 1)
         ]
         return Sites(sites), Readout(
             "", "own", own.shape[-1], proof="exact", unit=has_unit_length(own)
         )
 
-    def _ends(self) -> list[tuple[_Ran, _Ran]]:
+    def _find_ends(self) -> list[tuple[_RecordedCall, _RecordedCall]]:
         """Last cut of every grid, with the module that reads it."""
         by_start = sorted(self.calls, key=lambda c: c.start)
         times = [c.path for c in self.calls]
         once = {path for path in times if times.count(path) == 1}
-        ends: dict[tuple[int, ...], tuple[_Ran, _Ran]] = {}
+        ends: dict[tuple[int, ...], tuple[_RecordedCall, _RecordedCall]] = {}
         for call in sorted(self.calls, key=lambda c: (c.end, -c.start)):
-            if call.path not in once or call.left is None or call.sample is None or not call.path:
+            if call.path not in once or call.output is None or call.sample is None or not call.path:
                 continue
-            grid = call.left[0][2:]
+            grid = call.output[0][2:]
             if set(grid) == {1}:
                 continue
             reader = next((c for c in by_start if c.start > call.end and c.path in once), None)
-            if reader is None or reader.entered != call.left or not self._cuts(call):
+            if reader is None or reader.input != call.output or not self._is_cut(call):
                 continue
             ends[grid] = (call, reader)
         return list(ends.values())
 
-    def _cuts(self, call: _Ran) -> bool:
-        older = {d for c in self.calls if c.start <= call.end for d in (c.entered,)}
-        older |= {c.left for c in self.calls if c.end < call.end}
-        older -= {call.left, None}
-        return not any(c.start > call.end and c.entered in older for c in self.calls)
+    def _is_cut(self, call: _RecordedCall) -> bool:
+        older = {d for c in self.calls if c.start <= call.end for d in (c.input,)}
+        older |= {c.output for c in self.calls if c.end < call.end}
+        older -= {call.output, None}
+        return not any(c.start > call.end and c.input in older for c in self.calls)
 
-    def _site(self, number: int, before: tuple[_Ran, _Ran], end: tuple[_Ran, _Ran]) -> Site:
+    def _make_site(
+        self,
+        number: int,
+        before: tuple[_RecordedCall, _RecordedCall],
+        end: tuple[_RecordedCall, _RecordedCall],
+    ) -> Site:
         last, reader = end
         assert last.sample is not None
         heard = [
-            Heard(c.path, self.model.get_submodule(c.path), c.start, last.sample)
+            ModuleCall(c.path, self.model.get_submodule(c.path), c.start, last.sample)
             for c in (reader, *self.calls)
-            if c.entered == last.left
+            if c.input == last.output
         ]
         heard += [
-            Heard(c.path, self.model.get_submodule(c.path), c.start, None, left=c.sample)
+            ModuleCall(c.path, self.model.get_submodule(c.path), c.start, None, output=c.sample)
             for c in self.calls
             if c.sample is not None and c.sample.shape == last.sample.shape
         ]
-        layout, dim = layout_of(last.sample, self.model.get_submodule(last.path), heard)
+        layout, dim = find_layout(last.sample, self.model.get_submodule(last.path), heard)
         assert before[0].sample is not None
         # Streams of one network are laid out alike.
         dim_in = before[0].sample.shape[1 if layout == "b d h w" else -1]
@@ -147,7 +152,7 @@ def vary_example(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Held:
+class StageOutput:
     """What a module that may be a stage returned.
 
     Attributes:
@@ -159,7 +164,7 @@ class Held:
     map: Tensor
 
 
-def stage_paths(model: nn.Module) -> set[str]:
+def list_stage_paths(model: nn.Module) -> set[str]:
     """Children of the model, and members of its lists."""
     paths: set[str] = set()
     for name, child in model.named_children():
@@ -170,7 +175,7 @@ def stage_paths(model: nn.Module) -> set[str]:
     return paths
 
 
-def decoder_stages(ran: list[Held], layers: list[Site]) -> list[Site]:
+def find_decoder_stages(ran: list[StageOutput], layers: list[Site]) -> list[Site]:
     """The stages as sites; none where no grid grows.
 
     Args:

@@ -25,17 +25,17 @@ NORM = re.compile(r"norm", re.I)
 
 
 @dataclass(eq=False, slots=True)
-class Heard:
+class ModuleCall:
     """One call of a module: when it ran, what it read and what it returned."""
 
     path: str
     module: nn.Module
     start: int
-    entered: Tensor | None
+    input: Tensor | None
     cross: bool = False
-    given: AttentionInputs = AttentionInputs()  # noqa: RUF009
+    attention_inputs: AttentionInputs = AttentionInputs()  # noqa: RUF009
     end: int = -1
-    left: Tensor | None = None
+    output: Tensor | None = None
     part: int | None = None
     alone: bool = False
 
@@ -51,12 +51,12 @@ def first_tensor(value: Any) -> Tensor | None:
     return None
 
 
-def stream_in(output: Any, part: int | None = None) -> Tensor | None:
+def take_stream(output: Any, part: int | None = None) -> Tensor | None:
     """The stream among what a module returned: one of its outputs, or the first tensor."""
     return first_tensor(output) if part is None else output[part]
 
 
-def part_of(output: Any, entered: Tensor | None) -> int | None:
+def find_stream_part(output: Any, entered: Tensor | None) -> int | None:
     """Which output of a block goes on with what entered it; None for the first tensor.
 
     Blocks of text and image return both streams. The image's is told by its shape and, where texts
@@ -97,24 +97,24 @@ def rounding(x: Tensor) -> float:
     return 2 * torch.finfo(x.dtype).eps * float(x.abs().max())
 
 
-def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
+def find_sums(calls: list[ModuleCall], own: ModuleCall) -> list[tuple[int, ModuleCall, ModuleCall]]:
     """All `(time of the stream, who reads it, branch)` with `next == stream + branch output`."""
-    streams: list[Heard] = []
+    streams: list[ModuleCall] = []
     for call in sorted(calls, key=lambda c: c.start):
-        if call.entered is not None and not any(equal(call.entered, s.entered) for s in streams):
+        if call.input is not None and not any(equal(call.input, s.input) for s in streams):
             streams.append(call)
     outputs = _Outputs([c for c in calls if c is not own])
-    nexts = [(s.start, s.entered) for s in streams[1:]] + [(own.end, own.left)]
-    found: list[tuple[int, Heard, Heard]] = []
+    nexts = [(s.start, s.input) for s in streams[1:]] + [(own.end, own.output)]
+    found: list[tuple[int, ModuleCall, ModuleCall]] = []
     for when, target in nexts:
         matches = [
             (stream.start, stream, branch)
             for stream in streams
             if stream.start < when
-            for branch in outputs.near(stream.entered, target)
+            for branch in outputs.near(stream.input, target)
             if branch.start >= stream.start
             and branch.end <= when
-            and is_sum(stream.entered, branch.left, target)
+            and is_sum(stream.input, branch.output, target)
         ]
         if matches:
             # A sum commutes: the stream is what was there first, in the branch's own layout.
@@ -124,25 +124,25 @@ def sums(calls: list[Heard], own: Heard) -> list[tuple[int, Heard, Heard]]:
     return found
 
 
-def _rank(match: tuple[int, Heard, Heard]) -> tuple[bool, int, int]:
+def _rank(match: tuple[int, ModuleCall, ModuleCall]) -> tuple[bool, int, int]:
     start, stream, branch = match
-    assert stream.entered is not None and branch.left is not None
-    return stream.entered.shape == branch.left.shape, -start, branch.end
+    assert stream.input is not None and branch.output is not None
+    return stream.input.shape == branch.output.shape, -start, branch.end
 
 
 class _Outputs:
     """Outputs by size, with their probes as rows: what may be `target - stream`."""
 
-    def __init__(self, calls: list[Heard]) -> None:
-        self.calls: dict[int, list[Heard]] = {}
+    def __init__(self, calls: list[ModuleCall]) -> None:
+        self.calls: dict[int, list[ModuleCall]] = {}
         probes: dict[int, list[Tensor]] = {}
         for call in calls:
-            if call.left is not None:
-                self.calls.setdefault(call.left.numel(), []).append(call)
-                probes.setdefault(call.left.numel(), []).append(probe(call.left))
+            if call.output is not None:
+                self.calls.setdefault(call.output.numel(), []).append(call)
+                probes.setdefault(call.output.numel(), []).append(probe(call.output))
         self.rows = {size: torch.stack(same) for size, same in probes.items()}
 
-    def near(self, stream: Tensor | None, target: Tensor | None) -> list[Heard]:
+    def near(self, stream: Tensor | None, target: Tensor | None) -> list[ModuleCall]:
         """The calls whose output may be target - stream."""
         if stream is None or target is None or stream.numel() != target.numel():
             return []
@@ -167,11 +167,6 @@ def is_sum(stream: Tensor | None, branch: Tensor | None, target: Tensor | None) 
     return torch.equal(total, t) or bool((total - t).abs().max() <= SUM_TOLERANCE * b.abs().max())
 
 
-def kind_of(module: nn.Module) -> str:
-    """Name of its class."""
-    return type(module).__name__
-
-
 CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,
@@ -188,7 +183,9 @@ def is_conv(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS)
 
 
-def outermost(calls: list[Heard], pattern: re.Pattern[str], *, conv: bool = False) -> Heard | None:
+def find_outermost(
+    calls: list[ModuleCall], pattern: re.Pattern[str], *, conv: bool = False
+) -> ModuleCall | None:
     """The first call, not inside another such call, whose class or own name fits.
 
     Args:
@@ -199,7 +196,7 @@ def outermost(calls: list[Heard], pattern: re.Pattern[str], *, conv: bool = Fals
     fits = [
         c
         for c in calls
-        if (pattern.search(kind_of(c.module)) or pattern.search(c.path.split(".")[-1]))
+        if (pattern.search(type(c.module).__name__) or pattern.search(c.path.split(".")[-1]))
         and any(
             is_linear(m) or isinstance(m, nn.MultiheadAttention) or (conv and is_conv(m))
             for m in c.module.modules()
@@ -208,13 +205,13 @@ def outermost(calls: list[Heard], pattern: re.Pattern[str], *, conv: bool = Fals
     return min(fits, key=lambda c: c.start, default=None)
 
 
-def operation(inside: list[Heard]) -> tuple[Op | None, Heard | None]:
+def find_operation(inside: list[ModuleCall]) -> tuple[Op | None, ModuleCall | None]:
     """Which operation a branch computes, and the module that computes it."""
-    attention = outermost(inside, ATTENTION)
+    attention = find_outermost(inside, ATTENTION)
     if attention is not None:
         cross = any(c.cross for c in inside if c.path.startswith(attention.path))
         return ("cross" if cross else "mha"), attention
-    ffn = outermost(inside, FFN, conv=True)
+    ffn = find_outermost(inside, FFN, conv=True)
     if ffn is not None:
         return "ffn", ffn
     # A linear map of a pooled vector belongs to a gate over channels (squeeze and excitation).
@@ -222,11 +219,11 @@ def operation(inside: list[Heard]) -> tuple[Op | None, Heard | None]:
     return ("ffn", linear[0]) if len(linear) >= 2 else (None, None)
 
 
-def _reads_tokens(call: Heard) -> bool:
-    return call.entered is None or call.entered.dim() >= 3
+def _reads_tokens(call: ModuleCall) -> bool:
+    return call.input is None or call.input.dim() >= 3
 
 
-def layout_of(left: Tensor, module: nn.Module, calls: list[Heard]) -> tuple[Layout, int]:
+def find_layout(left: Tensor, module: nn.Module, calls: list[ModuleCall]) -> tuple[Layout, int]:
     """Axes and width of a stream.
 
     Proved by a module that reads or returns a tensor of its shape and whose own axes are known (a
@@ -237,8 +234,8 @@ def layout_of(left: Tensor, module: nn.Module, calls: list[Heard]) -> tuple[Layo
     first: Layout = "b d n" if left.dim() != 4 else "b d h w"
     votes: list[Layout] = []
     for call in calls:
-        axes = axes_of(call.module, first, last)
-        for x in (call.entered, call.left):
+        axes = read_axes(call.module, first, last)
+        for x in (call.input, call.output):
             if axes is None or x is None or x.shape != left.shape:
                 continue
             if equal(x, left):
@@ -256,7 +253,7 @@ def layout_of(left: Tensor, module: nn.Module, calls: list[Heard]) -> tuple[Layo
     return last, left.shape[-1]
 
 
-def axes_of(module: nn.Module, first: Layout, last: Layout) -> Layout | None:
+def read_axes(module: nn.Module, first: Layout, last: Layout) -> Layout | None:
     """Where a module has its channels, if its kind says so."""
     if isinstance(module, (*CONVOLUTIONS, *BATCH_NORMS, nn.GroupNorm)):
         return first

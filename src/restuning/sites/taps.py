@@ -45,7 +45,7 @@ class Needs:
         return self.tokens if self.pool_patches == 1 else f"{self.tokens}/{self.pool_patches}"
 
 
-def tokens_of(pool: str | None) -> Tokens:
+def resolve_tokens(pool: str | None) -> Tokens:
     """What a readout reads of the last stream: one token, the backbone's own vector, or all."""
     of: dict[str | None, Tokens] = {"cls": "cls", "last": "last", "own": "pool"}
     return of.get(pool, "all")
@@ -89,7 +89,7 @@ class Features(dict[str, Tensor]):
         return Features({n: t[start::every] for n, t in self.items()}, self.readout, mask, time)
 
 
-def readout_of(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) -> Any:
+def resolve_readout(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) -> Any:
     """The readout that was given, else the one that came with the features, with their mask.
 
     Raises:

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, MissingInputError, UnknownNameError
-from restuning.sites import Needs, Tokens, one_token, readout_of, tokens_of
+from restuning.sites import Needs, Tokens, resolve_readout, resolve_tokens, take_one_token
 from restuning.task.task import Task
 
 
@@ -57,7 +57,9 @@ class Bank(nn.Module):
         self.names = tuple(tasks)
         self.labels = {name: task.labels for name, task in tasks.items()}
         needs = [
-            t.side.needs(str(t.pool)) if t.side is not None else Needs(("last",), tokens_of(t.pool))
+            t.side.needs(str(t.pool))
+            if t.side is not None
+            else Needs(("last",), resolve_tokens(t.pool))
             for t in tasks.values()
         ]
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
@@ -104,7 +106,7 @@ class Bank(nn.Module):
                 fix=f"one of: {', '.join(self.names[:8])}",
             )
         _check_taps(features, self.keep)
-        lent = readout_of(features, readout)
+        lent = resolve_readout(features, readout)
         answers: dict[str, Tensor] = {}
         for group in cast("list[_Alone | _Stack]", list(self.groups)):
             chosen = [n for n in group.names if n in wanted]
@@ -173,9 +175,9 @@ class _Stack(nn.Module):
         pick = None
         if len(members) < len(self.names):
             pick = torch.tensor(members, device=streams[0].device)
-        if tokens_of(self.pool) in ("cls", "last"):
+        if resolve_tokens(self.pool) in ("cls", "last"):
             mask = getattr(taps, "mask", None)
-            streams = [one_token(stream, str(self.pool), mask) for stream in streams]
+            streams = [take_one_token(stream, str(self.pool), mask) for stream in streams]
         feature = readout(self.network(streams, pick).flatten(0, 1), pool=self.pool)
         feature = feature.unflatten(0, (len(members), -1))
         if self.classes[0] is None:

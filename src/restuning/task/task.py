@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from restuning._errors import FormatError, NoSitesError
 from restuning.bypass import Bypass, Plan, SideNetwork
 from restuning.bypass import from_spec as side_from_spec
-from restuning.sites import Needs, Readout, Sites, readout_of, tokens_of
+from restuning.sites import Needs, Readout, Sites, resolve_readout, resolve_tokens
 from restuning.tuners import Tuner, from_spec
 
 
@@ -118,7 +118,7 @@ class Task(nn.Module):
         pool = self.pool or readout.pool
         if self.side is not None:
             return self.side.needs(pool)
-        return Needs(("last",), tokens_of(pool))
+        return Needs(("last",), resolve_tokens(pool))
 
     def forward(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor] | None = None
@@ -133,7 +133,7 @@ class Task(nn.Module):
         Shape:
             Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
         """
-        lent = readout_of(taps, readout)
+        lent = resolve_readout(taps, readout)
         if self.side is not None:
             feature = self.side.feature(taps, lent, self.pool)
         else:

@@ -72,7 +72,7 @@ class Tuned(nn.Module):
         headless = task.head is None and task.pool is None
         if task.side is not None:
             side: Any = task.side
-            taps, output = host.tuned({}, Needs(side.taps), *args, side=side, **kwargs)
+            taps, output = host.run_tuned({}, Needs(side.taps), *args, side=side, **kwargs)
             _refuse_graph(taps)
             return output
         needs = task.needs(host.readout_rule)
@@ -80,7 +80,7 @@ class Tuned(nn.Module):
         tuners = task.inline_tuners
         # Without either there is nothing to differentiate in the backbone.
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(tuners or weights)):
-            kept, output = host.tuned(tuners, needs, *args, weights=weights, **kwargs)
+            kept, output = host.run_tuned(tuners, needs, *args, weights=weights, **kwargs)
             if headless:
                 return output
             if weights:

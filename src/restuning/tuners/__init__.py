@@ -17,7 +17,7 @@ from restuning.tuners.context import at_time as at_time
 from restuning.tuners.context import real_tokens as real_tokens
 from restuning.tuners.context import time_now as time_now
 from restuning.tuners.conv import ConvAdapter as ConvAdapter
-from restuning.tuners.conv import before_the_grid as before_the_grid
+from restuning.tuners.conv import count_tokens_before_grid as count_tokens_before_grid
 from restuning.tuners.film import FilmAdapter as FilmAdapter
 from restuning.tuners.prefix import ResPrefix as ResPrefix
 from restuning.tuners.prompt import ResPrompt as ResPrompt

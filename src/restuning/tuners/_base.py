@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
-from restuning.tuners.registry import Registry, arguments_of, construct
+from restuning.tuners.registry import Registry, construct, read_arguments
 from restuning.tuners.view import FrozenAttention
 
 Reads = Literal["stream", "output"]
@@ -110,7 +110,7 @@ class Tuner(nn.Module, ABC):
         if not self.kind:
             # Imported by hand: the table that would have named it was not asked for yet.
             kinds()
-        return {"kind": self.kind, **arguments_of(self, to_json)}
+        return {"kind": self.kind, **read_arguments(self, to_json)}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

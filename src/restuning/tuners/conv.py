@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
-from restuning.tuners.token_mixing import normed
+from restuning.tuners.token_mixing import normalise
 from restuning.tuners.view import FrozenAttention
 
 MOST_PREFIX_TOKENS = 6
@@ -81,25 +81,25 @@ class ConvAdapter(Tuner):
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        hidden = self.down(normed(x, self.norm))
+        hidden = self.down(normalise(x, self.norm))
         if x.dim() == 4:
-            return self.up(F.gelu(self._convolved(hidden)))
-        prefix = before_the_grid(x.shape[1], self.prefix)
+            return self.up(F.gelu(self._convolve(hidden)))
+        prefix = count_tokens_before_grid(x.shape[1], self.prefix)
         first, rest = hidden[:, :prefix], hidden[:, prefix:]
         side = math.isqrt(rest.shape[1])
         # A class token alone has no grid.
-        grid = self._convolved(rest.unflatten(1, (side, side))).flatten(1, 2) if side else rest
+        grid = self._convolve(rest.unflatten(1, (side, side))).flatten(1, 2) if side else rest
         if prefix:
             centre = self.depthwise.weight[:, 0, self.kernel // 2, self.kernel // 2]
             grid = torch.cat([first * centre + self.depthwise.bias, grid], 1)
         return self.up(F.gelu(grid))
 
-    def _convolved(self, grid: Tensor) -> Tensor:
+    def _convolve(self, grid: Tensor) -> Tensor:
         """`b h w r -> b h w r`."""
         return self.depthwise(grid.movedim(-1, 1)).movedim(1, -1)
 
 
-def before_the_grid(tokens: int, prefix: int | None = None) -> int:
+def count_tokens_before_grid(tokens: int, prefix: int | None = None) -> int:
     """How many tokens stand before a square grid: the number given, or the fewest that leave one.
 
     Raises:

@@ -38,28 +38,30 @@ class AttentionTuner(Tuner):
     def keys_values(self, view: FrozenAttention | None) -> tuple[Tensor, Tensor]:
         """K_t and V_t of the learned tokens, each `h r d/h`."""
 
-    def attended(self, x: Tensor, view: FrozenAttention | None) -> tuple[Tensor, Tensor, Tensor]:
+    def attend_to_tokens(
+        self, x: Tensor, view: FrozenAttention | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Q, `Attn(Q, K_t, V_t)` and its log-sum-exp, per head.
 
         Raises:
-            ProjectionsError: `query="mha"` and no projections were lent.
+            ProjectionsError: `query="mha"` and no projections were attention.
         """
         keys, values = self.keys_values(view)
         if self.query == "stream":
             queries = split_heads(x, self.heads)
             scale = (self.dim // self.heads) ** -0.5
         else:
-            lent = require_attention(view, self)
-            queries, scale = lent.q(lent.norm(x)), lent.scale
+            attention = require_attention(view, self)
+            queries, scale = attention.q(attention.norm(x)), attention.scale
         mixed, lse = attend(queries, keys, values, scale)
         return queries, mixed, lse
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        if (folded := self._folded(x, view)) is not None:
+        if (folded := self._fold(x, view)) is not None:
             weights, out = folded
             return weights @ out
-        _, mixed, _ = self.attended(x, view)
+        _, mixed, _ = self.attend_to_tokens(x, view)
         return (
             merge_heads(mixed)
             if self.query == "stream"
@@ -68,7 +70,7 @@ class AttentionTuner(Tuner):
 
     def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with the scale folded into the last product where there is one."""
-        if (folded := self._folded(x, view)) is None:
+        if (folded := self._fold(x, view)) is None:
             return super().scaled(x, view, scale)
         weights, out = folded
         return weights @ (out * scale)
@@ -77,21 +79,21 @@ class AttentionTuner(Tuner):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)`, as one product where the maps fold."""
-        if (folded := self._folded(x, view)) is None:
+        if (folded := self._fold(x, view)) is None:
             return super().added(y, x, view, scale)
         weights, out = folded
         return add_product(y, weights, (out if scale is None else out * scale).t(), None)
 
-    def _folded(self, x: Tensor, view: FrozenAttention | None) -> tuple[Tensor, Tensor] | None:
+    def _fold(self, x: Tensor, view: FrozenAttention | None) -> tuple[Tensor, Tensor] | None:
         """Attention weights `... n h*r` and what they mix, `h*r d`; None where nothing folds."""
         if self.query == "stream":
             return None
-        lent = require_attention(view, self)
-        maps = lent.fold(*self.keys_values(view))
+        attention = require_attention(view, self)
+        maps = attention.fold(*self.keys_values(view))
         if maps is None:
             return None
         into, shift, out = maps
-        scores = F.linear(lent.norm(x), into, shift).unflatten(-1, (lent.heads, -1))
+        scores = F.linear(attention.norm(x), into, shift).unflatten(-1, (attention.heads, -1))
         return scores.softmax(-1).flatten(-2), out
 
 

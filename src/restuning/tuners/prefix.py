@@ -64,5 +64,5 @@ class ResPrefix(AttentionTuner):
         """The prefix, split into heads."""
         if self.query == "stream":
             return split_heads(self.k, self.heads), split_heads(self.v, self.heads)
-        lent = require_attention(view, self)
-        return lent.split(self.k), lent.split(self.v)
+        attention = require_attention(view, self)
+        return attention.split(self.k), attention.split(self.v)

@@ -60,9 +60,9 @@ class ResPrompt(AttentionTuner):
         if self.query == "stream":
             tokens = split_heads(self.prompt, self.heads)
             return tokens, tokens
-        lent = require_attention(view, self)
-        tokens = lent.norm(self.prompt) if self.width is None else self.prompt
-        return lent.k(tokens), lent.v(tokens)
+        attention = require_attention(view, self)
+        tokens = attention.norm(self.prompt) if self.width is None else self.prompt
+        return attention.k(tokens), attention.v(tokens)
 
 
 @tuner("stem_prompt")

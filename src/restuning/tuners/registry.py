@@ -88,7 +88,7 @@ class Registry(Generic[T]):
         return table[kind]
 
 
-def arguments_of(module: nn.Module, to_json: Callable[[Any], Any]) -> dict[str, Any]:
+def read_arguments(module: nn.Module, to_json: Callable[[Any], Any]) -> dict[str, Any]:
     """The constructor's arguments, each an attribute of the same name, as JSON."""
     names = list(inspect.signature(type(module).__init__).parameters)[1:]
     return {name: to_json(getattr(module, name)) for name in names}

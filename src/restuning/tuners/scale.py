@@ -112,9 +112,11 @@ class Scaled(Wrapper):
         return self.tuner.added(y, x, view, own)
 
     def _exact(self, x: Tensor, view: FrozenAttention | None) -> Tensor:
-        lent = require_attention(view, self)
+        attention = require_attention(view, self)
         assert isinstance(self.tuner, AttentionTuner)
-        queries, ours, ours_lse = self.tuner.attended(x, view)
-        keys, values = lent.keys_values(lent.norm(x))
-        theirs, theirs_lse = attend(queries, keys, values, lent.scale, lent.mask(queries, keys))
-        return lent.out((ours_lse - theirs_lse).sigmoid() * (ours - theirs))
+        queries, ours, ours_lse = self.tuner.attend_to_tokens(x, view)
+        keys, values = attention.keys_values(attention.norm(x))
+        theirs, theirs_lse = attend(
+            queries, keys, values, attention.scale, attention.mask(queries, keys)
+        )
+        return attention.out((ours_lse - theirs_lse).sigmoid() * (ours - theirs))

@@ -13,7 +13,7 @@ from restuning.tuners.products import add_linear, merge_heads, split_heads
 from restuning.tuners.view import FrozenAttention
 
 
-def normed(x: Tensor, norm: bool) -> Tensor:
+def normalise(x: Tensor, norm: bool) -> Tensor:
     """Each token with mean 0 and variance 1, if asked for."""
     return F.layer_norm(x, x.shape[-1:]) if norm else x
 
@@ -64,18 +64,18 @@ class LowRankAttention(Tuner):
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        return self.up(self._mixed(x))
+        return self.up(self._mix(x))
 
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the attention's output."""
-        return add_linear(y, self._mixed(x), self.up, scale)
+        return add_linear(y, self._mix(x), self.up, scale)
 
-    def _mixed(self, x: Tensor) -> Tensor:
+    def _mix(self, x: Tensor) -> Tensor:
         """`... n d -> ... n r`."""
         queries, keys, values = (
-            split_heads(part, self.heads) for part in self.qkv(normed(x, self.norm)).chunk(3, -1)
+            split_heads(part, self.heads) for part in self.qkv(normalise(x, self.norm)).chunk(3, -1)
         )
         seen = attention_mask(x) if x.dim() == 3 else None
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from restuning._errors import DataError, TrainingError
 from restuning.backbones import Backbone
 from restuning.data import TagBatch, TextBatch, load_data
-from restuning.sites import mean_of, one_token
+from restuning.sites import average_tokens, take_one_token
 from restuning.training.batch import IGNORED, score
 from restuning.tuners import real_tokens
 from restuning.tuners.context import mean_of_tokens
@@ -29,9 +29,9 @@ def test_one_vector_of_a_text_is_that_of_its_real_tokens(rows):
     state = torch.randn(len(rows), 5, 3)
     for row, real in enumerate(rows):
         own = state[row][torch.tensor(real)]
-        assert torch.equal(one_token(state, "cls", mask)[row, 0], own[0])
-        assert torch.equal(one_token(state, "last", mask)[row, 0], own[-1])
-        assert (mean_of(state, mask)[row] - own.mean(0)).abs().max() < MEAN_TOLERANCE
+        assert torch.equal(take_one_token(state, "cls", mask)[row, 0], own[0])
+        assert torch.equal(take_one_token(state, "last", mask)[row, 0], own[-1])
+        assert (average_tokens(state, mask)[row] - own.mean(0)).abs().max() < MEAN_TOLERANCE
         with real_tokens(mask):
             assert (mean_of_tokens(state)[row, 0] - own.mean(0)).abs().max() < MEAN_TOLERANCE
     assert torch.equal(mean_of_tokens(state), state.mean(1, keepdim=True))
@@ -41,14 +41,14 @@ def test_padding_that_is_not_a_number_reaches_no_vector():
     state = torch.ones(1, 3, 2)
     state[0, 2] = torch.nan
     mask = torch.tensor([[True, True, False]])
-    for vector in (mean_of(state, mask), one_token(state, "last", mask)[:, 0]):
+    for vector in (average_tokens(state, mask), take_one_token(state, "last", mask)[:, 0]):
         assert torch.equal(vector, torch.ones(1, 2))
 
 
 def test_a_mask_of_earlier_tokens_too_counts_for_the_last():
     state = torch.arange(4.0).view(1, 2, 2)
     mask = torch.tensor([[True, True, True, True, False]])
-    assert torch.equal(one_token(state, "last", mask)[0, 0], state[0, 0])
+    assert torch.equal(take_one_token(state, "last", mask)[0, 0], state[0, 0])
 
 
 # --------------------------------------------------------------- scores of labelled tokens

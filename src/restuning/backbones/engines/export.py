@@ -19,7 +19,7 @@ from restuning.backbones.backbone import Backbone
 from restuning.backbones.engines.description import KEY, Description, copy_readout
 from restuning.backbones.engines.open import open_engine
 from restuning.host import Host
-from restuning.sites import IN_WORDS, Needs, tokens_of
+from restuning.sites import IN_WORDS, Needs, resolve_tokens
 
 RUNTIMES = ("onnx", "pt2")
 PRECISIONS = ("fp32", "int8")
@@ -120,7 +120,7 @@ def export_engine(
             "this is an engine already", where=backbone.name, fix="export the PyTorch backbone"
         )
     # A bypass reads what the readout reads; less in the file is less to compute and to copy.
-    chosen: Any = tokens_of(host.readout_rule.pool) if tokens == "auto" else tokens
+    chosen: Any = resolve_tokens(host.readout_rule.pool) if tokens == "auto" else tokens
     names = tuple(backbone.kwargs) or ("input",)
     example = _two_inputs(backbone)
     module = Taps(host, Needs(host.sites.taps, chosen), tuple(backbone.kwargs)).eval()

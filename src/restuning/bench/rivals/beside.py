@@ -13,7 +13,7 @@ from restuning._errors import NoSitesError, require
 from restuning.bypass import SideNetwork, side_network
 from restuning.host import Host
 from restuning.methods import new_head
-from restuning.sites import Needs, tokens_of
+from restuning.sites import Needs, resolve_tokens
 from restuning.task import Task
 
 LADDER_REDUCTION = 8
@@ -80,7 +80,7 @@ class SideTuned(nn.Module):
     def __init__(self, host: Host, task: Side) -> None:
         super().__init__()
         self.host, self.task = host, task
-        self.needs = Needs(("last",), tokens_of(host.readout_rule.pool))
+        self.needs = Needs(("last",), resolve_tokens(host.readout_rule.pool))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, require
 from restuning.host import Host
-from restuning.sites import Needs, tokens_of
+from restuning.sites import Needs, resolve_tokens
 from restuning.tuners import ResAdapter
 
 LORA_RANK = 8
@@ -41,11 +41,11 @@ class Inside(nn.Module):
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.task = Within(trained, head)
-        self.needs = Needs(("last",), tokens_of(self.host.readout_rule.pool))
+        self.needs = Needs(("last",), resolve_tokens(self.host.readout_rule.pool))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images."""
-        kept, _ = self.host.tuned({}, self.needs, x)
+        kept, _ = self.host.run_tuned({}, self.needs, x)
         feature = self.host.readout(kept["last"])
         return self.task.head(feature.to(self.task.head.weight.dtype))
 

@@ -41,7 +41,7 @@ def attackable_logits(tuned: nn.Module, x: Tensor) -> Tensor:
         task: Any = getattr(tuned, "task", None)
         if isinstance(tuned, Tuned) and not (task.inline_tuners or len(task.weights)):
             host: Any = tuned.host
-            kept, _ = host.tuned({}, task.needs(host.readout_rule), x)
+            kept, _ = host.run_tuned({}, task.needs(host.readout_rule), x)
             return task(kept, host.readout)
         return tuned(x)
 
