@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from restuning.backbones import export_engine as export_engine
     from restuning.backbones import load_backbone as load_backbone
     from restuning.bypass import Bypass as Bypass
+    from restuning.bypass import SideNetwork as SideNetwork
     from restuning.bypass import UNetBypass as UNetBypass
+    from restuning.bypass import side_network as side_network
     from restuning.data import load_data as load_data
     from restuning.host import Engine as Engine
     from restuning.host import Extractor as Extractor
@@ -77,7 +79,9 @@ _ROOMS = {
     ),
     "bypass": (
         "Bypass",
+        "SideNetwork",
         "UNetBypass",
+        "side_network",
     ),
     "data": ("load_data",),
     "host": (

@@ -70,7 +70,13 @@ def save(
         "backbone": described,
         "preprocessing": dict(preprocessing or {}),
     }
-    tensors = {n: t.detach().cpu().contiguous() for n, t in task.state_dict().items()}
+    shared = _find_shared(task)
+    if shared:
+        description["shared"] = shared
+    # safetensors refuses tensors that share memory: each is written once, under its first name.
+    tensors = {
+        n: t.detach().cpu().contiguous() for n, t in task.state_dict().items() if n not in shared
+    }
     try:
         path.mkdir(parents=True, exist_ok=True)
         with replacing(path / "weights.safetensors") as partial:
@@ -179,7 +185,7 @@ def _sha256_of(file: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: str, modified: int, size: int) -> str:
+def _sha256(path: str, _modified: int, _size: int) -> str:
     """Time and size are there for the cache alone: a changed file is read again."""
     return sha256_of_file(Path(path))
 
@@ -246,6 +252,25 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     }
 
 
+def _find_shared(task: Task) -> dict[str, str]:
+    """Names of tensors that stood before under another name, and that name.
+
+    A module at two places of a task (one tuner beside two operations) gives such names.
+    """
+    first: dict[int, str] = {}
+    # keep_vars gives the parameters themselves; without it every name has a new tensor object.
+    named = task.state_dict(keep_vars=True).items()
+    before = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    return {name: other for name, other in before.items() if name != other}
+
+
+def _share(task: Task, shared: Mapping[str, str]) -> None:
+    """Let the tensors of `_find_shared` be one again, so that they also train as one."""
+    for name, other in shared.items():
+        (place, _, attribute), (first, _, source) = name.rpartition("."), other.rpartition(".")
+        setattr(task.get_submodule(place), attribute, getattr(task.get_submodule(first), source))
+
+
 def load(
     path: str | Path, host: Extractor, *, revision: str | None = None, any_backbone: bool = False
 ) -> Task:
@@ -279,8 +304,14 @@ def load(
     task = Task.from_spec(description["task"])
     weights = Path(folder) / "weights.safetensors"
     try:
-        task.load_state_dict(_tensors(weights), strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        shared = dict(description.get("shared", {}))
+        tensors = _tensors(weights)
+        if twice := shared.keys() & tensors.keys():
+            raise ValueError(f"{min(twice)} is both written and said to be another tensor")
+        written = {name: tensors[other] for name, other in shared.items()}
+        task.load_state_dict(tensors | written, strict=True)
+        _share(task, shared)
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(
             "the weights of a task cannot be read",
             where=str(weights),

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from awake import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
-from restuning.task import describe, push_to_hub
+from restuning.task import Task, describe, push_to_hub
+from restuning.tuners import ResAdapter
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -43,6 +45,55 @@ def test_another_architecture_is_refused(host, tmp_path):
     save(methods.build("res-tuning", host, num_classes=3), host, tmp_path / "t.task")
     with pytest.raises(WrongBackboneError, match="another backbone"):
         load(tmp_path / "t.task", Host(tiny_vit(depth=2), X[:1]), any_backbone=True)
+
+
+def shared_inline(host):
+    tuner = ResAdapter(host.dim, rank=4, zero=False)
+    pick = host.sites.pick("mha", "ffn")
+    return Task.inline(pick, lambda site: tuner, nn.Linear(host.dim, 3), pool="cls")
+
+
+def shared_bypass(host):
+    tuner = ResAdapter(host.dim, rank=4, zero=False)
+    return Task.bypass(
+        host.sites, lambda site: tuner, nn.Linear(host.dim, 3), vertical=lambda site: tuner
+    )
+
+
+@pytest.mark.parametrize("build", [shared_inline, shared_bypass])
+def test_a_module_at_two_places_of_a_task_saves_and_loads_as_one_again(host, build, tmp_path):
+    task = build(host).eval()
+    again = load(save(task, host, tmp_path / "t.task"), host)
+    assert torch.equal(Tuned(host, again)(X), Tuned(host, task)(X))
+    assert again.trainable_parameters() == task.trainable_parameters()
+    # Saved from what was loaded, it is the same file: nothing was written twice.
+    files = [save(t, host, tmp_path / n) for t, n in ((again, "a.task"), (task, "b.task"))]
+    first, second = ((f / "weights.safetensors").read_bytes() for f in files)
+    assert first == second
+
+
+def test_a_task_that_shares_nothing_says_nothing_of_sharing(host, tmp_path):
+    path = save(methods.build("res-tuning", host, num_classes=3), host, tmp_path / "t.task")
+    assert "shared" not in json.loads((path / "task.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"head.weight": "head.bias"},
+        {"tuners.nowhere.up.weight": "head.weight"},
+        {"head.bias": "nowhere"},
+        {"head.bias": 3},
+        ["head.bias"],
+        7,
+    ],
+)
+def test_sharing_that_does_not_fit_is_refused_in_words(host, shared, tmp_path):
+    path = save(methods.build("res-tuning", host, num_classes=3), host, tmp_path / "t.task")
+    description = json.loads((path / "task.json").read_text())
+    (path / "task.json").write_text(json.dumps({**description, "shared": shared}))
+    with pytest.raises(RestuningError, match="weights of a task cannot be read"):
+        load(path, host)
 
 
 def test_a_truncated_weights_file_is_named(host, tmp_path):
