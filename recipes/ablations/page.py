@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from restuning.bench.report import published, summarise, words
+from restuning.bench.report import read_published, summarise, words
 from restuning.bench.report.summary import parameters
 from restuning.bench.report.tables import Table
 from restuning.bench.studies.ablations import ABLATIONS
@@ -64,7 +64,7 @@ def page() -> str:
         if made is not None:
             parts.append(made.markdown())
             if ablation.published:
-                parts.append(published(ablation.published).markdown())
+                parts.append(read_published(ablation.published).markdown())
     return "\n".join(parts)
 
 

@@ -69,7 +69,7 @@ def measure(bench: Bench, name: str, suite: Path, seed: int, work: Path) -> dict
     """All ways on one task."""
     (task,) = find_tasks(str(suite), [name])
     data = bench.data(task).apart
-    settings = bench.protocol.settings_of((), seed)
+    settings = bench.protocol.settings_for((), seed)
     whole: DecodedImages = data.train
     drawn = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed + 1))
     at = drawn[: int(SEEN * len(whole))].tolist()

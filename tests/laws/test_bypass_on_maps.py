@@ -84,9 +84,9 @@ def test_a_bypass_of_one_width_runs_fused_on_pooled_vectors_and_equals_the_writt
     host = host_on(OneWidth())
     task = build(host)
     features = host.features(X, keep=task.needs(host.readout_rule))
-    assert task.side.fuses([features[tap] for tap in task.side.taps])
+    assert task.side.can_fuse([features[tap] for tap in task.side.taps])
     fused = task(features).detach()
-    monkeypatch.setattr(Bypass, "fuses", lambda self, streams: False)
+    monkeypatch.setattr(Bypass, "can_fuse", lambda self, streams: False)
     assert torch.allclose(task(features), fused, atol=SAME_TOLERANCE * float(fused.abs().max()))
 
 
@@ -94,11 +94,11 @@ def test_a_bypass_of_several_widths_or_grids_runs_as_it_is_written():
     wide = host_on(timm.create_model("test_resnet", num_classes=0))
     task = build(wide)
     features = wide.features(X, keep=task.needs(wide.readout_rule))
-    assert not task.side.fuses([features[tap] for tap in task.side.taps])
+    assert not task.side.can_fuse([features[tap] for tap in task.side.taps])
     grids = host_on(OneWidth(pools=True))
     task = build(grids, pool="mean")
     features = grids.features(X, keep=task.needs(grids.readout_rule))
-    assert not task.side.fuses([features[tap] for tap in task.side.taps])
+    assert not task.side.can_fuse([features[tap] for tap in task.side.taps])
     assert task(features).shape == (3, 3)
 
 

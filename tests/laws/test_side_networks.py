@@ -194,9 +194,9 @@ def test_it_runs_in_bf16(sample):
 def test_where_it_fuses_the_fused_state_is_its_own(sample):
     network, taps = sample
     given = [taps[name] for name in network.taps]
-    if not network.fuses(given):
+    if not network.can_fuse(given):
         return
-    fused = network.fused(taps, lambda parameter: torch.stack([parameter, 2 * parameter]))
+    fused = network.run_fused(taps, lambda parameter: torch.stack([parameter, 2 * parameter]))
     torch.testing.assert_close(fused[0], network(taps), atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE)
 
 
@@ -206,7 +206,7 @@ def test_where_it_stacks_each_answers_as_alone(sample):
         return
     other = wake(copy.deepcopy(network), seed=5)
     assert network.stack_key() == other.stack_key()
-    stack = type(network).stacked([network, other])
+    stack = type(network).stack([network, other])
     given = [taps[name] for name in network.taps]
     for states, members in (
         (stack(given), (network, other)),
@@ -257,7 +257,7 @@ def test_a_task_with_it_is_counted_saved_loaded_and_banked(sample, tmp_path):
     if not set(network.taps) <= set(host.sites.taps):
         return
     x = torch.randn(2, 3, 32, 32)
-    head = wake(network.widened(nn.Linear(WIDTH, CLASSES)), seed=3)
+    head = wake(network.widen(nn.Linear(WIDTH, CLASSES)), seed=3)
     task = Task(side=network, head=head, pool="cls")
     trained = sum(p.numel() for p in task.parameters())
     assert task.trainable_parameters() == trained + network.solved_parameters

@@ -9,7 +9,7 @@ from small_hub import small_hub
 from awake import tiny_vit
 from children import Child
 from restuning import Host, Tuned, methods, save
-from restuning.task.save_and_load import _card
+from restuning.task.save_and_load import _write_card
 
 pytest.importorskip("huggingface_hub", reason="needs the extra hub")
 
@@ -105,6 +105,6 @@ def test_a_name_that_the_hub_does_not_have_is_answered_in_words(tmp_path):
 )
 def test_the_card_names_its_base_model_where_that_is_one_of_the_hub(backbone, line):
     host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
-    card = _card("pets", methods.build("linear", host, num_classes=3), backbone, {})
+    card = _write_card("pets", methods.build("linear", host, num_classes=3), backbone, {})
     found = [ln for ln in card.splitlines() if ln.startswith("base_model")]
     assert found == ([line] if line else [])

@@ -164,7 +164,7 @@ class Bench:
         seconds: dict[str, float] = {}
         result["memory"] = {}
         if final:
-            live = setup.tuned if setup.stored is None else self._live(setup.task)
+            live = setup.tuned if setup.stored is None else self._attach(setup.task)
             result["file_bytes"] = count_saved_bytes(
                 setup.task,
                 self.host,
@@ -174,18 +174,18 @@ class Bench:
                 self.keep,
             )
             result["memory"] = {
-                **self._memory(plan, live, settings, data, setup.stored is not None),
+                **self._count_memory(plan, live, settings, data, setup.stored is not None),
                 "process_peak_bytes": fitted.peak_memory_bytes,
                 "process_measure": fitted.memory_measure,
             }
-            seconds = self._inference(run.task, plan, live, data)
+            seconds = self._measure_inference(run.task, plan, live, data)
         choice = plan.choice
         result["seconds"] = {
             "train": fitted.seconds + (choice.seconds if choice else 0),
             "train_cpu": None if resumed else used + (choice.cpu_seconds if choice else 0),
             "choice_cpu": choice and choice.cpu_seconds,
             "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
-            **self._extraction(setup.stored),
+            **self._extraction_seconds(setup.stored),
             "test": test_seconds,
             "inference": seconds.get("tuned"),
             "bare_inference": seconds.get("bare"),
@@ -207,9 +207,9 @@ class Bench:
         layers = self.host.sites.layers
         options = {
             name: layer_numbers(value, layers) if name in ("layers", "taps") else value
-            for name, value in self.protocol.options_of(entry, setting).items()
+            for name, value in self.protocol.options_for(entry, setting).items()
         }
-        settings = self.protocol.settings_of(setting, run.seed)
+        settings = self.protocol.settings_for(setting, run.seed)
         if choice is not None:
             settings = choice.settings(settings)
             words, chosen = describe_choice(choice)
@@ -224,7 +224,7 @@ class Bench:
         if plan.choice is not None:
             plan.choice.begin(task)
         inputs = self._inputs(data, final=run.stage == "final")
-        stored = self._stored(task, data)
+        stored = self._open_store(task, data)
         if stored is None:
             return Setup(tuned, inputs.data), plan.settings
         # Products of a side network are small: casting them costs more than it saves.
@@ -235,9 +235,9 @@ class Bench:
         if entry.method in rivals.RIVALS:
             return rivals.build(entry.method, self.host, self.backbone, classes, **options)
         task = methods.build(entry.method, self.host, num_classes=classes, **options)
-        return self._live(task.to(self.device))
+        return self._attach(task.to(self.device))
 
-    def _live(self, task: Task) -> nn.Module:
+    def _attach(self, task: Task) -> nn.Module:
         return Tuned(self.host, task)
 
     def data(self, task: SuiteTask) -> LoadedTask:
@@ -265,7 +265,7 @@ class Bench:
             self.loaded = LoadedTask(task, apart, whole)
         return self.loaded
 
-    def _stored(self, task: Any, data: LoadedTask) -> Stored | None:
+    def _open_store(self, task: Any, data: LoadedTask) -> Stored | None:
         """Features of a task that needs no gradient in the backbone; one store for all such runs."""
         inputs = self._inputs(data)
         if (
@@ -280,7 +280,7 @@ class Bench:
             data.stores[needs] = stored = inputs.stored(task)
             if stored is not None and stored.seconds:
                 took = {"seconds": stored.seconds, "cpu": time.process_time() - used}
-                write_json(self._built(stored), took)
+                write_json(self._seconds_file(stored), took)
         return data.stores[needs]
 
     def _inputs(self, data: LoadedTask, final: bool = False) -> Inputs:
@@ -297,18 +297,18 @@ class Bench:
             final=final,
         )
 
-    def _extraction(self, stored: Stored | None) -> dict[str, float | None]:
+    def _extraction_seconds(self, stored: Stored | None) -> dict[str, float | None]:
         """What building a store took, whoever built it: on the wall, and of the processor."""
         if stored is None:
             return {"features": 0.0, "features_cpu": 0.0}
-        file = self._built(stored)
+        file = self._seconds_file(stored)
         took = read_json(file) if file.exists() else {}
         return {"features": took.get("seconds", 0.0), "features_cpu": took.get("cpu")}
 
-    def _built(self, stored: Stored) -> Path:
+    def _seconds_file(self, stored: Stored) -> Path:
         return self.stores / f"{stored.store.path.name}.seconds.json"
 
-    def _inference(
+    def _measure_inference(
         self, task: SuiteTask, plan: Plan, live: nn.Module, data: LoadedTask
     ) -> dict[str, float]:
         """Measured once for each method with its options on each task: weights do not change it."""
@@ -319,7 +319,7 @@ class Bench:
             self.known[key] = measure_inference(live, self.host, images, precision)
         return self.known[key]
 
-    def _memory(
+    def _count_memory(
         self,
         plan: Plan,
         live: nn.Module,

@@ -87,7 +87,7 @@ def choose_entry(
             where="--no-cache",
             fix="leave it out, or name methods",
         )
-    settings = protocol.settings_of((), run.seed)
+    settings = protocol.settings_for((), run.seed)
     budget = Budget.of(None if memory is None else str(memory), minutes)
     choice = choose_method(inputs, settings, folder, budget=budget)
     return Entry(run.entry.label, choice.method), choice

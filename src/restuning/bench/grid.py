@@ -94,24 +94,24 @@ class GridProtocol:
     cache: bool = True
     dtype: str = "fp32"
 
-    def settings_of(self, setting: Setting, seed: int) -> FitSettings:
+    def settings_for(self, setting: Setting, seed: int) -> FitSettings:
         """The settings of training of one run."""
         own = {RATES[k]: v for k, v in setting if k in RATES}
         return replace(self.settings, **own, seed=seed)
 
-    def options_of(self, entry: Entry, setting: Setting) -> dict[str, Any]:
+    def options_for(self, entry: Entry, setting: Setting) -> dict[str, Any]:
         """The options of its method."""
         return {**dict(entry.options), **{k: v for k, v in setting if k not in RATES}}
 
     def candidates(self, entry: Entry) -> list[Setting]:
         """Settings to choose from for an entry; one where nothing is to be chosen."""
         if entry.method == AUTO:
-            return [self._nothing_of(entry)]
+            return [self._refuse_choices(entry)]
         values = {**self.choices.get(EVERY, {}), **self.choices.get(entry.label, {})}
         taken = {k: v for k, v in values.items() if k not in dict(entry.options)}
         return [tuple(zip(taken, v, strict=True)) for v in itertools.product(*taken.values())]
 
-    def _nothing_of(self, entry: Entry) -> Setting:
+    def _refuse_choices(self, entry: Entry) -> Setting:
         """Of `auto`, which chooses in each of its runs."""
         if own := self.choices.get(entry.label):
             raise TrainingError(

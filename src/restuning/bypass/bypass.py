@@ -18,7 +18,7 @@ from restuning._errors import TunerShapeError
 from restuning._torch import is_transformed
 from restuning.bypass import fused
 from restuning.bypass.side_network import SideNetwork, side_network
-from restuning.bypass.stacked import StackedBypass, padded_rank
+from restuning.bypass.stacked import StackedBypass, pad_rank
 from restuning.sites import IN_WORDS as IN_WORDS
 from restuning.sites import Features as Features
 from restuning.sites import Needs as Needs
@@ -157,10 +157,10 @@ class Bypass(SideNetwork):
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
-        if self.fuses(streams):
-            return self.fused(taps, _itself)[0]
+        if self.can_fuse(streams):
+            return self.run_fused(taps, _keep_parameter)[0]
         with real_tokens(getattr(taps, "mask", None)), at_time(getattr(taps, "time", None)):
-            state = self._run(streams, _beside)
+            state = self._run(streams, _add_delta)
         if not self.residual:
             return state
         return streams[-1] + (state - self._run(streams, lambda tuner, x: x))
@@ -180,8 +180,8 @@ class Bypass(SideNetwork):
             state = torch.lerp(below, across, gates[layer].to(across.dtype))
         return state
 
-    def fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Whether `fused` applies: equal shapes, adapters of a side alike, nothing random or residual.
+    def can_fuse(self, streams: Sequence[Tensor]) -> bool:
+        """Whether `run_fused` applies: equal shapes, adapters of a side alike, nothing random or residual.
 
         A compiler or a functional transform records the bypass as it is written.
         """
@@ -196,7 +196,7 @@ class Bypass(SideNetwork):
             and fused.fused_signature(self.horizontal, self.vertical) is not None
         )
 
-    def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+    def run_fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
         """The last states of k bypasses of this form in few products; see `fused.py`.
 
         Args:
@@ -209,7 +209,10 @@ class Bypass(SideNetwork):
         streams = [taps[name].detach() for name in self.taps]
         form = fused.fused_signature(self.horizontal, self.vertical)
         assert form is not None
-        across, below = fused.weights(self.horizontal, of), fused.weights(self.vertical, of)
+        across, below = (
+            fused.fold_weights(self.horizontal, of),
+            fused.fold_weights(self.vertical, of),
+        )
         flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
         state = fused.run(flat, of(self.gate).sigmoid(), across, below, form[2])
         return state.unflatten(1, streams[-1].shape[:-1])
@@ -219,21 +222,21 @@ class Bypass(SideNetwork):
         form = fused.fused_signature(self.horizontal, self.vertical, at_rest=True)
         if form is None or self.residual or len(set(self.dims)) > 1:
             return None
-        ranks = [padded_rank(rank) for rank in form[:2]]
+        ranks = [pad_rank(rank) for rank in form[:2]]
         return json.dumps([self.taps, self.dims, *ranks, form[2]])
 
     @classmethod
-    def stacked(cls, networks: Sequence[Bypass]) -> StackedBypass:
+    def stack(cls, networks: Sequence[Bypass]) -> StackedBypass:
         """Trained bypasses of one `stack_key`, for inference."""
         return StackedBypass(networks)
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
         sides = {"horizontal": self.horizontal, "vertical": self.vertical}
-        return super().spec() | {name: specs_of(side) for name, side in sides.items()}
+        return super().spec() | {name: list_specs(side) for name, side in sides.items()}
 
 
-def specs_of(side: nn.ModuleList) -> list[dict[str, Any] | None]:
+def list_specs(side: nn.ModuleList) -> list[dict[str, Any] | None]:
     """Specs of the tuners of one side, None where a layer has none."""
     return [t.spec() if isinstance(t, Tuner) else None for t in side]
 
@@ -242,11 +245,11 @@ def _or_identity(tuner: Tuner | None) -> nn.Module:
     return nn.Identity() if tuner is None else tuner
 
 
-def _itself(parameter: Tensor) -> Tensor:
+def _keep_parameter(parameter: Tensor) -> Tensor:
     return parameter
 
 
-def _beside(tuner: nn.Module, x: Tensor) -> Tensor:
+def _add_delta(tuner: nn.Module, x: Tensor) -> Tensor:
     return tuner.added(x, x) if isinstance(tuner, Tuner) else x
 
 

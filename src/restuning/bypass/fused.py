@@ -87,17 +87,17 @@ def fused_signature(
     return ranks[0], ranks[1], next(iter(activations), "gelu")
 
 
-def weights(side: Side, of: Callable[[nn.Parameter], Tensor]) -> list[Tensor]:
+def fold_weights(side: Side, of: Callable[[nn.Parameter], Tensor]) -> list[Tensor]:
     """W_down, its bias, W_up and its bias of every layer of one side; empty without tuners.
 
     Args:
         side: Tuners of every layer.
         of: A parameter to what stands for it: itself, or the k stacked ones, `k ...`.
     """
-    return [t for tuner in side if isinstance(tuner, Tuner) for t in _folded(tuner, of)]
+    return [t for tuner in side if isinstance(tuner, Tuner) for t in _fold_scale(tuner, of)]
 
 
-def stacked(side: Sequence[Tensor]) -> Adapters | None:
+def stack_layers(side: Sequence[Tensor]) -> Adapters | None:
     """What `weights` gives as one tensor a kind; one bypass alone is k = 1."""
     if not side:
         return None
@@ -105,7 +105,7 @@ def stacked(side: Sequence[Tensor]) -> Adapters | None:
     return Adapters(*(kinds if kinds[0].dim() == 4 else (t.unsqueeze(1) for t in kinds)))
 
 
-def _folded(tuner: nn.Module, of: Callable[[Any], Tensor]) -> tuple[Tensor, ...]:
+def _fold_scale(tuner: nn.Module, of: Callable[[Any], Tensor]) -> tuple[Tensor, ...]:
     parts = split_adapter(tuner, at_rest=True)
     assert parts is not None
     adapter, scale = parts
@@ -220,7 +220,7 @@ class _Run(torch.autograd.Function):
     ) -> Tensor:
         """See `run`."""
         # Stacked here and not before: autograd would record one step a weight.
-        sides = stacked(given[:cut]), stacked(given[cut:])
+        sides = stack_layers(given[:cut]), stack_layers(given[cut:])
         ctx.alone = gate.dim() == 1
         gate = gate.unsqueeze(1) if ctx.alone else gate.t()
         up = mix_up_weights(*sides, gate)
@@ -269,16 +269,16 @@ class _Run(torch.autograd.Function):
                 own = _DERIVATIVES[ctx.activation](of_hidden, before)
                 of_before.append(own.sum(1))
                 if across is not None:
-                    of_down[0].append(_of_down(own[..., :lowest], stream))
+                    of_down[0].append(_down_gradient(own[..., :lowest], stream))
                 if below is not None:
-                    of_down[1].append(_of_down(own[..., lowest:], state))
+                    of_down[1].append(_down_gradient(own[..., lowest:], state))
                     if layer:
                         further.baddbmm_(own[..., lowest:], below.down[layer])
             g = further
-        to_gate = _upwards(of_gate)
+        to_gate = _stack_first_to_last(of_gate)
         found: list[Tensor] = []
         if up is not None:
-            ups, befores, at = _upwards(of_up), _upwards(of_before), 0
+            ups, befores, at = _stack_first_to_last(of_up), _stack_first_to_last(of_before), 0
             bias = ups[:, :, -1]
             for side, share, sign, downs in (
                 (across, gate, 1, of_down[0]),
@@ -293,7 +293,7 @@ class _Run(torch.autograd.Function):
                 of_both = (own * side.up.mT).sum((2, 3)) + (bias * side.bias).sum(2)
                 to_gate = to_gate + sign * of_both
                 kinds = [
-                    _upwards(downs),
+                    _stack_first_to_last(downs),
                     befores[:, :, part],
                     (own * share[..., None, None]).mT,
                     bias * share[..., None],
@@ -305,7 +305,7 @@ class _Run(torch.autograd.Function):
         return None, None, None, None, to_gate, *found
 
 
-def _upwards(found: list[Tensor]) -> Tensor:
+def _stack_first_to_last(found: list[Tensor]) -> Tensor:
     """What was found from the last layer to the first."""
     return torch.stack(found[::-1])
 
@@ -323,7 +323,7 @@ def _lower(x: Tensor, down: Tensor, shift: Tensor) -> Tensor:
     return flat.view(-1, k, r).transpose(0, 1)
 
 
-def _of_down(inner: Tensor, x: Tensor) -> Tensor:
+def _down_gradient(inner: Tensor, x: Tensor) -> Tensor:
     k, m, r = inner.shape
     if k == 1:
         return (inner[0].t() @ x.reshape(m, -1)).unsqueeze(0)

@@ -49,7 +49,7 @@ class MixingBypass(SideNetwork):
 
     Cost: `sum_k d_k w` parameters beside the tuners' and the pooling's, and a head of f more inputs; a
     step holds one state of width w a tap, and what the tuners of a single tap save.
-    Start: with `widened(head)` exactly linear probing, whatever the tuners.
+    Start: with `widen(head)` exactly linear probing, whatever the tuners.
     Reference: not in the paper. Side networks on detached features: Ladder Side-Tuning (Sung et al.
     2022), LAST (Tang et al. 2024). Chosen on validation; see `docs/mixing.md`.
 
@@ -96,9 +96,9 @@ class MixingBypass(SideNetwork):
     @property
     def tuners(self) -> list[Tuner]:
         """All tuners, in the order they run."""
-        return [tuner for number in range(len(self.taps)) for tuner in self._row(number)]
+        return [tuner for number in range(len(self.taps)) for tuner in self._tap_tuners(number)]
 
-    def _row(self, number: int) -> list[Tuner]:
+    def _tap_tuners(self, number: int) -> list[Tuner]:
         """The tuners of one tap."""
         row = self.mix[number]
         assert isinstance(row, nn.ModuleList)
@@ -133,21 +133,21 @@ class MixingBypass(SideNetwork):
         again = self.recompute and torch.is_grad_enabled() and not transformed
         for number, stream in enumerate(streams):
             if again:
-                state = checkpoint(self._tap, number, state, stream, mask, use_reentrant=False)
+                state = checkpoint(self._run_tap, number, state, stream, mask, use_reentrant=False)
             else:
-                state = self._tap(number, state, stream, mask)
+                state = self._run_tap(number, state, stream, mask)
         return F.layer_norm(state, state.shape[-1:])
 
-    def _tap(self, number: int, state: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
+    def _run_tap(self, number: int, state: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
         # Padding is told here and not around the loop: a second run comes from the backward pass.
         with real_tokens(mask):
             normed = F.layer_norm(stream.to(state.dtype), stream.shape[-1:])
             state = state + self.enter[number](normed)
-            for tuner in self._row(number):
-                state = self._beside(tuner, state)
+            for tuner in self._tap_tuners(number):
+                state = self._add_delta(tuner, state)
         return state
 
-    def _beside(self, tuner: Tuner, state: Tensor) -> Tensor:
+    def _add_delta(self, tuner: Tuner, state: Tensor) -> Tensor:
         if not (self.training and self.drop_path):
             return tuner.added(state, state)
         kept = torch.rand(len(state), 1, 1, device=state.device) >= self.drop_path
@@ -161,7 +161,7 @@ class MixingBypass(SideNetwork):
         own = self.pool(self(taps), getattr(taps, "mask", None))
         return torch.cat([frozen.to(own.dtype), own], -1)
 
-    def widened(self, head: nn.Linear) -> nn.Linear:
+    def widen(self, head: nn.Linear) -> nn.Linear:
         """A head that reads both parts and answers as this one, which reads the first, does."""
         wide = nn.Linear(head.in_features + self.pool.features, head.out_features)
         with torch.no_grad():
@@ -175,7 +175,7 @@ class MixingBypass(SideNetwork):
             "kind": "mixing",
             "taps": list(self.taps),
             "dims": list(self.dims),
-            "tuners": [[t.spec() for t in self._row(n)] for n in range(len(self.taps))],
+            "tuners": [[t.spec() for t in self._tap_tuners(n)] for n in range(len(self.taps))],
             "pool": {"token": self.pool.token, "grid": self.pool.grid},
             "drop_path": self.drop_path,
             "pool_patches": self.pool_patches,

@@ -140,7 +140,7 @@ class Ridge(SideNetwork):
         """Its logits, for a head to weigh."""
         return self(taps)
 
-    def widened(self, head: nn.Linear) -> nn.Linear:
+    def widen(self, head: nn.Linear) -> nn.Linear:
         """A head of the same classes that starts by passing the logits on."""
         passed = nn.Linear(self.classes, head.out_features)
         nn.init.eye_(passed.weight)

@@ -72,7 +72,7 @@ class SideNetwork(nn.Module, ABC):
         """
         return readout(self(taps), pool=pool)
 
-    def widened(self, head: nn.Linear) -> nn.Linear:
+    def widen(self, head: nn.Linear) -> nn.Linear:
         """The head a task gets: this one, unless the feature is not the backbone's.
 
         Args:
@@ -102,12 +102,12 @@ class SideNetwork(nn.Module, ABC):
         """
         return {}
 
-    def fuses(self, streams: Sequence[Tensor]) -> bool:
-        """Whether `fused` applies to these taps."""
+    def can_fuse(self, streams: Sequence[Tensor]) -> bool:
+        """Whether `run_fused` applies to these taps."""
         return False
 
-    def fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
-        """Last states of k networks of this form at once, `k b ...`, where `fuses` says so.
+    def run_fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """Last states of k networks of this form at once, `k b ...`, where `can_fuse` says so.
 
         Args:
             taps: As for `forward`.
@@ -116,11 +116,11 @@ class SideNetwork(nn.Module, ABC):
         raise NotImplementedError(f"{self.kind} does not run several at once")
 
     def stack_key(self) -> str | None:
-        """Networks with the same key can be answered by one `stacked`; None: each runs alone."""
+        """Networks with the same key can be answered by one `stack`; None: each runs alone."""
         return None
 
     @classmethod
-    def stacked(cls, networks: Sequence[Any]) -> nn.Module:
+    def stack(cls, networks: Sequence[Any]) -> nn.Module:
         """Trained networks of one `stack_key` as one module for inference.
 
         It is called with the streams of the taps and the numbers of the networks asked for (None

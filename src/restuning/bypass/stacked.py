@@ -29,7 +29,7 @@ class TwoSides(Protocol):
     gate: nn.Parameter
 
 
-def padded_rank(rank: int) -> int:
+def pad_rank(rank: int) -> int:
     """The rank in a stack."""
     return next((r for r in RANKS if r >= rank), rank) if rank else 0
 
@@ -49,8 +49,8 @@ class StackedBypass(nn.Module):
         first = fused.fused_signature(bypasses[0].horizontal, bypasses[0].vertical, at_rest=True)
         assert first is not None
         self.activation = first[2]
-        across = _stacked([b.horizontal for b in bypasses])
-        below = _stacked([b.vertical for b in bypasses])
+        across = _stack_side([b.horizontal for b in bypasses])
+        below = _stack_side([b.vertical for b in bypasses])
         gate = torch.stack([b.gate.detach().sigmoid() for b in bypasses], 1)
         self.register_buffer("gate", gate)
         # What does not depend on the input is worked out once.
@@ -79,26 +79,26 @@ class StackedBypass(nn.Module):
             )
         flat = [stream.reshape(-1, shape[-1]).to(self.gate.dtype) for stream in streams]
         downs = [
-            (self._picked(f"{n}_down", pick), self._picked(f"{n}_shift", pick))
+            (self._pick(f"{n}_down", pick), self._pick(f"{n}_shift", pick))
             if n in self.sides
             else None
             for n in ("across", "below")
         ]
-        up = None if self.up is None else self._picked("up", pick)
-        state = run_layers(flat, self._picked("gate", pick), downs, up, self.activation)
+        up = None if self.up is None else self._pick("up", pick)
+        state = run_layers(flat, self._pick("gate", pick), downs, up, self.activation)
         return state.unflatten(1, shape[:-1])
 
-    def _picked(self, name: str, pick: Tensor | None) -> Tensor:
+    def _pick(self, name: str, pick: Tensor | None) -> Tensor:
         whole: Tensor = getattr(self, name)
         return whole if pick is None else whole[:, pick]
 
 
-def _stacked(sides: Sequence[fused.Side]) -> Adapters | None:
-    parts = [fused.stacked(fused.weights(side, lambda p: p.detach())) for side in sides]
+def _stack_side(sides: Sequence[fused.Side]) -> Adapters | None:
+    parts = [fused.stack_layers(fused.fold_weights(side, lambda p: p.detach())) for side in sides]
     whole = [p for p in parts if p is not None]
     if not whole:
         return None
-    rank = max(padded_rank(p.down.shape[2]) for p in whole)
+    rank = max(pad_rank(p.down.shape[2]) for p in whole)
 
     def wide(part: Adapters) -> tuple[Tensor, ...]:
         more = rank - part.down.shape[2]

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, NoSitesError, TunerShapeError
-from restuning.bypass.bypass import Plan, specs_of
+from restuning.bypass.bypass import Plan, list_specs
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs, Sites
 from restuning.tuners import Tuner, at_time
@@ -148,7 +148,7 @@ class UNetBypass(SideNetwork):
             carried: Tensor | None = streams[0] if self.form == "replace" else None
             for level, stream in enumerate(streams):
                 if level > 0 and carried is not None:
-                    carried = self._raised(carried, level - 1, stream)
+                    carried = self._carry_up(carried, level - 1, stream)
                     if self.form == "replace":
                         carried = stream + carried
                 tuner = self.horizontal[level]
@@ -158,7 +158,7 @@ class UNetBypass(SideNetwork):
             return streams[-1]
         return carried if self.form == "replace" else streams[-1] + carried
 
-    def _raised(self, carried: Tensor, level: int, like: Tensor) -> Tensor:
+    def _carry_up(self, carried: Tensor, level: int, like: Tensor) -> Tensor:
         """`up(M v(c))`, on the grid of the next stage."""
         tuner, channels = self.vertical[level], self.maps[level]
         if isinstance(tuner, Tuner):
@@ -170,7 +170,7 @@ class UNetBypass(SideNetwork):
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
         sides = {"horizontal": self.horizontal, "vertical": self.vertical}
-        return super().spec() | {name: specs_of(side) for name, side in sides.items()}
+        return super().spec() | {name: list_specs(side) for name, side in sides.items()}
 
 
 def _on_grid(x: Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from restuning.features import StoredFeatures
 from restuning.features.store import IN_MEMORY
 from restuning.forecast.rates import Rates, measure_rates
 from restuning.forecast.step import forecast_step
-from restuning.task import prepared_example
+from restuning.task import prepare_example
 
 machine_rates = cache(measure_rates)
 """Of this machine, measured once a process."""
@@ -68,7 +68,7 @@ def _forecast(run: FinishedRun) -> dict[str, Any]:
     size = min(run.batch, len(run.train))
     task: Any = run.module.task
     plain = example_of(run.train, run.collate, size)
-    example = prepared_example(task, plain)
+    example = prepare_example(task, plain)
     device = next(task.parameters()).device.type
     trained = [p for p in task.parameters() if p.requires_grad]
     more: dict[str, Any] = {"precision": run.precision, "device": device}

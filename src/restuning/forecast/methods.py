@@ -20,7 +20,7 @@ from restuning.forecast.shapes import AbsentWeights, expand_example, shapes_only
 from restuning.forecast.step import StepForecast, forecast_step, split_inputs
 from restuning.host import Host
 from restuning.sites import Needs
-from restuning.task import Task, Tuned, prepared_example
+from restuning.task import Task, Tuned, prepare_example
 
 Form = Literal["cached", "live", "checkpointing"]
 """How a task is trained: from stored features, through the backbone, or so with its blocks run again
@@ -159,8 +159,8 @@ def forecast_task(
     trained = [p for p in task.parameters() if p.requires_grad]
     if form == "cached":
         taps = tap_shapes(host, task.needs(host.readout_rule), example)
-        example = prepared_example(task, taps)
+        example = prepare_example(task, taps)
         return forecast_step(OnTaps(host, task), example, batch, trained=trained, **more)
     with checkpointed(host, form == "checkpointing"):
-        example = prepared_example(task, example)
+        example = prepare_example(task, example)
         return forecast_step(Tuned(host, task).train(), example, batch, trained=trained, **more)

@@ -17,7 +17,7 @@ from restuning.task import Task
 from restuning.tuners import Scaled, Tuner
 
 
-def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
+def _run_beside(horizontal: bool, vertical: bool) -> Callable[..., Task]:
     def build_task(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         def plan(site: Site) -> Tuner:
             film = options.get("film", host.has_time)
@@ -47,7 +47,7 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
             residual=options.get("residual", head is None),
         )
         if options.get("taps"):
-            bypass = _on_taps(bypass, options["taps"])
+            bypass = _keep_taps(bypass, options["taps"])
         if options.get("gate") is not None:
             _fix_gate(bypass, float(options["gate"]))
         return Task(side=bypass, head=head)
@@ -55,7 +55,7 @@ def _bypass(horizontal: bool, vertical: bool) -> Callable[..., Task]:
     return build_task
 
 
-def _on_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
+def _keep_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
     """The same bypass on fewer taps: those after some layers; the first and last always stay."""
     last = len(bypass.taps) - 1
     wrong = [n for n in layers if not 1 <= n <= last]
@@ -100,21 +100,21 @@ TAKES = ("taps", "gate")
 
 ROWS: dict[str, Method] = {
     "res-tuning-bypass": Method(
-        _bypass(True, True),
+        _run_beside(True, True),
         "side network, horizontal and vertical Res-Adapters, no gradient in the backbone",
         f"{PAPER}, Table 3b",
         TAKES,
         inside=False,
     ),
     "bypass-horizontal": Method(
-        _bypass(True, False),
+        _run_beside(True, False),
         "bypass with horizontal tuners only",
         f"{PAPER}, Table 3b",
         TAKES,
         inside=False,
     ),
     "bypass-vertical": Method(
-        _bypass(False, True),
+        _run_beside(False, True),
         "bypass with vertical tuners only",
         f"{PAPER}, Table 3b",
         TAKES,

@@ -17,7 +17,7 @@ from restuning.tuners import ResPrefix, ResPrompt, Scaled, Tuner
 from restuning.tuners.learned_tokens import Query
 
 
-def parsed(name: str) -> tuple[str, dict[str, str]]:
+def parse_combination(name: str) -> tuple[str, dict[str, str]]:
     """A method's name and its combination: `res-tuning[mha=prompt]` is `("res-tuning", ...)`.
 
     Raises:
@@ -87,7 +87,7 @@ def _heads(site: Site) -> int:
     return heads if site.dim % heads == 0 else 1
 
 
-def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Options], Task]:
+def _tune_operations(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Options], Task]:
     """Res-Tuners beside several operations.
 
     Channel scales on MHA and FFN as soon as two operations are tuned and none on block: this
@@ -127,15 +127,15 @@ def _combined(default: dict[str, str]) -> Callable[[Host, nn.Linear | None, Opti
 
 ROWS: dict[str, Method] = {
     "res-tuning": Method(
-        _combined({"mha": "adapter", "ffn": "adapter"}),
+        _tune_operations({"mha": "adapter", "ffn": "adapter"}),
         "dual: Res-Adapter beside MHA and FFN, channel scales (convolutions: beside each block)",
         f"{PAPER}, Tables 2b and 3a",
     ),
     "res-tuning-single": Method(
-        _combined({"ffn": "prompt"}), "Res-Prompt beside FFN", f"{PAPER}, Table 2a"
+        _tune_operations({"ffn": "prompt"}), "Res-Prompt beside FFN", f"{PAPER}, Table 2a"
     ),
     "res-tuning-tri": Method(
-        _combined({"mha": "adapter", "ffn": "adapter", "block": "adapter"}),
+        _tune_operations({"mha": "adapter", "ffn": "adapter", "block": "adapter"}),
         "dual, and a Res-Adapter beside every block",
         f"{PAPER}, Table 2c",
     ),

@@ -15,7 +15,7 @@ from restuning.task import Task
 from restuning.tuners import ResAdapter, Scaled, StemPrompt, Tuner
 
 
-def _embedded(ops: tuple[Op, ...], make: Callable[[Site, Options], Tuner]) -> Callable[..., Task]:
+def _tune_each(ops: tuple[Op, ...], make: Callable[[Site, Options], Tuner]) -> Callable[..., Task]:
     def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
         sites = host.sites.pick(*ops, layers=options.get("layers", slice(None)))
         return Task.inline(sites, lambda site: with_drop_path(make(site, options), options), head)
@@ -23,7 +23,7 @@ def _embedded(ops: tuple[Op, ...], make: Callable[[Site, Options], Tuner]) -> Ca
     return build_task
 
 
-def _vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
+def _build_vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
     site = host.sites.pick("block", layers=[1])["block.1"]
     if site.layout != "b n d":
         raise NoSitesError(
@@ -38,20 +38,22 @@ def _vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
 
 ROWS: dict[str, Method] = {
     "prefix": Method(
-        _embedded(("mha",), lambda s, o: Scaled(prefix(s, {"zero": False, **o}), "exact")),
+        _tune_each(("mha",), lambda s, o: Scaled(prefix(s, {"zero": False, **o}), "exact")),
         "prefix tuning: Res-Prefix on MHA with the exact lambda",
         f"Li and Liang 2021; {PAPER}",
     ),
     "vpt-deep": Method(
-        _embedded(("mha",), lambda s, o: Scaled(prompt(s, o), "exact")),
+        _tune_each(("mha",), lambda s, o: Scaled(prompt(s, o), "exact")),
         "VPT-deep: Res-Prompt on MHA with the exact lambda",
         f"Jia et al. 2022; {PAPER}",
     ),
     "vpt-shallow": Method(
-        _vpt_shallow, "VPT-shallow: tokens appended to the embedding output", "Jia et al. 2022"
+        _build_vpt_shallow,
+        "VPT-shallow: tokens appended to the embedding output",
+        "Jia et al. 2022",
     ),
     "adapter": Method(
-        _embedded(
+        _tune_each(
             ("ffn",),
             lambda s, o: ResAdapter(
                 s.dim, rank=o.get("rank", RANK), reads="output", zero=o.get("zero", True)
@@ -61,7 +63,7 @@ ROWS: dict[str, Method] = {
         f"Pfeiffer et al. 2021; {PAPER} 1.3",
     ),
     "houlsby": Method(
-        _embedded(
+        _tune_each(
             ("mha", "ffn"),
             lambda s, o: ResAdapter(
                 s.dim, rank=o.get("rank", 64), reads="output", zero=o.get("zero", True)
@@ -71,7 +73,7 @@ ROWS: dict[str, Method] = {
         "Houlsby et al. 2019, arXiv 1902.00751, section 3.2",
     ),
     "adaptformer": Method(
-        _embedded(
+        _tune_each(
             ("ffn",),
             lambda s, o: ResAdapter(
                 s.dim, rank=o.get("rank", 64), activation="relu", zero=True, factor=0.1

@@ -73,7 +73,7 @@ STD = 0.02
 """Of a new head's weights, as timm draws those of its ViTs."""
 
 
-def head_of(dim: int, classes: int | None, given: nn.Linear | None) -> nn.Linear | None:
+def make_head(dim: int, classes: int | None, given: nn.Linear | None) -> nn.Linear | None:
     """The head of a task: a copy of the one that is given, else a new one, else None.
 
     Args:

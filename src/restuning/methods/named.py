@@ -15,7 +15,7 @@ from torch import nn
 from restuning._errors import UnknownNameError
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.methods import bypasses, combined, embedded, ours, weights
-from restuning.methods.method import COMMON, OVER_TIME, Method, head_of
+from restuning.methods.method import COMMON, OVER_TIME, Method, make_head
 from restuning.sites import parse_pool
 from restuning.task import Task
 
@@ -38,7 +38,7 @@ def check(name: str, more: Collection[str] = ()) -> None:
     """
     if name in more:
         return
-    base, _ = combined.parsed(name)
+    base, _ = combined.parse_combination(name)
     if base not in METHODS:
         known = [*METHODS, *more]
         near = get_close_matches(base, known, n=3)
@@ -85,7 +85,7 @@ def build(
         TunerShapeError: The head that is given reads another width than the feature's.
     """
     check(name)
-    base, combination = combined.parsed(name)
+    base, combination = combined.parse_combination(name)
     known = COMMON.union(METHODS[base].takes, OVER_TIME if host.has_time else ())
     if options.keys() - known:
         raise UnknownNameError(
@@ -109,7 +109,7 @@ def build(
         )
     if head is not None:
         options = {"residual": True, **options}
-    head = head_of(host.dim, num_classes, head)
+    head = make_head(host.dim, num_classes, head)
     task = METHODS[base].build(host, head, options)
     task.method, task.pool = name, options.get("pool")
     if head is not None:

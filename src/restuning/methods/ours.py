@@ -20,7 +20,7 @@ WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
 _TOKEN: dict[str, Token] = {"cls": "cls", "last": "last", "all": "all"}
 
 
-def _read(host: Extractor, options: Options) -> list[Site]:
+def _pick_layers(host: Extractor, options: Options) -> list[Site]:
     """The layers that are read: those of the options, else six evenly; the last among them."""
     stack = host.sites.last_stack
     blocks = list(stack.pick("block").values())
@@ -33,7 +33,7 @@ def _read(host: Extractor, options: Options) -> list[Site]:
     return read
 
 
-def _classifier(host: Extractor, read: list[Site], classes: int, pool: str) -> Ridge:
+def _make_classifier(host: Extractor, read: list[Site], classes: int, pool: str) -> Ridge:
     own = pool == "own"
     dims = [s.dim for s in read[:-1]] + [host.dim if own else read[-1].dim]
     return Ridge(
@@ -54,10 +54,10 @@ def _no_head(name: str) -> NoSitesError:
     )
 
 
-def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+def _build_mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     if head is None:
         raise _no_head("mixing-bypass")
-    read = _read(host, options)
+    read = _pick_layers(host, options)
     width, rank = options.get("width", WIDTH), options.get("rank", RANK)
 
     def tuners() -> list[Tuner]:
@@ -79,10 +79,10 @@ def _mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         # `merge` is how method strings and results of before write it.
         pool_patches=options.get("pool_patches", options.get("merge", 1)),
     )
-    return Task(side=bypass, head=bypass.widened(head))
+    return Task(side=bypass, head=bypass.widen(head))
 
 
-def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+def _build_ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     if head is None:
         raise _no_head("ridge")
     pool = options.get("pool") or host.readout_rule.pool
@@ -93,13 +93,13 @@ def _ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
             found='pool="all"' if pool == "all" else "a backbone that takes no images",
             fix="use linear, res-tuning-bypass or mixing-bypass",
         )
-    bypass = _classifier(host, _read(host, options), head.out_features, pool)
-    return Task(side=bypass, head=bypass.widened(head))
+    bypass = _make_classifier(host, _pick_layers(host, options), head.out_features, pool)
+    return Task(side=bypass, head=bypass.widen(head))
 
 
 ROWS: dict[str, Method] = {
     "mixing-bypass": Method(
-        _mixing,
+        _build_mixing,
         "a narrow side network of attention and convolution on all tokens of six taps, "
         "no gradient in the backbone",
         "docs/mixing.md",
@@ -107,7 +107,7 @@ ROWS: dict[str, Method] = {
         inside=False,
     ),
     "ridge": Method(
-        _ridge,
+        _build_ridge,
         "a linear classifier on pooled features of six taps, solved in closed form",
         "docs/mixing.md",
         inside=False,

@@ -13,27 +13,31 @@ from restuning.sites import is_plain
 from restuning.task import Task
 
 
-def _linear(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+def _build_linear(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     return Task(head=head)
 
 
-def _full(host: Host, head: nn.Linear | None, options: Options) -> Task:
-    return Task(head=head, weights=copies(host.model, lambda name, weight: True))
+def _build_full(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    return Task(head=head, weights=copy_weights(host.model, lambda name, weight: True))
 
 
-def _bitfit(host: Host, head: nn.Linear | None, options: Options) -> Task:
-    weights = copies(host.model, lambda name, weight: name.endswith("bias") and weight.dim() < 2)
+def _build_bitfit(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    weights = copy_weights(
+        host.model, lambda name, weight: name.endswith("bias") and weight.dim() < 2
+    )
     return Task(head=head, weights=weights)
 
 
 ROWS: dict[str, Method] = {
-    "linear": Method(_linear, "a linear head on the frozen feature", "-", inside=False),
-    "full": Method(_full, "all backbone weights, as a trained copy", "-"),
-    "bitfit": Method(_bitfit, "the backbone's biases, as a trained copy", "Ben Zaken et al. 2022"),
+    "linear": Method(_build_linear, "a linear head on the frozen feature", "-", inside=False),
+    "full": Method(_build_full, "all backbone weights, as a trained copy", "-"),
+    "bitfit": Method(
+        _build_bitfit, "the backbone's biases, as a trained copy", "Ben Zaken et al. 2022"
+    ),
 }
 
 
-def copies(model: nn.Module, wanted: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
+def copy_weights(model: nn.Module, wanted: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
     """Copies of some parameters by name; the model keeps its own.
 
     Args:

@@ -22,7 +22,7 @@ from restuning.forecast import (
 from restuning.host import Extractor
 from restuning.search.budget import Budget
 from restuning.search.candidates import Candidate
-from restuning.task import prepared_example
+from restuning.task import prepare_example
 from restuning.training import FitSettings
 from restuning.training.timing import measure_step
 
@@ -50,7 +50,7 @@ class Costs:
     def example(self, fed: Data, task: Any = None) -> Any:
         """One input, batch 1, as it is while a task trains; None for inputs as they are."""
         example = example_of(fed.train, fed.collate, self.settings.batch_size)
-        return prepared_example(task, example)
+        return prepare_example(task, example)
 
     def forward(self) -> StepForecast | None:
         """Of a batch without gradients, which every method is tested by; None if not known."""

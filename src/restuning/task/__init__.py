@@ -29,4 +29,4 @@ from restuning.task.save_and_load import save as save
 from restuning.task.task import Task as Task
 from restuning.task.tuned import INPUT as INPUT
 from restuning.task.tuned import Tuned as Tuned
-from restuning.task.tuned import prepared_example as prepared_example
+from restuning.task.tuned import prepare_example as prepare_example

@@ -155,7 +155,7 @@ class _Stack(nn.Module):
         self.names = tuple(tasks)
         members = list(tasks.values())
         sides = [t.side for t in members if t.side is not None]
-        self.network = type(sides[0]).stacked(sides)
+        self.network = type(sides[0]).stack(sides)
         self.taps, self.pool = sides[0].taps, members[0].pool
         self.classes = [t.head.out_features if t.head is not None else None for t in members]
         heads = [t.head for t in members if t.head is not None]

@@ -202,10 +202,10 @@ class _ByRow(_Several):
                 with at_time(time if time is None or time.numel() == 1 else time[i::every]):
                     own = tuner.added(own, x[i::every], view)
             rows.append(own)
-        return _interleaved(rows, y.shape[0])
+        return _interleave(rows, y.shape[0])
 
 
-def _interleaved(rows: list[Tensor], batch: int) -> Tensor:
+def _interleave(rows: list[Tensor], batch: int) -> Tensor:
     if batch % len(rows):
         raise TunerShapeError(
             "the batch does not divide among the tasks",
@@ -260,4 +260,4 @@ class _RowsInTurn(_Composed):
         for i, network in enumerate(self.networks):
             own = taps.rows(i, every) if isinstance(taps, Features) else taps
             rows.append(last[i::every] if network is None else network(own))
-        return _interleaved(rows, last.shape[0])
+        return _interleave(rows, last.shape[0])

@@ -81,7 +81,7 @@ def save(
         path.mkdir(parents=True, exist_ok=True)
         with replacing(path / "weights.safetensors") as partial:
             save_file(tensors, partial)
-        write_text(path / "README.md", _card(path.name, task, backbone, results or {}))
+        write_text(path / "README.md", _write_card(path.name, task, backbone, results or {}))
         write_text(path / "task.json", json.dumps(description, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         raise FormatError(
@@ -113,7 +113,7 @@ class WeightsFile:
             BackboneError: It is not.
         """
         file = Path(file)
-        return cls(str(file.resolve()), _sha256_of(file))
+        return cls(str(file.resolve()), _digest_file(file))
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> WeightsFile | None:
@@ -157,14 +157,14 @@ class WeightsFile:
         Raises:
             BackboneError: It cannot be read.
         """
-        return _sha256_of(file) == self.sha256
+        return _digest_file(file) == self.sha256
 
     def to_dict(self) -> dict[str, str]:
         """As JSON."""
         return {"path": self.path, "sha256": self.sha256}
 
 
-def _sha256_of(file: Path) -> str:
+def _digest_file(file: Path) -> str:
     """sha256 of a file's bytes, 64 hexadecimal digits; a file that did not change is read once.
 
     Raises:
@@ -244,7 +244,7 @@ def _from_format1(description: dict[str, Any]) -> dict[str, Any]:
     return {**description, "format": FORMAT, "task": {**task, "side": side}}
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _read_tensors(file: Path) -> dict[str, Tensor]:
     """The weights by today's names, whatever the format."""
     return {
         f"side.{name.removeprefix('bypass.')}" if name.startswith("bypass.") else name: tensor
@@ -298,14 +298,14 @@ def load(
         raise WrongBackboneError(
             f"this task was trained on another {different}",
             where=str(path),
-            found=f"trained on {_short(theirs)}; this is {_short(ours)}",
+            found=f"trained on {_describe_fingerprint(theirs)}; this is {_describe_fingerprint(ours)}",
             fix=f"load the backbone named in task.json{f' ({name})' if name else ''}{accept}",
         )
     task = Task.from_spec(description["task"])
     weights = Path(folder) / "weights.safetensors"
     try:
         shared = dict(description.get("shared", {}))
-        tensors = _tensors(weights)
+        tensors = _read_tensors(weights)
         if twice := shared.keys() & tensors.keys():
             raise ValueError(f"{min(twice)} is both written and said to be another tensor")
         written = {name: tensors[other] for name, other in shared.items()}
@@ -416,7 +416,7 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     return "engine of this backbone" if names else ""
 
 
-def _short(fingerprint: Mapping[str, Any]) -> str:
+def _describe_fingerprint(fingerprint: Mapping[str, Any]) -> str:
     f = fingerprint
     widths = ",".join(map(str, f.get("widths", [])))
     engine = f.get("engine") or {}
@@ -427,7 +427,7 @@ def _short(fingerprint: Mapping[str, Any]) -> str:
     )
 
 
-def _card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:
+def _write_card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:
     figures = "".join(f"| {k} | {v} |\n" for k, v in results.items())
     base = _base_model(backbone)
     use = _IMAGE_USE if backbone.startswith("diffusers:") else _USE

@@ -40,13 +40,13 @@ class Tuned(nn.Module):
 
     def __init__(self, host: Extractor, task: Task) -> None:
         super().__init__()
-        if _inside(task) and not isinstance(host, Host):
+        if _runs_inside(task) and not isinstance(host, Host):
             raise cannot_tune_inside(task.method)
         self.host, self.task = host, task
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Logits of one batch."""
-        if _inside(self.task):
+        if _runs_inside(self.task):
             return self._inside(*args, **kwargs)
         prepared = self.task.take_prepared(kwargs)
         taps = self.taps(*args, **kwargs)
@@ -104,7 +104,7 @@ class Tuned(nn.Module):
             return self.task(kept, host.readout)
 
 
-def prepared_example(task: Any, example: Any) -> Any:
+def prepare_example(task: Any, example: Any) -> Any:
     """One input as training will hand it in: with zeros for what side networks prepare of each row.
 
     For forecasts and measurements, which are made before anything is prepared.
@@ -124,7 +124,7 @@ def prepared_example(task: Any, example: Any) -> Any:
     return {**named, **{n: torch.zeros(1, *shape) for n, shape in side.prepared_taps.items()}}
 
 
-def _inside(task: Task) -> bool:
+def _runs_inside(task: Task) -> bool:
     """Whether it changes what the backbone computes, or wants the backbone's own output."""
     headless = task.head is None and task.pool is None
     return headless or bool(task.inline_tuners or len(task.weights))

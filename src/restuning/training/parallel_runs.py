@@ -188,14 +188,14 @@ class _StackedRuns:
         return (
             side is not None
             and self.template.head is not None
-            and side.fuses([taps[name] for name in side.taps])
+            and side.can_fuse([taps[name] for name in side.taps])
         )
 
     def _fused(self, taps: Mapping[str, Tensor]) -> Tensor:
         side, head = self.template.side, self.template.head
         assert side is not None
         assert head is not None
-        state = side.fused(taps, self.stacked.__getitem__)
+        state = side.run_fused(taps, self.stacked.__getitem__)
         feature = self.host.readout(state.flatten(0, 1), pool=self.template.pool)
         feature = feature.unflatten(0, (len(self.members), -1))
         weight, bias = self.stacked[head.weight], self.stacked[head.bias]

@@ -16,8 +16,8 @@ from restuning.bench.report import (
     critical_difference,
     mean_ranks,
     paired_bootstrap,
-    published,
     published_tables,
+    read_published,
     summarise,
     write_report,
 )
@@ -173,7 +173,7 @@ def test_published_tables_are_as_printed():
     for suite, table in published_tables().items():
         assert table["source"] and table["title"]
         assert {len(row) for row in table["rows"].values()} == {len(table["columns"])}
-        assert "not measured here" in published(suite).covers
+        assert "not measured here" in read_published(suite).covers
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format": 9}', "[]"])

@@ -61,9 +61,9 @@ def answer(net, features):
 )
 def test_fused_equals_written_in_value_and_gradient(monkeypatch, shape, options):
     net, features = bypass(**options), taps(*shape)
-    assert net.fuses(list(features.values()))
+    assert net.can_fuse(list(features.values()))
     state, gradients = answer(net, features)
-    monkeypatch.setattr(Bypass, "fuses", lambda self, streams: False)
+    monkeypatch.setattr(Bypass, "can_fuse", lambda self, streams: False)
     written, theirs = answer(net, features)
     torch.testing.assert_close(state, written, atol=WRITTEN_TOLERANCE, rtol=WRITTEN_TOLERANCE)
     assert gradients.keys() == theirs.keys()
@@ -99,7 +99,7 @@ def test_k_bypasses_at_once_are_each_of_them_alone():
     features = taps(ROWS, 1)
     named = [dict(net.named_parameters()) for net in nets]
     names = {p: n for n, p in named[0].items()}
-    together = nets[0].fused(features, lambda p: torch.stack([n[names[p]] for n in named]))
+    together = nets[0].run_fused(features, lambda p: torch.stack([n[names[p]] for n in named]))
     for net, state in zip(nets, together, strict=True):
         torch.testing.assert_close(
             state, net(features), atol=WRITTEN_TOLERANCE, rtol=WRITTEN_TOLERANCE
@@ -125,7 +125,7 @@ def test_what_is_no_plain_adapter_is_left_to_autograd():
 def test_a_bypass_with_gaps_runs_as_it_is_written():
     net, features = bypass(), taps(ROWS, 1)
     net.horizontal[1] = torch.nn.Identity()
-    assert not net.fuses(list(features.values()))
+    assert not net.can_fuse(list(features.values()))
     state, gradients = answer(net, features)
     assert state.shape == (ROWS, 1, DIM)
     assert all(g.abs().max() > 0 for g in gradients.values())

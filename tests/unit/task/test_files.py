@@ -12,6 +12,7 @@ from torch import nn
 
 from awake import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
+from restuning.bypass import Ridge
 from restuning.task import Task, describe, push_to_hub
 from restuning.tuners import ResAdapter
 
@@ -27,6 +28,9 @@ def host():
 def test_a_saved_task_gives_the_same_answers(host, name, tmp_path):
     task = methods.build(name, host, num_classes=3)
     task.labels = ["a", "b", "c"]
+    if isinstance(task.side, Ridge):
+        # It answers only once it is solved.
+        task.side.fit(torch.randn(9, task.side.weight.shape[1]), torch.arange(9) % 3)
     again = load(save(task, host, tmp_path / "t.task", backbone="timm:x"), host)
     assert torch.equal(Tuned(host, again)(X), Tuned(host, task)(X))
     assert again.labels == task.labels

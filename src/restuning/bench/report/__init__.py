@@ -6,5 +6,5 @@ from restuning.bench.report.statistics import mean_ranks as mean_ranks
 from restuning.bench.report.statistics import paired_bootstrap as paired_bootstrap
 from restuning.bench.report.summary import Summary as Summary
 from restuning.bench.report.summary import summarise as summarise
-from restuning.bench.report.tables import published as published
 from restuning.bench.report.tables import published_tables as published_tables
+from restuning.bench.report.tables import read_published as read_published

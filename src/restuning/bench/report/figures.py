@@ -77,7 +77,7 @@ def scatter(
         axes.set_xscale("log")
     axes.margins(x=0.25, y=0.12)
     axes.set_xlabel(axis)
-    axes.set_ylabel(f"accuracy in %, {_tasks(tasks)}")
+    axes.set_ylabel(f"accuracy in %, {_name_tasks(tasks)}")
     figure.draw_without_rendering()
     shown = [axes.transData.transform((x if x > 0 else left, y)) for _, x, y, _ in points]
     for (label, x, y, _), (_, up), height in zip(points, shown, spread_labels(shown), strict=True):
@@ -177,7 +177,7 @@ def ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str 
     return _svg(figure, axes, grid="x")
 
 
-def _tasks(tasks: Sequence[str]) -> str:
+def _name_tasks(tasks: Sequence[str]) -> str:
     return tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
 
 

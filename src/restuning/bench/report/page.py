@@ -17,7 +17,7 @@ from restuning.bench.report.summary import (
     summarise,
     training_seconds,
 )
-from restuning.bench.report.tables import Table, accuracy, choices, costs, published
+from restuning.bench.report.tables import Table, accuracy, choices, costs, read_published
 
 STYLE = """
 :root{--ink:#1c2430;--soft:#5b6675;--line:#e3e7ee;--card:#fff;--page:#f5f6f9;--mark:#2a6fbb}
@@ -86,7 +86,7 @@ def write_report(
     for name, covered in parts:
         own = [accuracy(summary, name, covered), costs(summary, name, covered)]
         tables.append((name, own, plots(summary, covered, reference)))
-    beside = [published(suite) for suite in suites]
+    beside = [read_published(suite) for suite in suites]
     chosen = choices(summary)
     out.mkdir(parents=True, exist_ok=True)
     page, text = out / "report.html", out / "report.md"

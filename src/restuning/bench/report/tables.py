@@ -100,7 +100,7 @@ def costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
     return Table(f"Costs, {name}", covers, ["method", *[c for c, _, _ in COSTS]], rows)
 
 
-def published(suite: str) -> Table:
+def read_published(suite: str) -> Table:
     """A table as its paper prints it.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from restuning._errors import TunerShapeError
-from restuning.bench.rivals.inside import parallel
+from restuning.bench.rivals.inside import add_in_parallel
 from restuning.host import Host
 
 WIDTH = 8
@@ -84,6 +84,6 @@ def convpass(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module
     Options: `rank` (channels of the bottleneck), `scale`, `prefix` (tokens before the grid).
     """
     width, prefix = options.get("rank", WIDTH), options.get("prefix", 1)
-    return parallel(
+    return add_in_parallel(
         model, host, lambda dim: Convpass(dim, width, prefix), options.get("scale", 1.0)
     )

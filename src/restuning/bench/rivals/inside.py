@@ -110,10 +110,10 @@ def ssf(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
     for path, module in list(model.named_modules()):
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             width = module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
-            put(model, path, ScaledShifted(module, width, last=True))
+            replace_module(model, path, ScaledShifted(module, width, last=True))
         elif isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
             width = module.out_channels if isinstance(module, nn.Conv2d) else module.num_features
-            put(model, path, ScaledShifted(module, width, last=False))
+            replace_module(model, path, ScaledShifted(module, width, last=False))
     return model
 
 
@@ -139,7 +139,7 @@ class Parallel(nn.Module):
         return (y[0] + delta, *y[1:]) if isinstance(y, tuple) else y + delta
 
 
-def parallel(
+def add_in_parallel(
     model: nn.Module,
     host: Host,
     make: Callable[[int], nn.Module],
@@ -159,7 +159,7 @@ def parallel(
                 where=site.name,
                 fix="use a method of `restuning methods`",
             )
-        put(
+        replace_module(
             model,
             site.module,
             Parallel(model.get_submodule(site.module), make(site.dim), scale, site.dim),
@@ -174,18 +174,18 @@ def after_the_norm(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.
     `res-tuning` (ViT-B/16: 405,744).
     """
     rank = options.get("rank", 10)
-    return parallel(
+    return add_in_parallel(
         model, host, lambda dim: ResAdapter(dim, rank=rank, zero=True), None, options.get("layers")
     )
 
 
-def put(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Let a module take the place of another."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
-def copied(host: Host) -> nn.Module:
+def copy_backbone(host: Host) -> nn.Module:
     """A frozen copy of a host's backbone, without its hooks."""
     twin = copy.deepcopy(host)
     twin.release()

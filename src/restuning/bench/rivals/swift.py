@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError, require
-from restuning.bench.rivals.inside import Within, copied
+from restuning.bench.rivals.inside import Within, copy_backbone
 from restuning.host import Host
 from restuning.methods import new_head
 
 
-class Swifted(nn.Module):
+class SwiftModel(nn.Module):
     """A model that ms-swift changed, and a head on what it returns, `b 3 h w -> b c`."""
 
     def __init__(self, model: nn.Module, head: nn.Linear) -> None:
@@ -37,7 +37,7 @@ def swift(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
         NoSitesError: The backbone is not a timm ViT (ms-swift is told module names by hand).
     """
     tuners = require("swift.tuners", "swift", "the rival ms-swift")
-    model: Any = copied(host)
+    model: Any = copy_backbone(host)
     if not hasattr(model, "blocks") or not hasattr(model, "norm"):
         raise NoSitesError(
             "ms-swift's example names the modules of a timm ViT",
@@ -51,4 +51,4 @@ def swift(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
         target_modules=r"norm",
         tuner_cfg="res_adapter",
     )
-    return Swifted(tuners.Swift.prepare_model(model, config), new_head(host.dim, classes))
+    return SwiftModel(tuners.Swift.prepare_model(model, config), new_head(host.dim, classes))

@@ -67,7 +67,7 @@ def _inside(change: Callable[[nn.Module, Host, Options], nn.Module]) -> Callable
 
     def make(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
         device = next(host.model.parameters()).device
-        model = change(inside.copied(host), host, options)
+        model = change(inside.copy_backbone(host), host, options)
         head = new_head(host.dim, classes).to(device)
         example = tuple(x.to(device) for x in backbone.example)
         return inside.Inside(model.to(device), example, head)

@@ -69,7 +69,7 @@ def _check(folder: Path, member: Member | None, suite: str) -> CheckedTask:
     if not folder.is_dir():
         return CheckedTask(folder.name, ("no such folder",), {}, "")
     if suite == "fgvc" and (folder / "train").is_dir():
-        return _class_folders(folder, member)
+        return _check_class_folders(folder, member)
     problems, sizes, samples = [], {}, []
     for name in (*LISTS, "train800val200.txt"):
         if not (folder / name).is_file():
@@ -90,11 +90,11 @@ def _check(folder: Path, member: Member | None, suite: str) -> CheckedTask:
             )
         if suite == "vtab-1k" and SIZES.get(name, len(read)) != len(read):
             problems.append(f"{name}: {len(read)} lines instead of {SIZES[name]}")
-    problems += _against(member, sizes.get("test.txt"), {label for _, label in samples})
+    problems += _compare_with(member, sizes.get("test.txt"), {label for _, label in samples})
     return CheckedTask(folder.name, tuple(problems), sizes, _digest(folder, samples))
 
 
-def _against(member: Member | None, test: int | None, labels: set[int]) -> list[str]:
+def _compare_with(member: Member | None, test: int | None, labels: set[int]) -> list[str]:
     if member is None:
         return []
     problems = []
@@ -107,7 +107,7 @@ def _against(member: Member | None, test: int | None, labels: set[int]) -> list[
     return problems
 
 
-def _class_folders(folder: Path, member: Member | None) -> CheckedTask:
+def _check_class_folders(folder: Path, member: Member | None) -> CheckedTask:
     problems, sizes, names = [], {}, []
     for split in ("train", "val", "test"):
         files = [p for p in sorted((folder / split).rglob("*")) if p.is_file()]
@@ -116,7 +116,7 @@ def _class_folders(folder: Path, member: Member | None) -> CheckedTask:
         if not files:
             problems.append(f"{split}/ is missing or empty")
     classes = [p.name for p in (folder / "train").iterdir() if p.is_dir()]
-    problems += _against(member, sizes["test"] or None, set(range(len(classes))))
+    problems += _compare_with(member, sizes["test"] or None, set(range(len(classes))))
     return CheckedTask(folder.name, tuple(problems), sizes, _digest(folder, names))
 
 

@@ -91,7 +91,7 @@ def learn_in_sequence(
         learned.append(task)
         accuracies, answers = [], []
         for earlier, own in zip(learned, tasks, strict=False):
-            asked: nn.Module = Tuned(host, _with_head_of(earlier, task) if shared else earlier)
+            asked: nn.Module = Tuned(host, _join_head(earlier, task) if shared else earlier)
             classes, right = predict_split(asked, own.test, own.collate, 64, settings.precision)
             accuracies.append(float((classes == right).mean()))
             answers.append(torch.from_numpy(classes))
@@ -107,7 +107,7 @@ def _take_up(task: Task, before: Task) -> None:
     task.load_state_dict({**mine, **body})
 
 
-def _with_head_of(earlier: Task, now: Task) -> Task:
+def _join_head(earlier: Task, now: Task) -> Task:
     """An earlier task's head on what is left of the shared tuners."""
     joined = Task.from_spec({**earlier.spec(), "labels": None})
     _take_up(joined, now)
