@@ -37,6 +37,7 @@ def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str,
     timestep = find_argument("timestep", model)
     if timestep is not None:
         yield "", RecordTimestep(slot, timestep)
+        # Streams set side by side after the last block are answered where the model returns.
         yield "", GatherOutputs(slot)
     stems = {site.enter: (tap, site) for tap, site in sites.stems.items()}
     # A model and its stacks are given masks before any of their blocks runs.
@@ -47,10 +48,13 @@ def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str,
     # Before `SaveStream` of the same module, which must save the stream with what was added.
     for path in dict.fromkeys(path for site in sites.values() for path in site.via):
         yield path, AddDeltaToReaders(slot, tuple(s for s in sites.values() if path in s.via))
+    # A dict in place of a set keeps the order: torch runs the hooks of a module as registered.
     entered = _group(sites, "enter")
     for path in dict.fromkeys([*entered, *stems]):
         tap, first = stems.get(path, ("", None))
         yield path, SaveStream(slot, tuple(entered.get(path, ())), tap, first)
+    # Masks and caches are given to the whole attention; in a post-norm layer (BERT) a site's module
+    # is only its inner part, and the projections know the whole one.
     attentions = [s for s in sites.values() if s.op in ("mha", "cross")]
     for path in dict.fromkeys(
         s.projections.module if s.projections else s.module for s in attentions

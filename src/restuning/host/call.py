@@ -104,6 +104,7 @@ class Call:
         self.appended = 0
         self.real_tokens: Tensor | None = None
         self.time: Tensor | None = None
+        # Appended tokens count as well: the masks that attentions are given must be made longer.
         self.lends_projections = any(t.needs_view or t.appends for t in tuners.values())
         self.looks_ahead = any(t.looks_ahead for t in tuners.values()) or (
             side is not None and any(t.looks_ahead for t in side.tuners)
@@ -119,6 +120,7 @@ class Call:
             inputs=self.inputs,
             weights=self.weights,
         )
+        # The hooks that note them stand on the whole model, which is not run again.
         call.real_tokens, call.time = self.real_tokens, self.time
         return call
 
@@ -142,6 +144,7 @@ class Call:
         """Keep a tap with channels last, only the tokens that are needed."""
         if channels_first:
             stream = stream.movedim(1, -1)
+        # Before appended tokens are cut off: the mask is fitted to the stream's whole length.
         mask = self.mask(stream)
         if self.appended:
             stream = stream[:, : -self.appended]
@@ -149,6 +152,7 @@ class Call:
             stream = take_one_token(stream, self.needs.tokens, mask)
             # A slice would hold the whole stream in memory; a copy of one token lets it go.
             stream = stream if stream.requires_grad or mask is not None else stream.clone()
+        # The last tap is needed whole: the backbone's own feature is made of it at the end.
         elif self.needs.tokens == "pool" and tap not in ("last", self.last):
             # Windows or patches folded into the batch (MobileViT) are tokens of one input.
             stream = stream.reshape(self.inputs or stream.shape[0], -1, stream.shape[-1])
@@ -176,6 +180,7 @@ class Call:
 
     def features(self, readout: Callable[..., Tensor]) -> Features:
         """What was kept, with the readout on loan and the mask of the last stack."""
+        # An encoder's mask does not fit its decoder: the readout belongs to the last tap's stack.
         last = next(reversed(self.taps.values()), None)
         mask = None if last is None or self.needs.tokens != "all" else self.mask(last)
         return Features(self.taps, readout, mask, self.time)
@@ -191,6 +196,7 @@ def count_inputs(args: tuple, kwargs: Mapping[str, Any]) -> int:
 @contextmanager
 def active(slot: str, call: Call | None) -> Iterator[None]:
     """The hooks of a slot see this record in this thread, and what was there before afterwards."""
+    # Uses may be nested: a task inside another, or None to switch it off for a while.
     before = getattr(_local, slot, None)
     with_gradient = call is not None and call.tuners and torch.is_grad_enabled()
     # A compiled graph needs no guard against recomputation, and must not carry this effect.

@@ -91,17 +91,22 @@ class Engine(Extractor):
                 found=f"{IN_WORDS[self.tokens]} were exported, {IN_WORDS[needs.tokens]} are wanted",
                 fix=f"export it again with --tokens {needs.tokens}",
             )
-        given = self._name_inputs(args, kwargs)
-        device = next(iter(given.values())).device
+        inputs = self._name_inputs(args, kwargs)
+        device = next(iter(inputs.values())).device
         with torch.no_grad():
-            values = self.run({name: value.detach().cpu() for name, value in given.items()})
+            # Runtimes take arrays in main memory, wherever the task lives.
+            values = self.run({name: value.detach().cpu() for name, value in inputs.items()})
         streams = dict(zip(self.sites.taps, (v.to(device) for v in values), strict=True))
-        real = given.get("attention_mask")
-        mask = real.bool() if real is not None and real.dim() == 2 else None
-        kept = {tap: streams[self.sites.taps[-1] if tap == "last" else tap] for tap in needs.taps}
+        attention_mask = inputs.get("attention_mask")
+        mask = (
+            attention_mask.bool()
+            if attention_mask is not None and attention_mask.dim() == 2
+            else None
+        )
+        taps = {tap: streams[self.sites.taps[-1] if tap == "last" else tap] for tap in needs.taps}
         if self.tokens == "all" and needs.tokens in ("cls", "last"):
-            kept = {tap: take_one_token(value, needs.tokens, mask) for tap, value in kept.items()}
-        return Features(kept, self.readout, mask if needs.tokens == "all" else None)
+            taps = {tap: take_one_token(value, needs.tokens, mask) for tap, value in taps.items()}
+        return Features(taps, self.readout, mask if needs.tokens == "all" else None)
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the network it was made of, and of its own file: rounding differs between engines."""
@@ -112,14 +117,15 @@ class Engine(Extractor):
         return self._digest
 
     def _name_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        given = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
-        if len(args) > len(self.inputs) or set(given) != set(self.inputs):
+        # Too few or too many are refused below, with their names.
+        inputs = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
+        if len(args) > len(self.inputs) or set(inputs) != set(self.inputs):
             raise EngineError(
                 "these are not the engine's inputs",
-                found=", ".join([*map(str, given), *["?"] * max(0, len(args) - len(self.inputs))]),
+                found=", ".join([*map(str, inputs), *["?"] * max(0, len(args) - len(self.inputs))]),
                 fix=f"give {', '.join(self.inputs)}",
             )
-        return given
+        return inputs
 
 
 def cannot_tune_inside(what: str) -> EngineError:

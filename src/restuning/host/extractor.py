@@ -81,6 +81,7 @@ class Extractor(nn.Module, ABC):
         """
         rule = self.readout_rule
         if pool is not None and pool != rule.pool:
+            # `pool_first` describes the backbone's own pooling; any other one is of normed tokens.
             rule = replace(rule, pool=parse_pool(pool), pool_first=False)
         return rule(self.model, state, mask)
 

@@ -39,6 +39,7 @@ def find_sites(
         NoSitesError: None found, or what is declared is not so.
         ProjectionsError: Declared projections do not give what the layer returned.
     """
+    # Stages are a last resort: a declaration that does not hold is the user's to mend.
     finder, stages = Finder(model, declared), StageFinder(model)
     try:
         return finder.conclude(_run_and_listen(model, finder, example, kwargs))
@@ -53,10 +54,10 @@ def find_sites(
 def _run_and_listen(
     model: nn.Module, finder: Finder | StageFinder, example: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
-    """The output of one forward in which a finder heard every module."""
+    """Run one forward in which a finder hears every module; returns the output."""
     handles = []
     for path, module in model.named_modules():
-
+        # `path` is bound as a default: a plain closure would see the last path of the loop.
         def enter(m: nn.Module, a: tuple, k: dict, path: str = path) -> None:
             finder.enter(path, m, a, k)
 

@@ -61,6 +61,7 @@ def find_device(model: nn.Module) -> torch.device:
         runs_on = [
             d for h in _hooks(module) if (d := getattr(h, "execution_device", None)) is not None
         ]
+        # The first module with weights of its own is the one that reads the input.
         return torch.device(runs_on[0]) if first.is_meta and runs_on else first.device
     return torch.device("cpu")
 
@@ -74,7 +75,8 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def _find_parameter_names(model: nn.Module) -> dict[str, str]:
-    """Parameters by the name they are known by, to their name in the model."""
+    """Map the names that files know parameters by to their names in this model."""
+    # A block in a checkpoint is the same block under a longer name.
     named = {n.replace(CHECKPOINT_PREFIX, ""): n for n, p in model.named_parameters() if p.numel()}
     if is_offloaded(model):
         # One tensor under two names is two on `meta`: the second is no parameter of its own.
@@ -87,7 +89,9 @@ def _digest(model: nn.Module, named: dict[str, str], names: list[str]) -> str:
     digest = hashlib.sha256()
     for name in names:
         for part, tensor in _parts(name, _value(model, named[name])):
+            # As bytes: numpy has no bfloat16.
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            # With its name, so that two tensors that change places are seen.
             digest.update(part.encode() + raw.numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -103,8 +107,10 @@ def _value(model: nn.Module, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     value = getattr(module, leaf)
-    kept = [h.weights_map for h in _hooks(module) if getattr(h, "weights_map", None) is not None]
-    return kept[0][leaf] if value.is_meta and kept else value
+    weights_maps = [
+        h.weights_map for h in _hooks(module) if getattr(h, "weights_map", None) is not None
+    ]
+    return weights_maps[0][leaf] if value.is_meta and weights_maps else value
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -107,6 +107,7 @@ class SaveStream:
             return None
         changed = False
         if self.stem:
+            # Before the stream is saved below: a tuner in the first block reads this sum.
             if self.stem in call.tuners:
                 tuner = call.tuners[self.stem]
                 call.reached.add(self.stem)
@@ -127,6 +128,7 @@ class SaveStream:
             return None
         if args:
             return (x, *args[1:]), kwargs
+        # Blocks of transformers and diffusers may be called by keyword alone.
         name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
         return args, {**kwargs, ("hidden_states" if "hidden_states" in kwargs else name): x}
 
@@ -154,6 +156,7 @@ class AddDeltaToReaders:
                 continue
             x = first_tensor(args) if args else kwargs["hidden_states"]
             assert x is not None
+            # All later readers of a gated block read one and the same delta.
             if site.name not in call.deltas:
                 call.deltas[site.name] = compute_delta(x, tuner, call, site)
             x = x + call.deltas[site.name]
@@ -208,6 +211,7 @@ class AddDelta:
                 # One module may serve several sums of a block: only the call that counts is changed.
                 count = call.counts.get(site.name, 0)
                 call.counts[site.name] = count + 1
+                # Modulo: under `host.using` one record goes through many forwards.
                 if count % site.calls != site.nth:
                     continue
             if site.name in call.tuners and not (
@@ -261,11 +265,13 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     if site.via:
         delta = call.deltas.pop(site.name)
         return change_tensor(output, lambda y: y + delta, site.part)
+    # Popped: a stream that stayed here would outlive its block.
     stream = call.streams.pop(site.name)
     x = y if tuner.reads == "output" or site.changes else stream
     if site.channels_first:
         x, y = x.movedim(1, -1), y.movedim(1, -1)
     grid = y.shape
+    # Most tuners work token by token and know no grid.
     if y.dim() > 3 and not tuner.needs_grid:
         x, y = x.flatten(1, -2), y.flatten(1, -2)
     view = call.projections.get(site.name) if tuner.needs_view else None
@@ -289,6 +295,7 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
 
 def compute_delta(y: Tensor, tuner: Tuner, call: Call, site: Site) -> Tensor:
     """What a tuner adds to a stream, alone: the delta added to zeros of the stream's shape."""
+    # Without `via`, which would look for the very delta that is made here.
     zeros = torch.zeros_like(y)
     return add_delta(zeros, tuner, call, replace(site, via=(), part=None))
 
@@ -305,5 +312,6 @@ def change_tensor(output: Any, change: Callable[[Tensor], Tensor], part: int | N
         changed[place] = change(changed[place])
         return changed if isinstance(output, list) else tuple(changed)
     name = next(k for k, v in output.items() if isinstance(v, Tensor))
+    # In place: a ModelOutput of transformers is a dict whose keys are attributes as well.
     output[name] = change(output[name])
     return output

@@ -81,11 +81,12 @@ class Host(Extractor):
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        # Before the first forward, in which 4-bit weights would pack themselves.
         keep_backward(model)
         declared, known = (sites, None) if isinstance(sites, Declaration) else (None, sites)
         if known is None or readout is None:
-            found, seen = find_sites(model, *example, declared=declared, **kwargs)
-            known, readout = known or found, readout or seen
+            found_sites, found_readout = find_sites(model, *example, declared=declared, **kwargs)
+            known, readout = known or found_sites, readout or found_readout
         self.sites: Sites = known
         self.readout_rule: Readout = readout
         self.images = any(is_image(value) for value in (*example, *kwargs.values()))
@@ -106,6 +107,7 @@ class Host(Extractor):
             if hook.after:
                 module.register_forward_hook(hook)
             else:
+                # Libraries give streams, masks and caches by keyword.
                 module.register_forward_pre_hook(hook, with_kwargs=True)
 
     @property
@@ -153,6 +155,7 @@ class Host(Extractor):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
         call.keep_own_feature(output, self.readout_rule, self.readout)
+        # In the order that was asked for, whatever the order of the forward.
         call.taps = {tap: call.taps[tap] for tap in needs.taps}
         return call.features(self.readout)
 
@@ -181,6 +184,7 @@ class Host(Extractor):
         check_tuners(tuners, self.sites, self._projections)
         with active(self._slot, call):
             if weights:
+                # The backbone object is never changed: other threads may be running it.
                 output = torch.func.functional_call(self.model, dict(weights), args, kwargs)
             else:
                 output = self.model(*args, **kwargs)
@@ -250,6 +254,7 @@ class Host(Extractor):
         call = Call(task.inline_tuners, needs, self._projections, self._last, side)
         with active(self._slot, call):
             yield
+        # Where no forward ran inside, nothing was missed.
         if call.reached or call.taps:
             check_all_reached(call)
 
@@ -267,6 +272,7 @@ class Host(Extractor):
     def release(self) -> None:
         """Remove every hook of this host; the backbone is as it was before."""
         for module in self.model.modules():
+            # By slot: other hosts on the same backbone keep their hooks.
             remove_hooks(module, lambda hook: getattr(hook, "slot", None) == self._slot)
         drop_thread(self._slot)
 

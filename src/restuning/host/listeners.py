@@ -59,6 +59,7 @@ class RecordAttentionInputs:
 
 
 def _is_mask(value: Any) -> bool:
+    # `b 1 n m`; what has an axis of heads is a bias of positions.
     return isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == 1
 
 
@@ -67,10 +68,12 @@ def _lengthen_mask(mask: Tensor, tokens: int) -> Tensor:
     more = tokens - mask.shape[-1]
     if more <= 0:
         return mask
+    # Boolean masks say what is seen, others are added to the scores.
     seen = mask.new_ones(()) if mask.dtype == torch.bool else mask.new_zeros(())
     mask = torch.cat([mask, seen.expand(*mask.shape[:-1], more)], -1)
     if mask.shape[-2] == 1:
         return mask
+    # The rows of appended tokens: what the last real token sees.
     return torch.cat([mask, mask[..., -1:, :].expand(*mask.shape[:2], more, -1)], -2)
 
 

@@ -47,9 +47,10 @@ class RecomputedBlock(CheckpointWrapper):
         )
 
     def make_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of the first run and of the second."""
+        """What surrounds the block's first run, and what its second: `checkpoint` asks for both."""
         call = current_call(self.slot)
         if call is None:
+            # What ran without a task is run again without one, whatever is in use by then.
             return nullcontext(), active(self.slot, None)
         block = wrapped_module(self)
         return nullcontext(), _restore_record(
@@ -73,6 +74,7 @@ def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> No
         parent = model.get_submodule(parent_path)
         block = getattr(parent, name)
         if on and not isinstance(block, CheckpointWrapper):
+            # A block's own second name for a shared weight must lead to the first one.
             names = {n: first[id(p)] for n, p in block.named_parameters(remove_duplicate=False)}
             setattr(parent, name, RecomputedBlock(block, slot, names))
         elif not on and isinstance(block, CheckpointWrapper):
@@ -84,6 +86,7 @@ def _restore_record(
     slot: str, call: Call, block: nn.Module, names: Mapping[str, str]
 ) -> Iterator[None]:
     """The record of the first run, and the weights that it ran with."""
+    # Only this block's: the rest of the backbone is not run again.
     own = {n: call.weights[whole] for n, whole in names.items() if whole in call.weights}
     with active(slot, call), substitute_weights(block, own):
         yield

@@ -42,8 +42,10 @@ class SideBySide:
 
     def __call__(self, taps: Mapping[str, Tensor]) -> Tensor:
         """All last streams, as one of the shape of one."""
+        # The backbone is frozen, its own answer has nothing to train.
         states = [taps[self.taps[-1]].detach()] if self.base else []
         states += [bypass(taps) for bypass in self.bypasses]
+        # An earlier forward under the same record may have raised before it came to `gather`.
         self.close()
         self._count = len(states)
         inside, self._level = open_vmap(torch.stack(states))

@@ -36,16 +36,20 @@ class AttentionInputs(NamedTuple):
 def read_attention_inputs(
     module: nn.Module, args: tuple, kwargs: Mapping[str, Any]
 ) -> AttentionInputs:
-    """Read them off an attention's arguments."""
+    """Read mask, positions, cache and context off an attention's arguments."""
     context = next((kwargs[n] for n in CONTEXT if isinstance(kwargs.get(n), Tensor)), None)
     mask, rope, past, whole = None, None, None, False
     for name, value in [*(("", v) for v in args), *kwargs.items()]:
         if isinstance(value, Tensor):
+            # A bias of positions has an axis of heads, but for a model with one head.
             if value.dim() == 4 and value.shape[1] == 1 and name != "position_bias":
                 mask = value
         elif isinstance(value, tuple) and len(value) == 2:
+            # A pair with four axes would be keys and values.
             if all(isinstance(v, Tensor) and v.dim() in (2, 3) for v in value):
                 rope = value
+        # A cache of transformers, known by its method: this room imports no model library. Under
+        # cross-attention it holds the other sequence, which `context` gives already.
         elif context is None and hasattr(value, "get_seq_length"):
             past, whole = _past(value, module)
     return AttentionInputs(mask, None, rope, past, whole, context)
@@ -68,6 +72,7 @@ def has_past(cache: Any) -> bool:
 
 
 def _past(cache: Any, module: nn.Module) -> tuple[tuple[Tensor, Tensor] | None, bool]:
+    # An encoder-decoder keeps two caches in one.
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
     index = next(
         (i for m in module.modules() if (i := getattr(m, "layer_idx", None)) is not None), None
@@ -75,8 +80,10 @@ def _past(cache: Any, module: nn.Module) -> tuple[tuple[Tensor, Tensor] | None, 
     if index is None or index >= len(layers) or not has_past(cache):
         return None, False
     keys, values = getattr(layers[index], "keys", None), getattr(layers[index], "values", None)
+    # Layers of a cache are made empty and filled by their first forward.
     if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or not keys.numel():
         return None, False
+    # transformers compiles only over buffers of fixed size, so this tells them apart.
     return (keys, values), bool(getattr(layers[index], "is_compileable", False))
 
 

@@ -96,24 +96,24 @@ class Declaration:
 
     @classmethod
     def of(cls, layers: Iterable[Layer]) -> Declaration:
-        """Of layers, each block once.
+        """Make a declaration from layers, each block once.
 
         Raises:
             NoSitesError: None at all, or a block twice.
         """
-        known: dict[str, Layer] = {}
+        by_block: dict[str, Layer] = {}
         for layer in layers:
-            if layer.block in known:
+            if layer.block in by_block:
                 raise NoSitesError(
                     "a block is declared twice", where=layer.block, fix="declare each block once"
                 )
-            known[layer.block] = layer
-        if not known:
+            by_block[layer.block] = layer
+        if not by_block:
             raise NoSitesError(
                 "a declaration without layers",
                 fix='Sites.declare([Layer("path.of.a.block", ...), ...])',
             )
-        return cls(known)
+        return cls(by_block)
 
     def check(self, model: nn.Module) -> None:
         """Refuse names of modules that the backbone does not have.

@@ -83,6 +83,7 @@ class Finder:
             for path, container in model.named_modules()
             if isinstance(container, (nn.ModuleList, nn.Sequential))
             for name, child in container.named_children()
+            # A block is made of parts and computes something: no activation, no lone layer.
             if any(is_linear(m) or is_conv(m) for m in child.modules())
             and next(child.children(), None) is not None
         }
@@ -105,9 +106,11 @@ class Finder:
         if all(block.outer for block in self.open_blocks):
             self.readout.enter(path, module, x)
         if path in self.candidates and x is not None and x.dim() >= 3:
+            # The tensor and a copy: at the end they differ if the block overwrote it in place.
             self.open_blocks.append(_OpenBlock(path, x, x.clone()))
         call = ModuleCall(path, module, self.clock, None)
         call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
+        # A norm that is given a condition as well (adaLN) is no function of the stream alone.
         call.alone = len(args) + sum(v is not None for v in kwargs.values()) == 1
         if self._listening:
             call.attention_inputs = read_attention_inputs(module, args, kwargs)
@@ -144,6 +147,7 @@ class Finder:
         if self.open_blocks and self.open_blocks[-1].path == path:
             block = self.open_blocks.pop()
             if not block.outer and self._analyse(block, call):
+                # Around a block stands a stage, not a block: its calls and their tensors can go.
                 for outer in self.open_blocks:
                     outer.outer = True
                     outer.calls.clear()
@@ -155,7 +159,7 @@ class Finder:
         return any(not block.outer for block in self.open_blocks)
 
     def conclude(self, output: Any) -> tuple[Sites, Readout]:
-        """All sites and the readout.
+        """Conclude from what was heard where the sites are, and how the readout is made.
 
         Raises:
             NoSitesError: There are none, or a declared block is none.
@@ -180,13 +184,14 @@ class Finder:
         readout = self.readout.conclude(
             output, causal=causal, hierarchy=hierarchy, first=sites[-1].channels_first
         )
+        # What runs after the last block may prove nothing, but a readout that fits has read it.
         if sites[-1].op == "block" and readout.proof == "exact":
             sites[-1] = replace(sites[-1], proof="residual")
         return Sites([*sites, *stages]), readout
 
     def _check_declared(self) -> None:
-        known = {layer.sites[-1].module for layer in self.layers}
-        missing = [path for path in self.declared if path not in known]
+        blocks = {layer.sites[-1].module for layer in self.layers}
+        missing = [path for path in self.declared if path not in blocks]
         if missing:
             raise NoSitesError(
                 "a declared block is none",
@@ -197,14 +202,19 @@ class Finder:
             )
 
     def _number_layers(self) -> list[Site]:
-        """Blocks of a class whose sums were seen only later are put where they ran."""
+        """The sites of all layers, numbered in the order in which the layers ran.
+
+        Blocks without a sum of their own count if another of their class has shown one.
+        """
         kinds = {layer.kind for layer in self.layers}
-        known = {layer.sites[-1].module for layer in self.layers}
+        blocks = {layer.sites[-1].module for layer in self.layers}
         plain = {
             layer.sites[-1].module: layer for layer in self.without_sums if layer.kind in kinds
         }
         first = [
-            layer for path, layer in plain.items() if not any(_is_inside(path, k) for k in known)
+            layer
+            for path, layer in plain.items()
+            if not any(_is_inside(path, block) for block in blocks)
         ]
         layers = sorted([*first, *self.layers], key=lambda layer: layer.start)
         return [
@@ -218,6 +228,7 @@ class Finder:
         if x is None or not self.layers or self.readout.last is None:
             return
         sites = self.layers[-1].sites
+        # The block's own site stands last in its layer.
         if sites[-1].proof == "shape" and equal(x, self.readout.last):
             sites[-1] = replace(sites[-1], proof="residual")
 
@@ -226,48 +237,51 @@ class Finder:
             return False
         if any(block.path == layer.sites[-1].module for layer in self.layers):
             return True
+        # In the order in which they returned: what is added last returns last.
         calls = sorted((c for c in block.calls if c is not own), key=lambda c: c.end)
-        layer = self.declared.get(block.path)
-        found = [] if layer is None else self.operations.check_declared(layer, own, calls)
+        declared = self.declared.get(block.path)
+        sites = [] if declared is None else self.operations.check_declared(declared, own, calls)
+        # Where a block changes the size of the stream there is no sum with what entered.
         if own.output.numel() == block.stream.numel():
-            known = [(s.op, s.leave) for s in found]
-            found += [
+            earlier = [(s.op, s.leave) for s in sites]
+            sites += [
                 s
                 for s in self.operations.find_in_block(block.stream, own, calls)
-                if not any(s.op == op or s.leave == leave for op, leave in known)
+                if not any(s.op == op or s.leave == leave for op, leave in earlier)
             ]
         kind = type(own.module)
         projections = next(
-            (s.projections for s in found if s.op == "mha" and s.projections is not None), None
+            (s.projections for s in sites if s.op == "mha" and s.projections is not None), None
         )
         _, dim_in = find_layout(block.stream, own.module, [own, *calls])
         # A first activation in place leaves nothing of the stream that a tuner could still read.
         changes = own.output.shape != block.stream.shape or not equal(block.input, block.stream)
-        site = self.operations.make_site(
+        own_site = self.operations.make_site(
             "block", block.path, block.path, own, [own, *calls], "shape"
         )
-        site = replace(site, changes=changes, dim_in=dim_in, part=own.part)
+        own_site = replace(own_site, changes=changes, dim_in=dim_in, part=own.part)
         # A layer lends its projections to all its sites: queries of FFN and block tuners come from
         # there.
-        gated = any(s.gated for s in found)
-        found = [
+        gated = any(s.gated for s in sites)
+        sites = [
             s if s.op == "cross" or gated else replace(s, projections=projections)
-            for s in [*found, site]
+            for s in [*sites, own_site]
         ]
-        layer_seen = _Layer(own.start, kind, found)
+        layer = _Layer(own.start, kind, sites)
         named = kind not in _CONTAINERS
         if (
             block.path in self.declared
-            or len(found) > 1
+            or len(sites) > 1
             or is_residual(calls, own)
             or find_gated_sums(calls, own, block.stream)
-            or (named and any(kind is known.kind for known in self.layers))
+            or (named and any(kind is earlier.kind for earlier in self.layers))
         ):
-            self.layers.append(layer_seen)
+            self.layers.append(layer)
             self.readout.note_block(own.output)
             return True
+        # Its class may turn out to be a block's later (a first block without a shortcut).
         if named:
-            self.without_sums.append(layer_seen)
+            self.without_sums.append(layer)
         return False
 
 
@@ -292,15 +306,16 @@ def find_parts_of_layers(model: nn.Module, candidates: Iterable[str]) -> set[str
     T5 keeps self-attention, cross-attention and feed-forward of a layer in a list: inside another
     candidate, two or more members, no two of one class. (What a `Sequential` holds is a chain.)
     """
-    known = set(candidates)
-    found: set[str] = set()
-    for path in known:
+    paths = set(candidates)
+    parts: set[str] = set()
+    for path in paths:
         container = path.rpartition(".")[0]
         owner = container.rpartition(".")[0]
-        held = model.get_submodule(container)
-        if owner not in known or not isinstance(held, nn.ModuleList):
+        members = model.get_submodule(container)
+        if owner not in paths or not isinstance(members, nn.ModuleList):
             continue
-        classes = [type(m) for m in held.children()]
+        classes = [type(m) for m in members.children()]
+        # Layers of a stack repeat a class, the parts of one layer do not.
         if len(classes) > 1 and len(set(classes)) == len(classes):
-            found.add(path)
-    return found
+            parts.add(path)
+    return parts

@@ -57,6 +57,7 @@ class ReadoutListener:
                 self.linear.append((path, x.clone(), None))
         if "norm" not in type(module).__name__.lower() or self.norm:
             return
+        # By memory order: a norm may read the stream reshaped.
         if x.numel() == self.last.numel() and torch.equal(x.reshape(-1), self.last.reshape(-1)):
             self.norm = self.waiting = path
         elif x.dim() == 2:
@@ -66,13 +67,14 @@ class ReadoutListener:
 
     def leave(self, path: str, y: Tensor | None) -> None:
         """A module outside all blocks has returned."""
+        # The output of the linear map that was entered last; see `_map_feature`.
         if self.linear and self.linear[-1][0] == path and y is not None:
             self.linear[-1] = (*self.linear[-1][:2], y.clone())
         if self.waiting and path == self.waiting and y is not None:
             self.norm_out, self.waiting = y.clone(), ""
 
     def conclude(self, output: Any, *, causal: bool, hierarchy: bool, first: bool) -> Readout:
-        """The readout; "assumed" where no value of the backbone confirms it.
+        """Find the readout; its proof is "assumed" where no value of the backbone confirms it.
 
         Args:
             output: The backbone's.
@@ -103,32 +105,33 @@ class ReadoutListener:
             return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
         names = [name for name, _ in self.model.named_parameters()]
         has_class_token = any(_CLASS_TOKENS.search(name) for name in names)
+        # Grids are even as a rule, so an odd number of tokens still has the class token among them.
         keeps_it = has_class_token and _as_tokens(normed, dim).shape[1] % 2 == 1
         pool: Pool = "last" if causal else "cls" if keeps_it else "mean"
         return Readout(self.norm, pool, dim, maps=first)
 
     def _find_unit_length_readout(self, own: Tensor, hierarchy: bool, first: bool) -> Readout:
-        """Of a tower: the pooled feature, mapped or not, that at unit length is what it returns."""
+        """Find the readout of a tower (CLIP), which returns its feature at unit length."""
         rule = Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact", unit=True)
         if hierarchy:
             return rule
         if self.guess is not None:
             assert self.norm_out is not None
             pool, skip = self.guess
-            found = [(pool, skip, pool == "mean", self.norm_out)]
+            ways = [(pool, skip, pool == "mean", self.norm_out)]
         else:
             normed = self.norm_out if self.norm_out is not None else self.last
             assert normed is not None
             tokens = _as_tokens(normed, self._find_width(normed, self.pooled))
-            found = [(*each[:2], False, each[2]) for each in _list_poolings(tokens)]
-        for pool, skip, pool_first, feature in found:
+            ways = [(*each[:2], False, each[2]) for each in _list_poolings(tokens)]
+        for pool, skip, pool_first, feature in ways:
             for path, value in self._map_feature(feature, own.shape[-1]):
                 if value.shape == own.shape and _is_close(F.normalize(value, dim=-1), own):
                     return replace(rule, pool=pool, skip=skip, pool_first=pool_first, project=path)
         return rule
 
     def _map_feature(self, feature: Tensor, to: int) -> Iterator[tuple[str, Tensor]]:
-        """A pooled feature itself, and what maps make of it: linear ones that read it, matrices."""
+        """Yield a pooled feature and what may be made of it, each with the path of its linear map."""
         yield "", feature
         for path, entered, left in self.linear:
             # Heard, not computed again: so it holds for models whose weights are not there.
@@ -141,6 +144,7 @@ class ReadoutListener:
     def _find_width(self, normed: Tensor, seen: list[Tensor]) -> int:
         if normed.dim() != 4:
             return normed.shape[-1]
+        # Channels first only where a pooled vector of that width was seen, and not of the other.
         widths = {t.shape[-1] for t in seen}
         return (
             normed.shape[1] if normed.shape[1] in widths - {normed.shape[-1]} else normed.shape[-1]
@@ -156,6 +160,7 @@ def read_vector(output: Any) -> Tensor | None:
     for value in values:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
             continue
+        # `b d 1 1` is what global pooling leaves in convolutional networks.
         if set(value.shape[2:]) <= {1}:
             return value.flatten(1)
     return None
@@ -171,14 +176,14 @@ def _list_poolings(tokens: Tensor) -> list[tuple[Pool, int, Tensor]]:
     """Ways to make one vector of tokens: the readout, the tokens it leaves out, its value."""
     if tokens.dim() != 3:
         return []
-    found: list[tuple[Pool, int, Tensor]] = [("cls", 0, tokens[:, 0])]
-    found.extend(
+    ways: list[tuple[Pool, int, Tensor]] = [("cls", 0, tokens[:, 0])]
+    ways.extend(
         ("mean", skip, tokens[:, skip:].mean(1))
         # A mean of one token would be that token, whatever the length of the next input.
         for skip in range(min(MOST_PREFIX_TOKENS, tokens.shape[1] - 1))
     )
-    found.append(("last", 0, tokens[:, -1]))
-    return found
+    ways.append(("last", 0, tokens[:, -1]))
+    return ways
 
 
 def _match_pooling(tokens: Tensor, seen: list[Tensor]) -> tuple[Pool, int] | None:

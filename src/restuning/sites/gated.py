@@ -67,7 +67,7 @@ def find_gated_sums(calls: list[ModuleCall], own: ModuleCall, stream: Tensor) ->
     chain: list[tuple[ModuleCall, Tensor, ModuleCall, bool]] = []
     reader, value, since = streams[0], stream, streams[0].start
     while not equal(value, own.output):
-        found = None
+        following = None
         for when, target in targets:
             if when <= since or target is None or equal(value, target):
                 continue
@@ -80,15 +80,17 @@ def find_gated_sums(calls: list[ModuleCall], own: ModuleCall, stream: Tensor) ->
                 and (plain := _test_gated_sum(value, values, target)) is not None
             ]
             if fits:
+                # The latest: after a LayerScale or norm at the branch's end, if there is one.
                 branch, plain = max(fits, key=lambda fit: fit[0].end)
-                found = (when, target, branch, plain)
+                following = (when, target, branch, plain)
                 break
-        if found is None:
+        if following is None:
             return []
-        when, target, branch, plain = found
+        when, target, branch, plain = following
         chain.append((reader, target, branch, plain))
         value, since = target, when
         reader = next((s for s in streams if equal(s.input, target)), own)
+    # A tuner's delta must reach all who read the stream from this sum to the block's end.
     between = [target for _, target, _, _ in chain[:-1]]
     return [
         Step(
@@ -117,6 +119,7 @@ def _probe(x: Tensor) -> Tensor:
 
 
 def _find_near(rest: Tensor, probes: Tensor, target: Tensor) -> list[int]:
+    # Least squares over tokens: the gate of each channel, were this the branch.
     gate = (rest * probes).sum(1, keepdim=True) / (probes**2).sum(1, keepdim=True).clamp_min(1e-30)
     error = (rest - gate * probes).abs().amax((1, 2))
     limit = SUM_TOLERANCE * rest.abs().max() + 4 * rounding(target)
@@ -134,10 +137,12 @@ def _test_gated_sum(stream: Tensor, branch: Tensor, target: Tensor) -> bool | No
         return True
     squares = (branch**2).sum(1, keepdim=True).clamp_min(1e-30)
     gate = (rest * branch).sum(1, keepdim=True) / squares
+    # One gate must serve all tokens; this is what tells a branch from any other tensor.
     return False if (rest - gate * branch).abs().max() <= limit else None
 
 
 def _find_readers(calls: list[ModuleCall], streams: list[Tensor]) -> tuple[str, ...]:
     reads = [c for c in calls if c.input is not None and any(equal(c.input, s) for s in streams)]
+    # What is inside another reader is given its input by that one.
     outer = [c for c in reads if not any(o.start < c.start and o.end > c.end for o in reads)]
     return tuple(dict.fromkeys(c.path for c in sorted(outer, key=lambda c: c.start)))

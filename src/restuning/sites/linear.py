@@ -27,31 +27,32 @@ def is_plain(weight: Tensor) -> bool:
 
 
 def read_weight(module: nn.Module) -> Tensor:
-    """Its weight, `out in`.
+    """The weight of a linear map, `out in`.
 
     Cost: nothing; for a packed or offloaded weight one product with the identity, `in^2 out`.
     """
     weight: Any = module.weight
     if not is_plain(weight) or (weight.is_meta and hasattr(module, "_hf_hook")):
         return _unpack_weight(module)
+    # `Conv1D` keeps `in out`.
     return weight if isinstance(module, nn.Linear) else weight.t()
 
 
 def width_in(module: nn.Module) -> int:
-    """Width of what it reads."""
+    """The number of channels that a linear map reads."""
     weight: Any = module.weight
     # A packed weight has another shape than the map.
     return int(module.in_features if isinstance(module, nn.Linear) else weight.shape[0])
 
 
 def width_out(module: nn.Module) -> int:
-    """Width of what it gives."""
+    """The number of channels that a linear map returns."""
     weight: Any = module.weight
     return int(module.out_features if isinstance(module, nn.Linear) else weight.shape[1])
 
 
 def read_bias(module: nn.Module) -> Tensor | None:
-    """Its bias, `out`, or None."""
+    """The bias of a linear map, `out`, or None."""
     bias: Any = module.bias
     if bias is not None and bias.is_meta and hasattr(module, "_hf_hook"):
         return _apply(module, torch.zeros(1, width_in(module), dtype=bias.dtype))[0]
@@ -71,15 +72,17 @@ def keep_backward(model: nn.Module) -> None:
 
 def _unpack_weight(module: Any) -> Tensor:
     """What the map does to the identity: library-free, and right whatever the packing is."""
-    given = [t for t in (module.weight, module.bias) if t is not None and t.is_floating_point()]
-    identity = torch.eye(width_in(module), dtype=given[0].dtype if given else torch.float32)
+    numbers = [t for t in (module.weight, module.bias) if t is not None and t.is_floating_point()]
+    identity = torch.eye(width_in(module), dtype=numbers[0].dtype if numbers else torch.float32)
     zero = torch.zeros_like(identity[:1])
+    # Less what it makes of zero, its bias.
     return (_apply(module, identity) - _apply(module, zero)).t()
 
 
 def _apply(module: Any, x: Tensor) -> Tensor:
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
+    # Accelerate's hook brings an offloaded weight to its device when `forward` is called.
     if device is None or not module.weight.is_meta:
         device = module.weight.device
     with torch.no_grad():

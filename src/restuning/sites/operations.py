@@ -44,19 +44,22 @@ class Operations:
     def find_in_block(self, stream: Tensor, own: ModuleCall, calls: list[ModuleCall]) -> list[Site]:
         """The sites of a block, without its own and without their layer, which is known later."""
         found_sums = find_sums([own, *calls], own)
+        # No plain sum ends the block: its last branch may pass a gate.
         if not any(branch.end == max(c.end for c in calls) for _, _, branch in found_sums):
             gated = self._find_gated_sites(stream, own, calls)
             if gated:
                 return gated
-        found: list[Site] = []
+        sites: list[Site] = []
         since = 0
         for start, entered, branch in found_sums:
             inside = [c for c in calls if c.start >= max(start, since) and c.end <= branch.end]
             since = branch.end
             op, module = find_operation(inside)
+            # A sum around anything else (a mixer of convolutions) is left to the block's site.
             if op is None or module is None or entered.input is None:
                 continue
-            if op in {s.op for s in found}:
+            # One site an operation: of two feed-forwards around an attention (Macaron) the first.
+            if op in {s.op for s in sites}:
                 continue
             projections = None
             if op in ("mha", "cross"):
@@ -65,13 +68,14 @@ class Operations:
                 )
             same = [c for c in sorted(calls, key=lambda c: c.start) if c.path == branch.path]
             site = self.make_site(op, entered.path, module.path, branch, calls, "residual")
-            found.append(
+            sites.append(
                 replace(site, nth=same.index(branch), calls=len(same), projections=projections)
             )
         for op, pattern in _BY_NAME:
             fallback = find_outermost(calls, pattern)
-            if fallback is None or op in {s.op for s in found} or fallback.output is None:
+            if fallback is None or op in {s.op for s in sites} or fallback.output is None:
                 continue
+            # Called twice, it cannot be told which call a tuner belongs to.
             if fallback.input is None or [c.path for c in calls].count(fallback.path) > 1:
                 continue
             if not fallback.input.numel() == fallback.output.numel() == stream.numel():
@@ -85,8 +89,8 @@ class Operations:
                 and c.input is not None
             ]
             enter = before[0].path if before else fallback.path
-            found.append(self.make_site(op, enter, fallback.path, fallback, calls, "shape"))
-        return found
+            sites.append(self.make_site(op, enter, fallback.path, fallback, calls, "shape"))
+        return sites
 
     def check_declared(self, layer: Layer, own: ModuleCall, calls: list[ModuleCall]) -> list[Site]:
         """The sites of a block that its user declared, held against what was heard.
@@ -107,7 +111,7 @@ class Operations:
     ) -> Site:
         in_order = sorted(calls, key=lambda c: c.start)
 
-        def ran(path: str, since: int = 0) -> ModuleCall:
+        def find_call(path: str, since: int = 0) -> ModuleCall:
             call = next((c for c in in_order if c.path == path and c.end >= since), None)
             if call is None:
                 after = f" after {branch.module}" if since else ""
@@ -119,8 +123,8 @@ class Operations:
                 )
             return call
 
-        module, enter = ran(branch.module), ran(branch.enter)
-        leave = ran(branch.leave, module.end)
+        module, enter = find_call(branch.module), find_call(branch.enter)
+        leave = find_call(branch.leave, module.end)
         stream, added = enter.input, leave.output
         if stream is None or added is None or stream.numel() != added.numel():
             shapes = [None if t is None else tuple(t.shape) for t in (stream, added)]
@@ -131,6 +135,7 @@ class Operations:
                 fix="name as `enter` a module that reads the stream, and as `leave` one whose output "
                 "is added to it",
             )
+        # The next stream is what a later module reads, or what the block returns.
         targets = [c.input for c in in_order if c.start >= leave.end]
         seen = any(is_sum(stream, added, target) for target in (*targets, own.output))
         site = self.make_site(
@@ -183,7 +188,7 @@ class Operations:
         self, stream: Tensor, own: ModuleCall, calls: list[ModuleCall]
     ) -> list[Site]:
         """Sites of a block whose branches pass a gate that is no module."""
-        found: list[Site] = []
+        sites: list[Site] = []
         since = 0
         for step in find_gated_sums(calls, own, stream):
             branch, first = step.branch, max(step.since, since)
@@ -192,7 +197,7 @@ class Operations:
             op, module = find_operation(inside)
             # An attention and a feed-forward side by side end in one map: that is their block.
             side = find_outermost(inside, FFN, conv=True) if op == "mha" else None
-            if op is None or module is None or side is not None or op in {s.op for s in found}:
+            if op is None or module is None or side is not None or op in {s.op for s in sites}:
                 continue
             entered = step.reader.input
             assert entered is not None
@@ -206,10 +211,11 @@ class Operations:
                     else None
                 )
             site = self.make_site(op, step.reader.path, module.path, branch, calls, "residual")
+            # Behind the gate the delta would be scaled by it: it is added at the block's end.
             if not step.plain:
                 site = replace(site, leave=own.path, part=own.part, gated=True, via=step.via)
-            found.append(replace(site, projections=projections))
-        return found
+            sites.append(replace(site, projections=projections))
+        return sites
 
     def _reads_norm_alone(
         self, projections: Projections, stream: Tensor, calls: list[ModuleCall]
@@ -255,6 +261,7 @@ class Operations:
             (
                 c
                 for c in sorted(inside, key=lambda c: c.start)
+                # The norm that reads the very stream and runs before the attention.
                 if NORM.search(type(c.module).__name__)
                 and c.end < module.start
                 and c.input is not None

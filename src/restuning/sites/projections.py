@@ -121,9 +121,10 @@ class LentProjections:
 
     def with_inputs(self, inputs: AttentionInputs) -> LentProjections:
         """The same projections in a forward whose attention was given this."""
-        lent = object.__new__(LentProjections)
-        lent.__dict__.update(self.__dict__, _inputs=inputs)
-        return lent
+        # A shallow copy: modules are not looked up again in every forward.
+        copy = object.__new__(LentProjections)
+        copy.__dict__.update(self.__dict__, _inputs=inputs)
+        return copy
 
     def norm(self, x: Tensor) -> Tensor:
         """The attention branch's own norm."""
@@ -150,6 +151,7 @@ class LentProjections:
         if inputs.context is not None:
             return self.k(inputs.context), self.v(inputs.context)
         if inputs.past is not None and inputs.whole:
+            # The layer has written this forward's keys into the buffer by now.
             keys, values = inputs.past
         else:
             keys, values = self._rotate(self._project(tokens, 1)), self._project(tokens, 2)
@@ -166,10 +168,12 @@ class LentProjections:
 
     def out(self, y: Tensor) -> Tensor:
         """W_o without its bias, `... h n e -> ... n d`."""
+        # Without the bias, which the layer itself has added once.
         return F.linear(y.transpose(-3, -2).flatten(-2), self._out_weight().to(y.dtype))
 
     def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor] | None:
         """`h r e` keys and values as two maps `h*r d` around a softmax: `FrozenAttention.fold`."""
+        # Folding pays for few tokens, and is right where nothing stands between W_q and the scores.
         tokens = keys.shape[-2] * self.heads
         weight, bias = self._read_weight_and_bias(0)
         if (
@@ -179,6 +183,7 @@ class LentProjections:
             or weight.dim() != 2
         ):
             return None
+        # Into the small factor, not into the scores of every token.
         keys = keys * self.scale
         into = (keys @ weight.unflatten(0, (self.heads, -1))).flatten(0, 1)
         shift = None
@@ -200,6 +205,7 @@ class LentProjections:
             if added.dtype == torch.bool:
                 added = torch.zeros_like(added, dtype=queries.dtype).masked_fill(~added, least)
         elif self.projections.causal and n > 1:
+            # Queries are the last n of m tokens.
             added = queries.new_full((n, m), least).triu(1 + m - n)
         if inputs.bias is None:
             return added
@@ -214,6 +220,7 @@ class LentProjections:
         packed = projections.form == "packed"
         weight = module.in_proj_weight if packed else read_weight(module)
         bias = module.in_proj_bias if packed else read_bias(module)
+        # Rows of a fused weight: all queries, then all keys, then all values.
         queries = projections.heads * projections.head_dim
         start, width = (
             (0, queries),
@@ -232,6 +239,7 @@ class LentProjections:
         else:
             y = F.linear(x, *self._read_weight_and_bias(third))
         weight = getattr(norm, "weight", None)
+        # The weight's width tells a norm of each head (Qwen 3) from one of all heads (OLMo 2).
         a_head = weight is None or weight.numel() == projections.head_dim
         if norm is not None and not a_head:
             y = norm(y)
@@ -251,6 +259,7 @@ class LentProjections:
 
     def _repeat_key_heads(self, y: Tensor) -> Tensor:
         groups = self.projections.heads // self.projections.kv_heads
+        # Consecutive query heads share a key head.
         return y if groups == 1 else y.repeat_interleave(groups, -3)
 
     def _out_weight(self) -> Tensor:

@@ -31,6 +31,7 @@ _SEPARATE = (
     ("to_q", "to_k", "to_v"),
     ("q_lin", "k_lin", "v_lin"),
 )
+# The more special first: BERT's `output.dense` also ends in `dense`.
 _OUT = ("out_proj", "o_proj", "proj", "output.dense", "to_out.0", "dense", "c_proj", "out_lin", "o")
 _CAPS = ("attn_logit_softcapping", "attn_logit_softcap")
 """A cap on the scores is close to no change at small scores, so that a proof could pass by chance."""
@@ -48,6 +49,7 @@ def propose(model: nn.Module, path: str) -> Projections | None:
     """What the attention module at a path looks like, or None; not proved yet."""
     module = model.get_submodule(path)
     if isinstance(module, nn.MultiheadAttention):
+        # Keys of another width have three weights; tokens before the batch are no stream `b n d`.
         if module.in_proj_weight is None or not module.batch_first:
             return None
         size = module.head_dim
@@ -101,6 +103,7 @@ def measure_heads(model: nn.Module, projections: Projections) -> Projections | N
     """Projections with the width of a head, the key heads and the scale; None if widths do not fit."""
     rows = width_out(model.get_submodule(projections.q))
     if projections.form == "fused":
+        # One weight gives all query heads, then the key heads, then as many value heads.
         groups = projections.kv_heads or projections.heads
         size = rows // (projections.heads + 2 * groups)
     else:
@@ -220,8 +223,10 @@ def _try_readings(
     x, y = first.input, last.output
     bias_owner: Any = model.get_submodule(projections.out)
     bias = read_bias(bias_owner.out_proj if projections.form == "packed" else bias_owner)
+    # Tuners use W_o without its bias, so the proof does.
     target = y if bias is None else y - bias
     causal = getattr(model.get_submodule(projections.module), "is_causal", False) is True
+    # A mask that was given shows whether it hides the future; else the likelier comes first.
     masks = (_hides_future(beside.mask),) if beside.mask is not None else (causal, not causal)
     if beside.context is not None:
         masks = (False,)
@@ -236,13 +241,14 @@ def _try_readings(
             yield proved, error / largest if largest else error
 
 
-def _measure_error(lent: LentProjections, x: Tensor, target: Tensor) -> float:
+def _measure_error(projections: LentProjections, x: Tensor, target: Tensor) -> float:
     try:
-        q = lent.q(x)
-        k, v = lent.keys_values(x)
-        scores, mask = (q * lent.scale) @ k.transpose(-2, -1), lent.mask(q, k)
+        q = projections.q(x)
+        k, v = projections.keys_values(x)
+        scores, mask = (q * projections.scale) @ k.transpose(-2, -1), projections.mask(q, k)
         mixed = (scores if mask is None else scores + mask).softmax(-1) @ v
-        return float((lent.out(mixed) - target).abs().max())
+        return float((projections.out(mixed) - target).abs().max())
+    # Shapes of a wrong reading do not fit: that is an answer, not an error.
     except (RuntimeError, AttributeError, TypeError, IndexError, ValueError):
         return float("inf")
 

@@ -28,6 +28,7 @@ def is_residual(calls: list[ModuleCall], own: ModuleCall) -> bool:
             if c.output is not None
             and c.input is not None
             and any(equal(c.output, h) for h in heads)
+            # Identities (dropout in eval mode) would only repeat a target.
             and not equal(c.output, c.input)
         ]
         targets += heads
@@ -51,6 +52,7 @@ def is_residual(calls: list[ModuleCall], own: ModuleCall) -> bool:
 
 
 def _is_sum_of_two(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor) -> bool:
+    # A multiple of the sum itself, or two multiples of one tensor, would fit by themselves.
     alike = _find_proportional(torch.cat([rows, t[None]]))
     apart = (~alike[-1, :-1]).nonzero().flatten().tolist()
     for i in apart:
@@ -68,6 +70,7 @@ def _is_sum_of_two(terms: list[Tensor], rows: Tensor, target: Tensor, t: Tensor)
         for place in (error <= limit).nonzero().flatten().tolist():
             whole = target.float() - terms[i].reshape(target.shape)
             branch = terms[others[place]].reshape(target.shape) * float(factor[place])
+            # The factor was measured on a few values, and is less exact for the whole tensor.
             if (whole - branch).abs().max() <= 10 * limit:
                 return True
     return False
@@ -77,6 +80,7 @@ def _find_proportional(rows: Tensor) -> Tensor:
     """Which rows are multiples of which: copies, constant scales, or nothing at all."""
     products = rows @ rows.T
     sizes = products.diagonal()
+    # Cauchy and Schwarz: equal only for multiples of one another.
     return products**2 >= (1 - 1e-9) * sizes[:, None] * sizes
 
 
@@ -112,6 +116,7 @@ def _is_shortcut_alone(
 
 def _is_parallel_sum(outer: list[ModuleCall], target: Tensor) -> bool:
     outputs = [c.output.reshape(-1) for c in outer if c.output is not None]
+    # A single reader is the block's whole computation and no sum.
     if len(outputs) < 2:
         return False
     total = torch.stack(outputs).sum(0)

@@ -85,6 +85,7 @@ class Site:
     def enters_channels_first(self, x: Tensor) -> bool:
         """Whether what enters this block has its channels before the grid, told by its width."""
         width = self.dim_in or self.dim
+        # A block may read another layout than it returns; where both fit, its own decides.
         return x.shape[1] == width and (self.channels_first or x.shape[-1] != width)
 
     @property
@@ -154,6 +155,7 @@ class Sites(Mapping[str, Site]):
         """
         before = {site.name: tap for tap, site in self.stems.items()}
         stages = [s.name for s in self.values() if s.op == "stage"]
+        # Stages hold blocks, and return after them.
         names = [*(s.name for s in self.values() if s.op == "block"), *stages]
         return tuple(tap for n in names for tap in ([before[n], n] if n in before else [n]))
 
@@ -175,17 +177,19 @@ class Sites(Mapping[str, Site]):
             NoSitesError: Nothing fits.
         """
         numbers = range(1, self.layers + 1)
-        wanted = set(numbers[layers]) if isinstance(layers, slice) else set(layers)
-        kept = [s for s in self.values() if (not ops or s.op in ops) and s.layer in wanted]
-        if not kept:
+        numbers_picked = set(numbers[layers]) if isinstance(layers, slice) else set(layers)
+        picked = [
+            s for s in self.values() if (not ops or s.op in ops) and s.layer in numbers_picked
+        ]
+        if not picked:
             raise NoSitesError(
                 "no site fits the selection",
-                where=f"ops={list(ops) or 'all'}, layers={sorted(wanted)}",
+                where=f"ops={list(ops) or 'all'}, layers={sorted(numbers_picked)}",
                 found=f"operations here: {sorted({s.op for s in self.values()})}, "
                 f"layers 1 to {self.layers}",
                 fix="print(host.sites) lists them",
             )
-        return Sites(kept)
+        return Sites(picked)
 
     @staticmethod
     def declare(layers: Iterable[Layer]) -> Declaration:
@@ -245,17 +249,18 @@ def find_stack_starts(sites: Iterable[Site]) -> list[int]:
 
     Elsewhere a layer that reads across stands in the one stack (UNets, gated cross-attention).
     """
-    known = list(sites)
-    crossing = {s.layer for s in known if s.op == "cross"}
-    found, before = [], None
-    for site in (s for s in known if s.op == "block"):
+    all_sites = list(sites)
+    crossing = {s.layer for s in all_sites if s.op == "cross"}
+    first_layers, container_before = [], None
+    for site in (s for s in all_sites if s.op == "block"):
         container = site.module.rpartition(".")[0]
-        later = {s.layer for s in known if s.layer >= site.layer}
+        later = {s.layer for s in all_sites if s.layer >= site.layer}
+        # A decoder's layers all read across, up to the last.
         begins = later <= crossing and site.layer == min(crossing)
-        if before is None or (container != before and begins):
-            found.append(site.layer)
-        before = container
-    return found
+        if container_before is None or (container != container_before and begins):
+            first_layers.append(site.layer)
+        container_before = container
+    return first_layers
 
 
 def is_hierarchy(sites: Iterable[Site]) -> bool:

@@ -64,6 +64,7 @@ class StageFinder:
         """Stages after the first, and the backbone's own vector as readout; None without either."""
         own = read_vector(output)
         ends = self._find_ends()
+        # The first end is the embedding; a stage needs one more.
         if own is None or len(ends) < 2:
             return None
         sites = [
@@ -78,23 +79,27 @@ class StageFinder:
         """Last cut of every grid, with the module that reads it."""
         by_start = sorted(self.calls, key=lambda c: c.start)
         times = [c.path for c in self.calls]
+        # A hook cannot tell the calls of a shared module (an activation) apart here.
         once = {path for path in times if times.count(path) == 1}
         ends: dict[tuple[int, ...], tuple[_RecordedCall, _RecordedCall]] = {}
         for call in sorted(self.calls, key=lambda c: (c.end, -c.start)):
             if call.path not in once or call.output is None or call.sample is None or not call.path:
                 continue
             grid = call.output[0][2:]
+            # Pooled to one place: no grid is left.
             if set(grid) == {1}:
                 continue
             reader = next((c for c in by_start if c.start > call.end and c.path in once), None)
             if reader is None or reader.input != call.output or not self._is_cut(call):
                 continue
+            # In the order of the forward: the last cut of a grid stays.
             ends[grid] = (call, reader)
         return list(ends.values())
 
     def _is_cut(self, call: _RecordedCall) -> bool:
         older = {d for c in self.calls if c.start <= call.end for d in (c.input,)}
         older |= {c.output for c in self.calls if c.end < call.end}
+        # Equal values are one stream, whoever made them (an identity, dropout).
         older -= {call.output, None}
         return not any(c.start > call.end and c.input in older for c in self.calls)
 
@@ -106,17 +111,18 @@ class StageFinder:
     ) -> Site:
         last, reader = end
         assert last.sample is not None
-        heard = [
+        # Both who read the end and who made streams of its shape have a say in its layout.
+        calls = [
             ModuleCall(c.path, self.model.get_submodule(c.path), c.start, last.sample)
             for c in (reader, *self.calls)
             if c.input == last.output
         ]
-        heard += [
+        calls += [
             ModuleCall(c.path, self.model.get_submodule(c.path), c.start, None, output=c.sample)
             for c in self.calls
             if c.sample is not None and c.sample.shape == last.sample.shape
         ]
-        layout, dim = find_layout(last.sample, self.model.get_submodule(last.path), heard)
+        layout, dim = find_layout(last.sample, self.model.get_submodule(last.path), calls)
         assert before[0].sample is not None
         # Streams of one network are laid out alike.
         dim_in = before[0].sample.shape[1 if layout == "b d h w" else -1]
@@ -175,31 +181,36 @@ def list_stage_paths(model: nn.Module) -> set[str]:
     return paths
 
 
-def find_decoder_stages(ran: list[StageOutput], layers: list[Site]) -> list[Site]:
+def find_decoder_stages(outputs: list[StageOutput], layers: list[Site]) -> list[Site]:
     """The stages as sites; none where no grid grows.
 
     Args:
-        ran: In the order of the forward.
+        outputs: What the modules that may be stages returned, in the order of the forward.
         layers: Block sites, numbered.
     """
-    inside = {h.path: [s for s in layers if s.module.startswith(f"{h.path}.")] for h in ran}
-    held = [h for h in ran if inside[h.path] and h.map.dim() == 4]
-    sizes = [h.map.shape[-2] * h.map.shape[-1] for h in held]
-    if len(held) < 3 or sizes[-1] == min(sizes):
+    inside = {
+        stage.path: [s for s in layers if s.module.startswith(f"{stage.path}.")]
+        for stage in outputs
+    }
+    stages = [stage for stage in outputs if inside[stage.path] and stage.map.dim() == 4]
+    sizes = [stage.map.shape[-2] * stage.map.shape[-1] for stage in stages]
+    # A decoder ends on a larger grid than it began on.
+    if len(stages) < 3 or sizes[-1] == min(sizes):
         return []
+    # The last of the smallest: the middle of a UNet, after which the grid grows.
     bottom = len(sizes) - 1 - sizes[::-1].index(min(sizes))
     return [
         Site(
             f"stage.{number}",
             "stage",
-            inside[h.path][-1].layer,
-            h.map.shape[1],
-            h.path,
-            h.path,
-            h.path,
+            inside[stage.path][-1].layer,
+            stage.map.shape[1],
+            stage.path,
+            stage.path,
+            stage.path,
             layout="b d h w",
             changes=True,
             proof="shape",
         )
-        for number, h in enumerate(held[bottom:], 1)
+        for number, stage in enumerate(stages[bottom:], 1)
     ]

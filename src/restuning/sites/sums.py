@@ -69,6 +69,7 @@ def find_stream_part(output: Any, entered: Tensor | None) -> int | None:
         return None
     if len(fits) == 1:
         return fits[0]
+    # In double precision: long streams in half precision would overflow.
     flat = entered.detach().flatten().double()
 
     def likeness(i: int) -> float:
@@ -105,7 +106,7 @@ def find_sums(calls: list[ModuleCall], own: ModuleCall) -> list[tuple[int, Modul
             streams.append(call)
     outputs = _Outputs([c for c in calls if c is not own])
     nexts = [(s.start, s.input) for s in streams[1:]] + [(own.end, own.output)]
-    found: list[tuple[int, ModuleCall, ModuleCall]] = []
+    chain: list[tuple[int, ModuleCall, ModuleCall]] = []
     for when, target in nexts:
         matches = [
             (stream.start, stream, branch)
@@ -119,9 +120,9 @@ def find_sums(calls: list[ModuleCall], own: ModuleCall) -> list[tuple[int, Modul
         if matches:
             # A sum commutes: the stream is what was there first, in the branch's own layout.
             best = max(matches, key=_rank)
-            if not any(best[2] is known[2] for known in found):
-                found.append(best)
-    return found
+            if not any(best[2] is earlier[2] for earlier in chain):
+                chain.append(best)
+    return chain
 
 
 def _rank(match: tuple[int, ModuleCall, ModuleCall]) -> tuple[bool, int, int]:
@@ -131,7 +132,7 @@ def _rank(match: tuple[int, ModuleCall, ModuleCall]) -> tuple[bool, int, int]:
 
 
 class _Outputs:
-    """Outputs by size, with their probes as rows: what may be `target - stream`."""
+    """Outputs of calls by size, with a probe of each: a quick search for `target - stream`."""
 
     def __init__(self, calls: list[ModuleCall]) -> None:
         self.calls: dict[int, list[ModuleCall]] = {}
@@ -150,6 +151,7 @@ class _Outputs:
             return []
         t = probe(target)
         error = (self.rows[target.numel()] - (t - probe(stream))).abs().amax(1)
+        # Looser than `is_sum`, which decides; this only saves comparing whole tensors.
         fits = error <= SUM_TOLERANCE * (1 + t.abs().max()) + rounding(target)
         return [self.calls[target.numel()][i] for i in fits.nonzero().flatten().tolist()]
 
@@ -161,9 +163,11 @@ def is_sum(stream: Tensor | None, branch: Tensor | None, target: Tensor | None) 
     if not stream.numel() == branch.numel() == target.numel():
         return False
     s, b, t = stream.reshape(-1), branch.reshape(-1), target.reshape(-1)
+    # Zeros would fit everywhere; fresh LayerScales and zero starts make such branches.
     if torch.equal(s, t):
         return False
     total = s + b
+    # Relative to the branch: against a large stream any small branch would pass.
     return torch.equal(total, t) or bool((total - t).abs().max() <= SUM_TOLERANCE * b.abs().max())
 
 
@@ -209,6 +213,7 @@ def find_operation(inside: list[ModuleCall]) -> tuple[Op | None, ModuleCall | No
     """Which operation a branch computes, and the module that computes it."""
     attention = find_outermost(inside, ATTENTION)
     if attention is not None:
+        # The keyword may be given to the attention or to a part of it.
         cross = any(c.cross for c in inside if c.path.startswith(attention.path))
         return ("cross" if cross else "mha"), attention
     ffn = find_outermost(inside, FFN, conv=True)
@@ -238,6 +243,7 @@ def find_layout(left: Tensor, module: nn.Module, calls: list[ModuleCall]) -> tup
         for x in (call.input, call.output):
             if axes is None or x is None or x.shape != left.shape:
                 continue
+            # The very stream was read or returned: no vote is needed.
             if equal(x, left):
                 return axes, left.shape[1 if axes == first else -1]
             votes.append(axes)

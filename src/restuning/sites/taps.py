@@ -51,15 +51,17 @@ def resolve_tokens(pool: str | None) -> Tokens:
     return of.get(pool, "all")
 
 
-def covers_tokens(kept: str, wanted: str, kept_patches: int = 1, wanted_patches: int = 1) -> bool:
-    """Whether tokens that were kept hold those that are wanted: all hold the first and the last.
+def covers_tokens(
+    stored: str, needed: str, stored_patches: int = 1, needed_patches: int = 1
+) -> bool:
+    """Whether tokens that are stored hold those that are needed: all hold the first and the last.
 
     What is pooled is in no other: the last of it is the backbone's own feature. Where patches were
     pooled, the class token is still there as it was; whole patches can be pooled at any time.
     """
-    if kept_patches not in (1, wanted_patches):
-        return wanted == "cls"
-    return kept == wanted or (kept == "all" and wanted in ("cls", "last"))
+    if stored_patches not in (1, needed_patches):
+        return needed == "cls"
+    return stored == needed or (stored == "all" and needed in ("cls", "last"))
 
 
 class Features(dict[str, Tensor]):
@@ -82,9 +84,10 @@ class Features(dict[str, Tensor]):
         self.readout, self.mask, self.time = readout, mask, time
 
     def rows(self, start: int, every: int) -> Features:
-        """Those of every so manieth input."""
+        """The features of every `every`-th input of the batch, counted from `start`."""
         mask = None if self.mask is None else self.mask[start::every]
         time = self.time
+        # One step may stand for the whole batch.
         time = time if time is None or time.numel() == 1 else time[start::every]
         return Features({n: t[start::every] for n, t in self.items()}, self.readout, mask, time)
 
@@ -96,8 +99,9 @@ def resolve_readout(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | N
         MissingInputError: Neither.
     """
     if isinstance(taps, Features):
-        lent = taps.readout if given is None else given
-        return lent if taps.mask is None else partial(lent, mask=taps.mask)
+        # Padding must not enter a mean, whoever's readout it is.
+        readout = taps.readout if given is None else given
+        return readout if taps.mask is None else partial(readout, mask=taps.mask)
     if given is not None:
         return given
     raise MissingInputError(

@@ -100,5 +100,6 @@ class ResAdapter(Tuner):
             return self.up.weight, self.up.bias
         if scale is None:
             return self.up.weight * self.factor, self.up.bias * self.factor
+        # Two small tensors are scaled; the stream-sized delta is not touched.
         scale = scale * self.factor
         return self.up.weight * scale.unsqueeze(-1), self.up.bias * scale

@@ -79,13 +79,15 @@ class DropPath(Wrapper):
         delta = self.tuner(x, view)
         if not self.training or self.p == 0:
             return delta
-        kept = torch.rand(delta.shape[0], *[1] * (delta.dim() - 1), device=delta.device) >= self.p
-        return delta * (kept / (1 - self.p)).to(delta.dtype)
+        # One draw a sample, whatever the number of axes; divided by 1 - p the mean stays the same.
+        keep = torch.rand(delta.shape[0], *[1] * (delta.dim() - 1), device=delta.device) >= self.p
+        return delta * (keep / (1 - self.p)).to(delta.dtype)
 
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """As the tuner inside at inference."""
+        # A dropped delta must be made apart; without dropping it goes into the inner product.
         if self.training and self.p > 0:
             return super().added(y, x, view, scale)
         return self.tuner.added(y, x, view, scale)

@@ -30,6 +30,7 @@ def real_tokens(mask: Tensor | None) -> Iterator[None]:
 def attention_mask(x: Tensor) -> Tensor | None:
     """What attention over the tokens of x may see, `b 1 1 n` true where real; None for all."""
     mask: Tensor | None = getattr(_local, "mask", None)
+    # Learned tokens and pooled streams are not what the mask describes.
     if mask is None or mask.shape != x.shape[:-1]:
         return None
     # A row of padding alone would give no number: it may see all of itself.
@@ -42,6 +43,7 @@ def mean_of_tokens(x: Tensor) -> Tensor:
     if mask is None:
         return x.mean(-2, keepdim=True)
     real = mask.unsqueeze(-1)
+    # Not a product with the mask: padding may hold NaN.
     total = torch.where(real, x, torch.zeros_like(x)).sum(-2, keepdim=True)
     return total / real.sum(-2, keepdim=True).clamp(min=1).to(x.dtype)
 

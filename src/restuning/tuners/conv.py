@@ -75,6 +75,7 @@ class ConvAdapter(Tuner):
     def reset_parameters(self) -> None:
         """Draw the start values; see the class."""
         start_bottleneck(self.down, self.up, self.zero)
+        # One in the centre of every kernel: the identity.
         nn.init.dirac_(self.depthwise.weight, groups=self.rank)
         assert self.depthwise.bias is not None
         nn.init.zeros_(self.depthwise.bias)
@@ -90,6 +91,7 @@ class ConvAdapter(Tuner):
         # A class token alone has no grid.
         grid = self._convolve(rest.unflatten(1, (side, side))).flatten(1, 2) if side else rest
         if prefix:
+            # What padding with zeros would leave of D on a grid of one token.
             centre = self.depthwise.weight[:, 0, self.kernel // 2, self.kernel // 2]
             grid = torch.cat([first * centre + self.depthwise.bias, grid], 1)
         return self.up(F.gelu(grid))
@@ -105,13 +107,13 @@ def count_tokens_before_grid(tokens: int, prefix: int | None = None) -> int:
     Raises:
         TunerShapeError: The rest forms no square.
     """
-    given = range(MOST_PREFIX_TOKENS + 1) if prefix is None else [prefix]
-    for count in given:
+    counts = range(MOST_PREFIX_TOKENS + 1) if prefix is None else [prefix]
+    for count in counts:
         rest = tokens - count
         if rest >= 0 and math.isqrt(rest) ** 2 == rest:
             return count
     raise TunerShapeError(
         "tokens form no square grid",
-        found=f"{tokens} tokens, {given[0]} to {given[-1]} of them before the grid",
+        found=f"{tokens} tokens, {counts[0]} to {counts[-1]} of them before the grid",
         fix="set prefix to the number of class and register tokens",
     )

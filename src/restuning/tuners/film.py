@@ -58,6 +58,7 @@ class FilmAdapter(Tuner):
     def reset_parameters(self) -> None:
         """Draw the start values; see the class."""
         start_bottleneck(self.down, self.up, self.zero)
+        # a = b = 0: a Res-Adapter, until training finds that time matters.
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
@@ -88,6 +89,7 @@ class FilmAdapter(Tuner):
         weight = self.film.weight
         features = time_features(steps.to(weight.device) * self.time_scale)
         film = self.film(features.to(weight.dtype))
+        # `b 2r` to `b 1 .. 1 2r`, over all tokens of a sample.
         film = film.reshape(film.shape[0], *[1] * (x.dim() - 2), film.shape[1])
         scale, shift = film.chunk(2, -1)
         return torch.addcmul(shift, F.gelu(self.down(x)), 1 + scale)

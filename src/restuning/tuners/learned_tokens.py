@@ -93,6 +93,7 @@ class AttentionTuner(Tuner):
         if maps is None:
             return None
         into, shift, out = maps
+        # `b n h*r`: one product in place of W_q and of every head's own.
         scores = F.linear(attention.norm(x), into, shift).unflatten(-1, (attention.heads, -1))
         return scores.softmax(-1).flatten(-2), out
 

@@ -57,6 +57,7 @@ class ResPrefix(AttentionTuner):
         """Draw the start values; see the class."""
         nn.init.xavier_uniform_(self.k)
         nn.init.xavier_uniform_(self.v)
+        # Zero values are enough: keys must differ, or all would get the same gradient.
         if self.zero:
             nn.init.zeros_(self.v)
 

@@ -45,6 +45,7 @@ class Registry(Generic[T]):
     def kinds(self) -> dict[str, type[T]]:
         """All classes by kind; one that does not import is named when its kind is asked for."""
         for point in entry_points(group=self.group):
+            # Ours go first: an installed package cannot take the place of a kind that files name.
             if point.name in self._table:
                 continue
             try:

@@ -106,6 +106,7 @@ class Scaled(Wrapper):
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + s * tuner(x)`; a learned s goes into the tuner's own last product."""
+        # Two scales at once, or one for each sample, do not fold into a weight.
         if scale is not None or self.form in ("gate", "exact"):
             return super().added(y, x, view, scale)
         own = self.scale.expand(self.dim) if self.form in ("scalar", "channel") else None
@@ -119,4 +120,5 @@ class Scaled(Wrapper):
         theirs, theirs_lse = attend(
             queries, keys, values, attention.scale, attention.mask(queries, keys)
         )
+        # lambda = Z_t / (Z_t + Z), Z the softmax's denominators, whose logarithms these are.
         return attention.out((ours_lse - theirs_lse).sigmoid() * (ours - theirs))

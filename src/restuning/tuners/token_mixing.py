@@ -77,6 +77,7 @@ class LowRankAttention(Tuner):
         queries, keys, values = (
             split_heads(part, self.heads) for part in self.qkv(normalise(x, self.norm)).chunk(3, -1)
         )
+        # A map (`b h w d`) has no padding.
         seen = attention_mask(x) if x.dim() == 3 else None
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
         return merge_heads(mixed)
