@@ -99,6 +99,7 @@ class Bench:
         self.protocol, self.folder, self.keep = protocol, folder, keep
         self.work = folder / WORK
         self.stores = stores or self.work / "features"
+        # Weights that a backbone draws afresh must be the same in every process of a grid.
         torch.manual_seed(0)
         weights = Path(protocol.weights) if protocol.weights else None
         self.backbone: Backbone = load_backbone(protocol.backbone, weights=weights)
@@ -121,6 +122,7 @@ class Bench:
         plan = self._plan(run, data)
         setup, settings = self._set_up(run, plan, data)
         folder = self.work / "fits" / run.name
+        # A run that goes on from a checkpoint has no whole time of training to tell.
         resumed = (folder / "checkpoints").exists()
         used = time.process_time()
         fitted = setup.fit(settings, folder, val=False, progress=False)
@@ -138,6 +140,7 @@ class Bench:
             setup.tuned, split, setup.data.collate, settings.batch_size, settings.precision
         )
         test_seconds = time.perf_counter() - begun
+        # Kept image by image: reports resample the same images for all methods.
         hits = answers == labels
         result = {
             **describe_run(run),
@@ -164,6 +167,7 @@ class Bench:
         seconds: dict[str, float] = {}
         result["memory"] = {}
         if final:
+            # What a user runs reads images, whatever it was trained from.
             live = setup.tuned if setup.stored is None else self._attach(setup.task)
             result["file_bytes"] = count_saved_bytes(
                 setup.task,
@@ -182,6 +186,7 @@ class Bench:
         choice = plan.choice
         result["seconds"] = {
             "train": fitted.seconds + (choice.seconds if choice else 0),
+            # The time of `auto` counts as training: who names a method has chosen it before.
             "train_cpu": None if resumed else used + (choice.cpu_seconds if choice else 0),
             "choice_cpu": choice and choice.cpu_seconds,
             "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
@@ -193,6 +198,7 @@ class Bench:
         }
         result["versions"], result["hardware"] = versions(), hardware(self.device)
         result["measured_on"] = time.strftime("%Y-%m-%d")
+        # Checkpoints are for runs that break off; this one has its result.
         shutil.rmtree(folder, ignore_errors=True)
         return result
 
@@ -205,6 +211,7 @@ class Bench:
                 run, self.protocol, self._inputs(data), self.work / "choices" / run.name
             )
         layers = self.host.sites.layers
+        # `first-1/3` and the like mean numbers only now that the backbone is known.
         options = {
             name: layer_numbers(value, layers) if name in ("layers", "taps") else value
             for name, value in self.protocol.options_for(entry, setting).items()
@@ -218,6 +225,7 @@ class Bench:
 
     def _set_up(self, run: GridRun, plan: Plan, data: LoadedTask) -> tuple[Setup, FitSettings]:
         """The run's new task with what it is fed, and its settings there."""
+        # Right before the task is built: start weights depend on the seed and on nothing before.
         torch.manual_seed(run.seed)
         tuned = self.build(plan.entry, data.apart.num_classes, plan.options)
         task: Any = tuned.task
@@ -243,12 +251,15 @@ class Bench:
     def data(self, task: SuiteTask) -> LoadedTask:
         """The task's images, in memory until another task's are asked for."""
         if self.loaded is None or self.loaded.task != task:
+            # Let go before the next are decoded: two tasks' images need not fit in memory together.
             self.loaded = None
             images = self.work / "images"
             data = load_data(task.source, self.backbone)
             apart = decode_once(data, self.backbone, images)
             if apart.test is None:
                 raise DataError("there is no test split", where=task.source, fix="add one")
+            # The protocol of VTAB: the final training is on train and val, with what val has
+            # chosen.
             together = apart.train if apart.val is None else apart.train.concatenate(apart.val)
             whole = Data(
                 apart.name,
@@ -275,10 +286,13 @@ class Bench:
         ):
             return None
         needs = task.needs(self.host.readout_rule)
+        # Methods that read the same share a store, so it is built once for all their runs.
         if needs not in data.stores:
             used = time.process_time()
             data.stores[needs] = stored = inputs.stored(task)
             if stored is not None and stored.seconds:
+                # Beside the store: whichever process built it, every run that reads it is charged
+                # for it.
                 took = {"seconds": stored.seconds, "cpu": time.process_time() - used}
                 write_json(self._seconds_file(stored), took)
         return data.stores[needs]
@@ -312,6 +326,7 @@ class Bench:
         self, task: SuiteTask, plan: Plan, live: nn.Module, data: LoadedTask
     ) -> dict[str, float]:
         """Measured once for each method with its options on each task: weights do not change it."""
+        # By task as well: the batch that is timed is of its images.
         key = f"inference {task.name} {plan.entry.method} {plan.options}"
         if key not in self.known:
             images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]

@@ -26,6 +26,7 @@ def find_setting(
     if run.stage == "search":
         return run.setting, None
     runs = search_runs(protocol, run.task, run.entry)
+    # Only one candidate: it needs no search.
     if not runs:
         return protocol.candidates(run.entry)[0], None
     scores = []
@@ -87,9 +88,11 @@ def choose_entry(
             where="--no-cache",
             fix="leave it out, or name methods",
         )
+    # Each seed chooses anew: a table tells how sure the choice is, too.
     settings = protocol.settings_for((), run.seed)
     budget = Budget.of(None if memory is None else str(memory), minutes)
     choice = choose_method(inputs, settings, folder, budget=budget)
+    # The label stays, so the grid's tables have a column for `auto` itself.
     return Entry(run.entry.label, choice.method), choice
 
 

@@ -23,6 +23,7 @@ from restuning.training import FitSettings
 def count_parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
     """Trained or solved in closed form, of them without the head, and of the backbone."""
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    # What is solved lies in buffers, which `parameters` does not give.
     trained += sum(m.solved_parameters for m in task.modules() if isinstance(m, SideNetwork))
     of_head = sum(p.numel() for p in task.head.parameters() if p.requires_grad)
     return {
@@ -74,11 +75,13 @@ def count_memory(
         step = forecast_step(
             live.train(), example, settings.batch_size, trained=trained, precision=precision, **more
         )
+        # Trained live: what it is fed are images.
         fed = step
         if cached:
             fed = forecast_task(
                 host,
                 task,
+                # Shapes are traced without weights, wherever the model lies.
                 example.cpu(),
                 settings.batch_size,
                 form="cached",
@@ -119,6 +122,7 @@ def count_saved_bytes(
         trained = {n: p.detach().cpu().contiguous() for n, p in task.named_parameters()}
         save_file(trained, folder / "weights.safetensors")
     size = folder_bytes(folder)
+    # Written in any case: the size that is told is that of real files.
     if not keep:
         shutil.rmtree(folder)
     return size

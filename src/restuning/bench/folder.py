@@ -33,11 +33,15 @@ def open_grid(
         TrainingError: The folder was begun with another protocol.
         FormatError: A result that is there is malformed.
     """
+    # Through JSON, to compare like with like: tuples come back as lists.
     identity = json.loads(json.dumps(protocol.identity()))
+    # By label and not in the identity: entries may be added to a grid later.
     choices = {r.entry.label: _choices(protocol, r) for r in runs}
     file = folder / GRID
     (folder / WORK).mkdir(parents=True, exist_ok=True)
+    # Grids are kept in repositories; what may be deleted does not belong there.
     (folder / WORK / ".gitignore").write_text("*\n", encoding="utf-8")
+    # Two commands that begin one folder at once must agree on its description.
     claim = Claim.take(folder / WORK / "grid.lock", wait=True)
     try:
         known: dict[str, Any] = {}
@@ -68,6 +72,7 @@ def open_grid(
     left = []
     for run in runs:
         result = result_file(folder, run)
+        # Read even where it is not retried: what is malformed is refused now, not in a report.
         if result.exists() and read_result(result)["status"] == "failed" and retry:
             result.unlink()
         if not result.exists():
@@ -105,6 +110,7 @@ def read_protocol(folder: Path, weights: Path | None = None) -> GridProtocol:
     """
     try:
         known = dict(read_json(folder / GRID)["protocol"])
+        # The seed is each run's own and not in the file.
         settings = FitSettings(**{**known.pop("settings"), "seed": 0})
         known.pop("choices")
         return GridProtocol(
@@ -192,6 +198,7 @@ def read_result(file: Path) -> dict[str, Any]:
         value = content["accuracy"]
         if not (math.isfinite(value) and 0 <= value <= 1):
             wrong = ["accuracy"]
+        # Two figures in one file that must agree: one that was edited by hand is noticed.
         elif abs(unpack_hits(content["hits"], content["count"], file).mean() - value) > 1e-9:
             wrong = ["accuracy (it is not the mean of hits)"]
     if wrong:
@@ -205,6 +212,7 @@ def read_result(file: Path) -> dict[str, Any]:
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    # True is an int to Python, and no seed or count to us.
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -237,6 +245,7 @@ def unpack_hits(text: str, count: int, where: Path | str = "") -> np.ndarray:
     """
     try:
         bits = np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8))
+        # Bits come in bytes, so up to seven more than examples.
         if count < 1 or not count <= len(bits) < count + 8:
             raise ValueError(f"{len(bits)} bits for {count} examples")
     except ValueError as error:

@@ -96,6 +96,7 @@ class GridProtocol:
 
     def settings_for(self, setting: Setting, seed: int) -> FitSettings:
         """The settings of training of one run."""
+        # Short names of the command line (`lr`) to names of `FitSettings`.
         own = {RATES[k]: v for k, v in setting if k in RATES}
         return replace(self.settings, **own, seed=seed)
 
@@ -107,6 +108,7 @@ class GridProtocol:
         """Settings to choose from for an entry; one where nothing is to be chosen."""
         if entry.method == AUTO:
             return [self._refuse_choices(entry)]
+        # Those of its own go before those of all; an option that is fixed is no choice.
         values = {**self.choices.get(EVERY, {}), **self.choices.get(entry.label, {})}
         taken = {k: v for k, v in values.items() if k not in dict(entry.options)}
         return [tuple(zip(taken, v, strict=True)) for v in itertools.product(*taken.values())]
@@ -124,7 +126,9 @@ class GridProtocol:
     def identity(self) -> dict[str, Any]:
         """What must agree between all runs of a folder, as JSON."""
         settings = self.settings.identity()
+        # A grid has many; each result tells its own.
         del settings["seed"]
+        # A grid may be moved to a machine where the file lies elsewhere.
         weights = Path(self.weights).name if self.weights else None
         return {**asdict(self), "weights": weights, "settings": settings, "choices": None}
 
@@ -134,6 +138,7 @@ def search_runs(protocol: GridProtocol, task: SuiteTask, entry: Entry) -> list[G
     settings = protocol.candidates(entry)
     if len(settings) == 1:
         return []
+    # One seed: a search tells good settings from bad ones, a final run how good.
     return [GridRun(task, entry, "search", setting, protocol.settings.seed) for setting in settings]
 
 
@@ -162,6 +167,7 @@ def plan(
     for task in tasks:
         for entry in entries:
             runs += search_runs(protocol, task, entry)
+        # The loop over entries is the inner one: what there is of seed 0 can be compared soon.
         runs += [
             GridRun(task, entry, "final", (), seed) for seed in range(seeds) for entry in entries
         ]
@@ -187,6 +193,7 @@ def parse_entry(text: str) -> Entry:
                 found=pair or "nothing after a colon",
                 fix="write METHOD:option=value:option=value, e.g. res-tuning:rank=4",
             )
+        # `layers=3` is a list of one layer, as `layers=1-6` is one of six.
         read = _value(value)
         options[key] = [read] if key == "layers" and isinstance(read, int) else read
     if not method:
@@ -196,6 +203,7 @@ def parse_entry(text: str) -> Entry:
 
 def parse_entries(text: str) -> list[Entry]:
     """Entries with commas between them; commas in brackets belong to a method's name."""
+    # `res-tuning[mha=prompt,ffn=adapter]` is one entry.
     return [parse_entry(part) for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
 
 
@@ -209,6 +217,7 @@ def parse_choices(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     for text in texts:
         label, colon, values = text.rpartition(":")
         before, _, _ = text.partition("=")
+        # A colon behind the first `=` belongs to a value.
         if not colon or ":" not in before:
             label, values = EVERY, text
         choices.setdefault(label, {}).update(parse_grid(values))

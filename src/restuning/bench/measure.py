@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from restuning.training.evaluate import autocast, find_task_device, iterate_logits
 
+# Those whose releases change numbers.
 PACKAGES = ("restuning", "torch", "timm", "numpy", "peft", "transformers", "ms-swift")
 ROUNDS = 5
 """Timed forwards, the bare backbone's and the method's in turns; the medians count."""
@@ -56,11 +57,14 @@ def measure_inference(
     times: dict[str, list[float]] = {"tuned": [], "bare": []}
     with torch.no_grad(), autocast(device, precision):
         for number in range(ROUNDS + 1):
+            # In turns, so that a machine that slows down slows both.
             for name, module in (("tuned", tuned), ("bare", bare)):
                 start = time.perf_counter()
                 module(images)
                 if device.type == "cuda":
+                    # A launch returns before the work is done.
                     torch.cuda.synchronize()
+                # The first round warms caches and is not counted.
                 if number:
                     times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) / len(images) for name, values in times.items()}
@@ -72,9 +76,11 @@ def step_seconds(log: Path) -> float | None:
     before: tuple[int, float] | None = None
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
+        # Lines of validation and of the end carry no time of a step.
         if "lr" not in entry or "loss" not in entry or "accuracy" in entry:
             continue
         now = int(entry["step"]), float(entry["seconds"])
+        # A resumed run begins again at an earlier step: that stretch is no time of a step.
         if before is not None and now[0] > before[0]:
             each.append((now[1] - before[1]) / (now[0] - before[0]))
         before = now

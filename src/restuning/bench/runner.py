@@ -84,6 +84,7 @@ def run_grid(job: Job, jobs: int = 1, listen: Listener = lambda event: None) -> 
 
 
 def _side_by_side(job: Job, jobs: int, listen: Listener) -> None:
+    # A fork would copy torch's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     # Threads of libraries are fixed when they are loaded, so a child must find them set.
@@ -93,10 +94,12 @@ def _side_by_side(job: Job, jobs: int, listen: Listener) -> None:
         context.Process(target=_child, args=(job, number, queue, os.getpid()), daemon=True)
         for number in range(jobs)
     ]
+    # So that `finally` runs on a termination too and no child is left behind.
     handler = signal.signal(signal.SIGTERM, _stop)
     try:
         for worker in workers:
             worker.start()
+        # Events that are still in the queue come after the last worker's end.
         while any(worker.is_alive() for worker in workers) or not queue.empty():
             if queue.empty():
                 time.sleep(POLL)
@@ -109,6 +112,7 @@ def _side_by_side(job: Job, jobs: int, listen: Listener) -> None:
             worker.join()
         signal.signal(signal.SIGTERM, handler)
         for name, value in before.items():
+            # The caller's environment is as it was.
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     left = [run for run in job.runs if not result_file(job.folder, run).exists()]
     if left:
@@ -136,6 +140,7 @@ def _child(job: Job, number: int, queue: Any, parent: int) -> None:
         take_runs(job, number, listen)
     except (RestuningError, KeyboardInterrupt) as error:
         queue.put(Event(number, "end", str(error)))
+        # Of its own accord: the queue has told the caller why.
         raise SystemExit(1) from None
 
 
@@ -145,6 +150,7 @@ def take_runs(job: Job, number: int, listen: Listener) -> None:
     A final run whose searches are not all there yet is passed over. So is one that another process
     has claimed; should that process die, its claim is free at the next look.
     """
+    # The environment sets libraries, this torch itself, where it runs in the caller's process.
     torch.set_num_threads(job.threads)
     left = [run for run in job.runs if not result_file(job.folder, run).exists()]
     if not left:
@@ -156,6 +162,7 @@ def take_runs(job: Job, number: int, listen: Listener) -> None:
             _claim_and_run(job, bench, run, number, listen) for run in left if _is_ready(job, run)
         ]
         left = [run for run in left if not result_file(job.folder, run).exists()]
+        # All that is left is in other hands, or waits for searches there.
         if left and not any(made):
             time.sleep(POLL)
 
@@ -168,6 +175,7 @@ def _rotate(runs: list[GridRun], number: int) -> list[GridRun]:
 
 
 def _is_ready(job: Job, run: GridRun) -> bool:
+    # A final run takes the setting that its searches found best.
     before = search_runs(job.protocol, run.task, run.entry) if run.stage == "final" else []
     return all(result_file(job.folder, search).exists() for search in before)
 
@@ -204,6 +212,7 @@ def _run_and_write(bench: Bench, run: GridRun, file: Path, number: int) -> Event
     try:
         result = bench.run(run)
     except Exception as error:  # noqa: BLE001 (one run that fails must not stop a grid)
+        # Our own errors say what to do; of all others the place is what helps.
         known = isinstance(error, RestuningError)
         result = {
             **describe_run(run),

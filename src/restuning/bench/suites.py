@@ -98,6 +98,7 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
         return [SuiteTask("cifar100", _N, "torchvision:CIFAR100")]
     root = find_place(where)
     if not root.is_dir():
+        # A word without a slash may still be the name of a data set.
         if where in FOLDERS or "/" in where or not where:
             raise DataError(
                 "no such folder of tasks",
@@ -105,6 +106,7 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
                 fix=f"give its path, or set {PLACE} (docs/bench.md)",
             )
         return [SuiteTask(where.rpartition(":")[2].lower(), "", where)]
+    # Sorted: the order of runs must not depend on the file system.
     folders = [root] if is_task(root) else sorted(p for p in root.iterdir() if is_task(p))
     if not folders:
         raise DataError(
@@ -145,6 +147,7 @@ def is_task(folder: Path) -> bool:
 
 def _group(folder: Path) -> str:
     """As `task.json` tells, or as the suites do."""
+    # Written by whoever laid the folder out; the known suites need none.
     described = folder / "task.json"
     if not described.exists():
         known = [suite[folder.name].group for suite in SUITES.values() if folder.name in suite]

@@ -88,6 +88,7 @@ class Bypass(SideNetwork):
         self.taps, self.dims = tuple(taps), tuple(dims)
         self.horizontal = nn.ModuleList(_or_identity(t) for t in horizontal)
         self.vertical = nn.ModuleList(_or_identity(t) for t in vertical)
+        # The logit of lambda: a step of any size leaves lambda between 0 and 1.
         self.gate = nn.Parameter(torch.zeros(layers))
         self.resample = nn.ModuleDict(
             {
@@ -96,6 +97,7 @@ class Bypass(SideNetwork):
                 if dims[layer] != dims[layer + 1]
             }
         )
+        # A residual bypass adds only what its tuners changed, which no lambda has to keep small.
         if not residual:
             nn.init.constant_(self.gate[-1:], LAST_GATE)
 
@@ -118,8 +120,10 @@ class Bypass(SideNetwork):
             own: Width of the backbone's own feature where that is x_L (readout "own").
             residual: See the class.
         """
+        # Of an encoder-decoder the readout reads the decoder, whose stem comes last.
         start = list(sites.stems)[-1]
         blocks = [s for s in sites.last_stack.values() if s.op == "block"]
+        # Plans take sites, so x_0 is described as one: the first block's, as wide as its input.
         states = [replace(blocks[0], dim=blocks[0].dim_in or blocks[0].dim), *blocks]
         if own is not None:
             states[-1] = replace(blocks[-1], dim=own)
@@ -151,6 +155,7 @@ class Bypass(SideNetwork):
                 found="a tuner that mixes tokens",
                 fix='give the task pool="mean" or "all"',
             )
+        # Resampling pools over the grid, so it too needs more than the token that is read.
         token_wise = mixing is None and not len(self.resample)
         return Needs(self.taps, tokens if tokens == "pool" or token_wise else "all")
 
@@ -159,10 +164,13 @@ class Bypass(SideNetwork):
         streams = [taps[name].detach() for name in self.taps]
         if self.can_fuse(streams):
             return self.run_fused(taps, _keep_parameter)[0]
+        # No host runs here: tuners learn of padding and time step from what the taps carry.
         with real_tokens(getattr(taps, "mask", None)), at_time(getattr(taps, "time", None)):
             state = self._run(streams, _add_delta)
         if not self.residual:
             return state
+        # The same recursion without tuners is taken off: what lambda mixes of the taps themselves
+        # cancels.
         return streams[-1] + (state - self._run(streams, lambda tuner, x: x))
 
     def _run(
@@ -189,6 +197,7 @@ class Bypass(SideNetwork):
         return (
             not torch.compiler.is_compiling()
             and not is_transformed()
+            # The fused products add in place, and autocast leaves operations in place alone.
             and not torch.is_autocast_enabled(x.device.type)
             and all(s.shape == x.shape and s.dtype == self.gate.dtype for s in streams)
             and not len(self.resample)
@@ -213,6 +222,7 @@ class Bypass(SideNetwork):
             fused.fold_weights(self.horizontal, of),
             fused.fold_weights(self.vertical, of),
         )
+        # `m d`: to token-wise tuners it is one which rows belong to which input.
         flat = [stream.reshape(-1, stream.shape[-1]) for stream in streams]
         state = fused.run(flat, of(self.gate).sigmoid(), across, below, form[2])
         return state.unflatten(1, streams[-1].shape[:-1])
@@ -222,6 +232,7 @@ class Bypass(SideNetwork):
         form = fused.fused_signature(self.horizontal, self.vertical, at_rest=True)
         if form is None or self.residual or len(set(self.dims)) > 1:
             return None
+        # As they are in the stack: ranks 7 and 8 then have one key.
         ranks = [pad_rank(rank) for rank in form[:2]]
         return json.dumps([self.taps, self.dims, *ranks, form[2]])
 
@@ -289,10 +300,12 @@ def on_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
     """Average pooling of a state to a grid, `b h w d` or `b n d`; itself where it is on it."""
     if tuple(x.shape[1:-1]) == tuple(grid):
         return x
+    # Streams are channels-last, torch's pooling is channels-first.
     if x.dim() == 4:
         pooled = F.adaptive_avg_pool2d(x.movedim(-1, 1), (grid[0], grid[1]))
         return pooled.movedim(1, -1)
     side, to = int(x.shape[1] ** 0.5), int(grid[0] ** 0.5)
+    # A square number of tokens is taken for a grid, as in hierarchies that flatten theirs.
     if side**2 == x.shape[1] and to**2 == grid[0]:
         return F.adaptive_avg_pool2d(x.mT.unflatten(-1, (side, side)), to).flatten(2).mT
     return F.adaptive_avg_pool1d(x.mT, grid[0]).mT

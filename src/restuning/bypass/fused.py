@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from restuning.tuners import DropPath, ResAdapter, Scaled, Tuner
 
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+# aten's own kernels, those that autograd would call: gradients equal the recorded ones.
 _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward.default,
     "relu": lambda g, x: g * (x > 0),
@@ -60,6 +61,7 @@ def split_adapter(
         return None if random else split_adapter(tuner.tuner, at_rest=at_rest)
     if isinstance(tuner, Scaled) and tuner.form in ("none", "scalar", "channel"):
         inner = split_adapter(tuner.tuner, at_rest=at_rest)
+        # Only one scale can be folded into W_up; two around one adapter run unfused.
         if inner is None or inner[1] is not None:
             return None
         return inner[0], None if tuner.form == "none" else tuner.scale
@@ -101,7 +103,9 @@ def stack_layers(side: Sequence[Tensor]) -> Adapters | None:
     """What `weights` gives as one tensor a kind; one bypass alone is k = 1."""
     if not side:
         return None
+    # `fold_weights` lists four tensors a layer, so every fourth is of one kind.
     kinds = [torch.stack(list(side[kind::4])) for kind in range(4)]
+    # Those of a single bypass have no axis k yet.
     return Adapters(*(kinds if kinds[0].dim() == 4 else (t.unsqueeze(1) for t in kinds)))
 
 
@@ -157,6 +161,7 @@ def run_layers(
         kept: Receives, a layer, the state before it and the values before and after phi.
     """
     state = streams[0]
+    # Cut into layers once, not by an index in every turn of the loop.
     lams = gate[..., None, None].unbind()
     ups = () if up is None else up.unbind()
     sides = [None if side is None else (side[0].unbind(), side[1].unbind()) for side in downs]
@@ -204,6 +209,7 @@ def run(
     """
     given = [*across, *below]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *given))
+    # Taps go in as a list: autograd looks for gradients among tensors only, and they get none.
     return _Run.apply(list(streams), len(across), activation, keep, gate, *given)  # type: ignore
 
 
@@ -221,6 +227,7 @@ class _Run(torch.autograd.Function):
         """See `run`."""
         # Stacked here and not before: autograd would record one step a weight.
         sides = stack_layers(given[:cut]), stack_layers(given[cut:])
+        # A bypass alone hands in its own parameters, which have no axis k; nor may their gradients.
         ctx.alone = gate.dim() == 1
         gate = gate.unsqueeze(1) if ctx.alone else gate.t()
         up = mix_up_weights(*sides, gate)
@@ -239,6 +246,7 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple:
         """Gradients of the gates and weights, from the last layer to the first."""
         gate, up, *rest = ctx.saved_tensors
+        # In the order of `save_for_backward`: four tensors a side, the taps, what each layer kept.
         number, layers = 4 * sum(ctx.there), ctx.layers
         flat = iter(rest[:number])
         across, below = (
@@ -256,6 +264,8 @@ class _Run(torch.autograd.Function):
         for layer in range(layers - 1, -1, -1):
             state, *inner = kept[layer * each : (layer + 1) * each]
             stream = streams[layer]
+            # Of the two residuals; the tuners' share of lambda is added below, from W_up's
+            # gradient.
             of_gate.append(
                 torch.linalg.vecdot(g.flatten(1), (stream - state).expand_as(g).flatten(1))
             )
@@ -273,6 +283,7 @@ class _Run(torch.autograd.Function):
                 if below is not None:
                     of_down[1].append(_down_gradient(own[..., lowest:], state))
                     if layer:
+                        # Only the vertical tuner read a state; the horizontal one read a tap.
                         further.baddbmm_(own[..., lowest:], below.down[layer])
             g = further
         to_gate = _stack_first_to_last(of_gate)
@@ -280,6 +291,7 @@ class _Run(torch.autograd.Function):
         if up is not None:
             ups, befores, at = _stack_first_to_last(of_up), _stack_first_to_last(of_before), 0
             bias = ups[:, :, -1]
+            # d(1 - lambda) = -d lambda: hence the sign of the vertical side.
             for side, share, sign, downs in (
                 (across, gate, 1, of_down[0]),
                 (below, 1 - gate, -1, of_down[1]),
@@ -302,6 +314,7 @@ class _Run(torch.autograd.Function):
                     kinds = [t.squeeze(1) for t in kinds]
                 found += [t for layer in zip(*kinds, strict=True) for t in layer]
         to_gate = to_gate.squeeze(1) if ctx.alone else to_gate.t()
+        # None for what is no tensor: streams, cut, activation and keep.
         return None, None, None, None, to_gate, *found
 
 

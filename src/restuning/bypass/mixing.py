@@ -116,10 +116,12 @@ class MixingBypass(SideNetwork):
                 found="a backbone read by its own vector",
                 fix='use res-tuning-bypass, or pool="mean" where the last stream has tokens',
             )
+        # Stores may keep taps with their patches pooled: a fourth of the bytes at 2.
         return Needs(self.taps, "all", self.pool_patches)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """The last state s_K, `b n w`. Taps are detached at this door."""
+        # Live taps are all as long as the last one and are pooled here.
         whole = taps[self.taps[-1]].shape[1]
         # Taps from a store that keeps them pooled are shorter than the last one, which is whole.
         streams = [
@@ -127,6 +129,7 @@ class MixingBypass(SideNetwork):
             for stream in (taps[name].detach() for name in self.taps)
         ]
         mask = getattr(taps, "mask", None)
+        # s_0 = 0 broadcasts to the first tap, whose number of tokens is not known before.
         state = torch.zeros((), dtype=self.pool.value.weight.dtype, device=streams[0].device)
         # A transform of functions (vmap, grad) cannot run a part again.
         transformed = is_transformed()
@@ -150,6 +153,7 @@ class MixingBypass(SideNetwork):
     def _add_delta(self, tuner: Tuner, state: Tensor) -> Tensor:
         if not (self.training and self.drop_path):
             return tuner.added(state, state)
+        # A draw a sample. Divided by the share that stays, so that the mean is that of eval mode.
         kept = torch.rand(len(state), 1, 1, device=state.device) >= self.drop_path
         return state + tuner(state) * (kept / (1 - self.drop_path)).to(state.dtype)
 
@@ -165,6 +169,7 @@ class MixingBypass(SideNetwork):
         """A head that reads both parts and answers as this one, which reads the first, does."""
         wide = nn.Linear(head.in_features + self.pool.features, head.out_features)
         with torch.no_grad():
+            # Zero towards the side network's part: it has no say until it has learned something.
             wide.weight.zero_()[:, : head.in_features] = head.weight
             wide.bias.copy_(head.bias) if head.bias is not None else wide.bias.zero_()
         return wide

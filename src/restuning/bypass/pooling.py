@@ -60,13 +60,17 @@ class Pooling(nn.Module):
         rest = state[:, count_tokens_before_grid(state.shape[1]) :] if self.grid else state
         scores, values = self.weigh(rest), self.value(rest)
         if mask is not None:
+            # The mask is of all tokens; `rest` is without those that stand before the grid.
             mask = mask[:, -rest.shape[1] :]
+            # The least finite number and not -inf: a row of nothing but padding would become nan.
             scores = scores.masked_fill(~mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
         parts = [average_tokens(rest, mask)]
         if self.profile is not None:
             side = math.isqrt(rest.shape[1])
+            # Attended like the values, coordinates give the mean place that a query looks at.
             values = torch.cat([values, _places(side, values).expand(len(values), -1, -1)], -1)
             parts.append(F.dropout(profiles(self.profile(rest)), DROPOUT, self.training))
+        # `b n 8` weights over tokens, times `b n v`: eight vectors an input.
         parts.append((scores.softmax(1).mT @ values).flatten(1))
         together = torch.cat(parts, 1)
         if self.token is None:
@@ -97,6 +101,7 @@ def pool_patches(stream: Tensor, side: int) -> Tensor:
     first = count_tokens_before_grid(stream.shape[1])
     wide = math.isqrt(stream.shape[1] - first)
     grid = stream[:, first:].mT.unflatten(2, (wide, wide))
+    # ceil_mode keeps the last rows and columns where the grid is no multiple of the square.
     means = F.avg_pool2d(grid, side, ceil_mode=True, count_include_pad=False)
     return torch.cat([stream[:, :first], means.flatten(2).mT], 1)
 
@@ -114,6 +119,7 @@ def lost_by_pooling(stream: Tensor, side: int) -> tuple[float, float]:
     patches, kept = stream[:, first:].double(), pool_patches(stream.double(), side)[:, first:]
     wide, narrow = math.isqrt(patches.shape[1]), math.isqrt(kept.shape[1])
     at = torch.arange(wide, device=stream.device) // side
+    # Each patch's mean, put back where the patch was.
     again = kept.unflatten(1, (narrow, narrow))[:, at][:, :, at].flatten(1, 2)
     around = patches - patches.mean(1, keepdim=True)
     return float((patches - again).square().sum()), float(around.square().sum())

@@ -162,6 +162,7 @@ class Ridge(SideNetwork):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        # A file may hold a solution or none. On meta there are no numbers to look at.
         self._solved = not self.bias.is_meta and bool(self.weight.any() or self.bias.any())
 
     def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
@@ -195,13 +196,16 @@ class Ridge(SideNetwork):
                 fix="give two rows or more and labels from 0 to classes - 1",
             )
         if len(labels) > MOST_ROWS:
+            # A generator of its own: the same rows whatever was drawn before.
             draw = torch.Generator().manual_seed(0)
             rows = torch.randperm(len(labels), generator=draw)[:MOST_ROWS].sort().values
             left_out = self.fit(inputs[rows], labels[rows])
             answers = F.linear(inputs, self.weight, self.bias)
             return answers.index_copy(0, rows.to(answers.device), left_out)
+        # In double: directions down to 1e-12 of the largest are kept, below what fp32 resolves.
         z = inputs.double()
         centre, deviation = z.mean(0), z.std(0)
+        # So that each kind has the same squared length, however many numbers it is made of.
         parts = torch.cat([z.new_full((k,), float(k * len(self.kinds))) for k in self.kinds])
         # A number that never changes says nothing; dividing by its deviation would say noise.
         scale = torch.where(deviation > 1e-6, 1 / (deviation * parts.sqrt()), 0.0)
@@ -215,6 +219,7 @@ class Ridge(SideNetwork):
             kept = values / (values + penalty)
             answers = middle + vectors @ (kept[:, None] * seen)
             own = 1 / len(z) + vectors.square() @ kept
+            # Allen's identity: no second solution for the row that is left out.
             left_out = truth - (truth - answers) / (1 - own)[:, None]
             for tau in SCALES:
                 loss = float(F.cross_entropy(tau * left_out, labels.to(z.device)))
@@ -233,6 +238,7 @@ def _spectrum(z: Tensor) -> tuple[Tensor, Tensor]:
     if len(z) <= z.shape[1]:
         values, vectors = torch.linalg.eigh(z @ z.T)
         return values.clamp(min=0), vectors
+    # If v is an eigenvector of z^T z with value s, z v / sqrt(s) is one of z z^T with the same.
     values, turned = torch.linalg.eigh(z.T @ z)
     kept = values > values[-1] * 1e-12
     return values[kept], z @ (turned[:, kept] / values[kept].sqrt())

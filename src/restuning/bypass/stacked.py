@@ -51,6 +51,7 @@ class StackedBypass(nn.Module):
         self.activation = first[2]
         across = _stack_side([b.horizontal for b in bypasses])
         below = _stack_side([b.vertical for b in bypasses])
+        # `L k`: at inference lambda is a constant, so the sigmoid is taken once.
         gate = torch.stack([b.gate.detach().sigmoid() for b in bypasses], 1)
         self.register_buffer("gate", gate)
         # What does not depend on the input is worked out once.
@@ -77,6 +78,7 @@ class StackedBypass(nn.Module):
                 found=" to ".join(str(tuple(s.shape[1:-1])) for s in (streams[0], streams[-1])),
                 fix="answer such a task alone: Tuned(host, task)(x)",
             )
+        # Stored features may be of half precision.
         flat = [stream.reshape(-1, shape[-1]).to(self.gate.dtype) for stream in streams]
         downs = [
             (self._pick(f"{n}_down", pick), self._pick(f"{n}_shift", pick))
@@ -90,6 +92,7 @@ class StackedBypass(nn.Module):
 
     def _pick(self, name: str, pick: Tensor | None) -> Tensor:
         whole: Tensor = getattr(self, name)
+        # The axes are layers, then bypasses.
         return whole if pick is None else whole[:, pick]
 
 
@@ -101,6 +104,8 @@ def _stack_side(sides: Sequence[fused.Side]) -> Adapters | None:
     rank = max(pad_rank(p.down.shape[2]) for p in whole)
 
     def wide(part: Adapters) -> tuple[Tensor, ...]:
+        # F.pad counts axes from the last: r is the last of `up` and `shift`, the last but one of
+        # `down`.
         more = rank - part.down.shape[2]
         return (
             F.pad(part.down, (0, 0, 0, more)),

@@ -88,6 +88,7 @@ class UNetBypass(SideNetwork):
             else nn.Conv2d(a, b, 3, padding=1, bias=False)
             for a, b in pairs
         )
+        # M carries whole states in this form: not zero, x_L' would start elsewhere than at x_L.
         if form == "replace":
             for weight in self.maps.parameters():
                 nn.init.zeros_(weight)
@@ -144,6 +145,7 @@ class UNetBypass(SideNetwork):
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Run the side network; see the class. Taps are detached at this door."""
         streams = [taps[name].detach() for name in self.taps]
+        # No host runs here: tuners learn the time step from what the taps carry.
         with at_time(getattr(taps, "time", None)):
             carried: Tensor | None = streams[0] if self.form == "replace" else None
             for level, stream in enumerate(streams):
@@ -154,6 +156,7 @@ class UNetBypass(SideNetwork):
                 tuner = self.horizontal[level]
                 if isinstance(tuner, Tuner):
                     carried = tuner(stream) if carried is None else tuner.added(carried, stream)
+        # No tuner anywhere had anything to add.
         if carried is None:
             return streams[-1]
         return carried if self.form == "replace" else streams[-1] + carried
@@ -163,6 +166,7 @@ class UNetBypass(SideNetwork):
         tuner, channels = self.vertical[level], self.maps[level]
         if isinstance(tuner, Tuner):
             carried = tuner.added(carried, carried)
+        # One matrix a pixel commutes with nearest up-sampling and costs less on the small grid.
         if self.kernel == 1:
             return _on_grid(channels(carried), like)
         return channels(_on_grid(carried, like).movedim(-1, 1)).movedim(1, -1)
@@ -177,4 +181,5 @@ def _on_grid(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[1:3] == like.shape[1:3]:
         return x
     size = (like.shape[1], like.shape[2])
+    # Nearest, as the backbone's own up-sampling does it.
     return F.interpolate(x.movedim(-1, 1), size, mode="nearest").movedim(1, -1)

@@ -20,6 +20,7 @@ from restuning.tuners import Scaled, Tuner
 def _run_beside(horizontal: bool, vertical: bool) -> Callable[..., Task]:
     def build_task(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
         def plan(site: Site) -> Tuner:
+            # On a diffusion model what helps depends on the time step, which film adapters know.
             film = options.get("film", host.has_time)
             tuner: Tuner = (film_adapter if film else adapter)(site, options)
             form = options.get("scale", "none")
@@ -38,12 +39,14 @@ def _run_beside(horizontal: bool, vertical: bool) -> Callable[..., Task]:
             )
         # Without head and readout the state takes the place of the last stream, not of a feature.
         pool = options.get("pool") or (None if head is None else rule.pool)
+        # x_L is then the backbone's own feature, which may be wider than its last stream.
         own = rule.dim if pool == "own" else None
         bypass = Bypass.plan(
             host.sites,
             plan if horizontal else None,
             plan if vertical else None,
             own=own,
+            # Without a head the start must be the backbone's own output, to the last bit.
             residual=options.get("residual", head is None),
         )
         if options.get("taps"):
@@ -66,6 +69,7 @@ def _keep_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
             found=f"layers 1 to {last}",
             fix="give layers from 1",
         )
+    # The state ends at the last tap, from which the readout reads.
     kept = sorted({*layers, last})
     across, below = (
         [t if isinstance(t := side[n - 1], Tuner) else None for n in kept]
@@ -90,6 +94,7 @@ def _fix_gate(bypass: Bypass, value: float) -> None:
             fix="give a number between 0 and 1",
         )
     with torch.no_grad():
+        # Its logit: lambda is the sigmoid of the gate.
         bypass.gate.fill_(math.log(value / (1 - value)))
     bypass.gate.requires_grad_(False)
 

@@ -44,6 +44,7 @@ def parse_combination(name: str) -> tuple[str, dict[str, str]]:
 def prefix(site: Site, options: Options) -> Tuner:
     """A Res-Prefix with the key width of the layer whose queries it takes."""
     query = _query(site, options)
+    # With fewer key heads than query heads keys are narrower than the stream.
     own = (
         site.projections.key_width if site.projections is not None and query == "mha" else site.dim
     )
@@ -60,6 +61,7 @@ def prefix(site: Site, options: Options) -> Tuner:
 def prompt(site: Site, options: Options) -> Tuner:
     """A Res-Prompt with the layer's heads, of tokens of the sequence that the layer reads."""
     query = _query(site, options)
+    # Keys and values of cross-attention come from a sequence of another width.
     text = site.projections.context if site.projections is not None and query == "mha" else 0
     return ResPrompt(
         site.dim,
@@ -83,6 +85,7 @@ _KINDS = {"adapter": adapter, "prefix": prefix, "prompt": prompt}
 
 
 def _heads(site: Site) -> int:
+    # Where no attention was proved a prompt attends with one head of its own.
     heads = site.projections.heads if site.projections is not None else 1
     return heads if site.dim % heads == 0 else 1
 
@@ -106,6 +109,7 @@ def _tune_operations(default: dict[str, str]) -> Callable[[Host, nn.Linear | Non
             if site.op not in combination and not alone:
                 return None
             tuner = _KINDS[combination.get(site.op, "adapter")](site, options)
+            # By the parameter counts the paper prints; see above.
             form = "channel" if len(combination) > 1 and site.op != "block" else "none"
             form = options.get("scale", form)
             start = 1.0
@@ -115,10 +119,12 @@ def _tune_operations(default: dict[str, str]) -> Callable[[Host, nn.Linear | Non
             tuner = tuner if form == "none" else Scaled(tuner, form, start=start)
             return with_drop_path(tuner, options)
 
+        # What was written out must be there: pick refuses an operation that the backbone lacks.
         if not everywhere:
             for op in combination:
                 host.sites.pick(cast(Op, op))
         layers = options.get("layers", slice(None))
+        # Blocks are offered in any case, for convolutional layers; the plan turns the others down.
         sites = host.sites.pick(*cast("list[Op]", list(combination)), "block", layers=layers)
         return Task.inline(sites, plan, head)
 

@@ -24,6 +24,7 @@ def _tune_each(ops: tuple[Op, ...], make: Callable[[Site, Options], Tuner]) -> C
 
 
 def _build_vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> Task:
+    # Tokens join before the first block: at its width, and only where streams have tokens.
     site = host.sites.pick("block", layers=[1])["block.1"]
     if site.layout != "b n d":
         raise NoSitesError(
@@ -38,6 +39,7 @@ def _build_vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> 
 
 ROWS: dict[str, Method] = {
     "prefix": Method(
+        # Published prefixes start at random; the exact lambda is the share of attention they take.
         _tune_each(("mha",), lambda s, o: Scaled(prefix(s, {"zero": False, **o}), "exact")),
         "prefix tuning: Res-Prefix on MHA with the exact lambda",
         f"Li and Liang 2021; {PAPER}",

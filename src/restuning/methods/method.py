@@ -92,6 +92,7 @@ def make_head(dim: int, classes: int | None, given: nn.Linear | None) -> nn.Line
                 f"and {classes or 'any number of'} classes are wanted",
                 fix="give a head that was made for this backbone's feature and these classes",
             )
+        # A copy: the tower that it came from keeps its own. It may come frozen.
         return deepcopy(given).requires_grad_(True)
     if not classes:
         return None

@@ -86,6 +86,7 @@ def build(
     """
     check(name)
     base, combination = combined.parse_combination(name)
+    # Options of diffusion models are refused elsewhere: they would do nothing, without a word.
     known = COMMON.union(METHODS[base].takes, OVER_TIME if host.has_time else ())
     if options.keys() - known:
         raise UnknownNameError(
@@ -97,6 +98,7 @@ def build(
         parse_pool(options["pool"])
     if combination:
         options = {**options, "combination": combination}
+    # Without a head the result goes on in the backbone's own forward, which an engine has none of.
     inside = METHODS[base].inside or not (num_classes or head)
     if inside and not isinstance(host, Host):
         raise cannot_tune_inside(name if num_classes or head else f"{name} without a head")
@@ -108,6 +110,7 @@ def build(
             fix="give num_classes alone, or use linear, res-tuning-bypass or mixing-bypass",
         )
     if head is not None:
+        # A head that is there answers well already: training starts at exactly its answers.
         options = {"residual": True, **options}
     head = make_head(host.dim, num_classes, head)
     task = METHODS[base].build(host, head, options)

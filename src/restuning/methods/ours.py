@@ -24,10 +24,13 @@ def _pick_layers(host: Extractor, options: Options) -> list[Site]:
     """The layers that are read: those of the options, else six evenly; the last among them."""
     stack = host.sites.last_stack
     blocks = list(stack.pick("block").values())
+    # A set: of a backbone with fewer layers than taps each is read once.
     evenly = {max(1, round(len(blocks) * k / TAPS)) for k in range(1, TAPS + 1)}
+    # Layers of a decoder are numbered on from the encoder's.
     first = blocks[0].layer - 1
     layers = options.get("layers") or [first + number for number in sorted(evenly)]
     read = list(stack.pick("block", layers=layers).values())
+    # The feature begins with the backbone's own readout, which needs the last stream.
     if read[-1] is not blocks[-1]:
         read.append(blocks[-1])
     return read
@@ -35,6 +38,7 @@ def _pick_layers(host: Extractor, options: Options) -> list[Site]:
 
 def _make_classifier(host: Extractor, read: list[Site], classes: int, pool: str) -> Ridge:
     own = pool == "own"
+    # Where the backbone pools by itself its last tap is the feature, as wide as that.
     dims = [s.dim for s in read[:-1]] + [host.dim if own else read[-1].dim]
     return Ridge(
         [s.name for s in read],
@@ -70,6 +74,7 @@ def _build_mixing(host: Extractor, head: nn.Linear | None, options: Options) -> 
         return [near, far]
 
     pool = options.get("pool") or host.readout_rule.pool
+    # A width of its own, narrower than the backbone's: what is trained and kept is small.
     bypass = MixingBypass(
         [s.name for s in read],
         [s.dim for s in read],

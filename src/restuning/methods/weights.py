@@ -23,7 +23,9 @@ def _build_full(host: Host, head: nn.Linear | None, options: Options) -> Task:
 
 def _build_bitfit(host: Host, head: nn.Linear | None, options: Options) -> Task:
     weights = copy_weights(
-        host.model, lambda name, weight: name.endswith("bias") and weight.dim() < 2
+        # A matrix called "bias" is a table of positions, no bias of a layer.
+        host.model,
+        lambda name, weight: name.endswith("bias") and weight.dim() < 2,
     )
     return Task(head=head, weights=weights)
 
@@ -48,6 +50,7 @@ def copy_weights(model: nn.Module, wanted: Callable[[str, Tensor], bool]) -> dic
         BackboneError: One of them is quantised, or the backbone is offloaded.
     """
     named = {n: p for n, p in model.named_parameters() if wanted(n, p)}
+    # Quantised weights take no gradient, and offloaded ones are not there to be copied.
     packed = [n for n, p in named.items() if not is_plain(p)]
     if packed or is_offloaded(model):
         raise BackboneError(

@@ -64,12 +64,14 @@ class Bank(nn.Module):
         ]
         taps = dict.fromkeys(tap for need in needs for tap in need.taps)
         kinds: set[Tokens] = {need.tokens for need in needs}
+        # One mapping of features cannot hold a tap both as one vector and as tokens.
         if "pool" in kinds and len(kinds) > 1:
             raise FormatError(
                 "tasks of one bank must read the backbone alike",
                 found=", ".join(f"{n}: {t.pool}" for n, t in tasks.items()),
                 fix='give tasks of readout "own" a bank of their own',
             )
+        # All tokens have in them whatever any of the readouts takes.
         tokens: Tokens = kinds.pop() if len(kinds) == 1 else "all"
         self.keep = Needs(tuple(taps), tokens)
         groups: dict[str, dict[str, Task]] = {}
@@ -79,6 +81,7 @@ class Bank(nn.Module):
             _Alone(group) if key.startswith("alone ") else _Stack(group)
             for key, group in groups.items()
         )
+        # These are copies: training them would change no task.
         self.eval().requires_grad_(False)
 
     def forward(
@@ -125,6 +128,7 @@ class _Alone(nn.Module):
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         super().__init__()
         self.names = tuple(tasks)
+        # Copies: a task that is trained on must not change a bank that answers.
         self.tasks = nn.ModuleList(Task.from_spec(t.spec()) for t in tasks.values())
         for mine, theirs in zip(self.tasks, tasks.values(), strict=True):
             mine.load_state_dict(theirs.state_dict())
@@ -173,11 +177,13 @@ class _Stack(nn.Module):
         members = [self.names.index(n) for n in names]
         streams = [taps[name] for name in self.taps]
         pick = None
+        # Without a pick nothing is indexed, hence no weight is copied.
         if len(members) < len(self.names):
             pick = torch.tensor(members, device=streams[0].device)
         if resolve_tokens(self.pool) in ("cls", "last"):
             mask = getattr(taps, "mask", None)
             streams = [take_one_token(stream, str(self.pool), mask) for stream in streams]
+        # `k b n d` to `(k b) n d`: the readout knows one axis of batch.
         feature = readout(self.network(streams, pick).flatten(0, 1), pool=self.pool)
         feature = feature.unflatten(0, (len(members), -1))
         if self.classes[0] is None:
@@ -185,6 +191,7 @@ class _Stack(nn.Module):
         head, bias = self.head, self.bias
         if pick is not None:
             head, bias = head[pick], bias[pick]
+        # Pool "all" keeps the axis of tokens: `k b n d`.
         if feature.dim() > 3:
             bias = bias[:, None]
         logits = torch.einsum("k...d,kcd->k...c", feature.to(head.dtype), head) + bias[:, None]

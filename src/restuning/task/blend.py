@@ -176,6 +176,8 @@ class _Weighted(_Several):
         """`y + sum_i w_i tuner_i(x)`."""
         for tuner, weight in zip(self.members, self.weights, strict=True):
             if weight != 0:
+                # As a scale a channel: tuners fold it into their own product, and no delta is made
+                # by itself.
                 y = tuner.added(
                     y, x, view, None if weight == 1 else y.new_full((self.dim,), weight)
                 )
@@ -199,6 +201,7 @@ class _ByRow(_Several):
         for i, tuner in enumerate(self.tuners):
             own = y[i::every]
             if tuner is not None:
+                # A time step a row is cut like the rows; one for the whole batch stays.
                 with at_time(time if time is None or time.numel() == 1 else time[i::every]):
                     own = tuner.added(own, x[i::every], view)
             rows.append(own)
@@ -212,6 +215,7 @@ def _interleave(rows: list[Tensor], batch: int) -> Tensor:
             found=f"{batch} rows, {len(rows)} tasks",
             fix="give one task for every row, or as many as divide the batch",
         )
+    # k tensors of every k-th row, back in the order of the batch.
     return torch.stack(rows, 1).flatten(0, 1)
 
 
@@ -258,6 +262,7 @@ class _RowsInTurn(_Composed):
         every, last = len(self.networks), taps[self.taps[-1]]
         rows = []
         for i, network in enumerate(self.networks):
+            # Features also carry a mask and a time step a row, which must be cut alike.
             own = taps.rows(i, every) if isinstance(taps, Features) else taps
             rows.append(last[i::every] if network is None else network(own))
         return _interleave(rows, last.shape[0])

@@ -39,6 +39,7 @@ class MultiTask(nn.Module):
             raise FormatError("there is no task to answer", found="none", fix="give {name: task}")
         shared = {n: t for n, t in tasks.items() if t.side is not None or _head_alone(t)}
         for task in shared.values():
+            # A bank knows no host: what is read must be readable from the task.
             task.pool = task.pool or host.readout_rule.pool
         self.host, self.names = host, tuple(tasks)
         self.bank = Bank(shared) if shared else None
@@ -53,6 +54,7 @@ class MultiTask(nn.Module):
         answers: dict[str, Tensor] = {}
         if self.bank is not None:
             answers |= self.bank(self.host.features(*args, keep=self.bank.keep, **kwargs))
+        # Tuners inside change every later layer, so each such task takes a forward of its own.
         for name, tuned in zip(self.alone_names, self.alone, strict=True):
             answers[name] = tuned(*args, **kwargs)
         return {name: answers[name] for name in self.names}

@@ -82,6 +82,7 @@ def save(
         with replacing(path / "weights.safetensors") as partial:
             save_file(tensors, partial)
         write_text(path / "README.md", _write_card(path.name, task, backbone, results or {}))
+        # Last: a folder without it is no task, so a save that broke off leaves none.
         write_text(path / "task.json", json.dumps(description, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         raise FormatError(
@@ -290,6 +291,7 @@ def load(
     folder = find_task(path, revision)
     description = describe(folder)
     theirs, ours = description["backbone"]["fingerprint"], host.fingerprint()
+    # Another architecture is refused always: tuners would not fit its widths and sites.
     if (different := _difference(theirs, ours)) and (different == "backbone" or not any_backbone):
         name = description["backbone"]["name"]
         accept = (
@@ -335,10 +337,12 @@ def find_task(where: str | Path, revision: str | None = None) -> Path:
         MissingExtraError: huggingface_hub is not installed.
     """
     folder = Path(where)
+    # `user/name` is the one form a hub takes, and looks like no other path.
     if folder.exists() or str(where).count("/") != 1 or str(where).startswith((".", "/", "~")):
         return _task_in(folder)
     hub = require("huggingface_hub", "hub", "loading a task from the hub")
     try:
+        # Nothing but these files is taken from a stranger's repository.
         fetched = hub.snapshot_download(str(where), revision=revision, allow_patterns=list(FILES))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise FormatError(

@@ -50,8 +50,10 @@ class Task(nn.Module):
                 fix="make two tasks",
             )
         self.sites = tuple(tuners or {})
+        # A ModuleDict takes no dots in names; `sites` keeps them as they are.
         self.tuners = nn.ModuleDict({n.replace(".", "_"): t for n, t in (tuners or {}).items()})
         self.side = side
+        # Dots again. "/" can be turned back, which "_" could not: it stands in names of weights.
         self.weights = nn.ParameterDict(
             {n.replace(".", "/"): nn.Parameter(w) for n, w in (weights or {}).items()}
         )
@@ -138,6 +140,7 @@ class Task(nn.Module):
             feature = self.side.feature(taps, lent, self.pool)
         else:
             feature = lent(taps["last"], pool=self.pool)
+        # A backbone in bf16 gives features that a head in fp32 cannot multiply.
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
     def take_prepared(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -147,6 +150,7 @@ class Task(nn.Module):
 
     def trainable_parameters(self) -> int:
         """Number of parameters that are trained or solved in closed form, head included."""
+        # What is solved lies in buffers, which `parameters` does not give.
         solved = 0 if self.side is None else self.side.solved_parameters
         return solved + sum(p.numel() for p in self.parameters() if p.requires_grad)
 
@@ -178,6 +182,7 @@ class Task(nn.Module):
             return cls(
                 tuners={name: from_spec(s) for name, s in spec["tuners"].items()},
                 side=side_from_spec(spec["side"]) if spec["side"] else None,
+                # Zeros of the right shape: `load_state_dict` fills them.
                 weights={n: torch.zeros(*shape) for n, shape in spec["weights"].items()},
                 head=nn.Linear(*spec["head"]) if spec["head"] else None,
                 pool=spec["pool"],

@@ -48,6 +48,7 @@ class Tuned(nn.Module):
         """Logits of one batch."""
         if _runs_inside(self.task):
             return self._inside(*args, **kwargs)
+        # They are taps that were made before training; the backbone must not see them as arguments.
         prepared = self.task.take_prepared(kwargs)
         taps = self.taps(*args, **kwargs)
         taps.update(prepared)
@@ -68,6 +69,7 @@ class Tuned(nn.Module):
     def _inside(self, *args: Any, **kwargs: Any) -> Any:
         """Tuners, trained weights or a bypass's last state in the backbone's own forward."""
         host, task = self.host, self.task
+        # Refused when this was made; repeated for the type checker.
         assert isinstance(host, Host)
         headless = task.head is None and task.pool is None
         if task.side is not None:
@@ -94,6 +96,7 @@ class Tuned(nn.Module):
         rule = host.readout_rule
         if not rule.norm:
             return self.task(kept, host.readout)
+        # The readout runs after the backbone's forward, when its weights are their own again.
         norm = host.model.get_submodule(rule.norm)
         own = {
             n.removeprefix(f"{rule.norm}."): w
@@ -131,6 +134,7 @@ def _runs_inside(task: Task) -> bool:
 
 
 def _refuse_graph(taps: Features) -> None:
+    # A graph would keep the backbone's activations, which a bypass promises not to.
     if any(tap.grad_fn is not None for tap in taps.values()):
         raise TrainingError(
             "a tap of a bypass has a gradient graph",

@@ -39,6 +39,7 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 def spread_labels(points: Sequence[tuple[float, float]]) -> list[float]:
     """Heights of the names of points, in pixels, so that no two names lie on each other."""
     taken: dict[int, tuple[float, float]] = {}
+    # From the highest down, so that a name only ever has to move down.
     for number in sorted(range(len(points)), key=lambda n: -points[n][1]):
         across, height = points[number][0], points[number][1] + LIFT
         while any(abs(across - a) < WIDE and abs(height - b) < HIGH for a, b in taken.values()):
@@ -67,6 +68,7 @@ def scatter(
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     own = colours(labels)
+    # Those that a logarithmic axis can show.
     positive = [x for _, x, _, _ in points if x > 0]
     # Zero (no parameter but the head) has no logarithm: it stands left of all others.
     left = min(positive, default=1.0) / (4 if len(positive) < len(points) else 1)
@@ -78,7 +80,9 @@ def scatter(
     axes.margins(x=0.25, y=0.12)
     axes.set_xlabel(axis)
     axes.set_ylabel(f"accuracy in %, {_name_tasks(tasks)}")
+    # Before this nothing has a place in pixels yet.
     figure.draw_without_rendering()
+    # Names are kept apart where they are drawn, in pixels, whatever the axes.
     shown = [axes.transData.transform((x if x > 0 else left, y)) for _, x, y, _ in points]
     for (label, x, y, _), (_, up), height in zip(points, shown, spread_labels(shown), strict=True):
         axes.annotate(
@@ -184,6 +188,7 @@ def _name_tasks(tasks: Sequence[str]) -> str:
 def _pyplot() -> Any:
     import matplotlib as mpl
 
+    # No display is needed, nor touched where there is one.
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -204,7 +209,9 @@ def _svg(figure: Any, axes: Any, grid: str = "both") -> str:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     stream = io.StringIO()
+    # Without date and creator: the same results give the same bytes.
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     _pyplot().close(figure)
     text = stream.getvalue()
+    # The XML declaration may not stand inside an HTML page.
     return re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL)

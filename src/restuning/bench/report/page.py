@@ -85,6 +85,7 @@ def write_report(
     tables: list[tuple[str, list[Table], dict[str, str]]] = []
     for name, covered in parts:
         own = [accuracy(summary, name, covered), costs(summary, name, covered)]
+        # Each set of tasks has its own: means over different tasks cannot be compared.
         tables.append((name, own, plots(summary, covered, reference)))
     beside = [read_published(suite) for suite in suites]
     chosen = choices(summary)
@@ -114,6 +115,7 @@ def plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict
         "Groups of tasks": figures.group_bars(summary, labels, tasks),
         "Mean ranks": figures.ranks(summary, labels, tasks),
     }
+    # What is there of them: a grid need not have either.
     against = reference or next((n for n in REFERENCES if n in labels), labels[0])
     if against in labels and len(labels) > 1:
         others = [n for n in labels if n != against]
@@ -228,6 +230,7 @@ def _markdown(
         lines += [f"## {name[:1].upper() + name[1:]}", ""]
         lines += [table.markdown() for table in tables]
         for title, svg in drawn.items():
+            # Numbered: two sets of tasks have plots of the same titles.
             file = f"{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{number}.svg"
             (out / file).write_text(svg, encoding="utf-8")
             lines += [f"![{title}]({file})", ""]

@@ -46,18 +46,22 @@ def paired_bootstrap(
         tasks: Averaged over.
         seed: Of the draws.
     """
+    # A seed: a report made twice says the same.
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys([reference, *labels]))
     drawn, plain = np.zeros((DRAWS, len(names))), np.zeros(len(names))
     for task in tasks:
         hits = np.stack([summary.cells[task, name].hits for name in names], 1)
         count = len(hits)
+        # How often each image is drawn, as shares: one product in place of DRAWS resamples.
         weights = rng.multinomial(count, np.full(count, 1 / count), DRAWS) / count
+        # Every task counts once, however many images it has.
         drawn += weights @ hits / len(tasks)
         plain += hits.mean(0) / len(tasks)
     tail = 100 * (1 - LEVEL) / 2
     intervals = {}
     for place, name in enumerate(names[1:], 1):
+        # Paired: both were drawn on the same images, so hard images cancel.
         difference = drawn[:, place] - drawn[:, 0]
         low, high = np.percentile(difference, [tail, 100 - tail])
         intervals[name] = Interval(float(plain[place] - plain[0]), float(low), float(high))
@@ -70,6 +74,7 @@ def mean_ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) ->
     from scipy.stats import rankdata
 
     table = np.array([[summary.cells[t, n].mean for n in labels] for t in tasks])
+    # Negative, as ranks begin at the lowest.
     ranks = rankdata(-table, axis=1)
     return dict(zip(labels, ranks.mean(0).tolist(), strict=True))
 
@@ -84,5 +89,6 @@ def critical_difference(methods: int, tasks: int, alpha: float = 0.05) -> float:
     """
     from scipy.stats import studentized_range
 
+    # Infinite degrees of freedom: Nemenyi's limit for ranks (Demsar 2006, Table 5).
     q = float(studentized_range.ppf(1 - alpha, methods, np.inf)) / math.sqrt(2)
     return q * math.sqrt(methods * (methods + 1) / (6 * tasks))

@@ -80,6 +80,7 @@ class Summary:
     def mean(self, label: str, tasks: Sequence[str]) -> tuple[float, float | None]:
         """Mean over tasks, and the standard deviation of that mean over the seeds all tasks have."""
         cells = [self.cells[task, label] for task in tasks]
+        # Only seeds that every task has: a mean over other tasks is another figure.
         seeds = sorted(set.intersection(*[set(cell.runs) for cell in cells]))
         by_seed = [statistics.mean(cell.runs[s]["accuracy"] for cell in cells) for s in seeds]
         spread = statistics.stdev(by_seed) if len(by_seed) > 1 else None
@@ -114,6 +115,7 @@ class Summary:
     def coverage(self) -> list[tuple[str, list[str]]]:
         """Sets of tasks worth a table: all of them, and those that every label has."""
         whole = self.tasks
+        # What can be compared fairly when a grid is half done.
         common = [t for t in whole if all((t, label) in self.cells for label in self.labels)]
         found = [("all tasks", whole)] if self.of(whole) else []
         if common and common != whole:
@@ -151,6 +153,7 @@ def memory(run: dict[str, Any]) -> int | None:
 
 def training_seconds(run: dict[str, Any]) -> float | None:
     """Processor seconds of training, with what computing the features once took."""
+    # Features are computed once and read by many runs; each is charged for all of it.
     trained, features = run["seconds"].get("train_cpu"), run["seconds"].get("features_cpu", 0.0)
     return None if trained is None or features is None else trained + features
 
@@ -179,6 +182,7 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
         if (not tasks or r["task"] in tasks) and (not labels or r["label"] in labels)
     ]
     runs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    # Searches saw the validation split; tables tell of final runs only.
     for r in kept:
         if r["stage"] == "final" and r["status"] == "done":
             runs.setdefault((r["task"], r["label"]), {})[r["seed"]] = r
@@ -203,6 +207,7 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
 def _first(runs: dict[tuple[str, str], dict[int, dict[str, Any]]], label: str) -> tuple[int, str]:
     """Fewest parameters first."""
     found = [r for (_, have), by_seed in runs.items() if have == label for r in by_seed.values()]
+    # The name breaks ties, so that the order is the same every time.
     return min(parameters(r) for r in found), label
 
 

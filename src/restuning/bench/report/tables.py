@@ -41,6 +41,7 @@ def accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
     for task in tasks:
         cells = [words.cell(summary.cells.get((task, label))) for label in labels]
         rows.append([f"{task} ({summary.groups[task] or 'task'})", *cells])
+    # Of one task the mean is the row above.
     if len(tasks) > 1:
         means = {label: summary.group_means(label, tasks) for label in labels}
         for group in next(iter(means.values()), {}):
@@ -83,6 +84,7 @@ def costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
         [label, *[tell(summary.cost(label, tasks, of)) for _, of, tell in COSTS]]
         for label in labels
     ]
+    # Times of different machines do not belong in one column: at least they are named.
     machines = sorted(
         {
             f"{r['hardware'].get('gpu') or r['hardware']['cpu']}, {r['hardware']['threads']} thread(s)"
@@ -129,6 +131,7 @@ def choices(summary: Summary) -> Table | None:
     """What was chosen on validation, on how many tasks; None where nothing was."""
     counted: dict[tuple[str, str], int] = {}
     for (_, label), found in summary.cells.items():
+        # All seeds of a task share its search, hence its setting.
         run = next(iter(found.runs.values()))
         if run["chosen"]:
             setting = ", ".join(f"{k}={v}" for k, v in run["setting"].items())

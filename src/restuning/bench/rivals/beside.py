@@ -64,11 +64,13 @@ class Side(nn.Module):
         super().__init__()
         self.network, self.head = network, head
         self.projection = nn.Linear(ALEXNET, dim, bias=False)
+        # sigmoid(0): an even blend at the start, as in Side-Tuning.
         self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, feature: Tensor) -> Tensor:
         """Logits of `sigmoid(alpha) feature + (1 - sigmoid(alpha)) side(x)`."""
         alpha = torch.sigmoid(self.alpha)
+        # Its poolings would leave a map of no pixels.
         if min(x.shape[-2:]) < SMALLEST:
             x = F.interpolate(x, (SMALLEST, SMALLEST), mode="bilinear")
         return self.head(alpha * feature + (1 - alpha) * self.projection(self.network(x)))
@@ -84,6 +86,7 @@ class SideTuned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images."""
+        # Without gradient: Side-Tuning trains beside the backbone, not in it.
         kept = self.host.features(x, keep=self.needs)
         return self.task(x, self.host.readout(kept["last"]).detach())
 
@@ -116,6 +119,7 @@ class LadderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attention, then FFN."""
+        # `b n (3 h e)` to three of `b h n e`.
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self.proj(mixed)
@@ -146,7 +150,9 @@ class Ladder(SideNetwork):
         super().__init__()
         self.taps, self.dim, self.reduction, self.heads = tuple(taps), dim, reduction, heads
         width = dim // reduction
+        # The backbone's heads need not divide the narrower width.
         heads = heads if width % heads == 0 else 1
+        # One for every tap, the embedding output's among them.
         self.down = nn.ModuleList(nn.Linear(dim, width) for _ in taps)
         self.blocks = nn.ModuleList(LadderBlock(width, heads) for _ in taps[1:])
         self.gates = nn.Parameter(torch.zeros(len(taps) - 1))
@@ -191,5 +197,6 @@ def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
     heads = projections[0].heads if projections else 1
     side = Ladder(host.sites.taps, dims.pop(), options.get("reduction", LADDER_REDUCTION), heads)
     task = Task(side=side, head=new_head(host.dim, classes), method="lst")
+    # As `methods.build` does: a bank reads it from the task.
     task.pool = host.readout_rule.pool
     return task

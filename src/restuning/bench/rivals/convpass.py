@@ -52,6 +52,7 @@ class Convpass(nn.Module):
         self.convolution = nn.Conv2d(width, width, 3, padding=1)
         self.dropout = nn.Dropout(DROPOUT)
         nn.init.xavier_uniform_(self.down.weight)
+        # Identity and zero, as published: the backbone's own output at the start.
         nn.init.dirac_(self.convolution.weight)
         for zero in (self.down.bias, self.up.weight, self.up.bias, self.convolution.bias):
             nn.init.zeros_(zero)  # type: ignore[arg-type]
@@ -59,6 +60,7 @@ class Convpass(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The addition to an operation's output."""
         hidden = quick_gelu(self.down(x))
+        # Class and register tokens have no place on the grid.
         first, rest = hidden[:, : self.prefix], hidden[:, self.prefix :]
         side = math.isqrt(rest.shape[1])
         if side * side != rest.shape[1]:
@@ -68,6 +70,7 @@ class Convpass(nn.Module):
                 found=f"{x.shape[1]} tokens, {self.prefix} before the grid",
                 fix="set prefix to the number of class and register tokens",
             )
+        # `b n h` to `b h side side`.
         grid = self.convolution(rest.unflatten(1, (side, side)).movedim(-1, 1))
         # A grid of one token meets the kernel's centre only.
         centre = self.convolution.weight[:, :, 1, 1]

@@ -38,6 +38,7 @@ class Inside(nn.Module):
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         # A host freezes what it is given, and its proofs run on the changed model.
         self.host = Host(model, *example)
+        # Hence what trains was written down before, and is set free again after.
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.task = Within(trained, head)
@@ -55,6 +56,7 @@ class Within(nn.Module):
 
     def __init__(self, weights: dict[str, nn.Parameter], head: nn.Linear) -> None:
         super().__init__()
+        # ParameterDict takes no dots in names; see `Task`.
         self.weights = nn.ParameterDict({n.replace(".", "/"): p for n, p in weights.items()})
         self.head = head
 
@@ -107,10 +109,12 @@ def ssf(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
     and 0.24 M (VTAB-1K) that Lian et al. 2022 (arXiv 2210.08823) and Res-Tuning print. After
     training the base's own weights can take them up, so a forward costs what the backbone's costs.
     """
+    # A list first: modules are replaced while we go through them.
     for path, module in list(model.named_modules()):
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             width = module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
             replace_module(model, path, ScaledShifted(module, width, last=True))
+        # Channels come second in maps.
         elif isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
             width = module.out_channels if isinstance(module, nn.Conv2d) else module.num_features
             replace_module(model, path, ScaledShifted(module, width, last=False))
@@ -136,6 +140,7 @@ class Parallel(nn.Module):
         """What the operation returns, with the addition to its first tensor."""
         y = self.op(x, *args, **kwargs)
         delta = self.scale * self.beside(x)
+        # Some attention modules (nn.MultiheadAttention) return their weights beside the output.
         return (y[0] + delta, *y[1:]) if isinstance(y, tuple) else y + delta
 
 
@@ -187,6 +192,7 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def copy_backbone(host: Host) -> nn.Module:
     """A frozen copy of a host's backbone, without its hooks."""
+    # With the host, whose hooks hold references into the model; released, the copy has none.
     twin = copy.deepcopy(host)
     twin.release()
     return twin.model

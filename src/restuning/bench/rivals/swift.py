@@ -18,6 +18,7 @@ class SwiftModel(nn.Module):
     def __init__(self, model: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.host = model
+        # ms-swift freezes the backbone itself; what still wants gradients is its own.
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.task = Within(trained, head)
 
@@ -46,6 +47,7 @@ def swift(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
         )
     config = tuners.ResTuningConfig(
         dims=host.dim,
+        # As its documentation writes them for a ViT.
         root_modules=r".*blocks.0$",
         stem_modules=r".*blocks\.\d+$",
         target_modules=r"norm",

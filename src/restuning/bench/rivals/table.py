@@ -69,6 +69,7 @@ def _inside(change: Callable[[nn.Module, Host, Options], nn.Module]) -> Callable
         device = next(host.model.parameters()).device
         model = change(inside.copy_backbone(host), host, options)
         head = new_head(host.dim, classes).to(device)
+        # A new host is made on the changed copy, which proves its sites on this input.
         example = tuple(x.to(device) for x in backbone.example)
         return inside.Inside(model.to(device), example, head)
 
@@ -81,6 +82,7 @@ def _beside(make: Callable[[Host, int, Options], nn.Module]) -> Callable[..., nn
     def made(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
         device = next(host.model.parameters()).device
         found = make(host, classes, options).to(device)
+        # A ladder is a task like ours; the others are modules with a forward of their own.
         return Tuned(host, found) if isinstance(found, Task) else found
 
     return made

@@ -28,8 +28,10 @@ class _Through(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The tensor itself, graph and all.
         if func in (torch.Tensor.detach, torch.detach):
             return args[0]
+        # Switching on is let through; only `no_grad` and its kin would hide the gradient.
         if is_gradient_switch(func) and not args[0]:
             return None
         return func(*args, **(kwargs or {}))
@@ -80,6 +82,7 @@ def fgsm(
         `b 3 h w` as floats between 0 and 255.
     """
     x = pixels.float() / 255
+    # Pixels from 0 to 1, as in the papers; the radius is told in 255ths.
     step = input_gradient(tuned, x, labels, normalise).sign()
     return 255 * (x + radius / 255 * step).clamp(0, 1)
 
@@ -100,10 +103,12 @@ def pgd(
         seed: Of the start.
     """
     x, reach = pixels.float() / 255, radius / 255
+    # The same start for every method.
     generator = torch.Generator().manual_seed(seed)
     moved = (x + reach * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
     for _ in range(steps):
         step = input_gradient(tuned, moved, labels, normalise).sign()
         moved = moved + STRIDE * reach / steps * step
+        # Back into the ball of the radius, then into what an image can be.
         moved = torch.minimum(torch.maximum(moved, x - reach), x + reach).clamp(0, 1)
     return 255 * moved

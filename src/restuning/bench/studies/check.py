@@ -71,6 +71,7 @@ def _check(folder: Path, member: Member | None, suite: str) -> CheckedTask:
     if suite == "fgvc" and (folder / "train").is_dir():
         return _check_class_folders(folder, member)
     problems, sizes, samples = [], {}, []
+    # The fourth is what final trainings of the papers read: train and val in one list.
     for name in (*LISTS, "train800val200.txt"):
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
@@ -102,6 +103,7 @@ def _compare_with(member: Member | None, test: int | None, labels: set[int]) -> 
         problems.append(f"{test} test images, published are {member.test}")
     if labels and max(labels) >= member.classes:
         problems.append(f"label {max(labels)}, but {member.classes} classes (labels from 0)")
+    # Fewer is not wrong by itself, but a copy that lost a class looks just so.
     elif labels and len(labels) < member.classes:
         problems.append(f"{len(labels)} of {member.classes} classes occur")
     return problems
@@ -112,6 +114,7 @@ def _check_class_folders(folder: Path, member: Member | None) -> CheckedTask:
     for split in ("train", "val", "test"):
         files = [p for p in sorted((folder / split).rglob("*")) if p.is_file()]
         sizes[split] = len(files)
+        # The folder's name tells the class; the digest has it in the path.
         names += [(file, 0) for file in files]
         if not files:
             problems.append(f"{split}/ is missing or empty")
@@ -125,6 +128,7 @@ def _digest(folder: Path, samples: list[tuple[Path, int]]) -> str:
         return ""
     digest = hashlib.sha256()
     for path, label in samples:
+        # Sizes and no contents: a suite has hundreds of thousands of images.
         size = path.stat().st_size if path.is_file() else -1
         digest.update(f"{path.relative_to(folder)}\t{label}\t{size}\n".encode())
     return digest.hexdigest()[:16]

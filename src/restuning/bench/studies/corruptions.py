@@ -50,6 +50,7 @@ def corrupt(pixels: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
             where=f"{kind} {severity}",
             fix=f"one of: {', '.join(CORRUPTIONS)}; severity 1 to 5",
         )
+    # Every method meets the same noise.
     generator = torch.Generator().manual_seed(seed)
     return CORRUPTIONS[kind](pixels, severity - 1, generator)
 
@@ -70,17 +71,21 @@ def _shot(pixels: Tensor, at: int, generator: torch.Generator) -> Tensor:
 def _impulse(pixels: Tensor, at: int, generator: torch.Generator) -> Tensor:
     drawn = torch.rand(pixels.shape, generator=generator)
     x = pixels.clone()
+    # Half salt, half pepper, of one draw: no value is both.
     x[drawn < IMPULSE[at] / 2] = 0
     x[drawn > 1 - IMPULSE[at] / 2] = 255
     return x
 
 
 def _blur(pixels: Tensor, at: int, generator: torch.Generator) -> Tensor:
+    # Deviations are told for 224 pixels: a smaller image is blurred by as much of its width.
     sigma = BLUR[at] * pixels.shape[-1] / REFERENCE
+    # All but 0.3 % of a Gaussian lies within three deviations, less than one level of a byte.
     reach = max(1, round(3 * sigma))
     line = torch.exp(-(torch.arange(-reach, reach + 1).float() ** 2) / (2 * sigma**2))
     line = (line / line.sum()).expand(3, 1, -1)
     x = F.pad(pixels.float() / 255, (reach, reach, reach, reach), mode="replicate")
+    # Separable: rows, then columns, each channel by itself.
     x = F.conv2d(x, line.unsqueeze(2), groups=3)
     return _bytes(F.conv2d(x, line.unsqueeze(3), groups=3))
 
@@ -98,6 +103,7 @@ def _contrast(pixels: Tensor, at: int, generator: torch.Generator) -> Tensor:
 def _pixelate(pixels: Tensor, at: int, generator: torch.Generator) -> Tensor:
     x = pixels.float() / 255
     size = [max(1, round(side * PIXELS[at])) for side in x.shape[-2:]]
+    # Area and nearest: blocks of mean colour with hard edges.
     small = F.interpolate(x, size, mode="area")
     return _bytes(F.interpolate(small, x.shape[-2:], mode="nearest"))
 

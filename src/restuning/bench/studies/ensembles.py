@@ -16,6 +16,7 @@ def probabilities(tuned: nn.Module, data: Any, collate: Any = None) -> Tensor:
     """Of all classes for every input, `n c`, in eval mode."""
     tuned.eval()
     with torch.no_grad():
+        # In float32: probabilities of bf16 logits would not add up to 1.
         parts = [tuned(x).float().softmax(1) for x, _ in DataLoader(data, 64, collate_fn=collate)]
     return torch.cat(parts)
 

@@ -76,8 +76,10 @@ def learn_in_sequence(
     learned: list[Task] = []
     sequence = LearnedSequence()
     for place, data in enumerate(tasks):
+        # Each task starts as it would alone: what differs is only what came before.
         torch.manual_seed(settings.seed)
         task = methods.build(method, host, num_classes=data.num_classes, **(options or {}))
+        # Otherwise tasks own their tuners and nothing is carried on.
         if shared and learned:
             _take_up(task, learned[-1])
         fit(
@@ -91,6 +93,7 @@ def learn_in_sequence(
         learned.append(task)
         accuracies, answers = [], []
         for earlier, own in zip(learned, tasks, strict=False):
+            # With shared tuners an earlier task is its own head on the tuners as they are now.
             asked: nn.Module = Tuned(host, _join_head(earlier, task) if shared else earlier)
             classes, right = predict_split(asked, own.test, own.collate, 64, settings.precision)
             accuracies.append(float((classes == right).mean()))
@@ -103,6 +106,7 @@ def learn_in_sequence(
 def _take_up(task: Task, before: Task) -> None:
     """Begin with the tuners or weights of another task; the head stays the task's own."""
     mine = task.state_dict()
+    # Heads have as many rows as their task has classes and cannot be taken over.
     body = {n: w for n, w in before.state_dict().items() if not n.startswith("head.")}
     task.load_state_dict({**mine, **body})
 

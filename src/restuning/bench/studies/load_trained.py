@@ -39,6 +39,7 @@ def load_trained(bench: Bench, run: GridRun) -> tuple[nn.Module, dict[str, Any]]
     tuned = bench.build(entry, result["data"]["classes"], result["options"])
     task: Any = tuned.task
     try:
+        # Of a rival only trained tensors were kept: the backbone's own are absent by right.
         absent = task.load_state_dict(load_file(file), strict=False).missing_keys
     except (OSError, SafetensorError, RuntimeError) as error:
         raise FormatError(
@@ -47,6 +48,7 @@ def load_trained(bench: Bench, run: GridRun) -> tuple[nn.Module, dict[str, Any]]
             found=str(error)[:200],
             fix="run the grid again with --keep",
         ) from None
+    # What must have been there; a file that lost one would be answered at random, silently.
     trained = {name for name, p in task.named_parameters() if p.requires_grad}
     if trained & set(absent):
         raise FormatError(

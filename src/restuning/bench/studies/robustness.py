@@ -47,15 +47,18 @@ def robustness(
     conditions = {"images": images, "severities": list(severities), "radii": list(radii)}
     if file.exists():
         before = read_json(file)
+        # Other images, severities or radii are another measurement.
         if all(before.get(k) == v for k, v in conditions.items()):
             return before
     tuned, trained = load_trained(bench, run)
     test: DecodedImages = bench.data(run.task).apart.test
     at = (
+        # Spread evenly: test splits are often sorted by class.
         [n * len(test) // images for n in range(images)] if images < len(test) else range(len(test))
     )
     pixels, labels = test.pixels[list(at)], test.labels[list(at)]
 
+    # Normalised after the change: corruptions and attacks are of pixels.
     def share(changed: Callable[[Tensor, Tensor], Tensor]) -> float:
         right = sum(
             int((answer(tuned, test.normalise(changed(x, y))) == y).sum())
@@ -107,6 +110,7 @@ def robustness_table(folder: Path) -> Table:
             return f"{100 * statistics.mean(values):.1f}"
 
         under = [v for r in own for each in r["corruptions"].values() for v in each]
+        # Severities rise, so the last is the worst.
         worst = [each[-1] for r in own for each in r["corruptions"].values()]
         row = [label, str(len(own)), mean([r["clean"] for r in own]), mean(under), mean(worst)]
         for kind in ("fgsm", "pgd"):
