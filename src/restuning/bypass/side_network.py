@@ -158,7 +158,7 @@ class SideNetwork(nn.Module, ABC):
 
 _REGISTRY: Registry[SideNetwork] = Registry("side network", "restuning.side_networks")
 
-side_network = _REGISTRY.enter
+side_network = _REGISTRY.register
 """Enter a side network in the table that specs are read from: `@side_network("kind")`."""
 
 

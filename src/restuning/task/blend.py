@@ -16,7 +16,7 @@ from restuning.bypass import SideNetwork
 from restuning.host import SideBySide
 from restuning.sites import Features, Needs
 from restuning.task.task import Task
-from restuning.tuners import FrozenAttention, Tuner, Wrapper, at_time, time_now
+from restuning.tuners import FrozenAttention, Tuner, Wrapper, at_time, read_timestep
 
 
 class Blend:
@@ -197,7 +197,7 @@ class _ByRow(_Several):
                 found=", ".join(t.kind for t in self.members),
                 fix='use another form of scale than "exact", or one task at a time',
             )
-        every, rows, time = len(self.tuners), [], time_now()
+        every, rows, time = len(self.tuners), [], read_timestep()
         for i, tuner in enumerate(self.tuners):
             own = y[i::every]
             if tuner is not None:

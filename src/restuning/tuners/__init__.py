@@ -14,8 +14,8 @@ from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath
 from restuning.tuners.combine import Sum as Sum
 from restuning.tuners.context import at_time as at_time
+from restuning.tuners.context import read_timestep as read_timestep
 from restuning.tuners.context import real_tokens as real_tokens
-from restuning.tuners.context import time_now as time_now
 from restuning.tuners.conv import ConvAdapter as ConvAdapter
 from restuning.tuners.conv import count_tokens_before_grid as count_tokens_before_grid
 from restuning.tuners.film import FilmAdapter as FilmAdapter

@@ -102,6 +102,7 @@ class Tuner(nn.Module, ABC):
                     found=f"returned {tuple(delta.shape)}, the stream is {tuple(y.shape)}",
                     fix="a tuner must keep the shape it is given",
                 )
+            # The same numbers: a tuner may return a grid as tokens.
             delta = delta.reshape(y.shape)
         return y + delta
 
@@ -121,7 +122,7 @@ class Tuner(nn.Module, ABC):
 
 _REGISTRY: Registry[Tuner] = Registry("tuner", "restuning.tuners")
 
-tuner = _REGISTRY.enter
+tuner = _REGISTRY.register
 """Enter a tuner in the closed table that specs are read from: `@tuner("kind")` above the class."""
 
 
@@ -156,6 +157,7 @@ def to_json(value: Any) -> Any:
 
 def from_json(value: Any) -> Any:
     """An argument from its JSON: specs become tuners."""
+    # A tuner inside a tuner (`Scaled`, `Sum`).
     if isinstance(value, Mapping) and "kind" in value:
         return from_spec(value)
     if isinstance(value, list):

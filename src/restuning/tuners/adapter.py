@@ -78,23 +78,24 @@ class ResAdapter(Tuner):
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        delta = self.up(self._hidden(x))
+        delta = self.up(self._compute_hidden(x))
+        # One pass over the stream less where there is nothing to multiply.
         return delta if self.factor == 1.0 else delta * self.factor
 
     def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with a scalar or channel scale folded into W_up."""
-        return F.linear(self._hidden(x), *self._up(scale))
+        return F.linear(self._compute_hidden(x), *self._fold_scale(scale))
 
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the bottleneck."""
-        return add_product(y, self._hidden(x), *self._up(scale))
+        return add_product(y, self._compute_hidden(x), *self._fold_scale(scale))
 
-    def _hidden(self, x: Tensor) -> Tensor:
+    def _compute_hidden(self, x: Tensor) -> Tensor:
         return _ACTIVATIONS[self.activation](self.down(x))
 
-    def _up(self, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _fold_scale(self, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """W_up and its bias with all scales folded in."""
         if scale is None and self.factor == 1.0:
             return self.up.weight, self.up.bias

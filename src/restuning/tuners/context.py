@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _local = threading.local()
+# Of this thread alone: in others the attribute is missing, hence `getattr` below.
 _local.mask = None
 
 
@@ -37,7 +38,7 @@ def attention_mask(x: Tensor) -> Tensor | None:
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None]
 
 
-def mean_of_tokens(x: Tensor) -> Tensor:
+def average_real_tokens(x: Tensor) -> Tensor:
     """Mean over the real tokens, `b n d -> b 1 d`."""
     mask: Tensor | None = getattr(_local, "mask", None)
     if mask is None:
@@ -59,6 +60,6 @@ def at_time(steps: Tensor | None) -> Iterator[None]:
         _local.steps = before
 
 
-def time_now() -> Tensor | None:
+def read_timestep() -> Tensor | None:
     """The time steps of this thread's forward."""
     return getattr(_local, "steps", None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from restuning._errors import MissingInputError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
-from restuning.tuners.context import time_now
+from restuning.tuners.context import read_timestep
 from restuning.tuners.products import add_linear
 from restuning.tuners.view import FrozenAttention
 
@@ -64,20 +64,22 @@ class FilmAdapter(Tuner):
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        return self.up(self._hidden(x))
+        return self.up(self._compute_hidden(x))
 
     def scaled(self, x: Tensor, view: FrozenAttention | None, scale: Tensor) -> Tensor:
         """`scale * tuner(x)` with the scale folded into W_up."""
-        return F.linear(self._hidden(x), self.up.weight * scale.unsqueeze(-1), self.up.bias * scale)
+        return F.linear(
+            self._compute_hidden(x), self.up.weight * scale.unsqueeze(-1), self.up.bias * scale
+        )
 
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """`y + scale * tuner(x)` as one product from the bottleneck."""
-        return add_linear(y, self._hidden(x), self.up, scale)
+        return add_linear(y, self._compute_hidden(x), self.up, scale)
 
-    def _hidden(self, x: Tensor) -> Tensor:
-        steps = time_now()
+    def _compute_hidden(self, x: Tensor) -> Tensor:
+        steps = read_timestep()
         if steps is None:
             raise MissingInputError(
                 "this tuner needs the time step of a diffusion model",
@@ -87,7 +89,7 @@ class FilmAdapter(Tuner):
             )
         # As wide as the stream's rows, or one step for all of them.
         weight = self.film.weight
-        features = time_features(steps.to(weight.device) * self.time_scale)
+        features = encode_time(steps.to(weight.device) * self.time_scale)
         film = self.film(features.to(weight.dtype))
         # `b 2r` to `b 1 .. 1 2r`, over all tokens of a sample.
         film = film.reshape(film.shape[0], *[1] * (x.dim() - 2), film.shape[1])
@@ -95,9 +97,10 @@ class FilmAdapter(Tuner):
         return torch.addcmul(shift, F.gelu(self.down(x)), 1 + scale)
 
 
-def time_features(steps: Tensor) -> Tensor:
+def encode_time(steps: Tensor) -> Tensor:
     """Sines and cosines of time steps, `b -> b 64`."""
     half = FEATURES // 2
     exponents = torch.arange(half, device=steps.device, dtype=torch.float32) / (half - 1)
+    # In fp32: bf16 does not tell 999 from 1,000.
     angles = steps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
     return torch.cat([angles.sin(), angles.cos()], 1)

@@ -53,6 +53,7 @@ class AttentionTuner(Tuner):
         else:
             attention = require_attention(view, self)
             queries, scale = attention.q(attention.norm(x)), attention.scale
+        # No mask: learned tokens stand before the sequence, where every token sees them.
         mixed, lse = attend(queries, keys, values, scale)
         return queries, mixed, lse
 
@@ -82,6 +83,7 @@ class AttentionTuner(Tuner):
         if (folded := self._fold(x, view)) is None:
             return super().added(y, x, view, scale)
         weights, out = folded
+        # `add_product` takes a weight as a linear map keeps it, `d h*r`.
         return add_product(y, weights, (out if scale is None else out * scale).t(), None)
 
     def _fold(self, x: Tensor, view: FrozenAttention | None) -> tuple[Tensor, Tensor] | None:

@@ -43,6 +43,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention and its log-sum-exp, `... h n e -> (... h n e, ... h n 1)`."""
+    # Written out: torch's fused attention does not return the log-sum-exp.
     scores = (q * scale) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores + mask

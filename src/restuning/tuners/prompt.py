@@ -85,6 +85,7 @@ class StemPrompt(AttentionTuner):
     def __init__(self, dim: int, *, length: int = 10) -> None:
         super().__init__()
         self.dim, self.length, self.appends = dim, length, length
+        # Nothing is borrowed: the backbone's own layers attend to the tokens.
         self.query: Query = "stream"
         self.prompt = nn.Parameter(torch.empty(length, dim))
         self.reset_parameters()
@@ -99,4 +100,5 @@ class StemPrompt(AttentionTuner):
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """The tokens, once for each sample."""
+        # Under autocast the stream may be in half precision, and both go into one tensor.
         return self.prompt.to(x.dtype).expand(x.shape[0], -1, -1)

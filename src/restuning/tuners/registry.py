@@ -32,15 +32,15 @@ class Registry(Generic[T]):
         self._table: dict[str, Any] = {}
         self._broken: dict[str, str] = {}
 
-    def enter(self, kind: str) -> Callable[[C], C]:
-        """A class decorator that enters a class under its kind."""
+    def register(self, kind: str) -> Callable[[C], C]:
+        """Make a class decorator that puts a class into the table under its kind."""
 
-        def enter(cls: C) -> C:
+        def add(cls: C) -> C:
             cls.kind = kind
             self._table[kind] = cls
             return cls
 
-        return enter
+        return add
 
     def kinds(self) -> dict[str, type[T]]:
         """All classes by kind; one that does not import is named when its kind is asked for."""
@@ -106,6 +106,7 @@ def construct(cls: type[T], arguments: Mapping[str, Any], noun: str) -> T:
         signature = inspect.signature(cls.__init__)
         positional, keyword = [], {}
         for name, parameter in list(signature.parameters.items())[1:]:
+            # `*tuners` of a `Sum` is one list in its spec.
             if parameter.kind is parameter.VAR_POSITIONAL:
                 positional += left.pop(name, ())
             elif name in left and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
 from restuning.tuners._base import Tuner, trait, tuner
-from restuning.tuners.context import mean_of_tokens
+from restuning.tuners.context import average_real_tokens
 from restuning.tuners.learned_tokens import AttentionTuner, require_attention
 from restuning.tuners.products import attend
 from restuning.tuners.view import FrozenAttention
@@ -95,9 +95,10 @@ class Scaled(Wrapper):
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the scaled delta; see the class."""
         if self.form in ("scalar", "channel"):
+            # A scalar as one number a channel: tuners fold only those into their last product.
             return self.tuner.scaled(x, view, self.scale.expand(self.dim))
         if self.form == "gate":
-            return self.tuner(x, view) * mean_of_tokens(self.gate(x).sigmoid())
+            return self.tuner(x, view) * average_real_tokens(self.gate(x).sigmoid())
         if self.form == "exact":
             return self._exact(x, view)
         return self.tuner(x, view)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
-from restuning.tuners.context import attention_mask, mean_of_tokens
+from restuning.tuners.context import attention_mask, average_real_tokens
 from restuning.tuners.products import add_linear, merge_heads, split_heads
 from restuning.tuners.view import FrozenAttention
 
@@ -107,6 +107,7 @@ class ContextAdapter(Tuner):
         super().__init__()
         self.dim, self.rank, self.zero = dim, rank, zero
         self.down = nn.Linear(dim, rank)
+        # The bottleneck has a bias already.
         self.all = nn.Linear(dim, rank, bias=False)
         self.up = nn.Linear(rank, dim)
         self.reset_parameters()
@@ -118,4 +119,4 @@ class ContextAdapter(Tuner):
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the delta; see the class."""
-        return self.up(F.gelu(self.down(x) + self.all(mean_of_tokens(x))))
+        return self.up(F.gelu(self.down(x) + self.all(average_real_tokens(x))))

@@ -12,7 +12,7 @@ from restuning.data import TagBatch, TextBatch, load_data
 from restuning.sites import average_tokens, take_one_token
 from restuning.training.batch import IGNORED, score
 from restuning.tuners import real_tokens
-from restuning.tuners.context import mean_of_tokens
+from restuning.tuners.context import average_real_tokens
 from zoo import folders
 
 MEAN_TOLERANCE = 1e-6
@@ -33,8 +33,8 @@ def test_one_vector_of_a_text_is_that_of_its_real_tokens(rows):
         assert torch.equal(take_one_token(state, "last", mask)[row, 0], own[-1])
         assert (average_tokens(state, mask)[row] - own.mean(0)).abs().max() < MEAN_TOLERANCE
         with real_tokens(mask):
-            assert (mean_of_tokens(state)[row, 0] - own.mean(0)).abs().max() < MEAN_TOLERANCE
-    assert torch.equal(mean_of_tokens(state), state.mean(1, keepdim=True))
+            assert (average_real_tokens(state)[row, 0] - own.mean(0)).abs().max() < MEAN_TOLERANCE
+    assert torch.equal(average_real_tokens(state), state.mean(1, keepdim=True))
 
 
 def test_padding_that_is_not_a_number_reaches_no_vector():
