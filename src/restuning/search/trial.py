@@ -216,7 +216,7 @@ class Trials:
             folder = self.folder.run_folder(candidate.method, rate)
             own = replace(settings, lr=rate)
             try:
-                result = setup.fit(own, folder, progress=False, stop=stop)
+                result = setup.fit_until(stop, own, folder)
             except DivergedError:
                 results.append({"lr": rate, "val_accuracy": None})
                 continue

@@ -3,6 +3,7 @@
 from restuning.training.classification import FitResult as FitResult
 from restuning.training.evaluate import evaluate as evaluate
 from restuning.training.fit import fit as fit
+from restuning.training.fit import fit_until as fit_until
 from restuning.training.log import draw_curves as draw_curves
 from restuning.training.memory import PeakMemory as PeakMemory
 from restuning.training.optimiser import build_optimiser as build_optimiser

@@ -74,7 +74,7 @@ class Classification(TrainingObjective):
         settings: Of the run.
         collate: Makes a batch of a list of examples.
         out: The run's folder, for the curves.
-        stop: As for `fit`.
+        stop: As for `fit_until`; None trains to the last step.
     """
 
     def __init__(

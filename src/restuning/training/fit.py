@@ -1,4 +1,4 @@
-"""`fit`: train a task, in one process or several, to the end, whatever interrupts it."""
+"""`fit` and `fit_until`: train a task, in one process or several, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def fit(
     collate: Callable | None = None,
     resume: bool = True,
     progress: bool | Literal["force"] = True,
-    stop: Callable[[list[dict[str, Any]]], bool] | None = None,
 ) -> FitResult:
     """Train `tuned.task` and leave it in eval mode with its final weights.
 
@@ -49,8 +48,6 @@ def fit(
         resume: False starts over and forgets what the folder holds.
         progress: True shows a bar on a terminal and one line an epoch elsewhere, "force" a bar
             always, False nothing.
-        stop: Shown `FitResult.history` after each epoch; true ends the run there. It must follow from
-            the history alone, or a resumed run may end elsewhere.
 
     Raises:
         DivergedError: A loss or a weight became NaN or infinite.
@@ -61,10 +58,53 @@ def fit(
         SystemExit: SIGTERM, likewise.
     """
     settings = FitSettings() if settings is None else settings
-    out = Path(out)
     _check(tuned, train, val, settings)
-    objective = Classification(tuned, train, val, settings, out, collate, stop)
+    objective = Classification(tuned, train, val, settings, Path(out), collate)
+    return _run(objective, resume=resume, progress=progress)
+
+
+def fit_until(
+    stop: Callable[[list[dict[str, Any]]], bool],
+    tuned: nn.Module,
+    train: Any,
+    val: Any = None,
+    *,
+    settings: FitSettings | None = None,
+    out: str | Path,
+    collate: Callable | None = None,
+    resume: bool = True,
+) -> FitResult:
+    """Train as `fit` does, but end after the first epoch that `stop` is satisfied with.
+
+    Warm-up and cosine are those of the whole run, so an early end leaves the rate above zero. No
+    progress is shown: this is for callers that make many runs and report on them themselves.
+
+    Args:
+        stop: Shown `FitResult.history` after each epoch; true ends the run there. It must follow from
+            the history alone, or a resumed run may end elsewhere.
+        tuned: As for `fit`, like all that follows.
+        train: The training data.
+        val: The validation data, or None.
+        settings: None for the defaults.
+        out: The run's folder.
+        collate: Makes a batch of a list of examples.
+        resume: False starts over and forgets what the folder holds.
+
+    Raises:
+        RestuningError: As `fit`.
+    """
+    settings = FitSettings() if settings is None else settings
+    _check(tuned, train, val, settings)
+    objective = Classification(tuned, train, val, settings, Path(out), collate, stop)
+    return _run(objective, resume=resume, progress=False)
+
+
+def _run(
+    objective: Classification, *, resume: bool, progress: bool | Literal["force"]
+) -> FitResult:
+    out = objective.out
     result = FitResult(**run_to_end(objective, out, resume=resume, progress=progress))
+    # A finished run whose picture was deleted gets it back: the history has all that it shows.
     curves = out / CURVES
     if not curves.exists() and PartialState().is_main_process:
         draw_curves(result.history, curves)

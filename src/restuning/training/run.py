@@ -32,7 +32,7 @@ from restuning.host import Extractor
 from restuning.task import Task, Tuned, save
 from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
-from restuning.training.fit import fit
+from restuning.training.fit import fit, fit_until
 from restuning.training.settings import FitSettings
 
 Log = Callable[[str], None]
@@ -310,6 +310,21 @@ class Setup:
             out=out,
             collate=data.collate,
             **how,
+        )
+
+    def fit_until(
+        self, stop: Callable[[list[dict[str, Any]]], bool], settings: FitSettings, out: Path
+    ) -> FitResult:
+        """Train until `stop` has seen enough of the history, as `training.fit_until`."""
+        data = self.data
+        return fit_until(
+            stop,
+            self.tuned,
+            data.train,
+            data.val,
+            settings=settings,
+            out=out,
+            collate=data.collate,
         )
 
     def accuracy(self, split: Any, batch_size: int) -> float | None:

@@ -16,6 +16,7 @@ from restuning.cli.app import app
 from restuning.data import load_data
 from restuning.features import StoreOptions
 from restuning.search.train import train
+from restuning.training import fit_until
 from restuning.training import run as runs
 
 CLOCK = {"seconds", "peak_memory_bytes", "forecast", "features", "memory_measure"}
@@ -128,11 +129,11 @@ def test_a_run_that_is_killed_and_called_again_ends_the_same(
     whole = train(few, out=tmp_path / "whole", **how)
     real = runs.fit
 
-    def kill(*args, **more):
+    def kill(*args, resume, progress, **more):
         def stop(history):
             raise Killed
 
-        return real(*args, **{**more, "stop": stop})
+        return fit_until(stop, *args, resume=resume, **more)
 
     monkeypatch.setattr(runs, "fit", kill)
     with pytest.raises(Killed):

@@ -11,7 +11,7 @@ from restuning import FitSettings, Host, Tuned, methods
 from restuning._errors import TrainingError, UnknownNameError
 from restuning.data import load_data
 from restuning.features import Cached, StoredFeatures, StoreOptions, open_or_build
-from restuning.training import evaluate, fit
+from restuning.training import evaluate, fit, fit_until
 from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.prepare import Prepared, prepare
 
@@ -186,16 +186,9 @@ def test_a_run_on_images_that_was_stopped_goes_on_as_if_it_had_not_been(world, t
     host, data, _ = world
     settings = FitSettings(epochs=3, lr=5e-3, checkpoint_every=1, batch_size=32)
 
-    def run(folder, stop=None):
+    def run(folder, stop=lambda history: False):
         task = made(host)
-        fit(
-            Tuned(host, task),
-            data.train,
-            settings=settings,
-            out=tmp_path / folder,
-            progress=False,
-            stop=stop,
-        )
+        fit_until(stop, Tuned(host, task), data.train, settings=settings, out=tmp_path / folder)
         return task.state_dict()
 
     whole = run("whole")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from restuning._errors import DivergedError, MissingExtraError, TrainingError
-from restuning.training import FitSettings, evaluate, fit
+from restuning.training import FitSettings, evaluate, fit, fit_until
 from restuning.training import checkpoint as checkpoints
 
 SMALL = {"epochs": 3, "batch_size": 8, "lr": 0.05, "checkpoint_every": 2}
@@ -371,15 +371,10 @@ def test_a_run_ends_after_the_epoch_its_caller_has_seen_enough_of(tmp_path, make
 
     settings = FitSettings(**{**SMALL, "epochs": 5})
     kept = make_tuned()
-    result = fit(
-        kept, points(), points(), settings=settings, out=tmp_path, progress=False, stop=stop
-    )
+    result = fit_until(stop, kept, points(), points(), settings=settings, out=tmp_path)
     assert shown == [1, 2]
     assert len(result.history) == 2
     assert result.val_accuracy == result.history[-1]["val_accuracy"]
     again = make_tuned(1)
-    assert (
-        fit(again, points(), points(), settings=settings, out=tmp_path, progress=False, stop=stop)
-        == result
-    )
+    assert fit_until(stop, again, points(), points(), settings=settings, out=tmp_path) == result
     assert same(weights(again), weights(kept))
