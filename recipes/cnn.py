@@ -60,7 +60,7 @@ def rows_of(name: str, seeds: int, work: Path, loaded: Any, host: Host) -> list[
     data = load_data(str(DATA / "vtab" / name), loaded)
     inputs = open_inputs(host, loaded, data, StoreOptions(work / "features"))
     # The widest first: all methods then share its store.
-    inputs.stored(methods.build("res-tuning-bypass", host, num_classes=data.num_classes))
+    inputs.open_store(methods.build("res-tuning-bypass", host, num_classes=data.num_classes))
     rows = []
     for method, grid in GRIDS.items():
         report = sweep(

@@ -54,7 +54,7 @@ def accuracies(seeds: int, work: Path) -> list[dict[str, Any]]:
         data = load_data(str(DATA / "vtab" / name), loaded)
         probe = restuning.methods.build("res-tuning-bypass", host, num_classes=data.num_classes)
         inputs = open_inputs(host, loaded, data, StoreOptions(work / "features"))
-        inputs.stored(probe)
+        inputs.open_store(probe)
         for method in METHODS:
             report = sweep(
                 inputs,

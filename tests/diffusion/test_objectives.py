@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from restuning._errors import TrainingError
 from restuning.diffusion import Objective, linear_alphas, sample
-from restuning.diffusion.sample import _grid
+from restuning.diffusion.sample import _time_grid
 
 EXACT = 1e-4
 """fp32 through square roots of numbers as small as 4e-5 (the last step of the linear schedule)."""
@@ -59,7 +59,7 @@ def test_ddim_steps_are_those_of_diffusers():
     scheduler.set_timesteps(8)
     alphas = linear_alphas()
     assert torch.allclose(alphas, scheduler.alphas_cumprod, atol=1e-6)
-    assert _grid(Objective("epsilon", alphas), 8)[:-1].tolist() == scheduler.timesteps.tolist()
+    assert _time_grid(Objective("epsilon", alphas), 8)[:-1].tolist() == scheduler.timesteps.tolist()
     weight = torch.randn(3, 3) * 0.2
 
     def denoiser(x, t, conditions):

@@ -289,7 +289,7 @@ class Bench:
         # Methods that read the same share a store, so it is built once for all their runs.
         if needs not in data.stores:
             used = time.process_time()
-            data.stores[needs] = stored = inputs.stored(task)
+            data.stores[needs] = stored = inputs.open_store(task)
             if stored is not None and stored.seconds:
                 # Beside the store: whichever process built it, every run that reads it is charged
                 # for it.

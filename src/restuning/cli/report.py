@@ -54,7 +54,7 @@ def log_to(console: Console) -> Callable[[str], None]:
 
 def show_choice(choice: Choice, console: Console) -> None:
     """One row a candidate, the one that was taken in bold."""
-    from restuning.search import bytes_in_words
+    from restuning.search import format_bytes
 
     table = Table(
         title=f"choice on {choice.examples} validation examples",
@@ -75,7 +75,7 @@ def show_choice(choice: Choice, console: Console) -> None:
         table.add_row(
             row["method"],
             f"{100 * row['val_accuracy']:.1f} ± {100 * row['standard_error']:.1f} %",
-            bytes_in_words(row["memory_bytes"]) if row["memory_bytes"] else "?",
+            format_bytes(row["memory_bytes"]) if row["memory_bytes"] else "?",
             time_in_words(row["seconds"]),
             f"{row['why']}{early}{pieces}",
             style="bold" if taken else "",

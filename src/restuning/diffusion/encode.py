@@ -76,14 +76,14 @@ class EncodedPairs:
     def conditions(self, rows: Sequence[int], dropped: Tensor | None = None) -> dict[str, Tensor]:
         """Conditions of some images, those of the empty caption where `dropped` (`b`) says so."""
         index = self.caption_of[torch.as_tensor(rows)]
-        found = {}
+        encoded = {}
         for name, states in self.texts.items():
             own = states[index]
             if dropped is not None:
                 wide = dropped.view(-1, *[1] * (own.dim() - 1))
                 own = torch.where(wide, self.empty[name].to(own.dtype), own)
-            found[name] = own
-        return found
+            encoded[name] = own
+        return encoded
 
 
 def encode(
@@ -128,7 +128,7 @@ def encode(
         texts = {n: torch.cat([p[n].cpu() for p in parts]) for n in parts[0]}
         empty = {n: t.cpu() for n, t in encoder.texts([""]).items()}
     row = {caption: i for i, caption in enumerate(unique)}
-    found = EncodedPairs(
+    encoded = EncodedPairs(
         torch.cat(means),
         torch.cat(stds),
         texts,
@@ -138,21 +138,21 @@ def encode(
         key,
     )
     if home is not None:
-        _write(home, found, facts)
-    return found
+        _write(home, encoded, facts)
+    return encoded
 
 
-def _write(home: Path, found: EncodedPairs, facts: Mapping[str, Any]) -> None:
-    tensors = {"mean": found.mean, "std": found.std, "caption_of": found.caption_of}
-    tensors |= {f"text.{n}": t for n, t in found.texts.items()}
-    tensors |= {f"empty.{n}": t for n, t in found.empty.items()}
+def _write(home: Path, encoded: EncodedPairs, facts: Mapping[str, Any]) -> None:
+    tensors = {"mean": encoded.mean, "std": encoded.std, "caption_of": encoded.caption_of}
+    tensors |= {f"text.{n}": t for n, t in encoded.texts.items()}
+    tensors |= {f"empty.{n}": t for n, t in encoded.empty.items()}
     try:
         with replacing(home) as aside:
             aside.mkdir()
             sums = {}
             for name, tensor in tensors.items():
                 np.save(aside / f"{name}.npy", tensor.numpy())
-                sums[name] = _sum(aside / f"{name}.npy")
+                sums[name] = _file_digest(aside / f"{name}.npy")
             text = json.dumps({"facts": dict(facts), "files": sums}, indent=1)
             (aside / "manifest.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
@@ -171,7 +171,7 @@ def _read(home: Path, pairs: Pairs, key: str) -> EncodedPairs:
     try:
         files = json.loads((home / "manifest.json").read_text(encoding="utf-8"))["files"]
         for name, digest in files.items():
-            if _sum(home / f"{name}.npy") != digest:
+            if _file_digest(home / f"{name}.npy") != digest:
                 raise ValueError(f"{name}.npy is not what was written")
         tensors = {n: torch.from_numpy(np.load(home / f"{n}.npy", mmap_mode="c")) for n in files}
         texts = {n[5:]: t for n, t in tensors.items() if n.startswith("text.")}
@@ -194,7 +194,7 @@ def _read(home: Path, pairs: Pairs, key: str) -> EncodedPairs:
         ) from None
 
 
-def _sum(file: Path) -> str:
+def _file_digest(file: Path) -> str:
     whole = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -86,8 +86,8 @@ def judge_images(
             feature=2048 if network is None else network, input_img_size=(3, size, size)
         )
     except Exception as error:  # noqa: BLE001 (whatever a downloader raises)
-        raise _unavailable("Inception", error) from None
-    score = None if clip is None else _clip(clip)
+        raise _missing_weights_error("Inception", error) from None
+    score = None if clip is None else _load_clip(clip)
     real, made, captions = [], [], []
     for batch in reference:
         distance.update(batch, real=True)
@@ -119,15 +119,15 @@ def judge_images(
     }
 
 
-def _clip(name: str) -> Any:
+def _load_clip(name: str) -> Any:
     clip = require("torchmetrics.multimodal.clip_score", "fid", "a CLIP score")
     try:
         return clip.CLIPScore(model_name_or_path=name)
     except Exception as error:  # noqa: BLE001 (whatever a hub client raises)
-        raise _unavailable(f"CLIP ({name})", error) from None
+        raise _missing_weights_error(f"CLIP ({name})", error) from None
 
 
-def _unavailable(what: str, error: Exception) -> BackboneError:
+def _missing_weights_error(what: str, error: Exception) -> BackboneError:
     words = (str(error).strip().splitlines() or [""])[0]
     return BackboneError(
         f"the weights of {what} are not here",

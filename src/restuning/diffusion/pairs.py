@@ -89,7 +89,7 @@ def load_pairs(path: str | Path) -> Pairs:
     """
     root = Path(path)
     if root.is_file() and root.suffix == ".parquet":
-        return _parquet([root])
+        return _read_parquet([root])
     if not root.is_dir():
         raise DataError(
             "no images with captions here",
@@ -99,38 +99,38 @@ def load_pairs(path: str | Path) -> Pairs:
         )
     tables = sorted(root.rglob("*.parquet"))
     if tables:
-        return _parquet(tables)
-    found = list(_named(root))
-    if not found:
+        return _read_parquet(tables)
+    images = list(_read_captions(root))
+    if not images:
         raise DataError(
             "no images with captions here",
             where=str(root),
             found="neither metadata.jsonl nor captions.csv, and no image with a .txt beside it",
             fix='write metadata.jsonl: {"file_name": "a.png", "caption": "..."} a line',
         )
-    for file, _ in found:
+    for file, _ in images:
         if not file.is_file():
             raise DataError(
                 "a captioned image is missing",
                 where=str(file),
                 fix="restore it or take its line out",
             )
-    names = tuple(str(f.relative_to(root)) for f, _ in found)
-    return Pairs(names, tuple(c for _, c in found), tuple(f for f, _ in found))
+    names = tuple(str(f.relative_to(root)) for f, _ in images)
+    return Pairs(names, tuple(c for _, c in images), tuple(f for f, _ in images))
 
 
-def _named(root: Path) -> Iterator[tuple[Path, str]]:
+def _read_captions(root: Path) -> Iterator[tuple[Path, str]]:
     lines, table = root / "metadata.jsonl", root / "captions.csv"
     try:
         if lines.is_file():
             text = lines.read_text(encoding="utf-8")
             for number, line in enumerate(text.splitlines(), 1):
                 if line.strip():
-                    yield _row(root, json.loads(line), f"{lines}:{number}")
+                    yield _parse_row(root, json.loads(line), f"{lines}:{number}")
         elif table.is_file():
             with table.open(encoding="utf-8", newline="") as file:
                 for number, row in enumerate(csv.DictReader(file), 2):
-                    yield _row(root, row, f"{table}:{number}")
+                    yield _parse_row(root, row, f"{table}:{number}")
         else:
             for image in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
                 beside = image.with_suffix(".txt")
@@ -145,7 +145,7 @@ def _named(root: Path) -> Iterator[tuple[Path, str]]:
         ) from None
 
 
-def _row(root: Path, row: Any, where: str) -> tuple[Path, str]:
+def _parse_row(root: Path, row: Any, where: str) -> tuple[Path, str]:
     name = row.get("file_name") if isinstance(row, dict) else None
     caption = next((row[c] for c in CAPTION_COLUMNS if isinstance(row, dict) and c in row), None)
     if not isinstance(name, str) or not isinstance(caption, str):
@@ -166,7 +166,7 @@ def _row(root: Path, row: Any, where: str) -> tuple[Path, str]:
     return root / name, caption.strip()
 
 
-def _parquet(files: list[Path]) -> Pairs:
+def _read_parquet(files: list[Path]) -> Pairs:
     parquet = require("pyarrow.parquet", "diffusion", "reading parquet")
     names, captions, sources = [], [], []
     for file in files:

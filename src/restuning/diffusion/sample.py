@@ -48,7 +48,7 @@ def sample(
             k: torch.cat([empty[k].expand(count, *empty[k].shape[1:]), v])
             for k, v in conditions.items()
         }
-    grid = _grid(objective, steps)
+    grid = _time_grid(objective, steps)
     for now, after in zip(grid[:-1], grid[1:], strict=True):
         times = now.expand(count)
         # A flow counts from 0 to 1, whatever its model was taught to count in.
@@ -63,11 +63,11 @@ def sample(
         clean, implied = objective.clean_and_noise(x, answer, times)
         if clip is not None:
             clean = clean.clamp(-clip, clip)
-        x = _between(objective, clean, implied, after)
+        x = _renoise(objective, clean, implied, after)
     return x
 
 
-def _grid(objective: Objective, steps: int) -> Tensor:
+def _time_grid(objective: Objective, steps: int) -> Tensor:
     """Times from noise to clean; the last stands for no noise at all."""
     if objective.kind == "flow":
         return torch.linspace(1, 0, steps + 1)
@@ -77,7 +77,7 @@ def _grid(objective: Objective, steps: int) -> Tensor:
     return torch.linspace(total, 0, steps + 1).round().long() - 1
 
 
-def _between(objective: Objective, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+def _renoise(objective: Objective, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     if objective.kind == "flow":
         return (1 - time) * clean + time * noise
     assert objective.alphas is not None

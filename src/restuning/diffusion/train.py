@@ -184,12 +184,12 @@ class Denoising(TrainingObjective):
 
     def review(self, step: int, between: Callable[[], None] | None) -> None:
         """Write task folders and draw samples."""
-        self._leave(step, f"-{step:06d}")
+        self._save_tasks(step, f"-{step:06d}")
         self.model.train()
 
     def finish(self, totals: RunTotals) -> dict[str, Any]:
         """Write the tasks and draw samples; steps, losses by task and seconds."""
-        self._leave(totals.steps, "")
+        self._save_tasks(totals.steps, "")
         loss = self._mean(self._tenth())
         return {"steps": totals.steps, "loss": loss, "seconds": totals.seconds}
 
@@ -209,7 +209,7 @@ class Denoising(TrainingObjective):
         columns = zip(self.training.tasks, zip(*rows, strict=True), strict=True)
         return {name: sum(column) / len(column) for name, column in columns}
 
-    def _leave(self, step: int, suffix: str) -> None:
+    def _save_tasks(self, step: int, suffix: str) -> None:
         if not self.accelerator.is_main_process:
             return
         training = self.training

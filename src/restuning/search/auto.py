@@ -156,7 +156,7 @@ def choose_method(
     rows: list[Row] = []
     for candidate in candidates:
         rows.append(trials.row(candidate, rows))
-    taken = rule.taken(rows)
+    taken = rule.choose(rows)
     if taken is None:
         raise TrainingError(
             "no method can be chosen",
@@ -166,7 +166,7 @@ def choose_method(
             "a method",
         )
     explained = [
-        row if row["status"] == "left out" else {**row, "why": rule.in_words(row, taken)}
+        row if row["status"] == "left out" else {**row, "why": rule.explain(row, taken)}
         for row in rows
     ]
     start = None

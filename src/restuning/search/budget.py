@@ -48,13 +48,13 @@ class Budget:
         """Why not, in words; empty where it fits or nothing is known."""
         if self.memory is None or needed is None or needed <= self.memory:
             return ""
-        return f"needs {bytes_in_words(needed)} of memory, budget {bytes_in_words(self.memory)}"
+        return f"needs {format_bytes(needed)} of memory, budget {format_bytes(self.memory)}"
 
     def refuses_time(self, needed: float) -> str:
         """The same of seconds from the beginning to the end."""
         if self.seconds is None or needed <= self.seconds:
             return ""
-        return f"needs {minutes_in_words(needed)}, budget {minutes_in_words(self.seconds)}"
+        return f"needs {format_minutes(needed)}, budget {format_minutes(self.seconds)}"
 
 
 def keep_taps_if_memory_is_free(task: Task, budget: Budget) -> None:
@@ -63,12 +63,12 @@ def keep_taps_if_memory_is_free(task: Task, budget: Budget) -> None:
         task.side.recompute = False
 
 
-def bytes_in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """`3.1 GiB`, `512 MiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, round(size / 2**20))} MiB"
 
 
-def minutes_in_words(seconds: float) -> str:
+def format_minutes(seconds: float) -> str:
     """`12 min`, `1.5 min`, `20 s`."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"

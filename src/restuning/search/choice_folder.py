@@ -11,7 +11,7 @@ from torch import Tensor
 
 from restuning._errors import FormatError
 from restuning.search.folder import SearchFolder
-from restuning.training.checkpoint import newest
+from restuning.training.checkpoint import read_newest
 
 STATUS = ("left out", "begun", "stopped", "tried")
 """`begun`: the budget allowed it, and that is not asked again: time has passed since."""
@@ -71,7 +71,7 @@ class ChoiceFolder:
         Raises:
             FormatError: It is no longer there.
         """
-        snapshot = newest(self.run_folder(method, rate) / "checkpoints")
+        snapshot = read_newest(self.run_folder(method, rate) / "checkpoints")
         if snapshot is None:
             raise FormatError(
                 "the weights of a trial are gone",

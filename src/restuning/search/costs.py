@@ -56,7 +56,7 @@ class Costs:
         """Of a batch without gradients, which every method is tested by; None if not known."""
         if self._forward is None:
             self._forward = (
-                _counted(
+                _forecast_if_possible(
                     lambda: forecast_forward(
                         self.host,
                         self.example(self.data),
@@ -91,7 +91,7 @@ class Costs:
             precision=settings.precision,
         )
         pieces = min(settings.accumulate, size)
-        step = _counted(lambda: at(size, pieces=pieces))
+        step = _forecast_if_possible(lambda: at(size, pieces=pieces))
         if step is None or budget.memory is None or step.total_bytes <= budget.memory or not split:
             return step, pieces
         most = largest_batch(at, budget.memory, first=step if pieces == 1 else None)
@@ -111,8 +111,8 @@ class Costs:
             args, kwargs = split_inputs(self.example(self.data))
             inputs: Any = {k: wide(v) for k, v in kwargs.items()} or tuple(map(wide, args))
             taps = partial(call_module, _Taps(self.host), inputs)
-            _seconds(taps)
-            self._seconds = _seconds(taps) / TIMED
+            _time_call(taps)
+            self._seconds = _time_call(taps) / TIMED
         return self._seconds
 
     def features_seconds(self) -> float:
@@ -152,13 +152,13 @@ class _Taps(nn.Module):
         return self.host.features(*args, **kwargs)
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _time_call(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def _counted(forecast: Callable[[], StepForecast]) -> StepForecast | None:
+def _forecast_if_possible(forecast: Callable[[], StepForecast]) -> StepForecast | None:
     """A forecast; None of what shapes cannot follow, such as an engine."""
     try:
         return forecast()

@@ -15,7 +15,7 @@ from restuning.host import Host
 from restuning.search.sweep import TOGETHER
 from restuning.sites import IN_WORDS, Needs
 from restuning.task import Task
-from restuning.training.defaults import default_of
+from restuning.training.defaults import find_default
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
 PLANNED = ("linear", "res-tuning-bypass", "res-tuning", "full")
@@ -105,7 +105,7 @@ class Planner:
         splits, batch = self.request.splits, self.request.batch
         if not splits:
             return None
-        default = default_of(method)
+        default = find_default(method)
         epochs = self.request.epochs or default.epochs
         steps = -(-splits["train"] // batch)
         if form == "cached":
@@ -256,7 +256,7 @@ def plan_grid(
             found="tuners inside the backbone",
             fix="give --method res-tuning-bypass or linear",
         )
-    default = default_of(method)
+    default = find_default(method)
     measure = partial(
         measure_bank,
         host,

@@ -23,7 +23,7 @@ def standard_error(accuracy: float, count: int) -> float:
     return math.sqrt(p * (1 - p) / (count + 2))
 
 
-def highest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def find_highest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The row with the highest `val_accuracy`, of equals the first, which is the cheapest; or None.
 
     Not the cheapest within one standard error, as trees are pruned (Breiman et al. 1984). With noise s
@@ -36,7 +36,7 @@ def highest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return max(tried, key=lambda row: row["val_accuracy"]) if tried else None
 
 
-def taken(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def choose(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The row to take: of those not told apart from the highest, the one whose probabilities fit best.
 
     An accuracy on 200 examples is known to about 3 points, a difference of two to 2 or more, while
@@ -46,7 +46,7 @@ def taken(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     examples fewer methods are within one standard error, and accuracy alone decides. A trial that was
     ended early is not taken for it.
     """
-    top = highest(rows)
+    top = find_highest(rows)
     if top is None:
         return None
     near = [
@@ -54,17 +54,17 @@ def taken(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         for row in rows
         if row["status"] == "tried"
         and "cross_entropy" in row
-        and top["val_accuracy"] - row["val_accuracy"] <= noise(row, top)
+        and top["val_accuracy"] - row["val_accuracy"] <= difference_error(row, top)
     ]
     return min(near, key=lambda row: row["cross_entropy"], default=top)
 
 
-def noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+def difference_error(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Standard error of the difference of two rows, as if their errors were independent."""
     return math.hypot(one["standard_error"], other["standard_error"])
 
 
-def lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) -> bool:
+def is_lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) -> bool:
     """Whether a trial will end below `to_beat` even if every epoch left gains as much as the last.
 
     Curves of accuracy bend down, except at their start, where they may lie flat for a while. So
@@ -85,7 +85,7 @@ def lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) -> 
     return end + DOUBT * doubt < to_beat
 
 
-def in_words(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+def explain(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     """Why a row that was tried is taken or not."""
     ahead = row["val_accuracy"] - chosen["val_accuracy"]
     if row is chosen:
@@ -93,7 +93,7 @@ def in_words(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     if ahead == 0:
         return "equal"
     words = f"{100 * abs(ahead):.1f} points {'ahead' if ahead > 0 else 'behind'}"
-    if abs(ahead) > noise(row, chosen):
+    if abs(ahead) > difference_error(row, chosen):
         return words
     # One that is ahead was passed over for its cross-entropy.
     return f"{words}, within one standard error" + (", fits worse" if ahead > 0 else "")

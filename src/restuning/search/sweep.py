@@ -152,7 +152,7 @@ def sweep(
     folder = SearchFolder(out, identity, file="grid.json", what="this folder holds another sweep")
     run = _Sweep(inputs, method, settings, options, folder, on_progress)
     started = time.perf_counter()
-    stored = _stored(inputs, Recipe(method, settings, options))
+    stored = _open_store(inputs, Recipe(method, settings, options))
     search, final = stored.data(plain, final=False), stored.data(plain, final=True)
     combinations = [
         tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
@@ -203,11 +203,11 @@ def sweep(
     return report
 
 
-def _stored(inputs: Inputs, recipe: Recipe) -> Stored:
+def _open_store(inputs: Inputs, recipe: Recipe) -> Stored:
     """The store that all runs of a sweep train from."""
     task = recipe.build(inputs)
     reason = reason_not_storable(task, inputs.augment)
-    stored = None if reason else inputs.stored(task)
+    stored = None if reason else inputs.open_store(task)
     if stored is None:
         raise TrainingError(
             "a sweep trains from stored features",

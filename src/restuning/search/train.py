@@ -18,7 +18,7 @@ from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
 from restuning.search.auto import AUTO, choose_method
-from restuning.search.budget import Budget, minutes_in_words
+from restuning.search.budget import Budget, format_minutes
 from restuning.search.comparison import Comparison
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
@@ -181,29 +181,29 @@ def train(
         RestuningError: Names, data, weights or settings are not what they should be, the folder
             holds another run, the disk is full, or training diverged.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    _check_names(given)
+    explicit = {name: value for name, value in options.items() if value is not None}
+    _check_names(explicit)
     names = [method] if isinstance(method, str) else list(method)
     for name in names:
         methods.check(name, (AUTO,) if isinstance(method, str) else ())
     if not names:
         raise TrainingError("there is nothing to train", where="method", found="an empty list")
-    budget = _budget(method, given)
-    recipes = [_recipe(name, given) for name in names]
-    source = _source(data, given, recipes[0].settings, log)
+    budget = _budget(method, explicit)
+    recipes = [_recipe(name, explicit) for name in names]
+    source = _source(data, explicit, recipes[0].settings, log)
     if budget is not None:
         # The choice reads the splits apart; the run that follows reads both anyway.
         source = replace(source, final=False)
     with on_device(device) as place:
         torch.manual_seed(recipes[0].settings.seed)
-        loaded = _load(backbone, weights, given)
-        trainer = _Trainer(source, loaded, place, resume, bool(given.get("progress")), log)
-        trainer.how["call"] = _call(source, loaded, weights, given)
+        loaded = _load(backbone, weights, explicit)
+        trainer = _Trainer(source, loaded, place, resume, bool(explicit.get("progress")), log)
+        trainer.how["call"] = _call(source, loaded, weights, explicit)
         folder = None if out is None else Path(out)
         if budget is not None:
             return trainer.train_chosen(recipes[0], budget, folder)
-        if given.get("zero_shot"):
-            recipes = [trainer.with_head(each, _prompts(given)) for each in recipes]
+        if explicit.get("zero_shot"):
+            recipes = [trainer.with_head(each, _prompts(explicit)) for each in recipes]
         if isinstance(method, str):
             return trainer.train_one(recipes[0], folder)
         return trainer.compare(recipes, folder)
@@ -275,7 +275,7 @@ class _Trainer:
         warm = " more from its trial's weights" if choice.start is not None else ""
         self.log(
             f"take  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{warm}; the choice "
-            f"took {minutes_in_words(choice.seconds)}"
+            f"took {format_minutes(choice.seconds)}"
         )
         final = replace(self.source, final=True)
         inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
@@ -296,9 +296,9 @@ class _Trainer:
             self.log(line)
 
 
-def _check_names(given: Mapping[str, Any]) -> None:
+def _check_names(explicit: Mapping[str, Any]) -> None:
     known = list(TrainOptions.__annotations__)
-    for name in given:
+    for name in explicit:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             raise TrainingError(
@@ -309,9 +309,9 @@ def _check_names(given: Mapping[str, Any]) -> None:
             )
 
 
-def _budget(method: str | Sequence[str], given: Mapping[str, Any]) -> Budget | None:
+def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget | None:
     """The budget of "auto"; None of methods that are named."""
-    limits = [f"--{name}" for name in OF_BUDGET if name in given]
+    limits = [f"--{name}" for name in OF_BUDGET if name in explicit]
     if method != AUTO:
         if limits:
             raise TrainingError(
@@ -321,60 +321,62 @@ def _budget(method: str | Sequence[str], given: Mapping[str, Any]) -> Budget | N
                 fix="give --method auto; `restuning plan` forecasts what one method takes",
             )
         return None
-    fixed = [f"--{name.replace('_', '-')}" for name in CHOSEN_BY_AUTO if given.get(name)]
+    fixed = [f"--{name.replace('_', '-')}" for name in CHOSEN_BY_AUTO if explicit.get(name)]
     if fixed:
         raise TrainingError(
             "--method auto chooses this itself",
             where=" ".join(fixed),
             fix="leave it out, or name a method",
         )
-    augment = given.get("augment", "none")
-    if given.get("store") is False or augment not in VIEWS_OF:
+    augment = explicit.get("augment", "none")
+    if explicit.get("store") is False or augment not in VIEWS_OF:
         raise TrainingError(
             "--method auto trains from stored features first",
             where="--no-cache" if augment in VIEWS_OF else f"--augment {augment}",
             fix=f"leave --no-cache out, and give --augment {' or '.join(VIEWS_OF)}",
         )
-    return Budget.of(given.get("memory"), given.get("minutes"))
+    return Budget.of(explicit.get("memory"), explicit.get("minutes"))
 
 
-def _recipe(method: str, given: Mapping[str, Any]) -> Recipe:
-    own = {name: given[name] for name in SETTINGS if name in given}
-    options = {name: given[name] for name in OF_METHOD if name in given and given[name] != 0}
-    return Recipe(method, settings_for(method, own, given.get("settings")), options)
+def _recipe(method: str, explicit: Mapping[str, Any]) -> Recipe:
+    own = {name: explicit[name] for name in SETTINGS if name in explicit}
+    options = {
+        name: explicit[name] for name in OF_METHOD if name in explicit and explicit[name] != 0
+    }
+    return Recipe(method, settings_for(method, own, explicit.get("settings")), options)
 
 
-def _source(data: Any, given: Mapping[str, Any], settings: FitSettings, log: Log) -> Source:
-    store = given.get("store")
+def _source(data: Any, explicit: Mapping[str, Any], settings: FitSettings, log: Log) -> Source:
+    store = explicit.get("store")
     options = store if isinstance(store, StoreOptions) else StoreOptions(limit=BY_ITSELF)
     if isinstance(store, str | Path):
         options = replace(options, root=store)
     options = replace(
         options,
         workers=options.workers or settings.workers,
-        progress=bool(given.get("progress")),
+        progress=bool(explicit.get("progress")),
         log=lambda line: log(f"  from stored features: {line}"),
     )
     return Source(
         data if isinstance(data, Data) else str(data),
         cache=store is not False,
         store=options,
-        **{name: given[name] for name in OF_SOURCE if name in given},
+        **{name: explicit[name] for name in OF_SOURCE if name in explicit},
     )
 
 
 def _load(
-    backbone: str | Backbone, weights: str | Path | None, given: Mapping[str, Any]
+    backbone: str | Backbone, weights: str | Path | None, explicit: Mapping[str, Any]
 ) -> Backbone:
     if isinstance(backbone, Backbone):
         return backbone
-    name = with_text_tower(backbone) if given.get("zero_shot") else backbone
+    name = with_text_tower(backbone) if explicit.get("zero_shot") else backbone
     file = None if weights is None else Path(weights)
-    return load_backbone(name, weights=file, random=bool(given.get("random")))
+    return load_backbone(name, weights=file, random=bool(explicit.get("random")))
 
 
 def _call(
-    source: Source, backbone: Backbone, weights: str | Path | None, given: Mapping[str, Any]
+    source: Source, backbone: Backbone, weights: str | Path | None, explicit: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the command line would be told for the same run, beside method and settings.
 
@@ -386,11 +388,13 @@ def _call(
         **named,
         "backbone": backbone.name,
         "weights": None if weights is None else str(weights),
-        **{name: given[name] for name in ("random", *OF_SOURCE) if name in given},
-        "zero_shot": [given["zero_shot"]]
-        if isinstance(given.get("zero_shot"), str)
-        else given.get("zero_shot"),
-        "class_names": None if given.get("class_names") is None else str(given["class_names"]),
+        **{name: explicit[name] for name in ("random", *OF_SOURCE) if name in explicit},
+        "zero_shot": [explicit["zero_shot"]]
+        if isinstance(explicit.get("zero_shot"), str)
+        else explicit.get("zero_shot"),
+        "class_names": None
+        if explicit.get("class_names") is None
+        else str(explicit["class_names"]),
         "no_cache": not source.cache,
         "store": None if store.root is None else str(store.root),
         "cache_dtype": store.dtype,
@@ -398,7 +402,7 @@ def _call(
     }
 
 
-def _prompts(given: Mapping[str, Any]) -> ZeroShot:
-    prompts = given["zero_shot"]
+def _prompts(explicit: Mapping[str, Any]) -> ZeroShot:
+    prompts = explicit["zero_shot"]
     templates = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    return ZeroShot(templates, given.get("class_names"))
+    return ZeroShot(templates, explicit.get("class_names"))

@@ -82,7 +82,7 @@ class Trials:
         row["seconds"] = time.perf_counter() - wall
         row["cpu_seconds"] = time.process_time() - processor
         self.folder.write(row)
-        self.log(_in_words(row))
+        self.log(_describe(row))
         return row
 
     def _try(
@@ -121,7 +121,7 @@ class Trials:
                     setup.tuned, setup.data, settings, candidate, detached
                 )
                 # Should this one lose, the final run is that of the best before it.
-                other = (rule.taken(before) or {}).get("final_seconds") or 0.0
+                other = (rule.choose(before) or {}).get("final_seconds") or 0.0
                 _refuse(self.budget.refuses_time(spent() + trial + max(final, other)))
                 row["final_seconds"] = final
             self.folder.write(
@@ -157,11 +157,11 @@ class Trials:
         """Stored features, built if the budget allows it."""
         inputs = self.inputs
         try:
-            stored = inputs.stored(task, build=False)
+            stored = inputs.open_store(task, build=False)
             if stored is None and self.budget.seconds is not None and not decided:
                 needed = spent() + self.costs.features_seconds()
                 _refuse(self.budget.refuses_time(needed))
-            stored = stored or inputs.stored(task)
+            stored = stored or inputs.open_store(task)
         except EngineError as error:
             raise LeftOutError(error.what) from None
         if stored is None:
@@ -203,12 +203,12 @@ class Trials:
         before: Sequence[Row],
     ) -> tuple[list[dict[str, Any]], str]:
         """One rate after the other, each ended early where it clearly loses."""
-        to_beat = (rule.highest(before) or {}).get("val_accuracy", 0.0)
+        to_beat = (rule.find_highest(before) or {}).get("val_accuracy", 0.0)
         results, status = [], "tried"
 
         def stop(history: list[dict[str, Any]]) -> bool:
             curve = [epoch["val_accuracy"] for epoch in history]
-            return rule.lost(curve, settings.epochs, to_beat, len(setup.data.val))
+            return rule.is_lost(curve, settings.epochs, to_beat, len(setup.data.val))
 
         for rate in candidate.rates:
             if results:
@@ -252,7 +252,7 @@ def _refuse(why: str) -> None:
         raise LeftOutError(why)
 
 
-def _in_words(row: Row) -> str:
+def _describe(row: Row) -> str:
     if row["status"] == "left out":
         return f"{row['method']}: left out, {row['why']}"
     early = ", ended early" if row["status"] == "stopped" else ""

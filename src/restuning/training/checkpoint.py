@@ -97,7 +97,7 @@ def write(folder: Path, snapshot: Snapshot, *, final: bool = False) -> Path:
     try:
         with replacing(path) as partial:
             save_file(snapshot.tensors, partial, metadata=header)
-        for old in [p for p in _checkpoints_in(folder) if p != path][0 if final else KEEP - 1 :]:
+        for old in [p for p in _list_checkpoints(folder) if p != path][0 if final else KEEP - 1 :]:
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
@@ -135,9 +135,9 @@ def read(path: Path) -> Snapshot:
     return snapshot
 
 
-def newest(folder: Path, *, warn: bool = True) -> Snapshot | None:
+def read_newest(folder: Path, *, warn: bool = True) -> Snapshot | None:
     """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
-    for path in _checkpoints_in(folder):
+    for path in _list_checkpoints(folder):
         try:
             return read(path)
         except FormatError as error:
@@ -159,7 +159,7 @@ def clear(folder: Path) -> None:
         TrainingError: One cannot be removed.
     """
     try:
-        for path in _checkpoints_in(folder):
+        for path in _list_checkpoints(folder):
             path.unlink(missing_ok=True)
         for path in folder.glob(f".*{SUFFIX}.*partial"):
             path.unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def clear(folder: Path) -> None:
         ) from None
 
 
-def _checkpoints_in(folder: Path) -> list[Path]:
+def _list_checkpoints(folder: Path) -> list[Path]:
     """Newest first; a finished run's comes before all others."""
     steps = sorted(folder.glob(f"step-*{SUFFIX}"), reverse=True)
     final = folder / FINAL

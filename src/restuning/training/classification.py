@@ -97,7 +97,7 @@ class Classification(TrainingObjective):
         self.task: nn.Module = tuned.get_submodule("task")
         self.epoch_sums = [0.0, 0.0, 0]
         self.line_sums = [0.0, 0]
-        self._said = ""
+        self._description = ""
         self._own_forward = "forward" in vars(tuned)
 
     def identity(self) -> dict[str, Any]:
@@ -180,12 +180,12 @@ class Classification(TrainingObjective):
         epoch = (step - 1) // self.order.per_epoch + 1
         self.line_sums = [0.0, 0]
         _, hits, count = self.epoch_sums
-        self._words(epoch, loss, hits / count)
+        self._describe_epoch(epoch, loss, hits / count)
         return {"epoch": epoch, "loss": loss}
 
     def describe(self, step: int) -> str:
         """Epoch, loss and accuracy."""
-        return self._said
+        return self._description
 
     def reviews_at(self, step: int) -> bool:
         """After every epoch."""
@@ -202,7 +202,7 @@ class Classification(TrainingObjective):
             "val_accuracy": None,
         }
         if self.val is not None:
-            found = evaluate(
+            scores = evaluate(
                 self.tuned,
                 self.val,
                 self.settings.batch_size,
@@ -211,10 +211,12 @@ class Classification(TrainingObjective):
                 accelerator=self.accelerator,
                 between=between,
             )
-            entry |= {"val_loss": found["loss"], "val_accuracy": found["accuracy"]}
+            entry |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
         # Only now: whoever is interrupted before comes here once more.
         self.epoch_sums = [0.0, 0.0, 0]
-        self._words(entry["epoch"], entry["loss"], entry["accuracy"], entry["val_accuracy"])
+        self._describe_epoch(
+            entry["epoch"], entry["loss"], entry["accuracy"], entry["val_accuracy"]
+        )
         return entry
 
     def stops(self, history: list[dict[str, Any]]) -> bool:
@@ -242,11 +244,11 @@ class Classification(TrainingObjective):
         """Sums so far."""
         self.epoch_sums, self.line_sums = state["epoch_sums"], state["line_sums"]
 
-    def _words(
+    def _describe_epoch(
         self, epoch: int, loss: float, accuracy: float, val_accuracy: float | None = None
     ) -> None:
         words = f"epoch {epoch}/{self.settings.epochs}, loss {loss:.4f}"
         if val_accuracy is None:
-            self._said = f"{words}, train accuracy {accuracy:.2%}"
+            self._description = f"{words}, train accuracy {accuracy:.2%}"
         else:
-            self._said = f"{words}, validation accuracy {val_accuracy:.2%}"
+            self._description = f"{words}, validation accuracy {val_accuracy:.2%}"

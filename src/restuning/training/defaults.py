@@ -32,24 +32,24 @@ DEFAULTS = {
 }
 
 
-def default_of(method: str) -> Default:
+def find_default(method: str) -> Default:
     """Epochs and rate of a method, also of `res-tuning[...]`, whose base decides."""
     return DEFAULTS.get(method.partition("[")[0], OTHERWISE)
 
 
 def settings_for(
-    method: str, given: Mapping[str, Any] | None = None, base: FitSettings | None = None
+    method: str, overrides: Mapping[str, Any] | None = None, base: FitSettings | None = None
 ) -> FitSettings:
     """The settings a method is trained with.
 
     Args:
         method: Its name.
-        given: What the user says, by name of the setting; None stands for "not said".
+        overrides: What the user says, by name of the setting; None stands for "not said".
         base: Settings in place of the method's own defaults.
 
     Raises:
         TrainingError: A value is out of its range.
     """
-    own = default_of(method)
+    own = find_default(method)
     base = FitSettings(epochs=own.epochs, lr=own.lr) if base is None else base
-    return replace(base, **{k: v for k, v in (given or {}).items() if v is not None})
+    return replace(base, **{k: v for k, v in (overrides or {}).items() if v is not None})

@@ -39,7 +39,7 @@ class LogFile:
             self._file.truncate(min(position, size))
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
-            raise self._failed(error) from None
+            raise self._write_error(error) from None
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a line; it reaches the file at once, so that a reader can follow."""
@@ -47,7 +47,7 @@ class LogFile:
             self._file.write((json.dumps(line) + "\n").encode())
             self._file.flush()
         except OSError as error:
-            raise self._failed(error) from None
+            raise self._write_error(error) from None
 
     def position(self) -> int:
         """Bytes so far, all of them on the disk."""
@@ -55,7 +55,7 @@ class LogFile:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise self._failed(error) from None
+            raise self._write_error(error) from None
         return self._file.tell()
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class LogFile:
         except OSError:
             return
 
-    def _failed(self, error: OSError) -> TrainingError:
+    def _write_error(self, error: OSError) -> TrainingError:
         return TrainingError(
             "the log cannot be written",
             where=str(self.path),

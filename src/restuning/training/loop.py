@@ -125,7 +125,7 @@ class Loop:
 
     def open(self, resume: bool) -> dict[str, Any] | None:
         """Take up what the folder holds; a finished run's result, or None if there is work."""
-        snapshot = checkpoint.newest(self.folder, warn=self.main) if resume else None
+        snapshot = checkpoint.read_newest(self.folder, warn=self.main) if resume else None
         # Everyone has read before anyone writes.
         self.accelerator.wait_for_everyone()
         if snapshot is not None:
@@ -204,7 +204,7 @@ class Loop:
         )
         for name, tensor in snapshot.tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise self._diverged(self.step, f"{name} is not finite after it")
+                raise self._divergence_error(self.step, f"{name} is not finite after it")
         checkpoint.write(self.folder, snapshot, final=not unfinished)
 
     def _restore(self, snapshot: checkpoint.Snapshot) -> None:
@@ -266,7 +266,7 @@ class Loop:
             size = self.order.size(step - 1)
             if not all(map(math.isfinite, figures)):
                 means = ", ".join(f"{figure / size:.4g}" for figure in figures)
-                raise self._diverged(step, f"a loss that is not finite: {means}")
+                raise self._divergence_error(step, f"a loss that is not finite: {means}")
             self.objective.record(figures, size)
         self.waiting = []
         if exchange and self.world > 1 and signal:
@@ -292,10 +292,10 @@ class Loop:
         # Should validation data be random, a resumed run must still see what a whole one saw.
         seed_everything("validation", self.settings.seed, self.step, self.rank)
         between = self.interrupts.stop if self.world == 1 else None
-        with self.ema.applied(self.task) if self.ema is not None else nullcontext():
-            found = self.objective.review(self.step, between)
-        if found is not None:
-            self.history.append(self._log({"step": self.step, **found}))
+        with self.ema.swap_in(self.task) if self.ema is not None else nullcontext():
+            entry = self.objective.review(self.step, between)
+        if entry is not None:
+            self.history.append(self._log({"step": self.step, **entry}))
         progress.update(self.step, self.objective.describe(self.step))
 
     def _stops(self) -> bool:
@@ -334,7 +334,7 @@ class Loop:
         now = self.memory.read()
         return max((p for p in (now, self.peak_before) if p is not None), default=None)
 
-    def _diverged(self, step: int, found: str) -> DivergedError:
+    def _divergence_error(self, step: int, found: str) -> DivergedError:
         settings = self.settings
         ways = [f"lower lr (it is {settings.lr:g})"]
         if settings.clip is None:

@@ -152,7 +152,7 @@ class Ema:
             tensor.copy_(self.mean[name])
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
+    def swap_in(self, module: nn.Module) -> Iterator[None]:
         """The module carries the mean inside the block and its own weights after it."""
         own = {n: t.detach().clone() for n, t in module.state_dict().items()}
         self.copy_to(module)

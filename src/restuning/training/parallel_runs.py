@@ -85,7 +85,7 @@ def train_in_parallel(
                 found=", ".join(differs) or "ema or mixed precision",
                 fix="train them apart",
             )
-    train, _ = prepare(tasks, lambda **taps: _read(host, tasks[0], taps), train)
+    train, _ = prepare(tasks, lambda **taps: _select_taps(host, tasks[0], taps), train)
     runs = _StackedRuns(host, tasks, settings)
     order = Order(len(train), first.batch_size, first.epochs, first.seed)
     warmup = round(first.warmup * order.per_epoch)
@@ -93,7 +93,7 @@ def train_in_parallel(
     sums = torch.zeros(len(tasks), dtype=torch.float64, device=runs.device)
     for step in range(order.total):
         indices = order.batch(step)
-        taps, labels = train.gather(indices, _views(train, first.seed, step, order, indices))
+        taps, labels = train.gather(indices, _draw_views(train, first.seed, step, order, indices))
         rate = [
             learning_rate(step, total=order.total, warmup=warmup, peak=one.lr) for one in settings
         ]
@@ -103,14 +103,14 @@ def train_in_parallel(
             history.append(accuracy)
             each_epoch(len(history), accuracy)
             last, sums = sums / len(train), torch.zeros_like(sums)
-    diverged = runs.diverged()
+    diverged = runs.divergence_steps()
     return [
         ParallelRun(task, [e[k] for e in history if e], float(last[k]), diverged[k])
         for k, task in enumerate(runs.tasks())
     ]
 
 
-def _views(
+def _draw_views(
     train: StoredFeatures, seed: int, step: int, order: Order, indices: Sequence[int]
 ) -> list[int]:
     if train.views == 1:
@@ -124,7 +124,7 @@ def _views(
     return views
 
 
-def _read(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _select_taps(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """What a task reads of stored taps."""
     if task.side is None:
         taps = {"last": taps[host.sites.taps[-1]]}
@@ -173,9 +173,9 @@ class _StackedRuns:
         """`k b c`."""
         near = {name: tap.to(self.device) for name, tap in taps.items()}
         prepared = self.template.take_prepared(near)
-        fed = {**_read(self.host, self.template, near), **prepared}
-        if self._fuses(fed):
-            return self._fused(fed)
+        fed = {**_select_taps(self.host, self.template, near), **prepared}
+        if self._can_fuse(fed):
+            return self._run_fused(fed)
 
         def one(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             return functional_call(self.template, (own, buffers), (fed, self.host.readout))
@@ -183,7 +183,7 @@ class _StackedRuns:
         # Random masks differ from run to run.
         return vmap(one, randomness="different")(dict(self.weights), dict(self.buffers))
 
-    def _fuses(self, taps: Mapping[str, Tensor]) -> bool:
+    def _can_fuse(self, taps: Mapping[str, Tensor]) -> bool:
         side = self.template.side
         return (
             side is not None
@@ -191,7 +191,7 @@ class _StackedRuns:
             and side.can_fuse([taps[name] for name in side.taps])
         )
 
-    def _fused(self, taps: Mapping[str, Tensor]) -> Tensor:
+    def _run_fused(self, taps: Mapping[str, Tensor]) -> Tensor:
         side, head = self.template.side, self.template.head
         assert side is not None
         assert head is not None
@@ -236,7 +236,7 @@ class _StackedRuns:
             set_rates(itertools.islice(groups, len(own)), rate)
         self.optimiser.step()
 
-    def diverged(self) -> list[int | None]:
+    def divergence_steps(self) -> list[int | None]:
         """Steps (from 1) at which runs were lost, or None."""
         return [number or None for number in self.diverged_at.tolist()]
 
@@ -248,10 +248,10 @@ class _StackedRuns:
         for start in range(0, len(data), EVALUATED):
             indices = list(range(start, min(start + EVALUATED, len(data))))
             taps, labels = data.gather(indices, [0] * len(indices))
-            found = self.logits(taps).argmax(-1).cpu()
-            right += (found == labels).sum(1)
+            answers = self.logits(taps).argmax(-1).cpu()
+            right += (answers == labels).sum(1)
         self.template.train()
-        alive = [step is None for step in self.diverged()]
+        alive = [step is None for step in self.divergence_steps()]
         return [float(r) / len(data) if ok else 0.0 for r, ok in zip(right, alive, strict=True)]
 
     def tasks(self) -> list[Task]:

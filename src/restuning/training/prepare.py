@@ -22,7 +22,7 @@ PROBED, DRAWS = 16, 4
 mirrors images falls alike in all of them once in 2^48."""
 
 
-class Prepared(Dataset):
+class PreparedSplit(Dataset):
     """A training split, and beside its rows what side networks made of each.
 
     Args:
@@ -45,7 +45,7 @@ class Prepared(Dataset):
         if not self.whole_batches:
             return self.rows[index], index
         inputs, label = self.rows[index]
-        return self._joined(inputs, index), label
+        return self._join(inputs, index), label
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """A whole batch of plain views, where the split gives whole batches."""
@@ -60,13 +60,13 @@ class Prepared(Dataset):
     def gather(self, indices: Sequence[int], views: Sequence[int]) -> tuple[Any, Tensor]:
         """Inputs and labels of a batch."""
         inputs, labels = self.rows.gather(indices, views)
-        return self._joined(inputs, torch.as_tensor(list(indices))), labels
+        return self._join(inputs, torch.as_tensor(list(indices))), labels
 
     def collate(self, collate: Callable | None) -> Callable | None:
         """What makes a batch of this, given what makes one of the split."""
         return collate if self.whole_batches else _Collate(self, collate or default_collate)
 
-    def _joined(self, inputs: Any, at: Any) -> dict[str, Any]:
+    def _join(self, inputs: Any, at: Any) -> dict[str, Any]:
         named = inputs if isinstance(inputs, Mapping) else {INPUT: inputs}
         return {**named, **{name: rows[at] for name, rows in self.beside.items()}}
 
@@ -74,12 +74,12 @@ class Prepared(Dataset):
 class _Collate:
     """A class and not a closure: worker processes are sent it."""
 
-    def __init__(self, prepared: Prepared, collate: Callable) -> None:
+    def __init__(self, prepared: PreparedSplit, collate: Callable) -> None:
         self.prepared, self.inner = prepared, collate
 
     def __call__(self, batch: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
         inputs, labels = self.inner([row for row, _ in batch])
-        return self.prepared._joined(inputs, torch.tensor([at for _, at in batch])), labels
+        return self.prepared._join(inputs, torch.tensor([at for _, at in batch])), labels
 
 
 def prepare(
@@ -106,7 +106,7 @@ def prepare(
     Cost: for each network that reads the rows, one pass over them.
     """
     networks = [task.side for task in tasks if isinstance(task.side, SideNetwork)]
-    if isinstance(train, Prepared):
+    if isinstance(train, PreparedSplit):
         train, collate = train.rows, collate.inner if isinstance(collate, _Collate) else collate
     beside: dict[str, Tensor] = {}
     done: dict[str, SideNetwork] = {}
@@ -126,7 +126,7 @@ def prepare(
             done[key] = network
     if not beside:
         return train, collate
-    prepared = Prepared(train, beside)
+    prepared = PreparedSplit(train, beside)
     return prepared, prepared.collate(collate)
 
 
@@ -158,10 +158,10 @@ def with_stand_ins(
     """The split as it will be once it is prepared, with zeros beside its rows: for measurements."""
     task = getattr(tuned, "task", None)
     side = task.side if isinstance(task, Task) else None
-    if side is None or not side.prepared_taps or isinstance(train, Prepared):
+    if side is None or not side.prepared_taps or isinstance(train, PreparedSplit):
         return train, collate
     beside = {n: torch.zeros(len(train), *shape) for n, shape in side.prepared_taps.items()}
-    prepared = Prepared(train, beside)
+    prepared = PreparedSplit(train, beside)
     return prepared, prepared.collate(collate)
 
 
@@ -180,7 +180,7 @@ class _Rows:
         for start in range(0, len(self.train), ROWS):
             indices = list(range(start, min(start + ROWS, len(self.train))))
             inputs, labels = self._batch(indices)
-            inputs = _moved(inputs, self.device)
+            inputs = _move(inputs, self.device)
             taps = self.read(**inputs) if isinstance(inputs, Mapping) else self.read(inputs)
             yield taps, labels
 
@@ -204,10 +204,10 @@ def refuse_changing(train: Any, network: str) -> None:
         index = number * len(train) // count
         with preserve_randomness():
             seed_everything("prepare", 0, index, devices=False)
-            first = _tensors(train[index][0])
+            first = _flatten_tensors(train[index][0])
             for draw in range(1, DRAWS):
                 seed_everything("prepare", draw, index, devices=False)
-                again = _tensors(train[index][0])
+                again = _flatten_tensors(train[index][0])
                 if any(not torch.equal(a, b) for a, b in zip(first, again, strict=True)):
                     raise TrainingError(
                         "a side network is prepared from inputs that stay the same",
@@ -227,26 +227,26 @@ def _key(network: SideNetwork) -> str:
 
 
 def _check_rows(made: Mapping[str, Tensor], network: SideNetwork, count: int) -> None:
-    told = {name: (count, *shape) for name, shape in network.prepared_taps.items()}
+    announced = {name: (count, *shape) for name, shape in network.prepared_taps.items()}
     found = {name: tuple(tensor.shape) for name, tensor in made.items()}
-    if found != told:
+    if found != announced:
         raise TrainingError(
             "a side network prepared something else than it announced",
             where=type(network).__name__,
-            found=f"{found}, announced {told}",
+            found=f"{found}, announced {announced}",
             fix="let prepare return what prepared_taps names, a row for every input",
         )
 
 
-def _moved(inputs: Any, device: Any) -> Any:
+def _move(inputs: Any, device: Any) -> Any:
     if isinstance(inputs, Mapping):
-        return {name: _moved(value, device) for name, value in inputs.items()}
+        return {name: _move(value, device) for name, value in inputs.items()}
     return inputs.to(device) if isinstance(inputs, Tensor) and device is not None else inputs
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _flatten_tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Mapping):
-        return [t for each in value.values() for t in _tensors(each)]
+        return [t for each in value.values() for t in _flatten_tensors(each)]
     if isinstance(value, (list, tuple)):
-        return [t for each in value for t in _tensors(each)]
+        return [t for each in value for t in _flatten_tensors(each)]
     return [torch.as_tensor(value)] if not isinstance(value, str) else []

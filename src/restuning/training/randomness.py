@@ -62,15 +62,15 @@ class Order:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.per_epoch = -(-count // batch_size)
         self.total = self.per_epoch * epochs
-        self._drawn: tuple[int, list[int]] = (-1, [])
+        self._epoch_order: tuple[int, list[int]] = (-1, [])
 
     def batch(self, step: int) -> list[int]:
         """The examples of a step (from 0), over all processes."""
         epoch, place = divmod(step, self.per_epoch)
-        if self._drawn[0] != epoch:
+        if self._epoch_order[0] != epoch:
             generator = torch.Generator().manual_seed(mix_seed("order", self.seed, epoch))
-            self._drawn = (epoch, torch.randperm(self.count, generator=generator).tolist())
-        return self._drawn[1][place * self.batch_size : (place + 1) * self.batch_size]
+            self._epoch_order = (epoch, torch.randperm(self.count, generator=generator).tolist())
+        return self._epoch_order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
     def size(self, step: int) -> int:
         """Number of examples of a step, over all processes."""

@@ -75,7 +75,7 @@ class Source:
                 loaded already.
         """
         if isinstance(self.name, Data):
-            return self._as_given(self.name, plain)
+            return self._use_loaded(self.name, plain)
         return load_data(
             self.name,
             backbone,
@@ -87,7 +87,7 @@ class Source:
             max_tokens=self.max_tokens,
         )
 
-    def _as_given(self, data: Data, plain: bool) -> Data:
+    def _use_loaded(self, data: Data, plain: bool) -> Data:
         if self.augment != "none":
             raise DataError(
                 "images that are loaded already are not augmented",
@@ -151,7 +151,7 @@ class Inputs:
         """Without augmentation, splits apart."""
         return self.load_plain()
 
-    def stored(self, task: Task, *, build: bool = True) -> Stored | None:
+    def open_store(self, task: Task, *, build: bool = True) -> Stored | None:
         """The store that a task trains from.
 
         Args:
@@ -280,9 +280,9 @@ class Setup:
     stored: Stored | None = None
 
     @classmethod
-    def of(cls, inputs: Inputs, task: Task) -> Setup:
+    def open(cls, inputs: Inputs, task: Task) -> Setup:
         """Features are stored, or found, wherever training from them is exact."""
-        return cls.on(inputs, task, inputs.stored(task))
+        return cls.on(inputs, task, inputs.open_store(task))
 
     @classmethod
     def on(cls, inputs: Inputs, task: Task, stored: Stored | None) -> Setup:
@@ -415,7 +415,7 @@ def run_task(
         f"{recipe.method}  {task.trainable_parameters():,} trainable parameters, "
         f"{task.tuner_parameters():,} without the head; {settings.epochs} epochs, lr {settings.lr}"
     )
-    setup = Setup.of(inputs, task)
+    setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
     start = setup.accuracy(data.val, batch) if recipe.head is not None else None
     if start is not None:
@@ -434,7 +434,7 @@ def run_task(
         **surroundings(inputs.host),
     }
     run = Run(recipe.method, task, out, metrics)
-    write_down(run, inputs, call)
+    write_run(run, inputs, call)
     return run
 
 
@@ -504,7 +504,7 @@ def surroundings(host: Extractor) -> dict[str, Any]:
     }
 
 
-def write_down(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -> None:
+def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -> None:
     """Leave the task, its metrics and its settings in the run's folder, each whole or not at all."""
     metrics = run.metrics
     save(

@@ -148,9 +148,9 @@ class FitSettings(LoopSettings):
         self._require_whole("workers", least=0)
         for name in ("label_smoothing", "drop_path"):
             self._require_share(name)
-        given = self.warmup_epochs
+        warmup = self.warmup_epochs
         self._require(
-            given is None or (is_number(given) and 0 <= given <= self.epochs),
+            warmup is None or (is_number(warmup) and 0 <= warmup <= self.epochs),
             "warmup_epochs",
             f"give 0 to {self.epochs} (all epochs)",
         )

@@ -44,7 +44,7 @@ def read_seconds(dataset: Any) -> float:
     return (time.perf_counter() - start) / count
 
 
-class _Drawn:
+class _RandomFeatures:
     """Features of a task's form with random values, as `StoredFeatures` gives them."""
 
     views, whole_batches = 1, True
@@ -112,29 +112,29 @@ def measure_bank(
 
     shapes = {name: tap[:1] for name, tap in features().items()}
 
-    def seconds_of(epochs: int, val: int) -> float:
+    def time_runs(epochs: int, val: int) -> float:
         # One step an epoch, so that evaluations are as many as steps.
         settings = [FitSettings(epochs=epochs, batch_size=batch, seed=0)] * arms
-        train, held = (_Drawn(shapes, n, classes) for n in (batch, max(1, val)))
+        train, val_rows = (_RandomFeatures(shapes, n, classes) for n in (batch, max(1, val)))
         tasks = [build() for _ in range(arms)]
-        return _seconds(
+        return _time_call(
             lambda: train_in_parallel(
                 host,
                 tasks,
                 settings,
                 cast(StoredFeatures, train),
-                cast(StoredFeatures, held) if val else None,
+                cast(StoredFeatures, val_rows) if val else None,
             )
         )
 
-    seconds_of(2, evaluated)
+    time_runs(2, evaluated)
     forwards, steps, evaluations = [], [], []
     for _ in range(ROUNDS):
-        forwards.append(_seconds(features) / IMAGES)
+        forwards.append(_time_call(features) / IMAGES)
         short, long, with_val = (
-            seconds_of(SHORT, 0),
-            seconds_of(LONG, 0),
-            seconds_of(LONG, evaluated),
+            time_runs(SHORT, 0),
+            time_runs(LONG, 0),
+            time_runs(LONG, evaluated),
         )
         steps.append((long - short) / (LONG - SHORT))
         evaluations.append((with_val - long) / LONG / evaluated)
@@ -178,7 +178,7 @@ def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: A
     return min(seconds[1:])
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _time_call(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

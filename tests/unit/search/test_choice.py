@@ -39,7 +39,7 @@ def memory(whole, method):
 def test_every_candidate_is_tried_and_one_is_taken_without_the_test_split(whole):
     assert [row["method"] for row in whole.rows] == [c.method for c in CANDIDATES]
     assert all(row["status"] in ("tried", "stopped") for row in whole.rows)
-    top = rule.taken(whole.rows)
+    top = rule.choose(whole.rows)
     assert (whole.method, whole.lr, whole.epochs) == (top["method"], top["lr"], top["epochs"])
     assert [row["method"] for row in whole.rows if row["why"] == "taken"] == [whole.method]
     assert whole.examples == 48

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restuning import RestuningError
-from restuning.search import Budget, bytes_in_words, rule
-from restuning.search.budget import minutes_in_words
+from restuning.search import Budget, format_bytes, rule
+from restuning.search.budget import format_minutes
 from restuning.search.rule import calibrated_loss
 
 ROUNDED = 0.03
@@ -32,8 +32,8 @@ def below(x):
 
 def test_the_highest_is_taken_and_of_equals_the_cheapest():
     rows = [row(0.5), {"val_accuracy": None}, row(0.7), row(0.7), {"status": "left out"}]
-    assert rule.highest(rows) is rows[2]
-    assert rule.highest([{}]) is rule.taken([{}]) is None
+    assert rule.find_highest(rows) is rows[2]
+    assert rule.find_highest([{}]) is rule.choose([{}]) is None
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_accuracy_does_not_tell_apart_cross_entropy_does(accuracy, loss, st
     top = row(0.8) | {"cross_entropy": 0.6}
     other = row(accuracy, status=status) | {"cross_entropy": loss}
     for rows in ([top, other], [other, top]):
-        assert rule.taken(rows) is (other if wins else top)
+        assert rule.choose(rows) is (other if wins else top)
 
 
 def test_with_many_examples_accuracy_decides_alone():
@@ -59,7 +59,7 @@ def test_with_many_examples_accuracy_decides_alone():
             row(0.80, noise) | {"cross_entropy": 0.6},
             row(0.79, noise) | {"cross_entropy": 0.5},
         ]
-        assert (rule.taken(rows) is rows[1]) == wins
+        assert (rule.choose(rows) is rows[1]) == wins
 
 
 @given(st.integers(0, 10**6), st.integers(-8, 8))
@@ -77,7 +77,7 @@ def test_the_docstring_prints_what_preferring_the_cheaper_loses(margin, printed)
     """A method better by d is passed over with chance P(noise < margin - d); the loss is d times that."""
     loss = max(d * below(margin - d) for d in np.linspace(0, 4, 4001))
     assert loss == pytest.approx(printed, abs=PRINTED)
-    assert f"{printed} s" in rule.highest.__doc__
+    assert f"{printed} s" in rule.find_highest.__doc__
 
 
 @given(accuracies, st.integers(1, 10_000))
@@ -92,7 +92,7 @@ def test_a_standard_error_is_that_of_a_share():
 
 @given(st.lists(accuracies, min_size=1, max_size=9), st.integers(1, 20), st.integers(2, 500))
 def test_what_is_ahead_is_never_lost(curve, left, count):
-    assert not rule.lost(curve, len(curve) + left, curve[-1], count)
+    assert not rule.is_lost(curve, len(curve) + left, curve[-1], count)
 
 
 @given(st.lists(accuracies, min_size=2, max_size=9), st.integers(1, 20), accuracies, accuracies)
@@ -100,29 +100,29 @@ def test_a_higher_mark_loses_no_less(curve, left, one, other):
     low, high = sorted((one, other))
     epochs = len(curve) + left
     # The doubt shrinks towards both ends, never faster than the mark rises.
-    if high - low > 0.01 and rule.lost(curve, epochs, low, 200):
-        assert rule.lost(curve, epochs, high, 200)
+    if high - low > 0.01 and rule.is_lost(curve, epochs, low, 200):
+        assert rule.is_lost(curve, epochs, high, 200)
 
 
 def test_a_trial_is_lost_only_from_its_middle_on_and_beyond_doubt():
-    assert not rule.lost([0.05], 2, 0.9, 200)
-    assert not rule.lost([0.05, 0.05], 16, 0.9, 200), "a curve may begin flat"
-    assert rule.lost([0.05] * 8, 16, 0.9, 200)
-    assert rule.lost([0.05, 0.10], 4, 0.9, 200)
-    assert not rule.lost([0.05, 0.40], 4, 0.9, 200), "at this pace it ends at 110 %"
-    assert not rule.lost([0.70, 0.70], 4, 0.75, 200), "within the noise of 200 examples"
-    assert rule.lost([0.70, 0.70], 4, 0.75, 20_000)
+    assert not rule.is_lost([0.05], 2, 0.9, 200)
+    assert not rule.is_lost([0.05, 0.05], 16, 0.9, 200), "a curve may begin flat"
+    assert rule.is_lost([0.05] * 8, 16, 0.9, 200)
+    assert rule.is_lost([0.05, 0.10], 4, 0.9, 200)
+    assert not rule.is_lost([0.05, 0.40], 4, 0.9, 200), "at this pace it ends at 110 %"
+    assert not rule.is_lost([0.70, 0.70], 4, 0.75, 200), "within the noise of 200 examples"
+    assert rule.is_lost([0.70, 0.70], 4, 0.75, 20_000)
 
 
 def test_reasons_say_how_far_behind_and_whether_that_is_noise():
     taken, near, far, equal = row(0.8), row(0.78), row(0.5), row(0.8)
-    assert rule.in_words(taken, taken) == "taken"
+    assert rule.explain(taken, taken) == "taken"
     assert (
-        rule.in_words(row(0.83), taken) == "3.0 points ahead, within one standard error, fits worse"
+        rule.explain(row(0.83), taken) == "3.0 points ahead, within one standard error, fits worse"
     )
-    assert rule.in_words(near, taken) == "2.0 points behind, within one standard error"
-    assert rule.in_words(far, taken) == "30.0 points behind"
-    assert rule.in_words(equal, taken) == "equal"
+    assert rule.explain(near, taken) == "2.0 points behind, within one standard error"
+    assert rule.explain(far, taken) == "30.0 points behind"
+    assert rule.explain(equal, taken) == "equal"
 
 
 def test_a_budget_is_read_as_the_planner_reads_it():
@@ -163,5 +163,5 @@ def test_whatever_is_written_is_read_or_refused(memory, minutes):
 
 @given(st.integers(1, 2**50), st.floats(0.01, 1e6))
 def test_amounts_are_told_shortly(size, seconds):
-    assert len(bytes_in_words(size)) < 14
-    assert len(minutes_in_words(seconds)) < 12
+    assert len(format_bytes(size)) < 14
+    assert len(format_minutes(seconds)) < 12

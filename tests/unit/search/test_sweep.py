@@ -32,7 +32,7 @@ def world(tmp_path_factory):
         setattr(data, part, torch.utils.data.Subset(getattr(data, part), range(100)))
     store = StoreOptions(tmp_path_factory.mktemp("stores"), views=2)
     inputs = open_inputs(host, backbone, data, store)
-    return inputs, inputs.stored(methods.build("res-tuning-bypass", host, CLASSES))
+    return inputs, inputs.open_store(methods.build("res-tuning-bypass", host, CLASSES))
 
 
 def made(host, seed=0, method="res-tuning-bypass", **options):

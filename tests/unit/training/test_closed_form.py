@@ -13,7 +13,7 @@ from restuning.data import load_data
 from restuning.features import Cached, StoredFeatures, StoreOptions, open_or_build
 from restuning.training import evaluate, fit, fit_until
 from restuning.training.parallel_runs import train_in_parallel
-from restuning.training.prepare import Prepared, prepare
+from restuning.training.prepare import PreparedSplit, prepare
 
 ALONE_TOLERANCE = 1e-5
 """Stacked products round elsewhere than single ones."""
@@ -50,7 +50,7 @@ def test_it_starts_as_the_solution_which_reads_images_it_has_not_seen(world):
     task = made(host)
     tuned = Cached(host, task, kept.store)
     train = solved(host, kept, task, kept.data(data, final=False).train)
-    assert isinstance(train, Prepared)
+    assert isinstance(train, PreparedSplit)
     right = evaluate(tuned, kept.data(data, final=False).test, 64, lambda batch: batch)
     # Ten digits: chance is a tenth.
     assert right["accuracy"] > 0.5

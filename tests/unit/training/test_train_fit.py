@@ -158,7 +158,7 @@ def test_a_signal_ends_the_step_saves_it_and_is_raised(tmp_path, make_tuned, poi
     with pytest.raises(kind):
         train(make_tuned(), data, tmp_path, checkpoint_every=100)
     assert signal.getsignal(number) is before
-    assert checkpoints.newest(tmp_path / "checkpoints").state["step"] == 2
+    assert checkpoints.read_newest(tmp_path / "checkpoints").state["step"] == 2
     whole, resumed = make_tuned(), make_tuned(seed=4)
     train(whole, points(), tmp_path / "whole")
     train(resumed, points(), tmp_path)
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rate_and_keeps_a_checkpoint(
     data.broken = poison
     with pytest.raises(DivergedError, match=r"(?s)step 5, learning rate .*nan.*lower lr"):
         train(make_tuned(), data, tmp_path, epochs=4)
-    kept = checkpoints.newest(tmp_path / "checkpoints")
+    kept = checkpoints.read_newest(tmp_path / "checkpoints")
     assert kept.state["step"] == 4
     assert all(t.isfinite().all() for t in kept.tensors.values())
 

@@ -139,7 +139,7 @@ def snapshot(step):
 def test_a_checkpoint_comes_back_as_it_was_and_two_are_kept(tmp_path):
     for step in range(4):
         checkpoints.write(tmp_path, snapshot(step))
-    found = checkpoints.newest(tmp_path)
+    found = checkpoints.read_newest(tmp_path)
     assert found.state == {"step": 3, "loss": 0.1 + 0.2}
     assert torch.equal(found.part("task")["w"], torch.full((4, 3), 3.0))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(tmp_pat
     with pytest.raises(FormatError, match="step-000000002"):
         checkpoints.read(path)
     with pytest.warns(RuntimeWarning, match="damaged"):
-        found = checkpoints.newest(tmp_path)
+        found = checkpoints.read_newest(tmp_path)
     assert found.state["step"] == 1
 
 
@@ -199,8 +199,8 @@ def test_no_changed_byte_of_a_checkpoint_goes_unseen(tmp_path_factory, place, va
 def test_no_whole_checkpoint_at_all_means_from_the_start(tmp_path):
     (tmp_path / "step-000000001.safetensors").write_bytes(b"broken")
     with pytest.warns(RuntimeWarning):
-        assert checkpoints.newest(tmp_path) is None
-    assert checkpoints.newest(tmp_path / "nowhere") is None
+        assert checkpoints.read_newest(tmp_path) is None
+    assert checkpoints.read_newest(tmp_path / "nowhere") is None
 
 
 def test_a_resumed_log_is_cut_back_and_goes_on(tmp_path):
@@ -222,7 +222,7 @@ def test_the_mean_follows_the_weights_and_lends_itself():
     with torch.no_grad():
         module.weight += 1.0
     mean.update(module, 1000)
-    with mean.applied(module):
+    with mean.swap_in(module):
         assert torch.allclose(module.weight, start + 0.5)
     assert torch.allclose(module.weight, start + 1.0)
 
