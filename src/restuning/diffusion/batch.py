@@ -35,6 +35,8 @@ def draw_batch(
         world: Number of processes.
     """
     batch, size = order.batch(step), order.size(step)
+    # On the CPU, so that every device trains on the same numbers. Whatever is drawn below must keep
+    # its place in line.
     draw = torch.Generator().manual_seed(mix_seed("noise", settings.seed, step))
     clean = data.latents(batch, draw)
     noise = torch.randn(clean.shape, generator=draw)

@@ -80,6 +80,7 @@ class EncodedPairs:
         for name, states in self.texts.items():
             own = states[index]
             if dropped is not None:
+                # `b 1 ...`: the one row of the empty caption stands in wherever it is dropped.
                 wide = dropped.view(-1, *[1] * (own.dim() - 1))
                 own = torch.where(wide, self.empty[name].to(own.dtype), own)
             encoded[name] = own
@@ -109,6 +110,7 @@ def encode(
         StoreError: A store is damaged, or cannot be written.
         DataError: An image cannot be read.
     """
+    # All that the numbers depend on is in the key, so a store cannot be out of date.
     facts = {"schema": SCHEMA, "pairs": pairs.digest(), "size": size, **encoder.identity()}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     home = None if folder is None else Path(folder) / key
@@ -123,6 +125,7 @@ def encode(
             stds.append(std.float().cpu())
             if progress is not None:
                 progress(rows[-1] + 1, len(pairs))
+        # In the order they appear: a set's order changes from process to process.
         unique = list(dict.fromkeys(pairs.captions))
         parts = [encoder.texts(unique[i : i + batch]) for i in range(0, len(unique), batch)]
         texts = {n: torch.cat([p[n].cpu() for p in parts]) for n in parts[0]}
@@ -173,6 +176,7 @@ def _read(home: Path, pairs: Pairs, key: str) -> EncodedPairs:
         for name, digest in files.items():
             if _file_digest(home / f"{name}.npy") != digest:
                 raise ValueError(f"{name}.npy is not what was written")
+        # Copy-on-write: read where it is needed, and torch gets memory that may be written to.
         tensors = {n: torch.from_numpy(np.load(home / f"{n}.npy", mmap_mode="c")) for n in files}
         texts = {n[5:]: t for n, t in tensors.items() if n.startswith("text.")}
         empty = {n[6:]: t for n, t in tensors.items() if n.startswith("empty.")}

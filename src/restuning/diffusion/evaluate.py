@@ -59,9 +59,12 @@ def held_out_error(
             draw = torch.Generator().manual_seed(mix_seed("held out", seed, bucket, start))
             clean = data.latents(index)
             noise = torch.randn(clean.shape, generator=draw)
+            # One time in every bucket for every image: the mean is steadier than over free times.
             share = (bucket + torch.rand(len(index), generator=draw)) / buckets
             if objective.kind != "flow":
                 assert objective.alphas is not None
+                # Noise schedules count in whole steps; the end of the last bucket rounds down into
+                # them.
                 share = (share * len(objective.alphas)).long().clamp(max=len(objective.alphas) - 1)
             noised = objective.add_noise(clean, noise, share)
             answer = denoiser(noised.sample, noised.time, data.conditions(index))
@@ -85,7 +88,10 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
             fix="give at least two of each, better thousands",
         )
     a, b = first.double(), second.double()
+    # `cov` of a single feature is a number.
     one, two = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
+    # tr((C1 C2)^(1/2)) is the sum of the roots of the eigenvalues of C1 C2, which are real and at
+    # least zero but for rounding.
     roots = torch.linalg.eigvals(one @ two).real.clamp(min=0).sqrt().sum()
     mean = (a.mean(0) - b.mean(0)).square().sum()
     return float((mean + one.trace() + two.trace() - 2 * roots).clamp(min=0))
@@ -116,6 +122,7 @@ def density_and_coverage(
             fix=f"give more than {neighbours} real ones",
         )
     within = torch.cdist(real.double(), real.double())
+    # One more, because each sample is its own nearest.
     radius = within.kthvalue(neighbours + 1, dim=1).values
     inside = torch.cdist(real.double(), generated.double()) < radius[:, None]
     density = inside.double().sum(0).mean() / neighbours

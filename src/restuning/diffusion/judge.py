@@ -91,6 +91,7 @@ def judge_images(
     real, made, captions = [], [], []
     for batch in reference:
         distance.update(batch, real=True)
+        # Density and coverage are taken on the features of the distance itself.
         real.append(distance.inception(batch).flatten(1).cpu())
     for batch, texts in generated:
         distance.update(batch, real=False)
@@ -100,6 +101,7 @@ def judge_images(
             score.update(batch, list(texts))
     density, coverage = density_and_coverage(torch.cat(real), torch.cat(made), neighbours)
     scores = {name: float(distance.compute()), "density": density, "coverage": coverage}
+    # By contents: a name does not say which weights were fetched.
     networks = {name: weights_digest(distance.inception)}
     if score is not None:
         scores["CLIP score"] = float(score.compute())

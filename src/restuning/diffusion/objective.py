@@ -102,6 +102,7 @@ class Objective:
         target = noise if self.kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
         if self.min_snr is None:
             return NoisyBatch(sample, times, target, ones)
+        # Hang et al. 2023: min(SNR, cap) / SNR on noise, which is / (SNR + 1) on velocity.
         ratio = a.flatten() / (1 - a.flatten())
         capped = ratio.clamp(max=self.min_snr)
         weight = capped / ratio if self.kind == "epsilon" else capped / (ratio + 1)
@@ -114,11 +115,13 @@ class Objective:
         wide = (-1, *[1] * (sample.dim() - 1))
         if self.kind == "flow":
             s = times.to(sample).view(wide)
+            # From x = (1 - s) x0 + s e and the answer e - x0.
             return sample - s * answer, sample + (1 - s) * answer
         assert self.alphas is not None
         a = self.alphas.to(sample)[times].view(wide)
         if self.kind == "epsilon":
             return (sample - (1 - a).sqrt() * answer) / a.sqrt(), answer
+        # (x, v) is (x0, e) turned by an angle whose cosine is sqrt(a); this turns it back.
         return a.sqrt() * sample - (1 - a).sqrt() * answer, a.sqrt() * answer + (
             1 - a
         ).sqrt() * sample
@@ -126,4 +129,5 @@ class Objective:
 
 def linear_alphas(steps: int = STEPS, start: float = 1e-4, end: float = 0.02) -> Tensor:
     """The linear schedule of Ho et al. 2020."""
+    # In float64: a product of 1000 numbers near one loses digits in float32.
     return (1 - torch.linspace(start, end, steps, dtype=torch.float64)).cumprod(0).float()

@@ -51,6 +51,7 @@ class Pairs:
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
                 image = file.convert("RGB")
+        # Pillow raises SyntaxError for a broken PNG.
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(
                 "an image cannot be read",
@@ -59,6 +60,7 @@ class Pairs:
                 fix="repair it or take it out",
             ) from None
         scale = size / min(image.size)
+        # Rounding must not leave a side a pixel short of the square.
         width, height = (max(size, round(s * scale)) for s in image.size)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -72,6 +74,7 @@ class Pairs:
         for name, caption, source in zip(self.names, self.captions, self.sources, strict=True):
             data = source if isinstance(source, bytes) else source.read_bytes()
             for part in (name.encode(), caption.encode(), data):
+                # With its length in front, or `ab` + `c` would be `a` + `bc`.
                 whole.update(len(part).to_bytes(8, "little") + part)
         return whole.hexdigest()[:16]
 
@@ -129,6 +132,7 @@ def _read_captions(root: Path) -> Iterator[tuple[Path, str]]:
                     yield _parse_row(root, json.loads(line), f"{lines}:{number}")
         elif table.is_file():
             with table.open(encoding="utf-8", newline="") as file:
+                # Line 1 is the head.
                 for number, row in enumerate(csv.DictReader(file), 2):
                     yield _parse_row(root, row, f"{table}:{number}")
         else:
@@ -156,6 +160,7 @@ def _parse_row(root: Path, row: Any, where: str) -> tuple[Path, str]:
             fix=f"give file_name and one of {', '.join(CAPTION_COLUMNS)}",
         )
     file = (root / name).resolve()
+    # A metadata file from elsewhere could name any file of this machine.
     if root.resolve() not in file.parents:
         raise DataError(
             "a caption's image lies outside the folder",

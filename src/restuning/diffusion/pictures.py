@@ -25,6 +25,7 @@ def save_grid(images: Tensor, path: str | Path, columns: int, scale: int = 1) ->
     pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     count, _, height, width = pixels.shape
     rows = -(-count // columns)
+    # White, and without a gap after the last row and column.
     sheet = torch.full(
         (3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8
     )

@@ -44,6 +44,7 @@ def sample(
     twice = guidance != 1.0 and empty is not None
     fed = dict(conditions)
     if twice and empty is not None:
+        # The empty caption first: `chunk` takes them apart in this order.
         fed = {
             k: torch.cat([empty[k].expand(count, *empty[k].shape[1:]), v])
             for k, v in conditions.items()

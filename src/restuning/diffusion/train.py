@@ -156,6 +156,7 @@ class Denoising(TrainingObjective):
         device = self.accelerator.device
         sample, time, target, weight = (part.to(device) for part in piece[0])
         answer = self.model(sample, time, {k: v.to(device) for k, v in piece[1].items()})
+        # `k b ...` to `k b`; the weights, `b`, are the same for all tasks.
         error = (answer.float() - target.float()).square().flatten(2).mean(2) * weight
         by_task = error.sum(1)
         return by_task.sum(), by_task
@@ -185,6 +186,7 @@ class Denoising(TrainingObjective):
     def review(self, step: int, between: Callable[[], None] | None) -> None:
         """Write task folders and draw samples."""
         self._save_tasks(step, f"-{step:06d}")
+        # `_save_tasks` leaves the tasks in eval mode.
         self.model.train()
 
     def finish(self, totals: RunTotals) -> dict[str, Any]:
@@ -218,5 +220,6 @@ class Denoising(TrainingObjective):
             folder = self.out / f"{name}{suffix}.task"
             save(task, training.host, folder, backbone=training.backbone)
         if training.draw is not None:
+            # A caller's sampler may draw; training must not depend on whether it does.
             with preserve_randomness():
                 training.draw(step)

@@ -61,6 +61,7 @@ class TunedDenoiser(nn.Module):
         else:
             sides = [t.side for t in self.tasks]
             answer = self.host.predict_side_by_side(sides, sample, base=False, **inputs)
+        # `k b c ...`; the second half of twice as many channels is the variance.
         return answer if answer.shape[2] == sample.shape[1] else answer.chunk(2, 2)[0]
 
 
@@ -74,6 +75,7 @@ def as_denoiser(host: Host, task: Any = None, fixed: Mapping[str, Any] | None = 
             )
         answer = first_tensor(output)
         assert answer is not None
+        # `b c ...`, as above.
         return answer if answer.shape[1] == sample.shape[1] else answer.chunk(2, 1)[0]
 
     return denoiser

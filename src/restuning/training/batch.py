@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TrainingError
 
+# `ignore_index` of `F.cross_entropy` by default, so such a token's loss is zero unasked.
 IGNORED = -100
 """Label of tokens that do not count."""
 
@@ -29,6 +30,7 @@ def compute_logits(model: nn.Module, inputs: Any) -> Tensor:
             found=found,
             fix="give the task a head with one output per class",
         )
+    # Autocast leaves a head's product in half precision; losses are summed in float32.
     return logits.float()
 
 
@@ -47,12 +49,15 @@ def score(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tenso
             fix='a label for every token wants a task with pool="all", one a text another pool',
         )
     if labels.ndim == 1:
+        # Sums, not means: pieces and processes differ in size, and the loop divides once by the
+        # batch.
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
         return loss, (logits.detach().argmax(1) == labels).sum()
     each = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=smoothing
     ).view(labels.shape)
     counted = labels != IGNORED
+    # A text may have no labelled token at all: zero over one, not zero over zero.
     number = counted.sum(1).clamp(min=1)
     right = ((logits.detach().argmax(-1) == labels) & counted).sum(1) / number
     return (each.sum(1) / number).sum(), right.sum()
@@ -63,6 +68,7 @@ def split_batch(inputs: Any, labels: Tensor, count: int) -> Iterator[tuple[Any, 
     number = len(labels)
     count = min(count, number)
     for place in range(count):
+        # Bounds rounded down differ by one at most; no piece is empty, as count is at most number.
         part = slice(number * place // count, number * (place + 1) // count)
         if isinstance(inputs, dict):
             yield {k: v[part] for k, v in inputs.items()}, labels[part]
@@ -109,6 +115,7 @@ def label_range(labels: Any) -> tuple[int, int]:
             found=found,
             fix="let the data set yield (input, class index)",
         )
+    # Ignored tokens are of no class; labels of nothing else have no range to be refused for.
     if labels.ndim == 2:
         labels = labels[labels != IGNORED]
         if not len(labels):

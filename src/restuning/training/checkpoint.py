@@ -56,6 +56,7 @@ def take(
     """Copy a run's tensors to the CPU."""
     tensors = {f"task.{n}": t for n, t in task.state_dict().items()}
     if optimiser is not None:
+        # AdamW's step count is a tensor, too, so all that an entry holds fits into safetensors.
         for index, entry in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v for k, v in entry.items()}
     tensors |= {f"ema.{n}": t for n, t in (mean or {}).items()}
@@ -73,6 +74,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, snapshot: Snapshot) -> N
     for name, tensor in snapshot.part("optimiser").items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
+    # Rates are set anew at every step and the decay stands in the run's identity: nothing is lost.
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
@@ -92,11 +94,13 @@ def write(folder: Path, snapshot: Snapshot, *, final: bool = False) -> Path:
     header = {
         "format": str(FORMAT),
         "state": json.dumps(snapshot.state),
+        # safetensors checks lengths, not contents: a flipped bit would go unnoticed.
         "sha256": _digest(snapshot),
     }
     try:
         with replacing(path) as partial:
             save_file(snapshot.tensors, partial, metadata=header)
+        # Only now that the new one has its name: a kill in between leaves one too many, never none.
         for old in [p for p in _list_checkpoints(folder) if p != path][0 if final else KEEP - 1 :]:
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
@@ -119,11 +123,13 @@ def read(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            # `safe_open` has keys() but cannot be iterated.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = json.loads(header["state"])
         snapshot = Snapshot(tensors, state)
         whole = header["sha256"] == _digest(snapshot) and isinstance(state["step"], int)
         version = header["format"]
+    # A damaged file fails where the damage lies: in the header, in its JSON, or in a tensor.
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         found = f"{type(error).__name__}: {error}"
         raise FormatError("a checkpoint is damaged", where=str(path), found=found[:200]) from None
@@ -161,6 +167,7 @@ def clear(folder: Path) -> None:
     try:
         for path in _list_checkpoints(folder):
             path.unlink(missing_ok=True)
+        # What a killed `write` left beside: `replacing` writes under a hidden name first.
         for path in folder.glob(f".*{SUFFIX}.*partial"):
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -174,6 +181,7 @@ def clear(folder: Path) -> None:
 
 def _list_checkpoints(folder: Path) -> list[Path]:
     """Newest first; a finished run's comes before all others."""
+    # Steps are padded to nine digits, so that names sort as numbers do.
     steps = sorted(folder.glob(f"step-*{SUFFIX}"), reverse=True)
     final = folder / FINAL
     return [final, *steps] if final.exists() else steps
@@ -185,5 +193,6 @@ def _digest(snapshot: Snapshot) -> str:
         tensor = snapshot.tensors[name]
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         if tensor.numel():
+            # As bytes, because NumPy knows no bfloat16.
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

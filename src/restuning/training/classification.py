@@ -102,6 +102,7 @@ class Classification(TrainingObjective):
 
     def identity(self) -> dict[str, Any]:
         """The settings that matter, the sizes of the data, and a digest of the task's form."""
+        # Shapes and types, not values: those change while the run goes on.
         form = {n: [list(t.shape), str(t.dtype)] for n, t in self.task.state_dict().items()}
         spec = getattr(self.task, "spec", None)
         text = json.dumps([form, spec() if callable(spec) else None], sort_keys=True, default=str)
@@ -116,6 +117,7 @@ class Classification(TrainingObjective):
         """On its device and wrapped; a backbone whose weights are kept elsewhere stays there."""
         self.accelerator = accelerator
         backbone = getattr(getattr(self.tuned, "host", None), "model", None)
+        # Its parameters are on `meta` until a module runs; there is nothing there to be moved.
         if isinstance(backbone, nn.Module) and is_offloaded(backbone):
             self.task.to(accelerator.device)
             self.model = accelerator.prepare_model(self.tuned, device_placement=False)
@@ -177,6 +179,7 @@ class Classification(TrainingObjective):
     def line(self, step: int) -> dict[str, Any]:
         """Epoch and mean loss."""
         loss = self.line_sums[0] / self.line_sums[1]
+        # Steps count from 1 here, and the last one of an epoch still belongs to it.
         epoch = (step - 1) // self.order.per_epoch + 1
         self.line_sums = [0.0, 0]
         _, hits, count = self.epoch_sums

@@ -29,6 +29,7 @@ def on_device(name: str | torch.device | None) -> Iterator[torch.device]:
             # Accelerate decides once a process where it trains; each run here decides for itself.
             stack.enter_context(_fresh_accelerate())
             if place.type == "cpu":
+                # By the environment, because the loop makes the Accelerator, further down.
                 stack.enter_context(patch.dict(os.environ, ACCELERATE_USE_CPU="true"))
             elif place.type == "cuda":
                 stack.enter_context(torch.cuda.device(place))
@@ -55,6 +56,7 @@ def _device(name: str | torch.device | None) -> torch.device:
 @contextmanager
 def _fresh_accelerate() -> Iterator[None]:
     # Processes of `accelerate launch` have their devices given.
+    # Accelerate keeps device and precision on its classes, for as long as the process lives.
     ours = not is_initialized() and (
         PartialState._shared_state == {} or PartialState().num_processes == 1
     )

@@ -51,6 +51,7 @@ def evaluate(
         raise TrainingError("there is nothing to evaluate", found="an empty data set")
     world = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
+    # Shares of almost one size: a DistributedSampler would count some examples twice.
     share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
     device = find_task_device(tuned)
     # Sums of batches meet in double precision: 50,000 losses in float32 lose digits.
@@ -106,6 +107,7 @@ def iterate_logits(
         # Else the loader would draw from the caller's generator.
         generator=torch.Generator().manual_seed(0),
     )
+    # Module by module: a caller may hold single ones in eval mode while the others train.
     training = {m: m.training for m in tuned.modules()}
     tuned.eval()
     try:
@@ -134,6 +136,7 @@ def collect_logits(
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     for some, right in iterate_logits(tuned, dataset, batch_size, collate):
+        # At once: the logits of a whole split may not fit beside the backbone.
         logits.append(some.cpu())
         labels.append(right.cpu())
     return torch.cat(logits), torch.cat(labels)

@@ -58,10 +58,12 @@ class Interrupts:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
+        # From here on a second signal acts as it always did, so that a run that hangs can be ended.
         self.signal = number
         self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
+            # None: that handler was not installed from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}

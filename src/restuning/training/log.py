@@ -36,6 +36,8 @@ class LogFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = path.open("ab")
             size = path.stat().st_size
+            # Later lines are of steps that are made again; beyond its end a file would grow by
+            # zeros.
             self._file.truncate(min(position, size))
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
@@ -53,6 +55,7 @@ class LogFile:
         """Bytes so far, all of them on the disk."""
         try:
             self._file.flush()
+            # The checkpoint names this position: after a power cut the bytes must be there, too.
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._write_error(error) from None
@@ -120,6 +123,7 @@ class Progress:
         """Show where the run is."""
         if self._bar is not None:
             self._bar.update(self._row, completed=step, description=words)
+        # A multiple of `every` was passed; the calls themselves need not fall on one.
         elif self._plain and (step // self.every > self._step // self.every or step == self.total):
             # Not by rich, which would break the line where it guesses that a terminal ends.
             sys.stderr.write(f"{words}\n")

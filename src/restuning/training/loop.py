@@ -59,6 +59,8 @@ def run_to_end(
         Interrupts() as interrupts,
     ):
         try:
+            # First, because what is prepared is read from taps, which the backbone must be in place
+            # for.
             objective.place(accelerator)
             if not (resume and checkpoint.is_finished(out / CHECKPOINTS)):
                 # Before the loop takes the first weights for its mean and its first checkpoint.
@@ -111,6 +113,7 @@ class Loop:
             weight_decay=self.settings.weight_decay,
             lambda_rate=self.settings.lambda_rate,
         )
+        # Wrapped for fp16, whose scaler skips steps; the schedule is ours (`set_rates`).
         self.optimiser = accelerator.prepare_optimizer(raw)
         self.ema = None if self.settings.ema is None else Ema(self.task, self.settings.ema)
         self.identity = objective.identity()
@@ -160,10 +163,13 @@ class Loop:
                 self._step(next(batches))
                 line = self.step % LOG_EVERY == 0 or self.objective.reviews_at(self.step)
                 save = self.step % self.settings.checkpoint_every == 0
+                # A checkpoint holds the sums of every step before it, so figures must not wait past
+                # it.
                 if line or save:
                     self._flush()
                 if line:
                     self._write_line(progress)
+                # The last step's checkpoint is `_finish`'s, which holds the result.
                 if save and self.step < self.objective.steps:
                     self.save()
                 if self.world == 1:
@@ -202,6 +208,7 @@ class Loop:
             self.ema.mean if unfinished and self.ema is not None else None,
             state,
         )
+        # A checkpoint with NaN in it would be gone on from; the last good one stays instead.
         for name, tensor in snapshot.tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise self._divergence_error(self.step, f"{name} is not finite after it")
@@ -232,9 +239,12 @@ class Loop:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, figures = self.objective.losses(piece)
                 self.accelerator.backward(loss * weight)
+            # 0 for the example that only fills an empty share (`Order.share`).
             figures = figures.detach() * counts
             sums = figures if sums is None else sums + figures
         if self.settings.clip is not None:
+            # Under fp16 gradients still carry the loss scale; their norm would be compared with
+            # nothing.
             self.accelerator.unscale_gradients(self.optimiser)
             for group in self.objective.clip_groups():
                 torch.nn.utils.clip_grad_norm_(group, self.settings.clip)
@@ -244,6 +254,7 @@ class Loop:
         if sums is not None:
             self.waiting.append((self.step, sums))
         if self.ema is not None:
+            # In every process: all have the same weights, so the means stay equal without exchange.
             self.ema.update(self.task, self.step)
 
     def _flush(self, *, exchange: bool = True) -> None:

@@ -80,6 +80,7 @@ def _status(field: str) -> int | None:
     try:
         for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(f"{field}:"):
+                # Linux writes kB and means 1024 bytes (man 5 proc).
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         return None
@@ -89,5 +90,6 @@ def _status(field: str) -> int | None:
 def _highest_size() -> int | None:
     if resource is None:
         return None
+    # Bytes on macOS, 1024 bytes elsewhere (man getrusage).
     value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return value if sys.platform == "darwin" else value * 1024

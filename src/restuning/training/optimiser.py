@@ -32,6 +32,7 @@ def parameter_groups(
         lambda_rate: Theirs.
     """
     trained = [p for p in parameters if p.requires_grad]
+    # A group of their own only where they differ: checkpoints number parameters by group.
     apart = {id(p) for p in lambdas} if lambda_rate != 1 else set()
     common = [p for p in trained if id(p) not in apart]
     groups = [
@@ -102,6 +103,7 @@ def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: flo
         floor: Rate at step `total`, which is never made.
     """
     if step < warmup:
+        # Not from zero: the first step would change nothing.
         return peak * (step + 1) / (warmup + 1)
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
@@ -132,6 +134,7 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after step number `step` (from 1)."""
+        # The warm-up of TensorFlow's ExponentialMovingAverage (`num_updates`).
         keep = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in module.state_dict().items():
             mean = self.mean[name]

@@ -160,6 +160,7 @@ class _StackedRuns:
             )
             for own, one in zip(self.slices, settings, strict=True)
         ]
+        # One optimiser for all; every run's rate is set before each of its steps.
         self.optimiser = adamw([g for own in self.groups for g in own], lr=0.0)
         self.smoothing = torch.tensor(
             [s.label_smoothing for s in settings], device=self.device
@@ -198,6 +199,7 @@ class _StackedRuns:
         state = side.run_fused(taps, self.stacked.__getitem__)
         feature = self.host.readout(state.flatten(0, 1), pool=self.template.pool)
         feature = feature.unflatten(0, (len(self.members), -1))
+        # `k b d` times the heads' `k c d`, in one product for all runs.
         weight, bias = self.stacked[head.weight], self.stacked[head.bias]
         return torch.baddbmm(bias.unsqueeze(1), feature, weight.mT)
 
@@ -209,6 +211,7 @@ class _StackedRuns:
         # The sum keeps runs apart: each loss depends on the weights of its own run alone.
         gradients = torch.autograd.grad(losses.sum(), list(self.weights.values()))
         losses = losses.detach()
+        # On the device, so that no step waits; once set it is only added 0 to.
         self.diverged_at += number * ((self.diverged_at == 0) & ~losses.isfinite())
         self._update([g.contiguous() for g in gradients], rates)
         return losses
@@ -243,6 +246,7 @@ class _StackedRuns:
     @torch.no_grad()
     def accuracy(self, data: StoredFeatures) -> list[float]:
         """Of every run, on a data set; 0 for one that diverged."""
+        # All runs go through the template's modules, so its mode is that of all.
         self.template.eval()
         right = torch.zeros(len(self.members))
         for start in range(0, len(data), EVALUATED):
@@ -258,6 +262,7 @@ class _StackedRuns:
         """The tasks with their weights."""
         for k, task in enumerate(self.members):
             own = {n: w[k].detach() for n, w in self.weights.items()}
+            # Only parameters were trained; buffers are still each task's own.
             task.load_state_dict({**task.state_dict(), **own})
             task.eval()
         return self.members

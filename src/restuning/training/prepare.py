@@ -107,20 +107,24 @@ def prepare(
     """
     networks = [task.side for task in tasks if isinstance(task.side, SideNetwork)]
     if isinstance(train, PreparedSplit):
+        # Prepared before, maybe for other tasks: begin again from the plain rows.
         train, collate = train.rows, collate.inner if isinstance(collate, _Collate) else collate
     beside: dict[str, Tensor] = {}
     done: dict[str, SideNetwork] = {}
     for network in networks:
         key = _key(network)
         if key in done:
+            # Same spec and same rows: one pass over the data does for both.
             network.load_state_dict(done[key].state_dict())
             continue
         device = next((t.device for t in (*network.parameters(), *network.buffers())), None)
         rows = _Rows(train, collate or default_collate, read, device, type(network).__name__)
         with preserve_randomness(), torch.no_grad():
+            # A constant: a run that goes on must prepare what it prepared before.
             seed_everything("prepare")
             made = network.prepare(rows)
         _check_rows(made, network, len(train))
+        # Loaders join these to rows on the CPU, maybe in worker processes.
         beside |= {name: tensor.cpu() for name, tensor in made.items()}
         if key:
             done[key] = network

@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 def mix_seed(*parts: int | str) -> int:
     """One 63-bit seed from several numbers."""
+    # Not `hash`, which Python salts anew in every process.
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    # Below 2**63, which every generator takes for a seed.
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -28,6 +30,7 @@ def seed_everything(*parts: int | str, devices: bool = True) -> None:
     """Seed Python, NumPy and torch; without `devices`, torch's CPU generator only."""
     seed = mix_seed(*parts)
     random.seed(seed)
+    # NumPy's global generator takes 32 bits.
     np.random.seed(seed % 2**32)
     if devices:
         torch.manual_seed(seed)
@@ -39,6 +42,7 @@ def seed_everything(*parts: int | str, devices: bool = True) -> None:
 def preserve_randomness() -> Iterator[None]:
     """The caller's generators are afterwards as they were before."""
     python, numbers = random.getstate(), np.random.get_state()
+    # Of this process's GPU: `fork_rng` would save the state of every one there is.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         try:
@@ -62,6 +66,7 @@ class Order:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.per_epoch = -(-count // batch_size)
         self.total = self.per_epoch * epochs
+        # Of the epoch asked for last, so that it is drawn once an epoch and not at every step.
         self._epoch_order: tuple[int, list[int]] = (-1, [])
 
     def batch(self, step: int) -> list[int]:

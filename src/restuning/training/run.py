@@ -108,6 +108,7 @@ class Source:
             backbone: What it was made of.
             data: The same data, where they were loaded before.
         """
+        # Stores hold plain images, split by split: else the data are listed once more for them.
         same = self.augment == "none" and not self.final
         data = self.load(backbone) if data is None else data
         return Inputs(
@@ -251,6 +252,7 @@ class Recipe:
             UnknownNameError: No such method or option.
             NoSitesError: The backbone has no site of an operation the method tunes.
         """
+        # First weights follow from the seed, whatever was drawn before.
         torch.manual_seed(self.settings.seed)
         task = methods.build(
             self.method,
@@ -417,10 +419,12 @@ def run_task(
     )
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
+    # Only a head that was made of class names knows anything before training.
     start = setup.accuracy(data.val, batch) if recipe.head is not None else None
     if start is not None:
         log(f"  zero-shot: {start:.1%} on validation, before any training")
     result = setup.fit(settings, out, resume=resume, progress=progress)
+    # The one look at the test split, when nothing is left to be decided.
     tested = setup.accuracy(data.test, batch)
     metrics = {
         "method": recipe.method,
@@ -507,6 +511,7 @@ def surroundings(host: Extractor) -> dict[str, Any]:
 def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -> None:
     """Leave the task, its metrics and its settings in the run's folder, each whole or not at all."""
     metrics = run.metrics
+    # The task first: whoever finds metrics.json finds what it measures.
     save(
         run.task,
         inputs.host,

@@ -38,6 +38,7 @@ class LoopSettings:
     def __post_init__(self) -> None:
         # A single name is what a command line gives.
         track = (self.track,) if isinstance(self.track, str) else tuple(self.track)
+        # The class is frozen, and this is the one moment at which it may still change itself.
         object.__setattr__(self, "track", track)
         for name in ("batch_size", "accumulate", "checkpoint_every"):
             self._require_whole(name, least=1)
@@ -74,6 +75,7 @@ class LoopSettings:
 
     def _require_whole(self, name: str, *, least: int) -> None:
         value = getattr(self, name)
+        # True is an int to Python, and `epochs=True` a mistake.
         whole = isinstance(value, int) and not isinstance(value, bool)
         self._require(whole and value >= least, name, f"give a whole number from {least}")
 

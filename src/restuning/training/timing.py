@@ -51,6 +51,7 @@ class _RandomFeatures:
 
     def __init__(self, shapes: dict[str, Tensor], count: int, classes: int) -> None:
         width = sum(tap[0].numel() for tap in shapes.values())
+        # One row for all taps, as a store keeps it, so that a gather copies as much.
         self.rows = torch.randn(min(count, EVALUATED), width)
         self.shapes, self.count, self.classes = shapes, count, classes
 
@@ -127,6 +128,7 @@ def measure_bank(
             )
         )
 
+    # Not counted: the first run chooses kernels and allocates.
     time_runs(2, evaluated)
     forwards, steps, evaluations = [], [], []
     for _ in range(ROUNDS):
