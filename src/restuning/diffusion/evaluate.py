@@ -40,16 +40,17 @@ def held_out_error(
 ) -> ErrorByTime:
     """The error on data that were not trained on, every image at one time of every bucket.
 
-    Noise and times are functions of the seed and the image, so all denoisers meet the same.
+    Noise and times follow from the seed and from where a batch starts, so all denoisers that are
+    judged with one `batch` meet the same.
 
     Args:
-        denoiser: To be judged.
-        objective: Its own.
-        data: Held out.
-        buckets: Parts of time.
-        rows: Images at most.
-        batch: Images at once.
-        seed: Of noise and times.
+        denoiser: The model that is judged.
+        objective: The objective it was trained for.
+        data: Pairs it was not trained on.
+        buckets: Number of equal parts of time.
+        rows: Most images to use; None for all.
+        batch: Images of one forward.
+        seed: Seed of noise and times.
     """
     count = min(len(data), rows or len(data))
     sums = torch.zeros(buckets, dtype=torch.float64)
@@ -63,8 +64,7 @@ def held_out_error(
             share = (bucket + torch.rand(len(index), generator=draw)) / buckets
             if objective.kind != "flow":
                 assert objective.alphas is not None
-                # Noise schedules count in whole steps; the end of the last bucket rounds down into
-                # them.
+                # Noise schedules count in whole steps; a share that rounds up to 1 is the last of them.
                 share = (share * len(objective.alphas)).long().clamp(max=len(objective.alphas) - 1)
             noised = objective.add_noise(clean, noise, share)
             answer = denoiser(noised.sample, noised.time, data.conditions(index))

@@ -196,11 +196,11 @@ class Denoising(TrainingObjective):
         return {"steps": totals.steps, "loss": loss, "seconds": totals.seconds}
 
     def state(self) -> dict[str, Any]:
-        """Losses that the result will be taken from."""
+        """The last losses, which the result is taken from."""
         return {"losses": list(self.losses_so_far)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Losses that the result will be taken from."""
+        """Take up the last losses."""
         self.losses_so_far.extend(state["losses"])
 
     def _tenth(self) -> int:

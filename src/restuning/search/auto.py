@@ -57,22 +57,22 @@ class Choice:
 
     @property
     def seconds(self) -> float:
-        """On the wall, of features and trials; of killed parts of a choice only what was kept."""
+        """Wall time of features and trials; of a killed call only what its finished rows took."""
         return sum(row["seconds"] for row in self.rows)
 
     @property
     def cpu_seconds(self) -> float:
-        """Of the processor, likewise."""
+        """Processor time, counted the same way."""
         return sum(row["cpu_seconds"] for row in self.rows)
 
     def settings(self, base: FitSettings) -> FitSettings:
-        """Of the final run."""
+        """The settings of the final run."""
         own = replace(base, lr=self.lr, epochs=self.epochs, accumulate=self.accumulate)
         # As in its trial.
         return replace(own, precision="no") if self.form == "stored" else own
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, without the weights."""
+        """Plain values, as they are written to JSON; without the weights."""
         plain = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name != "start"
         }
@@ -128,6 +128,7 @@ def choose_method(
     """
     budget, out = budget or Budget(), Path(out)
     tested = 0 if inputs.data.test is None else len(inputs.data.test)
+    # Taken out of both, so that nothing below can read a test split.
     plain = replace(inputs.plain, test=None)
     data = replace(inputs.data, test=None)
     inputs = replace(inputs, data=data, load_plain=lambda: plain)
@@ -148,6 +149,7 @@ def choose_method(
         "budget": asdict(budget),
         "options": dict(inputs.options),
         "candidates": [each.to_dict() for each in candidates],
+        # Constants of this version: with others a choice that goes on would end elsewhere.
         "more": MORE,
         "shrink": SHRINK,
     }
@@ -155,6 +157,7 @@ def choose_method(
     trials = Trials(inputs, tested, settings, budget, folder, log)
     rows: list[Row] = []
     for candidate in candidates:
+        # The rows before say what is to be beaten, and how much of the budget is gone.
         rows.append(trials.row(candidate, rows))
     taken = rule.choose(rows)
     if taken is None:
@@ -172,7 +175,9 @@ def choose_method(
     start = None
     if taken["goes_on"]:
         ended = folder.weights(taken["method"], taken["lr"])
+        # Whole numbers are counters, not weights.
         start = {n: v * SHRINK if v.is_floating_point() else v for n, v in ended.items()}
+    # Last, when all is read: until here a choice that is killed may need any of them again.
     folder.remove_others(taken["method"], taken["lr"])
     return Choice(
         taken["method"],

@@ -1,4 +1,4 @@
-"""What a choice and the final run may take."""
+"""The memory and time that a choice and its final run may take."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Budget:
 
     @classmethod
     def of(cls, memory: str | None, minutes: float | None) -> Budget:
-        """Of what a user writes: `2GiB`, 10.
+        """Read a budget as a user writes it: `2GiB`, 10.
 
         Raises:
             ForecastError: Not an amount of memory.
@@ -45,15 +45,16 @@ class Budget:
         )
 
     def refuses_memory(self, needed: int | None) -> str:
-        """Why not, in words; empty where it fits or nothing is known."""
+        """Why so much memory is refused, in words; empty where it fits or nothing is known."""
         if self.memory is None or needed is None or needed <= self.memory:
             return ""
         return f"needs {format_bytes(needed)} of memory, budget {format_bytes(self.memory)}"
 
     def refuses_time(self, needed: float) -> str:
-        """The same of seconds from the beginning to the end."""
+        """Why so much time, from the first candidate to the end, is refused; empty where it fits."""
         if self.seconds is None or needed <= self.seconds:
             return ""
+        # Words, because they become the `why` of a candidate that is left out.
         return f"needs {format_minutes(needed)}, budget {format_minutes(self.seconds)}"
 
 

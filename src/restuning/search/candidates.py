@@ -57,11 +57,11 @@ class Candidate:
         }
 
     def trial_epochs(self, inside: int) -> int:
-        """Of its trial, where one inside the backbone makes so many."""
+        """Epochs of its trial, where a method inside the backbone is given `inside`."""
         return inside * self.times
 
     def epochs(self, inside: int) -> int:
-        """Of its final run."""
+        """Epochs of its final run."""
         whole = self.trial_epochs(inside)
         return max(1, round(MORE * whole)) if self.warm_start else whole
 

@@ -41,6 +41,7 @@ class ChoiceFolder:
             return None
         row = self.rows.read(method)
         status, seconds = row.get("status"), row.get("seconds")
+        # A row decides what is taken, so one that is damaged must not pass for a trial.
         whole = row.get("method") == method and status in STATUS and _number(seconds)
         if status in ("tried", "stopped"):
             score = row.get("val_accuracy")
@@ -84,6 +85,7 @@ class ChoiceFolder:
     def remove_others(self, method: str, rate: float) -> None:
         """Remove the runs of all trials but one."""
         for folder in self.folder.glob("fits/*/*"):
+            # The one that stays is what a choice called again takes its weights from.
             if folder != self.run_folder(method, rate):
                 shutil.rmtree(folder, ignore_errors=True)
 

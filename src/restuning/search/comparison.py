@@ -39,6 +39,7 @@ class Comparison:
         Raises:
             TrainingError: There is no validation split to say so.
         """
+        # Not on test: the figure of the best of several would then be too high.
         if any(run.metrics["val_accuracy"] is None for run in self.runs):
             raise TrainingError(
                 "the best of a comparison is chosen on validation data",

@@ -27,11 +27,11 @@ from restuning.training import FitSettings
 from restuning.training.timing import measure_step
 
 TIMED = 8
-"""Inputs of the forward that is timed."""
+"""Inputs of the timed forward."""
 
 
 class Costs:
-    """Of a backbone on a task's inputs.
+    """Memory and time that candidates take on one backbone and data set.
 
     Args:
         host: The backbone.
@@ -44,16 +44,17 @@ class Costs:
         self.host, self.data, self.tested, self.settings = host, data, tested, settings
         self.inputs = len(data.train) + len(data.val)
         self.device = host.device.type
+        # In a tuple, because None is an answer as well: it cannot be known.
         self._forward: tuple[StepForecast | None] | None = None
         self._seconds: float | None = None
 
     def example(self, fed: Data, task: Any = None) -> Any:
-        """One input, batch 1, as it is while a task trains; None for inputs as they are."""
+        """One input, batch 1, with what the task's side network has prepared beside it, if there is a task."""
         example = example_of(fed.train, fed.collate, self.settings.batch_size)
         return prepare_example(task, example)
 
     def forward(self) -> StepForecast | None:
-        """Of a batch without gradients, which every method is tested by; None if not known."""
+        """Forecast of a forward without gradients, which every method ends with; None if not known."""
         if self._forward is None:
             self._forward = (
                 _forecast_if_possible(
@@ -71,7 +72,7 @@ class Costs:
     def step(
         self, tuned: nn.Module, fed: Data, settings: FitSettings, budget: Budget, split: bool
     ) -> tuple[StepForecast | None, int]:
-        """A step of training, and the pieces its batch is run in; None if memory is not known.
+        """Forecast a training step and the pieces its batch is run in; None if it cannot be known.
 
         Args:
             tuned: With `.task`.
@@ -94,13 +95,15 @@ class Costs:
         step = _forecast_if_possible(lambda: at(size, pieces=pieces))
         if step is None or budget.memory is None or step.total_bytes <= budget.memory or not split:
             return step, pieces
+        # `first` spares a forecast where the whole batch is what was just counted.
         most = largest_batch(at, budget.memory, first=step if pieces == 1 else None)
         if not most:
+            # Nothing fits. The smallest step there is says how much is missing.
             return at(1), size
         return at(size, pieces=-(-size // most)), -(-size // most)
 
     def forward_seconds(self) -> float:
-        """Of one input, from a forward of eight."""
+        """Seconds of the backbone on one input, from a forward of eight."""
         if self._seconds is None:
 
             def wide(value: Any) -> Any:
@@ -116,7 +119,7 @@ class Costs:
         return self._seconds
 
     def features_seconds(self) -> float:
-        """Of storing the training and the validation split."""
+        """Seconds to store features of the training and the validation split."""
         return self.inputs * self.forward_seconds()
 
     def run_seconds(
@@ -127,17 +130,20 @@ class Costs:
         candidate: Candidate,
         detached: bool,
     ) -> tuple[float, float]:
-        """Of the trial of a candidate, and of its final run with its test; from measured steps."""
+        """Seconds of a candidate's trial, and of its final run with its test, from measured steps."""
         step, forward = (
             measure_step(tuned, fed.train, settings, fed.collate),
             self.forward_seconds(),
         )
         batch, val = settings.batch_size, len(self.data.val)
         trial = -(-len(self.data.train) // batch) * settings.epochs * len(candidate.rates) * step
+        # A final run reads train and val together; the choice it follows from needed them apart.
         final = -(-self.inputs // batch) * candidate.epochs(self.settings.epochs) * step
         final += self.tested * forward
         if detached:
             return trial, final + self.features_seconds()
+        # Inside the backbone every epoch's validation runs the backbone as well; from a store it is
+        # nothing beside the steps.
         return trial + settings.epochs * val * forward, final
 
 
@@ -159,7 +165,7 @@ def _time_call(run: Callable[[], object]) -> float:
 
 
 def _forecast_if_possible(forecast: Callable[[], StepForecast]) -> StepForecast | None:
-    """A forecast; None of what shapes cannot follow, such as an engine."""
+    """A forecast, or None for what cannot be followed by shapes, such as an engine."""
     try:
         return forecast()
     except Exception:  # noqa: BLE001 (any network may do so)

@@ -45,10 +45,11 @@ class SearchFolder:
             write_json(path, now)
             return
         fix = "use what was used then, another --out, or --no-resume to start over"
+        # Both through JSON, so that what differs is what a reader of the file would see.
         refuse_other(read_json(path), now, folder, what=what, fix=fix)
 
     def path(self, *parts: str) -> Path:
-        """Of the result of that name."""
+        """The file of the result of that name."""
         return self.folder.joinpath(*parts[:-1], f"{parts[-1]}.json")
 
     def has(self, *parts: str) -> bool:

@@ -14,7 +14,7 @@ DOUBT = 2.0
 
 
 def standard_error(accuracy: float, count: int) -> float:
-    """Of an accuracy on `count` examples: `sqrt(p (1 - p) / (n + 2))` with `p = (hits + 1) / (n + 2)`.
+    """Standard error of an accuracy on `count` examples: `sqrt(p (1 - p) / (n + 2))` with `p = (hits + 1) / (n + 2)`.
 
     The two examples more keep it above zero where all answers are right, or none (Agresti and
     Coull 1998).
@@ -56,6 +56,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         and "cross_entropy" in row
         and top["val_accuracy"] - row["val_accuracy"] <= difference_error(row, top)
     ]
+    # Where the highest was ended early and none is near it, it is taken all the same.
     return min(near, key=lambda row: row["cross_entropy"], default=top)
 
 
@@ -79,8 +80,10 @@ def is_lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) 
     """
     if len(accuracy) < max(2, epochs / 2):
         return False
+    # A last epoch that went down is noise: none of those left is taken to go down.
     gain = max(0.0, accuracy[-1] - accuracy[-2])
     end = min(1.0, accuracy[-1] + gain * (epochs - len(accuracy)))
+    # Both are measured on the same examples; as if independent, the doubt is rather too large.
     doubt = math.hypot(standard_error(end, count), standard_error(to_beat, count))
     return end + DOUBT * doubt < to_beat
 

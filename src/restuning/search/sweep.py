@@ -51,7 +51,7 @@ class SweepRun:
 
     @property
     def name(self) -> str:
-        """Of its result file."""
+        """The name of its result file."""
         return ".".join([*(f"{k}={v}" for k, v in self.setting), f"seed={self.seed}"])
 
 
@@ -59,7 +59,7 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
     """`lr=1e-3,3e-3,rank=4,8` as `{"lr": [0.001, 0.003], "rank": [4, 8]}`.
 
     Raises:
-        TrainingError: It does not read so.
+        TrainingError: The text is no such grid.
     """
     grid: dict[str, list[Any]] = {}
     key = ""
@@ -89,6 +89,7 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
+    # Whole numbers first: a rank of 4.0 is none.
     for kind in (int, float):
         try:
             return kind(text)
@@ -157,6 +158,7 @@ def sweep(
     combinations = [
         tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
+    # Seed by seed: runs of one seed meet the same batches and can be stacked.
     runs = [SweepRun(setting, seed) for seed in seeds for setting in combinations]
     run.train(runs, search, TRIED)
     rows = []
@@ -173,6 +175,7 @@ def sweep(
                 "trainable_parameters": results[0]["trainable_parameters"],
             }
         )
+    # A mean without the seeds that were lost would flatter a setting that is unsafe.
     whole = [row for row in rows if not row["died"]]
     if not whole:
         raise TrainingError(
@@ -183,6 +186,7 @@ def sweep(
         )
     best = max(whole, key=lambda row: row["mean"])
     chosen = tuple(best["setting"].items())
+    # Anew, on train and val together; only these read the test split.
     finals = [SweepRun(chosen, seed) for seed in seeds]
     run.train(finals, final, "final")
     tested = [folder.read("final", one.name) for one in finals]
@@ -222,7 +226,7 @@ def _open_store(inputs: Inputs, recipe: Recipe) -> Stored:
 
 
 class _Sweep:
-    """What all parallel runs share."""
+    """Trains and tests runs that share inputs, method and folder."""
 
     def __init__(
         self,
@@ -244,6 +248,7 @@ class _Sweep:
             if self.folder.has(kind, run.name):
                 continue
             task, settings = self._build(run)
+            # What stacked runs must share: shapes, order of examples, number of steps.
             key = (stack_signature(task), run.seed, settings.epochs, settings.batch_size)
             groups.setdefault(key, []).append((run, task, settings))
         done = sum(self.folder.has(kind, run.name) for run in runs)
@@ -285,6 +290,7 @@ class _Sweep:
             data.val,
             each_epoch=each_epoch,
         )
+        # They ran at once: each is charged an equal share.
         seconds = (time.perf_counter() - started) / len(part)
         for (run, task, settings), result in zip(part, results, strict=True):
             alive = result.diverged_at is None

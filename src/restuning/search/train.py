@@ -181,6 +181,7 @@ def train(
         RestuningError: Names, data, weights or settings are not what they should be, the folder
             holds another run, the disk is full, or training diverged.
     """
+    # None says nothing, so that a command line can hand on every option it has.
     explicit = {name: value for name, value in options.items() if value is not None}
     _check_names(explicit)
     names = [method] if isinstance(method, str) else list(method)
@@ -195,6 +196,7 @@ def train(
         # The choice reads the splits apart; the run that follows reads both anyway.
         source = replace(source, final=False)
     with on_device(device) as place:
+        # With `random=True` the backbone's weights are drawn here.
         torch.manual_seed(recipes[0].settings.seed)
         loaded = _load(backbone, weights, explicit)
         trainer = _Trainer(source, loaded, place, resume, bool(explicit.get("progress")), log)
@@ -279,6 +281,7 @@ class _Trainer:
         )
         final = replace(self.source, final=True)
         inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
+        # `begin` gives it the trial's weights, where the choice says that it goes on from them.
         own = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
         facts = {"choice": choice.to_dict()}
         how = {**self.how, "call": {**self.how["call"], "final": True}}
@@ -370,6 +373,7 @@ def _load(
 ) -> Backbone:
     if isinstance(backbone, Backbone):
         return backbone
+    # Class names become a head by the text tower; `hf:NAME` alone would load the image tower only.
     name = with_text_tower(backbone) if explicit.get("zero_shot") else backbone
     file = None if weights is None else Path(weights)
     return load_backbone(name, weights=file, random=bool(explicit.get("random")))

@@ -66,6 +66,7 @@ class Trials:
         if known is not None and known["status"] != "begun":
             return known
         wall, processor = time.perf_counter(), time.process_time()
+        # From rows and not from a clock: a choice that goes on must count what it counted before.
         spent = sum(row["seconds"] for row in before)
         row: Row = {
             "method": candidate.method,
@@ -97,8 +98,11 @@ class Trials:
             needs = task.needs(self.host.readout_rule)
         except RestuningError as error:
             raise LeftOutError(error.what) from None
+        # Memory first: it is counted from shapes, while time is measured and features take a pass
+        # over the data.
         forward = self.costs.forward() if self.budget.memory is not None else None
         _refuse(self.budget.refuses_memory(forward and forward.total_bytes))
+        # Detached methods are tried from a store, all others through the backbone.
         detached = storable(task)
         settings = self._settings(candidate, detached)
         stored = self._features(task, needs, known is not None, spent) if detached else None
@@ -115,6 +119,7 @@ class Trials:
             "step_bytes": step and step.above_bytes,
             "final_seconds": known and known["final_seconds"],
         }
+        # Once begun a candidate is not asked for time again: it has passed since (`STATUS`).
         if known is None:
             if self.budget.seconds is not None:
                 trial, final = self.costs.run_seconds(
@@ -144,6 +149,7 @@ class Trials:
         own = replace(
             self.settings,
             epochs=epochs,
+            # Trials are no runs that anybody follows; a running mean is not kept for stacked ones.
             track=(),
             ema=None,
             warmup_epochs=None if warmup is None else min(warmup, epochs),
@@ -180,10 +186,12 @@ class Trials:
         rates, results, data = candidate.rates, [], setup.data
         together = len(rates)
         if self.budget.memory is not None and step is not None:
+            # What one run more adds: activations, moments and weights. The backbone is there once.
             each = step.above_bytes + step.optimiser_bytes + step.trained_bytes
             together = min(together, 1 + (self.budget.memory - step.total_bytes) // max(1, each))
         for start in range(0, len(rates), together):
             part = [replace(settings, lr=rate) for rate in rates[start : start + together]]
+            # From the same first weights all of them: rates are compared here, not seeds.
             tasks = [self._build(candidate) for _ in part]
             runs = train_in_parallel(self.host, tasks, part, data.train, data.val)
             for one, run in zip(part, runs, strict=True):
@@ -212,6 +220,7 @@ class Trials:
 
         for rate in candidate.rates:
             if results:
+                # A trained task cannot begin again: every rate gets a new one.
                 setup = Setup.on(self.inputs, self._build(candidate), setup.stored)
             folder = self.folder.run_folder(candidate.method, rate)
             own = replace(settings, lr=rate)
@@ -227,7 +236,7 @@ class Trials:
         return results, status
 
     def _loss(self, tuned: nn.Module, data: Data) -> dict[str, float]:
-        """How well what was trained fits the validation split."""
+        """Cross-entropy of a trained model on the validation split, after a temperature of its own."""
         logits, labels = collect_logits(tuned, data.val, self.settings.batch_size, data.collate)
         return {"cross_entropy": calibrated_loss(logits, labels)}
 

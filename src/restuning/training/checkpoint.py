@@ -83,7 +83,7 @@ def write(folder: Path, snapshot: Snapshot, *, final: bool = False) -> Path:
     """Write a checkpoint whole or not at all, then remove those no longer needed.
 
     Args:
-        folder: Of the checkpoints.
+        folder: Where the checkpoints of the run lie.
         snapshot: `state["step"]` names the file.
         final: The run is finished: no other checkpoint is kept.
 

@@ -223,7 +223,7 @@ class Classification(TrainingObjective):
         return entry
 
     def stops(self, history: list[dict[str, Any]]) -> bool:
-        """What the caller says."""
+        """Ask the caller of `fit_until`."""
         return self.stop is not None and self.stop(history)
 
     def finish(self, totals: RunTotals) -> dict[str, Any]:
@@ -240,11 +240,11 @@ class Classification(TrainingObjective):
         }
 
     def state(self) -> dict[str, Any]:
-        """Sums so far."""
+        """Sums of the epoch and of the line so far."""
         return {"epoch_sums": self.epoch_sums, "line_sums": self.line_sums}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Sums so far."""
+        """Take up the sums."""
         self.epoch_sums, self.line_sums = state["epoch_sums"], state["line_sums"]
 
     def _describe_epoch(

@@ -38,7 +38,7 @@ EVALUATED = 256
 
 @dataclass
 class ParallelRun:
-    """What became of one run.
+    """One finished run of several made in parallel.
 
     Attributes:
         task: With its final weights.
@@ -125,7 +125,7 @@ def _draw_views(
 
 
 def _select_taps(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """What a task reads of stored taps."""
+    """The taps, and of them the tokens, that a task reads."""
     if task.side is None:
         taps = {"last": taps[host.sites.taps[-1]]}
     return select_tokens(taps, task.needs(host.readout_rule).tokens)
@@ -171,7 +171,7 @@ class _StackedRuns:
         self.diverged_at = torch.zeros(len(tasks), dtype=torch.long, device=self.device)
 
     def logits(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """`k b c`."""
+        """Logits of every run on one batch, `k b c`."""
         near = {name: tap.to(self.device) for name, tap in taps.items()}
         prepared = self.template.take_prepared(near)
         fed = {**_select_taps(self.host, self.template, near), **prepared}
@@ -240,12 +240,12 @@ class _StackedRuns:
         self.optimiser.step()
 
     def divergence_steps(self) -> list[int | None]:
-        """Steps (from 1) at which runs were lost, or None."""
+        """For each run the step (from 1) at which its loss was no longer finite, or None."""
         return [number or None for number in self.diverged_at.tolist()]
 
     @torch.no_grad()
     def accuracy(self, data: StoredFeatures) -> list[float]:
-        """Of every run, on a data set; 0 for one that diverged."""
+        """Accuracy of every run on a data set; 0 for a run that diverged."""
         # All runs go through the template's modules, so its mode is that of all.
         self.template.eval()
         right = torch.zeros(len(self.members))

@@ -101,7 +101,7 @@ class Source:
         return replace(data, train=both, val=None)
 
     def open(self, host: Extractor, backbone: Backbone, data: Data | None = None) -> Inputs:
-        """Its data in front of a backbone.
+        """Load the data and put them in front of a backbone.
 
         Args:
             host: The frozen backbone, on its device.
@@ -283,12 +283,12 @@ class Setup:
 
     @classmethod
     def open(cls, inputs: Inputs, task: Task) -> Setup:
-        """Features are stored, or found, wherever training from them is exact."""
+        """Put a task in place: on a feature store wherever training from one is exact, else live."""
         return cls.on(inputs, task, inputs.open_store(task))
 
     @classmethod
     def on(cls, inputs: Inputs, task: Task, stored: Stored | None) -> Setup:
-        """On a store that is open already, or live."""
+        """Put a task on a store that is open already; None runs the backbone."""
         if stored is None:
             data, tuned = inputs.data, Tuned(inputs.host, task)
         else:
@@ -330,7 +330,7 @@ class Setup:
         )
 
     def accuracy(self, split: Any, batch_size: int) -> float | None:
-        """Of a split of `data`; None where there is no such split."""
+        """Accuracy on a split of `data`; None where there is no such split."""
         if split is None:
             return None
         return evaluate(self.tuned, split, batch_size, self.data.collate)["accuracy"]
@@ -497,7 +497,7 @@ def origin(inputs: Inputs, setup: Setup) -> dict[str, Any]:
 
 
 def surroundings(host: Extractor) -> dict[str, Any]:
-    """Versions and machine."""
+    """Versions and machine that a run was made with."""
     return {
         "versions": {"restuning": __version__, "torch": torch.__version__},
         "hardware": {

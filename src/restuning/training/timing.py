@@ -1,4 +1,4 @@
-"""Times that a forecast of a whole grid starts from, measured once on this machine."""
+"""Short measurements on this machine, from which the time of whole runs is forecast."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from restuning.training.prepare import with_stand_ins
 from restuning.training.randomness import Order, batches, preserve_randomness
 
 SHORT, LONG, ROUNDS = 4, 20, 3
-"""Steps of two timed runs, whose difference is free of what is done once, and how often: the median
-counts, as does that of forwards made in between, when a machine has come up to its speed."""
+"""Steps of the two timed runs, and how often both are made. Their difference is free of what a run does
+once; of all differences, and of the forwards timed in between, the median counts."""
 
 EVALUATED = 512
 """Inputs of the timed evaluation."""
 
 IMAGES = 32
-"""Of the timed forward, as features are extracted."""
+"""Images of the timed forward, which keeps features as extraction does."""
 
 READ = 16
 """Samples whose reading is timed."""
@@ -85,9 +85,9 @@ def measure_bank(
         host: The frozen backbone, with weights.
         build: Makes the task of one run.
         example: One input, batch 1, positional (a tuple) or by keyword (a mapping).
-        arms: Runs that are made at once.
-        batch: Of a step.
-        classes: Of the head.
+        arms: Runs that are made in parallel.
+        batch: Examples of a step.
+        classes: Outputs of the head.
         read: Seconds for reading and decoding one image, added to its forward.
         evaluated: Inputs of the timed evaluation: as many as there will be, as a small one costs
             more an input.
