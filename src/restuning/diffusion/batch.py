@@ -42,8 +42,10 @@ def draw_batch(
     noise = torch.randn(clean.shape, generator=draw)
     noised = objective.add_noise(clean, noise, objective.draw_times(size, draw))
     dropped = torch.rand(size, generator=draw) < settings.caption_drop
-    own = slice(size * rank // world, size * (rank + 1) // world)
-    if own.start == own.stop:
+    share = slice(size * rank // world, size * (rank + 1) // world)
+    if share.start == share.stop:
         # As `Order.share`: a process without an example runs one that does not count.
-        own = slice(0, 1)
-    return NoisyBatch(*(part[own] for part in noised)), data.conditions(batch[own], dropped[own])
+        share = slice(0, 1)
+    return NoisyBatch(*(part[share] for part in noised)), data.conditions(
+        batch[share], dropped[share]
+    )

@@ -78,12 +78,12 @@ class EncodedPairs:
         index = self.caption_of[torch.as_tensor(rows)]
         encoded = {}
         for name, states in self.texts.items():
-            own = states[index]
+            chosen = states[index]
             if dropped is not None:
                 # `b 1 ...`: the one row of the empty caption stands in wherever it is dropped.
-                wide = dropped.view(-1, *[1] * (own.dim() - 1))
-                own = torch.where(wide, self.empty[name].to(own.dtype), own)
-            encoded[name] = own
+                wide = dropped.view(-1, *[1] * (chosen.dim() - 1))
+                chosen = torch.where(wide, self.empty[name].to(chosen.dtype), chosen)
+            encoded[name] = chosen
         return encoded
 
 
@@ -199,8 +199,8 @@ def _read(home: Path, pairs: Pairs, key: str) -> EncodedPairs:
 
 
 def _file_digest(file: Path) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
-            whole.update(block)
-    return whole.hexdigest()[:16]
+            digest.update(block)
+    return digest.hexdigest()[:16]

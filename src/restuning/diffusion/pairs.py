@@ -70,13 +70,13 @@ class Pairs:
 
     def digest(self) -> str:
         """sha256 over captions and images in their order, 16 hexadecimal digits."""
-        whole = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, caption, source in zip(self.names, self.captions, self.sources, strict=True):
             data = source if isinstance(source, bytes) else source.read_bytes()
             for part in (name.encode(), caption.encode(), data):
                 # With its length in front, or `ab` + `c` would be `a` + `bc`.
-                whole.update(len(part).to_bytes(8, "little") + part)
-        return whole.hexdigest()[:16]
+                digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()[:16]
 
 
 def load_pairs(path: str | Path) -> Pairs:

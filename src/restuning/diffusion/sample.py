@@ -42,10 +42,10 @@ def sample(
     """
     x, count = noise, len(noise)
     twice = guidance != 1.0 and empty is not None
-    fed = dict(conditions)
+    inputs = dict(conditions)
     if twice and empty is not None:
         # The empty caption first: `chunk` takes them apart in this order.
-        fed = {
+        inputs = {
             k: torch.cat([empty[k].expand(count, *empty[k].shape[1:]), v])
             for k, v in conditions.items()
         }
@@ -55,12 +55,12 @@ def sample(
         # A flow counts from 0 to 1, whatever its model was taught to count in.
         model_time = times * objective.time_scale if objective.kind == "flow" else times
         if twice:
-            bare, led = denoiser(torch.cat([x, x]), torch.cat([model_time, model_time]), fed).chunk(
-                2
-            )
+            bare, led = denoiser(
+                torch.cat([x, x]), torch.cat([model_time, model_time]), inputs
+            ).chunk(2)
             answer = bare + guidance * (led - bare)
         else:
-            answer = denoiser(x, model_time, fed)
+            answer = denoiser(x, model_time, inputs)
         clean, implied = objective.clean_and_noise(x, answer, times)
         if clip is not None:
             clean = clean.clamp(-clip, clip)

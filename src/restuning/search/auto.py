@@ -67,9 +67,9 @@ class Choice:
 
     def settings(self, base: FitSettings) -> FitSettings:
         """The settings of the final run."""
-        own = replace(base, lr=self.lr, epochs=self.epochs, accumulate=self.accumulate)
+        settings = replace(base, lr=self.lr, epochs=self.epochs, accumulate=self.accumulate)
         # As in its trial.
-        return replace(own, precision="no") if self.form == "stored" else own
+        return replace(settings, precision="no") if self.form == "stored" else settings
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are written to JSON; without the weights."""
@@ -159,8 +159,8 @@ def choose_method(
     for candidate in candidates:
         # The rows before say what is to be beaten, and how much of the budget is gone.
         rows.append(trials.row(candidate, rows))
-    taken = rule.choose(rows)
-    if taken is None:
+    winner = rule.choose(rows)
+    if winner is None:
         raise TrainingError(
             "no method can be chosen",
             where=data.name,
@@ -169,22 +169,22 @@ def choose_method(
             "a method",
         )
     explained = [
-        row if row["status"] == "left out" else {**row, "why": rule.explain(row, taken)}
+        row if row["status"] == "left out" else {**row, "why": rule.explain(row, winner)}
         for row in rows
     ]
     start = None
-    if taken["goes_on"]:
-        ended = folder.weights(taken["method"], taken["lr"])
+    if winner["goes_on"]:
+        ended = folder.weights(winner["method"], winner["lr"])
         # Whole numbers are counters, not weights.
         start = {n: v * SHRINK if v.is_floating_point() else v for n, v in ended.items()}
     # Last, when all is read: until here a choice that is killed may need any of them again.
-    folder.remove_others(taken["method"], taken["lr"])
+    folder.remove_others(winner["method"], winner["lr"])
     return Choice(
-        taken["method"],
-        taken["lr"],
-        taken["epochs"],
-        taken["accumulate"],
-        taken["form"],
+        winner["method"],
+        winner["lr"],
+        winner["epochs"],
+        winner["accumulate"],
+        winner["form"],
         explained,
         len(data.val),
         budget,

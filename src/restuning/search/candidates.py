@@ -62,8 +62,8 @@ class Candidate:
 
     def epochs(self, inside: int) -> int:
         """Epochs of its final run."""
-        whole = self.trial_epochs(inside)
-        return max(1, round(MORE * whole)) if self.warm_start else whole
+        epochs = self.trial_epochs(inside)
+        return max(1, round(MORE * epochs)) if self.warm_start else epochs
 
 
 CANDIDATES = (

@@ -42,14 +42,14 @@ class ChoiceFolder:
         row = self.rows.read(method)
         status, seconds = row.get("status"), row.get("seconds")
         # A row decides what is taken, so one that is damaged must not pass for a trial.
-        whole = row.get("method") == method and status in STATUS and _number(seconds)
+        valid = row.get("method") == method and status in STATUS and _number(seconds)
         if status in ("tried", "stopped"):
             score = row.get("val_accuracy")
-            whole = whole and _number(row.get("lr")) and _number(score) and float(score or 0) <= 1
-            whole = (
-                whole and isinstance(row.get("goes_on"), bool) and _number(row.get("cross_entropy"))
+            valid = valid and _number(row.get("lr")) and _number(score) and float(score or 0) <= 1
+            valid = (
+                valid and isinstance(row.get("goes_on"), bool) and _number(row.get("cross_entropy"))
             )
-        if not whole:
+        if not valid:
             raise FormatError(
                 "a row of a choice is malformed",
                 where=str(self.rows.path(method)),

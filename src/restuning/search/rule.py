@@ -49,7 +49,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     top = find_highest(rows)
     if top is None:
         return None
-    near = [
+    rivals = [
         row
         for row in rows
         if row["status"] == "tried"
@@ -57,7 +57,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         and top["val_accuracy"] - row["val_accuracy"] <= difference_error(row, top)
     ]
     # Where the highest was ended early and none is near it, it is taken all the same.
-    return min(near, key=lambda row: row["cross_entropy"], default=top)
+    return min(rivals, key=lambda row: row["cross_entropy"], default=top)
 
 
 def difference_error(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:

@@ -176,15 +176,15 @@ def sweep(
             }
         )
     # A mean without the seeds that were lost would flatter a setting that is unsafe.
-    whole = [row for row in rows if not row["died"]]
-    if not whole:
+    complete = [row for row in rows if not row["died"]]
+    if not complete:
         raise TrainingError(
             "every setting lost a run to NaN",
             where=str(out),
             found=f"{len(runs)} runs",
             fix="lower the learning rates",
         )
-    best = max(whole, key=lambda row: row["mean"])
+    best = max(complete, key=lambda row: row["mean"])
     chosen = tuple(best["setting"].items())
     # Anew, on train and val together; only these read the test split.
     finals = [SweepRun(chosen, seed) for seed in seeds]
@@ -260,9 +260,9 @@ class _Sweep:
 
     def _build(self, run: SweepRun) -> tuple[Task, FitSettings]:
         setting = dict(run.setting)
-        own = {RATES[k]: v for k, v in setting.items() if k in RATES}
+        overrides = {RATES[k]: v for k, v in setting.items() if k in RATES}
         more = {k: v for k, v in setting.items() if k not in RATES}
-        settings = replace(self.settings, seed=run.seed, **own)
+        settings = replace(self.settings, seed=run.seed, **overrides)
         return Recipe(self.method, settings, {**self.options, **more}).build(self.inputs), settings
 
     def _train(

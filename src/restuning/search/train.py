@@ -282,10 +282,10 @@ class _Trainer:
         final = replace(self.source, final=True)
         inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
         # `begin` gives it the trial's weights, where the choice says that it goes on from them.
-        own = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
+        chosen = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
         facts = {"choice": choice.to_dict()}
         how = {**self.how, "call": {**self.how["call"], "final": True}}
-        run = run_task(inputs, own, out, facts=facts, **how)
+        run = run_task(inputs, chosen, out, facts=facts, **how)
         for folder in (run.folder, run.task_folder):
             write_json(folder / CHOICE, choice.to_dict())
         return replace(run, choice=choice)
@@ -342,11 +342,11 @@ def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget 
 
 
 def _recipe(method: str, explicit: Mapping[str, Any]) -> Recipe:
-    own = {name: explicit[name] for name in SETTINGS if name in explicit}
+    overrides = {name: explicit[name] for name in SETTINGS if name in explicit}
     options = {
         name: explicit[name] for name in OF_METHOD if name in explicit and explicit[name] != 0
     }
-    return Recipe(method, settings_for(method, own, explicit.get("settings")), options)
+    return Recipe(method, settings_for(method, overrides, explicit.get("settings")), options)
 
 
 def _source(data: Any, explicit: Mapping[str, Any], settings: FitSettings, log: Log) -> Source:

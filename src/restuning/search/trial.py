@@ -62,9 +62,9 @@ class Trials:
 
     def row(self, candidate: Candidate, before: Sequence[Row]) -> Row:
         """Try a candidate, or say why not; a row that the folder holds is taken as it is."""
-        known = self.folder.read(candidate.method)
-        if known is not None and known["status"] != "begun":
-            return known
+        earlier = self.folder.read(candidate.method)
+        if earlier is not None and earlier["status"] != "begun":
+            return earlier
         wall, processor = time.perf_counter(), time.process_time()
         # From rows and not from a clock: a choice that goes on must count what it counted before.
         spent = sum(row["seconds"] for row in before)
@@ -77,7 +77,7 @@ class Trials:
             "trial_epochs": candidate.trial_epochs(self.settings.epochs),
         }
         try:
-            row |= self._try(candidate, before, known, lambda: spent + time.perf_counter() - wall)
+            row |= self._try(candidate, before, earlier, lambda: spent + time.perf_counter() - wall)
         except LeftOutError as reason:
             row["why"] = str(reason)
         row["seconds"] = time.perf_counter() - wall
@@ -90,7 +90,7 @@ class Trials:
         self,
         candidate: Candidate,
         before: Sequence[Row],
-        known: Row | None,
+        earlier: Row | None,
         spent: Callable[[], float],
     ) -> Row:
         try:
@@ -105,7 +105,7 @@ class Trials:
         # Detached methods are tried from a store, all others through the backbone.
         detached = storable(task)
         settings = self._settings(candidate, detached)
-        stored = self._features(task, needs, known is not None, spent) if detached else None
+        stored = self._features(task, needs, earlier is not None, spent) if detached else None
         setup = Setup.on(self.inputs, task, stored)
         step, pieces = self.costs.step(
             setup.tuned, setup.data, settings, self.budget, split=not detached
@@ -117,10 +117,10 @@ class Trials:
             "accumulate": pieces,
             "memory_bytes": step and step.total_bytes,
             "step_bytes": step and step.above_bytes,
-            "final_seconds": known and known["final_seconds"],
+            "final_seconds": earlier and earlier["final_seconds"],
         }
         # Once begun a candidate is not asked for time again: it has passed since (`STATUS`).
-        if known is None:
+        if earlier is None:
             if self.budget.seconds is not None:
                 trial, final = self.costs.run_seconds(
                     setup.tuned, setup.data, settings, candidate, detached
@@ -146,7 +146,7 @@ class Trials:
 
     def _settings(self, candidate: Candidate, detached: bool) -> FitSettings:
         epochs, warmup = candidate.trial_epochs(self.settings.epochs), self.settings.warmup_epochs
-        own = replace(
+        settings = replace(
             self.settings,
             epochs=epochs,
             # Trials are no runs that anybody follows; a running mean is not kept for stacked ones.
@@ -155,7 +155,7 @@ class Trials:
             warmup_epochs=None if warmup is None else min(warmup, epochs),
         )
         # Products of a side network are small: casting them costs more than it saves.
-        return replace(own, precision="no", accumulate=1) if detached else own
+        return replace(settings, precision="no", accumulate=1) if detached else settings
 
     def _features(
         self, task: Task, needs: Needs, decided: bool, spent: Callable[[], float]
@@ -198,9 +198,9 @@ class Trials:
                 if run.diverged_at is not None:
                     results.append({"lr": one.lr, "val_accuracy": None})
                     continue
-                own = Cached(self.host, run.task, data.val.store)
+                cached = Cached(self.host, run.task, data.val.store)
                 score = {"lr": one.lr, "val_accuracy": run.val_accuracy[-1]}
-                results.append(score | self._loss(own, data))
+                results.append(score | self._loss(cached, data))
         return results
 
     def _one_by_one(
@@ -223,9 +223,9 @@ class Trials:
                 # A trained task cannot begin again: every rate gets a new one.
                 setup = Setup.on(self.inputs, self._build(candidate), setup.stored)
             folder = self.folder.run_folder(candidate.method, rate)
-            own = replace(settings, lr=rate)
+            at_rate = replace(settings, lr=rate)
             try:
-                result = setup.fit_until(stop, own, folder)
+                result = setup.fit_until(stop, at_rate, folder)
             except DivergedError:
                 results.append({"lr": rate, "val_accuracy": None})
                 continue

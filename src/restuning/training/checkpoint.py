@@ -61,11 +61,11 @@ def take(
             tensors |= {f"optimiser.{index}.{k}": v for k, v in entry.items()}
     tensors |= {f"ema.{n}": t for n, t in (mean or {}).items()}
     # A clone each: safetensors refuses tensors that share memory.
-    whole = {
+    copies = {
         n: t.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
         for n, t in tensors.items()
     }
-    return Snapshot(whole, state)
+    return Snapshot(copies, state)
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, snapshot: Snapshot) -> None:
@@ -127,7 +127,7 @@ def read(path: Path) -> Snapshot:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = json.loads(header["state"])
         snapshot = Snapshot(tensors, state)
-        whole = header["sha256"] == _digest(snapshot) and isinstance(state["step"], int)
+        intact = header["sha256"] == _digest(snapshot) and isinstance(state["step"], int)
         version = header["format"]
     # A damaged file fails where the damage lies: in the header, in its JSON, or in a tensor.
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -135,7 +135,7 @@ def read(path: Path) -> Snapshot:
         raise FormatError("a checkpoint is damaged", where=str(path), found=found[:200]) from None
     if version != str(FORMAT):
         raise FormatError("a checkpoint of another format", where=str(path), found=version)
-    if not whole:
+    if not intact:
         found = "its contents do not match their checksum"
         raise FormatError("a checkpoint is damaged", where=str(path), found=found)
     return snapshot

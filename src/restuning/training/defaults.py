@@ -50,6 +50,6 @@ def settings_for(
     Raises:
         TrainingError: A value is out of its range.
     """
-    own = find_default(method)
-    base = FitSettings(epochs=own.epochs, lr=own.lr) if base is None else base
+    default = find_default(method)
+    base = FitSettings(epochs=default.epochs, lr=default.lr) if base is None else base
     return replace(base, **{k: v for k, v in (overrides or {}).items() if v is not None})

@@ -157,11 +157,11 @@ class Ema:
     @contextmanager
     def swap_in(self, module: nn.Module) -> Iterator[None]:
         """The module carries the mean inside the block and its own weights after it."""
-        own = {n: t.detach().clone() for n, t in module.state_dict().items()}
+        trained = {n: t.detach().clone() for n, t in module.state_dict().items()}
         self.copy_to(module)
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, tensor in module.state_dict().items():
-                    tensor.copy_(own[name])
+                    tensor.copy_(trained[name])

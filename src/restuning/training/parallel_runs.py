@@ -172,14 +172,14 @@ class _StackedRuns:
 
     def logits(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Logits of every run on one batch, `k b c`."""
-        near = {name: tap.to(self.device) for name, tap in taps.items()}
-        prepared = self.template.take_prepared(near)
-        fed = {**_select_taps(self.host, self.template, near), **prepared}
-        if self._can_fuse(fed):
-            return self._run_fused(fed)
+        on_device = {name: tap.to(self.device) for name, tap in taps.items()}
+        prepared = self.template.take_prepared(on_device)
+        inputs = {**_select_taps(self.host, self.template, on_device), **prepared}
+        if self._can_fuse(inputs):
+            return self._run_fused(inputs)
 
         def one(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.template, (own, buffers), (fed, self.host.readout))
+            return functional_call(self.template, (own, buffers), (inputs, self.host.readout))
 
         # Random masks differ from run to run.
         return vmap(one, randomness="different")(dict(self.weights), dict(self.buffers))
@@ -261,9 +261,9 @@ class _StackedRuns:
     def tasks(self) -> list[Task]:
         """The tasks with their weights."""
         for k, task in enumerate(self.members):
-            own = {n: w[k].detach() for n, w in self.weights.items()}
+            trained = {n: w[k].detach() for n, w in self.weights.items()}
             # Only parameters were trained; buffers are still each task's own.
-            task.load_state_dict({**task.state_dict(), **own})
+            task.load_state_dict({**task.state_dict(), **trained})
             task.eval()
         return self.members
 

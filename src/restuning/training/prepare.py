@@ -122,10 +122,10 @@ def prepare(
         with preserve_randomness(), torch.no_grad():
             # A constant: a run that goes on must prepare what it prepared before.
             seed_everything("prepare")
-            made = network.prepare(rows)
-        _check_rows(made, network, len(train))
+            results = network.prepare(rows)
+        _check_rows(results, network, len(train))
         # Loaders join these to rows on the CPU, maybe in worker processes.
-        beside |= {name: tensor.cpu() for name, tensor in made.items()}
+        beside |= {name: tensor.cpu() for name, tensor in results.items()}
         if key:
             done[key] = network
     if not beside:
@@ -230,14 +230,14 @@ def _key(network: SideNetwork) -> str:
     return json.dumps(network.spec(), sort_keys=True, default=str)
 
 
-def _check_rows(made: Mapping[str, Tensor], network: SideNetwork, count: int) -> None:
+def _check_rows(results: Mapping[str, Tensor], network: SideNetwork, count: int) -> None:
     announced = {name: (count, *shape) for name, shape in network.prepared_taps.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in made.items()}
-    if found != announced:
+    shapes = {name: tuple(tensor.shape) for name, tensor in results.items()}
+    if shapes != announced:
         raise TrainingError(
             "a side network prepared something else than it announced",
             where=type(network).__name__,
-            found=f"{found}, announced {announced}",
+            found=f"{shapes}, announced {announced}",
             fix="let prepare return what prepared_taps names, a row for every input",
         )
 

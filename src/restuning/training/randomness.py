@@ -89,8 +89,8 @@ class Order:
         not count, because all processes must take part in the exchange of gradients.
         """
         batch = self.batch(step)
-        own = batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
-        return own or batch[:1]
+        part = batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
+        return part or batch[:1]
 
     def counts(self, step: int, rank: int, world: int) -> int:
         """1, or 0 where a process's share is the one example that does not count."""
