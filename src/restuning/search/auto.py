@@ -100,7 +100,7 @@ def choose_method(
     Candidates are tried from the cheapest on. Detached methods are trained from features that are
     stored once, the rates of one together; then methods inside the backbone. Each trial is a whole
     run, so that none looks better for needing less, but is ended early where it clearly loses
-    (`rule.lost`). `rule.taken` says which is taken. Where epochs are dear the final run
+    (`rule.is_lost`). `rule.choose` says which is taken. Where epochs are dear the final run
     goes on from the trial's weights, shrunk, with `candidates.MORE` of its epochs on both splits
     (`Choice.begin`); where they are cheap it begins anew. What the budget does not allow is left
     out with the reason; a batch that memory does not allow is first run in pieces.

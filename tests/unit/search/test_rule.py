@@ -17,7 +17,7 @@ from restuning.search.rule import calibrated_loss
 ROUNDED = 0.03
 """The grid of temperatures ends somewhere; the best of these draws lie well inside it."""
 PRINTED = 0.005
-"""The docstring of `rule.highest` gives two decimals."""
+"""The docstring of `rule.find_highest` gives two decimals."""
 accuracies = st.floats(0, 1)
 
 
