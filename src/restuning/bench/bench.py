@@ -124,10 +124,10 @@ class Bench:
         folder = self.work / "fits" / run.name
         # A run that goes on from a checkpoint has no whole time of training to tell.
         resumed = (folder / "checkpoints").exists()
-        used = time.process_time()
+        cpu = time.process_time()
         fitted = setup.fit(settings, folder, val=False, progress=False)
         # A machine shared with others slows the clock on the wall, not this one.
-        used = time.process_time() - used
+        cpu = time.process_time() - cpu
         split = setup.data.test if final else setup.data.val
         if split is None:
             raise DataError(
@@ -135,11 +135,11 @@ class Bench:
                 where=run.task.source,
                 fix="give the task one",
             )
-        begun = time.perf_counter()
+        test_started = time.perf_counter()
         answers, labels = predict_split(
             setup.tuned, split, setup.data.collate, settings.batch_size, settings.precision
         )
-        test_seconds = time.perf_counter() - begun
+        test_seconds = time.perf_counter() - test_started
         # Kept image by image: reports resample the same images for all methods.
         hits = answers == labels
         result = {
@@ -187,7 +187,7 @@ class Bench:
         result["seconds"] = {
             "train": fitted.seconds + (choice.seconds if choice else 0),
             # The time of `auto` counts as training: who names a method has chosen it before.
-            "train_cpu": None if resumed else used + (choice.cpu_seconds if choice else 0),
+            "train_cpu": None if resumed else cpu + (choice.cpu_seconds if choice else 0),
             "choice_cpu": choice and choice.cpu_seconds,
             "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
             **self._extraction_seconds(setup.stored),
@@ -288,12 +288,12 @@ class Bench:
         needs = task.needs(self.host.readout_rule)
         # Methods that read the same share a store, so it is built once for all their runs.
         if needs not in data.stores:
-            used = time.process_time()
+            cpu = time.process_time()
             data.stores[needs] = stored = inputs.open_store(task)
             if stored is not None and stored.seconds:
                 # Beside the store: whichever process built it, every run that reads it is charged
                 # for it.
-                took = {"seconds": stored.seconds, "cpu": time.process_time() - used}
+                took = {"seconds": stored.seconds, "cpu": time.process_time() - cpu}
                 write_json(self._seconds_file(stored), took)
         return data.stores[needs]
 

@@ -44,17 +44,21 @@ def open_grid(
     # Two commands that begin one folder at once must agree on its description.
     claim = Claim.take(folder / WORK / "grid.lock", wait=True)
     try:
-        known: dict[str, Any] = {}
+        known_choices: dict[str, Any] = {}
         if file.exists():
-            before = read_json(file)
-            _check_same(before, identity, folder)
-            known = before.get("choices", {})
-            other = [k for k, v in choices.items() if k in known and known[k] != v]
-            if other:
+            written = read_json(file)
+            _check_same(written, identity, folder)
+            known_choices = written.get("choices", {})
+            changed = [
+                k for k, v in choices.items() if k in known_choices and known_choices[k] != v
+            ]
+            if changed:
                 raise TrainingError(
                     "this grid chooses between other settings",
                     where=str(folder),
-                    found="; ".join(f"{k}: {known[k]} then, {choices[k]} now" for k in other),
+                    found="; ".join(
+                        f"{k}: {known_choices[k]} then, {choices[k]} now" for k in changed
+                    ),
                     fix="use those of then, another label (LABEL=METHOD), or another --out",
                 )
         write_json(
@@ -62,22 +66,22 @@ def open_grid(
             {
                 "format": FORMAT,
                 "protocol": identity,
-                "choices": {**known, **choices},
+                "choices": {**known_choices, **choices},
                 "versions": versions(),
             },
         )
     finally:
         if claim is not None:
             claim.give_back()
-    left = []
+    unfinished = []
     for run in runs:
         result = result_file(folder, run)
         # Read even where it is not retried: what is malformed is refused now, not in a report.
         if result.exists() and read_result(result)["status"] == "failed" and retry:
             result.unlink()
         if not result.exists():
-            left.append(run)
-    return left
+            unfinished.append(run)
+    return unfinished
 
 
 def _choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
@@ -109,12 +113,12 @@ def read_protocol(folder: Path, weights: Path | None = None) -> GridProtocol:
         FormatError: No grid is there, or its description is malformed.
     """
     try:
-        known = dict(read_json(folder / GRID)["protocol"])
+        fields = dict(read_json(folder / GRID)["protocol"])
         # The seed is each run's own and not in the file.
-        settings = FitSettings(**{**known.pop("settings"), "seed": 0})
-        known.pop("choices")
+        settings = FitSettings(**{**fields.pop("settings"), "seed": 0})
+        fields.pop("choices")
         return GridProtocol(
-            **{**known, "weights": str(weights) if weights else None, "settings": settings}
+            **{**fields, "weights": str(weights) if weights else None, "settings": settings}
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(

@@ -97,8 +97,8 @@ class GridProtocol:
     def settings_for(self, setting: Setting, seed: int) -> FitSettings:
         """The settings of training of one run."""
         # Short names of the command line (`lr`) to names of `FitSettings`.
-        own = {RATES[k]: v for k, v in setting if k in RATES}
-        return replace(self.settings, **own, seed=seed)
+        rates = {RATES[k]: v for k, v in setting if k in RATES}
+        return replace(self.settings, **rates, seed=seed)
 
     def options_for(self, entry: Entry, setting: Setting) -> dict[str, Any]:
         """The options of its method."""
@@ -110,8 +110,11 @@ class GridProtocol:
             return [self._refuse_choices(entry)]
         # Those of its own go before those of all; an option that is fixed is no choice.
         values = {**self.choices.get(EVERY, {}), **self.choices.get(entry.label, {})}
-        taken = {k: v for k, v in values.items() if k not in dict(entry.options)}
-        return [tuple(zip(taken, v, strict=True)) for v in itertools.product(*taken.values())]
+        open_values = {k: v for k, v in values.items() if k not in dict(entry.options)}
+        return [
+            tuple(zip(open_values, v, strict=True))
+            for v in itertools.product(*open_values.values())
+        ]
 
     def _refuse_choices(self, entry: Entry) -> Setting:
         """Of `auto`, which chooses in each of its runs."""
@@ -194,8 +197,8 @@ def parse_entry(text: str) -> Entry:
                 fix="write METHOD:option=value:option=value, e.g. res-tuning:rank=4",
             )
         # `layers=3` is a list of one layer, as `layers=1-6` is one of six.
-        read = _value(value)
-        options[key] = [read] if key == "layers" and isinstance(read, int) else read
+        parsed = _value(value)
+        options[key] = [parsed] if key == "layers" and isinstance(parsed, int) else parsed
     if not method:
         raise TrainingError("a method has no name", where=text, fix="write e.g. res-tuning")
     return Entry(named[1] if named else text.strip(), method, tuple(options.items()))
@@ -244,10 +247,10 @@ def layer_numbers(words: Any, layers: int) -> Any:
         words: As they were written; what is not of this form is returned as it is.
         layers: Of the backbone.
     """
-    read = re.fullmatch(r"(first|last|every)-(\d+)(?:/(\d+))?", str(words))
-    if read is None:
+    match = re.fullmatch(r"(first|last|every)-(\d+)(?:/(\d+))?", str(words))
+    if match is None:
         return words
-    number, share = int(read[2]), read[3]
+    number, share = int(match[2]), match[3]
     if share:
         number = max(1, round(layers * number / int(share)))
     if number < 1 or number > layers:
@@ -258,9 +261,9 @@ def layer_numbers(words: Any, layers: int) -> Any:
             fix="give first-3, last-1/2 or every-2",
         )
     numbers = list(range(1, layers + 1))
-    if read[1] == "first":
+    if match[1] == "first":
         return numbers[:number]
-    return numbers[-number:] if read[1] == "last" else numbers[number - 1 :: number]
+    return numbers[-number:] if match[1] == "last" else numbers[number - 1 :: number]
 
 
 def slug(text: str) -> str:

@@ -88,8 +88,8 @@ def _side_by_side(job: Job, jobs: int, listen: Listener) -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     # Threads of libraries are fixed when they are loaded, so a child must find them set.
-    before = {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(before, str(job.threads)))
+    variables = {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(variables, str(job.threads)))
     workers = [
         context.Process(target=_child, args=(job, number, queue, os.getpid()), daemon=True)
         for number in range(jobs)
@@ -111,16 +111,16 @@ def _side_by_side(job: Job, jobs: int, listen: Listener) -> None:
         for worker in workers:
             worker.join()
         signal.signal(signal.SIGTERM, handler)
-        for name, value in before.items():
+        for name, value in variables.items():
             # The caller's environment is as it was.
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-    left = [run for run in job.runs if not result_file(job.folder, run).exists()]
-    if left:
+    unfinished = [run for run in job.runs if not result_file(job.folder, run).exists()]
+    if unfinished:
         codes = [str(worker.exitcode) for worker in workers]
         raise TrainingError(
             "processes ended before the grid was done",
             where=str(job.folder),
-            found=f"{len(left)} runs left, first {left[0]}; exit codes {', '.join(codes)}",
+            found=f"{len(unfinished)} runs left, first {unfinished[0]}; exit codes {', '.join(codes)}",
             fix="the same command goes on; with fewer --jobs if memory was short (code -9)",
         )
 
@@ -152,18 +152,20 @@ def take_runs(job: Job, number: int, listen: Listener) -> None:
     """
     # The environment sets libraries, this torch itself, where it runs in the caller's process.
     torch.set_num_threads(job.threads)
-    left = [run for run in job.runs if not result_file(job.folder, run).exists()]
-    if not left:
+    unfinished = [run for run in job.runs if not result_file(job.folder, run).exists()]
+    if not unfinished:
         return
-    left = _rotate(left, number)
+    unfinished = _rotate(unfinished, number)
     bench = Bench(job.protocol, job.folder, job.stores, job.keep)
-    while left:
-        made = [
-            _claim_and_run(job, bench, run, number, listen) for run in left if _is_ready(job, run)
+    while unfinished:
+        done = [
+            _claim_and_run(job, bench, run, number, listen)
+            for run in unfinished
+            if _is_ready(job, run)
         ]
-        left = [run for run in left if not result_file(job.folder, run).exists()]
+        unfinished = [run for run in unfinished if not result_file(job.folder, run).exists()]
         # All that is left is in other hands, or waits for searches there.
-        if left and not any(made):
+        if unfinished and not any(done):
             time.sleep(POLL)
 
 
@@ -176,8 +178,8 @@ def _rotate(runs: list[GridRun], number: int) -> list[GridRun]:
 
 def _is_ready(job: Job, run: GridRun) -> bool:
     # A final run takes the setting that its searches found best.
-    before = search_runs(job.protocol, run.task, run.entry) if run.stage == "final" else []
-    return all(result_file(job.folder, search).exists() for search in before)
+    searches = search_runs(job.protocol, run.task, run.entry) if run.stage == "final" else []
+    return all(result_file(job.folder, search).exists() for search in searches)
 
 
 def _claim_and_run(job: Job, bench: Bench, run: GridRun, number: int, listen: Listener) -> bool:

@@ -150,8 +150,8 @@ def _group(folder: Path) -> str:
     # Written by whoever laid the folder out; the known suites need none.
     described = folder / "task.json"
     if not described.exists():
-        known = [suite[folder.name].group for suite in SUITES.values() if folder.name in suite]
-        return known[0] if known else ""
+        groups = [suite[folder.name].group for suite in SUITES.values() if folder.name in suite]
+        return groups[0] if groups else ""
     try:
         return str(json.loads(described.read_text(encoding="utf-8")).get("group", ""))
     except (ValueError, AttributeError, UnicodeDecodeError) as error:

@@ -79,11 +79,11 @@ def fused_signature(
     ranks, activations = [], set()
     for side in (across, below):
         parts = [split_adapter(t, at_rest=at_rest) for t in side if isinstance(t, Tuner)]
-        found = {None if part is None else part[0].rank for part in parts}
-        if None in found or len(found) > 1 or len(parts) not in (0, len(side)):
+        side_ranks = {None if part is None else part[0].rank for part in parts}
+        if None in side_ranks or len(side_ranks) > 1 or len(parts) not in (0, len(side)):
             return None
         activations |= {part[0].activation for part in parts if part is not None}
-        ranks.append(next(iter(found), 0))
+        ranks.append(next(iter(side_ranks), 0))
     if len(activations) > 1:
         return None
     return ranks[0], ranks[1], next(iter(activations), "gelu")
@@ -116,8 +116,8 @@ def _fold_scale(tuner: nn.Module, of: Callable[[Any], Tensor]) -> tuple[Tensor, 
     up, bias = of(adapter.up.weight), of(adapter.up.bias)
     if scale is not None:
         # One number for all channels, or one each.
-        each = of(scale).reshape(*up.shape[:-2], -1)
-        up, bias = up * each.unsqueeze(-1), bias * each
+        channels = of(scale).reshape(*up.shape[:-2], -1)
+        up, bias = up * channels.unsqueeze(-1), bias * channels
     # Folded here, so that the layers below know of no scale and backward of no product with one.
     if adapter.factor != 1.0:
         up, bias = up * adapter.factor, bias * adapter.factor
@@ -167,7 +167,7 @@ def run_layers(
     sides = [None if side is None else (side[0].unbind(), side[1].unbind()) for side in downs]
     for layer, stream in enumerate(streams[1:]):
         # Both residuals at once: lambda (x_l + ...) + (1 - lambda) (state + ...).
-        after = torch.lerp(state, stream, lams[layer])
+        mixed = torch.lerp(state, stream, lams[layer])
         # The state before the layer, not after it: lambda's gradient and W_down's both need it.
         if kept is not None:
             kept.append(state)
@@ -177,14 +177,14 @@ def run_layers(
                 for x, side in zip((stream, state), sides, strict=True)
                 if side is not None
             ]
-            before = torch.cat(lowered, -1)
-            ones = after.new_ones(()).expand(*after.shape[:2], 1)
-            columns = torch.cat([_ACTIVATIONS[activation](before), ones], -1)
+            hidden = torch.cat(lowered, -1)
+            ones = mixed.new_ones(()).expand(*mixed.shape[:2], 1)
+            columns = torch.cat([_ACTIVATIONS[activation](hidden), ones], -1)
             # In place: the tuners' deltas are never a tensor of their own.
-            after.baddbmm_(columns, ups[layer])
+            mixed.baddbmm_(columns, ups[layer])
             if kept is not None:
-                kept += [before, columns]
-        state = after
+                kept += [hidden, columns]
+        state = mixed
     return state
 
 
@@ -207,10 +207,10 @@ def run(
     Cost: per layer and bypass `8 m r d` flops forward, `16 m r d` backward; what is kept for
     backward is one state a layer.
     """
-    given = [*across, *below]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *given))
+    weights = [*across, *below]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gate, *weights))
     # Taps go in as a list: autograd looks for gradients among tensors only, and they get none.
-    return _Run.apply(list(streams), len(across), activation, keep, gate, *given)  # type: ignore
+    return _Run.apply(list(streams), len(across), activation, keep, gate, *weights)  # type: ignore
 
 
 class _Run(torch.autograd.Function):
@@ -253,7 +253,7 @@ class _Run(torch.autograd.Function):
             Adapters(*(next(flat) for _ in range(4))) if side else None for side in ctx.there
         )
         streams, kept = rest[number : number + layers], rest[number + layers :]
-        each = len(kept) // layers
+        per_layer = len(kept) // layers
         others = (1 - gate)[..., None, None].unbind()
         lowest = across.down.shape[2] if across is not None else 0
         of_gate: list[Tensor] = []
@@ -262,7 +262,7 @@ class _Run(torch.autograd.Function):
         of_down: tuple[list[Tensor], list[Tensor]] = ([], [])
         g = g.contiguous()
         for layer in range(layers - 1, -1, -1):
-            state, *inner = kept[layer * each : (layer + 1) * each]
+            state, *inner = kept[layer * per_layer : (layer + 1) * per_layer]
             stream = streams[layer]
             # Of the two residuals; the tuners' share of lambda is added below, from W_up's
             # gradient.
@@ -287,7 +287,7 @@ class _Run(torch.autograd.Function):
                         further.baddbmm_(own[..., lowest:], below.down[layer])
             g = further
         to_gate = _stack_first_to_last(of_gate)
-        found: list[Tensor] = []
+        to_weights: list[Tensor] = []
         if up is not None:
             ups, befores, at = _stack_first_to_last(of_up), _stack_first_to_last(of_before), 0
             bias = ups[:, :, -1]
@@ -312,10 +312,10 @@ class _Run(torch.autograd.Function):
                 ]
                 if ctx.alone:
                     kinds = [t.squeeze(1) for t in kinds]
-                found += [t for layer in zip(*kinds, strict=True) for t in layer]
+                to_weights += [t for layer in zip(*kinds, strict=True) for t in layer]
         to_gate = to_gate.squeeze(1) if ctx.alone else to_gate.t()
         # None for what is no tensor: streams, cut, activation and keep.
-        return None, None, None, None, to_gate, *found
+        return None, None, None, None, to_gate, *to_weights
 
 
 def _stack_first_to_last(found: list[Tensor]) -> Tensor:

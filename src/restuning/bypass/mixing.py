@@ -154,16 +154,16 @@ class MixingBypass(SideNetwork):
         if not (self.training and self.drop_path):
             return tuner.added(state, state)
         # A draw a sample. Divided by the share that stays, so that the mean is that of eval mode.
-        kept = torch.rand(len(state), 1, 1, device=state.device) >= self.drop_path
-        return state + tuner(state) * (kept / (1 - self.drop_path)).to(state.dtype)
+        stays = torch.rand(len(state), 1, 1, device=state.device) >= self.drop_path
+        return state + tuner(state) * (stays / (1 - self.drop_path)).to(state.dtype)
 
     def feature(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
         """The backbone's feature and the side network's own, side by side; see the class."""
         frozen = readout(taps[self.taps[-1]].detach(), pool=pool)
-        own = self.pool(self(taps), getattr(taps, "mask", None))
-        return torch.cat([frozen.to(own.dtype), own], -1)
+        pooled = self.pool(self(taps), getattr(taps, "mask", None))
+        return torch.cat([frozen.to(pooled.dtype), pooled], -1)
 
     def widen(self, head: nn.Linear) -> nn.Linear:
         """A head that reads both parts and answers as this one, which reads the first, does."""

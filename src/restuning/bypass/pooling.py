@@ -116,13 +116,13 @@ def lost_by_pooling(stream: Tensor, side: int) -> tuple[float, float]:
         side: As for `pool_patches`.
     """
     first = count_tokens_before_grid(stream.shape[1])
-    patches, kept = stream[:, first:].double(), pool_patches(stream.double(), side)[:, first:]
-    wide, narrow = math.isqrt(patches.shape[1]), math.isqrt(kept.shape[1])
-    at = torch.arange(wide, device=stream.device) // side
+    patches, means = stream[:, first:].double(), pool_patches(stream.double(), side)[:, first:]
+    wide, narrow = math.isqrt(patches.shape[1]), math.isqrt(means.shape[1])
+    square = torch.arange(wide, device=stream.device) // side
     # Each patch's mean, put back where the patch was.
-    again = kept.unflatten(1, (narrow, narrow))[:, at][:, :, at].flatten(1, 2)
-    around = patches - patches.mean(1, keepdim=True)
-    return float((patches - again).square().sum()), float(around.square().sum())
+    spread = means.unflatten(1, (narrow, narrow))[:, square][:, :, square].flatten(1, 2)
+    deviations = patches - patches.mean(1, keepdim=True)
+    return float((patches - spread).square().sum()), float(deviations.square().sum())
 
 
 def profiles(tokens: Tensor) -> Tensor:

@@ -213,20 +213,20 @@ class Ridge(SideNetwork):
         values, vectors = _spectrum(z)
         truth = F.one_hot(labels.to(z.device), self.classes).to(z.dtype)
         middle = truth.mean(0)
-        seen = vectors.T @ (truth - middle)
-        best, found = math.inf, (PENALTIES[0], SCALES[0], truth)
+        projected = vectors.T @ (truth - middle)
+        best, chosen = math.inf, (PENALTIES[0], SCALES[0], truth)
         for penalty in PENALTIES:
-            kept = values / (values + penalty)
-            answers = middle + vectors @ (kept[:, None] * seen)
-            own = 1 / len(z) + vectors.square() @ kept
+            shrink = values / (values + penalty)
+            answers = middle + vectors @ (shrink[:, None] * projected)
+            leverage = 1 / len(z) + vectors.square() @ shrink
             # Allen's identity: no second solution for the row that is left out.
-            left_out = truth - (truth - answers) / (1 - own)[:, None]
+            left_out = truth - (truth - answers) / (1 - leverage)[:, None]
             for tau in SCALES:
                 loss = float(F.cross_entropy(tau * left_out, labels.to(z.device)))
                 if loss < best:
-                    best, found = loss, (penalty, tau, left_out)
-        penalty, tau, left_out = found
-        solved = tau * (z.T @ (vectors @ (seen / (values + penalty)[:, None]))).T * scale
+                    best, chosen = loss, (penalty, tau, left_out)
+        penalty, tau, left_out = chosen
+        solved = tau * (z.T @ (vectors @ (projected / (values + penalty)[:, None]))).T * scale
         self._solved = True
         self.weight.copy_(solved)
         self.bias.copy_(tau * middle - solved @ centre)
@@ -240,5 +240,5 @@ def _spectrum(z: Tensor) -> tuple[Tensor, Tensor]:
         return values.clamp(min=0), vectors
     # If v is an eigenvector of z^T z with value s, z v / sqrt(s) is one of z z^T with the same.
     values, turned = torch.linalg.eigh(z.T @ z)
-    kept = values > values[-1] * 1e-12
-    return values[kept], z @ (turned[:, kept] / values[kept].sqrt())
+    nonzero = values > values[-1] * 1e-12
+    return values[nonzero], z @ (turned[:, nonzero] / values[nonzero].sqrt())

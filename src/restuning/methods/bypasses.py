@@ -70,14 +70,14 @@ def _keep_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
             fix="give layers from 1",
         )
     # The state ends at the last tap, from which the readout reads.
-    kept = sorted({*layers, last})
+    numbers = sorted({*layers, last})
     across, below = (
-        [t if isinstance(t := side[n - 1], Tuner) else None for n in kept]
+        [t if isinstance(t := side[n - 1], Tuner) else None for n in numbers]
         for side in (bypass.horizontal, bypass.vertical)
     )
     return Bypass(
-        [bypass.taps[0], *[bypass.taps[n] for n in kept]],
-        [bypass.dims[0], *[bypass.dims[n] for n in kept]],
+        [bypass.taps[0], *[bypass.taps[n] for n in numbers]],
+        [bypass.dims[0], *[bypass.dims[n] for n in numbers]],
         across,
         below,
         bypass.residual,

@@ -45,7 +45,7 @@ def prefix(site: Site, options: Options) -> Tuner:
     """A Res-Prefix with the key width of the layer whose queries it takes."""
     query = _query(site, options)
     # With fewer key heads than query heads keys are narrower than the stream.
-    own = (
+    key_width = (
         site.projections.key_width if site.projections is not None and query == "mha" else site.dim
     )
     return ResPrefix(
@@ -54,7 +54,7 @@ def prefix(site: Site, options: Options) -> Tuner:
         query=query,
         heads=_heads(site),
         zero=options.get("zero", True),
-        width=None if own == site.dim else own,
+        width=None if key_width == site.dim else key_width,
     )
 
 

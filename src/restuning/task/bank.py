@@ -100,8 +100,8 @@ class Bank(nn.Module):
         Raises:
             UnknownNameError: No such task.
         """
-        wanted = self.names if tasks is None else tuple(tasks)
-        unknown = [name for name in wanted if name not in self.names]
+        asked_names = self.names if tasks is None else tuple(tasks)
+        unknown = [name for name in asked_names if name not in self.names]
         if unknown:
             raise UnknownNameError(
                 "no such task in the bank",
@@ -112,10 +112,10 @@ class Bank(nn.Module):
         lent = resolve_readout(features, readout)
         answers: dict[str, Tensor] = {}
         for group in cast("list[_Alone | _Stack]", list(self.groups)):
-            chosen = [n for n in group.names if n in wanted]
+            chosen = [n for n in group.names if n in asked_names]
             if chosen:
                 answers |= group(features, lent, chosen)
-        return {name: answers[name] for name in wanted}
+        return {name: answers[name] for name in asked_names}
 
     def extra_repr(self) -> str:
         """Its size."""

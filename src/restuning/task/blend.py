@@ -47,7 +47,7 @@ class Blend:
         for task, weight in self.parts:
             for name, tuner in task.inline_tuners.items():
                 by_site.setdefault(name, []).append((tuner, weight))
-        return {name: _Weighted(*zip(*found, strict=True)) for name, found in by_site.items()}
+        return {name: _Weighted(*zip(*parts, strict=True)) for name, parts in by_site.items()}
 
 
 class PerRow:
@@ -139,15 +139,15 @@ class _Several(Wrapper):
     """What both kinds share: tuners of one site that read and see the same."""
 
     def __init__(self, tuners: Sequence[Tuner | None]) -> None:
-        known = [t for t in tuners if t is not None]
-        if len({(t.dim, t.reads, t.needs_grid, bool(t.appends)) for t in known}) > 1:
+        present = [t for t in tuners if t is not None]
+        if len({(t.dim, t.reads, t.needs_grid, bool(t.appends)) for t in present}) > 1:
             raise FormatError(
                 "tasks cannot be used together",
                 found="tuners at one site that read different "
-                f"things: {', '.join(t.kind for t in known)}",
+                f"things: {', '.join(t.kind for t in present)}",
                 fix="use them one after the other",
             )
-        super().__init__(known[0])
+        super().__init__(present[0])
         self.tuners = tuple(tuners)
 
     @property

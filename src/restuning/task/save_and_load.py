@@ -261,8 +261,8 @@ def _find_shared(task: Task) -> dict[str, str]:
     first: dict[int, str] = {}
     # keep_vars gives the parameters themselves; without it every name has a new tensor object.
     named = task.state_dict(keep_vars=True).items()
-    before = {name: first.setdefault(id(tensor), name) for name, tensor in named}
-    return {name: other for name, other in before.items() if name != other}
+    firsts = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    return {name: other for name, other in firsts.items() if name != other}
 
 
 def _share(task: Task, shared: Mapping[str, str]) -> None:

@@ -82,12 +82,12 @@ class Tuned(nn.Module):
         tuners = task.inline_tuners
         # Without either there is nothing to differentiate in the backbone.
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(tuners or weights)):
-            kept, output = host.run_tuned(tuners, needs, *args, weights=weights, **kwargs)
+            features, output = host.run_tuned(tuners, needs, *args, weights=weights, **kwargs)
             if headless:
                 return output
             if weights:
-                return self._with_trained_readout(host, kept, weights)
-        return task(kept, host.readout)
+                return self._with_trained_readout(host, features, weights)
+        return task(features, host.readout)
 
     def _with_trained_readout(
         self, host: Host, kept: Features, weights: dict[str, Tensor]
@@ -98,12 +98,12 @@ class Tuned(nn.Module):
             return self.task(kept, host.readout)
         # The readout runs after the backbone's forward, when its weights are their own again.
         norm = host.model.get_submodule(rule.norm)
-        own = {
+        norm_weights = {
             n.removeprefix(f"{rule.norm}."): w
             for n, w in weights.items()
             if n.startswith(f"{rule.norm}.")
         }
-        with substitute_weights(norm, own):
+        with substitute_weights(norm, norm_weights):
             return self.task(kept, host.readout)
 
 

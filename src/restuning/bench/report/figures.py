@@ -67,14 +67,14 @@ def scatter(
         return None
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
-    own = colours(labels)
+    colour = colours(labels)
     # Those that a logarithmic axis can show.
     positive = [x for _, x, _, _ in points if x > 0]
     # Zero (no parameter but the head) has no logarithm: it stands left of all others.
     left = min(positive, default=1.0) / (4 if len(positive) < len(points) else 1)
     for label, x, y, spread in points:
         at = x if x > 0 else left
-        axes.errorbar(at, y, yerr=spread or None, fmt="o", ms=7, color=own[label], capsize=3)
+        axes.errorbar(at, y, yerr=spread or None, fmt="o", ms=7, color=colour[label], capsize=3)
     if max(x for _, x, _, _ in points) > NARROW * left:
         axes.set_xscale("log")
     axes.margins(x=0.25, y=0.12)
@@ -83,15 +83,17 @@ def scatter(
     # Before this nothing has a place in pixels yet.
     figure.draw_without_rendering()
     # Names are kept apart where they are drawn, in pixels, whatever the axes.
-    shown = [axes.transData.transform((x if x > 0 else left, y)) for _, x, y, _ in points]
-    for (label, x, y, _), (_, up), height in zip(points, shown, spread_labels(shown), strict=True):
+    pixels = [axes.transData.transform((x if x > 0 else left, y)) for _, x, y, _ in points]
+    for (label, x, y, _), (_, up), height in zip(
+        points, pixels, spread_labels(pixels), strict=True
+    ):
         axes.annotate(
             label if x > 0 else f"{label} (0)",
             (x if x > 0 else left, y),
             xytext=(9, height - up),
             textcoords="offset pixels",
             fontsize=8,
-            color=own[label],
+            color=colour[label],
         )
     return _svg(figure, axes)
 
@@ -105,11 +107,11 @@ def group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) ->
     figure, axes = plt.subplots(
         figsize=(5.6, 1.0 + 0.24 * len(labels) * len(groups)), layout="constrained"
     )
-    own = colours(labels)
+    colour = colours(labels)
     for place, label in enumerate(labels):
         at = [n + place * height for n in range(len(groups))]
         values = [100 * means[label][g] for g in groups]
-        axes.barh(at, values, height * 0.9, color=own[label], label=label)
+        axes.barh(at, values, height * 0.9, color=colour[label], label=label)
         for y, value in zip(at, values, strict=True):
             axes.annotate(
                 f"{label} {value:.1f}",
@@ -134,7 +136,7 @@ def intervals(found: dict[str, Interval], reference: str, labels: Sequence[str])
     plt = _pyplot()
     rows = sorted(found.items(), key=lambda item: item[1].mean)
     figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)), layout="constrained")
-    own = colours(labels)
+    colour = colours(labels)
     for place, (label, each) in enumerate(rows):
         below, above = 100 * (each.mean - each.low), 100 * (each.high - each.mean)
         # A resample's percentiles may leave its mean outside by a rounding.
@@ -144,7 +146,7 @@ def intervals(found: dict[str, Interval], reference: str, labels: Sequence[str])
             place,
             xerr=error,
             fmt="o",
-            color=own[label],
+            color=colour[label],
             capsize=3,
             alpha=1.0 if each.sure else 0.45,
         )
@@ -162,17 +164,17 @@ def ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str 
     mean = sorted(mean_ranks(summary, labels, tasks).items(), key=lambda item: item[1])
     limit = critical_difference(len(labels), len(tasks))
     figure, axes = plt.subplots(figsize=(5.6, 1.3 + 0.3 * len(mean)), layout="constrained")
-    own = colours(labels)
+    colour = colours(labels)
     for place, (label, rank) in enumerate(mean):
         axes.plot(
             [rank, rank + limit],
             [place, place],
-            color=own[label],
+            color=colour[label],
             alpha=0.35,
             lw=6,
             solid_capstyle="butt",
         )
-        axes.plot(rank, place, "o", color=own[label])
+        axes.plot(rank, place, "o", color=colour[label])
     axes.set_yticks(range(len(mean)), [label for label, _ in mean])
     axes.invert_yaxis()
     axes.set_xlabel(

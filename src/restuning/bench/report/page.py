@@ -70,7 +70,7 @@ def write_report(
         folder: Of the grid.
         out: Where to write.
         tasks, labels: To keep; empty for all.
-        suites: Published tables to show beside, see `published`.
+        suites: Published tables to show beside, see `read_published`.
         reference: The method that others are compared with; default LoRA, else linear probing.
 
     Returns:
@@ -84,15 +84,15 @@ def write_report(
     parts = summary.coverage() or [("the tasks of each method", summary.tasks)]
     tables: list[tuple[str, list[Table], dict[str, str]]] = []
     for name, covered in parts:
-        own = [accuracy(summary, name, covered), costs(summary, name, covered)]
+        both = [accuracy(summary, name, covered), costs(summary, name, covered)]
         # Each set of tasks has its own: means over different tasks cannot be compared.
-        tables.append((name, own, plots(summary, covered, reference)))
-    beside = [read_published(suite) for suite in suites]
-    chosen = choices(summary)
+        tables.append((name, both, plots(summary, covered, reference)))
+    printed = [read_published(suite) for suite in suites]
+    settings = choices(summary)
     out.mkdir(parents=True, exist_ok=True)
     page, text = out / "report.html", out / "report.md"
-    page.write_text(_html(summary, tables, beside, chosen), encoding="utf-8")
-    text.write_text(_markdown(summary, tables, beside, chosen, out), encoding="utf-8")
+    page.write_text(_html(summary, tables, printed, settings), encoding="utf-8")
+    text.write_text(_markdown(summary, tables, printed, settings, out), encoding="utf-8")
     return page, text
 
 
@@ -204,8 +204,8 @@ def _best(row: list[str]) -> set[int]:
 
 def _notes(summary: Summary) -> str:
     versions = html.escape(", ".join(f"{k} {v}" for k, v in summary.grid["versions"].items()))
-    made = f"Every number and picture here is made from the JSON of {len(summary.results)} runs"
-    lines = [f"<p class=note>{made} by <code>restuning bench report</code>. {versions}.</p>"]
+    origin = f"Every number and picture here is made from the JSON of {len(summary.results)} runs"
+    lines = [f"<p class=note>{origin} by <code>restuning bench report</code>. {versions}.</p>"]
     if summary.failures:
         rows = "".join(
             f"<li>{html.escape(r['task'])}, {html.escape(r['label'])}, {r['stage']} seed {r['seed']}: "

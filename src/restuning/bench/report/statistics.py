@@ -49,22 +49,22 @@ def paired_bootstrap(
     # A seed: a report made twice says the same.
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys([reference, *labels]))
-    drawn, plain = np.zeros((DRAWS, len(names))), np.zeros(len(names))
+    resampled, means = np.zeros((DRAWS, len(names))), np.zeros(len(names))
     for task in tasks:
         hits = np.stack([summary.cells[task, name].hits for name in names], 1)
         count = len(hits)
         # How often each image is drawn, as shares: one product in place of DRAWS resamples.
         weights = rng.multinomial(count, np.full(count, 1 / count), DRAWS) / count
         # Every task counts once, however many images it has.
-        drawn += weights @ hits / len(tasks)
-        plain += hits.mean(0) / len(tasks)
+        resampled += weights @ hits / len(tasks)
+        means += hits.mean(0) / len(tasks)
     tail = 100 * (1 - LEVEL) / 2
     intervals = {}
     for place, name in enumerate(names[1:], 1):
         # Paired: both were drawn on the same images, so hard images cancel.
-        difference = drawn[:, place] - drawn[:, 0]
+        difference = resampled[:, place] - resampled[:, 0]
         low, high = np.percentile(difference, [tail, 100 - tail])
-        intervals[name] = Interval(float(plain[place] - plain[0]), float(low), float(high))
+        intervals[name] = Interval(float(means[place] - means[0]), float(low), float(high))
     return intervals
 
 

@@ -117,10 +117,10 @@ class Summary:
         whole = self.tasks
         # What can be compared fairly when a grid is half done.
         common = [t for t in whole if all((t, label) in self.cells for label in self.labels)]
-        found = [("all tasks", whole)] if self.of(whole) else []
+        sets = [("all tasks", whole)] if self.of(whole) else []
         if common and common != whole:
-            found.append(("the tasks that every method has", common))
-        return found
+            sets.append(("the tasks that every method has", common))
+        return sets
 
     def protocol(self) -> str:
         """The protocol in one sentence."""
@@ -176,14 +176,14 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
         DataError: No final run is done.
     """
     results = read_results(folder)
-    kept = [
+    selected = [
         r
         for r in results
         if (not tasks or r["task"] in tasks) and (not labels or r["label"] in labels)
     ]
     runs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     # Searches saw the validation split; tables tell of final runs only.
-    for r in kept:
+    for r in selected:
         if r["stage"] == "final" and r["status"] == "done":
             runs.setdefault((r["task"], r["label"]), {})[r["seed"]] = r
     if not runs:
@@ -198,7 +198,7 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
         {key: Cell(value) for key, value in runs.items()},
         {task: next(iter(runs[task, label].values()))["group"] for task, label in runs},
         [label for label in order if any(label == have for _, have in runs)],
-        [r for r in kept if r["status"] == "failed"],
+        [r for r in selected if r["status"] == "failed"],
         read_json(folder / GRID),
         results,
     )
@@ -206,9 +206,9 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
 
 def _first(runs: dict[tuple[str, str], dict[int, dict[str, Any]]], label: str) -> tuple[int, str]:
     """Fewest parameters first."""
-    found = [r for (_, have), by_seed in runs.items() if have == label for r in by_seed.values()]
+    results = [r for (_, have), by_seed in runs.items() if have == label for r in by_seed.values()]
     # The name breaks ties, so that the order is the same every time.
-    return min(parameters(r) for r in found), label
+    return min(parameters(r) for r in results), label
 
 
 def _place(group: str) -> int:

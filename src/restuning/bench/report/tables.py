@@ -108,15 +108,15 @@ def read_published(suite: str) -> Table:
     Args:
         suite: "vtab-1k", "cifar100", "fgvc", "combinations", "bypass" or "original-unbound".
     """
-    found = published_tables()[suite]
+    table = published_tables()[suite]
     rows = [
         [name, *["-" if v is None else f"{v:g}" for v in row]]
-        for name, row in found["rows"].items()
+        for name, row in table["rows"].items()
     ]
     return Table(
-        f"Published: {found['title']}",
-        f"As printed in {found['source']}; not measured here.",
-        ["method", *found["columns"]],
+        f"Published: {table['title']}",
+        f"As printed in {table['source']}; not measured here.",
+        ["method", *table["columns"]],
         rows,
     )
 
@@ -130,9 +130,9 @@ def published_tables() -> dict[str, Any]:
 def choices(summary: Summary) -> Table | None:
     """What was chosen on validation, on how many tasks; None where nothing was."""
     counted: dict[tuple[str, str], int] = {}
-    for (_, label), found in summary.cells.items():
+    for (_, label), cell in summary.cells.items():
         # All seeds of a task share its search, hence its setting.
-        run = next(iter(found.runs.values()))
+        run = next(iter(cell.runs.values()))
         if run["chosen"]:
             setting = ", ".join(f"{k}={v}" for k, v in run["setting"].items())
             counted[label, setting] = counted.get((label, setting), 0) + 1

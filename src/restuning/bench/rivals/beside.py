@@ -87,8 +87,8 @@ class SideTuned(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images."""
         # Without gradient: Side-Tuning trains beside the backbone, not in it.
-        kept = self.host.features(x, keep=self.needs)
-        return self.task(x, self.host.readout(kept["last"]).detach())
+        features = self.host.features(x, keep=self.needs)
+        return self.task(x, self.host.readout(features["last"]).detach())
 
 
 def side_tuning(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
@@ -102,8 +102,8 @@ def side_tuning(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
     network = alexnet()
     if options.get("pretrained", False):
         models = require("torchvision.models", "transformers", "AlexNet's weights")
-        given = models.alexnet(weights="DEFAULT").features.state_dict()
-        network.load_state_dict(given)
+        weights = models.alexnet(weights="DEFAULT").features.state_dict()
+        network.load_state_dict(weights)
     return SideTuned(host, Side(network, host.dim, new_head(host.dim, classes)))
 
 

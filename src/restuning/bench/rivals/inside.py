@@ -46,8 +46,8 @@ class Inside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images."""
-        kept, _ = self.host.run_tuned({}, self.needs, x)
-        feature = self.host.readout(kept["last"])
+        features, _ = self.host.run_tuned({}, self.needs, x)
+        feature = self.host.readout(features["last"])
         return self.task.head(feature.to(self.task.head.weight.dtype))
 
 

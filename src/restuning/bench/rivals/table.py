@@ -81,9 +81,9 @@ def _beside(make: Callable[[Host, int, Options], nn.Module]) -> Callable[..., nn
 
     def made(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
         device = next(host.model.parameters()).device
-        found = make(host, classes, options).to(device)
+        rival = make(host, classes, options).to(device)
         # A ladder is a task like ours; the others are modules with a forward of their own.
-        return Tuned(host, found) if isinstance(found, Task) else found
+        return Tuned(host, rival) if isinstance(rival, Task) else rival
 
     return made
 

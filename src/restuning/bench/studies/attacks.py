@@ -43,8 +43,8 @@ def attackable_logits(tuned: nn.Module, x: Tensor) -> Tensor:
         task: Any = getattr(tuned, "task", None)
         if isinstance(tuned, Tuned) and not (task.inline_tuners or len(task.weights)):
             host: Any = tuned.host
-            kept, _ = host.run_tuned({}, task.needs(host.readout_rule), x)
-            return task(kept, host.readout)
+            features, _ = host.run_tuned({}, task.needs(host.readout_rule), x)
+            return task(features, host.readout)
         return tuned(x)
 
 
@@ -105,10 +105,10 @@ def pgd(
     x, reach = pixels.float() / 255, radius / 255
     # The same start for every method.
     generator = torch.Generator().manual_seed(seed)
-    moved = (x + reach * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
+    attacked = (x + reach * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
     for _ in range(steps):
-        step = input_gradient(tuned, moved, labels, normalise).sign()
-        moved = moved + STRIDE * reach / steps * step
+        step = input_gradient(tuned, attacked, labels, normalise).sign()
+        attacked = attacked + STRIDE * reach / steps * step
         # Back into the ball of the radius, then into what an image can be.
-        moved = torch.minimum(torch.maximum(moved, x - reach), x + reach).clamp(0, 1)
-    return 255 * moved
+        attacked = torch.minimum(torch.maximum(attacked, x - reach), x + reach).clamp(0, 1)
+    return 255 * attacked

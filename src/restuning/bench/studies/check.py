@@ -77,20 +77,20 @@ def _check(folder: Path, member: Member | None, suite: str) -> CheckedTask:
             problems.append(f"{name} is missing")
             continue
         try:
-            read = read_list(folder / name)
+            listed = read_list(folder / name)
         except DataError as error:
             problems.append(f"{name}: {error.what}, {error.found}")
             continue
-        sizes[name] = len(read)
-        samples += read
-        absent = [path for path, _ in read if not path.is_file()]
+        sizes[name] = len(listed)
+        samples += listed
+        absent = [path for path, _ in listed if not path.is_file()]
         if absent:
             problems.append(
-                f"{name}: {len(absent)} of {len(read)} images are missing, first "
+                f"{name}: {len(absent)} of {len(listed)} images are missing, first "
                 f"{absent[0].relative_to(folder)}"
             )
-        if suite == "vtab-1k" and SIZES.get(name, len(read)) != len(read):
-            problems.append(f"{name}: {len(read)} lines instead of {SIZES[name]}")
+        if suite == "vtab-1k" and SIZES.get(name, len(listed)) != len(listed):
+            problems.append(f"{name}: {len(listed)} lines instead of {SIZES[name]}")
     problems += _compare_with(member, sizes.get("test.txt"), {label for _, label in samples})
     return CheckedTask(folder.name, tuple(problems), sizes, _digest(folder, samples))
 

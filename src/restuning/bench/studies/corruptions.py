@@ -109,12 +109,12 @@ def _pixelate(pixels: Tensor, at: int, generator: torch.Generator) -> Tensor:
 
 
 def _jpeg(pixels: Tensor, at: int, generator: torch.Generator) -> Tensor:
-    made = []
+    decoded = []
     for image in pixels:
         stream = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "jpeg", quality=JPEG[at])
-        made.append(np.array(Image.open(stream)))
-    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
+        decoded.append(np.array(Image.open(stream)))
+    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
 
 CORRUPTIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {

@@ -94,8 +94,8 @@ def learn_in_sequence(
         accuracies, answers = [], []
         for earlier, own in zip(learned, tasks, strict=False):
             # With shared tuners an earlier task is its own head on the tuners as they are now.
-            asked: nn.Module = Tuned(host, _join_head(earlier, task) if shared else earlier)
-            classes, right = predict_split(asked, own.test, own.collate, 64, settings.precision)
+            tuned: nn.Module = Tuned(host, _join_head(earlier, task) if shared else earlier)
+            classes, right = predict_split(tuned, own.test, own.collate, 64, settings.precision)
             accuracies.append(float((classes == right).mean()))
             answers.append(torch.from_numpy(classes))
         sequence.accuracy.append(accuracies)

@@ -46,17 +46,17 @@ def robustness(
     file = bench.folder / "robustness" / f"{run.name}.json"
     conditions = {"images": images, "severities": list(severities), "radii": list(radii)}
     if file.exists():
-        before = read_json(file)
+        earlier = read_json(file)
         # Other images, severities or radii are another measurement.
-        if all(before.get(k) == v for k, v in conditions.items()):
-            return before
+        if all(earlier.get(k) == v for k, v in conditions.items()):
+            return earlier
     tuned, trained = load_trained(bench, run)
     test: DecodedImages = bench.data(run.task).apart.test
-    at = (
+    places = (
         # Spread evenly: test splits are often sorted by class.
         [n * len(test) // images for n in range(images)] if images < len(test) else range(len(test))
     )
-    pixels, labels = test.pixels[list(at)], test.labels[list(at)]
+    pixels, labels = test.pixels[list(places)], test.labels[list(places)]
 
     # Normalised after the change: corruptions and attacks are of pixels.
     def share(changed: Callable[[Tensor, Tensor], Tensor]) -> float:
@@ -104,17 +104,23 @@ def robustness_table(folder: Path) -> Table:
     radii = results[0]["radii"] if results else []
     rows = []
     for label in labels:
-        own = [r for r in results if r["label"] == label]
+        runs = [r for r in results if r["label"] == label]
 
         def mean(values: Sequence[float]) -> str:
             return f"{100 * statistics.mean(values):.1f}"
 
-        under = [v for r in own for each in r["corruptions"].values() for v in each]
+        corrupted = [v for r in runs for each in r["corruptions"].values() for v in each]
         # Severities rise, so the last is the worst.
-        worst = [each[-1] for r in own for each in r["corruptions"].values()]
-        row = [label, str(len(own)), mean([r["clean"] for r in own]), mean(under), mean(worst)]
+        severest = [each[-1] for r in runs for each in r["corruptions"].values()]
+        row = [
+            label,
+            str(len(runs)),
+            mean([r["clean"] for r in runs]),
+            mean(corrupted),
+            mean(severest),
+        ]
         for kind in ("fgsm", "pgd"):
-            row += [mean([r[kind][n] for r in own]) for n in range(len(radii))]
+            row += [mean([r[kind][n] for r in runs]) for n in range(len(radii))]
         rows.append(row)
     tasks = sorted({r["task"] for r in results})
     columns = ["method", "runs", "clean", "corrupted", "severest"]
