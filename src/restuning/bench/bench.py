@@ -51,7 +51,7 @@ LARGEST_STORE = 16 * 2**30
 
 @dataclass
 class LoadedTask:
-    """What runs on one task share."""
+    """The data and stores that all runs on one task share."""
 
     task: SuiteTask
     apart: Data
@@ -224,7 +224,7 @@ class Bench:
         return Plan(entry, setting, options, settings, chosen, choice)
 
     def _set_up(self, run: GridRun, plan: Plan, data: LoadedTask) -> tuple[Setup, FitSettings]:
-        """The run's new task with what it is fed, and its settings there."""
+        """Build the run's task with the data it is fed, and the training settings for those."""
         # Right before the task is built: start weights depend on the seed and on nothing before.
         torch.manual_seed(run.seed)
         tuned = self.build(plan.entry, data.apart.num_classes, plan.options)
@@ -239,7 +239,7 @@ class Bench:
         return Setup.on(inputs, task, stored), replace(plan.settings, precision="no")
 
     def build(self, entry: Entry, classes: int, options: dict[str, Any]) -> nn.Module:
-        """A method or rival on this backbone, with a new head."""
+        """Build a method or a rival on this backbone, with a new head."""
         if entry.method in rivals.RIVALS:
             return rivals.build(entry.method, self.host, self.backbone, classes, **options)
         task = methods.build(entry.method, self.host, num_classes=classes, **options)
@@ -249,7 +249,7 @@ class Bench:
         return Tuned(self.host, task)
 
     def data(self, task: SuiteTask) -> LoadedTask:
-        """The task's images, in memory until another task's are asked for."""
+        """Load a task's images; they stay in memory until those of another task are asked for."""
         if self.loaded is None or self.loaded.task != task:
             # Let go before the next are decoded: two tasks' images need not fit in memory together.
             self.loaded = None
@@ -325,7 +325,7 @@ class Bench:
     def _measure_inference(
         self, task: SuiteTask, plan: Plan, live: nn.Module, data: LoadedTask
     ) -> dict[str, float]:
-        """Measured once for each method with its options on each task: weights do not change it."""
+        """Measure inference once for each method, options and task: weights do not change it."""
         # By task as well: the batch that is timed is of its images.
         key = f"inference {task.name} {plan.entry.method} {plan.options}"
         if key not in self.known:
@@ -342,7 +342,7 @@ class Bench:
         data: LoadedTask,
         cached: bool,
     ) -> dict[str, Any]:
-        """Counted once for each method with its options."""
+        """Count the memory of a step, once for each method with its options."""
         key = f"{plan.entry.method} {plan.options} {data.apart.num_classes} {settings.batch_size}"
         if key not in self.known:
             example = self.backbone.example[0].to(self.device)

@@ -34,14 +34,14 @@ def count_parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
 
 
 def data_facts(data: Data) -> dict[str, Any]:
-    """Name, digest, classes and sizes of the splits."""
+    """The data's name, digest, number of classes and sizes of splits."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     sizes = {name: 0 if split is None else len(split) for name, split in splits.items()}
     return {"name": data.name, "identity": data.identity, "classes": data.num_classes, **sizes}
 
 
 def store_facts(stored: Stored | None) -> dict[str, Any] | None:
-    """What was trained from, where it was a store."""
+    """Describe the store of features that a run was trained from; None for training on images."""
     if stored is None:
         return None
     key = stored.store.key

@@ -130,7 +130,7 @@ def read_protocol(folder: Path, weights: Path | None = None) -> GridProtocol:
 
 
 def describe_run(run: GridRun) -> dict[str, Any]:
-    """What every result starts with, failed or done."""
+    """The fields that every result starts with, failed or done."""
     return {
         "format": FORMAT,
         "task": run.task.name,
@@ -143,7 +143,7 @@ def describe_run(run: GridRun) -> dict[str, Any]:
 
 
 def result_file(folder: Path, run: GridRun) -> Path:
-    """Where a run's result is or will be."""
+    """The file that a run's result is in or will be in."""
     return folder / RUNS / f"{run.name}.json"
 
 
@@ -237,12 +237,12 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def pack_hits(hits: Sequence[bool] | np.ndarray) -> str:
-    """Right answers in the order of the test split, a bit each, as base64."""
+    """Pack which answers are right, in the order of the test split: a bit each, as base64."""
     return base64.b64encode(np.packbits(np.asarray(hits, bool)).tobytes()).decode()
 
 
 def unpack_hits(text: str, count: int, where: Path | str = "") -> np.ndarray:
-    """What `packed` packed.
+    """Unpack what `pack_hits` packed.
 
     Raises:
         FormatError: Not base64, or of another length.

@@ -21,7 +21,7 @@ Setting = tuple[tuple[str, Any], ...]
 Stage = Literal["search", "final"]
 
 EVERY = ""
-"""Of `Choices`: the settings of methods that have none of their own."""
+"""Key in `Choices` of the settings for methods that have none of their own."""
 
 Choices = Mapping[str, Mapping[str, Sequence[Any]]]
 """Values to choose from by key, by label of the entry; see `EVERY`."""
@@ -63,12 +63,12 @@ class GridRun:
 
     @property
     def name(self) -> str:
-        """Part of a path, one for each run of a grid."""
+        """The run's own part of a path below the grid's folder."""
         parts = [self.stage, *(f"{k}={v}" for k, v in self.setting), f"seed={self.seed}"]
         return f"{self.task.name}/{slug(self.entry.label)}/{slug('.'.join(parts))}"
 
     def __str__(self) -> str:
-        """As progress shows it."""
+        """The run in words, as progress shows it."""
         words = ", ".join(f"{k}={v}" for k, v in self.setting)
         what = f"seed {self.seed}" if self.stage == "final" else f"choosing: {words}"
         return f"{self.task.name}  {self.entry.label}  {what}"
@@ -95,17 +95,17 @@ class GridProtocol:
     dtype: str = "fp32"
 
     def settings_for(self, setting: Setting, seed: int) -> FitSettings:
-        """The settings of training of one run."""
+        """The training settings of one run: the grid's, with its setting and seed put in."""
         # Short names of the command line (`lr`) to names of `FitSettings`.
         rates = {RATES[k]: v for k, v in setting if k in RATES}
         return replace(self.settings, **rates, seed=seed)
 
     def options_for(self, entry: Entry, setting: Setting) -> dict[str, Any]:
-        """The options of its method."""
+        """The options of an entry's method under a setting."""
         return {**dict(entry.options), **{k: v for k, v in setting if k not in RATES}}
 
     def candidates(self, entry: Entry) -> list[Setting]:
-        """Settings to choose from for an entry; one where nothing is to be chosen."""
+        """All settings an entry may choose from; a single one where there is nothing to choose."""
         if entry.method == AUTO:
             return [self._refuse_choices(entry)]
         # Those of its own go before those of all; an option that is fixed is no choice.
@@ -117,7 +117,7 @@ class GridProtocol:
         ]
 
     def _refuse_choices(self, entry: Entry) -> Setting:
-        """Of `auto`, which chooses in each of its runs."""
+        """The empty setting of `auto`, which makes its choice inside every run."""
         if own := self.choices.get(entry.label):
             raise TrainingError(
                 "auto chooses its settings itself",

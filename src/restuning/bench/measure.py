@@ -93,7 +93,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Of Python and of the packages that count."""
+    """The versions of Python and of the packages that change numbers."""
     numbers = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -104,7 +104,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the run computed on."""
+    """Describe the machine that a run computed on."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(errors="replace").splitlines() if facts.exists() else []
     name = next((ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name")), "")

@@ -183,7 +183,7 @@ def _is_ready(job: Job, run: GridRun) -> bool:
 
 
 def _claim_and_run(job: Job, bench: Bench, run: GridRun, number: int, listen: Listener) -> bool:
-    """Make a run if nobody has made or claimed it; whether it was made here."""
+    """Make a run that nobody has made or claimed; returns whether it was made here."""
     file = result_file(job.folder, run)
     if file.exists():
         return False
@@ -203,13 +203,13 @@ def _claim_and_run(job: Job, bench: Bench, run: GridRun, number: int, listen: Li
 
 
 def _trace(error: Exception) -> list[str]:
-    """Where it happened, innermost last, without folders of this machine."""
+    """The places an error went through, innermost last, without folders of this machine."""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
 
 
 def _run_and_write(bench: Bench, run: GridRun, file: Path, number: int) -> Event:
-    """Make a run and write its result, whatever it is."""
+    """Make a run and write its result, be it a success or a failure."""
     started = time.perf_counter()
     try:
         result = bench.run(run)

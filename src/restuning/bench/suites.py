@@ -130,7 +130,7 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
 
 
 def find_place(where: str) -> Path:
-    """The folder of a suite or a path."""
+    """Find the folder that a suite's name or a path stands for."""
     if where in FOLDERS:
         return Path(os.environ.get(PLACE, ".")).expanduser() / FOLDERS[where]
     return Path(where).expanduser()
@@ -146,7 +146,7 @@ def is_task(folder: Path) -> bool:
 
 
 def _group(folder: Path) -> str:
-    """As `task.json` tells, or as the suites do."""
+    """The group of a task: from its `task.json`, or as the known suites have it."""
     # Written by whoever laid the folder out; the known suites need none.
     described = folder / "task.json"
     if not described.exists():

@@ -135,7 +135,7 @@ class Bypass(SideNetwork):
 
     @property
     def tuners(self) -> list[Tuner]:
-        """All tuners, horizontal first."""
+        """All tuners: the horizontal ones, then the vertical ones."""
         return [t for t in [*self.horizontal, *self.vertical] if isinstance(t, Tuner)]
 
     def needs(self, pool: str) -> Needs:
@@ -160,7 +160,7 @@ class Bypass(SideNetwork):
         return Needs(self.taps, tokens if tokens == "pool" or token_wise else "all")
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """Run the side network; see the class. Taps are detached at this door."""
+        """Compute the last state x_L' (see the class). The taps are detached first."""
         streams = [taps[name].detach() for name in self.taps]
         if self.can_fuse(streams):
             return self.run_fused(taps, _keep_parameter)[0]
@@ -228,7 +228,7 @@ class Bypass(SideNetwork):
         return state.unflatten(1, streams[-1].shape[:-1])
 
     def stack_key(self) -> str | None:
-        """Taps, widths, ranks in a stack and activation, where it is made of plain adapters."""
+        """What bypasses that stack have in common; None where one is not made of plain adapters."""
         form = fused.fused_signature(self.horizontal, self.vertical, at_rest=True)
         if form is None or self.residual or len(set(self.dims)) > 1:
             return None
@@ -238,7 +238,7 @@ class Bypass(SideNetwork):
 
     @classmethod
     def stack(cls, networks: Sequence[Bypass]) -> StackedBypass:
-        """Trained bypasses of one `stack_key`, for inference."""
+        """Stack trained bypasses that have the same `stack_key`, for inference."""
         return StackedBypass(networks)
 
     def spec(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class Bypass(SideNetwork):
 
 
 def list_specs(side: nn.ModuleList) -> list[dict[str, Any] | None]:
-    """Specs of the tuners of one side, None where a layer has none."""
+    """The specs of one side's tuners; None for a layer that has none."""
     return [t.spec() if isinstance(t, Tuner) else None for t in side]
 
 
@@ -292,7 +292,7 @@ class Resample(nn.Module):
         )
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        """Pool tokens to like's grid, then map the width."""
+        """Pool the state to the grid of `like`, then map it to that width."""
         return self.width(on_grid(x, like.shape[1:-1]))
 
 

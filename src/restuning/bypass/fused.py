@@ -100,7 +100,7 @@ def fold_weights(side: Side, of: Callable[[nn.Parameter], Tensor]) -> list[Tenso
 
 
 def stack_layers(side: Sequence[Tensor]) -> Adapters | None:
-    """What `weights` gives as one tensor a kind; one bypass alone is k = 1."""
+    """Stack what `fold_weights` lists into one tensor a kind; a bypass alone is k = 1."""
     if not side:
         return None
     # `fold_weights` lists four tensors a layer, so every fourth is of one kind.
@@ -156,9 +156,10 @@ def run_layers(
         streams: x_0 ... x_L, `m d` each.
         gate: lambda, `L k`.
         downs: W_down and its bias of the horizontal and the vertical side.
-        up: What `mixed` gives.
+        up: What `mix_up_weights` returns.
         activation: phi.
-        kept: Receives, a layer, the state before it and the values before and after phi.
+        kept: A list that takes up, for every layer, the state before it and the values before and
+            after phi.
     """
     state = streams[0]
     # Cut into layers once, not by an index in every turn of the loop.
@@ -200,8 +201,8 @@ def run(
     Args:
         streams: x_0 ... x_L, `m d` each; no gradient towards them.
         gate: lambda, `k L` (or `L`, of one), after the sigmoid.
-        across: Horizontal `weights`.
-        below: Vertical `weights`.
+        across: `fold_weights` of the horizontal side.
+        below: `fold_weights` of the vertical side.
         activation: phi.
 
     Cost: per layer and bypass `8 m r d` flops forward, `16 m r d` backward; what is kept for
@@ -224,7 +225,7 @@ class _Run(torch.autograd.Function):
         gate: Tensor,
         *given: Tensor,
     ) -> Tensor:
-        """See `run`."""
+        """Run all layers and save what the backward pass needs (see `run`)."""
         # Stacked here and not before: autograd would record one step a weight.
         sides = stack_layers(given[:cut]), stack_layers(given[cut:])
         # A bypass alone hands in its own parameters, which have no axis k; nor may their gradients.
@@ -319,7 +320,7 @@ class _Run(torch.autograd.Function):
 
 
 def _stack_first_to_last(found: list[Tensor]) -> Tensor:
-    """What was found from the last layer to the first."""
+    """Stack what was computed from the last layer to the first, in the order of the layers."""
     return torch.stack(found[::-1])
 
 

@@ -120,7 +120,7 @@ class MixingBypass(SideNetwork):
         return Needs(self.taps, "all", self.pool_patches)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """The last state s_K, `b n w`. Taps are detached at this door."""
+        """Compute the last state s_K, `b n w`. The taps are detached first."""
         # Live taps are all as long as the last one and are pooled here.
         whole = taps[self.taps[-1]].shape[1]
         # Taps from a store that keeps them pooled are shorter than the last one, which is whole.

@@ -56,7 +56,7 @@ class Pooling(nn.Module):
         self.features += 2 * BINS * CHANNELS if grid else 0
 
     def forward(self, state: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool; see the class."""
+        """Pool the tokens of a state to one vector (see the class)."""
         rest = state[:, count_tokens_before_grid(state.shape[1]) :] if self.grid else state
         scores, values = self.weigh(rest), self.value(rest)
         if mask is not None:
@@ -107,7 +107,7 @@ def pool_patches(stream: Tensor, side: int) -> Tensor:
 
 
 def lost_by_pooling(stream: Tensor, side: int) -> tuple[float, float]:
-    """Squares of what merging takes from the patches, and of the patches around their mean.
+    """Sums of squares: of what pooling loses of the patches, and of the patches around their mean.
 
     Their ratio is the share of the variance inside an image that is lost.
 

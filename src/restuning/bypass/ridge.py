@@ -21,9 +21,9 @@ from restuning.sites import Needs, average_tokens, resolve_tokens, take_one_toke
 from restuning.tuners import count_tokens_before_grid
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Of the weights, where an input's squared length is about 1."""
+"""Penalties on the squared weights that are tried; the squared length of an input is about 1."""
 SCALES = tuple(2.0 ** (k / 2) for k in range(15))
-"""From answers between 0 and 1 to logits: 1 to 128."""
+"""Factors that are tried to turn answers between 0 and 1 into logits: from 1 to 128."""
 MOST_ROWS = 8192
 """Rows that are solved for: 0.5 GiB of products between them. Others are answered as new rows are."""
 
@@ -91,17 +91,17 @@ class Ridge(SideNetwork):
 
     @property
     def solved_parameters(self) -> int:
-        """Weights and bias."""
+        """How many weights and biases are solved for."""
         return self.weight.numel() + self.bias.numel()
 
     @property
     def name(self) -> str:
-        """Name of the tap that holds answers to rows left out."""
+        """Name of the tap under which answers to left-out rows are handed in."""
         return f"ridge of {' '.join(self.taps)}"
 
     @property
     def prepared_taps(self) -> Mapping[str, tuple[int, ...]]:
-        """Answers to rows left out."""
+        """The answers to left-out rows, one number a class."""
         return {self.name: (self.classes,)}
 
     def needs(self, pool: str) -> Needs:
@@ -109,7 +109,7 @@ class Ridge(SideNetwork):
         return Needs(self.taps, "pool" if resolve_tokens(pool) == "pool" else "all")
 
     def inputs(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """z, `b f`. Taps are detached at this door."""
+        """Compute the inputs z of the classifier, `b f`. The taps are detached first."""
         mask = getattr(taps, "mask", None)
         tokens, means, places = [], [], []
         for number, name in enumerate(self.taps):
@@ -137,7 +137,7 @@ class Ridge(SideNetwork):
     def feature(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
-        """Its logits, for a head to weigh."""
+        """The feature is the logits themselves, which the head weighs."""
         return self(taps)
 
     def widen(self, head: nn.Linear) -> nn.Linear:
@@ -166,7 +166,7 @@ class Ridge(SideNetwork):
         self._solved = not self.bias.is_meta and bool(self.weight.any() or self.bias.any())
 
     def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
-        """Solve for all rows; their answers when left out, under `name`."""
+        """Solve for all rows, and return under `name` what each would be answered if left out."""
         inputs, labels = [], []
         for taps, truth in rows:
             inputs.append(self.inputs({name: taps[name] for name in self.taps}))

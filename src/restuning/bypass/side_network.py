@@ -88,7 +88,7 @@ class SideNetwork(nn.Module, ABC):
 
     @property
     def prepared_taps(self) -> Mapping[str, tuple[int, ...]]:
-        """Names of what `prepare` returns, and the shape it has for one row."""
+        """The names under which `prepare` returns tensors, and the shape that each has for one row."""
         return {}
 
     def prepare(self, rows: Rows) -> Mapping[str, Tensor]:

@@ -22,7 +22,7 @@ column passes gelu, relu and silu as zero and changes nothing."""
 
 
 class TwoSides(Protocol):
-    """What is stacked: tuners on two sides of every layer, and a lambda."""
+    """A network that can be stacked: it has tuners on both sides of every layer, and a gate."""
 
     horizontal: nn.ModuleList
     vertical: nn.ModuleList
@@ -30,7 +30,7 @@ class TwoSides(Protocol):
 
 
 def pad_rank(rank: int) -> int:
-    """The rank in a stack."""
+    """The rank that tuners of this rank are padded to in a stack."""
     return next((r for r in RANKS if r >= rank), rank) if rank else 0
 
 

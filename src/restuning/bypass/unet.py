@@ -135,15 +135,15 @@ class UNetBypass(SideNetwork):
 
     @property
     def tuners(self) -> list[Tuner]:
-        """All tuners, horizontal first."""
+        """All tuners: the horizontal ones, then the vertical ones."""
         return [t for t in [*self.horizontal, *self.vertical] if isinstance(t, Tuner)]
 
     def needs(self, pool: str) -> Needs:
-        """Every pixel of every stage."""
+        """The UNet bypass reads every pixel of every stage."""
         return Needs(self.taps)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """Run the side network; see the class. Taps are detached at this door."""
+        """Compute the corrected last map (see the class). The taps are detached first."""
         streams = [taps[name].detach() for name in self.taps]
         # No host runs here: tuners learn the time step from what the taps carry.
         with at_time(getattr(taps, "time", None)):
@@ -162,7 +162,7 @@ class UNetBypass(SideNetwork):
         return carried if self.form == "replace" else streams[-1] + carried
 
     def _carry_up(self, carried: Tensor, level: int, like: Tensor) -> Tensor:
-        """`up(M v(c))`, on the grid of the next stage."""
+        """Compute `up(M v(c))`: what is carried, on the grid and in the width of the next stage."""
         tuner, channels = self.vertical[level], self.maps[level]
         if isinstance(tuner, Tuner):
             carried = tuner.added(carried, carried)

@@ -59,7 +59,7 @@ def _run_beside(horizontal: bool, vertical: bool) -> Callable[..., Task]:
 
 
 def _keep_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
-    """The same bypass on fewer taps: those after some layers; the first and last always stay."""
+    """Make the same bypass on fewer taps: those after the layers given, the first and the last."""
     last = len(bypass.taps) - 1
     wrong = [n for n in layers if not 1 <= n <= last]
     if wrong:
@@ -85,7 +85,7 @@ def _keep_taps(bypass: Bypass, layers: Iterable[int]) -> Bypass:
 
 
 def _fix_gate(bypass: Bypass, value: float) -> None:
-    """One lambda for all layers that is not learned."""
+    """Set the lambda of every layer to one value and keep it from being learned."""
     if not 0 < value < 1:
         raise UnknownNameError(
             "lambda out of its range",

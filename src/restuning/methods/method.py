@@ -65,16 +65,16 @@ def film_adapter(site: Site, options: Options) -> Tuner:
 
 
 def with_drop_path(tuner: Tuner, options: Options) -> Tuner:
-    """The tuner, dropped at random where the options ask for it."""
+    """Wrap a tuner so that it is dropped at random, where the options ask for it."""
     return DropPath(tuner, options["drop_path"]) if options.get("drop_path") else tuner
 
 
 STD = 0.02
-"""Of a new head's weights, as timm draws those of its ViTs."""
+"""Standard deviation of a new head's weights, as timm draws those of its ViTs."""
 
 
 def make_head(dim: int, classes: int | None, given: nn.Linear | None) -> nn.Linear | None:
-    """The head of a task: a copy of the one that is given, else a new one, else None.
+    """Make the head of a task: a copy of one that is given, else a new one, else None.
 
     Args:
         dim: Width of the feature.
@@ -100,7 +100,7 @@ def make_head(dim: int, classes: int | None, given: nn.Linear | None) -> nn.Line
 
 
 def new_head(dim: int, classes: int) -> nn.Linear:
-    """A head as every method and every rival starts from it."""
+    """Make a linear head: every method and every rival starts from the same kind."""
     head = nn.Linear(dim, classes)
     nn.init.trunc_normal_(head.weight, std=STD)
     nn.init.zeros_(head.bias)

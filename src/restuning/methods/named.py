@@ -122,10 +122,10 @@ def build(
 
 
 def names() -> list[str]:
-    """The methods, in the order of the table."""
+    """The names of all methods, in the order of the table."""
     return list(METHODS)
 
 
 def table() -> list[tuple[str, str, str]]:
-    """Name, what it is, and where its defaults come from."""
+    """A row a method: its name, what it is, and where its defaults come from."""
     return [(name, method.what, method.source) for name, method in METHODS.items()]

@@ -40,11 +40,11 @@ ROWS: dict[str, Method] = {
 
 
 def copy_weights(model: nn.Module, wanted: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
-    """Copies of some parameters by name; the model keeps its own.
+    """Copy some parameters of a model, by name; the model keeps its own.
 
     Args:
         model: The backbone.
-        wanted: Name and parameter to whether it is trained.
+        wanted: Decides by name and parameter whether it is trained.
 
     Raises:
         BackboneError: One of them is quantised, or the backbone is offloaded.

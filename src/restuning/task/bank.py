@@ -118,12 +118,12 @@ class Bank(nn.Module):
         return {name: answers[name] for name in asked_names}
 
     def extra_repr(self) -> str:
-        """Its size."""
+        """How many tasks it holds, in how many groups."""
         return f"{len(self.names)} tasks in {len(self.groups)} groups"
 
 
 class _Alone(nn.Module):
-    """Tasks that do not stack, one after the other."""
+    """Tasks that do not stack and run one after the other."""
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Alone(nn.Module):
     def forward(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], names: list[str]
     ) -> dict[str, Tensor]:
-        """Logits by name."""
+        """Compute the logits of some of these tasks, by name."""
         return {
             name: task(taps, readout)
             for name, task in zip(self.names, self.tasks, strict=True)
@@ -173,7 +173,7 @@ class _Stack(nn.Module):
     def forward(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], names: list[str]
     ) -> dict[str, Tensor]:
-        """Logits by name."""
+        """Compute the logits of some of these tasks, by name."""
         members = [self.names.index(n) for n in names]
         streams = [taps[name] for name in self.taps]
         pick = None
@@ -209,7 +209,7 @@ def _padded_head(head: nn.Linear, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def _group_key(name: str, task: Task) -> str:
-    """Tasks with the same key share a stack."""
+    """The key of the group a task belongs to: tasks with the same key share a stack."""
     key = None if task.side is None else task.side.stack_key()
     if key is None:
         return f"alone {name}"

@@ -108,12 +108,12 @@ class Guided:
 
     @property
     def inline_tuners(self) -> dict[str, Tuner]:
-        """None."""
+        """Guidance has no tuners inside the backbone."""
         return {}
 
     @property
     def side(self) -> SideBySide:
-        """Both last streams; a new object for every use."""
+        """Both last streams, the backbone's and the task's; a new object for every use."""
         return SideBySide(
             [self.task.side], combine=lambda both: torch.lerp(both[0], both[1], self.scale)
         )
@@ -136,7 +136,7 @@ def _require_runs_inside(task: Task) -> Task:
 
 
 class _Several(Wrapper):
-    """What both kinds share: tuners of one site that read and see the same."""
+    """The tuners of several tasks at one site, which must read the same tensors."""
 
     def __init__(self, tuners: Sequence[Tuner | None]) -> None:
         present = [t for t in tuners if t is not None]
@@ -152,14 +152,14 @@ class _Several(Wrapper):
 
     @property
     def members(self) -> list[Tuner]:
-        """Those that are there: with `PerRow` a task may leave a site alone."""
+        """The tuners that there are: with `PerRow` a task may leave a site alone."""
         return [t for t in self.tuners if t is not None]
 
     def reset_parameters(self) -> None:
-        """Nothing of its own."""
+        """There is nothing to start: the members belong to their tasks."""
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
-        """The delta alone."""
+        """Compute the change alone, without the stream."""
         return self.added(torch.zeros_like(x), x, view)
 
 
@@ -173,7 +173,7 @@ class _Weighted(_Several):
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """`y + sum_i w_i tuner_i(x)`."""
+        """Compute `y + sum_i w_i tuner_i(x)`."""
         for tuner, weight in zip(self.members, self.weights, strict=True):
             if weight != 0:
                 # As a scale a channel: tuners fold it into their own product, and no delta is made
@@ -190,7 +190,7 @@ class _ByRow(_Several):
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """Every task's own rows."""
+        """Let every task's tuner change that task's own rows."""
         if any(t.mixes_tokens and t.needs_view for t in self.members):
             raise FormatError(
                 "a tuner that repeats the layer's attention cannot be given rows of a batch",
@@ -230,19 +230,19 @@ class _Composed(SideNetwork):
         self.taps = (*taps, members[0].taps[-1])
 
     def needs(self, pool: str) -> Needs:
-        """All tokens: it stands inside the backbone's forward."""
+        """All tokens, since the result goes on inside the backbone's forward."""
         return Needs(self.taps)
 
 
 class _WeightedSum(_Composed):
-    """`last + sum_i w_i (state_i - last)`."""
+    """A weighted blend of last states: `last + sum_i w_i (state_i - last)`."""
 
     def __init__(self, parts: Sequence[tuple[SideNetwork, float]]) -> None:
         super().__init__([network for network, _ in parts])
         self.parts = tuple(parts)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """The blend of the last states."""
+        """Blend the last states of the networks."""
         last = total = taps[self.taps[-1]]
         for network, weight in self.parts:
             if weight != 0:
@@ -258,7 +258,7 @@ class _RowsInTurn(_Composed):
         self.networks = tuple(networks)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """Every network on its own rows."""
+        """Run every network on its own rows."""
         every, last = len(self.networks), taps[self.taps[-1]]
         rows = []
         for i, network in enumerate(self.networks):

@@ -140,7 +140,7 @@ class WeightsFile:
 
     @property
     def name(self) -> str:
-        """Its name without folders, whichever system wrote it."""
+        """The file's name without folders, whichever operating system wrote the path."""
         return PurePosixPath(PureWindowsPath(self.path).as_posix()).name
 
     def find(self, folder: Path) -> Path | None:
@@ -161,7 +161,7 @@ class WeightsFile:
         return _digest_file(file) == self.sha256
 
     def to_dict(self) -> dict[str, str]:
-        """As JSON."""
+        """The entry of `task.json`."""
         return {"path": self.path, "sha256": self.sha256}
 
 
@@ -236,7 +236,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def _from_format1(description: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 called the side network `bypass` and its kind `network`; the paper's had none."""
+    """Translate format 1, which called the side network `bypass` and its kind `network`; the paper's had none."""
     task = dict(description["task"])
     side = task.pop("bypass", None)
     if side is not None:
@@ -246,7 +246,7 @@ def _from_format1(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """The weights by today's names, whatever the format."""
+    """Read the weights of a task under today's names, whatever format they were written in."""
     return {
         f"side.{name.removeprefix('bypass.')}" if name.startswith("bypass.") else name: tensor
         for name, tensor in load_file(file).items()
@@ -355,7 +355,7 @@ def find_task(where: str | Path, revision: str | None = None) -> Path:
 
 
 def _task_in(folder: Path) -> Path:
-    """A task folder itself, or the only one that a run left in its folder."""
+    """Find the task folder: the folder itself, or the only task that a run left in it."""
     if (folder / "task.json").exists() or not folder.is_dir():
         return folder
     # A comparison has a folder a method, and a task in each.

@@ -45,7 +45,7 @@ class Tuned(nn.Module):
         self.host, self.task = host, task
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Logits of one batch."""
+        """Compute the logits of one batch."""
         if _runs_inside(self.task):
             return self._inside(*args, **kwargs)
         # They are taps that were made before training; the backbone must not see them as arguments.
@@ -92,7 +92,7 @@ class Tuned(nn.Module):
     def _with_trained_readout(
         self, host: Host, kept: Features, weights: dict[str, Tensor]
     ) -> Tensor:
-        """The readout's norm, too, is one of the trained weights of full fine-tuning."""
+        """Answer with the trained copy of the readout's norm, which full fine-tuning trains as well."""
         rule = host.readout_rule
         if not rule.norm:
             return self.task(kept, host.readout)

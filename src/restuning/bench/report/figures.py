@@ -32,7 +32,7 @@ LIFT, WIDE, HIGH = 5, 130, 13
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """One a method, the same in every plot."""
+    """Give every method a colour, the same in every plot."""
     return {label: PALETTE[n % len(PALETTE)] for n, label in enumerate(labels)}
 
 
@@ -99,7 +99,7 @@ def scatter(
 
 
 def group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str:
-    """Mean accuracy by group of tasks."""
+    """Draw mean accuracy by group of tasks, as bars."""
     plt = _pyplot()
     means = {label: summary.group_means(label, tasks) for label in labels}
     groups = list(next(iter(means.values())))
@@ -132,7 +132,7 @@ def group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) ->
 
 
 def intervals(found: dict[str, Interval], reference: str, labels: Sequence[str]) -> str:
-    """Differences to a reference with their bootstrap intervals."""
+    """Draw differences to a reference method with their bootstrap intervals."""
     plt = _pyplot()
     rows = sorted(found.items(), key=lambda item: item[1].mean)
     figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)), layout="constrained")

@@ -97,7 +97,7 @@ def write_report(
 
 
 def plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict[str, str]:
-    """The plots of a set of tasks as SVG, by title."""
+    """Draw the plots of a set of tasks: SVG texts by title."""
     labels = summary.of(tasks)
     drawings = {
         "Accuracy against parameters": figures.scatter(
@@ -197,7 +197,7 @@ def _card(table: Table, kind: str = "") -> str:
 
 
 def _best(row: list[str]) -> set[int]:
-    """Places of the highest accuracy of a row."""
+    """The places in a row where its highest accuracy stands."""
     values = {n: float(c.split(" ")[0]) for n, c in enumerate(row) if n and c != "-"}
     return {n for n, v in values.items() if v == max(values.values())}
 

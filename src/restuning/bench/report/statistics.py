@@ -26,7 +26,7 @@ class Interval:
 
     @property
     def sure(self) -> bool:
-        """Whether zero is outside."""
+        """Whether zero lies outside the interval."""
         return self.low > 0 or self.high < 0
 
 

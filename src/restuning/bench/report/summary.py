@@ -20,23 +20,23 @@ GROUPS = ("natural", "specialized", "structured", "fine-grained", "")
 
 @dataclass(frozen=True)
 class Cell:
-    """A method on a task: final runs by seed."""
+    """The final runs of one method on one task, by seed."""
 
     runs: dict[int, dict[str, Any]]
 
     @property
     def accuracies(self) -> list[float]:
-        """By seed."""
+        """The accuracy of every run, in the order of the seeds."""
         return [self.runs[seed]["accuracy"] for seed in sorted(self.runs)]
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """Mean accuracy over seeds."""
         return statistics.mean(self.accuracies)
 
     @property
     def std(self) -> float | None:
-        """Over seeds; None for one."""
+        """Standard deviation of the accuracy over seeds; None for a single seed."""
         return statistics.stdev(self.accuracies) if len(self.runs) > 1 else None
 
     @property
@@ -68,7 +68,7 @@ class Summary:
 
     @property
     def tasks(self) -> list[str]:
-        """By group, then by name."""
+        """The names of all tasks, by group and then by name."""
         return sorted(self.groups, key=lambda t: (_place(self.groups[t]), t))
 
     def of(self, tasks: Sequence[str]) -> list[str]:
@@ -97,7 +97,7 @@ class Summary:
         }
 
     def mean_of_groups(self, label: str, tasks: Sequence[str]) -> float:
-        """The mean that VTAB papers print: every group counts once."""
+        """The mean that VTAB papers print, in which every group counts once."""
         return statistics.mean(self.group_means(label, tasks).values())
 
     def cost(
@@ -142,7 +142,7 @@ class Summary:
 
 
 def parameters(run: dict[str, Any]) -> int:
-    """Trained, without the head."""
+    """Number of trained parameters, without the head."""
     return run["parameters"]["without_head"]
 
 
@@ -205,7 +205,7 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
 
 
 def _first(runs: dict[tuple[str, str], dict[int, dict[str, Any]]], label: str) -> tuple[int, str]:
-    """Fewest parameters first."""
+    """Sort key of methods: those with the fewest parameters come first."""
     results = [r for (_, have), by_seed in runs.items() if have == label for r in by_seed.values()]
     # The name breaks ties, so that the order is the same every time.
     return min(parameters(r) for r in results), label

@@ -22,7 +22,7 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As Markdown."""
+        """Write the table as Markdown."""
         lines = [f"### {self.title}", "", self.covers, ""]
         lines.append("| " + " | ".join(_escape(c) for c in self.columns) + " |")
         lines.append("|---|" + "---:|" * (len(self.columns) - 1))
@@ -35,7 +35,7 @@ def _escape(text: str) -> str:
 
 
 def accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
-    """Test accuracy: a row a task, a column a method, then means."""
+    """Tabulate test accuracy: a row for each task, a column for each method, then means."""
     labels = summary.of(tasks)
     rows = []
     for task in tasks:
@@ -78,7 +78,7 @@ COSTS: list[tuple[str, Callable[[dict[str, Any]], Any], Callable[[float | None],
 
 
 def costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
-    """What each method takes: medians over its runs."""
+    """Tabulate what each method costs, as medians over its runs."""
     labels = summary.of(tasks)
     rows = [
         [label, *[tell(summary.cost(label, tasks, of)) for _, of, tell in COSTS]]
@@ -103,7 +103,7 @@ def costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
 
 
 def read_published(suite: str) -> Table:
-    """A table as its paper prints it.
+    """Read a published table as its paper prints it.
 
     Args:
         suite: "vtab-1k", "cifar100", "fgvc", "combinations", "bypass" or "original-unbound".
@@ -128,7 +128,7 @@ def published_tables() -> dict[str, Any]:
 
 
 def choices(summary: Summary) -> Table | None:
-    """What was chosen on validation, on how many tasks; None where nothing was."""
+    """Tabulate the settings chosen on validation and on how many tasks; None if nothing was chosen."""
     counted: dict[tuple[str, str], int] = {}
     for (_, label), cell in summary.cells.items():
         # All seeds of a task share its search, hence its setting.

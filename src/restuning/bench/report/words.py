@@ -6,17 +6,17 @@ from restuning.bench.report.summary import Cell
 
 
 def percent(value: float, spread: float | None = None) -> str:
-    """`87.3 ± 0.4`."""
+    """Write a share in percent, with its spread where there is one: `87.3 ± 0.4`."""
     return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
 def cell(value: Cell | None) -> str:
-    """Mean and standard deviation over seeds, `-` where there is no run."""
+    """Write mean and standard deviation over seeds; `-` where there is no run."""
     return "-" if value is None else percent(value.mean, value.std)
 
 
 def count(value: float | None) -> str:
-    """Parameters."""
+    """Write a number of parameters: `1.20 M`, `387.31 k`."""
     if value is None:
         return "-"
     for limit, word in ((1e6, "M"), (1e3, "k")):
@@ -26,7 +26,7 @@ def count(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes."""
+    """Write a number of bytes: `1.5 GiB`."""
     if value is None:
         return "-"
     for limit, word in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
@@ -36,7 +36,7 @@ def size(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A time."""
+    """Write a time in the unit that fits: `3.2 ms`, `14.0 s`, `2.5 min`."""
     if value is None:
         return "-"
     if value < 1:
@@ -45,5 +45,5 @@ def seconds(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    """A ratio."""
+    """Write a ratio: `1.25 x`."""
     return "-" if value is None else f"{value:.2f} x"

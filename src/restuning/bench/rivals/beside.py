@@ -20,7 +20,7 @@ LADDER_REDUCTION = 8
 """Width of the backbone over that of the side network (Sung et al. 2022, section 4.1)."""
 
 TEMPERATURE = 0.1
-"""Of the gates' sigmoid (Sung et al. 2022, section 3.2)."""
+"""Temperature of the gates' sigmoid (Sung et al. 2022, section 3.2)."""
 
 ALEXNET = 9216
 """Values of AlexNet's 6 x 6 last map of 256 channels."""
@@ -163,7 +163,7 @@ class Ladder(SideNetwork):
                 nn.init.zeros_(module.bias)
 
     def needs(self, pool: str) -> Needs:
-        """All tokens: its layers attend."""
+        """All tokens of all taps, because its layers attend."""
         return Needs(self.taps, "all")
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:

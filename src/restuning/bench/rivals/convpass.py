@@ -17,7 +17,7 @@ WIDTH = 8
 """Channels of the bottleneck (Jie and Deng 2022, section 4.1)."""
 
 DROPOUT = 0.1
-"""Of the authors' code, before the last map."""
+"""Dropout before the last map, as in the authors' code."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:

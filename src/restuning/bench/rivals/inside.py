@@ -185,13 +185,13 @@ def after_the_norm(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Let a module take the place of another."""
+    """Put a module in the place of the one at a path."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
 def copy_backbone(host: Host) -> nn.Module:
-    """A frozen copy of a host's backbone, without its hooks."""
+    """Copy a host's frozen backbone, without the host's hooks."""
     # With the host, whose hooks hold references into the model; released, the copy has none.
     twin = copy.deepcopy(host)
     twin.release()

@@ -14,7 +14,7 @@ from restuning._torch import is_gradient_switch
 from restuning.task import Tuned
 
 STEPS = 10
-"""Of PGD (Madry et al. 2018 use 7 to 20 on CIFAR)."""
+"""Number of steps of PGD (Madry et al. 2018 use 7 to 20 on CIFAR)."""
 
 STRIDE = 2.5
 """Steps of PGD together are this many times its radius, as in the code of Madry et al."""

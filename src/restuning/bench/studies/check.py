@@ -34,7 +34,7 @@ class CheckedTask:
     digest: str
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """The checked task as a JSON object."""
         return {
             "task": self.task,
             "problems": list(self.problems),

@@ -13,7 +13,7 @@ from restuning._errors import TrainingError
 
 
 def probabilities(tuned: nn.Module, data: Any, collate: Any = None) -> Tensor:
-    """Of all classes for every input, `n c`, in eval mode."""
+    """Compute the probabilities of all classes for every input, `n c`, in eval mode."""
     tuned.eval()
     with torch.no_grad():
         # In float32: probabilities of bf16 logits would not add up to 1.
@@ -22,7 +22,7 @@ def probabilities(tuned: nn.Module, data: Any, collate: Any = None) -> Tensor:
 
 
 def ensemble_accuracy(members: Sequence[Tensor], labels: Tensor) -> float:
-    """Of the mean of probabilities.
+    """Accuracy of an ensemble that answers with the mean of its members' probabilities.
 
     Args:
         members: `n c` each.

@@ -112,7 +112,7 @@ def _take_up(task: Task, before: Task) -> None:
 
 
 def _join_head(earlier: Task, now: Task) -> Task:
-    """An earlier task's head on what is left of the shared tuners."""
+    """Put an earlier task's head on the shared tuners as they are now."""
     joined = Task.from_spec({**earlier.spec(), "labels": None})
     _take_up(joined, now)
     assert joined.head is not None

@@ -21,10 +21,10 @@ from restuning.bench.studies.load_trained import load_trained
 from restuning.data.decoded import DecodedImages
 
 IMAGES = 256
-"""Of the test split, spread evenly: a share of right answers is then known to about three points."""
+"""Number of test images, spread evenly over the split: a share of right answers is then known to about three points."""
 
 RADII = (1.0, 2.0, 4.0)
-"""Of 255."""
+"""Radii of the attacks, in 255ths of the range of a pixel."""
 
 BATCH = 64
 
@@ -87,7 +87,7 @@ def robustness(
 
 
 def answer(tuned: nn.Module, images: Tensor) -> Tensor:
-    """Classes."""
+    """The classes a model answers with, `b`."""
     with torch.no_grad():
         return tuned(images).argmax(1)
 
