@@ -268,7 +268,7 @@ def target(what: str, value: float | None, limit: float, *, at_least: bool = Fal
 def write(args: argparse.Namespace, what: str, **content: Any) -> dict[str, Any]:
     """Write a result with its context to `args.out`, and print its targets."""
     # Not at the top: what is measured starts without it.
-    from restuning.bench.measure import versions
+    from restuning.bench.measure import read_versions
 
     result = {
         "what": what,
@@ -276,7 +276,7 @@ def write(args: argparse.Namespace, what: str, **content: Any) -> dict[str, Any]
         "device": args.device,
         "threads": args.threads,
         "machine": machine(args.device),
-        "versions": versions(PACKAGES),
+        "versions": read_versions(PACKAGES),
         "measured_on": time.strftime("%Y-%m-%d"),
         **content,
     }

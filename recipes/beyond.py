@@ -14,7 +14,7 @@ from pathlib import Path
 from restuning._files import read_json
 from restuning.bench.report import words
 from restuning.bench.report.tables import Table
-from restuning.bench.studies.robustness import robustness_table
+from restuning.bench.studies.robustness import tabulate_robustness
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "beyond.md"
@@ -28,7 +28,7 @@ Drawn by `python recipes/beyond.py` from committed JSON; how each is run stands 
 
 def robustness() -> str:
     """Accuracy under corruptions and attacks, over all tasks and on each."""
-    return f"{robustness_table(KEPT).markdown()}\n{under_attack().markdown()}"
+    return f"{tabulate_robustness(KEPT).markdown()}\n{under_attack().markdown()}"
 
 
 def under_attack() -> Table:
@@ -45,7 +45,7 @@ def under_attack() -> Table:
                 statistics.mean(v for r in own for kind in r["corruptions"].values() for v in kind),
                 statistics.mean(r["pgd"][0] for r in own),
             ]
-            cells.append(" / ".join(words.percent(value) for value in values))
+            cells.append(" / ".join(words.format_percent(value) for value in values))
         rows.append([label, *cells])
     covers = f"Clean / corrupted / under PGD of {results[0]['radii'][0]:g}/255, in %."
     return Table("Robustness by task", covers, ["method", *tasks], rows)
@@ -57,9 +57,9 @@ def forgetting(file: Path) -> str:
     rows = [
         [
             row["row"],
-            words.percent(statistics.mean(row["accuracy"][-1])),
+            words.format_percent(statistics.mean(row["accuracy"][-1])),
             f"{100 * row['forgetting']:.2f}",
-            words.count(row["answers_changed"]),
+            words.format_count(row["answers_changed"]),
         ]
         for row in found["rows"]
     ]
@@ -79,11 +79,11 @@ def ensembles(file: Path) -> str:
     rows = [
         [
             row["row"],
-            words.percent(row["mean"], statistics.stdev(row["accuracy"]))
+            words.format_percent(row["mean"], statistics.stdev(row["accuracy"]))
             if len(row["accuracy"]) > 1
-            else words.percent(row["mean"]),
-            words.count(row["parameters"]),
-            words.percent(row["disagreement"]) if row["disagreement"] else "",
+            else words.format_percent(row["mean"]),
+            words.format_count(row["parameters"]),
+            words.format_percent(row["disagreement"]) if row["disagreement"] else "",
         ]
         for row in found["rows"]
     ]

@@ -28,8 +28,8 @@ from restuning.bench import (
     plan,
     run_grid,
 )
-from restuning.bench.measure import hardware, versions
-from restuning.bench.studies.ensembles import disagreement, ensemble_accuracy, probabilities
+from restuning.bench.measure import describe_hardware, read_versions
+from restuning.bench.studies.ensembles import disagreement, ensemble_accuracy, predict_probabilities
 from restuning.bench.studies.load_trained import load_trained
 from restuning.training import FitSettings
 
@@ -54,7 +54,7 @@ def main() -> None:
     for run in runs:
         tuned, result = load_trained(bench, run)
         data = bench.data(run.task).apart
-        answers[run.entry.label, run.seed] = probabilities(tuned, data.test, data.collate)
+        answers[run.entry.label, run.seed] = predict_probabilities(tuned, data.test, data.collate)
         parameters[run.entry.label] = result["parameters"]["trained"]
     labels = data.test.labels
 
@@ -91,8 +91,8 @@ def main() -> None:
         "backbone": "restuning-tiny",
         "data": "digits",
         "settings": protocol.settings.to_dict(),
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
+        "versions": read_versions(),
+        "hardware": describe_hardware(torch.device("cpu")),
         "rows": rows,
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

@@ -21,7 +21,7 @@ import torch
 
 import restuning
 from restuning import FitSettings, Host
-from restuning.bench.measure import hardware, versions
+from restuning.bench.measure import describe_hardware, read_versions
 from restuning.bench.studies.forgetting import learn_in_sequence
 from restuning.data import Data, load_data
 from restuning.data.decoded import DecodedImages, decode_once
@@ -90,8 +90,8 @@ def main() -> None:
         "command": f"python recipes/forgetting.py --epochs {args.epochs}",
         "tasks": PAIRS,
         "backbone": "restuning-tiny",
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
+        "versions": read_versions(),
+        "hardware": describe_hardware(torch.device("cpu")),
         "rows": rows,
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from restuning.bench.report import read_published, summarise, words
-from restuning.bench.report.summary import parameters
+from restuning.bench.report.summary import read_parameters
 from restuning.bench.report.tables import Table
 from restuning.bench.studies.ablations import ABLATIONS
 
@@ -39,8 +39,8 @@ def table(name: str) -> Table | None:
     rows = [
         [
             label,
-            words.percent(*summary.mean(label, tasks)),
-            words.count(summary.cost(label, tasks, parameters)),
+            words.format_percent(*summary.mean(label, tasks)),
+            words.format_count(summary.cost(label, tasks, read_parameters)),
         ]
         for label in order
     ]

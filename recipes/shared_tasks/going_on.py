@@ -23,7 +23,7 @@ from torch import Tensor
 
 from restuning import methods
 from restuning.bench import Bench, GridProtocol, find_tasks
-from restuning.bench.measure import hardware, versions
+from restuning.bench.measure import describe_hardware, read_versions
 from restuning.data import Data
 from restuning.data.decoded import DecodedImages
 from restuning.search.rule import calibrated_loss
@@ -118,8 +118,8 @@ def main() -> None:
                     "method": METHOD,
                     "backbone": protocol.backbone,
                     "settings": protocol.settings.to_dict(),
-                    "versions": versions(),
-                    "hardware": hardware(torch.device("cpu")),
+                    "versions": read_versions(),
+                    "hardware": describe_hardware(torch.device("cpu")),
                 }
                 FILE.write_text(json.dumps(found, indent=1) + "\n")
 

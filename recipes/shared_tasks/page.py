@@ -27,14 +27,14 @@ def cell(summary: Summary, task: str, label: str) -> str:
     """Mean and deviation; the number of seeds where there are fewer than three."""
     found = summary.cells.get((task, label))
     fewer = f" ({len(found.runs)})" if found is not None and len(found.runs) < SEEDS else ""
-    return ("" if found is None else words.cell(found)) + fewer
+    return ("" if found is None else words.format_cell(found)) + fewer
 
 
 def mean(summary: Summary, tasks: tuple[str, ...], label: str) -> str:
     """Over tasks of the means over seeds; empty where a task is missing."""
     if any((task, label) not in summary.cells for task in tasks):
         return ""
-    return words.percent(statistics.mean(summary.cells[task, label].mean for task in tasks))
+    return words.format_percent(statistics.mean(summary.cells[task, label].mean for task in tasks))
 
 
 def rows() -> list[list[str]]:
@@ -55,8 +55,8 @@ def rows() -> list[list[str]]:
                     *(cell(summary, task, label) for task in TASKS),
                     mean(summary, FIRST, label),
                     mean(summary, TASKS, label),
-                    words.seconds(seconds),
-                    words.size(memory),
+                    words.format_seconds(seconds),
+                    words.format_size(memory),
                 ]
             )
     return found
@@ -99,10 +99,10 @@ def choices() -> list[list[str]]:
                     str(run["seed"]),
                     *told,
                     run["setting"]["method"],
-                    words.percent(run["accuracy"]),
-                    f"{words.percent(best)} {name}",
+                    words.format_percent(run["accuracy"]),
+                    f"{words.format_percent(best)} {name}",
                     f"{100 * behind[-1]:+.1f}",
-                    words.seconds(run["seconds"]["train_cpu"]),
+                    words.format_seconds(run["seconds"]["train_cpu"]),
                     f"{costs[-1]:.2f}",
                 ]
             )

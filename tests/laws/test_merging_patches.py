@@ -13,7 +13,7 @@ from awake import tiny_vit, wake
 from restuning import Bank, Host, Needs, Tuned, load, methods, save
 from restuning._errors import StoreError, TunerShapeError
 from restuning.bypass import from_spec
-from restuning.bypass.pooling import lost_by_pooling, pool_patches
+from restuning.bypass.pooling import measure_pooling_loss, pool_patches
 from restuning.features import Cached, StoreKey, build
 from zoo.table import ZOO
 
@@ -58,7 +58,7 @@ def test_a_merged_patch_is_the_mean_of_its_square(stream, side):
 
 @given(streams, st.integers(1, 8))
 def test_what_is_merged_away_is_a_share_of_the_variance(stream, side):
-    taken, there = lost_by_pooling(stream, side)
+    taken, there = measure_pooling_loss(stream, side)
     assert -1e-9 <= taken <= there * (1 + 1e-9)
     assert side > 1 or taken == 0
     wide = math.isqrt(stream.shape[1])
@@ -92,7 +92,7 @@ def test_a_merged_store_is_smaller_and_says_what_it_lost(stored):
     assert "merged away" not in whole.manifest
     taps = host.features(IMAGES)
     for name, share in small.manifest["merged away"].items():
-        taken, there = lost_by_pooling(taps[name], SIDE)
+        taken, there = measure_pooling_loss(taps[name], SIDE)
         assert share == pytest.approx(taken / there, rel=1e-4)
         assert 0 < share < 1
     shapes = {tap.name: tap.shape for tap in small.key.taps}

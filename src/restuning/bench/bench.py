@@ -21,18 +21,18 @@ from restuning.bench.facts import (
     count_memory,
     count_parameters,
     count_saved_bytes,
-    data_facts,
-    store_facts,
+    describe_data,
+    describe_store,
 )
 from restuning.bench.folder import WORK, describe_run, pack_hits, task_folder
 from restuning.bench.grid import Entry, GridProtocol, GridRun, Setting, layer_numbers
 from restuning.bench.measure import (
     INFERRED,
-    hardware,
+    describe_hardware,
     measure_inference,
     predict_split,
-    step_seconds,
-    versions,
+    read_step_seconds,
+    read_versions,
 )
 from restuning.bench.suites import SuiteTask
 from restuning.data import Data, load_data
@@ -156,13 +156,13 @@ class Bench:
             "settings": settings.to_dict(),
             "parameters": count_parameters(setup.task, self.backbone.model),
             "steps": fitted.steps,
-            "data": data_facts(data.apart),
+            "data": describe_data(data.apart),
             "backbone": {
                 "name": self.backbone.name,
                 "weights": Path(self.backbone.weights).name,
                 "digest": self.digest,
             },
-            "features": store_facts(setup.stored),
+            "features": describe_store(setup.stored),
         }
         seconds: dict[str, float] = {}
         result["memory"] = {}
@@ -189,14 +189,15 @@ class Bench:
             # The time of `auto` counts as training: who names a method has chosen it before.
             "train_cpu": None if resumed else cpu + (choice.cpu_seconds if choice else 0),
             "choice_cpu": choice and choice.cpu_seconds,
-            "step": step_seconds(folder / "log.jsonl") or fitted.seconds / max(1, fitted.steps),
+            "step": read_step_seconds(folder / "log.jsonl")
+            or fitted.seconds / max(1, fitted.steps),
             **self._extraction_seconds(setup.stored),
             "test": test_seconds,
             "inference": seconds.get("tuned"),
             "bare_inference": seconds.get("bare"),
             "whole": time.perf_counter() - started,
         }
-        result["versions"], result["hardware"] = versions(), hardware(self.device)
+        result["versions"], result["hardware"] = read_versions(), describe_hardware(self.device)
         result["measured_on"] = time.strftime("%Y-%m-%d")
         # Checkpoints are for runs that break off; this one has its result.
         shutil.rmtree(folder, ignore_errors=True)

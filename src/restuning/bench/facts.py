@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from restuning.backbones import Backbone
-from restuning.bench.measure import folder_bytes
+from restuning.bench.measure import count_bytes
 from restuning.bypass import SideNetwork
 from restuning.data import Data
 from restuning.features.stored import Stored
@@ -33,14 +33,14 @@ def count_parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
     }
 
 
-def data_facts(data: Data) -> dict[str, Any]:
+def describe_data(data: Data) -> dict[str, Any]:
     """The data's name, digest, number of classes and sizes of splits."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     sizes = {name: 0 if split is None else len(split) for name, split in splits.items()}
     return {"name": data.name, "identity": data.identity, "classes": data.num_classes, **sizes}
 
 
-def store_facts(stored: Stored | None) -> dict[str, Any] | None:
+def describe_store(stored: Stored | None) -> dict[str, Any] | None:
     """Describe the store of features that a run was trained from; None for training on images."""
     if stored is None:
         return None
@@ -121,7 +121,7 @@ def count_saved_bytes(
     else:
         trained = {n: p.detach().cpu().contiguous() for n, p in task.named_parameters()}
         save_file(trained, folder / "weights.safetensors")
-    size = folder_bytes(folder)
+    size = count_bytes(folder)
     # Written in any case: the size that is told is that of real files.
     if not keep:
         shutil.rmtree(folder)

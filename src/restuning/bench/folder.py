@@ -14,7 +14,7 @@ import numpy as np
 from restuning._errors import FormatError, TrainingError
 from restuning._files import Claim, read_json, refuse_other, write_json
 from restuning.bench.grid import GridProtocol, GridRun, slug
-from restuning.bench.measure import versions
+from restuning.bench.measure import read_versions
 from restuning.training import FitSettings
 
 
@@ -36,7 +36,7 @@ def open_grid(
     # Through JSON, to compare like with like: tuples come back as lists.
     identity = json.loads(json.dumps(protocol.identity()))
     # By label and not in the identity: entries may be added to a grid later.
-    choices = {r.entry.label: _choices(protocol, r) for r in runs}
+    choices = {r.entry.label: _list_choices(protocol, r) for r in runs}
     file = folder / GRID
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     # Grids are kept in repositories; what may be deleted does not belong there.
@@ -67,7 +67,7 @@ def open_grid(
                 "format": FORMAT,
                 "protocol": identity,
                 "choices": {**known_choices, **choices},
-                "versions": versions(),
+                "versions": read_versions(),
             },
         )
     finally:
@@ -84,7 +84,7 @@ def open_grid(
     return unfinished
 
 
-def _choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
+def _list_choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
     method = {"options": dict(run.entry.options), "method": run.entry.method}
     choices = [{**dict(setting), **method} for setting in protocol.candidates(run.entry)]
     return json.loads(json.dumps(choices))

@@ -70,7 +70,7 @@ def measure_inference(
     return {name: statistics.median(values) / len(images) for name, values in times.items()}
 
 
-def step_seconds(log: Path) -> float | None:
+def read_step_seconds(log: Path) -> float | None:
     """Seconds of a training step: the median over the stretches of a run's log."""
     each: list[float] = []
     before: tuple[int, float] | None = None
@@ -87,12 +87,12 @@ def step_seconds(log: Path) -> float | None:
     return statistics.median(each) if each else None
 
 
-def folder_bytes(folder: Path) -> int:
+def count_bytes(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def read_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """The versions of Python and of the packages that change numbers."""
     numbers = {"python": platform.python_version()}
     for package in packages:
@@ -103,7 +103,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     return numbers
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def describe_hardware(device: torch.device) -> dict[str, Any]:
     """Describe the machine that a run computed on."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(errors="replace").splitlines() if facts.exists() else []

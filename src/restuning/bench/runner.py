@@ -20,7 +20,7 @@ from restuning._files import Claim, write_json
 from restuning.bench.bench import Bench
 from restuning.bench.folder import WORK, describe_run, read_result, result_file
 from restuning.bench.grid import GridProtocol, GridRun, search_runs
-from restuning.bench.measure import versions
+from restuning.bench.measure import read_versions
 
 POLL = 0.5
 """Seconds between two looks at what other processes have done."""
@@ -224,7 +224,7 @@ def _run_and_write(bench: Bench, run: GridRun, file: Path, number: int) -> Event
             "setting": dict(run.setting),
             "options": dict(run.entry.options),
             "seconds": {"whole": time.perf_counter() - started},
-            "versions": versions(),
+            "versions": read_versions(),
             "protocol": json.loads(json.dumps(asdict(bench.protocol.settings))),
         }
         write_json(file, result)

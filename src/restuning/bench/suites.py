@@ -116,7 +116,7 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
             fix="lay tasks out as NAME/train800.txt, val200.txt, test.txt and images/, or as class "
             "folders below train/, val/ and test/ (docs/bench.md)",
         )
-    tasks = {p.name: SuiteTask(p.name, _group(p), str(p)) for p in folders}
+    tasks = {p.name: SuiteTask(p.name, _find_group(p), str(p)) for p in folders}
     for name in chosen:
         if name not in tasks:
             near = get_close_matches(name, tasks, n=3)
@@ -145,7 +145,7 @@ def is_task(folder: Path) -> bool:
     return all((folder / split).is_dir() for split in ("train", "val", "test"))
 
 
-def _group(folder: Path) -> str:
+def _find_group(folder: Path) -> str:
     """The group of a task: from its `task.json`, or as the known suites have it."""
     # Written by whoever laid the folder out; the known suites need none.
     described = folder / "task.json"

@@ -183,7 +183,7 @@ class Bypass(SideNetwork):
             if str(layer) in self.resample:
                 below = self.resample[str(layer)](below, across)
             else:
-                below = on_grid(below, across.shape[1:-1])
+                below = pool_to_grid(below, across.shape[1:-1])
             # Written as one interpolation: below + lambda (across - below).
             state = torch.lerp(below, across, gates[layer].to(across.dtype))
         return state
@@ -293,10 +293,10 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
         """Pool the state to the grid of `like`, then map it to that width."""
-        return self.width(on_grid(x, like.shape[1:-1]))
+        return self.width(pool_to_grid(x, like.shape[1:-1]))
 
 
-def on_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
+def pool_to_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
     """Average pooling of a state to a grid, `b h w d` or `b n d`; itself where it is on it."""
     if tuple(x.shape[1:-1]) == tuple(grid):
         return x

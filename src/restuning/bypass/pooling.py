@@ -68,8 +68,10 @@ class Pooling(nn.Module):
         if self.profile is not None:
             side = math.isqrt(rest.shape[1])
             # Attended like the values, coordinates give the mean place that a query looks at.
-            values = torch.cat([values, _places(side, values).expand(len(values), -1, -1)], -1)
-            parts.append(F.dropout(profiles(self.profile(rest)), DROPOUT, self.training))
+            values = torch.cat(
+                [values, _make_coordinates(side, values).expand(len(values), -1, -1)], -1
+            )
+            parts.append(F.dropout(average_profiles(self.profile(rest)), DROPOUT, self.training))
         # `b n 8` weights over tokens, times `b n v`: eight vectors an input.
         parts.append((scores.softmax(1).mT @ values).flatten(1))
         together = torch.cat(parts, 1)
@@ -106,7 +108,7 @@ def pool_patches(stream: Tensor, side: int) -> Tensor:
     return torch.cat([stream[:, :first], means.flatten(2).mT], 1)
 
 
-def lost_by_pooling(stream: Tensor, side: int) -> tuple[float, float]:
+def measure_pooling_loss(stream: Tensor, side: int) -> tuple[float, float]:
     """Sums of squares: of what pooling loses of the patches, and of the patches around their mean.
 
     Their ratio is the share of the variance inside an image that is lost.
@@ -125,7 +127,7 @@ def lost_by_pooling(stream: Tensor, side: int) -> tuple[float, float]:
     return float((patches - spread).square().sum()), float(deviations.square().sum())
 
 
-def profiles(tokens: Tensor) -> Tensor:
+def average_profiles(tokens: Tensor) -> Tensor:
     """Means along the rows and along the columns of a square grid, `b n c -> b 2*7*c`."""
     side = math.isqrt(tokens.shape[1])
     channels = tokens.transpose(1, 2).unflatten(2, (side, side))
@@ -134,7 +136,7 @@ def profiles(tokens: Tensor) -> Tensor:
     )
 
 
-def _places(side: int, like: Tensor) -> Tensor:
+def _make_coordinates(side: int, like: Tensor) -> Tensor:
     """Row and column of every token of a grid, from -1 to 1, `1 n 2`."""
     line = torch.linspace(-1, 1, side, dtype=like.dtype, device=like.device)
     return torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1).unsqueeze(0)

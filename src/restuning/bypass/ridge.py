@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TrainingError, TunerShapeError
-from restuning.bypass.pooling import BINS, Token, profiles
+from restuning.bypass.pooling import BINS, Token, average_profiles
 from restuning.bypass.side_network import Rows, SideNetwork, side_network
 from restuning.sites import Needs, average_tokens, resolve_tokens, take_one_token
 from restuning.tuners import count_tokens_before_grid
@@ -120,7 +120,7 @@ class Ridge(SideNetwork):
             if self.token:
                 tokens.append(take_one_token(stream, self.token, mask)[:, 0])
             if self.grid and number == self.middle:
-                places.append(profiles(rest))
+                places.append(average_profiles(rest))
         return torch.cat([*tokens, *means, *places], -1)
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
@@ -210,7 +210,7 @@ class Ridge(SideNetwork):
         # A number that never changes says nothing; dividing by its deviation would say noise.
         scale = torch.where(deviation > 1e-6, 1 / (deviation * parts.sqrt()), 0.0)
         z = (z - centre) * scale
-        values, vectors = _spectrum(z)
+        values, vectors = _decompose(z)
         truth = F.one_hot(labels.to(z.device), self.classes).to(z.dtype)
         middle = truth.mean(0)
         projected = vectors.T @ (truth - middle)
@@ -233,7 +233,7 @@ class Ridge(SideNetwork):
         return (tau * left_out).to(self.weight.dtype)
 
 
-def _spectrum(z: Tensor) -> tuple[Tensor, Tensor]:
+def _decompose(z: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (`r`) and eigenvectors (`n r`) of `z z^T`, from the smaller of the two products."""
     if len(z) <= z.shape[1]:
         values, vectors = torch.linalg.eigh(z @ z.T)

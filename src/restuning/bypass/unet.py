@@ -168,8 +168,8 @@ class UNetBypass(SideNetwork):
             carried = tuner.added(carried, carried)
         # One matrix a pixel commutes with nearest up-sampling and costs less on the small grid.
         if self.kernel == 1:
-            return _on_grid(channels(carried), like)
-        return channels(_on_grid(carried, like).movedim(-1, 1)).movedim(1, -1)
+            return _resize_to(channels(carried), like)
+        return channels(_resize_to(carried, like).movedim(-1, 1)).movedim(1, -1)
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
@@ -177,7 +177,7 @@ class UNetBypass(SideNetwork):
         return super().spec() | {name: list_specs(side) for name, side in sides.items()}
 
 
-def _on_grid(x: Tensor, like: Tensor) -> Tensor:
+def _resize_to(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[1:3] == like.shape[1:3]:
         return x
     size = (like.shape[1], like.shape[2])

@@ -230,7 +230,7 @@ def robust(
     import torch
 
     from restuning.bench import Bench, find_tasks, plan, read_protocol
-    from restuning.bench.studies.robustness import robustness, robustness_table
+    from restuning.bench.studies.robustness import robustness, tabulate_robustness
 
     torch.set_num_threads(threads)
     protocol = read_protocol(folder, weights)
@@ -239,7 +239,7 @@ def robust(
         if run.stage == "final":
             figures = robustness(worker, run, images)
             console.print(f"{figures['clean']:>7.2%}  {run}")
-    text = robustness_table(folder).markdown()
+    text = tabulate_robustness(folder).markdown()
     (folder / "robustness.md").write_text(text, encoding="utf-8")
     console.print(text)
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
-from restuning.bypass.pooling import lost_by_pooling
+from restuning.bypass.pooling import measure_pooling_loss
 from restuning.features.key import StoreKey, pool_taps
 from restuning.features.store import MANIFEST, Store
 from restuning.features.writing import (
@@ -323,7 +323,7 @@ def _count(lost: Lost, taps: Mapping[str, Tensor], key: StoreKey, last: str) -> 
         if tap.name != last:
             before, now = (
                 lost.get(tap.name, (0.0, 0.0)),
-                lost_by_pooling(taps[tap.name], key.pool_patches),
+                measure_pooling_loss(taps[tap.name], key.pool_patches),
             )
             lost[tap.name] = (before[0] + now[0], before[1] + now[1])
 

@@ -11,7 +11,14 @@ from torch import nn
 from restuning._errors import NoSitesError, UnknownNameError
 from restuning.bypass import Bypass, UNetBypass
 from restuning.host import Extractor
-from restuning.methods.method import PAPER, Method, Options, adapter, film_adapter, with_drop_path
+from restuning.methods.method import (
+    PAPER,
+    Method,
+    Options,
+    add_drop_path,
+    make_adapter,
+    make_film_adapter,
+)
 from restuning.sites import Site
 from restuning.task import Task
 from restuning.tuners import Scaled, Tuner
@@ -22,9 +29,9 @@ def _run_beside(horizontal: bool, vertical: bool) -> Callable[..., Task]:
         def plan(site: Site) -> Tuner:
             # On a diffusion model what helps depends on the time step, which film adapters know.
             film = options.get("film", host.has_time)
-            tuner: Tuner = (film_adapter if film else adapter)(site, options)
+            tuner: Tuner = (make_film_adapter if film else make_adapter)(site, options)
             form = options.get("scale", "none")
-            return with_drop_path(tuner if form == "none" else Scaled(tuner, form), options)
+            return add_drop_path(tuner if form == "none" else Scaled(tuner, form), options)
 
         rule = host.readout_rule
         if head is None and any(s.op == "stage" for s in host.sites.values()):

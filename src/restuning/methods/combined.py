@@ -10,7 +10,7 @@ from torch import nn
 
 from restuning._errors import UnknownNameError
 from restuning.host import Host
-from restuning.methods.method import PAPER, RANK, Method, Options, adapter, with_drop_path
+from restuning.methods.method import PAPER, RANK, Method, Options, add_drop_path, make_adapter
 from restuning.sites import Op, Site
 from restuning.task import Task
 from restuning.tuners import ResPrefix, ResPrompt, Scaled, Tuner
@@ -41,9 +41,9 @@ def parse_combination(name: str) -> tuple[str, dict[str, str]]:
     return "res-tuning", combination
 
 
-def prefix(site: Site, options: Options) -> Tuner:
+def make_prefix(site: Site, options: Options) -> Tuner:
     """A Res-Prefix with the key width of the layer whose queries it takes."""
-    query = _query(site, options)
+    query = _choose_query(site, options)
     # With fewer key heads than query heads keys are narrower than the stream.
     key_width = (
         site.projections.key_width if site.projections is not None and query == "mha" else site.dim
@@ -52,27 +52,27 @@ def prefix(site: Site, options: Options) -> Tuner:
         site.dim,
         length=options.get("rank", RANK),
         query=query,
-        heads=_heads(site),
+        heads=_count_heads(site),
         zero=options.get("zero", True),
         width=None if key_width == site.dim else key_width,
     )
 
 
-def prompt(site: Site, options: Options) -> Tuner:
+def make_prompt(site: Site, options: Options) -> Tuner:
     """A Res-Prompt with the layer's heads, of tokens of the sequence that the layer reads."""
-    query = _query(site, options)
+    query = _choose_query(site, options)
     # Keys and values of cross-attention come from a sequence of another width.
     text = site.projections.context if site.projections is not None and query == "mha" else 0
     return ResPrompt(
         site.dim,
         length=options.get("rank", RANK),
         query=query,
-        heads=_heads(site),
+        heads=_count_heads(site),
         width=text or None,
     )
 
 
-def _query(site: Site, options: Options) -> Query:
+def _choose_query(site: Site, options: Options) -> Query:
     """The layer's own queries; the stream itself where a modulated norm keeps them from being lent.
 
     There, keys of every time step would need the modulation of that step.
@@ -81,10 +81,10 @@ def _query(site: Site, options: Options) -> Query:
     return options.get("query") or ("stream" if modulated else "mha")
 
 
-_KINDS = {"adapter": adapter, "prefix": prefix, "prompt": prompt}
+_KINDS = {"adapter": make_adapter, "prefix": make_prefix, "prompt": make_prompt}
 
 
-def _heads(site: Site) -> int:
+def _count_heads(site: Site) -> int:
     # Where no attention was proved a prompt attends with one head of its own.
     heads = site.projections.heads if site.projections is not None else 1
     return heads if site.dim % heads == 0 else 1
@@ -117,7 +117,7 @@ def _tune_operations(default: dict[str, str]) -> Callable[[Host, nn.Linear | Non
                 # A prompt's values are the layer's own map of it, never zero: its scale is.
                 form, start = ("channel" if form in ("none", "gate") else form), 0.0
             tuner = tuner if form == "none" else Scaled(tuner, form, start=start)
-            return with_drop_path(tuner, options)
+            return add_drop_path(tuner, options)
 
         # What was written out must be there: pick refuses an operation that the backbone lacks.
         if not everywhere:

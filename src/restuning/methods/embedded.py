@@ -8,8 +8,8 @@ from torch import nn
 
 from restuning._errors import NoSitesError
 from restuning.host import Host
-from restuning.methods.combined import prefix, prompt
-from restuning.methods.method import PAPER, RANK, Method, Options, with_drop_path
+from restuning.methods.combined import make_prefix, make_prompt
+from restuning.methods.method import PAPER, RANK, Method, Options, add_drop_path
 from restuning.sites import Op, Site
 from restuning.task import Task
 from restuning.tuners import ResAdapter, Scaled, StemPrompt, Tuner
@@ -18,7 +18,7 @@ from restuning.tuners import ResAdapter, Scaled, StemPrompt, Tuner
 def _tune_each(ops: tuple[Op, ...], make: Callable[[Site, Options], Tuner]) -> Callable[..., Task]:
     def build_task(host: Host, head: nn.Linear | None, options: Options) -> Task:
         sites = host.sites.pick(*ops, layers=options.get("layers", slice(None)))
-        return Task.inline(sites, lambda site: with_drop_path(make(site, options), options), head)
+        return Task.inline(sites, lambda site: add_drop_path(make(site, options), options), head)
 
     return build_task
 
@@ -40,12 +40,12 @@ def _build_vpt_shallow(host: Host, head: nn.Linear | None, options: Options) -> 
 ROWS: dict[str, Method] = {
     "prefix": Method(
         # Published prefixes start at random; the exact lambda is the share of attention they take.
-        _tune_each(("mha",), lambda s, o: Scaled(prefix(s, {"zero": False, **o}), "exact")),
+        _tune_each(("mha",), lambda s, o: Scaled(make_prefix(s, {"zero": False, **o}), "exact")),
         "prefix tuning: Res-Prefix on MHA with the exact lambda",
         f"Li and Liang 2021; {PAPER}",
     ),
     "vpt-deep": Method(
-        _tune_each(("mha",), lambda s, o: Scaled(prompt(s, o), "exact")),
+        _tune_each(("mha",), lambda s, o: Scaled(make_prompt(s, o), "exact")),
         "VPT-deep: Res-Prompt on MHA with the exact lambda",
         f"Jia et al. 2022; {PAPER}",
     ),

@@ -49,12 +49,12 @@ class Method:
 # The authors' code starts tuners at random (Xavier). On a pretrained ViT-Ti that destroys the features:
 # on caltech101, six epochs at 5e-3 end at 1 % on validation, and at 75 % from no change
 # (`recipes/paper/start.py`). So named methods start as no change; `zero=False` is the authors' start.
-def adapter(site: Site, options: Options) -> Tuner:
+def make_adapter(site: Site, options: Options) -> Tuner:
     """A Res-Adapter of the site's width."""
     return ResAdapter(site.dim, rank=options.get("rank", RANK), zero=options.get("zero", True))
 
 
-def film_adapter(site: Site, options: Options) -> Tuner:
+def make_film_adapter(site: Site, options: Options) -> Tuner:
     """A Res-Adapter that knows the time step of a diffusion model."""
     return FilmAdapter(
         site.dim,
@@ -64,7 +64,7 @@ def film_adapter(site: Site, options: Options) -> Tuner:
     )
 
 
-def with_drop_path(tuner: Tuner, options: Options) -> Tuner:
+def add_drop_path(tuner: Tuner, options: Options) -> Tuner:
     """Wrap a tuner so that it is dropped at random, where the options ask for it."""
     return DropPath(tuner, options["drop_path"]) if options.get("drop_path") else tuner
 

@@ -12,7 +12,7 @@ from restuning.bench.studies.corruptions import CORRUPTIONS, corrupt
 from restuning.bench.studies.ensembles import disagreement, ensemble_accuracy
 from restuning.bench.studies.forgetting import learn_in_sequence
 from restuning.bench.studies.load_trained import load_trained
-from restuning.bench.studies.robustness import robustness, robustness_table
+from restuning.bench.studies.robustness import robustness, tabulate_robustness
 from restuning.data import Data
 from restuning.data.data import collate_batch
 from restuning.data.decoded import DecodedImages
@@ -106,7 +106,7 @@ def test_robustness_is_measured_on_kept_tasks_once(grid):
         assert set(found["corruptions"]) == set(CORRUPTIONS) and len(found["pgd"]) == 1
         assert found["pgd"][0] <= found["clean"]
         assert robustness(bench, run, images=6, severities=(1, 5), radii=(8.0,)) == found
-    assert [row[0] for row in robustness_table(job.folder).rows] == ["linear", "lora"]
+    assert [row[0] for row in tabulate_robustness(job.folder).rows] == ["linear", "lora"]
 
 
 def test_tasks_that_were_not_kept_are_refused_in_words(grid):

@@ -31,7 +31,7 @@ LIFT, WIDE, HIGH = 5, 130, 13
 """Pixels: a name above its point, and how far the names of two points are kept apart."""
 
 
-def colours(labels: Sequence[str]) -> dict[str, str]:
+def pick_colours(labels: Sequence[str]) -> dict[str, str]:
     """Give every method a colour, the same in every plot."""
     return {label: PALETTE[n % len(PALETTE)] for n, label in enumerate(labels)}
 
@@ -48,7 +48,7 @@ def spread_labels(points: Sequence[tuple[float, float]]) -> list[float]:
     return [taken[n][1] for n in range(len(points))]
 
 
-def scatter(
+def draw_scatter(
     summary: Summary,
     labels: Sequence[str],
     tasks: Sequence[str],
@@ -65,9 +65,9 @@ def scatter(
             points.append((label, cost / scale, 100 * mean, 100 * (spread or 0)))
     if not points:
         return None
-    plt = _pyplot()
+    plt = _import_pyplot()
     figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
-    colour = colours(labels)
+    colour = pick_colours(labels)
     # Those that a logarithmic axis can show.
     positive = [x for _, x, _, _ in points if x > 0]
     # Zero (no parameter but the head) has no logarithm: it stands left of all others.
@@ -95,19 +95,19 @@ def scatter(
             fontsize=8,
             color=colour[label],
         )
-    return _svg(figure, axes)
+    return _write_svg(figure, axes)
 
 
-def group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str:
+def draw_group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str:
     """Draw mean accuracy by group of tasks, as bars."""
-    plt = _pyplot()
+    plt = _import_pyplot()
     means = {label: summary.group_means(label, tasks) for label in labels}
     groups = list(next(iter(means.values())))
     height = 0.8 / len(labels)
     figure, axes = plt.subplots(
         figsize=(5.6, 1.0 + 0.24 * len(labels) * len(groups)), layout="constrained"
     )
-    colour = colours(labels)
+    colour = pick_colours(labels)
     for place, label in enumerate(labels):
         at = [n + place * height for n in range(len(groups))]
         values = [100 * means[label][g] for g in groups]
@@ -128,15 +128,15 @@ def group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) ->
     )
     axes.invert_yaxis()
     axes.set_xlabel("mean accuracy in %")
-    return _svg(figure, axes, grid="x")
+    return _write_svg(figure, axes, grid="x")
 
 
-def intervals(found: dict[str, Interval], reference: str, labels: Sequence[str]) -> str:
+def draw_intervals(found: dict[str, Interval], reference: str, labels: Sequence[str]) -> str:
     """Draw differences to a reference method with their bootstrap intervals."""
-    plt = _pyplot()
+    plt = _import_pyplot()
     rows = sorted(found.items(), key=lambda item: item[1].mean)
     figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)), layout="constrained")
-    colour = colours(labels)
+    colour = pick_colours(labels)
     for place, (label, each) in enumerate(rows):
         below, above = 100 * (each.mean - each.low), 100 * (each.high - each.mean)
         # A resample's percentiles may leave its mean outside by a rounding.
@@ -153,18 +153,18 @@ def intervals(found: dict[str, Interval], reference: str, labels: Sequence[str])
     axes.axvline(0, color="#444", lw=1)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.set_xlabel(f"points of accuracy above {reference}, 95 % paired bootstrap")
-    return _svg(figure, axes, grid="x")
+    return _write_svg(figure, axes, grid="x")
 
 
-def ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str | None:
+def draw_ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str | None:
     """Mean ranks with Nemenyi's critical difference; None for too few methods or tasks."""
     if len(labels) < 2 or len(tasks) < 2:
         return None
-    plt = _pyplot()
+    plt = _import_pyplot()
     mean = sorted(mean_ranks(summary, labels, tasks).items(), key=lambda item: item[1])
     limit = critical_difference(len(labels), len(tasks))
     figure, axes = plt.subplots(figsize=(5.6, 1.3 + 0.3 * len(mean)), layout="constrained")
-    colour = colours(labels)
+    colour = pick_colours(labels)
     for place, (label, rank) in enumerate(mean):
         axes.plot(
             [rank, rank + limit],
@@ -180,14 +180,14 @@ def ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str 
     axes.set_xlabel(
         f"mean rank over {len(tasks)} tasks; bars are the critical difference {limit:.2f}"
     )
-    return _svg(figure, axes, grid="x")
+    return _write_svg(figure, axes, grid="x")
 
 
 def _name_tasks(tasks: Sequence[str]) -> str:
     return tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
 
 
-def _pyplot() -> Any:
+def _import_pyplot() -> Any:
     import matplotlib as mpl
 
     # No display is needed, nor touched where there is one.
@@ -206,14 +206,14 @@ def _pyplot() -> Any:
     return plt
 
 
-def _svg(figure: Any, axes: Any, grid: str = "both") -> str:
+def _write_svg(figure: Any, axes: Any, grid: str = "both") -> str:
     axes.grid(axis=grid, alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     stream = io.StringIO()
     # Without date and creator: the same results give the same bytes.
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    _pyplot().close(figure)
+    _import_pyplot().close(figure)
     text = stream.getvalue()
     # The XML declaration may not stand inside an HTML page.
     return re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL)

@@ -11,13 +11,19 @@ from restuning.bench.report import figures, words
 from restuning.bench.report.statistics import paired_bootstrap
 from restuning.bench.report.summary import (
     Summary,
-    inference,
-    memory,
-    parameters,
+    read_inference,
+    read_memory,
+    read_parameters,
+    read_training_seconds,
     summarise,
-    training_seconds,
 )
-from restuning.bench.report.tables import Table, accuracy, choices, costs, read_published
+from restuning.bench.report.tables import (
+    Table,
+    read_published,
+    tabulate_accuracy,
+    tabulate_choices,
+    tabulate_costs,
+)
 
 STYLE = """
 :root{--ink:#1c2430;--soft:#5b6675;--line:#e3e7ee;--card:#fff;--page:#f5f6f9;--mark:#2a6fbb}
@@ -84,47 +90,47 @@ def write_report(
     parts = summary.coverage() or [("the tasks of each method", summary.tasks)]
     tables: list[tuple[str, list[Table], dict[str, str]]] = []
     for name, covered in parts:
-        both = [accuracy(summary, name, covered), costs(summary, name, covered)]
+        both = [tabulate_accuracy(summary, name, covered), tabulate_costs(summary, name, covered)]
         # Each set of tasks has its own: means over different tasks cannot be compared.
-        tables.append((name, both, plots(summary, covered, reference)))
+        tables.append((name, both, draw_plots(summary, covered, reference)))
     printed = [read_published(suite) for suite in suites]
-    settings = choices(summary)
+    settings = tabulate_choices(summary)
     out.mkdir(parents=True, exist_ok=True)
     page, text = out / "report.html", out / "report.md"
-    page.write_text(_html(summary, tables, printed, settings), encoding="utf-8")
-    text.write_text(_markdown(summary, tables, printed, settings, out), encoding="utf-8")
+    page.write_text(_write_html(summary, tables, printed, settings), encoding="utf-8")
+    text.write_text(_write_markdown(summary, tables, printed, settings, out), encoding="utf-8")
     return page, text
 
 
-def plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict[str, str]:
+def draw_plots(summary: Summary, tasks: Sequence[str], reference: str | None) -> dict[str, str]:
     """Draw the plots of a set of tasks: SVG texts by title."""
     labels = summary.of(tasks)
     drawings = {
-        "Accuracy against parameters": figures.scatter(
-            summary, labels, tasks, parameters, "trained parameters without the head"
+        "Accuracy against parameters": figures.draw_scatter(
+            summary, labels, tasks, read_parameters, "trained parameters without the head"
         ),
-        "Accuracy against training memory": figures.scatter(
-            summary, labels, tasks, memory, "MiB of a step above weights", 2**20
+        "Accuracy against training memory": figures.draw_scatter(
+            summary, labels, tasks, read_memory, "MiB of a step above weights", 2**20
         ),
-        "Accuracy against training time": figures.scatter(
-            summary, labels, tasks, training_seconds, "processor seconds of a run"
+        "Accuracy against training time": figures.draw_scatter(
+            summary, labels, tasks, read_training_seconds, "processor seconds of a run"
         ),
-        "Accuracy against inference time": figures.scatter(
-            summary, labels, tasks, inference, "forward over the bare backbone's"
+        "Accuracy against inference time": figures.draw_scatter(
+            summary, labels, tasks, read_inference, "forward over the bare backbone's"
         ),
-        "Groups of tasks": figures.group_bars(summary, labels, tasks),
-        "Mean ranks": figures.ranks(summary, labels, tasks),
+        "Groups of tasks": figures.draw_group_bars(summary, labels, tasks),
+        "Mean ranks": figures.draw_ranks(summary, labels, tasks),
     }
     # What is there of them: a grid need not have either.
     against = reference or next((n for n in REFERENCES if n in labels), labels[0])
     if against in labels and len(labels) > 1:
         others = [n for n in labels if n != against]
         compared = paired_bootstrap(summary, others, against, tasks)
-        drawings[f"Difference to {against}"] = figures.intervals(compared, against, labels)
+        drawings[f"Difference to {against}"] = figures.draw_intervals(compared, against, labels)
     return {title: svg for title, svg in drawings.items() if svg is not None}
 
 
-def _html(
+def _write_html(
     summary: Summary,
     parts: list[tuple[str, list[Table], dict[str, str]]],
     beside: list[Table],
@@ -133,11 +139,11 @@ def _html(
     body = [
         f"<h1>{html.escape(summary.grid['protocol']['backbone'])}</h1>",
         f'<p class="lead">{html.escape(summary.protocol())}.</p>',
-        _tiles(summary),
+        _write_tiles(summary),
     ]
     for name, tables, drawn in parts:
         body.append(f"<h2>{html.escape(name[:1].upper() + name[1:])}</h2>")
-        body += [_card(table) for table in tables]
+        body += [_write_card(table) for table in tables]
         cards = [
             f'<div class="card"><h3>{html.escape(title)}</h3>{svg}</div>'
             for title, svg in drawn.items()
@@ -145,15 +151,15 @@ def _html(
         body.append(f'<div class="plots" style="margin-top:16px">{"".join(cards)}</div>')
     if chosen is not None:
         body.append(
-            f"<details><summary>Settings chosen on validation</summary>{_card(chosen)}</details>"
+            f"<details><summary>Settings chosen on validation</summary>{_write_card(chosen)}</details>"
         )
     if beside:
         body.append(
             "<h2>Published results</h2><p>Printed by their authors, on other backbones, "
             "images and budgets: never mixed with what was measured here.</p>"
         )
-        body += [_card(table, "published") for table in beside]
-    body.append(_notes(summary))
+        body += [_write_card(table, "published") for table in beside]
+    body.append(_write_notes(summary))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width"><title>restuning bench</title><style>{STYLE}</style>'
@@ -161,7 +167,7 @@ def _html(
     )
 
 
-def _tiles(summary: Summary) -> str:
+def _write_tiles(summary: Summary) -> str:
     tasks = summary.tasks
     labels = summary.of(tasks) or summary.labels
     tiles = [
@@ -171,7 +177,9 @@ def _tiles(summary: Summary) -> str:
     ]
     if summary.of(tasks):
         best = max(labels, key=lambda n: summary.mean(n, tasks)[0])
-        tiles.append((f"{words.percent(summary.mean(best, tasks)[0])} %", f"best mean: {best}"))
+        tiles.append(
+            (f"{words.format_percent(summary.mean(best, tasks)[0])} %", f"best mean: {best}")
+        )
     inner = "".join(
         f'<div class="tile"><b>{html.escape(b)}</b><span>{html.escape(s)}</span></div>'
         for b, s in tiles
@@ -179,11 +187,11 @@ def _tiles(summary: Summary) -> str:
     return f'<div class="tiles">{inner}</div>'
 
 
-def _card(table: Table, kind: str = "") -> str:
+def _write_card(table: Table, kind: str = "") -> str:
     head = "".join(f"<th>{html.escape(c)}</th>" for c in table.columns)
     rows = []
     for row in table.rows:
-        best = _best(row) if table.title.startswith("Accuracy") else set()
+        best = _find_best(row) if table.title.startswith("Accuracy") else set()
         cells = "".join(
             f"<td{' class=best' if n in best else ''}>{html.escape(cell)}</td>"
             for n, cell in enumerate(row)
@@ -196,13 +204,13 @@ def _card(table: Table, kind: str = "") -> str:
     )
 
 
-def _best(row: list[str]) -> set[int]:
+def _find_best(row: list[str]) -> set[int]:
     """The places in a row where its highest accuracy stands."""
     values = {n: float(c.split(" ")[0]) for n, c in enumerate(row) if n and c != "-"}
     return {n for n, v in values.items() if v == max(values.values())}
 
 
-def _notes(summary: Summary) -> str:
+def _write_notes(summary: Summary) -> str:
     versions = html.escape(", ".join(f"{k} {v}" for k, v in summary.grid["versions"].items()))
     origin = f"Every number and picture here is made from the JSON of {len(summary.results)} runs"
     lines = [f"<p class=note>{origin} by <code>restuning bench report</code>. {versions}.</p>"]
@@ -218,7 +226,7 @@ def _notes(summary: Summary) -> str:
     return "".join(lines)
 
 
-def _markdown(
+def _write_markdown(
     summary: Summary,
     parts: list[tuple[str, list[Table], dict[str, str]]],
     beside: list[Table],

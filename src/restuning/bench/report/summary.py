@@ -141,24 +141,24 @@ class Summary:
         )
 
 
-def parameters(run: dict[str, Any]) -> int:
+def read_parameters(run: dict[str, Any]) -> int:
     """Number of trained parameters, without the head."""
     return run["parameters"]["without_head"]
 
 
-def memory(run: dict[str, Any]) -> int | None:
+def read_memory(run: dict[str, Any]) -> int | None:
     """Bytes of a training step above weights, moments and batch, as it was trained."""
     return run["memory"].get("step_bytes")
 
 
-def training_seconds(run: dict[str, Any]) -> float | None:
+def read_training_seconds(run: dict[str, Any]) -> float | None:
     """Processor seconds of training, with what computing the features once took."""
     # Features are computed once and read by many runs; each is charged for all of it.
     trained, features = run["seconds"].get("train_cpu"), run["seconds"].get("features_cpu", 0.0)
     return None if trained is None or features is None else trained + features
 
 
-def inference(run: dict[str, Any]) -> float | None:
+def read_inference(run: dict[str, Any]) -> float | None:
     """Time of a forward over the bare backbone's, taken in turns."""
     tuned, bare = run["seconds"].get("inference"), run["seconds"].get("bare_inference")
     return tuned / bare if tuned and bare else None
@@ -208,7 +208,7 @@ def _first(runs: dict[tuple[str, str], dict[int, dict[str, Any]]], label: str) -
     """Sort key of methods: those with the fewest parameters come first."""
     results = [r for (_, have), by_seed in runs.items() if have == label for r in by_seed.values()]
     # The name breaks ties, so that the order is the same every time.
-    return min(parameters(r) for r in results), label
+    return min(read_parameters(r) for r in results), label
 
 
 def _place(group: str) -> int:

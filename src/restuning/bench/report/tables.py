@@ -9,7 +9,13 @@ from importlib import resources
 from typing import Any
 
 from restuning.bench.report import words
-from restuning.bench.report.summary import Summary, inference, memory, parameters, training_seconds
+from restuning.bench.report.summary import (
+    Summary,
+    read_inference,
+    read_memory,
+    read_parameters,
+    read_training_seconds,
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,12 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
+def tabulate_accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
     """Tabulate test accuracy: a row for each task, a column for each method, then means."""
     labels = summary.of(tasks)
     rows = []
     for task in tasks:
-        cells = [words.cell(summary.cells.get((task, label))) for label in labels]
+        cells = [words.format_cell(summary.cells.get((task, label))) for label in labels]
         rows.append([f"{task} ({summary.groups[task] or 'task'})", *cells])
     # Of one task the mean is the row above.
     if len(tasks) > 1:
@@ -49,35 +55,37 @@ def accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
                 rows.append(
                     [
                         f"mean of {group or 'others'}",
-                        *[words.percent(means[label][group]) for label in labels],
+                        *[words.format_percent(means[label][group]) for label in labels],
                     ]
                 )
         if len({summary.groups[t] for t in tasks}) > 1:
             rows.append(
                 [
                     "mean of groups",
-                    *[words.percent(summary.mean_of_groups(n, tasks)) for n in labels],
+                    *[words.format_percent(summary.mean_of_groups(n, tasks)) for n in labels],
                 ]
             )
-        rows.append(["mean of tasks", *[words.percent(*summary.mean(n, tasks)) for n in labels]])
+        rows.append(
+            ["mean of tasks", *[words.format_percent(*summary.mean(n, tasks)) for n in labels]]
+        )
     covers = f"Test accuracy in %, mean ± standard deviation over seeds. {summary.protocol()}."
     return Table(f"Accuracy, {name} ({len(tasks)})", covers, ["task", *labels], rows)
 
 
 COSTS: list[tuple[str, Callable[[dict[str, Any]], Any], Callable[[float | None], str]]] = [
-    ("parameters without head", parameters, words.count),
-    ("with head", lambda r: r["parameters"]["trained"], words.count),
-    ("step memory", memory, words.size),
-    ("on images", lambda r: r["memory"].get("live_step_bytes"), words.size),
-    ("step", lambda r: r["seconds"]["step"], words.seconds),
-    ("training, processor", training_seconds, words.seconds),
-    ("whole run", lambda r: r["seconds"]["whole"], words.seconds),
-    ("inference / bare", inference, words.times),
-    ("file", lambda r: r.get("file_bytes"), words.size),
+    ("parameters without head", read_parameters, words.format_count),
+    ("with head", lambda r: r["parameters"]["trained"], words.format_count),
+    ("step memory", read_memory, words.format_size),
+    ("on images", lambda r: r["memory"].get("live_step_bytes"), words.format_size),
+    ("step", lambda r: r["seconds"]["step"], words.format_seconds),
+    ("training, processor", read_training_seconds, words.format_seconds),
+    ("whole run", lambda r: r["seconds"]["whole"], words.format_seconds),
+    ("inference / bare", read_inference, words.format_ratio),
+    ("file", lambda r: r.get("file_bytes"), words.format_size),
 ]
 
 
-def costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
+def tabulate_costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
     """Tabulate what each method costs, as medians over its runs."""
     labels = summary.of(tasks)
     rows = [
@@ -127,7 +135,7 @@ def published_tables() -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def choices(summary: Summary) -> Table | None:
+def tabulate_choices(summary: Summary) -> Table | None:
     """Tabulate the settings chosen on validation and on how many tasks; None if nothing was chosen."""
     counted: dict[tuple[str, str], int] = {}
     for (_, label), cell in summary.cells.items():

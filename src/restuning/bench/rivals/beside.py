@@ -29,7 +29,7 @@ SMALLEST = 64
 """Pixels that AlexNet's three poolings need; smaller images are enlarged for it."""
 
 
-def alexnet() -> nn.Sequential:
+def build_alexnet() -> nn.Sequential:
     """The convolutions of AlexNet (Krizhevsky 2014, as torchvision has them), `b 3 h w -> b 9216`."""
     pool = nn.MaxPool2d(3, 2)
     return nn.Sequential(
@@ -91,7 +91,7 @@ class SideTuned(nn.Module):
         return self.task(x, self.host.readout(features["last"]).detach())
 
 
-def side_tuning(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
+def build_side_tuning(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
     """Side-Tuning (Zhang et al. 2020, arXiv 1912.13503) as VPT's code has it for ViT.
 
     AlexNet's convolutions (2,469,696 parameters) and a 9216 x d map without bias, blended by one
@@ -99,7 +99,7 @@ def side_tuning(host: Host, classes: int, options: dict[str, Any]) -> nn.Module:
     VPT starts AlexNet from ImageNet weights: option `pretrained=true` (torchvision and its hub);
     without it the start is random, and results are those of a random start.
     """
-    network = alexnet()
+    network = build_alexnet()
     if options.get("pretrained", False):
         models = require("torchvision.models", "transformers", "AlexNet's weights")
         weights = models.alexnet(weights="DEFAULT").features.state_dict()
@@ -177,7 +177,7 @@ class Ladder(SideNetwork):
         return self.up(state)
 
 
-def ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
+def build_ladder(host: Host, classes: int, options: dict[str, Any]) -> Task:
     """LST: a `Ladder` on all taps. Options: `reduction`.
 
     Raises:

@@ -61,7 +61,7 @@ class Within(nn.Module):
         self.head = head
 
 
-def lora(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
+def inject_lora(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
     """LoRA as PEFT injects it: `W x + (alpha / r) B A x` on every fused `qkv`.
 
     Defaults are PEFT's (r 8, alpha 8, no dropout). On a fused map of ViT-B/16 that is
@@ -102,7 +102,7 @@ class ScaledShifted(nn.Module):
         return y * self.scale.view(shape) + self.shift.view(shape)
 
 
-def ssf(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
+def insert_ssf(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
     """SSF: a scale and a shift a channel after every linear map, convolution and norm.
 
     On ViT-B/16: 2 x (12 x 8,448 + 768 + 768) = 205,824 parameters; with heads the 0.28 M (CIFAR-100)
@@ -172,7 +172,7 @@ def add_in_parallel(
     return model
 
 
-def after_the_norm(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
+def tune_after_the_norm(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Module:
     """`res-tuning` but for where its tuners read: what MHA and FFN are given, after the norm.
 
     For the ablation. Res-Adapters with channel scales beside MHA and FFN: as many parameters as

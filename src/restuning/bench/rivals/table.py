@@ -79,24 +79,24 @@ def _inside(change: Callable[[nn.Module, Host, Options], nn.Module]) -> Callable
 def _beside(make: Callable[[Host, int, Options], nn.Module]) -> Callable[..., nn.Module]:
     """A rival that leaves the backbone alone; a task is put on the host as methods are."""
 
-    def made(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
+    def build_task(host: Host, backbone: Backbone, classes: int, options: Options) -> nn.Module:
         device = next(host.model.parameters()).device
         rival = make(host, classes, options).to(device)
         # A ladder is a task like ours; the others are modules with a forward of their own.
         return Tuned(host, rival) if isinstance(rival, Task) else rival
 
-    return made
+    return build_task
 
 
 RIVALS: dict[str, Rival] = {
     "lora": Rival(
-        _inside(inside.lora),
+        _inside(inside.inject_lora),
         "LoRA r 8 on qkv, through PEFT",
         "Hu et al. 2022; PEFT's defaults",
         ("rank", "alpha", "targets"),
     ),
     "ssf": Rival(
-        _inside(inside.ssf),
+        _inside(inside.insert_ssf),
         "SSF: a scale and a shift after every map and norm",
         "Lian et al. 2022, arXiv 2210.08823",
     ),
@@ -107,13 +107,13 @@ RIVALS: dict[str, Rival] = {
         ("rank", "scale", "prefix"),
     ),
     "side-tuning": Rival(
-        _beside(beside.side_tuning),
+        _beside(beside.build_side_tuning),
         "Side-Tuning: AlexNet beside the backbone, blended",
         "Zhang et al. 2020, arXiv 1912.13503; sizes as in VPT's code",
         ("pretrained",),
     ),
     "lst": Rival(
-        _beside(beside.ladder),
+        _beside(beside.build_ladder),
         "LST: a small transformer on all taps, no gradient in the backbone",
         "Sung et al. 2022, arXiv 2206.06522",
         ("reduction",),
@@ -124,7 +124,7 @@ RIVALS: dict[str, Rival] = {
         "ms-swift's documentation",
     ),
     "res-tuning-after-norm": Rival(
-        _inside(inside.after_the_norm),
+        _inside(inside.tune_after_the_norm),
         "res-tuning whose tuners read after the norm (ablation)",
         "Jiang et al. 2023, arXiv 2310.19859, but for where it reads",
         ("rank", "layers"),

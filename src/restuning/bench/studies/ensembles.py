@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from restuning._errors import TrainingError
 
 
-def probabilities(tuned: nn.Module, data: Any, collate: Any = None) -> Tensor:
+def predict_probabilities(tuned: nn.Module, data: Any, collate: Any = None) -> Tensor:
     """Compute the probabilities of all classes for every input, `n c`, in eval mode."""
     tuned.eval()
     with torch.no_grad():

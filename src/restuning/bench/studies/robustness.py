@@ -61,7 +61,7 @@ def robustness(
     # Normalised after the change: corruptions and attacks are of pixels.
     def share(changed: Callable[[Tensor, Tensor], Tensor]) -> float:
         right = sum(
-            int((answer(tuned, test.normalise(changed(x, y))) == y).sum())
+            int((predict_classes(tuned, test.normalise(changed(x, y))) == y).sum())
             for x, y in _batches(pixels, labels)
         )
         return right / len(labels)
@@ -86,7 +86,7 @@ def robustness(
     return result
 
 
-def answer(tuned: nn.Module, images: Tensor) -> Tensor:
+def predict_classes(tuned: nn.Module, images: Tensor) -> Tensor:
     """The classes a model answers with, `b`."""
     with torch.no_grad():
         return tuned(images).argmax(1)
@@ -97,7 +97,7 @@ def _batches(pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield pixels[start : start + BATCH], labels[start : start + BATCH]
 
 
-def robustness_table(folder: Path) -> Table:
+def tabulate_robustness(folder: Path) -> Table:
     """Mean accuracy by method over the tasks and seeds that were attacked."""
     results = [read_json(f) for f in sorted((folder / "robustness").rglob("*.json"))]
     labels = list(dict.fromkeys(r["label"] for r in results))
