@@ -30,7 +30,7 @@ def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str,
     `hook.after` says whether it runs after its module (a forward hook) or before it.
 
     Args:
-        slot: Of the host.
+        slot: The host's, under which this thread keeps the record of its call.
         model: The backbone.
         sites: Its sites.
     """

@@ -63,7 +63,7 @@ class Call:
     Args:
         tuners: In use, by site name.
         needs: Which taps to keep, and which tokens of them.
-        projections: Of all sites that have any, by site name.
+        projections: Projections of all sites that have any, by site name.
         last: Name of the last tap.
         side: What takes the place of the last stream; None for the backbone's own.
         inputs: Inputs in the batch; 0 where that is the stream's first axis.
@@ -165,7 +165,7 @@ class Call:
         Args:
             output: The backbone's.
             rule: How its feature is read.
-            readout: That, as a function of the last stream and its mask.
+            readout: The same rule as a function of the last stream and its mask.
         """
         for tap in ("last", self.last) if self.needs.tokens == "pool" else ():
             if tap in self.taps:

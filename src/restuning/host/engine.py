@@ -37,8 +37,8 @@ class Engine(Extractor):
         tokens: What its taps hold: "all", or only what was exported.
         readout: How its last stream becomes a feature; `readout.norm` is a path in `model`.
         model: Holds the final norm.
-        fingerprint: Of the network it was made of, and of its own file under "engine".
-        digest: Of its file.
+        fingerprint: The fingerprint of the network it was made of; its own file's under "engine".
+        digest: sha256 of its file, 16 hexadecimal digits.
 
     Cost: one run a batch, and a copy of its inputs and taps where they live on another device.
     """
@@ -109,7 +109,7 @@ class Engine(Extractor):
         return Features(taps, self.readout, mask if needs.tokens == "all" else None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Of the network it was made of, and of its own file: rounding differs between engines."""
+        """Those of the network it was made of and of its own file: engines round differently."""
         return dict(self._fingerprint)
 
     def digest(self) -> str:

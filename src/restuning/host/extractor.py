@@ -66,7 +66,7 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """Of everything its features depend on: what a feature store is keyed by."""
+        """A hash of everything its features depend on: what a feature store is keyed by."""
 
     def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
         """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks.
@@ -90,7 +90,7 @@ class Extractor(nn.Module, ABC):
 
         Args:
             keep: As for `features`.
-            tokens: Of the taps, where only names (or nothing) are given.
+            tokens: Which tokens of each tap, where `keep` is only names (or nothing).
 
         Raises:
             NoSitesError: A tap has no such name.

@@ -85,7 +85,7 @@ class SaveStream:
     At a stem it also keeps the embedding output as a tap, and adds what a tuner there gives.
 
     Args:
-        slot: Of the host.
+        slot: The host's, under which this thread keeps the record of its call.
         sites: Whose stream this module is the first to read.
         stem: The tap of what enters here, `block.0` or `start.l`; "" elsewhere.
         first: The block that a stem enters.

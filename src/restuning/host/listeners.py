@@ -24,8 +24,8 @@ class RecordAttentionInputs:
     Where a stem prompt has appended tokens, the mask is made longer, so that they are seen.
 
     Args:
-        slot: Of the host.
-        path: Of the attention.
+        slot: The host's, under which this thread keeps the record of its call.
+        path: Path of the attention.
         relative: Whether it adds biases of relative positions, among which tokens appended at the
             stem have no place.
     """
@@ -99,8 +99,8 @@ class RecordTimestep:
     """Writes down the time step that a diffusion model is given.
 
     Args:
-        slot: Of the host.
-        place: Of the argument `timestep`.
+        slot: The host's, under which this thread keeps the record of its call.
+        place: Position of the argument `timestep`.
     """
 
     after: ClassVar[bool] = False
@@ -125,8 +125,8 @@ class RecordMask:
     encoder gets a mask of scores) leaves the model's as it is.
 
     Args:
-        slot: Of the host.
-        place: Of the argument `attention_mask`.
+        slot: The host's, under which this thread keeps the record of its call.
+        place: Position of the argument `attention_mask`.
         outermost: Whether the module is the model, whose missing mask means that all are real.
     """
 

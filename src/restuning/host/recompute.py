@@ -24,9 +24,9 @@ class RecomputedBlock(CheckpointWrapper):
     It finds record, block and weights through itself, so that a copy of the backbone recomputes its own.
 
     Args:
-        block: Of the backbone.
+        block: A block of the backbone.
         slot: The host's, whose record of the first run is used for the second.
-        names: Of its parameters in it, to their names in the backbone.
+        names: Names of its parameters inside it, to their names in the backbone.
 
     Cost: one more forward of the block.
     """
@@ -36,7 +36,7 @@ class RecomputedBlock(CheckpointWrapper):
         self.slot, self.names = slot, dict(names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the block."""
+        """Run the block: its arguments, its output."""
         # The reentrant form would lose the gradients of tuners without a word.
         return checkpoint(
             wrapped_module(self),

@@ -5,7 +5,7 @@ any other member of the same class (a first block of a stage that has no shortcu
 around an attention or MLP the stream read, the operation and the *latest* module of the branch are
 kept, so that a tuner is added at the residual sum: after LayerScale and drop-path, which differ
 per family. Where no sum is seen at all, `stages.py` looks for stages.
-The finder only listens; the forward and its hooks belong to `host.py`.
+The finder only listens; the forward and its hooks belong to `host/find_sites.py`.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class ReadoutListener:
         return rule
 
     def _map_feature(self, feature: Tensor, to: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield a pooled feature and what may be made of it, each with the path of its linear map."""
+        """Yield a pooled feature and what is made of it, each with the path of its linear map."""
         yield "", feature
         for path, entered, left in self.linear:
             # Heard, not computed again: so it holds for models whose weights are not there.

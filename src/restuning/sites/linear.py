@@ -71,7 +71,7 @@ def keep_backward(model: nn.Module) -> None:
 
 
 def _unpack_weight(module: Any) -> Tensor:
-    """What the map does to the identity: library-free, and right whatever the packing is."""
+    """Read a weight off what the map makes of the identity: right whatever its packing is."""
     numbers = [t for t in (module.weight, module.bias) if t is not None and t.is_floating_point()]
     identity = torch.eye(width_in(module), dtype=numbers[0].dtype if numbers else torch.float32)
     zero = torch.zeros_like(identity[:1])

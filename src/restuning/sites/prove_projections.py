@@ -46,7 +46,7 @@ class Recorded(Protocol):
 
 
 def propose(model: nn.Module, path: str) -> Projections | None:
-    """What the attention module at a path looks like, or None; not proved yet."""
+    """Guess the projections of the attention at a path, by names and widths; None without any."""
     module = model.get_submodule(path)
     if isinstance(module, nn.MultiheadAttention):
         # Keys of another width have three weights; tokens before the batch are no stream `b n d`.
@@ -164,7 +164,7 @@ def prove_declared(
 
     Args:
         model: The backbone.
-        projections: As declared, with whole paths.
+        projections: The declared ones, with whole paths.
         find_call: Path of a module to its recorded call.
         leave: The call whose output is added to the stream.
 

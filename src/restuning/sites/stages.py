@@ -162,7 +162,7 @@ class StageOutput:
     """What a module that may be a stage returned.
 
     Attributes:
-        path: Of the module.
+        path: Path of the module.
         map: Its first output, `b d h w`.
     """
 

@@ -194,7 +194,7 @@ def find_outermost(
 
     Args:
         calls: To choose from.
-        pattern: Of the name.
+        pattern: What the name must match.
         conv: Whether a convolution may take the place of a linear map.
     """
     fits = [

@@ -30,7 +30,7 @@ class Needs:
         tokens: "cls" (the class token only), "last" (the last real token only), "all", or "pool":
             one vector a tap, the mean over its tokens, and for the last tap the backbone's own
             feature.
-        pool_patches: Of all tokens, patches are read as means of squares of this many by this many.
+        pool_patches: With "all", patches are read as means of squares of this many by this many.
             A store keeps them so, but for the last tap, which the readout takes whole; a forward
             gives all.
     """

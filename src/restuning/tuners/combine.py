@@ -34,7 +34,7 @@ class Sum(Wrapper):
 
     @property
     def members(self) -> list[Tuner]:
-        """All of them."""
+        """The tuners that are added up."""
         return [each for each in self.tuners if isinstance(each, Tuner)]
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
@@ -86,7 +86,7 @@ class DropPath(Wrapper):
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """As the tuner inside at inference."""
+        """`y + scale * tuner(x)`; while training with the dropped delta."""
         # A dropped delta must be made apart; without dropping it goes into the inner product.
         if self.training and self.p > 0:
             return super().added(y, x, view, scale)

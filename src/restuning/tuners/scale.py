@@ -71,7 +71,7 @@ class Scaled(Wrapper):
 
     @property
     def members(self) -> tuple[Tuner]:
-        """What is scaled."""
+        """The tuner that is scaled."""
         return (self.tuner,)
 
     @trait
