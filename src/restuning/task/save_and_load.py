@@ -41,6 +41,8 @@ def save(
 ) -> Path:
     """Write a task folder, whole or not at all: files are written aside and renamed.
 
+    Tensors that several modules share are written once and are shared again after `load`.
+
     Args:
         task: What to save.
         host: The host it belongs to; its fingerprint is stored.
