@@ -69,6 +69,13 @@ class Answer:
     predictions: Mapping[str, Prediction]
     words: tuple[Answer, ...] = ()
 
+    def __repr__(self) -> str:
+        """What was answered; of an image or an array its kind alone, for its pixels would fill pages."""
+        named = isinstance(self.input, str | Path | list)
+        given = repr(self.input) if named else f"<{type(self.input).__name__}>"
+        said = f"words={self.words!r}" if self.words else f"predictions={dict(self.predictions)!r}"
+        return f"Answer({given}, {said})"
+
     def __getitem__(self, task: str) -> Prediction:
         """What one task says.
 

@@ -269,7 +269,7 @@ def test_a_missing_extra_prints_the_line_that_installs_it(
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_left_where_an_export_fails(tmp_path):
+def test_nothing_is_left_where_an_export_fails(tmp_path, tmp_path_factory):
     class Counts(nn.Module):
         """A norm that nothing stands for."""
 
@@ -290,7 +290,10 @@ def test_nothing_is_left_where_an_export_fails(tmp_path):
     with pytest.raises(EngineError, match="no such engine"):
         export_engine(backbone, tmp_path / "x.onnx", precision="int2")
     with pytest.raises(EngineError, match="cannot be written"):
-        export_engine(_backbone(tiny_vit()), tmp_path / "no" / "x.onnx")
+        # A file stands where its folder would be made.
+        in_the_way = tmp_path_factory.mktemp("other") / "file"
+        in_the_way.touch()
+        export_engine(_backbone(tiny_vit()), in_the_way / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -335,7 +335,7 @@ def test_raw_files_are_plain_numpy(tmp_path):
     [
         ({}, "e097d67743d6179c1d8cf920aa56750fdd68c32cced3db4af89b6d181bc8ef1e"),
         (
-            {"merge": 2, "tokens": "all", "precision": "bf16", "dtype": "int8"},
+            {"pool_patches": 2, "tokens": "all", "precision": "bf16", "dtype": "int8"},
             "2dc5c9576eb4a93bdfd1bd4f1c060a3b05dd2ffc8db45efb03c5ac7928901c11",
         ),
     ],

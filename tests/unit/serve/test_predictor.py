@@ -20,7 +20,7 @@ from restuning._errors import (
     WrongBackboneError,
 )
 from restuning.backbones import load as loaders
-from restuning.serve import Predictor
+from restuning.serve import Answer, Prediction, Predictor
 from zoo import folders
 
 LABELS = ["ant", "bee", "cat"]
@@ -381,3 +381,9 @@ def test_a_task_without_a_head_is_refused(tiny, tmp_path):
 def test_a_device_that_is_not_there_is_refused(pets):
     with pytest.raises(BackboneError, match="no such device"):
         Predictor.load(pets, device="tpu9")
+
+
+def test_an_answer_shows_what_was_said_and_not_the_pixels():
+    said = {"pets": Prediction("dog", 0.75, torch.tensor([0.25, 0.75]), ["cat", "dog"])}
+    assert repr(Answer("a.png", said)).startswith("Answer('a.png', predictions={'pets'")
+    assert repr(Answer(np.zeros((64, 64, 3)), said)).startswith("Answer(<ndarray>, predictions=")
