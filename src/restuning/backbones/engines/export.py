@@ -237,6 +237,8 @@ def _measure_errors(
 def _replace_when_done(out: Path) -> Iterator[Path]:
     """A file beside `out` that takes its place when all went well."""
     try:
+        # `replacing` would make a missing folder; a mistyped --out is refused.
+        out.parent.stat()
         # torch.export.save wants this suffix.
         with replacing(out, suffix=out.suffix or ".pt2") as partial:
             yield partial
