@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,8 +35,7 @@ from restuning.cli.config import Config
 from restuning.cli.report import log_to
 
 if TYPE_CHECKING:
-    from restuning.features import StoreKey, StoreOptions
-    from restuning.training.run import Source
+    from restuning.features import StoreKey
 
 app = group("Compute features once.")
 
@@ -83,19 +81,21 @@ def cache(
     """Compute a data set's features once. Run it in several terminals to share the work."""
     if what not in VERBS:
         from restuning.backbones import add_quantization
-        from restuning.features import StoreOptions
-        from restuning.training.run import Source
+        from restuning.data import DataOptions
+        from restuning.features import StoreOptions, build_store
 
         log = log_to(messages(as_json))
-        facts = build_store(
-            Source(what, skip_bad=skip_bad, text=text, label=label),
-            StoreOptions(store, dtype, precision, views, batch_size, workers, log=log),
-            backbone=add_quantization(backbone, quantize),
+        stored = build_store(
+            what,
+            add_quantization(backbone, quantize),
             weights=weights,
             random=random,
-            device=device,
             tokens=tokens,
+            device=device,
+            options=StoreOptions(store, dtype, precision, views, batch_size, workers, log=log),
+            reading=DataOptions(skip_bad=skip_bad, text=text, label=label),
         )
+        facts = {**describe_store(stored.store.path), "built_seconds": stored.seconds}
         _show(facts, as_json)
     elif what == "ls":
         from restuning.features import default_root
@@ -108,14 +108,18 @@ def cache(
     elif name is None:
         raise typer.BadParameter(f"`cache {what}` needs the name of a store; `cache ls` lists them")
     elif what == "rm":
-        freed = delete(name, store)
+        from restuning.features import find_store, remove
+
+        freed = remove(find_store(name, store))
         if as_json:
             show_json({"freed": freed})
         else:
             typer.echo(f"{freed / 2**20:.1f} MiB freed")
     else:
-        path = find(name, store)
-        _show(verified(path) if what == "verify" else facts_of(path), as_json)
+        from restuning.features import find_store
+
+        path = find_store(name, store)
+        _show(verify_store(path) if what == "verify" else describe_store(path), as_json)
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
@@ -123,55 +127,6 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
         show_json(facts)
     else:
         show_facts(facts, facts["path"])
-
-
-def build_store(
-    source: Source,
-    options: StoreOptions,
-    *,
-    backbone: str,
-    weights: Path | None,
-    random: bool,
-    device: str | None,
-    tokens: str,
-) -> dict[str, Any]:
-    """Build a store of all taps, or go on with one; returns its facts."""
-    import torch
-
-    from restuning._errors import StoreError
-    from restuning.backbones import load_backbone
-    from restuning.features import open_or_build
-    from restuning.sites import IN_WORDS, Needs, resolve_tokens
-    from restuning.training.device import on_device
-
-    torch.manual_seed(0)
-    loaded = load_backbone(backbone, weights=weights, random=random)
-    host = loaded.host()
-    if tokens == "auto":
-        tokens = resolve_tokens(host.readout_rule.pool)
-    kind, slash, side = tokens.partition("/")
-    if kind not in IN_WORDS or (slash and not (kind == "all" and side.isdigit() and int(side))):
-        raise StoreError(
-            "no such tokens",
-            found=tokens,
-            fix="give auto, cls, last, pool, all, or all/2 for patches two by two",
-        )
-    needs = Needs(host.sites.taps, kind, int(side) if slash else 1)  # type: ignore[arg-type]
-    augmented = None
-    if options.views > 2:
-        augmented = replace(source, augment="timm").load(loaded).train
-    with on_device(device) as place:
-        host.to(place)
-        stored = open_or_build(
-            host, loaded, source.load(loaded, plain=True), needs, options, augmented=augmented
-        )
-    if stored is None:
-        raise StoreError(
-            "texts have different lengths, so all their tokens cannot be stored",
-            where=str(source.name),
-            fix="give --tokens cls or last, or train live",
-        )
-    return {**facts_of(stored.store.path), "built_seconds": stored.seconds}
 
 
 def list_stores(root: Path | None) -> list[dict[str, Any]]:
@@ -209,7 +164,7 @@ def list_stores(root: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
-def facts_of(path: Path) -> dict[str, Any]:
+def describe_store(path: Path) -> dict[str, Any]:
     """What a store is, with the error of its form."""
     from restuning.features import Store
 
@@ -241,8 +196,8 @@ def facts_of(path: Path) -> dict[str, Any]:
     }
 
 
-def verified(path: Path) -> dict[str, Any]:
-    """The number of files whose digests are right.
+def verify_store(path: Path) -> dict[str, Any]:
+    """Compare every file with its digest; the number of files.
 
     Raises:
         StoreError: A file is not what was written.
@@ -250,35 +205,6 @@ def verified(path: Path) -> dict[str, Any]:
     from restuning.features import Store
 
     return {"path": str(path), "files verified": Store(path).verify()}
-
-
-def find(name: str, root: Path | None) -> Path:
-    """A store by its folder, or by the start of its name.
-
-    Raises:
-        StoreError: None, or several.
-    """
-    from restuning._errors import StoreError
-    from restuning.features import default_root, stores
-
-    if (Path(name) / "key.json").exists():
-        return Path(name)
-    fits = [p for p in stores(root or default_root()) if p.name.startswith(name)]
-    if len(fits) == 1:
-        return fits[0]
-    raise StoreError(
-        "no such feature store" if not fits else "several feature stores fit",
-        where=name,
-        found=", ".join(p.name for p in fits[:4]),
-        fix="`restuning cache ls` lists them",
-    )
-
-
-def delete(name: str, root: Path | None) -> int:
-    """Remove a store; bytes freed."""
-    from restuning.features import remove
-
-    return remove(find(name, root))
 
 
 def _form(key: StoreKey) -> str:

@@ -47,7 +47,9 @@ def log_to(console: Console) -> Callable[[str], None]:
             console.print()
         before = line
         first, gap, rest = line.partition("  ")
-        console.print(Text(first, style="bold") + Text(gap + rest) if first and gap else line)
+        styled = Text(first, style="bold") + Text(gap + rest) if first and gap else Text(line)
+        # Never broken by us: a path that is copied from a line must be whole.
+        console.print(styled, soft_wrap=True)
 
     return log
 

@@ -14,10 +14,12 @@ from restuning.features.key import Tap as Tap
 from restuning.features.key import store_key as store_key
 from restuning.features.store import Store as Store
 from restuning.features.store import default_root as default_root
+from restuning.features.store import find_store as find_store
 from restuning.features.store import remove as remove
 from restuning.features.store import stores as stores
 from restuning.features.stored import Stored as Stored
 from restuning.features.stored import StoreOptions as StoreOptions
+from restuning.features.stored import build_store as build_store
 from restuning.features.stored import open_or_build as open_or_build
 from restuning.features.views import VIEWS as VIEWS
 from restuning.features.views import view_names as view_names

@@ -41,6 +41,25 @@ def stores(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and (p / "key.json").exists())
 
 
+def find_store(name: str | Path, root: Path | None = None) -> Path:
+    """A store by its folder, or by the start of its name.
+
+    Raises:
+        StoreError: None, or several.
+    """
+    if (Path(name) / "key.json").exists():
+        return Path(name)
+    fits = [path for path in stores(root or default_root()) if path.name.startswith(str(name))]
+    if len(fits) == 1:
+        return fits[0]
+    raise StoreError(
+        "no such feature store" if not fits else "several feature stores fit",
+        where=str(name),
+        found=", ".join(path.name for path in fits[:4]),
+        fix="`restuning cache ls` lists them",
+    )
+
+
 class Store:
     """A finished store, opened for reading.
 

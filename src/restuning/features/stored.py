@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from restuning._errors import StoreError
-from restuning.backbones import Backbone
-from restuning.data import Data
+from restuning.backbones import Backbone, choose_device, load_backbone
+from restuning.data import Data, DataOptions, load_data
 from restuning.data.data import collate_batch
 from restuning.features.cached import StoredFeatures
 from restuning.features.extract import build, forecast, place
@@ -18,7 +21,7 @@ from restuning.features.key import DataKey, StoreKey, store_key
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
-from restuning.sites import IN_WORDS, Needs, covers_tokens
+from restuning.sites import IN_WORDS, Needs, covers_tokens, resolve_tokens
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
@@ -211,6 +214,73 @@ def open_or_build(
             "patches inside an image, by tap"
         )
     return Stored(store, time.perf_counter() - started, options.views)
+
+
+def build_store(
+    data: str | Path,
+    backbone: str | Backbone = "restuning-tiny",
+    *,
+    weights: str | Path | None = None,
+    random: bool = False,
+    tokens: str = "auto",
+    device: str | torch.device | None = None,
+    options: StoreOptions = StoreOptions(),
+    reading: DataOptions | None = None,
+) -> Stored:
+    """Build a store of all taps of a data set, or go on with one: all that `restuning cache` does.
+
+    Args:
+        data: As `load_data` takes it.
+        backbone: By name (see `load_backbone`), or one that is loaded.
+        weights: File of its weights, without a hub.
+        random: Random weights of the backbone, from seed 0.
+        tokens: What is kept of each tap: "auto" (what the readout needs), "cls", "last", "pool",
+            "all", or "all/2" for patches two by two.
+        device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
+        options: Where the store lies, how it is computed and kept.
+        reading: How the data set is read; None for the defaults of `DataOptions`.
+
+    Raises:
+        StoreError: No such tokens, tokens that cannot be stored, or the store cannot be written.
+        RestuningError: Names, data, weights or the device are not what they should be.
+    """
+    reading = reading or DataOptions()
+    torch.manual_seed(0)
+    if not isinstance(backbone, Backbone):
+        file = None if weights is None else Path(weights)
+        backbone = load_backbone(backbone, weights=file, random=random)
+    host = backbone.host()
+    needs = _parse_needs(host, tokens)
+    augmented = None
+    if options.views > 2:
+        augmented = load_data(str(data), backbone, replace(reading, augment="timm")).train
+    place = choose_device(device)
+    # Kernels without a device of their own, as of quantised weights, go to the current one.
+    with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+        host.to(place)
+        plain = load_data(str(data), backbone, replace(reading, augment="none", final=False))
+        stored = open_or_build(host, backbone, plain, needs, options, augmented=augmented)
+    if stored is None:
+        raise StoreError(
+            "texts have different lengths, so all their tokens cannot be stored",
+            where=str(data),
+            fix="give --tokens cls or last, or train live",
+        )
+    return stored
+
+
+def _parse_needs(host: Extractor, tokens: str) -> Needs:
+    """Every tap, with the tokens that `auto`, `cls`, ... `all/2` stand for."""
+    if tokens == "auto":
+        tokens = resolve_tokens(host.readout_rule.pool)
+    kind, slash, side = tokens.partition("/")
+    if kind not in IN_WORDS or (slash and not (kind == "all" and side.isdigit() and int(side))):
+        raise StoreError(
+            "no such tokens",
+            found=tokens,
+            fix="give auto, cls, last, pool, all, or all/2 for patches two by two",
+        )
+    return Needs(host.sites.taps, kind, int(side) if slash else 1)  # type: ignore[arg-type]
 
 
 def _describe(key: StoreKey) -> str:

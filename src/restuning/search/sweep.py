@@ -10,15 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from restuning._errors import TrainingError
+from restuning.backbones import Backbone, load_backbone
 from restuning.data import Data
 from restuning.features import Stored
-from restuning.features.stored import reason_not_storable
+from restuning.features.stored import VIEWS_OF, reason_not_storable
 from restuning.search.folder import SearchFolder
 from restuning.task import Task, save
 from restuning.training import FitSettings
+from restuning.training.defaults import settings_for
+from restuning.training.device import on_device
 from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
-from restuning.training.run import Inputs, Recipe
+from restuning.training.run import Inputs, Recipe, Source, default_folder
 
 RATES = {
     "lr": "lr",
@@ -40,6 +45,76 @@ TRIED = "arms"
 
 OnProgress = Callable[[int, int, str], None]
 """Called with runs that are done, runs in all, and the best so far in words."""
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What is swept.
+
+    Attributes:
+        source: Where the data come from and how their features are stored.
+        method: A method whose task trains from stored features.
+        grid: Values by setting, as `parse_grid` gives them.
+        seeds: Of the runs.
+        settings: What the grid does not name; None for the method's own defaults.
+        backbone: By name (see `load_backbone`), or one that is loaded.
+        weights: File of its weights, without a hub.
+        random: Random weights of the backbone, from seed 0.
+    """
+
+    source: Source
+    method: str
+    grid: Mapping[str, Sequence[Any]]
+    seeds: Sequence[int] = (0, 1, 2)
+    settings: FitSettings | None = None
+    backbone: str | Backbone = "restuning-tiny"
+    weights: Path | None = None
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        report: As `sweep.json`.
+        folder: What it left: `sweep.json`, `sweep.png`, a file for each run, the final tasks.
+    """
+
+    report: dict[str, Any]
+    folder: Path
+
+    def draw(self, file: Path, title: str) -> None:
+        """Draw validation accuracy by setting, with the spread over seeds."""
+        # Figure and canvas by hand: pyplot would keep state and choose a backend for the caller.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        rows = [row for row in self.report["settings"] if row["mean"] is not None]
+        rows.sort(key=lambda row: row["mean"])
+        figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(rows):
+            chosen = row["setting"] == self.report["best"]["setting"]
+            colour = "#d9822b" if chosen else "#2a6fbb"
+            axes.errorbar(
+                100 * row["mean"], place, xerr=100 * row["std"], fmt="o", color=colour, capsize=3
+            )
+            values = [100 * value for value in row["val_accuracy"]]
+            axes.plot(values, [place] * len(values), ".", color=colour, alpha=0.5)
+        labels = [setting_in_words(row["setting"]) for row in rows]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.set_xlabel("validation accuracy in %, mean and standard deviation over seeds")
+        axes.set_title(title, loc="left")
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        FigureCanvasAgg(figure)
+        figure.savefig(file, dpi=150)
+
+
+def setting_in_words(setting: Mapping[str, Any]) -> str:
+    """A setting as `lr 0.001, rank 5`."""
+    return ", ".join(f"{name} {value}" for name, value in setting.items())
 
 
 @dataclass(frozen=True)
@@ -96,6 +171,58 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def run_sweep(
+    request: SweepRequest,
+    *,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    on_progress: OnProgress = lambda done, total, best: None,
+) -> Sweep:
+    """Load data and backbone, sweep, and draw the result: all that `restuning sweep` does.
+
+    Killed and called again with the same request and the same `out`, it goes on and ends the same.
+
+    Args:
+        request: What is swept.
+        out: Folder of the sweep; None for `runs/DATA-sweep-TIME`.
+        device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
+        on_progress: As for `sweep`.
+
+    Raises:
+        TrainingError: As `sweep`, or training images are augmented in a way that no store repeats.
+        RestuningError: Names, data or weights are not what they should be.
+    """
+    source, method = request.source, request.method
+    # Before anything is loaded: a backbone may take minutes.
+    if source.augment not in VIEWS_OF:
+        raise TrainingError(
+            "a sweep trains from stored features",
+            where=f"--augment {source.augment}",
+            fix="give none or flip",
+        )
+    torch.manual_seed(0)
+    backbone = request.backbone
+    if not isinstance(backbone, Backbone):
+        backbone = load_backbone(backbone, weights=request.weights, random=request.random)
+    host = backbone.host()
+    with on_device(device) as place:
+        host.to(place)
+        inputs = source.open(host, backbone)
+        folder = default_folder(inputs.data, "sweep") if out is None else Path(out)
+        report = sweep(
+            inputs,
+            method,
+            request.grid,
+            seeds=request.seeds,
+            settings=request.settings or settings_for(method, {}),
+            out=folder,
+            on_progress=on_progress,
+        )
+    result = Sweep(report, folder)
+    result.draw(folder / "sweep.png", f"{method} on {inputs.data.name}")
+    return result
 
 
 def sweep(

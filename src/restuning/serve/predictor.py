@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from restuning._errors import BackboneError, DataError, UnknownNameError, WrongBackboneError
-from restuning.backbones import Backbone, Preprocessing, load_backbone
+from restuning.backbones import Backbone, Preprocessing, choose_device, load_backbone
 from restuning.data import TagBatch, make_text_batch
 from restuning.host import Extractor
 from restuning.serve.inputs import ImageInputs, Inputs, TextInputs, WordInputs
@@ -158,7 +158,7 @@ class Predictor:
         batch_size: int = BATCH,
     ) -> None:
         self.backbone, self.host = backbone, host or backbone.host()
-        self.host.to(_choose_device(device))
+        self.host.to(choose_device(device))
         self.tasks = {name: task.to(self.host.device).eval() for name, task in tasks.items()}
         self._answers = MultiTask(self.host, self.tasks)
         self.batch_size = batch_size
@@ -285,23 +285,6 @@ class Predictor:
             best = int(own.argmax())
             found[task] = Prediction(labels[best], float(own[best]), own, labels)
         return found
-
-
-def _choose_device(name: str | torch.device | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        # A name may be right and the device in another machine.
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(
-            "there is no such device",
-            where=f"device {str(name)!r}",
-            found=str(error).strip().splitlines()[0][:200],
-            fix='give "cpu", "cuda" or "cuda:1", or leave it out',
-        ) from None
-    return device
 
 
 def _folders(

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 
 from restuning._errors import TrainingError
+from restuning.backbones import choose_device
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def on_device(name: str | torch.device | None) -> Iterator[torch.device]:
     Raises:
         TrainingError: There is no such device.
     """
-    place = _device(name)
+    place = choose_device(name, TrainingError)
     with ExitStack() as stack:
         if name is not None:
             # Accelerate decides once a process where it trains; each run here decides for itself.
@@ -34,23 +35,6 @@ def on_device(name: str | torch.device | None) -> Iterator[torch.device]:
             elif place.type == "cuda":
                 stack.enter_context(torch.cuda.device(place))
         yield place
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(name)
-        # A device that is named but not there fails here and not in the middle of a run.
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(
-            "there is no such device",
-            where=f"device {str(name)!r}",
-            found=str(error).strip().splitlines()[0][:200],
-            fix='give "cpu", "cuda" or "cuda:1", or leave it out',
-        ) from None
-    return place
 
 
 @contextmanager
