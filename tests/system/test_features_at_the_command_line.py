@@ -134,7 +134,8 @@ def test_a_sweep_leaves_a_table_a_picture_and_tasks_that_eval_confirms(photos, s
         (["cache", "digits", "--dtype", "fp4"], "fp4"),
         (["sweep", "digits", "--grid", "lr"], "not a grid"),
         (["sweep", "digits", "--grid", "lr=1", "--method", "res-tuning"], "inside the backbone"),
-        (["predict", "x.png", "--tasks", "a.task,b/a.task"], "no such folder"),
+        (["predict", "x.png", "--tasks", "a.task,c.task"], "no task here"),
+        (["predict", "x.png", "--tasks", "a.task,b/a.task"], "no such folder, and the hub"),
     ],
 )
 def test_a_mistake_about_features_is_answered_in_words(arguments, words, tmp_path):

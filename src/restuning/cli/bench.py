@@ -58,7 +58,7 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def sized(backbone: str, size: int | None) -> str:
+def add_image_size(backbone: str, size: int | None) -> str:
     """A backbone's name with the size of its images: `timm:NAME` at 112 is `timm:NAME@112`.
 
     Raises:
@@ -156,20 +156,20 @@ def run(
         precision=precision,
     )
     protocol = GridProtocol(
-        sized(backbone, image_size),
+        add_image_size(backbone, image_size),
         str(weights) if weights else None,
         settings,
         parse_choices(choose or []),
         not no_cache,
         cache_dtype,
     )
-    entries = ablation_entries(ablation) if ablation else _entries(methods)
+    entries = ablation_entries(ablation) if ablation else _parse_methods(methods)
     runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
     screen = messages(as_json)
     screen.print(Text.assemble(f"{len(runs)} runs, {len(left)} to make, in ", (str(out), "bold")))
-    failed = carry_out_watched(job, jobs, len(left), screen)
+    failed = run_with_bar(job, jobs, len(left), screen)
     results = read_results(out)
     if as_json:
         show_json({"runs": len(runs), "failed": failed, "out": str(out)})
@@ -235,7 +235,7 @@ def robust(
     torch.set_num_threads(threads)
     protocol = read_protocol(folder, weights)
     worker = Bench(protocol, folder)
-    for run in plan(protocol, find_tasks(suite, _names(tasks)), _entries(methods), seeds):
+    for run in plan(protocol, find_tasks(suite, _names(tasks)), _parse_methods(methods), seeds):
         if run.stage == "final":
             figures = robustness(worker, run, images)
             console.print(f"{figures['clean']:>7.2%}  {run}")
@@ -303,7 +303,7 @@ def list_rivals(as_json: Json = False) -> None:
         show_rows(rows, "rivals")
 
 
-def _entries(text: str) -> list[Entry]:
+def _parse_methods(text: str) -> list[Entry]:
     """What `--methods` asks for; a name that stands for nothing is refused before any run."""
     from restuning.bench import parse_entries
     from restuning.bench.rivals import RIVALS
@@ -316,7 +316,7 @@ def _entries(text: str) -> list[Entry]:
     return entries
 
 
-def carry_out_watched(job: Job, jobs: int, left: int, screen: Console) -> int:
+def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
     """Carry a grid out under a bar, or with a line for each run where there is no terminal."""
     from restuning.bench import run_grid
 

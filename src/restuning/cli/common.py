@@ -25,7 +25,7 @@ def messages(as_json: bool) -> Console:
     return Console(stderr=True, markup=False, highlight=False) if as_json else console
 
 
-def headed(heading: str, text: str) -> Styled:
+def add_heading(heading: str, text: str) -> Styled:
     """A line that begins with a word in bold."""
     return Styled.assemble((heading, "bold"), "  ", text)
 

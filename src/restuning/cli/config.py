@@ -28,7 +28,7 @@ def use_config(ctx: typer.Context, file: Path | None) -> Path | None:
     """
     if file is None or ctx.resilient_parsing:
         return file
-    options = _by_key(ctx)
+    options = _index_options(ctx)
     values: dict[str, Any] = {}
     for key, value in read_config(file).items():
         option = options.get(key.replace("-", "_"))
@@ -40,7 +40,7 @@ def use_config(ctx: typer.Context, file: Path | None) -> Path | None:
                 found=f"did you mean {near[0]}?" if near else "",
                 fix=f"see `{ctx.command_path} --help`; keys are its options",
             )
-        values[option.name] = _fitting(ctx, option, value, f"{file}: {key}")
+        values[option.name] = _parse_value(ctx, option, value, f"{file}: {key}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return file
 
@@ -63,7 +63,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     try:
         text = file.read_text(encoding="utf-8")
-        content = json.loads(text) if file.suffix == ".json" else _yaml(text)
+        content = json.loads(text) if file.suffix == ".json" else _parse_yaml(text)
     except (OSError, ValueError) as error:
         raise FormatError(
             "a file of options cannot be read",
@@ -83,7 +83,7 @@ def read_config(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in pairs.items() if value is not None}
 
 
-def _yaml(text: str) -> Any:
+def _parse_yaml(text: str) -> Any:
     import yaml
 
     # This loader makes strings, lists and dictionaries and nothing else: no tag builds an object,
@@ -100,7 +100,7 @@ def _yaml(text: str) -> Any:
     }
 
 
-def _by_key(ctx: typer.Context) -> dict[str, Any]:
+def _index_options(ctx: typer.Context) -> dict[str, Any]:
     """Parameters of a command by all keys they go by: `lr` and `learning_rate`."""
     named = {}
     for option in ctx.command.params:
@@ -110,7 +110,7 @@ def _by_key(ctx: typer.Context) -> dict[str, Any]:
     return named
 
 
-def _fitting(ctx: typer.Context, option: Any, value: Any, where: str) -> Any:
+def _parse_value(ctx: typer.Context, option: Any, value: Any, where: str) -> Any:
     """A value as the command line would have it, a list only where an option may be repeated."""
     repeated = bool(getattr(option, "multiple", False)) or option.nargs == -1
     values = value if isinstance(value, list) else [value]

@@ -50,7 +50,7 @@ def export(
     from restuning.backbones import export_engine, load_backbone
 
     torch.manual_seed(0)
-    name = backbone if image_size is None else _sized(backbone, image_size)
+    name = backbone if image_size is None else _add_image_size(backbone, image_size)
     loaded = load_backbone(name, weights=weights, random=random)
     done = export_engine(
         loaded, out, runtime=runtime, precision="int8" if int8 else "fp32", tokens=tokens
@@ -63,7 +63,7 @@ def export(
         show_facts({words.get(k, k): v for k, v in facts.items()}, f"{name} as an engine")
 
 
-def _sized(backbone: str, pixels: int) -> str:
+def _add_image_size(backbone: str, pixels: int) -> str:
     """`timm:NAME` or `timm:NAME:arguments` at another image size."""
     scheme, _, rest = backbone.partition(":")
     name, colon, arguments = rest.partition(":")

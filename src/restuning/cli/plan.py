@@ -20,10 +20,10 @@ from restuning.cli.common import (
     Rank,
     SkipBad,
     Text,
+    add_heading,
     command,
     complete_method,
     group,
-    headed,
     messages,
     option,
     show_json,
@@ -170,7 +170,7 @@ def show_plan(plan: Plan, screen: Console) -> None:
         screen.print("nothing fits: a smaller backbone or more memory is needed")
     else:
         words = f"{taken.option.method}, {taken.option.form} ({taken.option.reads})"
-        screen.print(headed("take", f"{words}, batch {taken.batch}: {taken.why}"))
+        screen.print(add_heading("take", f"{words}, batch {taken.batch}: {taken.why}"))
     for method, reason in plan.left_out.items():
         screen.print(f"{method}: {reason}")
 
@@ -180,7 +180,7 @@ def show_grid(grid: GridPlan, screen: Console) -> None:
     (tasks, arms, finals), times, rates = grid.counts, grid.times, grid.measured
     screen.print()
     screen.print(
-        headed(
+        add_heading(
             "grid",
             f"{tasks} x {arms} runs of {grid.method}, and {finals} of each choice: "
             f"{time_in_words(times.seconds)} (features {time_in_words(times.features)}, "

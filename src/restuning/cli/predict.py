@@ -86,16 +86,16 @@ def predict(
         batch_size=batch_size,
     )
     if predictor.inputs.kind != "image":
-        inputs = list(_texts(inputs, text))
+        inputs = list(_read_texts(inputs, text))
     # All of them before the first answer: the table must know how wide they are.
     single = list(predictor.inputs.expand(inputs))
     several = bool(tasks)
-    table = None if as_json else RowStream(_widths(predictor, single, top, several))
+    table = None if as_json else RowStream(_column_widths(predictor, single, top, several))
     for answer in predictor.stream(single):
         if table is None:
             typer.echo(json.dumps(_to_json(answer, predictor.inputs.kind, top, several)))
             continue
-        for row in _rows(answer, predictor, top, several):
+        for row in _table_rows(answer, predictor, top, several):
             table.row(row)
     if table is not None:
         typer.echo(
@@ -120,7 +120,7 @@ def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
     return Predictor.load(folders, **more)
 
 
-def _texts(inputs: list[str], column: str) -> Iterator[str]:
+def _read_texts(inputs: list[str], column: str) -> Iterator[str]:
     """Every text behind what was given: files as their texts, `-` as the standard input's lines."""
     from restuning.serve import file_texts
 
@@ -157,7 +157,7 @@ def _to_json(answer: Answer, kind: str, top: int, several: bool) -> dict[str, An
     return {kind: given, "predictions": next(iter(by_task.values()), [])}
 
 
-def _rows(
+def _table_rows(
     answer: Answer, predictor: Predictor, top: int, several: bool
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table: a line an input, or a line a word and an empty one as a file has it."""
@@ -177,7 +177,9 @@ def _best_of_each(answer: Answer) -> dict[str, str]:
     return {task: f"{p.label} ({p.probability:.1%})" for task, p in answer.predictions.items()}
 
 
-def _widths(predictor: Predictor, inputs: list[Any], top: int, several: bool) -> dict[str, int]:
+def _column_widths(
+    predictor: Predictor, inputs: list[Any], top: int, several: bool
+) -> dict[str, int]:
     """Columns of the table of answers, wide enough for every label."""
     kind = predictor.inputs.kind
 

@@ -29,10 +29,10 @@ from restuning.cli.common import (
     StoreFolder,
     Text,
     Weights,
+    add_heading,
     command,
     complete_method,
     group,
-    headed,
     messages,
     option,
     show_json,
@@ -111,7 +111,7 @@ def sweep_command(
     with show_progress(screen) as on_progress:
         result = run_sweep(request, out=out, device=device, on_progress=on_progress)
     show_sweep(result.report, screen)
-    screen.print(headed("left in", str(result.folder)), soft_wrap=True)
+    screen.print(add_heading("left in", str(result.folder)), soft_wrap=True)
     if as_json:
         show_json(result.report)
 

@@ -36,10 +36,10 @@ from restuning.cli.common import (
     WeightDecay,
     Weights,
     Workers,
+    add_heading,
     command,
     complete_method,
     group,
-    headed,
     messages,
     option,
     show_json,
@@ -202,6 +202,6 @@ def train(
             show_choice(result.choice, screen)
             rows[0]["choice"] = result.choice.to_dict()
     show_result(rows, screen)
-    screen.print(headed("left in", str(result.folder)), soft_wrap=True)
+    screen.print(add_heading("left in", str(result.folder)), soft_wrap=True)
     if as_json:
         show_json(rows if method is None else rows[0])

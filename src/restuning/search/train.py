@@ -392,7 +392,9 @@ def _call(
         **named,
         "backbone": backbone.name,
         "weights": None if weights is None else str(weights),
-        **{name: explicit[name] for name in ("random", *OF_SOURCE) if name in explicit},
+        # Defaults as well: a call and the command line leave the same file.
+        "random": bool(explicit.get("random")),
+        **{name: getattr(source, name) for name in OF_SOURCE},
         "zero_shot": [explicit["zero_shot"]]
         if isinstance(explicit.get("zero_shot"), str)
         else explicit.get("zero_shot"),

@@ -113,7 +113,7 @@ class ImageInputs(Inputs):
         good, tensors = [], []
         for each in inputs:
             try:
-                tensors.append(self._tensor(each))
+                tensors.append(self._to_tensor(each))
                 good.append(each)
             except DataError:
                 # What a program hands over is its own mistake; a folder may hold a damaged file.
@@ -122,7 +122,7 @@ class ImageInputs(Inputs):
                 self.skipped.append(str(each))
         return Batch(good, (torch.stack(tensors),) if tensors else ())
 
-    def _tensor(self, given: Any) -> Tensor:
+    def _to_tensor(self, given: Any) -> Tensor:
         if isinstance(given, str | Path):
             return self.preprocessing.image(decode(Path(given)))
         if isinstance(given, Image.Image):
@@ -130,7 +130,7 @@ class ImageInputs(Inputs):
         if isinstance(given, np.ndarray) and given.dtype == np.uint8:
             return self.preprocessing.image(_from_pixels(given))
         if isinstance(given, Tensor):
-            return self._prepared(given)
+            return self._prepare_tensor(given)
         found = type(given).__name__
         raise DataError(
             "not an image",
@@ -138,7 +138,7 @@ class ImageInputs(Inputs):
             fix="give paths, PIL images, arrays `h w c` of uint8, or tensors",
         )
 
-    def _prepared(self, tensor: Tensor) -> Tensor:
+    def _prepare_tensor(self, tensor: Tensor) -> Tensor:
         """Bytes `c h w` are pixels; floats of the backbone's own size were prepared before."""
         if tensor.dtype == torch.uint8 and tensor.dim() == 3:
             return self.preprocessing.image(_from_pixels(tensor.permute(1, 2, 0).cpu().numpy()))

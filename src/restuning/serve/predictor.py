@@ -162,8 +162,8 @@ class Predictor:
         self.tasks = {name: task.to(self.host.device).eval() for name, task in tasks.items()}
         self._answers = MultiTask(self.host, self.tasks)
         self.batch_size = batch_size
-        self.labels = {name: _labels(name, task) for name, task in self.tasks.items()}
-        self.inputs = _inputs(backbone, preprocessing or {}, skip_bad)
+        self.labels = {name: _class_names(name, task) for name, task in self.tasks.items()}
+        self.inputs = _make_inputs(backbone, preprocessing or {}, skip_bad)
 
     @classmethod
     def load(
@@ -203,10 +203,10 @@ class Predictor:
 
         Cost: loads the backbone, and reads its weights file once more for the digest.
         """
-        folders = _folders(where, revision)
+        folders = _find_folders(where, revision)
         stored = {name: describe(folder) for name, folder in folders.items()}
         if not isinstance(backbone, Backbone):
-            backbone = _backbone_of(stored, folders, backbone, weights, any_backbone)
+            backbone = _open_backbone(stored, folders, backbone, weights, any_backbone)
         host = backbone.host()
         return cls(
             backbone,
@@ -287,7 +287,7 @@ class Predictor:
         return found
 
 
-def _folders(
+def _find_folders(
     where: str | Path | Sequence[str | Path] | Mapping[str, str | Path], revision: str | None
 ) -> dict[str, Path]:
     """Task folders by name; hub names are fetched."""
@@ -309,7 +309,7 @@ def _folders(
     return dict(zip(names, found, strict=True))
 
 
-def _backbone_of(
+def _open_backbone(
     stored: Mapping[str, Mapping[str, Any]],
     folders: Mapping[str, Path],
     name: str | None,
@@ -342,11 +342,11 @@ def _backbone_of(
             fix=f"if you trust that file, name it yourself: backbone={chosen!r} (--backbone)",
         )
     if weights is None and chosen in names:
-        weights = _weights_of(stored, folders, any_backbone)
+        weights = _find_weights(stored, folders, any_backbone)
     return load_backbone(chosen, weights=weights)
 
 
-def _weights_of(
+def _find_weights(
     stored: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path], any_backbone: bool
 ) -> Path | None:
     """The one weights file that the tasks name, found and compared to the byte."""
@@ -391,7 +391,7 @@ def _common_preprocessing(stored: Mapping[str, Mapping[str, Any]]) -> Mapping[st
     return said[0] if said else None
 
 
-def _inputs(backbone: Backbone, said: Mapping[str, Any], skip_bad: bool) -> Inputs:
+def _make_inputs(backbone: Backbone, said: Mapping[str, Any], skip_bad: bool) -> Inputs:
     if backbone.tokenizer is not None:
         batch = make_text_batch(backbone.tokenizer, said)
         return WordInputs(batch) if isinstance(batch, TagBatch) else TextInputs(batch)
@@ -405,7 +405,7 @@ def _inputs(backbone: Backbone, said: Mapping[str, Any], skip_bad: bool) -> Inpu
     return ImageInputs(preprocessing, skip_bad)
 
 
-def _labels(name: str, task: Task) -> list[str]:
+def _class_names(name: str, task: Task) -> list[str]:
     if task.head is None:
         raise DataError(
             "a task without a head names no classes",

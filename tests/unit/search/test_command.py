@@ -44,14 +44,15 @@ def trained(shades, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_person_sees_every_candidate_and_why(trained):
-    _, told, _ = trained
+    folder, told, _ = trained
     lines = " ".join(told.split())
     assert "no validation split: 4 of 20 training examples are held out" in lines
     assert all(candidate.method in told for candidate in CANDIDATES)
     assert "budget 11 MiB" in lines
     assert "within" in lines or "behind" in lines or "ahead" in lines or "equal" in lines
     assert "take " in told
-    assert max(map(len, told.splitlines())) <= MOST_COLUMNS + 20, "long paths alone run over"
+    without_paths = [line for line in told.splitlines() if str(folder.parent) not in line]
+    assert max(map(len, without_paths)) <= MOST_COLUMNS + 20, "lines with a path alone run over"
 
 
 @pytest.mark.slow
