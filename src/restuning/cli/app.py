@@ -55,6 +55,7 @@ class Commands(TyperGroup):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        # Placeholders with a line of help each: the list of commands is shown without importing torch.
         for name, (_, summary) in COMMANDS.items():
             self.commands[name] = TyperCommand(name, help=summary)
 
@@ -82,6 +83,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
+    # `main` makes sentences of errors of the user; all others keep their plain traceback.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
     help="Res-Tuning: small tuners beside a frozen backbone, and a bypass that detaches them.",

@@ -165,6 +165,7 @@ def run(
     )
     entries = ablation_entries(ablation) if ablation else _parse_methods(methods)
     runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
+    # Refuses a folder that was begun under another protocol, before anything is trained.
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
     screen = messages(as_json)
@@ -178,6 +179,7 @@ def run(
             f"{len(results)} results, {failed} failed; `restuning bench report {out}` shows them",
             soft_wrap=True,
         )
+    # After the table: what was finished counts, and a script learns that something is missing.
     if failed:
         raise typer.Exit(1)
 
@@ -312,6 +314,7 @@ def _parse_methods(text: str) -> list[Entry]:
 
     entries = parse_entries(text)
     for entry in entries:
+        # A grid may run for days: a name that stands for nothing must not wait for its turn.
         check_method(entry.method, (AUTO, *RIVALS))
     return entries
 
@@ -337,6 +340,7 @@ def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
                 now[event.worker] = event.what
             else:
                 now.pop(event.worker, None)
+                # A worker that ends has finished no run by that.
                 bar.advance(line, event.kind != "end")
                 screen.print(in_words(event), soft_wrap=True)
             bar.update(line, now=" | ".join(now.values()))

@@ -138,6 +138,7 @@ def list_stores(root: Path | None) -> list[dict[str, Any]]:
     for path in stores(root or default_root()):
         try:
             store = Store(path)
+        # Unfinished or damaged stores are listed as well: they take room, and `rm` frees it.
         except StoreError as error:
             size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
             rows.append(

@@ -69,6 +69,7 @@ def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callab
 
 def group(help: str) -> typer.Typer:  # noqa: A002 (typer's word)
     """An application for one command, or for a group of them."""
+    # Shell completion is installed by the top of the command line, once for all commands.
     return typer.Typer(
         no_args_is_help=True, rich_markup_mode="rich", add_completion=False, help=help
     )
@@ -232,6 +233,7 @@ def show_rows(rows: list[dict[str, Any]], title: str) -> None:
     """Rows as a table."""
     table = Table(title=title, title_justify="left")
     for column in rows[0] if rows else ():
+        # rich would else cut a long cell and put an ellipsis.
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()])
@@ -262,5 +264,6 @@ class RowStream:
         self._print(cells)
 
     def _print(self, cells: dict[str, Any], style: str = "") -> None:
+        # No rich table: that knows its widths, and prints, only when all rows are there.
         padded = [f"{cells.get(name, '')!s:<{width}}" for name, width in self.widths.items()]
         console.print("  ".join(padded).rstrip(), style=style, soft_wrap=True)

@@ -26,6 +26,7 @@ def use_config(ctx: typer.Context, file: Path | None) -> Path | None:
     Raises:
         FormatError: The file cannot be read, a key is no option, or a value does not fit.
     """
+    # While a shell completes a line (`resilient_parsing`) a damaged file must not stop it.
     if file is None or ctx.resilient_parsing:
         return file
     options = _index_options(ctx)
@@ -41,6 +42,7 @@ def use_config(ctx: typer.Context, file: Path | None) -> Path | None:
                 fix=f"see `{ctx.command_path} --help`; keys are its options",
             )
         values[option.name] = _parse_value(ctx, option, value, f"{file}: {key}")
+    # Defaults and not values: click then lets what was typed win.
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return file
 
@@ -50,6 +52,7 @@ Config = Annotated[
     typer.Option(
         help="YAML or JSON file of options, e.g. the settings.json of a run; options given here win",
         callback=use_config,
+        # Before all other options, whose defaults it sets.
         is_eager=True,
     ),
 ]
@@ -78,6 +81,7 @@ def read_config(file: Path) -> dict[str, Any]:
             found=IN_WORDS.get(type(content), "a single value"),
             fix="write lines such as `epochs: 30`",
         )
+    # What stands at the top wins over the same key below `options`.
     inner = content.pop(NESTED, None)
     pairs = {**(inner if isinstance(inner, dict) else {}), **content}
     return {str(key): value for key, value in pairs.items() if value is not None}
@@ -124,6 +128,7 @@ def _parse_value(ctx: typer.Context, option: Any, value: Any, where: str) -> Any
     texts: Any = None if found else [str(each) for each in values]
     if texts is not None:
         texts = texts if repeated else texts[0]
+        # Tried here, where the file and the key can be named; click would name the option alone.
         try:
             option.process_value(ctx, texts)
         except typer.BadParameter as error:

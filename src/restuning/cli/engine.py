@@ -49,6 +49,7 @@ def export(
 
     from restuning.backbones import export_engine, load_backbone
 
+    # With --random the same weights each time, so that an engine can be made again.
     torch.manual_seed(0)
     name = backbone if image_size is None else _add_image_size(backbone, image_size)
     loaded = load_backbone(name, weights=weights, random=random)

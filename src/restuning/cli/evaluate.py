@@ -92,6 +92,7 @@ def evaluate_task(
     loaded = load_data(data, predictor.backbone, options)
     if loaded.test is None:
         raise DataError("there is no test split", where=data, fix="give a data set with one")
+    # The same classes in another order would be scored, and wrongly, without an error.
     if task.labels and task.labels != loaded.labels:
         raise DataError(
             "the classes of the data are not those of the task",

@@ -131,12 +131,15 @@ def train_image_generation(
         options: dict[str, Any] = {"rank": rank or (BYPASS_RANK if bypass else 50)}
         if bypass:
             options |= {"kernel": kernel, "time_scale": STEPS / parts.conditioning.time_scale}
+        # Right before weights are drawn: loading and encoding, which may be skipped, shift nothing.
         torch.manual_seed(seed)
         task = methods.build(method, host, **options).to(where)
         report.print(f"{method}: {task.tuner_parameters():,} parameters")
+        # Each caption once, in their order; four are a row of the grid.
         prompts = list(prompt or dict.fromkeys(pairs.captions))[:4]
 
         def draw(step: int) -> None:
+            # The pipeline as it is above the tuned one, both from the same noise.
             rows = [
                 parts.generate(
                     prompts,

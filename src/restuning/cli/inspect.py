@@ -121,6 +121,7 @@ def backbone_facts(name: str, weights: Path | None, random: bool) -> dict[str, A
 
 
 def _kind(spec: dict[str, Any]) -> str:
+    # A tuner may wrap another: its name in brackets, as deep as it goes.
     return f"{spec['kind']}({_kind(spec['tuner'])})" if "tuner" in spec else spec["kind"]
 
 
@@ -142,6 +143,7 @@ def method_rows(
             task = methods.build(row["method"], host, num_classes=classes)
             row["tuner parameters"] = f"{task.tuner_parameters():,}"
             row["with head"] = f"{task.trainable_parameters():,}"
+        # That a method has no place in this backbone is an answer and not a failure.
         except RestuningError as error:
             row["tuner parameters"], row["with head"] = "not here", error.what
     return json.loads(json.dumps(rows))

@@ -92,6 +92,7 @@ def plan(
 
     screen = messages(as_json)
     budget = None if memory is None else forecast.parse_bytes(memory)
+    # Made for its check alone: a wrong name is refused before shapes are worked out.
     FitSettings(precision=precision)
     torch.manual_seed(0)
     loaded, host = forecast.load_shapes(backbone)

@@ -89,6 +89,7 @@ def predict(
         inputs = list(_read_texts(inputs, text))
     # All of them before the first answer: the table must know how wide they are.
     single = list(predictor.inputs.expand(inputs))
+    # By the option and not by the count: a script that gives --tasks gets one form of JSON always.
     several = bool(tasks)
     table = None if as_json else RowStream(_column_widths(predictor, single, top, several))
     for answer in predictor.stream(single):

@@ -46,6 +46,7 @@ def log_to(console: Console) -> Callable[[str], None]:
         if before.startswith(" ") and not line.startswith(" "):
             console.print()
         before = line
+        # Lines of the library begin with a word and two spaces, or are told below such a line.
         first, gap, rest = line.partition("  ")
         styled = Text(first, style="bold") + Text(gap + rest) if first and gap else Text(line)
         # Never broken by us: a path that is copied from a line must be whole.
@@ -69,6 +70,7 @@ def show_choice(choice: Choice, console: Console) -> None:
     table.add_column("")
     for row in choice.rows:
         taken = row["method"] == choice.method
+        # It was never trained: it has a reason in place of figures.
         if row["status"] == "left out":
             table.add_row(row["method"], "-", "", "", f"left out: {row['why']}", style="dim")
             continue

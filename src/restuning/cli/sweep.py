@@ -145,6 +145,7 @@ def show_sweep(report: dict[str, Any], console: Console) -> None:
     names = list(report["settings"][0]["setting"])
     for name in [*names, "val accuracy", "± std", "lost to NaN", "parameters"]:
         table.add_column(name, justify="right", no_wrap=True)
+    # A setting that lost all its runs to NaN has no mean; it goes last.
     for row in sorted(report["settings"], key=lambda r: -(r["mean"] or 0)):
         best = row == report["best"]
         cells = [

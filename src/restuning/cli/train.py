@@ -184,6 +184,7 @@ def train(
         text=text,
         label=label,
         max_tokens=max_tokens,
+        # Up to a few GiB features are stored unasked; `restuning cache` builds larger stores.
         store=False
         if no_cache
         else StoreOptions(store, cache_dtype, cache_precision, limit=BY_ITSELF),
@@ -198,10 +199,12 @@ def train(
         rows: list[dict[str, Any]] = result.rows()
     else:
         rows = [result.row()]
+        # Only `auto` has chosen anything.
         if result.choice is not None:
             show_choice(result.choice, screen)
             rows[0]["choice"] = result.choice.to_dict()
     show_result(rows, screen)
     screen.print(add_heading("left in", str(result.folder)), soft_wrap=True)
     if as_json:
+        # A list only where several methods were compared.
         show_json(rows if method is None else rows[0])

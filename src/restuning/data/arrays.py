@@ -68,6 +68,7 @@ def from_sklearn(preprocessing: Preprocessing, options: DataOptions) -> Data:
     from sklearn.datasets import load_digits
 
     raw: Any = load_digits()
+    # Pixels of scikit-learn have values from 0 to 16.
     images = [Image.fromarray((x * 255 / 16).astype(np.uint8)) for x in raw.images]
     labels = raw.target.tolist()
     splits = split_by_class(labels, (0.5, 0.15), SPLIT_SEED)
@@ -103,8 +104,10 @@ def from_torchvision(name: str, preprocessing: Preprocessing, options: DataOptio
         ) from None
     images = [sample[0] for part in parts for sample in part]
     labels = [int(sample[1]) for part in parts for sample in part]
+    # Validation is taken from the training part; the published test part stays whole.
     train, val = split_by_class(labels[: len(parts[0])], (0.9,), SPLIT_SEED)
     names = list(getattr(parts[0], "classes", map(str, sorted(set(labels)))))
+    # The images of both parts stand in one list, those of the test part last.
     splits = [train, val, list(range(len(parts[0]), len(labels)))]
     return _Pool(images, labels, splits, names).to_data(name.lower(), preprocessing, options)
 
@@ -159,6 +162,7 @@ def from_hub(name: str, preprocessing: Preprocessing, options: DataOptions) -> D
             labels += [int(y) for y in parts[key][column]]
         bounds.append(list(range(start, len(labels))))
     names = list(getattr(feature, "names", None) or map(str, range(max(labels) + 1)))
+    # Hub data sets mark the labels of a hidden test split with -1.
     wrong = [y for y in labels if not 0 <= y < len(names)]
     if wrong:
         raise DataError(

@@ -106,6 +106,7 @@ def decode(path: Path) -> Image.Image:
     except (
         UnidentifiedImageError,
         OSError,
+        # Pillow raises this for a broken PNG.
         SyntaxError,
         ValueError,
         Image.DecompressionBombError,
@@ -123,6 +124,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would clip 16 bits to white.
         high = np.asarray(image).astype(np.int64) // 257
+        # 257 is 65535 / 255: white stays white.
         return Image.fromarray(high.astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 

@@ -63,6 +63,7 @@ def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) 
 
 
 def _bytes(file: Path) -> int:
+    # A file that is missing is told of where it is decoded, by name.
     return file.stat().st_size if file.exists() else -1
 
 

@@ -24,6 +24,7 @@ def read_csv(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
         DataError: Unreadable, or without the columns, or a label is missing.
     """
     try:
+        # Excel writes a byte order mark, which would be a part of the first column's name.
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             columns = reader.fieldnames or []

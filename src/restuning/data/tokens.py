@@ -40,6 +40,7 @@ class TextBatch:
     @property
     def limit(self) -> int:
         """Tokens of a text that are read, and no more than the backbone takes."""
+        # A tokenizer without a limit has None, or 1e30, there.
         return min(self.longest, getattr(self.tokenizer, "model_max_length", None) or self.longest)
 
     def tokens(self, texts: Sequence[Any], **how: Any) -> Any:

@@ -86,6 +86,7 @@ class ImageInputs(Inputs):
     def single(self, given: Any) -> bool:
         """A path, an image, or an array or tensor that is one image."""
         if isinstance(given, np.ndarray | Tensor):
+            # `b h w c` and `b c h w` have four axes.
             return given.ndim < 4
         return isinstance(given, str | Path | Image.Image)
 
@@ -95,6 +96,8 @@ class ImageInputs(Inputs):
             if not isinstance(each, str | Path) or not Path(each).is_dir():
                 yield each
                 continue
+            # In order, so that answers can be compared between runs; hidden files, such as the `._a.jpg` that
+            # macOS writes, are no images.
             files = sorted(
                 p
                 for p in Path(each).rglob("*")
@@ -141,9 +144,11 @@ class ImageInputs(Inputs):
     def _prepare_tensor(self, tensor: Tensor) -> Tensor:
         """Bytes `c h w` are pixels; floats of the backbone's own size were prepared before."""
         if tensor.dtype == torch.uint8 and tensor.dim() == 3:
+            # From `c h w` to the `h w c` of arrays and Pillow.
             return self.preprocessing.image(_from_pixels(tensor.permute(1, 2, 0).cpu().numpy()))
         wanted = (3, *self.preprocessing.size)
         if tensor.is_floating_point() and tuple(tensor.shape) == wanted:
+            # To be stacked with others: a batch goes to the device as a whole.
             return tensor.detach().float().cpu()
         raise DataError(
             "a tensor that is no image",
@@ -155,6 +160,7 @@ class ImageInputs(Inputs):
 def _from_pixels(pixels: np.ndarray) -> Image.Image:
     """`h w`, `h w 1`, `h w 3` or `h w 4` bytes as an image."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
+        # Pillow knows grey images as `h w` only.
         pixels = pixels[:, :, 0]
     if pixels.size == 0 or not (
         pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
@@ -219,6 +225,7 @@ class WordInputs(TextInputs):
         """All sentences that have a word, as lists of words."""
         for each in super().expand(given):
             words = each.split() if isinstance(each, str) else list(each)
+            # An empty line has no word to answer for.
             if words:
                 yield words
 

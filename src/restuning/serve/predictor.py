@@ -254,6 +254,7 @@ class Predictor:
             inputs: As for a call; an iterator is read a batch at a time.
         """
         single = self.inputs.expand([inputs] if self.inputs.single(inputs) else inputs)
+        # A batch at a time: an iterator without an end is answered as well.
         while chunk := list(islice(single, self.batch_size)):
             yield from self._answer(chunk)
 
@@ -267,7 +268,9 @@ class Predictor:
                 *(x.to(device) for x in batch.args),
                 **{name: value.to(device) for name, value in batch.kwargs.items()},
             )
+        # In float32: in half precision probabilities are coarse and do not sum to one.
         chances = {task: values.float().softmax(-1).cpu() for task, values in logits.items()}
+        # `batch.inputs` and not `chunk`: files that were skipped have no answer.
         for row, given in enumerate(batch.inputs):
             if batch.words is None:
                 yield Answer(given, self._predictions(chances, row))
@@ -279,12 +282,13 @@ class Predictor:
             yield Answer(given, {}, tuple(words))
 
     def _predictions(self, chances: Mapping[str, Tensor], place: Any) -> dict[str, Prediction]:
-        found = {}
+        predictions = {}
         for task, values in chances.items():
+            # `b c` by input, or `b n c` by input and token.
             own, labels = values[place], self.labels[task]
             best = int(own.argmax())
-            found[task] = Prediction(labels[best], float(own[best]), own, labels)
-        return found
+            predictions[task] = Prediction(labels[best], float(own[best]), own, labels)
+        return predictions
 
 
 def _find_folders(
@@ -293,12 +297,12 @@ def _find_folders(
     """Task folders by name; hub names are fetched."""
     if isinstance(where, Mapping):
         return {name: find_task(each, revision) for name, each in where.items()}
-    asked = [where] if isinstance(where, str | Path) else list(where)
-    found = [find_task(each, revision) for each in asked]
+    places = [where] if isinstance(where, str | Path) else list(where)
+    found = [find_task(each, revision) for each in places]
     # What is fetched from a hub lies in a folder named by its commit.
     names = [
         (folder if folder.suffix == ".task" else Path(each)).name.removesuffix(".task")
-        for each, folder in zip(asked, found, strict=True)
+        for each, folder in zip(places, found, strict=True)
     ]
     if len(set(names)) < len(names):
         raise DataError(
@@ -341,6 +345,7 @@ def _open_backbone(
             found=chosen,
             fix=f"if you trust that file, name it yourself: backbone={chosen!r} (--backbone)",
         )
+    # Another backbone, which the user names, has weights of its own.
     if weights is None and chosen in names:
         weights = _find_weights(stored, folders, any_backbone)
     return load_backbone(chosen, weights=weights)
@@ -351,6 +356,7 @@ def _find_weights(
 ) -> Path | None:
     """The one weights file that the tasks name, found and compared to the byte."""
     files = {name: WeightsFile.from_description(d) for name, d in stored.items()}
+    # By contents: copies of one file may lie in several places.
     if len({file and file.sha256 for file in files.values()}) > 1:
         raise DataError(
             "the tasks were trained on several weights files",
