@@ -55,7 +55,7 @@ class Commands(TyperGroup):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        # Placeholders with a line of help each: the list of commands is shown without importing torch.
+        # Placeholders with a line of help each: the list is shown without importing torch.
         for name, (_, summary) in COMMANDS.items():
             self.commands[name] = TyperCommand(name, help=summary)
 

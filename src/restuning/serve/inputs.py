@@ -96,8 +96,8 @@ class ImageInputs(Inputs):
             if not isinstance(each, str | Path) or not Path(each).is_dir():
                 yield each
                 continue
-            # In order, so that answers can be compared between runs; hidden files, such as the `._a.jpg` that
-            # macOS writes, are no images.
+            # In order, so that answers can be compared between runs; hidden files, such as the
+            # `._a.jpg` that macOS writes, are no images.
             files = sorted(
                 p
                 for p in Path(each).rglob("*")
