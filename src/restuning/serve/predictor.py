@@ -298,11 +298,11 @@ def _find_folders(
     if isinstance(where, Mapping):
         return {name: find_task(each, revision) for name, each in where.items()}
     places = [where] if isinstance(where, str | Path) else list(where)
-    found = [find_task(each, revision) for each in places]
+    folders = [find_task(each, revision) for each in places]
     # What is fetched from a hub lies in a folder named by its commit.
     names = [
         (folder if folder.suffix == ".task" else Path(each)).name.removesuffix(".task")
-        for each, folder in zip(places, found, strict=True)
+        for each, folder in zip(places, folders, strict=True)
     ]
     if len(set(names)) < len(names):
         raise DataError(
@@ -310,7 +310,7 @@ def _find_folders(
             found=", ".join(names),
             fix="rename a task folder, or in Python give {name: folder}",
         )
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, folders, strict=True))
 
 
 def _open_backbone(
