@@ -46,6 +46,7 @@ class Budget:
 
     def refuses_memory(self, needed: int | None) -> str:
         """Why so much memory is refused, in words; empty where it fits or nothing is known."""
+        # What no forecast can follow is not refused: a guess would leave out what may well fit.
         if self.memory is None or needed is None or needed <= self.memory:
             return ""
         return f"needs {format_bytes(needed)} of memory, budget {format_bytes(self.memory)}"

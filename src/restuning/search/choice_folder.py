@@ -72,6 +72,7 @@ class ChoiceFolder:
         Raises:
             FormatError: It is no longer there.
         """
+        # A finished run's checkpoint holds the task alone, with the weights it was scored by.
         snapshot = read_newest(self.run_folder(method, rate) / "checkpoints")
         if snapshot is None:
             raise FormatError(

@@ -47,6 +47,7 @@ class Comparison:
                 found="none",
                 fix="take one of .runs, or give data with a val split",
             )
+        # `max` keeps the first of equals, and methods are named in the caller's order.
         return max(self.runs, key=lambda run: run.metrics["val_accuracy"])
 
     def save(self, title: str) -> None:

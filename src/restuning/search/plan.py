@@ -28,13 +28,14 @@ class PlanRequest:
 
     Attributes:
         backbone: Its name.
-        classes: Of the head.
+        classes: Outputs of the head.
         splits: Inputs by split; empty where the data are not known.
         batch: Inputs of a step.
         epochs: None for each method's default.
         budget: Bytes, or None.
-        precision, dtype: Of autocast, of a store.
-        options: Of the methods.
+        precision: Of autocast.
+        dtype: Of the values in a store.
+        options: Options of every method.
     """
 
     backbone: str
@@ -53,7 +54,7 @@ class Planner:
 
     def __init__(self, loaded: Backbone, host: Host, request: PlanRequest) -> None:
         self.loaded, self.host, self.request = loaded, host, request
-        self.drawn: Host | None = None
+        self.host_with_weights: Host | None = None
         self.example: Any = loaded.kwargs or loaded.example
         self.rates = forecast.measure_rates()
         self.forward = forecast.forecast_forward(
@@ -61,12 +62,14 @@ class Planner:
         )
 
     def options(self, method: str) -> list[forecast.Option]:
-        """Every form of a method."""
+        """A forecast for every form of a method."""
         host, task = self.host, self._task(method, self.host)
         if host.lacks_projections(task.inline_tuners):
             # They are proved with weights only, and this host was opened without.
-            self.drawn = self.drawn or forecast.load_drawn(self.request.backbone)[1]
-            host, task = self.drawn, self._task(method, self.drawn)
+            self.host_with_weights = (
+                self.host_with_weights or forecast.load_drawn(self.request.backbone)[1]
+            )
+            host, task = self.host_with_weights, self._task(method, self.host_with_weights)
         return [self._option(method, form, host, task) for form in forecast.forms(task)]
 
     def _task(self, method: str, host: Host) -> Task:
@@ -88,15 +91,17 @@ class Planner:
             size = forecast.store_bytes(taps, sum(request.splits.values()), request.dtype)
         largest = None
         if request.budget is not None:
+            # `first` spares it a forecast: this batch has just been counted.
             largest = forecast.largest_batch(at, request.budget, first=step)
         forward, own = self.forward.cost.seconds(self.rates), step.cost.seconds(self.rates)
         return forecast.Option(
             method,
             form,
-            _words(needs),
+            _describe_needs(needs),
             step,
             own / forward,
             self._seconds(method, form, own, forward),
+            # Nothing is stored where the form is live or the inputs are not counted.
             size or None,
             largest,
         )
@@ -111,10 +116,11 @@ class Planner:
         if form == "cached":
             # Evaluation from the store is a part of a step.
             return sum(splits.values()) / batch * forward + epochs * steps * step
+        # Live, each epoch's validation is one more pass of the backbone.
         return epochs * (steps * step + splits.get("val", 0) / batch * forward)
 
 
-def _words(needs: Needs) -> str:
+def _describe_needs(needs: Needs) -> str:
     tokens = IN_WORDS[needs.tokens]
     return f"{len(needs.taps)} taps, {tokens}" if len(needs.taps) > 1 else f"last tap, {tokens}"
 
@@ -141,12 +147,12 @@ class Plan:
 
     @property
     def forward_seconds(self) -> float:
-        """Of one forward of the bare backbone."""
+        """Seconds of one forward of the bare backbone."""
         return self.forward.cost.seconds(self.rates)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are written to JSON."""
-        taken = self.recommended
+        recommended = self.recommended
         return {
             "backbone": self.request.backbone,
             "batch": self.request.batch,
@@ -156,13 +162,13 @@ class Plan:
             "forward": self.forward.to_dict() | {"seconds": self.forward_seconds},
             "options": [asdict(o) | {"step": o.step.to_dict()} for o in self.options],
             "recommended": None
-            if taken is None
+            if recommended is None
             else {
-                "method": taken.option.method,
-                "form": taken.option.form,
-                "reads": taken.option.reads,
-                "batch": taken.batch,
-                "why": taken.why,
+                "method": recommended.option.method,
+                "form": recommended.option.form,
+                "reads": recommended.option.reads,
+                "batch": recommended.batch,
+                "why": recommended.why,
             },
             "left_out": self.left_out,
         }
@@ -185,11 +191,12 @@ def plan_methods(request: PlanRequest, names: Sequence[str], loaded: Backbone, h
         try:
             options += planner.options(method)
         except (NoSitesError, PlacementError, ProjectionsError) as error:
+            # The one that was asked for is an error; among several it is a line that says why.
             if len(names) == 1:
                 raise
             left_out[method] = error.what
-    taken = forecast.recommend(options, request.batch)
-    return Plan(request, planner.rates, planner.forward, options, taken, left_out)
+    recommended = forecast.recommend(options, request.batch)
+    return Plan(request, planner.rates, planner.forward, options, recommended, left_out)
 
 
 @dataclass(frozen=True)
@@ -198,10 +205,10 @@ class GridPlan:
 
     Attributes:
         method: That is trained.
-        counts: Tasks, settings of each, and final runs of each choice.
+        counts: Numbers of tasks, of settings tried for each, and of final runs for each choice.
         times: The forecast.
-        measured: On this machine, of a bank of runs that are trained together.
-        measured_single: The same of one run.
+        measured: Rates of this machine for a bank of runs that are trained in parallel.
+        measured_single: The same for one run alone.
     """
 
     method: str
@@ -243,6 +250,7 @@ def plan_grid(
     """
     if not request.splits:
         raise ForecastError("a grid is of data", fix="give --data or --images")
+    # Random weights take as long as trained ones and need not be fetched.
     loaded = load_backbone(request.backbone, random=True)
     host = loaded.host()
 
@@ -267,6 +275,7 @@ def plan_grid(
         read=read_seconds(data.train) if data is not None else 0.0,
         evaluated=min(EVALUATED, request.splits.get("val", EVALUATED)),
     )
+    # A sweep stacks no more at once; final runs are few, so they are timed as one alone.
     rates, single = measure(arms=min(arms, TOGETHER)), measure(arms=1)
     times = forecast.forecast_grid(
         rates,

@@ -372,6 +372,7 @@ class _Sweep:
         """Train what has no result yet, in banks; `final` runs are tested and saved as well."""
         groups: dict[Any, list[tuple[SweepRun, Task, FitSettings]]] = {}
         for run in runs:
+            # Made before this sweep was killed.
             if self.folder.has(kind, run.name):
                 continue
             task, settings = self._build(run)
