@@ -31,7 +31,7 @@ def draw_batch(
         settings: Seed and share of dropped captions.
         order: Which images make up which step.
         step: From 0.
-        rank: Of this process.
+        rank: Number of this process.
         world: Number of processes.
     """
     batch, size = order.batch(step), order.size(step)

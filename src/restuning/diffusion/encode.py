@@ -25,7 +25,7 @@ SCHEMA = 1
 
 
 class Encoder(Protocol):
-    """What makes numbers of images and captions."""
+    """Turns images into latents and captions into conditions."""
 
     def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`b 3 h w` in -1 to 1 to mean and standard deviation of latents, `b c h w` each."""
@@ -36,7 +36,7 @@ class Encoder(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What the numbers depend on: digests of weights and tokenizer, as JSON."""
+        """Everything the numbers depend on: digests of weights and tokenizer, as JSON."""
         ...
 
 
@@ -45,7 +45,7 @@ class EncodedPairs:
     """Encoded pairs.
 
     Attributes:
-        mean, std: Of the latents, `n c h w`.
+        mean, std: Mean and standard deviation of the latents, `n c h w`.
         texts: Conditions by name, one row a caption.
         caption_of: Row of `texts` for every image, `n`.
         empty: Conditions of the empty caption, of one row.
@@ -100,7 +100,7 @@ def encode(
 
     Args:
         pairs: Images and captions.
-        encoder: Of the denoiser's pipeline.
+        encoder: The encoder of the denoiser's pipeline.
         size: Side of the square that images are cut to, in pixels.
         folder: Where stores lie, one folder a key; None keeps nothing.
         batch: Images at once.

@@ -21,7 +21,7 @@ FETCHED = "they are fetched at first use: run once with a network, or put the fi
 
 @dataclass(frozen=True)
 class JudgingProtocol:
-    """What generated images and their reference are. Scores without it cannot be compared.
+    """How the images and their reference were made. Scores without it cannot be compared.
 
     The same samples score 19.1 against one split of a data set and 12.8 against another
     (CompVis/latent-diffusion#88), and 134 from 259 samples where 30,000 give 33 (#90).
@@ -32,7 +32,7 @@ class JudgingProtocol:
         reference_digest: `Pairs.digest()` of it.
         size: Side in pixels at which both sets are compared.
         resize: Filter and library that brought the reference to it.
-        sampler, steps, guidance, seed: Of the generated images.
+        sampler, steps, guidance, seed: How the images were generated.
     """
 
     generator: str
@@ -61,11 +61,11 @@ def judge_images(
     Args:
         reference: Batches of bytes, `b 3 h w`.
         generated: Batches of bytes, and their captions.
-        protocol: What they are.
+        protocol: How they were made; it comes back with the scores.
         network: Bytes to features `b d`, with `num_features`; None for the Inception that FID is
             defined with. With another network the distance is named after it and is no FID.
         clip: Name or folder of a CLIP model, for the CLIP score; None leaves it out.
-        neighbours: Of density and coverage.
+        neighbours: k of density and coverage.
 
     Returns:
         `scores` and `protocol`: the given one with the numbers of images, digests of captions and

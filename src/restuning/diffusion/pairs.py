@@ -28,7 +28,7 @@ class Pairs:
     """Captions, and where their images are.
 
     Attributes:
-        names: Of the images, as errors name them.
+        names: What errors call the images.
         captions: One an image.
         sources: Paths, or the bytes of a file.
     """

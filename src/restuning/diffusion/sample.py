@@ -28,8 +28,8 @@ def sample(
     """Denoise in equal steps, without randomness of its own (eta 0).
 
     Args:
-        denoiser: Of a batch.
-        objective: What it was trained for.
+        denoiser: Answers a batch.
+        objective: The objective it was trained for.
         noise: The start, `b ...`.
         conditions: Tensors of b rows.
         steps: Denoiser calls.

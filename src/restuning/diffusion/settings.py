@@ -13,17 +13,17 @@ class DenoiserSettings(LoopSettings):
     """How a task of a denoiser is trained.
 
     Args:
-        steps: Of the optimiser.
+        steps: Optimiser steps.
         batch_size: Images of a step, over all processes.
         lr: Highest learning rate; warm-up, then half a cosine down to zero.
         lambda_rate: What multiplies `lr` for the lambdas of a bypass.
-        weight_decay: Of matrices.
+        weight_decay: AdamW's, for matrices only.
         warmup_steps: None for a tenth of the steps, at most 500.
         caption_drop: Share of captions replaced by the empty one, for guidance without a
             classifier; 0.1 as Stable Diffusion was trained.
         clip: Largest gradient norm; 1 as diffusers' examples have it, None for no limit.
         ema: Decay of a running mean of the weights, which is then what is left in the task.
-        seed: Of order, noise, times and dropped captions.
+        seed: Seed of order, noise, times and dropped captions.
         precision: "no", "bf16" or "fp16".
         accumulate: Pieces a batch is run in.
         checkpoint_every: Steps between two checkpoints.

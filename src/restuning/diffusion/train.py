@@ -38,8 +38,8 @@ class DenoiserTraining:
         tasks: By name; several bypass tasks share every backbone forward.
         data: Encoded images and captions.
         objective: Noise and target.
-        settings: Of the run.
-        out: Its folder: `log.jsonl`, `checkpoints/`, `NAME.task`, `samples/`.
+        settings: Settings of the run.
+        out: Folder of the run: `log.jsonl`, `checkpoints/`, `NAME.task`, `samples/`.
         fixed: Further inputs of the denoiser.
         backbone: Name written into the task folders.
         draw: Called with the step where sample grids are due, with the weights that would be left now.

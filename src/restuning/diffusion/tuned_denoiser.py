@@ -48,7 +48,7 @@ class TunedDenoiser(nn.Module):
 
     @property
     def task(self) -> nn.ModuleList:
-        """What is trained."""
+        """The tasks, which are what is trained."""
         return self.tasks
 
     def forward(self, sample: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:

@@ -25,16 +25,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and from what.
+    """The method that was chosen, and the candidates it was chosen from.
 
     Attributes:
-        method: Its name.
-        lr, epochs, accumulate: Of its final run.
+        method: Name of the method.
+        lr, epochs, accumulate: Settings of its final run.
         form: "stored" (features once) or "live".
         rows: One a candidate: method, status ("tried", "stopped" early, "left out"), why, accuracy
             on validation with its standard error, cross-entropy there after a temperature of its own,
             the rates tried, memory, seconds.
-        examples: Of the validation split.
+        examples: Size of the validation split.
         budget: It was made within.
         start: Weights that its final run goes on from, by name; None where it begins anew.
     """
@@ -115,7 +115,7 @@ def choose_method(
         settings: Base of every run; `epochs` are those of a final run inside the backbone.
         out: Folder of the choice.
         budget: None for no limits.
-        candidates: What is tried.
+        candidates: Methods to try, cheapest first.
         resume: False starts over.
         log: Receives a line for each candidate.
 

@@ -1,4 +1,4 @@
-"""What is tried, cheapest first, and for how long."""
+"""The methods that `auto` tries, cheapest first, and for how many epochs each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MORE = 0.4
-"""Of a trial's epochs, made on both splits from its weights in place of a whole run anew.
+"""Share of a trial's epochs that its final run makes, from the trial's weights and on both splits.
 
 A trial that is cut short understates what needs long, so trials are whole runs. A second whole run
 would double the cost. With this the choice and its run take 1.4 to 2.0 runs of LoRA
@@ -14,7 +14,7 @@ would double the cost. With this the choice and its run take 1.4 to 2.0 runs of 
 """
 
 SHRINK = 0.25
-"""What a final run that goes on multiplies all weights of the trial by.
+"""Factor on all weights of a trial, where the final run goes on from them.
 
 Weights trained to the end learn badly from examples that come later; shrunk ones keep their direction
 and learn again (Ash and Adams 2020). For tuners that start as no change it is also a step back towards the
@@ -35,9 +35,9 @@ class Candidate:
     """A method that may be chosen.
 
     Attributes:
-        method: Its name.
+        method: Name of the method.
         rates: Highest learning rates; those of a detached method are tried in parallel.
-        times: Its epochs over those of a method inside the backbone.
+        times: Its epochs for each one of a method inside the backbone.
         warm_start: Whether its final run starts from the weights of its trial (`MORE`) and not anew, which is
             for those whose epochs are dear.
     """

@@ -1,4 +1,4 @@
-"""What was decided, a file for each candidate, so that a killed choice goes on and ends the same."""
+"""Decisions in files, one for each candidate, so that a killed choice goes on and ends the same."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ChoiceFolder:
     """Rows of candidates and the runs of their trials.
 
     Args:
-        folder: Its own.
-        identity: What must agree between all calls on the folder, as JSON.
+        folder: Folder of the choice.
+        identity: The values that must agree between all calls on the folder, as JSON.
         resume: False forgets what it holds.
 
     Raises:
@@ -67,7 +67,7 @@ class ChoiceFolder:
         return self.folder / "fits" / method / f"lr={rate:g}"
 
     def weights(self, method: str, rate: float) -> dict[str, Tensor]:
-        """What that run ended with.
+        """The weights which that run ended with.
 
         Raises:
             FormatError: It is no longer there.

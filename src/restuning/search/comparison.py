@@ -22,7 +22,7 @@ class Comparison:
 
     Attributes:
         runs: One a method, in the order they were named.
-        folder: Of the comparison: a folder for each run, and `comparison.json`.
+        folder: Where the comparison lies: a folder for each run, and `comparison.json`.
     """
 
     runs: tuple[Run, ...]

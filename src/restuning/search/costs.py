@@ -1,4 +1,4 @@
-"""What a candidate takes of memory and time: counted from shapes, measured in a few steps."""
+"""Memory and time of a candidate: counted from shapes, and measured in a few steps."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Costs:
 
     Args:
         host: The backbone.
-        data: Its inputs, with a training and a validation split.
+        data: The inputs, with a training and a validation split.
         tested: Inputs of the test split.
-        settings: Of a run inside the backbone.
+        settings: Settings of a run inside the backbone.
     """
 
     def __init__(self, host: Extractor, data: Data, tested: int, settings: FitSettings) -> None:
@@ -76,8 +76,8 @@ class Costs:
 
         Args:
             tuned: With `.task`.
-            fed: What it trains on.
-            settings: Of its trial.
+            fed: The splits as it trains on them.
+            settings: Settings of its trial.
             budget: That a step should fit.
             split: More pieces may be made: the step is the same (as `restuning plan` proposes).
         """

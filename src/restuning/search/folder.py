@@ -15,9 +15,9 @@ class SearchFolder:
     """Results in files, each whole or not there, so that a killed search goes on and ends the same.
 
     Args:
-        folder: Its own.
-        identity: What must agree between all calls on the folder, as JSON.
-        file: Where that is written.
+        folder: Folder of the search.
+        identity: The values that must agree between all calls on the folder, as JSON.
+        file: Name of the file that holds them.
         what: The error where it does not agree, such as "this folder holds another sweep".
         resume: False forgets what the folder holds.
 

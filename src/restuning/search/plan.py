@@ -1,4 +1,4 @@
-"""What training will take, method beside method, before it is started: all that `restuning plan` does."""
+"""Forecasts of memory and time, method beside method, before training: all that `restuning plan` does."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ PLANNED = ("linear", "res-tuning-bypass", "res-tuning", "full")
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is to be planned.
+    """The backbone, data and settings that a plan is made for.
 
     Attributes:
-        backbone: Its name.
+        backbone: Name of the backbone.
         classes: Outputs of the head.
         splits: Inputs by split; empty where the data are not known.
         batch: Inputs of a step.
         epochs: None for each method's default.
         budget: Bytes, or None.
-        precision: Of autocast.
-        dtype: Of the values in a store.
+        precision: Precision of autocast.
+        dtype: Type of the values in a store.
         options: Options of every method.
     """
 
@@ -131,7 +131,7 @@ class Plan:
 
     Attributes:
         request: What was planned.
-        rates: Of this machine, measured.
+        rates: Measured speed of this machine.
         forward: One forward of the bare backbone.
         options: One for every method and form.
         recommended: The one to take; None where nothing fits.
@@ -179,7 +179,7 @@ def plan_methods(request: PlanRequest, names: Sequence[str], loaded: Backbone, h
 
     Args:
         request: What is to be planned.
-        names: Of methods.
+        names: Names of the methods.
         loaded, host: What `forecast.load_shapes` gives for the backbone.
 
     Raises:

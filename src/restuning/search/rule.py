@@ -74,7 +74,7 @@ def is_lost(accuracy: Sequence[float], epochs: int, to_beat: float, count: int) 
 
     Args:
         accuracy: On validation, after each epoch so far.
-        epochs: Of the whole trial.
+        epochs: Epochs of the whole trial.
         to_beat: The best of the other trials, 0 for none.
         count: Validation examples.
     """

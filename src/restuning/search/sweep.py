@@ -247,8 +247,8 @@ def sweep(
         method: A method whose task trains from stored features.
         grid: Values by setting: `lr`, `lambda` (its rate over the others'), `wd`, `clip`,
             `smoothing`, `batch`, `epochs`, or any option of the method (`rank`, `scale`, ...).
-        seeds: Of the runs.
-        settings: What the grid does not name.
+        seeds: Every setting is trained with each of them.
+        settings: Values of all settings that the grid does not name.
         out: Folder of the sweep.
         options: Options of the method that the grid does not name.
         on_progress: Called after each epoch: runs that are done, runs in all, the best so far in

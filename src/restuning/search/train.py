@@ -48,12 +48,12 @@ class TrainOptions(TypedDict, total=False):
     """Everything else that `train` can be told; what is left out keeps its default.
 
     Attributes:
-        settings: Of training, in place of the method's own defaults.
+        settings: Settings of training, in place of the method's own defaults.
         epochs, batch_size, lr, lambda_rate, weight_decay, warmup_epochs, label_smoothing,
             precision, accumulate, clip, drop_path, ema, seed, workers, checkpoint_every, track:
             Single settings, over those; see `FitSettings`.
-        rank, scale, zero, layers, pool: Of the method; see `methods.build`.
-        augment: Of training images: "none", "flip", "timm", "timm:POLICY".
+        rank, scale, zero, layers, pool: Options of the method; see `methods.build`.
+        augment: Augmentation of training images: "none", "flip", "timm", "timm:POLICY".
         final: Train on train and val together.
         skip_bad: Leave corrupt images out, and count them.
         text, label: Columns of a csv.
@@ -63,8 +63,8 @@ class TrainOptions(TypedDict, total=False):
         random: Random weights of the backbone, from the seed.
         zero_shot: Prompts such as "a photo of a {}." that make the first head of the class names.
         class_names: File of class names for it, a line each.
-        memory: Of "auto": for everything, such as "2GiB".
-        minutes: Of "auto": for the choice and the final run.
+        memory: Limit for "auto", of everything together, such as "2GiB".
+        minutes: Limit for "auto", of the choice and the final run together.
         progress: Bars on a terminal.
     """
 
@@ -110,7 +110,7 @@ OF_METHOD = ("rank", "scale", "zero", "layers", "pool", "drop_path")
 OF_SOURCE = ("augment", "final", "skip_bad", "text", "label", "max_tokens")
 OF_BUDGET = ("memory", "minutes")
 CHOSEN_BY_AUTO = ("lr", "rank", "scale", "zero", "layers", "zero_shot", "ema")
-"""What a choice would find, or cannot take."""
+"""Settings that a choice finds by itself, or cannot use."""
 
 
 @overload
@@ -231,7 +231,7 @@ class _Trainer:
         self.host.to(device)
 
     def with_head(self, recipe: Recipe, prompts: ZeroShot) -> Recipe:
-        """The same, from a head that the names of the classes make."""
+        """The recipe with a first head made of the names of the classes."""
         return replace(recipe, head=prompts.head(self.backbone, self.data.labels))
 
     def train_one(self, recipe: Recipe, out: Path | None) -> Run:
@@ -382,7 +382,7 @@ def _load(
 def _call(
     source: Source, backbone: Backbone, weights: str | Path | None, explicit: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the command line would be told for the same run, beside method and settings.
+    """The options of the command line for the same run, beside method and settings.
 
     Names of the options of `restuning train`; data that were given as an object have none.
     """

@@ -42,8 +42,8 @@ class Trials:
         inputs: Data and features, without a test split.
         tested: Inputs of the test split, for the time of the final run.
         settings: Base of all trials; `epochs` are those of a final run inside the backbone.
-        budget: Of the whole.
-        folder: Of what was decided.
+        budget: Limits of the whole choice.
+        folder: Keeps the rows that are decided.
         log: Receives a line for each trial.
     """
 
@@ -140,7 +140,7 @@ class Trials:
         return row | self._score(results, status)
 
     def _build(self, candidate: Candidate) -> Task:
-        """Its task with the first weights of the seed."""
+        """The candidate's task, with the first weights of the seed."""
         free = partial(keep_taps_if_memory_is_free, budget=self.budget)
         return Recipe(candidate.method, self.settings, begin=free).build(self.inputs)
 

@@ -39,14 +39,14 @@ class FitResult:
     Args:
         history: One entry an epoch: epoch, step, loss, accuracy, val_loss, val_accuracy, lr and
             seconds; the val figures are None without validation data.
-        seconds: Of training and evaluation, summed over all resumed parts.
+        seconds: Time of training and evaluation, summed over all resumed parts.
         peak_memory_bytes: Above the start of the run, largest of its parts; None if unmeasurable.
         memory_measure: How that was measured.
         steps: Optimiser steps.
-        train_loss: Of the last epoch.
-        train_accuracy: Of the last epoch, while it trained.
-        val_accuracy: Of the final weights.
-        val_loss: Of the final weights.
+        train_loss: Mean over the last epoch.
+        train_accuracy: Over the last epoch, counted while it trained.
+        val_accuracy: Accuracy of the final weights; None without validation data.
+        val_loss: Cross entropy of the final weights, likewise.
     """
 
     history: list[dict[str, Any]]
@@ -71,7 +71,7 @@ class Classification(TrainingObjective):
         tuned: With `.task` and `.host`.
         train: Map-style data set of `(input, label)`.
         val: As `train`, or None.
-        settings: Of the run.
+        settings: Settings of the run.
         collate: Makes a batch of a list of examples.
         out: The run's folder, for the curves.
         stop: As for `fit_until`; None trains to the last step.

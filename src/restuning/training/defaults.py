@@ -9,7 +9,7 @@ from typing import Any
 from restuning.training.settings import FitSettings
 
 COMPARED = ("linear", "res-tuning", "res-tuning-bypass")
-"""What `restuning train` compares where no method is named."""
+"""The methods that `restuning train` compares where none is named."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def settings_for(
     """The settings a method is trained with.
 
     Args:
-        method: Its name.
-        overrides: What the user says, by name of the setting; None stands for "not said".
+        method: Name of the method.
+        overrides: The user's values, by name of the setting; None stands for "not said".
         base: Settings in place of the method's own defaults.
 
     Raises:

@@ -41,7 +41,7 @@ def evaluate(
         batch_size: Per process.
         collate: Makes a batch of a list of examples.
         workers: Processes that load data.
-        accelerator: Of a run in several processes: each takes a share, all get the result.
+        accelerator: Given by a run in several processes: each takes a share, all get the result.
         between: Called before every batch; may raise to stop.
 
     Raises:
@@ -89,7 +89,7 @@ def iterate_logits(
         dataset: Map-style, yields `(input, label)`.
         batch_size: Inputs of one forward.
         collate: Makes a batch of a list of examples.
-        rows: Of the data set, in this order; None for all.
+        rows: Which examples, in this order; None for all.
         workers: Processes that load data.
         between: Called before every batch; may raise to stop.
 

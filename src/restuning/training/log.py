@@ -1,4 +1,4 @@
-"""What a run tells while it goes: `log.jsonl`, a bar or plain lines, trackers, and its curves."""
+"""Reports of a run while it goes: `log.jsonl`, a bar or plain lines, trackers, and its curves."""
 
 from __future__ import annotations
 

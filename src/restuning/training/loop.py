@@ -41,7 +41,7 @@ def run_to_end(
     """Make a run, or what is left of it, and return its result.
 
     Args:
-        objective: What is trained on what.
+        objective: The task and its data.
         out: The run's folder.
         resume: False starts over and forgets what the folder holds.
         progress: True shows a bar on a terminal and plain lines elsewhere, "force" a bar always.
@@ -87,7 +87,7 @@ class Loop:
     """A run's state, and the steps that change it.
 
     Args:
-        objective: What is trained on what, placed and prepared.
+        objective: The task and its data, placed and prepared.
         out: The run's folder.
         accelerator: Devices, processes, precision.
         interrupts: Signals noted so far.

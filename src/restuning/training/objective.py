@@ -1,4 +1,4 @@
-"""What the loop is given: the batches, the losses, and what is looked at on the way."""
+"""The interface between the loop and what it trains: batches, losses, reviews, state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunTotals:
 
 
 class TrainingObjective(ABC):
-    """What is trained on what. The loop steps, saves and resumes; all else is decided here.
+    """A task and the data it is trained on. The loop steps, saves and resumes; all else is decided here.
 
     ```
     for step in range(start, steps):
@@ -53,14 +53,14 @@ class TrainingObjective(ABC):
     `state` gives.
 
     Attributes:
-        settings: Of the optimiser, precision and checkpoints.
-        task: What is trained, averaged and saved.
+        settings: Settings of the optimiser, precision and checkpoints.
+        task: The module that is trained, averaged and saved.
         order: Which examples make up which step.
-        steps: Of the whole run.
+        steps: Optimiser steps of the whole run.
         warmup: Steps of warm-up.
         lines: Steps between two lines of progress where there is no terminal.
-        model: What is run; after `place`, as Accelerate wrapped it.
-        accelerator: Of the run, from `place` on.
+        model: The module that is called; after `place`, as Accelerate wrapped it.
+        accelerator: The run's Accelerator, from `place` on.
     """
 
     settings: LoopSettings
@@ -74,7 +74,7 @@ class TrainingObjective(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What must be equal in both halves of a run, by the name that an error gives it."""
+        """The values that a resumed run must share with its first half, by the name errors give them."""
 
     @abstractmethod
     def place(self, accelerator: Accelerator) -> None:
@@ -101,7 +101,7 @@ class TrainingObjective(ABC):
 
     @abstractmethod
     def losses(self, piece: Any) -> tuple[Tensor, Tensor]:
-        """What is differentiated, and the figures to write down, `m`; sums over examples both.
+        """The loss to differentiate and the figures to write down, `m`, both summed over examples.
 
         The first figures are losses: a run ends where one is not finite.
         """
@@ -112,11 +112,11 @@ class TrainingObjective(ABC):
 
     @abstractmethod
     def line(self, step: int) -> dict[str, Any]:
-        """What the log says after a step, of the steps since the last line."""
+        """The log entry after a step, about the steps since the last entry."""
 
     @abstractmethod
     def describe(self, step: int) -> str:
-        """What the progress says after a step."""
+        """The words that progress shows after a step."""
 
     def reviews_at(self, step: int) -> bool:
         """Whether a review is due after a step."""
@@ -147,7 +147,7 @@ class TrainingObjective(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside weights, in plain values."""
+        """The plain values that a checkpoint must hold beside the weights."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -27,9 +27,9 @@ def parameter_groups(
 
     Args:
         parameters: Those without `requires_grad` are left out.
-        weight_decay: Of the tensors with two dimensions or more.
-        lambdas: Those of bypasses, among the parameters.
-        lambda_rate: Theirs.
+        weight_decay: Decay of tensors with two dimensions or more.
+        lambdas: Which of the parameters are lambdas of a bypass.
+        lambda_rate: What multiplies their learning rate.
     """
     trained = [p for p in parameters if p.requires_grad]
     # A group of their own only where they differ: checkpoints number parameters by group.

@@ -1,4 +1,4 @@
-"""What side networks do before the first step: `SideNetwork.prepare`, fed with the training split."""
+"""Lets side networks see the training split before the first step (`SideNetwork.prepare`)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PreparedSplit(Dataset):
         return self.gather(indices, [0] * len(indices))
 
     def view(self) -> int:
-        """As of the split."""
+        """Draw the view of one example, as the split does."""
         return self.rows.view()
 
     def gather(self, indices: Sequence[int], views: Sequence[int]) -> tuple[Any, Tensor]:
@@ -63,7 +63,7 @@ class PreparedSplit(Dataset):
         return self._join(inputs, torch.as_tensor(list(indices))), labels
 
     def collate(self, collate: Callable | None) -> Callable | None:
-        """What makes a batch of this, given what makes one of the split."""
+        """The collate function for this data set, given the one for the split."""
         return collate if self.whole_batches else _Collate(self, collate or default_collate)
 
     def _join(self, inputs: Any, at: Any) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def prepare(
 def prepare_tuned(
     tuned: nn.Module, train: Any, collate: Callable | None = None
 ) -> tuple[Any, Callable | None]:
-    """The same for one module with `.task`, as `fit` trains it."""
+    """Prepare the side network of one module with `.task`, as `fit` trains it; see `prepare`."""
     task = getattr(tuned, "task", None)
     if not isinstance(task, Task) or task.side is None:
         return train, collate

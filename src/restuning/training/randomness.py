@@ -57,9 +57,9 @@ class Order:
 
     Args:
         count: Examples in the training data.
-        batch_size: Of all processes together; the last batch of an epoch may be smaller.
+        batch_size: Examples of a step over all processes; the last batch of an epoch may be smaller.
         epochs: Passes.
-        seed: Of the order.
+        seed: Seed of the order.
     """
 
     def __init__(self, count: int, batch_size: int, epochs: int, seed: int) -> None:
@@ -159,7 +159,7 @@ def batches(
 
     Args:
         dataset: Map-style.
-        order: Of the run.
+        order: Which examples make up which step.
         start: First step.
         rank: This process.
         world: Number of processes.

@@ -105,7 +105,7 @@ class Source:
 
         Args:
             host: The frozen backbone, on its device.
-            backbone: What it was made of.
+            backbone: The backbone that `host` was made of.
             data: The same data, where they were loaded before.
         """
         # Stores hold plain images, split by split: else the data are listed once more for them.
@@ -129,13 +129,13 @@ class Inputs:
 
     Attributes:
         host: The frozen backbone, on its device.
-        backbone: What it was made of.
+        backbone: The backbone that `host` was made of.
         data: As live training reads it, maybe augmented.
         load_plain: Gives the same without augmentation and with its splits apart.
         store: How features are stored; None trains live.
-        augment: Of `data`.
+        augment: Augmentation of `data`.
         final: Whether training reads train and val together.
-        options: Of every method that is built for it, such as `pool`.
+        options: Options of every method that is built for it, such as `pool`.
     """
 
     host: Extractor
@@ -204,10 +204,10 @@ def open_inputs(
 
     Args:
         host: The frozen backbone, on its device.
-        backbone: What it was made of.
-        data: Its splits apart.
+        backbone: The backbone that `host` was made of.
+        data: The data set, with its splits apart.
         store: How features are stored; None for the usual place, up to `BY_ITSELF` bytes.
-        options: Of every method, such as `pool`.
+        options: Options of every method, such as `pool`.
     """
     store = StoreOptions(limit=BY_ITSELF) if store is None else store
     return Inputs(host, backbone, data, lambda: data, store, options=dict(options or {}))
@@ -233,8 +233,8 @@ class Recipe:
 
     Attributes:
         method: A name of `methods`.
-        settings: Of its training.
-        options: Of the method, over those of all methods.
+        settings: How it is trained.
+        options: Options of this method; they win over those of all methods.
         head: A head to start from; None for a new one.
         begin: Gives the new task other first weights.
     """
@@ -298,7 +298,7 @@ class Setup:
 
     @property
     def task(self) -> Any:
-        """What is trained."""
+        """The task that is trained."""
         return self.tuned.task
 
     def fit(self, settings: FitSettings, out: Path, *, val: bool = True, **how: Any) -> FitResult:
@@ -473,7 +473,7 @@ def measurements(setup: Setup, result: FitResult, settings: FitSettings) -> dict
 
 
 def origin(inputs: Inputs, setup: Setup) -> dict[str, Any]:
-    """What a run was made of: backbone, data, stored features."""
+    """The backbone, data and stored features that a run was made of."""
     data, stored, features = inputs.data, setup.stored, None
     if stored is not None:
         key = stored.store.key
