@@ -221,15 +221,15 @@ def test_a_trial_that_is_killed_is_not_refused_for_the_time_that_has_passed(
     world, tmp_path, known_costs, monkeypatch
 ):
     few, budget = (LINEAR, INSIDE), Budget(None, 100.0)
-    real = runs.fit
+    real = runs.fit_until
 
     def kill(*args, **kwargs):
         raise Killed
 
-    monkeypatch.setattr(runs, "fit", kill)
+    monkeypatch.setattr(runs, "fit_until", kill)
     with pytest.raises(Killed):
         world.choose(tmp_path, candidates=few, budget=budget)
-    monkeypatch.setattr(runs, "fit", real)
+    monkeypatch.setattr(runs, "fit_until", real)
     known_costs["res-tuning"] = (1e6, 1e6)
     found = world.choose(tmp_path, candidates=few, budget=budget)
     assert reasons(found) == {}
@@ -278,7 +278,7 @@ def test_arms_that_turn_nan_lose_and_if_all_do_the_method_is_left_out(world, tmp
 
 
 def test_a_trial_that_clearly_loses_is_ended_early(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(rule, "lost", lambda curve, epochs, best, count: len(curve) == 2)
+    monkeypatch.setattr(rule, "is_lost", lambda curve, epochs, best, count: len(curve) == 2)
     found = world.choose(tmp_path, candidates=(LINEAR, Candidate("bypass-vertical", (5e-3,), 8)))
     assert found.rows[1]["status"] == "stopped"
     assert len(found.rows[1]["trials"][0]["curve"]) == 2
@@ -346,6 +346,6 @@ def test_a_real_error_is_not_taken_for_a_reason(world, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise TrainingError("the log cannot be written")
 
-    monkeypatch.setattr(runs, "fit", broken)
+    monkeypatch.setattr(runs, "fit_until", broken)
     with pytest.raises(TrainingError, match="log cannot be written"):
         world.choose(tmp_path, candidates=(MIXING,))
