@@ -12,5 +12,6 @@ from restuning.backbones.preprocessing import Preprocessing as Preprocessing
 from restuning.backbones.towers import ImageTower as ImageTower
 from restuning.backbones.towers import TextTower as TextTower
 from restuning.backbones.variants import QUANTIZED as QUANTIZED
+from restuning.backbones.variants import add_image_size as add_image_size
 from restuning.backbones.variants import add_quantization as add_quantization
 from restuning.backbones.weights import load_weights as load_weights

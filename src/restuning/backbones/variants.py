@@ -97,3 +97,26 @@ def _quantize_nf4(model: nn.Module) -> None:
         owner, _, leaf = path.rpartition(".")
         # Packed when it is moved, also to where it is.
         setattr(model.get_submodule(owner), leaf, packed.to(weight.device))
+
+
+def add_image_size(backbone: str, size: int | None) -> str:
+    """Add the size of its images to a backbone's name: `timm:NAME` at 112 is `timm:NAME@112`.
+
+    Args:
+        backbone: As `load_backbone` takes it, also with arguments: `timm:NAME:arguments`.
+        size: In pixels; None leaves the name as it is.
+
+    Raises:
+        BackboneError: It takes none.
+    """
+    if size is None:
+        return backbone
+    scheme, _, rest = backbone.partition(":")
+    name, colon, arguments = rest.partition(":")
+    if scheme != "timm" or "@" in name:
+        raise BackboneError(
+            "an image size is given to backbones of timm",
+            where=backbone,
+            fix="leave --image-size out",
+        )
+    return f"timm:{name}@{size}{colon}{arguments}"

@@ -58,27 +58,6 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def add_image_size(backbone: str, size: int | None) -> str:
-    """A backbone's name with the size of its images: `timm:NAME` at 112 is `timm:NAME@112`.
-
-    Raises:
-        BackboneError: It takes none.
-    """
-    if size is None:
-        return backbone
-    from restuning._errors import BackboneError
-
-    scheme, _, rest = backbone.partition(":")
-    name, colon, arguments = rest.partition(":")
-    if scheme != "timm" or "@" in name:
-        raise BackboneError(
-            "an image size is given to backbones of timm",
-            where=backbone,
-            fix="leave --image-size out",
-        )
-    return f"timm:{name}@{size}{colon}{arguments}"
-
-
 @command(
     app,
     "restuning bench run digits --methods linear,res-tuning --seeds 2 --out runs/grid",
@@ -134,6 +113,7 @@ def run(
     config: Config = None,
 ) -> None:
     """Train and test every method on every task with every seed; goes on where it was stopped."""
+    from restuning.backbones import add_image_size
     from restuning.bench import (
         GridProtocol,
         Job,

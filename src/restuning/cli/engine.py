@@ -47,11 +47,11 @@ def export(
     """Write a backbone with its taps; then --backbone onnx:FILE, openvino:FILE or pt2:FILE."""
     import torch
 
-    from restuning.backbones import export_engine, load_backbone
+    from restuning.backbones import add_image_size, export_engine, load_backbone
 
     # With --random the same weights each time, so that an engine can be made again.
     torch.manual_seed(0)
-    name = backbone if image_size is None else _add_image_size(backbone, image_size)
+    name = add_image_size(backbone, image_size)
     loaded = load_backbone(name, weights=weights, random=random)
     done = export_engine(
         loaded, out, runtime=runtime, precision="int8" if int8 else "fp32", tokens=tokens
@@ -62,12 +62,3 @@ def export(
     else:
         words = {"largest": "largest error of a tap", "relative": "largest relative error"}
         show_facts({words.get(k, k): v for k, v in facts.items()}, f"{name} as an engine")
-
-
-def _add_image_size(backbone: str, pixels: int) -> str:
-    """`timm:NAME` or `timm:NAME:arguments` at another image size."""
-    scheme, _, rest = backbone.partition(":")
-    name, colon, arguments = rest.partition(":")
-    if scheme != "timm" or "@" in name:
-        raise typer.BadParameter("--image-size is for timm:NAME without @PIXELS")
-    return f"{scheme}:{name}@{pixels}{colon}{arguments}"

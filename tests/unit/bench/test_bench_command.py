@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from restuning import RestuningError
 from restuning._errors import UnknownNameError
+from restuning.backbones import add_image_size
 from restuning.bench import Event
 from restuning.cli import bench
 from restuning.cli.app import app
@@ -76,13 +77,13 @@ def test_rivals_are_listed():
     ],
 )
 def test_an_image_size_becomes_part_of_the_backbones_name(name, size, made):
-    assert bench.add_image_size(name, size) == made
+    assert add_image_size(name, size) == made
 
 
 @pytest.mark.parametrize("name", ["restuning-tiny", "timm:vit@224", "hf:x/y"])
 def test_a_size_is_refused_where_none_is_taken(name):
     with pytest.raises(RestuningError, match="image size"):
-        bench.add_image_size(name, 112)
+        add_image_size(name, 112)
 
 
 def test_an_event_is_one_line():
