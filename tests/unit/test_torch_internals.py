@@ -162,9 +162,13 @@ def test_the_switch_of_gradients_is_known_to_a_mode_of_functions():
     assert not _torch.is_gradient_switch(torch.add)
 
 
+OF_OTHERS = {"_replace", "_asdict", "_exit", "_hf_hook", "_reset_state", "_shared_state"}
+"""Public names of Python's that begin with a line, and private ones of Accelerate's."""
+
+
 def own_names(trees):
-    """Private names that the package itself defines."""
-    names = {"_replace", "_hf_hook", "_exit", "_reset_state"}
+    """Private names that are not torch's: those that the package itself defines, and a few more."""
+    names = set(OF_OTHERS)
     for tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
