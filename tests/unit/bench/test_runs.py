@@ -65,6 +65,7 @@ def test_right_answers_are_those_of_evaluate(grid):
     assert unpack_hits(result["hits"], result["count"]).mean() == result["accuracy"]
 
 
+@pytest.mark.slow
 def test_detached_methods_end_alike_from_the_store_and_live(grid, tmp_path):
     from dataclasses import replace
 

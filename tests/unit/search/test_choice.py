@@ -57,7 +57,8 @@ def test_every_rate_is_tried_and_trials_that_are_not_gone_on_from_are_whole_runs
         assert candidate.epochs(1) >= 1
 
 
-@pytest.mark.parametrize("one", [MIXING, pytest.param(INSIDE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("one", [MIXING, INSIDE])
 def test_a_final_run_goes_on_from_the_weights_of_the_trial_that_was_taken(world, tmp_path, one):
     twice = replace(one, rates=(1e-3, 5e-3))
     found = world.choose(tmp_path, candidates=(twice,))

@@ -56,7 +56,7 @@ def shell(*arguments):
     assert done.exit_code == 0, (done.output, done.exception)
 
 
-@pytest.mark.parametrize("method", ["linear", "ridge"])
+@pytest.mark.parametrize("method", ["linear", pytest.param("ridge", marks=pytest.mark.slow)])
 def test_the_call_and_the_command_line_leave_the_same(tmp_path, stores, method):
     options = {"epochs": 2, "batch_size": 32, "seed": 3}
     ours = train("digits", method=method, out=tmp_path / "call", store=stores, **options)
@@ -98,6 +98,7 @@ def test_methods_are_compared_in_one_folder_and_the_best_is_best_on_validation(
         _ = final.best
 
 
+@pytest.mark.slow
 def test_auto_is_the_default_and_tells_how_it_chose(few, tmp_path, stores):
     lines = []
     run = train(

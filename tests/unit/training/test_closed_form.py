@@ -182,6 +182,7 @@ def test_a_collate_of_ones_own_is_used_on_images(world, tmp_path):
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
 
 
+@pytest.mark.slow
 def test_a_run_on_images_that_was_stopped_goes_on_as_if_it_had_not_been(world, tmp_path):
     host, data, _ = world
     settings = FitSettings(epochs=3, lr=5e-3, checkpoint_every=1, batch_size=32)
