@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from restuning.task import save as save
     from restuning.training import FitSettings as FitSettings
     from restuning.training import evaluate as evaluate
+    from restuning.training import evaluate_task as evaluate_task
     from restuning.training import fit as fit
     from restuning.tuners import ConvAdapter as ConvAdapter
     from restuning.tuners import DropPath as DropPath
@@ -118,6 +119,7 @@ _ROOMS = {
     "training": (
         "FitSettings",
         "evaluate",
+        "evaluate_task",
         "fit",
     ),
     "tuners": (

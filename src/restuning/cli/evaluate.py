@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,10 +25,6 @@ from restuning.cli.common import (
     show_rows,
 )
 from restuning.cli.predict import open_predictor
-
-if TYPE_CHECKING:
-    from restuning.data import DataOptions
-    from restuning.serve import Predictor
 
 app = group("Test a task.")
 
@@ -57,6 +52,7 @@ def evaluate(
 ) -> None:
     """Accuracy of a saved task on the test split of a data set."""
     from restuning.data import DataOptions
+    from restuning.training import evaluate_task
 
     predictor = open_predictor(
         [task],
@@ -73,34 +69,3 @@ def evaluate(
         show_json(result)
     else:
         show_rows([result], f"{task} on {data}")
-
-
-def evaluate_task(
-    predictor: Predictor, data: str, options: DataOptions, batch_size: int
-) -> dict[str, Any]:
-    """Accuracy, loss and count of the only task of a predictor on the test split of a data set."""
-    from restuning._errors import DataError
-    from restuning.data import load_data
-    from restuning.serve.inputs import TextInputs
-    from restuning.task import Tuned
-    from restuning.training import evaluate
-
-    (task,) = predictor.tasks.values()
-    if isinstance(predictor.inputs, TextInputs):
-        # As many tokens as the task was trained on.
-        options = replace(options, max_tokens=predictor.inputs.collate.longest)
-    loaded = load_data(data, predictor.backbone, options)
-    if loaded.test is None:
-        raise DataError("there is no test split", where=data, fix="give a data set with one")
-    # The same classes in another order would be scored, and wrongly, without an error.
-    if task.labels and task.labels != loaded.labels:
-        raise DataError(
-            "the classes of the data are not those of the task",
-            where=data,
-            found=f"{loaded.num_classes} classes {loaded.labels[:4]}; the task has "
-            f"{len(task.labels)}: {task.labels[:4]}",
-            fix="evaluate on the data it was trained for",
-        )
-    tuned = Tuned(predictor.host, task).eval()
-    result = evaluate(tuned, loaded.test, batch_size, loaded.collate)
-    return {"data": loaded.name, "method": task.method, **result}

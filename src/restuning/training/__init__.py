@@ -2,6 +2,7 @@
 
 from restuning.training.classification import FitResult as FitResult
 from restuning.training.evaluate import evaluate as evaluate
+from restuning.training.evaluate_task import evaluate_task as evaluate_task
 from restuning.training.fit import fit as fit
 from restuning.training.fit import fit_until as fit_until
 from restuning.training.log import draw_curves as draw_curves

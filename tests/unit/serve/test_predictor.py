@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from restuning import Tuned, load_backbone, methods, save
+from restuning import Tuned, evaluate, evaluate_task, load_backbone, load_data, methods, save
 from restuning._errors import (
     BackboneError,
     DataError,
@@ -387,3 +387,17 @@ def test_an_answer_shows_what_was_said_and_not_the_pixels():
     said = {"pets": Prediction("dog", 0.75, torch.tensor([0.25, 0.75]), ["cat", "dog"])}
     assert repr(Answer("a.png", said)).startswith("Answer('a.png', predictions={'pets'")
     assert repr(Answer(np.zeros((64, 64, 3)), said)).startswith("Answer(<ndarray>, predictions=")
+
+
+def test_a_task_is_tested_by_one_call_and_several_are_refused(tiny, tmp_path):
+    data = load_data("digits", tiny)
+    host = tiny.host()
+    task = methods.build("linear", host, num_classes=data.num_classes)
+    task.labels = data.labels
+    path = save(task, host, tmp_path / "digits.task", backbone="restuning-tiny")
+    result = evaluate_task(Predictor.load(path), "digits")
+    expected = evaluate(Tuned(host, task).eval(), data.test, collate=data.collate)
+    assert result["accuracy"] == expected["accuracy"]
+    assert (result["data"], result["method"]) == ("digits", "linear")
+    with pytest.raises(DataError, match="one task"):
+        evaluate_task(Predictor.load({"a": path, "b": path}), "digits")

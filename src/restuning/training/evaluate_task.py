@@ -1,0 +1,63 @@
+"""Test a saved task on a data set: what `restuning eval` calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from restuning._errors import DataError
+from restuning.data import DataOptions, load_data
+from restuning.serve import Predictor
+from restuning.serve.inputs import TextInputs
+from restuning.task import Tuned
+from restuning.training.evaluate import evaluate
+
+
+def evaluate_task(
+    predictor: Predictor,
+    data: str | Path,
+    options: DataOptions | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Accuracy, loss and count of a predictor's only task on the test split of a data set.
+
+    Args:
+        predictor: Of one task, as `Predictor.load` opens it.
+        data: A name or path, as `load_data` takes it.
+        options: How the data are read; None for the defaults. Texts are read to the length that the
+            task was trained on.
+        batch_size: Inputs of one forward.
+
+    Raises:
+        DataError: The predictor holds several tasks, there is no test split, or the classes of the
+            data are not those of the task.
+
+    Cost: one backbone forward a batch.
+    """
+    if len(predictor.tasks) != 1:
+        raise DataError(
+            "one task is tested at a time",
+            found=", ".join(predictor.tasks),
+            fix="load each with Predictor.load(folder) and test it alone",
+        )
+    (task,) = predictor.tasks.values()
+    options = DataOptions() if options is None else options
+    if isinstance(predictor.inputs, TextInputs):
+        # As many tokens as the task was trained on.
+        options = replace(options, max_tokens=predictor.inputs.collate.longest)
+    loaded = load_data(data, predictor.backbone, options)
+    if loaded.test is None:
+        raise DataError("there is no test split", where=str(data), fix="give a data set with one")
+    # The same classes in another order would be scored, and wrongly, without an error.
+    if task.labels and task.labels != loaded.labels:
+        raise DataError(
+            "the classes of the data are not those of the task",
+            where=str(data),
+            found=f"{loaded.num_classes} classes {loaded.labels[:4]}; the task has "
+            f"{len(task.labels)}: {task.labels[:4]}",
+            fix="evaluate on the data it was trained for",
+        )
+    tuned = Tuned(predictor.host, task).eval()
+    result = evaluate(tuned, loaded.test, batch_size, loaded.collate)
+    return {"data": loaded.name, "method": task.method, **result}
