@@ -46,7 +46,7 @@ def evaluate_task(
     if isinstance(predictor.inputs, TextInputs):
         # As many tokens as the task was trained on.
         options = replace(options, max_tokens=predictor.inputs.collate.longest)
-    loaded = load_data(data, predictor.backbone, options)
+    loaded = load_data(str(data), predictor.backbone, options)
     if loaded.test is None:
         raise DataError("there is no test split", where=str(data), fix="give a data set with one")
     # The same classes in another order would be scored, and wrongly, without an error.
