@@ -94,9 +94,11 @@ def _from_hf(state, heads, patch, cls, pos, norm, pre, norms, eps, act):
 
         def sub(*ends, own=own):
             for end in ends:
-                for key in own:
-                    if key.endswith(end + ".weight"):
-                        return own[key], own.get(key.removesuffix(".weight") + ".bias")
+                keys = [key for key in own if key.endswith(end + ".weight")]
+                if keys:
+                    # `output.dense` ends `attention.output.dense` too (older releases of transformers).
+                    key = min(keys, key=len)
+                    return own[key], own.get(key.removesuffix(".weight") + ".bias")
             raise KeyError(ends)
 
         layers.append(
