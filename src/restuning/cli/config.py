@@ -91,9 +91,9 @@ def _parse_yaml(text: str) -> Any:
     import yaml
 
     # This loader makes strings, lists and dictionaries and nothing else: no tag builds an object,
-    # and `precision: no` is the word and not False.
+    # and `precision: no` is the word and not False, as it would be to `safe_load`.
     try:
-        content = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 (see above)
+        content = yaml.BaseLoader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(content, dict):
