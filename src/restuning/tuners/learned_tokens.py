@@ -44,7 +44,7 @@ class AttentionTuner(Tuner):
         """Q, `Attn(Q, K_t, V_t)` and its log-sum-exp, per head.
 
         Raises:
-            ProjectionsError: `query="mha"` and no projections were attention.
+            ProjectionsError: `query="mha"` and the site lends no projections.
         """
         keys, values = self.keys_values(view)
         if self.query == "stream":
