@@ -233,7 +233,8 @@ def check_tuners(
             fix='use query="stream", or declare them: Host(model, x, sites=Sites.declare(...))',
         )
     for name, tuner in tuners.items():
-        if name in sites.stems:
+        # Stems are worked out from all sites, and this runs in every forward: a look-up goes first.
+        if name not in sites and name in sites.stems:
             if tuner.appends and any(each.projections.causal for each in projections.values()):
                 raise PlacementError(
                     "tokens appended at the stem are never seen in a causal backbone",
@@ -259,7 +260,7 @@ def sites_without_projections(
     return [
         n
         for n, t in tuners.items()
-        if n not in sites.stems and t.needs_view and n not in projections
+        if t.needs_view and n not in projections and n not in sites.stems
     ]
 
 

@@ -251,12 +251,13 @@ def find_stack_starts(sites: Iterable[Site]) -> list[int]:
     """
     all_sites = list(sites)
     crossing = {s.layer for s in all_sites if s.op == "cross"}
+    first_crossing = min(crossing, default=0)
+    # A decoder's layers all read across, up to the last.
+    all_cross = {s.layer for s in all_sites if s.layer >= first_crossing} <= crossing
     first_layers, container_before = [], None
     for site in (s for s in all_sites if s.op == "block"):
         container = site.module.rpartition(".")[0]
-        later = {s.layer for s in all_sites if s.layer >= site.layer}
-        # A decoder's layers all read across, up to the last.
-        begins = later <= crossing and site.layer == min(crossing)
+        begins = all_cross and site.layer == first_crossing
         if container_before is None or (container != container_before and begins):
             first_layers.append(site.layer)
         container_before = container
