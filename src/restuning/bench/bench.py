@@ -60,8 +60,8 @@ class LoadedTask:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run trains, and how.
+class ResolvedRun:
+    """What a run trains, and how, once validation and the backbone have been asked.
 
     Attributes:
         entry: Its method; of `auto` the one that was chosen.
@@ -119,8 +119,8 @@ class Bench:
         """
         started = time.perf_counter()
         data, final = self.data(run.task), run.stage == "final"
-        plan = self._plan(run, data)
-        setup, settings = self._set_up(run, plan, data)
+        resolved = self._resolve(run, data)
+        setup, settings = self._set_up(run, resolved, data)
         folder = self.work / "fits" / run.name
         # A run that goes on from a checkpoint has no whole time of training to tell.
         resumed = (folder / "checkpoints").exists()
@@ -150,9 +150,9 @@ class Bench:
             "count": len(hits),
             "hits": pack_hits(hits),
             "train_loss": fitted.train_loss,
-            "setting": dict(plan.setting),
-            "options": plan.options,
-            "chosen": plan.chosen,
+            "setting": dict(resolved.setting),
+            "options": resolved.options,
+            "chosen": resolved.chosen,
             "settings": settings.to_dict(),
             "parameters": count_parameters(setup.task, self.backbone.model),
             "steps": fitted.steps,
@@ -178,12 +178,12 @@ class Bench:
                 self.keep,
             )
             result["memory"] = {
-                **self._count_memory(plan, live, settings, data, setup.stored is not None),
+                **self._count_memory(resolved, live, settings, data, setup.stored is not None),
                 "process_peak_bytes": fitted.peak_memory_bytes,
                 "process_measure": fitted.memory_measure,
             }
-            seconds = self._measure_inference(run.task, plan, live, data)
-        choice = plan.choice
+            seconds = self._measure_inference(run.task, resolved, live, data)
+        choice = resolved.choice
         result["seconds"] = {
             "train": fitted.seconds + (choice.seconds if choice else 0),
             # The time of `auto` counts as training: who names a method has chosen it before.
@@ -203,7 +203,7 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         return result
 
-    def _plan(self, run: GridRun, data: LoadedTask) -> Plan:
+    def _resolve(self, run: GridRun, data: LoadedTask) -> ResolvedRun:
         """Method, options and settings of a run: as they stand in the grid, or as chosen before."""
         entry, choice = run.entry, None
         setting, chosen = find_setting(self.protocol, self.folder, run)
@@ -222,22 +222,24 @@ class Bench:
             settings = choice.settings(settings)
             words, chosen = describe_choice(choice)
             setting = tuple(words.items())
-        return Plan(entry, setting, options, settings, chosen, choice)
+        return ResolvedRun(entry, setting, options, settings, chosen, choice)
 
-    def _set_up(self, run: GridRun, plan: Plan, data: LoadedTask) -> tuple[Setup, FitSettings]:
+    def _set_up(
+        self, run: GridRun, resolved: ResolvedRun, data: LoadedTask
+    ) -> tuple[Setup, FitSettings]:
         """Build the run's task with the data it is fed, and the training settings for those."""
         # Right before the task is built: start weights depend on the seed and on nothing before.
         torch.manual_seed(run.seed)
-        tuned = self.build(plan.entry, data.apart.num_classes, plan.options)
+        tuned = self.build(resolved.entry, data.apart.num_classes, resolved.options)
         task: Any = tuned.task
-        if plan.choice is not None:
-            plan.choice.begin(task)
+        if resolved.choice is not None:
+            resolved.choice.begin(task)
         inputs = self._inputs(data, final=run.stage == "final")
         stored = self._open_store(task, data)
         if stored is None:
-            return Setup(tuned, inputs.data), plan.settings
+            return Setup(tuned, inputs.data), resolved.settings
         # Products of a side network are small: casting them costs more than it saves.
-        return Setup.on(inputs, task, stored), replace(plan.settings, precision="no")
+        return Setup.on(inputs, task, stored), replace(resolved.settings, precision="no")
 
     def build(self, entry: Entry, classes: int, options: dict[str, Any]) -> nn.Module:
         """Build a method or a rival on this backbone, with a new head."""
@@ -324,11 +326,11 @@ class Bench:
         return self.stores / f"{stored.store.path.name}.seconds.json"
 
     def _measure_inference(
-        self, task: SuiteTask, plan: Plan, live: nn.Module, data: LoadedTask
+        self, task: SuiteTask, resolved: ResolvedRun, live: nn.Module, data: LoadedTask
     ) -> dict[str, float]:
         """Measure inference once for each method, options and task: weights do not change it."""
         # By task as well: the batch that is timed is of its images.
-        key = f"inference {task.name} {plan.entry.method} {plan.options}"
+        key = f"inference {task.name} {resolved.entry.method} {resolved.options}"
         if key not in self.known:
             images = data.apart.test.gather(range(min(INFERRED, len(data.apart.test))), [])[0]
             precision = self.protocol.settings.precision
@@ -337,14 +339,14 @@ class Bench:
 
     def _count_memory(
         self,
-        plan: Plan,
+        resolved: ResolvedRun,
         live: nn.Module,
         settings: FitSettings,
         data: LoadedTask,
         cached: bool,
     ) -> dict[str, Any]:
         """Count the memory of a step, once for each method with its options."""
-        key = f"{plan.entry.method} {plan.options} {data.apart.num_classes} {settings.batch_size}"
+        key = f"{resolved.entry.method} {resolved.options} {data.apart.num_classes} {settings.batch_size}"
         if key not in self.known:
             example = self.backbone.example[0].to(self.device)
             precision = self.protocol.settings.precision
