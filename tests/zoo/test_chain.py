@@ -1,4 +1,4 @@
-"""The chain over the zoo: a sample always, all of it with `-m slow` (shards by marker and `-k`)."""
+"""The chain over the zoo: a sample always, all of it with `-m longer` (shards by marker and `-k`)."""
 
 import json
 
