@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from commands import as_process, restuning
@@ -47,6 +48,23 @@ def test_eval_gives_the_accuracy_that_training_reported(trained):
     out, row = trained
     done = restuning("eval", out / "digits.task", "digits", "--json")
     assert json.loads(done.stdout)["accuracy"] == row["test_accuracy"]
+
+
+def test_a_task_on_random_weights_is_tested_on_the_same_ones(tmp_path):
+    out, task = tmp_path / "run", tmp_path / "run" / "digits.task"
+    more = ("--method", "linear", "--epochs", 1, "--store", tmp_path / "store", "--out", out)
+    done = restuning("train", "digits", "--random", *more, "--json")
+    assert done.returncode == 0, done.stderr
+    # A process that has drawn other numbers before it.
+    torch.manual_seed(11)
+    tested = restuning("eval", task, "digits", "--random", "--json")
+    assert tested.returncode == 0, tested.stderr
+    assert json.loads(tested.stdout)["accuracy"] == json.loads(done.stdout)["test_accuracy"]
+    refused = restuning(
+        "eval", task, "digits", "--random", "--weights", tmp_path / "none.safetensors"
+    )
+    assert refused.returncode == 1
+    assert "none.safetensors" in refused.stderr
 
 
 def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_path):

@@ -109,6 +109,8 @@ def predict(
 
 def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
     """`Predictor.load`, with `--random` for a backbone whose weights are drawn."""
+    import torch
+
     from restuning.backbones import load_backbone
     from restuning.serve import Predictor
     from restuning.task import describe, find_task
@@ -117,7 +119,9 @@ def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
         name = more["backbone"]
         if name is None:
             name = describe(find_task(folders[0], more["revision"]))["backbone"]["name"]
-        more["backbone"] = load_backbone(name, random=True)
+        # The seed of `train`, `sweep` and `cache` where none is given: the weights are theirs again.
+        torch.manual_seed(0)
+        more["backbone"] = load_backbone(name, weights=more.pop("weights"), random=True)
     return Predictor.load(folders, **more)
 
 
