@@ -19,14 +19,7 @@ from restuning._torch import is_transformed
 from restuning.bypass import fused
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.bypass.stacked import StackedBypass, pad_rank
-from restuning.sites import IN_WORDS as IN_WORDS
-from restuning.sites import Features as Features
-from restuning.sites import Needs as Needs
-from restuning.sites import Site, Sites
-from restuning.sites import Tokens as Tokens
-from restuning.sites import covers_tokens as covers_tokens
-from restuning.sites import resolve_readout as resolve_readout
-from restuning.sites import resolve_tokens as resolve_tokens
+from restuning.sites import Needs, Site, Sites, resolve_tokens
 from restuning.tuners import Tuner, at_time, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]

@@ -6,7 +6,6 @@ An ordinary `nn.Module` that never sees a host, as `Bypass` is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch.nn.functional as F  # noqa: N812
@@ -123,7 +122,7 @@ class UNetBypass(SideNetwork):
             )
         stages = list(sites.pick("stage").values())
         across = [horizontal(s) if horizontal else None for s in stages]
-        below = [vertical(replace(s)) if vertical else None for s in stages[:-1]]
+        below = [vertical(s) if vertical else None for s in stages[:-1]]
         return cls(
             [s.name for s in stages],
             [s.dim for s in stages],
