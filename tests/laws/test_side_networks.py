@@ -23,6 +23,7 @@ from restuning.bypass import (
     kinds,
     side_network,
 )
+from restuning.bypass.side_network import _REGISTRY
 from restuning.sites import take_one_token
 from restuning.tuners import LowRankAttention, ResAdapter, Tuner
 
@@ -298,6 +299,42 @@ def test_one_of_no_kind_cannot_be_written_down():
         Nameless().spec()
 
 
+def test_one_that_only_inherits_a_kind_is_not_written_down_as_its_parent(sample):
+    network, _ = sample
+    inherits = copy.copy(network)
+    inherits.__class__ = type("Inherits", (type(network),), {})
+    with pytest.raises(FormatError, match="no kind"):
+        inherits.spec()
+
+
+def test_a_subclass_of_a_kind_of_its_own_is_written_down_as_itself(sample):
+    network, taps = sample
+    parent = type(network)
+    own = side_network("a test's own")(type("Own", (parent,), {"__init__": parent.__init__}))
+    try:
+        subclassed = copy.copy(network)
+        subclassed.__class__ = own
+        again = from_spec(json.loads(json.dumps(subclassed.spec())))
+        assert type(again) is own
+        again.load_state_dict(network.state_dict())
+        assert torch.equal(answer(again.eval(), taps), answer(subclassed, taps))
+    finally:
+        del _REGISTRY._table["a test's own"]
+
+
+def test_a_subclass_that_computes_something_else_is_neither_fused_nor_stacked_as_its_parent(sample):
+    network, taps = sample
+
+    def forward(self, taps):
+        return parent.forward(self, taps) * 3
+
+    parent = type(network)
+    other = copy.copy(network)
+    other.__class__ = type("Other", (parent,), {"forward": forward})
+    assert other.stack_key() is None
+    assert not other.can_fuse([taps[name] for name in network.taps])
+
+
 def test_what_lacks_needs_or_a_forward_is_no_side_network():
     class Half(SideNetwork):
         def forward(self, taps):
@@ -321,6 +358,4 @@ def test_a_kind_is_entered_by_a_decorator():
     try:
         assert kinds()["a test's own"] is Own
     finally:
-        from restuning.bypass.side_network import _REGISTRY
-
         del _REGISTRY._table["a test's own"]

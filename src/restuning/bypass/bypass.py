@@ -188,7 +188,9 @@ class Bypass(SideNetwork):
         """
         x = streams[0]
         return (
-            not torch.compiler.is_compiling()
+            # Not isinstance: a subclass may compute something else than the products.
+            type(self) is Bypass
+            and not torch.compiler.is_compiling()
             and not is_transformed()
             # The fused products add in place, and autocast leaves operations in place alone.
             and not torch.is_autocast_enabled(x.device.type)
@@ -223,7 +225,8 @@ class Bypass(SideNetwork):
     def stack_key(self) -> str | None:
         """What bypasses that stack have in common; None where one is not made of plain adapters."""
         form = fused.fused_signature(self.horizontal, self.vertical, at_rest=True)
-        if form is None or self.residual or len(set(self.dims)) > 1:
+        # As in `can_fuse`: the stack would answer as this class.
+        if type(self) is not Bypass or form is None or self.residual or len(set(self.dims)) > 1:
             return None
         # As they are in the stack: ranks 7 and 8 then have one key.
         ranks = [pad_rank(rank) for rank in form[:2]]

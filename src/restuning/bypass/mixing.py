@@ -177,7 +177,7 @@ class MixingBypass(SideNetwork):
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this bypass again, as JSON."""
         return {
-            "kind": "mixing",
+            **self._kind_of_spec(),
             "taps": list(self.taps),
             "dims": list(self.dims),
             "tuners": [[t.spec() for t in self._tap_tuners(n)] for n in range(len(self.taps))],

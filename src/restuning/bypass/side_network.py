@@ -103,7 +103,10 @@ class SideNetwork(nn.Module, ABC):
         return {}
 
     def can_fuse(self, streams: Sequence[Tensor]) -> bool:
-        """Whether `run_fused` applies to these taps."""
+        """Whether `run_fused` applies to these taps.
+
+        Only where `feature` is the readout of the state: it is not asked for then.
+        """
         return False
 
     def run_fused(self, taps: Mapping[str, Tensor], of: Callable[[nn.Parameter], Tensor]) -> Tensor:
@@ -116,7 +119,10 @@ class SideNetwork(nn.Module, ABC):
         raise NotImplementedError(f"{self.kind} does not run several at once")
 
     def stack_key(self) -> str | None:
-        """Networks with the same key can be answered by one `stack`; None: each runs alone."""
+        """Networks with the same key can be answered by one `stack`; None: each runs alone.
+
+        Only where `feature` is the readout of the state: it is not asked for then.
+        """
         return None
 
     @classmethod
@@ -133,10 +139,11 @@ class SideNetwork(nn.Module, ABC):
         return {**self._kind_of_spec(), **read_arguments(self, to_json)}
 
     def _kind_of_spec(self) -> dict[str, str]:
-        if not self.kind:
+        # Its own and not one that it inherits: as its parent it would load without a word.
+        if not vars(type(self)).get("kind"):
             # Imported by hand: the table that would have named it was not asked for yet.
             kinds()
-        if not self.kind:
+        if not vars(type(self)).get("kind"):
             raise FormatError(
                 "a side network of no kind cannot be written down",
                 where=type(self).__name__,
