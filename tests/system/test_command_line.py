@@ -71,6 +71,7 @@ def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_pa
     out, _ = trained
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / "c.heic").write_bytes(b"of a kind that we do not know")
     done = restuning(
         "predict", tmp_path / "a.png", "--task", out / "digits.task", "--top", 3, "--json"
     )
@@ -82,6 +83,7 @@ def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_pa
     done = restuning("predict", tmp_path, "--task", out / "digits.task", "--skip-bad")
     assert done.returncode == 0
     assert "1 corrupt" in done.stderr
+    assert "c.heic" in done.stderr
 
 
 def test_a_process_of_its_own_ends_as_one_in_this_process_does(tmp_path):

@@ -105,6 +105,11 @@ def predict(
         )
     if predictor.skipped:
         typer.echo(f"{len(predictor.skipped)} corrupt files skipped", err=True)
+    if ignored := predictor.ignored:
+        few = f"{', '.join(ignored[:3])}{' ...' if len(ignored) > 3 else ''}"
+        typer.echo(
+            f"{len(ignored)} files left out that are no images by their suffix: {few}", err=True
+        )
 
 
 def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:

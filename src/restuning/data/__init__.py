@@ -7,6 +7,7 @@ from restuning.data.data import ImageFiles as ImageFiles
 from restuning.data.data import decode as decode
 from restuning.data.data import to_rgb as to_rgb
 from restuning.data.folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from restuning.data.folders import find_images as find_images
 from restuning.data.folders import read_list as read_list
 from restuning.data.load import load_data as load_data
 from restuning.data.texts import read_csv as read_csv

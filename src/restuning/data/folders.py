@@ -67,12 +67,25 @@ def _bytes(file: Path) -> int:
     return file.stat().st_size if file.exists() else -1
 
 
+def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image files of a folder, at any depth and in the order of their paths, and its other files.
+
+    Hidden files, such as the `._a.jpg` that macOS writes, are neither.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        # Not `is_file`: a link to an image that is gone must be missed by name, not left out.
+        if not path.name.startswith(".") and not path.is_dir():
+            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
+    return images, others
+
+
 def _list_images(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
     samples = [
         (file, labels.index(folder.name))
         for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        for file in find_images(folder)[0]
     ]
     counts = {labels[y] for _, y in samples}
     empty = [name for name in labels if name not in counts and (path / name).is_dir()]

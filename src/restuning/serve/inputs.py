@@ -16,7 +16,15 @@ from torch import Tensor
 
 from restuning._errors import DataError
 from restuning.backbones import Preprocessing
-from restuning.data import IMAGE_SUFFIXES, TagBatch, TextBatch, decode, read_csv, to_rgb
+from restuning.data import (
+    IMAGE_SUFFIXES,
+    TagBatch,
+    TextBatch,
+    decode,
+    find_images,
+    read_csv,
+    to_rgb,
+)
 from restuning.data.texts import read_lines
 
 
@@ -75,6 +83,7 @@ class ImageInputs(Inputs):
 
     Attributes:
         skipped: Files that were left out so far.
+        ignored: Files of folders that are no images by their suffix, so far.
     """
 
     kind = "image"
@@ -82,6 +91,7 @@ class ImageInputs(Inputs):
     def __init__(self, preprocessing: Preprocessing, skip_bad: bool = False) -> None:
         self.preprocessing, self.skip_bad = preprocessing, skip_bad
         self.skipped: list[str] = []
+        self.ignored: list[str] = []
 
     def single(self, given: Any) -> bool:
         """A path, an image, or an array or tensor that is one image."""
@@ -96,13 +106,10 @@ class ImageInputs(Inputs):
             if not isinstance(each, str | Path) or not Path(each).is_dir():
                 yield each
                 continue
-            # In order, so that answers can be compared between runs; hidden files, such as the
-            # `._a.jpg` that macOS writes, are no images.
-            files = sorted(
-                p
-                for p in Path(each).rglob("*")
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
+            # In order, so that answers can be compared between runs.
+            files, others = find_images(Path(each))
+            # To be told of: an image of a kind that we do not know is among them.
+            self.ignored += map(str, others)
             if not files:
                 raise DataError(
                     "a folder without images",

@@ -228,6 +228,11 @@ class Predictor:
         """Image files that were left out so far, where `skip_bad` allows it."""
         return list(self.inputs.skipped) if isinstance(self.inputs, ImageInputs) else []
 
+    @property
+    def ignored(self) -> list[str]:
+        """Files of folders that are no images by their suffix, so far; they have no answer."""
+        return list(self.inputs.ignored) if isinstance(self.inputs, ImageInputs) else []
+
     def __repr__(self) -> str:
         """The tasks and the backbone."""
         return f"Predictor({', '.join(self.tasks)} on {self.backbone.name})"
@@ -236,8 +241,8 @@ class Predictor:
         """Answers to one input or many, in their order; always a list.
 
         Args:
-            inputs: For images: a path, a folder (all images in it, at any depth), a PIL image, an
-                array `h w c` of uint8, a tensor `c h w` of uint8, a prepared tensor of floats in
+            inputs: For images: a path, a folder (all images in it, at any depth; `ignored` names
+                its other files), a PIL image, an array `h w c` of uint8, a tensor `c h w` of uint8, a prepared tensor of floats in
                 the backbone's own size; or any iterable of these, or `b ...` of the arrays.
                 For texts: a string, a `Path` of a file (csv with a column `text`, else a text a
                 line), or an iterable of these; of tagged words also lists of words.

@@ -230,6 +230,22 @@ def test_a_folder_without_images_is_named(predictor, tmp_path):
         predictor(tmp_path)
 
 
+def test_what_a_folder_holds_beside_images_is_left_out_and_named(pets, tmp_path):
+    """An image of a kind that is not known must not be without an answer and without a word."""
+    predictor = Predictor.load(pets)
+    (tmp_path / "more.png").mkdir()
+    for name in ("more.png/a.png", "b.JPG"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    for name in ("c.heic", "more.png/notes.txt", "._b.JPG"):
+        (tmp_path / name).write_text("x")
+    answers = predictor([tmp_path])
+    assert [a.input for a in answers] == [str(tmp_path / n) for n in ("b.JPG", "more.png/a.png")]
+    assert predictor.ignored == [str(tmp_path / n) for n in ("c.heic", "more.png/notes.txt")]
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone\.png"):
+        predictor([tmp_path])
+
+
 def test_grey_sixteen_bit_and_transparent_images_are_read_as_files_are(predictor, tmp_path):
     high = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
     clear = np.random.default_rng(2).integers(0, 256, (40, 40, 4), dtype=np.uint8)
