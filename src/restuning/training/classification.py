@@ -91,6 +91,8 @@ class Classification(TrainingObjective):
         self.train, self.val = train, val
         self.settings: FitSettings = settings
         self.out, self.collate, self.stop = out, collate, stop
+        # The training split's own, which is another one where rows were prepared beside it.
+        self.train_collate = collate
         self.order = Order(len(train), settings.batch_size, settings.epochs, settings.seed)
         self.steps, self.lines = self.order.total, self.order.per_epoch
         self.warmup = round(settings.warmup * self.order.per_epoch)
@@ -126,7 +128,7 @@ class Classification(TrainingObjective):
 
     def prepare(self) -> None:
         """Show the training split to side networks that want to see it first."""
-        self.train, self.collate = prepare_tuned(self.tuned, self.train, self.collate)
+        self.train, self.train_collate = prepare_tuned(self.tuned, self.train, self.collate)
 
     def release(self, accelerator: Accelerator) -> None:
         """As for every objective; the caller's own forward comes back."""
@@ -143,7 +145,7 @@ class Classification(TrainingObjective):
             start,
             self.accelerator.process_index,
             self.accelerator.num_processes,
-            self.collate,
+            self.train_collate,
             self.settings.workers,
             pin=self.accelerator.device.type == "cuda",
         )

@@ -133,6 +133,13 @@ def test_the_documented_way_gives_a_solved_classifier_on_images(digits, tmp_path
     assert evaluate(tuned, data.test)["accuracy"] > SOLVED_AT_LEAST
 
 
+def test_validation_images_are_read_beside_a_split_that_is_prepared(world, tmp_path):
+    host, data, _ = world
+    tuned = Tuned(host, made(host))
+    result = fit(tuned, data.train, data.val, settings=FAST, out=tmp_path, progress=False)
+    assert result.val_accuracy == evaluate(tuned, data.val)["accuracy"] > 0.5
+
+
 def test_images_and_stored_features_end_with_the_same_weights(world, tmp_path):
     host, data, kept = world
     fed, ends = kept.data(data, final=False), []
