@@ -5,18 +5,22 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from commands import restuning
 from diffusion.small import sampled, stable_diffusion, unet
 from restuning import Host, load, load_backbone, methods
-from restuning._errors import DivergedError, TrainingError
+from restuning._errors import DivergedError, TrainingError, UnknownNameError
 from restuning.diffusion import (
     DenoiserSettings,
     DenoiserTraining,
     EncodedPairs,
     Objective,
+    PipelineRequest,
+    Samples,
     linear_alphas,
     train_denoiser,
+    tune_pipeline,
 )
 
 pytest.importorskip("diffusers")
@@ -201,6 +205,36 @@ def test_the_command_trains_a_pipeline_and_leaves_a_task_that_runs_in_diffusers(
         assert not torch.equal(sampled(pipeline, "shade 0"), before)
     again = restuning(*words, cwd=tmp_path, COLUMNS="200")
     assert json.loads(again.stdout) == row
+
+
+def test_a_pipeline_is_tuned_by_one_call_which_draws_every_prompt_at_the_end(tmp_path):
+    from diffusion.test_pairs import folder
+
+    (tmp_path / "words").mkdir()
+    stable_diffusion(tmp_path / "words").save_pretrained(tmp_path / "sd")
+    (tmp_path / "images").mkdir()
+    folder(tmp_path / "images")
+    prompts = tuple(f"shade {number}" for number in range(5))
+    request = PipelineRequest(
+        tmp_path / "images",
+        str(tmp_path / "sd"),
+        rank=4,
+        settings=DenoiserSettings(steps=1, batch_size=2),
+        samples=Samples(prompts, steps=1),
+    )
+    lines = []
+    tuned = tune_pipeline(request, out=tmp_path / "run", name="shades", log=lines.append)
+    assert tuned.metrics["parameters"] == tuned.task.tuner_parameters() > 0
+    assert (tuned.task_folder / "task.json").is_file()
+    (grid,) = (tuned.folder / "samples").iterdir()
+    width, height = Image.open(grid).size
+    assert round(width / height * 2) == len(prompts)
+    assert [line.partition(":")[0] for line in lines][1:] == ["res-tuning-bypass"]
+
+
+def test_a_wrong_method_is_refused_before_the_pipeline_is_opened(tmp_path):
+    with pytest.raises(UnknownNameError, match="res-tuning-bypass"):
+        tune_pipeline(PipelineRequest("nowhere", "nothing", "res-tuning-bypas"), out=tmp_path)
 
 
 def test_the_command_refuses_what_is_not_there_without_a_traceback(tmp_path, monkeypatch, capsys):

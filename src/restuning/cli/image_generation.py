@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,11 +28,9 @@ from restuning.cli.common import (
     show_rows,
 )
 from restuning.cli.config import Config
+from restuning.cli.report import log_to
 
 app = group("Tune a text-to-image pipeline.")
-
-BYPASS_RANK = 64
-"""Default of a bypass; tuners inside have 50, which is the paper's 2.5 M on Stable Diffusion v1.5."""
 
 
 @command(
@@ -75,9 +73,11 @@ def train_image_generation(
     name: Annotated[str, option(OUTPUT, "Of the task folder, NAME.task")] = "style",
     checkpoint_every: Annotated[int, option(OUTPUT, "Steps between checkpoints")] = 100,
     sample_every: Annotated[
-        int | None, option(OUTPUT, "Steps between sample grids; default: none are drawn")
+        int | None, option(OUTPUT, "Steps between sample grids; default: one at the end")
     ] = None,
-    prompt: Annotated[list[str] | None, option(OUTPUT, "Of the grids; default: captions")] = None,
+    prompt: Annotated[
+        list[str] | None, option(OUTPUT, "Of the grids; default: four captions")
+    ] = None,
     sample_steps: Annotated[int, option(OUTPUT, "Denoiser calls of a sample")] = 25,
     guidance: Annotated[float, option(OUTPUT, "Classifier-free guidance of a sample")] = 7.5,
     no_resume: NoResume = False,
@@ -85,24 +85,8 @@ def train_image_generation(
     config: Config = None,
 ) -> None:
     """Tune a text-to-image pipeline; the pipeline itself is not changed."""
-    import torch
+    from restuning.diffusion import DenoiserSettings, PipelineRequest, Samples, tune_pipeline
 
-    from restuning import methods
-    from restuning.backbones.diffusion import load_text_to_image
-    from restuning.diffusion import (
-        DenoiserSettings,
-        DenoiserTraining,
-        Objective,
-        encode,
-        load_pairs,
-        save_grid,
-        train_denoiser,
-    )
-    from restuning.diffusion.objective import STEPS
-    from restuning.host import Host
-    from restuning.training.device import on_device
-
-    report = messages(as_json)
     settings = DenoiserSettings(
         steps=steps,
         batch_size=batch_size,
@@ -116,64 +100,27 @@ def train_image_generation(
         checkpoint_every=checkpoint_every,
         sample_every=sample_every,
     )
-    pairs = load_pairs(data)
-    with on_device(device) as where:
-        parts = load_text_to_image(pipeline, device=str(where), size=size)
-        objective = Objective(parts.objective, parts.alphas, min_snr, parts.conditioning.time_scale)  # type: ignore[arg-type]
-        encoded = encode(pairs, parts, parts.size, store or out.parent / "latents")
-        report.print(
-            f"{len(pairs)} images, {len(set(pairs.captions))} captions, latents {encoded.key}"
-        )
-        example, named = parts.example
-        more: dict[str, Any] = dict(named)
-        host = Host(parts.denoiser, *example, **more)
-        bypass = "bypass" in method
-        options: dict[str, Any] = {"rank": rank or (BYPASS_RANK if bypass else 50)}
-        if bypass:
-            options |= {"kernel": kernel, "time_scale": STEPS / parts.conditioning.time_scale}
-        # Right before weights are drawn: loading and encoding, which may be skipped, shift nothing.
-        torch.manual_seed(seed)
-        task = methods.build(method, host, **options).to(where)
-        report.print(f"{method}: {task.tuner_parameters():,} parameters")
-        # Each caption once, in their order; four are a row of the grid.
-        prompts = list(prompt or dict.fromkeys(pairs.captions))[:4]
-
-        def draw(step: int) -> None:
-            # The pipeline as it is above the tuned one, both from the same noise.
-            rows = [
-                parts.generate(
-                    prompts,
-                    steps=sample_steps,
-                    guidance=guidance,
-                    seed=seed,
-                    using=host.using(used),
-                )
-                for used in (None, task)
-            ]
-            save_grid(torch.cat(rows), out / "samples" / f"step-{step:06d}.png", len(prompts))
-
-        result = train_denoiser(
-            DenoiserTraining(
-                host,
-                {name: task},
-                encoded,
-                objective,
-                settings,
-                out,
-                parts.fixed,
-                backbone=f"diffusers:{pipeline}",
-                draw=draw,
-            ),
-            resume=not no_resume,
-        )
-    row = {
-        "method": method,
-        "parameters": task.tuner_parameters(),
-        "steps": result["steps"],
-        "loss": result["loss"][name],
-        "seconds": result["seconds"],
-        "task": str(out / f"{name}.task"),
-    }
+    request = PipelineRequest(
+        data,
+        pipeline,
+        method,
+        rank,
+        kernel,
+        settings,
+        size,
+        min_snr,
+        Samples(tuple(prompt or ()), sample_steps, guidance),
+    )
+    tuned = tune_pipeline(
+        request,
+        out=out,
+        name=name,
+        store=store,
+        device=device,
+        resume=not no_resume,
+        log=log_to(messages(as_json)),
+    )
+    row = {**tuned.metrics, "task": str(tuned.task_folder)}
     if as_json:
         show_json(row)
     else:

@@ -18,5 +18,9 @@ from restuning.diffusion.sample import sample as sample
 from restuning.diffusion.settings import DenoiserSettings as DenoiserSettings
 from restuning.diffusion.train import DenoiserTraining as DenoiserTraining
 from restuning.diffusion.train import train_denoiser as train_denoiser
+from restuning.diffusion.tune import PipelineRequest as PipelineRequest
+from restuning.diffusion.tune import Samples as Samples
+from restuning.diffusion.tune import TunedPipeline as TunedPipeline
+from restuning.diffusion.tune import tune_pipeline as tune_pipeline
 from restuning.diffusion.tuned_denoiser import TunedDenoiser as TunedDenoiser
 from restuning.diffusion.tuned_denoiser import as_denoiser as as_denoiser
