@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,10 @@ FORMAT = 2
 
 FILES = ("task.json", "weights.safetensors", "README.md")
 """What a task folder holds, and all that is fetched from a hub."""
+
+SETTLED = 3.0
+"""Seconds after its last change from when a file that changes again has another time: the coarsest
+clock of a file system (FAT) has steps of two."""
 
 
 def save(
@@ -177,7 +182,12 @@ def _digest_file(file: Path) -> str:
     """
     try:
         about = file.stat()
-        return _sha256(str(file.resolve()), about.st_mtime_ns, about.st_size)
+        if time.time() - max(about.st_mtime, about.st_ctime) < SETTLED:
+            return sha256_of_file(file)
+        # Sets of weights of one architecture have one size, and those of one archive often one
+        # time; a copy that keeps its time still has a new change time or another inode.
+        state = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        return _sha256(str(file.resolve()), state)
     except OSError as error:
         raise BackboneError(
             "a weights file cannot be read",
@@ -188,8 +198,8 @@ def _digest_file(file: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: str, _modified: int, _size: int) -> str:
-    """Time and size are there for the cache alone: a changed file is read again."""
+def _sha256(path: str, _state: tuple[int, ...]) -> str:
+    """The state is there for the cache alone: a changed file is read again."""
     return sha256_of_file(Path(path))
 
 

@@ -1,6 +1,7 @@
 """A predictor opens tasks with their backbone and answers what a user has at hand."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from threading import Thread
@@ -21,6 +22,7 @@ from restuning._errors import (
 )
 from restuning.backbones import load as loaders
 from restuning.serve import Answer, Prediction, Predictor
+from restuning.task import WeightsFile, save_and_load
 from zoo import folders
 
 LABELS = ["ant", "bee", "cat"]
@@ -298,6 +300,41 @@ def test_another_file_in_the_place_of_the_weights_is_refused(elsewhere):
     with pytest.raises(WrongBackboneError, match="sha256"):
         Predictor.load(folder)
     assert Predictor.load(folder, any_backbone=True).tasks
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_another_file_of_the_same_size_and_time_has_another_digest(
+    elsewhere, tmp_path, monkeypatch, settled
+):
+    """Within a tick of the disk's clock, and of a copy that keeps its time as `cp -p` does."""
+    if settled:
+        monkeypatch.setattr(save_and_load, "SETTLED", 0)
+    weights, _ = elsewhere
+    before, time = WeightsFile.of(weights), weights.stat().st_mtime_ns
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    other = tmp_path / "other"
+    other.write_bytes(content)
+    os.utime(other, ns=(time, time))
+    other.replace(weights)
+    assert not before.matches(weights)
+    if not settled:
+        # In place, and the clock as coarse as can be: every state is the same.
+        state = weights.stat()
+        monkeypatch.setattr(Path, "stat", lambda self, **how: state)
+        now = WeightsFile.of(weights)
+        content[-1] ^= 2
+        weights.write_bytes(content)
+        assert not now.matches(weights)
+
+
+def test_a_file_of_weights_that_does_not_change_is_read_once(elsewhere, monkeypatch):
+    weights, _ = elsewhere
+    read = []
+    monkeypatch.setattr(save_and_load, "SETTLED", 0)
+    monkeypatch.setattr(save_and_load, "sha256_of_file", lambda file: read.append(file) or "0" * 64)
+    assert WeightsFile.of(weights) == WeightsFile.of(weights)
+    assert len(read) == 1
 
 
 def test_another_backbone_is_refused(pets, tmp_path):
