@@ -190,12 +190,17 @@ WeightDecay = Annotated[float, option(OPTIMISER, "Not on biases, scales and lamb
 LabelSmoothing = Annotated[float, option(OPTIMISER, "Share of the target given to other classes")]
 Clip = Annotated[float | None, option(OPTIMISER, "Largest gradient norm; default: none")]
 Precision = Annotated[str, option(OPTIMISER, "Autocast: no, bf16, fp16")]
+Accumulate = Annotated[int, option(OPTIMISER, "Pieces a batch is run in")]
+Ema = Annotated[
+    float | None, option(OPTIMISER, "Decay of a running mean of weights; default: none")
+]
 
 StoreFolder = Annotated[Path | None, option(FEATURES, "Where feature stores lie")]
 CacheDtype = Annotated[str, option(FEATURES, "How they are kept: fp32, bf16, fp16, int8")]
 CachePrecision = Annotated[str, option(FEATURES, "What they are computed in: fp32 or bf16")]
 
 Out = Annotated[Path | None, option(OUTPUT, "Folder of the run; the same folder goes on with it")]
+CheckpointEvery = Annotated[int, option(OUTPUT, "Steps between checkpoints")]
 NoResume = Annotated[bool, option(OUTPUT, "Start over", "--no-resume")]
 Json = Annotated[bool, option(OUTPUT, "Print JSON for a program to read", "--json")]
 

@@ -14,8 +14,11 @@ from restuning.cli.common import (
     METHOD,
     OPTIMISER,
     OUTPUT,
+    Accumulate,
     BatchSize,
+    CheckpointEvery,
     Device,
+    Ema,
     Json,
     NoResume,
     Precision,
@@ -60,18 +63,16 @@ def train_image_generation(
         float | None, option(OPTIMISER, "Cap of min-SNR weights, e.g. 5; default: none")
     ] = None,
     clip: Annotated[float, option(OPTIMISER, "Largest gradient norm")] = 1.0,
-    ema: Annotated[
-        float | None, option(OPTIMISER, "Decay of a running mean of weights; default: none")
-    ] = None,
+    ema: Ema = None,
     precision: Precision = "no",
-    accumulate: Annotated[int, option(OPTIMISER, "Pieces a batch is run in")] = 1,
+    accumulate: Accumulate = 1,
     seed: Annotated[int, option(OPTIMISER, "Of weights, order, noise and samples")] = 0,
     store: Annotated[Path | None, option(FEATURES, "Where latents are kept")] = None,
     out: Annotated[Path, option(OUTPUT, "Folder; the same folder resumes a run")] = Path(
         "runs/image-generation"
     ),
     name: Annotated[str, option(OUTPUT, "Of the task folder, NAME.task")] = "style",
-    checkpoint_every: Annotated[int, option(OUTPUT, "Steps between checkpoints")] = 100,
+    checkpoint_every: CheckpointEvery = 100,
     sample_every: Annotated[
         int | None, option(OUTPUT, "Steps between sample grids; default: one at the end")
     ] = None,
