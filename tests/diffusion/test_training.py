@@ -151,6 +151,34 @@ def test_several_inline_tasks_and_a_loss_that_is_not_finite_are_refused(tmp_path
         trained(tmp_path, {"a": fresh(backbone)}, backbone, lr=1e30, steps=12, clip=None)
 
 
+def test_a_side_network_that_has_to_see_the_data_first_is_refused_in_words(tmp_path, monkeypatch):
+    backbone = host()
+    task = fresh(backbone)
+    network = type(task.side)
+    monkeypatch.setattr(network, "prepare", lambda self, rows: {"sum": sum(t for t, _ in rows)})
+    with pytest.raises(TrainingError, match="prepared from the data") as error:
+        trained(tmp_path / "reads", {"a": task}, backbone)
+    assert error.value.where == network.__name__
+    # One that reads nothing, but wants something handed in beside the rows.
+    monkeypatch.setattr(network, "prepare", lambda self, rows: {"sum": torch.zeros(6, 1)})
+    monkeypatch.setattr(network, "prepared_taps", {"sum": (1,)})
+    with pytest.raises(TrainingError, match="sum of every row"):
+        trained(tmp_path / "returns", {"a": task}, backbone)
+
+
+def test_a_side_network_that_prepares_itself_without_rows_is_prepared(tmp_path, monkeypatch):
+    backbone = host()
+    task = fresh(backbone)
+
+    def prepare(self, rows):
+        self.prepared = True
+        return {}
+
+    monkeypatch.setattr(type(task.side), "prepare", prepare)
+    trained(tmp_path, {"a": task}, backbone, steps=1)
+    assert task.side.prepared
+
+
 @pytest.mark.parametrize("value", [{"steps": 0}, {"lr": -1.0}, {"caption_drop": 1.0}, {"ema": 1.5}])
 def test_settings_out_of_range_are_refused(value):
     with pytest.raises(TrainingError, match=next(iter(value))):

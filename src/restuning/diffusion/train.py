@@ -23,6 +23,7 @@ from restuning.host import Host
 from restuning.task import Task, save
 from restuning.training.loop import LOG_EVERY, run_to_end
 from restuning.training.objective import RunTotals, TrainingObjective
+from restuning.training.prepare import prepare_without_rows
 from restuning.training.randomness import Order, preserve_randomness
 
 Piece = tuple[NoisyBatch, Mapping[str, Tensor]]
@@ -79,7 +80,8 @@ def train_denoiser(
 
     Raises:
         DivergedError: A loss or a weight became NaN or infinite.
-        TrainingError: The folder holds another run, or there is no data.
+        TrainingError: The folder holds another run, there is no data, or a side network has to be
+            prepared from it.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
         SystemExit: SIGTERM, likewise.
     """
@@ -128,7 +130,8 @@ class Denoising(TrainingObjective):
         self.model = accelerator.prepare_model(self.model.to(accelerator.device))
 
     def prepare(self) -> None:
-        """Nothing: no side network of a denoiser has to see the data first."""
+        """Let side networks prepare themselves; one that has to see the data first is refused."""
+        prepare_without_rows(self.tasks)
 
     def batches(self, start: int) -> Iterator[Piece]:
         """Drawn as they are needed: latents lie in memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from restuning._errors import TrainingError
 from restuning.bypass import SideNetwork
+from restuning.bypass.side_network import Rows
 from restuning.task import INPUT, Task
 from restuning.training.randomness import preserve_randomness, seed_everything
 
@@ -101,7 +102,8 @@ def prepare(
         collate: Makes a batch of a list of examples.
 
     Raises:
-        TrainingError: There is something to prepare, and the inputs change from reading to reading.
+        TrainingError: There is something to prepare, and the inputs change from reading to reading; or
+            two networks prepare different things under one name.
 
     Cost: for each network that reads the rows, one pass over them.
     """
@@ -119,11 +121,9 @@ def prepare(
             continue
         device = next((t.device for t in (*network.parameters(), *network.buffers())), None)
         rows = _Rows(train, collate or default_collate, read, device, type(network).__name__)
-        with preserve_randomness(), torch.no_grad():
-            # A constant: a run that goes on must prepare what it prepared before.
-            seed_everything("prepare")
-            results = network.prepare(rows)
+        results = _prepare_network(network, rows)
         _check_rows(results, network, len(train))
+        _check_names(results, network, beside)
         # Loaders join these to rows on the CPU, maybe in worker processes.
         beside |= {name: tensor.cpu() for name, tensor in results.items()}
         if key:
@@ -154,6 +154,19 @@ def prepare_tuned(
         return taps(*args, **kwargs)
 
     return prepare([task], read, train, collate)
+
+
+def prepare_without_rows(tasks: Sequence[Task]) -> None:
+    """Prepare the side networks of some tasks, in place, where there are no rows of taps to show them.
+
+    Raises:
+        TrainingError: One reads rows, or wants to be handed something in beside them.
+    """
+    for side in (task.side for task in tasks if task.side is not None):
+        rows = _NoRows(type(side).__name__)
+        _prepare_network(side, rows)
+        if side.prepared_taps:
+            rows.refuse(f"it prepares {', '.join(side.prepared_taps)} of every row")
 
 
 def with_stand_ins(
@@ -195,6 +208,24 @@ class _Rows:
         return self.collate([self.train[index] for index in indices])
 
 
+class _NoRows:
+    """Stands where there is nothing that a side network could be shown."""
+
+    def __init__(self, network: str) -> None:
+        self.network = network
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        self.refuse("it reads the training split")
+
+    def refuse(self, why: str) -> NoReturn:
+        raise TrainingError(
+            "a side network that is prepared from the data cannot be trained here",
+            where=self.network,
+            found=f"{why}, and inputs that are noised anew at every step have no rows to show",
+            fix="give the task a side network that needs none, such as res-tuning-bypass",
+        )
+
+
 def refuse_changing(train: Any, network: str) -> None:
     """Read some inputs several times under other seeds, and refuse those that change.
 
@@ -228,6 +259,27 @@ def _key(network: SideNetwork) -> str:
     if next(network.parameters(), None) is not None:
         return ""
     return json.dumps(network.spec(), sort_keys=True, default=str)
+
+
+def _prepare_network(network: SideNetwork, rows: Rows) -> Mapping[str, Tensor]:
+    with preserve_randomness(), torch.no_grad():
+        # A constant: a run that goes on must prepare what it prepared before.
+        seed_everything("prepare")
+        return network.prepare(rows)
+
+
+def _check_names(
+    results: Mapping[str, Tensor], network: SideNetwork, before: Mapping[str, Tensor]
+) -> None:
+    """Refuse what would take the place of another network's rows, which would train on it."""
+    for name in results.keys() & before.keys():
+        if not torch.equal(results[name].cpu(), before[name]):
+            raise TrainingError(
+                "two side networks prepare different rows under one name",
+                where=type(network).__name__,
+                found=name,
+                fix="train their tasks one at a time",
+            )
 
 
 def _check_rows(results: Mapping[str, Tensor], network: SideNetwork, count: int) -> None:

@@ -9,6 +9,7 @@ import torch
 import restuning
 from restuning import FitSettings, Host, Tuned, methods
 from restuning._errors import TrainingError, UnknownNameError
+from restuning.bypass import Ridge
 from restuning.data import load_data
 from restuning.features import Cached, StoredFeatures, StoreOptions, open_or_build
 from restuning.training import evaluate, fit, fit_until
@@ -107,6 +108,18 @@ def test_the_same_rows_give_the_same_solution_so_a_killed_run_goes_on(world):
     second = solved(host, kept, [other, made(host)], fed.train)
     assert torch.equal(one.side.weight, other.side.weight)
     assert torch.equal(first.beside[one.side.name], second.beside[one.side.name])
+
+
+def test_two_classifiers_that_would_hand_in_their_answers_under_one_name_are_refused(world):
+    host, data, kept = world
+    train = kept.data(data, final=False).train
+    one = made(host)
+    other = copy.deepcopy(one)
+    # The same taps, hence the same name, read without a class token: other answers.
+    other.side = Ridge(one.side.taps, one.side.dims, CLASSES, token=None)
+    with pytest.raises(TrainingError, match="under one name") as error:
+        solved(host, kept, [one, other], train)
+    assert error.value.found == one.side.name
 
 
 def test_tasks_without_one_are_fed_as_before(world):
