@@ -6,10 +6,8 @@ import json
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from restuning._errors import BackboneError, FormatError, HubError, WrongBackboneError, require
-from restuning._files import replacing, sha256_of_file, write_text
+from restuning._files import digest_file, replacing, write_text
 from restuning._version import __version__
 from restuning.host import Extractor
 from restuning.task.task import Task
@@ -28,10 +26,6 @@ FORMAT = 2
 
 FILES = ("task.json", "weights.safetensors", "README.md")
 """What a task folder holds, and all that is fetched from a hub."""
-
-SETTLED = 3.0
-"""Seconds after its last change from when a file that changes again has another time: the coarsest
-clock of a file system (FAT) has steps of two."""
 
 
 def save(
@@ -181,13 +175,7 @@ def _digest_file(file: Path) -> str:
     Cost: about 1 s a gigabyte.
     """
     try:
-        about = file.stat()
-        if time.time() - max(about.st_mtime, about.st_ctime) < SETTLED:
-            return sha256_of_file(file)
-        # Sets of weights of one architecture have one size, and those of one archive often one
-        # time; a copy that keeps its time still has a new change time or another inode.
-        state = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-        return _sha256(str(file.resolve()), state)
+        return digest_file(file)
     except OSError as error:
         raise BackboneError(
             "a weights file cannot be read",
@@ -195,12 +183,6 @@ def _digest_file(file: Path) -> str:
             found=error.strerror or str(error),
             fix="give its path",
         ) from None
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: str, _state: tuple[int, ...]) -> str:
-    """The state is there for the cache alone: a changed file is read again."""
-    return sha256_of_file(Path(path))
 
 
 def describe(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from restuning import Tuned, evaluate, evaluate_task, load_backbone, load_data, methods, save
+from restuning import (
+    Tuned,
+    _files,
+    evaluate,
+    evaluate_task,
+    load_backbone,
+    load_data,
+    methods,
+    save,
+)
 from restuning._errors import (
     BackboneError,
     DataError,
@@ -22,7 +31,7 @@ from restuning._errors import (
 )
 from restuning.backbones import load as loaders
 from restuning.serve import Answer, Prediction, Predictor
-from restuning.task import WeightsFile, save_and_load
+from restuning.task import WeightsFile
 from zoo import folders
 
 LABELS = ["ant", "bee", "cat"]
@@ -308,7 +317,7 @@ def test_another_file_of_the_same_size_and_time_has_another_digest(
 ):
     """Within a tick of the disk's clock, and of a copy that keeps its time as `cp -p` does."""
     if settled:
-        monkeypatch.setattr(save_and_load, "SETTLED", 0)
+        monkeypatch.setattr(_files, "SETTLED", 0)
     weights, _ = elsewhere
     before, time = WeightsFile.of(weights), weights.stat().st_mtime_ns
     content = bytearray(weights.read_bytes())
@@ -331,8 +340,8 @@ def test_another_file_of_the_same_size_and_time_has_another_digest(
 def test_a_file_of_weights_that_does_not_change_is_read_once(elsewhere, monkeypatch):
     weights, _ = elsewhere
     read = []
-    monkeypatch.setattr(save_and_load, "SETTLED", 0)
-    monkeypatch.setattr(save_and_load, "sha256_of_file", lambda file: read.append(file) or "0" * 64)
+    monkeypatch.setattr(_files, "SETTLED", 0)
+    monkeypatch.setattr(_files, "sha256_of_file", lambda file: read.append(file) or "0" * 64)
     assert WeightsFile.of(weights) == WeightsFile.of(weights)
     assert len(read) == 1
 
