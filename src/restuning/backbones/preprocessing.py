@@ -128,34 +128,59 @@ class Preprocessing:
         if policy == "none":
             return self.image
         if policy == "flip":
-
-            def flipped(image: Image.Image) -> Tensor:
-                tensor = self.image(image)
-                return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor
-
-            return flipped
+            return _Flip(self)
         if policy != "timm" and not policy.startswith("timm:"):
             raise UnknownNameError(
                 "no such augmentation", where=policy, fix="none, flip, timm or timm:POLICY"
             )
+        return _TimmAugmentation(self, policy.partition(":")[2])
+
+
+@dataclass(frozen=True)
+class _Flip:
+    """The image or its mirror image. A class and not a closure: worker processes are sent it."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        tensor = self.preprocessing.image(image)
+        return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor
+
+
+@dataclass
+class _TimmAugmentation:
+    """timm's transform for training, under an automatic policy or none ("").
+
+    A worker process is sent its name and makes it again: some of timm's parts are closures.
+    """
+
+    preprocessing: Preprocessing
+    policy: str
+
+    def __post_init__(self) -> None:
         # Imported here: only training needs it, and it takes a second.
         from timm.data import create_transform
 
-        _, _, automatic = policy.partition(":")
+        form = self.preprocessing
         try:
-            made: Any = create_transform(
-                (3, *self.size),
+            self._transform: Any = create_transform(
+                (3, *form.size),
                 is_training=True,
-                interpolation=self.interpolation,
-                mean=self.mean,
-                std=self.std,
-                auto_augment=automatic or None,
+                interpolation=form.interpolation,
+                mean=form.mean,
+                std=form.std,
+                auto_augment=self.policy or None,
             )
         except (AssertionError, ValueError, KeyError, IndexError) as error:
             raise UnknownNameError(
                 "timm has no such augmentation policy",
-                where=policy,
+                where=f"timm:{self.policy}",
                 found=str(error)[:200],
                 fix="e.g. timm:rand-m9-mstd0.5 or timm:augmix-m5-w4-d2",
             ) from None
-        return lambda image: made(image.convert("RGB"))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self._transform(image.convert("RGB"))
+
+    def __reduce__(self) -> tuple:
+        return _TimmAugmentation, (self.preprocessing, self.policy)

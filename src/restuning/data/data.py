@@ -144,6 +144,13 @@ class ImageDataset(Dataset, ABC):
         self.transform = transform
         self.in_memory: dict[int, Tensor] | None = {} if keep else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process, which keeps what it decodes itself.
+
+        A tensor is sent as a file descriptor, and of those a process has a thousand.
+        """
+        return {**vars(self), "in_memory": None if self.in_memory is None else {}}
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
