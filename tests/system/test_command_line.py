@@ -113,6 +113,8 @@ def test_a_mistake_is_answered_in_words_without_a_traceback(arguments, words, tm
 
 
 def test_sites_info_and_methods_print_json():
-    assert len(json.loads(restuning("sites", "restuning-tiny", "--json").stdout)) == 18
+    rows = json.loads(restuning("sites", "restuning-tiny", "--json").stdout)
+    assert len(rows) == 18
+    assert all(row["projections"] for row in rows)
     assert json.loads(restuning("info", "restuning-tiny", "--json").stdout)["layers"] == 6
     assert "res-tuning" in restuning("methods", "--json").stdout

@@ -226,8 +226,7 @@ class Sites(Mapping[str, Site]):
                 "reads": s.reads,
                 "adds": s.adds,
                 "proof": s.proof,
-                # Readers of `restuning sites --json` know it by this name.
-                "maps": bool(s.projections),
+                "projections": bool(s.projections),
             }
             for s in self.values()
         ]

@@ -260,7 +260,7 @@ def test_a_host_without_weights_finds_what_one_with_weights_finds(name):
     _, drawn = forecast.load_drawn(name)
     assert all(p.is_meta for p in bare.model.parameters())
     assert bare.readout_rule == drawn.readout_rule
-    assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
+    assert bare.sites.rows() == [row | {"projections": False} for row in drawn.sites.rows()]
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ def test_a_vision_language_model_without_weights_has_the_sites_of_one_with_weigh
     _, drawn = forecast.load_drawn(name)
     assert bare.readout_rule == drawn.readout_rule
     assert bare.readout_rule.project == "projection"
-    assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
+    assert bare.sites.rows() == [row | {"projections": False} for row in drawn.sites.rows()]
 
 
 def test_a_language_model_without_weights_has_the_sites_of_one_with_weights():
@@ -303,7 +303,7 @@ def test_a_language_model_without_weights_has_the_sites_of_one_with_weights():
     with forecast.AbsentWeights():
         bare = Host(model, input_ids=ids)
     assert bare.readout_rule == drawn.readout_rule
-    assert bare.sites.rows() == [row | {"maps": False} for row in drawn.sites.rows()]
+    assert bare.sites.rows() == [row | {"projections": False} for row in drawn.sites.rows()]
     task = methods.build("res-tuning", bare, num_classes=CLASSES)
     told = forecast.forecast_task(bare, task, {"input_ids": ids}, 3)
     found = forecast.forecast_task(drawn, task, {"input_ids": ids}, 3)
