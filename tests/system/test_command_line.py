@@ -1,12 +1,17 @@
 """The command line as a user meets it: what it leaves and prints, exit codes, no tracebacks."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from commands import as_process, restuning
+from restuning import load_backbone, methods
+from restuning.task import summarise
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -116,5 +121,44 @@ def test_sites_info_and_methods_print_json():
     rows = json.loads(restuning("sites", "restuning-tiny", "--json").stdout)
     assert len(rows) == 18
     assert all(row["projections"] for row in rows)
-    assert json.loads(restuning("info", "restuning-tiny", "--json").stdout)["layers"] == 6
+    told = json.loads(restuning("info", "restuning-tiny", "--json").stdout)
+    assert told["layers"] == 6
+    # A Python user is told the same.
+    backbone = load_backbone("restuning-tiny")
+    assert told == json.loads(json.dumps(backbone.summarise()))
+    assert rows == backbone.host().sites.rows()
     assert "res-tuning" in restuning("methods", "--json").stdout
+
+
+def test_methods_are_counted_on_a_backbone_or_have_no_place_there():
+    done = restuning("methods", "--backbone", "restuning-tiny", "--classes", 7, "--json")
+    rows = {row.pop("method"): row for row in json.loads(done.stdout)}
+    counted = methods.count_parameters(load_backbone("restuning-tiny").host(), 7)
+    assert counted["linear"] == {
+        "tuner parameters": 0,
+        "with head": 7 * (128 + 1),
+        "not here": None,
+    }
+    for name, row in counted.items():
+        assert row.items() <= rows[name].items()
+        assert (row["not here"] is None) == isinstance(row["with head"], int)
+
+
+@pytest.mark.parametrize("name", ["format1_inline", "format2_bypass", "format2_ridge"])
+def test_info_of_a_task_folder_is_one_call_of_the_library(name):
+    folder = GOLDEN / f"{name}.task"
+    told = json.loads(restuning("info", folder, "--json").stdout)
+    assert told == summarise(folder)
+    assert told["bytes"] == (folder / "weights.safetensors").stat().st_size
+    assert (told["side network"] is None) == bool(told["tuners"])
+
+
+@pytest.mark.parametrize("task", ["{}", '{"method": "linear", "tuners": 3, "side": null}'])
+def test_info_of_a_malformed_task_is_refused_in_words(task, tmp_path):
+    description = json.loads((GOLDEN / "format2_bypass.task" / "task.json").read_text())
+    (tmp_path / "task.json").write_text(json.dumps({**description, "task": json.loads(task)}))
+    done = restuning("info", tmp_path)
+    assert done.returncode == 1
+    assert "malformed" in done.stderr
+    assert "task.json" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,12 +1,14 @@
 """What is computed once, at the command line: `cache`, `train` from a store, `sweep`, many tasks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from commands import restuning
+from restuning import features
 
 TASKS = ("linear", "res-tuning-bypass", "res-tuning")
 
@@ -52,6 +54,25 @@ def test_a_store_says_what_it_is_and_is_found_again(photos, stored):
     assert "reused" in again.stdout
     listed = json.loads(restuning("cache", "ls", "--store", root, "--json").stdout)
     assert [row["state"] for row in listed] == ["whole"]
+    # A Python user is told the same.
+    assert listed == features.list_stores(root)
+    (name,) = (row["store"] for row in listed)
+    told = json.loads(restuning("cache", "info", name, "--store", root, "--json").stdout)
+    assert told == features.describe_store(features.find_store(name, root))
+
+
+def test_the_list_tells_unfinished_and_unusable_stores_and_sizes_in_few_digits(stored, tmp_path):
+    (whole,) = (path for path in stored[0].iterdir() if path.is_dir())
+    for name in ("a-whole", "b-unfinished", "c-unusable"):
+        shutil.copytree(whole, tmp_path / name)
+    (tmp_path / "b-unfinished" / "manifest.json").unlink()
+    (tmp_path / "c-unusable" / "manifest.json").write_text("{")
+    rows = features.list_stores(tmp_path)
+    assert [row["state"] for row in rows] == ["whole", "unfinished", "unusable"]
+    assert all(0 < row["MiB"] == float(f"{row['MiB']:.3g}") for row in rows)
+    shown = restuning("cache", "ls", "--store", tmp_path, COLUMNS="200").stdout
+    assert "None" not in shown
+    assert f" {rows[0]['MiB']:g} " in shown
 
 
 def test_patches_are_merged_where_that_is_asked_for_and_the_loss_is_told(photos, tmp_path):

@@ -54,3 +54,21 @@ class Backbone:
             # In place, and with the host's hooks there: a compiled model ignores later ones.
             self.model.compile()
         return host
+
+    def summarise(self) -> dict[str, Any]:
+        """What the backbone is and what was found in it, as plain values: what `restuning info` shows.
+
+        Cost: as `host`.
+        """
+        host = self.host()
+        rule = host.readout_rule
+        return {
+            "class": type(self.model).__name__,
+            "weights": self.weights,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "layers": host.sites.layers,
+            "sites": host.sites.summarise(),
+            "readout": f"{rule.pool}, norm {rule.norm or 'none'}, width {rule.dim} ({rule.proof})",
+            "preprocessing": self.preprocessing.to_dict() if self.preprocessing else "text",
+            "fingerprint": host.fingerprint(),
+        }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -33,9 +31,6 @@ from restuning.cli.common import (
 )
 from restuning.cli.config import Config
 from restuning.cli.report import log_to
-
-if TYPE_CHECKING:
-    from restuning.features import StoreKey
 
 app = group("Compute features once.")
 
@@ -82,7 +77,7 @@ def cache(
     if what not in VERBS:
         from restuning.backbones import add_quantization
         from restuning.data import DataOptions
-        from restuning.features import StoreOptions, build_store
+        from restuning.features import StoreOptions, build_store, describe_store
 
         log = log_to(messages(as_json))
         stored = build_store(
@@ -98,7 +93,7 @@ def cache(
         facts = {**describe_store(stored.store.path), "built_seconds": stored.seconds}
         _show(facts, as_json)
     elif what == "ls":
-        from restuning.features import default_root
+        from restuning.features import default_root, list_stores
 
         rows = list_stores(store)
         if as_json:
@@ -116,10 +111,15 @@ def cache(
         else:
             typer.echo(f"{freed / 2**20:.1f} MiB freed")
     else:
-        from restuning.features import find_store
+        from restuning.features import Store, describe_store, find_store
 
         path = find_store(name, store)
-        _show(verify_store(path) if what == "verify" else describe_store(path), as_json)
+        facts = (
+            {"path": str(path), "files verified": Store(path).verify()}
+            if what == "verify"
+            else describe_store(path)
+        )
+        _show(facts, as_json)
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
@@ -127,87 +127,3 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
         show_json(facts)
     else:
         show_facts(facts, facts["path"])
-
-
-def list_stores(root: Path | None) -> list[dict[str, Any]]:
-    """One row a store."""
-    from restuning._errors import StoreError
-    from restuning.features import Store, default_root, stores
-
-    rows = []
-    for path in stores(root or default_root()):
-        try:
-            store = Store(path)
-        # Unfinished or damaged stores are listed as well: they take room, and `rm` frees it.
-        except StoreError as error:
-            size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-            rows.append(
-                {
-                    "store": path.name,
-                    "state": error.what,
-                    "rows": "",
-                    "form": "",
-                    "MiB": round(size / 2**20, 1),
-                    "backbone": "",
-                }
-            )
-            continue
-        rows.append(
-            {
-                "store": path.name,
-                "state": "whole",
-                "rows": store.key.rows,
-                "form": _form(store.key),
-                "MiB": round(store.bytes / 2**20, 1),
-                "backbone": store.key.backbone["name"],
-            }
-        )
-    return rows
-
-
-def describe_store(path: Path) -> dict[str, Any]:
-    """What a store is, with the error of its form."""
-    from restuning.features import Store
-
-    store = Store(path)
-    key = store.key
-    errors = store.manifest["error"].values()
-    return {
-        "path": str(path),
-        "data": key.data["name"],
-        "splits": dict(key.splits),
-        "views": list(key.views),
-        "backbone": key.backbone["name"],
-        "taps": [f"{tap.name} {list(tap.shape)}" for tap in key.taps],
-        "tokens": key.form,
-        "merged away": store.manifest.get("merged away", {}),
-        "dtype": key.dtype,
-        "precision": key.precision,
-        "bytes an input": key.bytes_per_row,
-        "bytes": store.bytes,
-        "largest relative error": max((e["relative"] for e in errors), default=0.0),
-        "largest absolute error": max(
-            (e["largest"] for e in store.manifest["error"].values()), default=0.0
-        ),
-        "shards": len(store.manifest["shards"]),
-        "written": time.strftime(
-            "%Y-%m-%d %H:%M", time.localtime((path / "manifest.json").stat().st_mtime)
-        ),
-        "digest": key.digest,
-    }
-
-
-def verify_store(path: Path) -> dict[str, Any]:
-    """Compare every file with its digest; the number of files.
-
-    Raises:
-        StoreError: A file is not what was written.
-    """
-    from restuning.features import Store
-
-    return {"path": str(path), "files verified": Store(path).verify()}
-
-
-def _form(key: StoreKey) -> str:
-    views = f", {len(key.views)} views" if len(key.views) > 1 else ""
-    return f"{len(key.taps)} taps, {key.form}, {key.dtype}{views}"

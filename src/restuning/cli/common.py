@@ -206,8 +206,16 @@ Json = Annotated[bool, option(OUTPUT, "Print JSON for a program to read", "--jso
 
 
 def plain(value: Any) -> str:
-    """A value in one cell."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value in one cell: a number as it is read best, and nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def size_in_words(value: int | None) -> str:
@@ -235,19 +243,21 @@ def show_json(value: Any) -> None:
 
 
 def show_rows(rows: list[dict[str, Any]], title: str) -> None:
-    """Rows as a table."""
+    """Rows as a table, without the columns that are empty in all of them."""
     table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ():
-        # rich would else cut a long cell and put an ellipsis.
-        table.add_column(column, overflow="fold")
+    columns = [c for c in (rows[0] if rows else ()) if any(row[c] is not None for row in rows)]
+    for column in columns:
+        # rich would else cut a long cell and put an ellipsis; the name of a column stays whole.
+        longest = max(map(len, column.split()), default=None)
+        table.add_column(column, overflow="fold", min_width=longest)
     for row in rows:
-        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()])
+        table.add_row(*[plain(row[column]) for column in columns])
     console.print(table)
 
 
 def show_facts(facts: Mapping[str, Any], title: str) -> None:
     """Facts as a table, one a row."""
-    show_rows([{"what": name, "": plain(value)} for name, value in facts.items()], title)
+    show_rows([{"what": name, "": value} for name, value in facts.items()], title)
 
 
 class RowStream:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -48,7 +46,13 @@ def info(
     as_json: Json = False,
 ) -> None:
     """What a task folder or a backbone is."""
-    facts = task_facts(Path(name)) if Path(name).is_dir() else backbone_facts(name, weights, random)
+    from restuning.backbones import load_backbone
+    from restuning.task import summarise
+
+    if Path(name).is_dir():
+        facts = summarise(name)
+    else:
+        facts = load_backbone(name, weights=weights, random=random).summarise()
     if as_json:
         show_json(facts)
     else:
@@ -72,78 +76,15 @@ def list_methods(
     as_json: Json = False,
 ) -> None:
     """The named methods and where their defaults come from."""
-    rows = method_rows(backbone, weights, random, classes)
+    from restuning import methods
+    from restuning.backbones import load_backbone
+
+    rows = [{"method": n, "what": w, "from": s} for n, w, s in methods.table()]
+    if backbone is not None:
+        host = load_backbone(backbone, weights=weights, random=random).host()
+        sizes = methods.count_parameters(host, classes)
+        rows = [{**row, **sizes[row["method"]]} for row in rows]
     if as_json:
         show_json(rows)
     else:
         show_rows(rows, "methods")
-
-
-def task_facts(folder: Path) -> dict[str, Any]:
-    """What a task folder says of itself."""
-    from restuning.task import describe
-
-    description = describe(str(folder))
-    task = description["task"]
-    tuners = Counter(_kind(spec) for spec in task["tuners"].values())
-    weights = folder / "weights.safetensors"
-    return {
-        "method": task["method"],
-        "backbone": description["backbone"]["name"],
-        "fingerprint": description["backbone"]["fingerprint"],
-        "tuners": "bypass" if task["side"] else dict(tuners),
-        "head": task["head"],
-        "labels": task["labels"],
-        "preprocessing": description["preprocessing"],
-        "bytes": weights.stat().st_size if weights.exists() else None,
-        "written by": description["library"],
-    }
-
-
-def backbone_facts(name: str, weights: Path | None, random: bool) -> dict[str, Any]:
-    """What a backbone is, and what was found in it."""
-    from restuning.backbones import load_backbone
-    from restuning.training.run import describe_sites
-
-    backbone = load_backbone(name, weights=weights, random=random)
-    host = backbone.host()
-    rule = host.readout_rule
-    return {
-        "class": type(backbone.model).__name__,
-        "weights": backbone.weights,
-        "parameters": sum(p.numel() for p in backbone.model.parameters()),
-        "layers": host.sites.layers,
-        "sites": describe_sites(host),
-        "readout": f"{rule.pool}, norm {rule.norm or 'none'}, width {rule.dim} ({rule.proof})",
-        "preprocessing": backbone.preprocessing.to_dict() if backbone.preprocessing else "text",
-        "fingerprint": host.fingerprint(),
-    }
-
-
-def _kind(spec: dict[str, Any]) -> str:
-    # A tuner may wrap another: its name in brackets, as deep as it goes.
-    return f"{spec['kind']}({_kind(spec['tuner'])})" if "tuner" in spec else spec["kind"]
-
-
-def method_rows(
-    backbone: str | None, weights: Path | None, random: bool, classes: int
-) -> list[dict[str, Any]]:
-    """One row a method; with a backbone also its parameters there."""
-    from restuning import methods
-    from restuning._errors import RestuningError
-    from restuning.backbones import load_backbone
-
-    rows = [{"method": n, "what": w, "from": s} for n, w, s in methods.table()]
-    if backbone is None:
-        return rows
-    loaded = load_backbone(backbone, weights=weights, random=random)
-    host = loaded.host()
-    for row in rows:
-        try:
-            task = methods.build(row["method"], host, num_classes=classes)
-            row["tuner parameters"] = f"{task.tuner_parameters():,}"
-            row["with head"] = f"{task.trainable_parameters():,}"
-        # That a method has no place in this backbone is an answer and not a failure.
-        except RestuningError as error:
-            row["tuner parameters"], row["with head"] = "not here", error.what
-    return json.loads(json.dumps(rows))

@@ -4,6 +4,8 @@ from restuning.features.cached import Cached as Cached
 from restuning.features.cached import StoredFeatures as StoredFeatures
 from restuning.features.codec import DTYPES as DTYPES
 from restuning.features.codec import PRECISIONS as PRECISIONS
+from restuning.features.describe import describe_store as describe_store
+from restuning.features.describe import list_stores as list_stores
 from restuning.features.extract import Forecast as Forecast
 from restuning.features.extract import build as build
 from restuning.features.extract import forecast as forecast

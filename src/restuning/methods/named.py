@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from restuning._errors import UnknownNameError
+from restuning._errors import RestuningError, UnknownNameError
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.methods import bypasses, combined, embedded, ours, weights
 from restuning.methods.method import COMMON, OVER_TIME, Method, make_head
@@ -129,3 +129,29 @@ def names() -> list[str]:
 def table() -> list[tuple[str, str, str]]:
     """A row a method: its name, what it is, and where its defaults come from."""
     return [(name, method.what, method.source) for name, method in METHODS.items()]
+
+
+def count_parameters(host: Extractor, num_classes: int) -> dict[str, dict[str, Any]]:
+    """Trained parameters of every method on a backbone, by its name.
+
+    Args:
+        host: The backbone.
+        num_classes: Of the head that is counted.
+
+    Returns:
+        For each method "tuner parameters" (without the head) and "with head", both None where the
+        method has no place in this backbone, and "not here", why; None where it has one.
+    """
+    counted = {}
+    for name in METHODS:
+        row: dict[str, Any] = {"tuner parameters": None, "with head": None, "not here": None}
+        try:
+            task = build(name, host, num_classes=num_classes)
+        # That a method has no place in this backbone is an answer and not a failure.
+        except RestuningError as error:
+            row["not here"] = error.what
+        else:
+            row["tuner parameters"] = task.tuner_parameters()
+            row["with head"] = task.trainable_parameters()
+        counted[name] = row
+    return counted

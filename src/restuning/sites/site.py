@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -214,6 +215,11 @@ class Sites(Mapping[str, Site]):
             NoSitesError: No layers, or a block twice.
         """
         return Declaration.of(layers)
+
+    def summarise(self) -> str:
+        """How many sites there are, by operation and proof, in words."""
+        counts = Counter((s.op, s.proof) for s in self.values())
+        return ", ".join(f"{n} {op} ({proof})" for (op, proof), n in counts.items())
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a site, as `restuning sites` prints them."""

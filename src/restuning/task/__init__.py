@@ -26,6 +26,7 @@ from restuning.task.save_and_load import find_task as find_task
 from restuning.task.save_and_load import load as load
 from restuning.task.save_and_load import push_to_hub as push_to_hub
 from restuning.task.save_and_load import save as save
+from restuning.task.save_and_load import summarise as summarise
 from restuning.task.task import Task as Task
 from restuning.task.tuned import INPUT as INPUT
 from restuning.task.tuned import Tuned as Tuned

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -227,6 +228,46 @@ def describe(path: str | Path) -> dict[str, Any]:
             fix="restore it from where the task was saved",
         )
     return _from_format1(description) if version == 1 else description
+
+
+def summarise(path: str | Path) -> dict[str, Any]:
+    """What a task folder says of itself, as plain values and without its weights: what `restuning info` shows.
+
+    Args:
+        path: A task folder, or a run folder for the one task in it.
+
+    Raises:
+        FormatError: As `describe`, or a part of `task.json` is malformed.
+    """
+    folder = find_task(path)
+    description = describe(folder)
+    weights = folder / "weights.safetensors"
+    try:
+        task, side = description["task"], description["task"]["side"]
+        return {
+            "method": task["method"],
+            "backbone": description["backbone"]["name"],
+            "fingerprint": description["backbone"]["fingerprint"],
+            "tuners": dict(Counter(_name_kind(spec) for spec in task["tuners"].values())),
+            "side network": side and side["kind"],
+            "head": task["head"],
+            "labels": task["labels"],
+            "preprocessing": description["preprocessing"],
+            "bytes": weights.stat().st_size if weights.exists() else None,
+            "written by": description.get("library"),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(
+            "task.json is malformed",
+            where=str(folder / "task.json"),
+            found=f"{type(error).__name__}: {error}",
+            fix="restore it from where the task was saved",
+        ) from None
+
+
+def _name_kind(spec: Mapping[str, Any]) -> str:
+    # A tuner may wrap another: its name in brackets, as deep as it goes.
+    return f"{spec['kind']}({_name_kind(spec['tuner'])})" if "tuner" in spec else spec["kind"]
 
 
 def _from_format1(description: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -187,7 +186,7 @@ class Inputs:
         weights = self.backbone.weights
         return [
             f"backbone  {self.backbone.name}: {model}, {host.sites.layers} layers, weights {weights}",
-            f"sites     {describe_sites(host)}",
+            f"sites     {host.sites.summarise()}",
             f"readout   {readout}, width {rule.dim} ({proof})",
             f"data      {self.data.describe()}",
         ]
@@ -211,12 +210,6 @@ def open_inputs(
     """
     store = StoreOptions(limit=BY_ITSELF) if store is None else store
     return Inputs(host, backbone, data, lambda: data, store, options=dict(options or {}))
-
-
-def describe_sites(host: Extractor) -> str:
-    """Sites by operation and proof, in words."""
-    counts = Counter((s.op, s.proof) for s in host.sites.values())
-    return ", ".join(f"{n} {op} ({proof})" for (op, proof), n in counts.items())
 
 
 def with_pool(inputs: Inputs, options: Mapping[str, Any]) -> Inputs:
