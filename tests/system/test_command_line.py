@@ -87,8 +87,15 @@ def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_pa
     assert "b.png" in done.stderr
     done = restuning("predict", tmp_path, "--task", out / "digits.task", "--skip-bad")
     assert done.returncode == 0
-    assert "1 corrupt" in done.stderr
+    assert done.stdout.splitlines()[-1] == "1 task, 1 backbone forward a batch"
+    assert "1 corrupt file skipped" in done.stderr
+    assert "1 file left out" in done.stderr
     assert "c.heic" in done.stderr
+    done = restuning("predict", tmp_path / "a.png", tmp_path / "d.png", "--task", out)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no such image or folder" in done.stderr
+    assert "d.png" in done.stderr
+    assert "check the path" in done.stderr
 
 
 def test_a_process_of_its_own_ends_as_one_in_this_process_does(tmp_path):

@@ -113,7 +113,7 @@ def test_many_tasks_answer_with_one_forward_and_one_more_for_each_inside(trained
     table = restuning("predict", tmp_path, "--tasks", folders).stdout.splitlines()
     assert table[0].split() == ["image", *TASKS]
     assert [row.split()[0][-5:] for row in table[1:4]] == ["a.png", "b.png", "c.png"]
-    assert table[-1] == "3 tasks, 2 backbone forward(s) a batch"
+    assert table[-1] == "3 tasks, 2 backbone forwards a batch"
     alone = restuning("predict", tmp_path / "a.png", "--task", out / "linear.task", "--json")
     assert json.loads(alone.stdout)["predictions"][0] == pytest.approx(
         lines[0]["tasks"]["linear"][0]

@@ -218,6 +218,11 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things: `1 task`, `2 tasks`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def size_in_words(value: int | None) -> str:
     """Bytes as MB or GB."""
     if value is None:

@@ -24,6 +24,7 @@ from restuning.cli.common import (
     Text,
     Weights,
     command,
+    count,
     group,
     option,
 )
@@ -100,16 +101,13 @@ def predict(
             table.row(row)
     if table is not None:
         typer.echo(
-            f"{len(folders)} task{'s' * (len(folders) > 1)}, "
-            f"{predictor.forwards} backbone forward(s) a batch"
+            f"{count(len(folders), 'task')}, {count(predictor.forwards, 'backbone forward')} a batch"
         )
     if predictor.skipped:
-        typer.echo(f"{len(predictor.skipped)} corrupt files skipped", err=True)
+        typer.echo(f"{count(len(predictor.skipped), 'corrupt file')} skipped", err=True)
     if ignored := predictor.ignored:
         few = f"{', '.join(ignored[:3])}{' ...' if len(ignored) > 3 else ''}"
-        typer.echo(
-            f"{len(ignored)} files left out that are no images by their suffix: {few}", err=True
-        )
+        typer.echo(f"{count(len(ignored), 'file')} left out, no image by its name: {few}", err=True)
 
 
 def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:

@@ -86,7 +86,8 @@ class Data:
             for word, split in (("train", self.train), ("val", self.val), ("test", self.test))
             if split is not None
         )
-        skipped = f", {self.skipped} corrupt files skipped" if self.skipped else ""
+        files = "file" if self.skipped == 1 else "files"
+        skipped = f", {self.skipped} corrupt {files} skipped" if self.skipped else ""
         return f"{self.name}: {sizes}, {self.num_classes} classes{skipped}"
 
 
