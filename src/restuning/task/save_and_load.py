@@ -52,7 +52,8 @@ def save(
             that is not the library's own; its path and sha256 are stored, so that `Predictor` asks
             for neither.
         preprocessing: How images become inputs.
-        results: Figures for the model card.
+        results: Figures for the model card, by name; a share whose name ends in "accuracy" is
+            written as percent, and None is left out.
 
     Raises:
         FormatError: The folder cannot be written.
@@ -467,7 +468,9 @@ def _describe_fingerprint(fingerprint: Mapping[str, Any]) -> str:
 
 
 def _write_card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:
-    figures = "".join(f"| {k} | {v} |\n" for k, v in results.items())
+    # What was not measured (an accuracy without a test split) has no line.
+    known = {name: value for name, value in results.items() if value is not None}
+    figures = "".join(f"| {name} | {_write_figure(name, v)} |\n" for name, v in known.items())
     base = _base_model(backbone)
     use = _IMAGE_USE if backbone.startswith("diffusers:") else _USE
     use = use.format(backbone=backbone.removeprefix("diffusers:"), name=name)
@@ -483,6 +486,15 @@ A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
 ```python
 {use}```
 {f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
+
+
+def _write_figure(name: str, value: Any) -> str:
+    """A figure as a reader takes it in: shares as percent, few digits, thousands apart."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if name.endswith("accuracy"):
+        return f"{100 * value:.1f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 _USE = """import restuning

@@ -165,3 +165,26 @@ def test_a_push_tells_the_name_of_a_weights_file_and_not_its_folders(host, tmp_p
     said = json.loads(pushed["task.json"])["backbone"]["weights"]
     assert said == {**json.loads(before)["backbone"]["weights"], "path": "vit.safetensors"}
     assert (folder / "task.json").read_text() == before
+
+
+def test_the_card_writes_shares_as_percent_and_large_numbers_in_groups(host, tmp_path):
+    results = {
+        "test accuracy": 14 / 15,
+        "balanced accuracy": 1.0,
+        "seed": 3,
+        "images": 1234567,
+        "loss": 0.123456789,
+        "val accuracy": None,
+        "note": "a trial",
+    }
+    task = methods.build("linear", host, num_classes=3)
+    folder = save(task, host, tmp_path / "t.task", backbone="timm:x", results=results)
+    lines = [line for line in (folder / "README.md").read_text().splitlines() if line[:1] == "|"]
+    assert lines[2:] == [
+        "| test accuracy | 93.3 % |",
+        "| balanced accuracy | 100.0 % |",
+        "| seed | 3 |",
+        "| images | 1,234,567 |",
+        "| loss | 0.1235 |",
+        "| note | a trial |",
+    ]
