@@ -1,4 +1,4 @@
-"""Every error says what happened, where, what was found and what to do next.
+"""Every error says what happened, where, what was found and what to do next; so does a warning.
 
 Imports nothing of the package: every room may raise these.
 """
@@ -6,6 +6,7 @@ Imports nothing of the package: every room may raise these.
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 
 
@@ -21,20 +22,41 @@ class RestuningError(Exception):
 
     def __init__(self, what: str, *, where: str = "", found: str = "", fix: str = "") -> None:
         self.what, self.where, self.found, self.fix = what, where, found, fix
-        lines = [f"{what}: {where}" if where else what]
-        if found:
-            lines.append(f"  found: {found}")
-        if fix:
-            lines.append(f"  do:    {fix}")
-        super().__init__("\n".join(lines))
+        super().__init__(_write_lines(what, where, found, fix))
 
     def __reduce__(self) -> tuple:
         """Rebuild from the four parts, so that an error crosses process borders whole."""
         return _rebuild, (type(self), self.what, self.where, self.found, self.fix)
 
 
+def _write_lines(what: str, where: str, found: str, fix: str) -> str:
+    lines = [f"{what}: {where}" if where else what]
+    if found:
+        lines.append(f"  found: {found}")
+    if fix:
+        lines.append(f"  do:    {fix}")
+    return "\n".join(lines)
+
+
 def _rebuild(kind: type, what: str, where: str, found: str, fix: str) -> RestuningError:
     return kind(what, where=where, found=found, fix=fix)
+
+
+class RestuningWarning(UserWarning):
+    """Something was assumed or passed over that whoever reads a result should know."""
+
+
+def warn(what: str, *, where: str = "", found: str = "", fix: str = "") -> None:
+    """Warn in the words of an error, where it is right to go on.
+
+    Args:
+        what: What was assumed or passed over, one clause.
+        where: The file, option or name concerned.
+        found: What was there.
+        fix: What to do if it is not meant so.
+    """
+    # The place to look is in the words; a line of this library would tell a user nothing.
+    warnings.warn(RestuningWarning(_write_lines(what, where, found, fix)), stacklevel=3)
 
 
 # Where a task meets a backbone.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from restuning._errors import RestuningError
+from restuning._errors import RestuningError, RestuningWarning
 
 
 def main() -> None:
@@ -12,7 +16,27 @@ def main() -> None:
     from restuning.cli.app import app
 
     try:
-        app(prog_name="restuning")
+        with _say_warnings():
+            app(prog_name="restuning")
     except RestuningError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _say_warnings() -> Iterator[None]:
+    """Our warnings as sentences, each once; those of other libraries as Python shows them."""
+    with warnings.catch_warnings():
+        others, told = warnings.showwarning, set[str]()
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, RestuningWarning):
+                others(message, category, *place, **more)
+            elif str(message) not in told:
+                # Data are listed more than once in a run.
+                told.add(str(message))
+                print(f"warning: {message}", file=sys.stderr)
+
+        warnings.simplefilter("always", RestuningWarning)
+        warnings.showwarning = show
+        yield
