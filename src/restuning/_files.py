@@ -1,20 +1,22 @@
-"""Files that are written whole or not at all, and locks that a dying process gives back."""
+"""Files: written whole or not at all, read without trust, and locked until a process dies."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import math
 import os
+import secrets
 import shutil
 import socket
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import Any, BinaryIO
 
 from restuning._errors import FormatError, TrainingError
 
@@ -52,7 +54,8 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
     _remove_abandoned(path)
     # One name a writer: two processes that write the same file do not meet before the rename.
     partial = path.with_name(
-        f".{path.name}.{_machine}.{os.getpid()}.{next(_counter)}{SUFFIX}{suffix}"
+        # And none that somebody could foresee: a link that waits there would be followed.
+        f".{path.name}.{_machine}.{os.getpid()}.{next(_counter)}-{secrets.token_hex(4)}{SUFFIX}{suffix}"
     )
     try:
         yield partial
@@ -89,7 +92,8 @@ def _alive(pid: int) -> bool:
 
 def _remove(path: Path) -> None:
     with suppress(OSError):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        folder = path.is_dir() and not path.is_symlink()
+        shutil.rmtree(path) if folder else path.unlink(missing_ok=True)
 
 
 def _sync_all(path: Path) -> None:
@@ -128,14 +132,22 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, sealed: bool = False) -> None:
     """Write an object as JSON, whole or not at all; what JSON does not know is written as a text.
+
+    A number that is not finite is written as null, for JSON has no word for it.
+
+    Args:
+        path: Of the file.
+        content: By name.
+        sealed: With the sha256 of the rest in it (`seal`), which `read_json` compares.
 
     Raises:
         FormatError: It cannot be written.
     """
     try:
-        write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+        content = seal(content) if sealed else _as_json(content)
+        write_text(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise FormatError(
             "a result cannot be written",
@@ -145,35 +157,216 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         ) from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a file.
+JSON_BYTES = 64 * 2**20
+"""Of the largest JSON that is read: the manifest of a store of 200,000 shards."""
+JSON_VALUES = 2**20
+"""The most values of it: an empty list takes three bytes of a file and sixty of memory."""
+JSON_DEPTH = 64
+"""The most lists and objects inside of each other; ours have seven."""
+_WHOLE = 2**63
+"""Beyond it a number that is read as whole fits into no tensor, and into no other library."""
+SEAL = "sha256 of the rest"
+"""Name under which an object of JSON holds the digest of everything else in it."""
+RESTORE = "restore it, or delete it and run the same command again"
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading that is one: what a folder of others names may be anything.
+
+    A pipe would be waited for without end, and opening a device may do something. Links are
+    followed, to a file; who must stay inside of a folder compares the path before.
 
     Raises:
-        FormatError: Unreadable, no JSON, or no object.
+        OSError: It is not there, cannot be read, or is a folder, pipe, socket or device; its
+            `strerror` says so.
+    """
+    refuse_special(path)
+    # Without waiting, should it have become a pipe since.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    try:
+        _refuse_special(os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+_SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link",
+}
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what is no file, before a library opens it by its name; see `open_plain`.
+
+    Raises:
+        OSError: It is not there, or no file.
+    """
+    _refuse_special(os.stat(path).st_mode)
+
+
+def _refuse_special(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _SPECIAL.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"{kind}, not a file")
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The contents of a file that is one; see `open_plain`.
+
+    Args:
+        path: Of the file.
+        limit: The most bytes that are read; None for any number.
+
+    Raises:
+        OSError: It cannot be read, is no file, or is larger.
+    """
+    with open_plain(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, and at most {limit:,} are read")
+        return stream.read()
+
+
+def parse_json(text: str | bytes, where: str, *, what: str = "a result", fix: str = RESTORE) -> Any:
+    """What a text of JSON says, which may come from anybody.
+
+    Refused are: bytes that are not UTF-8, half of a surrogate pair, NaN and infinite numbers, whole
+    numbers of more than 64 bits, a name that stands twice in an object, and more than `JSON_BYTES`,
+    `JSON_VALUES` or `JSON_DEPTH`. An object with a `seal` is compared with it, and returned without.
+
+    Args:
+        text: Of the file.
+        where: The file, for errors.
+        what: It is, for errors: "a result".
+        fix: What to do next where it cannot be read.
+
+    Raises:
+        FormatError: It cannot be read, or is not what was sealed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _parse_json(text)
+    except ValueError as error:
+        raise _unreadable(what, where, str(error), fix) from None
+
+
+def read_json(
+    path: Path, *, what: str = "a result", fix: str = RESTORE, sealed: bool = False
+) -> dict[str, Any]:
+    """An object of a file, which may come from anybody; see `parse_json`.
+
+    Args:
+        path: Of the file.
+        what: It is, for errors: "a result".
+        fix: What to do next where it cannot be read.
+        sealed: It must have a `seal`; otherwise one that is there is compared.
+
+    Raises:
+        FormatError: Unreadable, no file, no JSON, no object, or not what was sealed.
+    """
+    try:
+        content = _parse_json(read_bytes(path, JSON_BYTES), sealed)
     except (OSError, ValueError) as error:
-        raise FormatError(
-            "a result cannot be read",
-            where=str(path),
-            found=f"{type(error).__name__}: {error}",
-            fix="restore it, or delete it and run the same command again",
-        ) from None
+        found = getattr(error, "strerror", None) or str(error)
+        raise _unreadable(what, str(path), f"{type(error).__name__}: {found}", fix) from None
     if not isinstance(content, dict):
         raise FormatError(
-            "not a result",
-            where=str(path),
-            found=f"a {type(content).__name__}",
-            fix="restore it, or delete it and run the same command again",
+            f"not {what}", where=str(path), found=f"a {type(content).__name__}", fix=fix
         )
     return content
 
 
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with the sha256 of itself in it, so that a change of any value is noticed.
+
+    No secret is in it: it tells what was damaged or edited, not who wrote it.
+    """
+    plain = _as_json(content)
+    plain.pop(SEAL, None)
+    return {**plain, SEAL: _digest_of_json(plain)}
+
+
+def _digest_of_json(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _as_json(content: Any) -> Any:
+    """As a reader of the file will see it: tuples are lists, and so on."""
+    return json.loads(json.dumps(content, default=str), parse_constant=lambda word: None)
+
+
+def _unreadable(what: str, where: str, found: str, fix: str) -> FormatError:
+    return FormatError(f"{what} cannot be read", where=where, found=found[:300], fix=fix)
+
+
+def _parse_json(text: str | bytes, sealed: bool = False) -> Any:
+    if isinstance(text, bytes):
+        # A mark in front is what some editors leave.
+        text = text.decode("utf-8-sig")
+    if len(text) > JSON_BYTES or sum(map(text.count, ",[{")) > JSON_VALUES:
+        raise ValueError(f"more than {JSON_BYTES:,} bytes or {JSON_VALUES:,} values")
+    try:
+        content = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_word)
+    except RecursionError:
+        raise ValueError("lists or objects too deep inside of each other") from None
+    _check_values(content)
+    has_seal = isinstance(content, dict) and (sealed or SEAL in content)
+    if has_seal and content.pop(SEAL, None) != _digest_of_json(content):
+        raise ValueError("its contents do not match their sha256")
+    return content
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:40]!a} stands twice in one object")
+    return made
+
+
+def _refuse_word(word: str) -> None:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _check_values(content: Any) -> None:
+    """Refuse depth and values that Python reads and others do not."""
+    level = [content]
+    for _ in range(JSON_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str):
+                # Half of a surrogate pair can be neither written nor printed: encoding refuses it.
+                value.encode()
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError("a number that is not finite")
+            elif isinstance(value, int) and not -_WHOLE <= value < _WHOLE:
+                raise ValueError("a whole number of more than 64 bits")
+        level = inner
+        if not level:
+            return
+    raise ValueError(f"lists or objects more than {JSON_DEPTH} deep inside of each other")
+
+
 def sha256_of_file(file: Path) -> str:
-    """sha256 of a file's bytes, 64 hexadecimal digits; about 1 s a gigabyte, and no memory."""
+    """sha256 of a file's bytes, 64 hexadecimal digits; about 1 s a gigabyte, and no memory.
+
+    Raises:
+        OSError: It cannot be read, or is no file; see `open_plain`.
+    """
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with open_plain(file) as stream:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
@@ -248,35 +441,100 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 class Claim:
     """An exclusive lock on a file; see `take`. The system gives it back when its process dies."""
 
-    def __init__(self, lock: FileLock | None) -> None:
-        self._lock = lock
+    def __init__(self, release: Callable[[], object] | None) -> None:
+        self._release = release
 
     @classmethod
     def take(cls, path: Path, *, wait: bool) -> Claim | None:
         """Claim a file, or None if another process has it and we do not wait.
 
         Args:
-            path: The lock file; its folder is made.
+            path: The lock file; its folder is made. What is in it stays, and no link is followed.
             wait: Until it is free.
+
+        Raises:
+            FormatError: Something else than a file lies there, or its folder cannot be made.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=-1 if wait else 0)
         try:
-            lock.acquire()
-        except Timeout:
-            return None
-        except (OSError, NotImplementedError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
+            _refuse_special(there)
+        except OSError as error:
+            raise _no_lock(path, error) from None
+        try:
+            release = _lock(path, wait)
+        except (OSError, NotImplementedError) as error:
+            # The place of a link that was put there just now.
+            if getattr(error, "errno", None) in (errno.ELOOP, errno.EINVAL):
+                raise _no_lock(path, error) from None
             # A file system without locks: work is done twice at worst, for every result is whole.
             return cls(None)
-        return cls(lock)
+        return None if release is None else cls(release)
 
     def give_back(self) -> None:
         """Let others have it."""
-        if self._lock is not None:
-            self._lock.release()
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
     def __enter__(self) -> Claim:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.give_back()
+
+
+def _no_lock(path: Path, error: Exception) -> FormatError:
+    return FormatError(
+        "a lock cannot be made",
+        where=str(path),
+        found=getattr(error, "strerror", None) or str(error),
+        fix="look at what lies there and remove it, or choose another folder",
+    )
+
+
+def _lock(path: Path, wait: bool) -> Callable[[], object] | None:
+    """Lock a file; what gives it back, or None where another has it."""
+    if os.name == "nt":
+        # No links there that an unprivileged user can make.
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(path, timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        return lock.release
+    import fcntl
+
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            _refuse_special(os.fstat(descriptor).st_mode)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Whoever had it may have removed the file: then others lock a new one of that name.
+            if _is_at(descriptor, path):
+                return lambda: _unlock(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    import fcntl
+
+    # Closing alone would leave it with processes that were forked meanwhile.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False

@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -16,9 +18,13 @@ from restuning._errors import FormatError, TrainingError
 from restuning._files import (
     Claim,
     differences,
+    open_plain,
+    parse_json,
+    read_bytes,
     read_json,
     refuse_other,
     replacing,
+    sha256_of_file,
     write_bytes,
     write_json,
     write_text,
@@ -197,3 +203,160 @@ def test_what_is_no_object_is_refused_with_its_file(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(FormatError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
+
+
+MALFORMED = {
+    "not UTF-8": b'{"a": "\xff"}',
+    "half of a surrogate pair": b'{"a": "\\ud800"}',
+    "such a name": b'{"\\udfff": 1}',
+    "NaN": b'{"a": NaN}',
+    "infinite": b'{"a": [-Infinity]}',
+    "too large for a float": b'{"a": 1e999}',
+    "too large for a tensor": b'{"a": 9223372036854775808}',
+    "thousands of digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "a name twice": b'{"a": {"b": 1, "b": 2}}',
+    "deep": b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}",
+    "deeper than Python goes": b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
+    "millions of values": b'{"a": [' + b"[]," * 2**20 + b"1]}",
+    "cut off": b'{"a": ',
+    "two objects": b"{}{}",
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_json_that_others_would_read_otherwise_or_that_takes_memory_is_refused(tmp_path, kind):
+    (tmp_path / "a.json").write_bytes(MALFORMED[kind])
+    with pytest.raises(FormatError) as told:
+        read_json(tmp_path / "a.json", what="a plan", fix="make it again")
+    assert told.value.what == "a plan cannot be read"
+    assert told.value.fix == "make it again"
+    with pytest.raises(FormatError):
+        parse_json(MALFORMED[kind], "here")
+
+
+def test_json_larger_than_the_limit_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(10 * _files.JSON_BYTES)
+    with pytest.raises(FormatError, match="bytes, and at most"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_mark_of_an_editor_is_passed_over_and_what_json_has_no_word_for_is_null(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    write_json(tmp_path / "b.json", {"a": [float("nan"), 1.5, float("-inf")], "b": (1, 2)})
+    assert read_json(tmp_path / "b.json") == {"a": [None, 1.5, None], "b": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("0.75", "0.25"), ('"kept"', '"kelt"'), ("[1,", "[2,"), (' "b"', ' "c"')]
+)
+def test_a_sealed_object_tells_of_a_change_of_any_value_or_name(tmp_path, old, new):
+    file = tmp_path / "a.json"
+    content = {"a": 0.75, "b": {"kept": [1, 2]}, "where": tmp_path}
+    write_json(file, content, sealed=True)
+    assert read_json(file, sealed=True) == {**content, "where": str(tmp_path)}
+    text = json.dumps(json.loads(file.read_text()))
+    assert read_json_text(file, text) == read_json(file)
+    assert old in text
+    with pytest.raises(FormatError, match="do not match their sha256"):
+        read_json_text(file, text.replace(old, new, 1))
+
+
+def read_json_text(file, text):
+    file.write_text(text)
+    return read_json(file)
+
+
+def test_an_object_without_a_seal_is_read_where_none_is_asked_for(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    with pytest.raises(FormatError):
+        read_json(tmp_path / "a.json", sealed=True)
+
+
+def make_special(kind, path):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        # A path of a socket is short, and those of tests are not.
+        here = os.getcwd()
+        os.chdir(path.parent)
+        try:
+            socket.socket(socket.AF_UNIX).bind(path.name)
+        finally:
+            os.chdir(here)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "link to a pipe":
+        os.mkfifo(path.with_name("pipe"))
+        path.symlink_to("pipe")
+    elif kind == "link to nothing":
+        path.symlink_to("nowhere")
+    else:
+        path.symlink_to(path)
+
+
+SPECIAL = ["folder", "pipe", "socket", "device", "link to a pipe", "link to nothing", "own link"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_file_is_refused_in_words_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.json"
+    make_special(kind, path)
+    with pytest.raises(FormatError, match="cannot be read"):
+        read_json(path)
+    for read in (sha256_of_file, read_bytes, open_plain):
+        with pytest.raises(OSError) as told:
+            read(path)
+        assert told.value.strerror
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_no_lock_is_made_where_something_else_lies(tmp_path, kind):
+    make_special(kind, tmp_path / "a.lock")
+    with pytest.raises(FormatError, match="a lock cannot be made"):
+        Claim.take(tmp_path / "a.lock", wait=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_lock_that_is_a_link_leaves_the_file_behind_it_alone_and_unlocked(tmp_path):
+    ours = tmp_path / "thesis.txt"
+    ours.write_text("years of work")
+    (tmp_path / "a.lock").symlink_to(ours)
+    (tmp_path / "locks").symlink_to(tmp_path / "nowhere")
+    for lock in (tmp_path / "a.lock", tmp_path / "locks" / "b.lock", ours / "c.lock"):
+        with pytest.raises(FormatError, match="a lock cannot be made"):
+            Claim.take(lock, wait=True)
+    assert ours.read_text() == "years of work"
+    with Claim.take(ours, wait=False) as claim:
+        # A lock neither empties the file nor removes it.
+        assert claim is not None
+    assert ours.read_text() == "years of work"
+
+
+def test_a_lock_whose_file_is_removed_meanwhile_is_taken_on_the_one_that_has_its_name(tmp_path):
+    file = tmp_path / "a.lock"
+    first = Claim.take(file, wait=True)
+    taken = []
+    waiting = threading.Thread(target=lambda: taken.append(Claim.take(file, wait=True)))
+    waiting.start()
+    time.sleep(0.05)
+    file.unlink()
+    first.give_back()
+    waiting.join(WAIT)
+    assert taken
+    assert Claim.take(file, wait=False) is None
+    taken[0].give_back()
+
+
+def test_a_place_aside_is_not_one_that_could_be_foreseen(tmp_path):
+    with replacing(tmp_path / "a") as one:
+        one.touch()
+    with replacing(tmp_path / "a") as other:
+        other.touch()
+    assert one.name.split("-")[-1] != other.name.split("-")[-1]
