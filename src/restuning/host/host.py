@@ -31,6 +31,7 @@ from restuning.host.call import (
 from restuning.host.extractor import Extractor, is_image
 from restuning.host.find_sites import find_sites
 from restuning.host.fingerprint import find_device, fingerprint, weights_digest
+from restuning.host.frozen import freeze, give_back
 from restuning.host.listeners import RecordTimestep
 from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
@@ -42,7 +43,6 @@ from restuning.sites import (
     Readout,
     Sites,
     first_tensor,
-    keep_backward,
 )
 from restuning.tuners import Tuner
 
@@ -57,7 +57,7 @@ class Host(Extractor):
     the backbone object's own keys do not change.
 
     Args:
-        model: The backbone. It stays the user's object; its parameters are frozen.
+        model: The backbone. It stays the user's object; its parameters are frozen until `release`.
         example: One input (random or zeros will do) for the forward that proves the sites.
         sites: What structure does not show, declared (`Sites.declare`), or sites that are known
             already; found otherwise.
@@ -71,6 +71,8 @@ class Host(Extractor):
     Cost: one forward at construction; two to four Python calls a layer in every forward.
     """
 
+    released = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -80,9 +82,24 @@ class Host(Extractor):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
+        self._slot = f"host_{uuid.uuid4().hex}"
         # Before the first forward, in which 4-bit weights would pack themselves.
-        keep_backward(model)
+        freeze(model, self, self._slot)
+        try:
+            self._stand_on(model, example, sites, readout, kwargs)
+        except BaseException:
+            self.release()
+            raise
+
+    def _stand_on(
+        self,
+        model: nn.Module,
+        example: Sequence[Any],
+        sites: Sites | Declaration | None,
+        readout: Readout | None,
+        kwargs: Mapping[str, Any],
+    ) -> None:
         declared, known = (sites, None) if isinstance(sites, Declaration) else (None, sites)
         if known is None or readout is None:
             found_sites, found_readout = find_sites(model, *example, declared=declared, **kwargs)
@@ -90,7 +107,6 @@ class Host(Extractor):
         self.sites: Sites = known
         self.readout_rule: Readout = readout
         self.images = any(is_image(value) for value in (*example, *kwargs.values()))
-        self._slot = f"host_{uuid.uuid4().hex}"
         register_thread(self._slot)
         self._projections = {
             s.name: LentProjections(model, s.projections)
@@ -117,8 +133,10 @@ class Host(Extractor):
 
     def train(self, mode: bool = True) -> Host:
         """Frozen is frozen: dropout stays off and BatchNorm statistics stay where they are."""
-        super().train(mode)
-        self.model.eval()
+        # Of its children only the backbone has a mode, and that stays eval, or its user's own again.
+        self.training = mode
+        if not self.released:
+            self.model.eval()
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -267,14 +285,22 @@ class Host(Extractor):
         Args:
             on: False takes it away again.
         """
-        checkpoint_blocks(self.model, self.sites, self._slot, on)
+        checkpoint_blocks(self.model, self._slot, self.sites if on else None)
 
     def release(self) -> None:
-        """Remove every hook of this host; the backbone is as it was before."""
+        """Give the backbone back as it was: no hook and no checkpoint, its gradients and its modes.
+
+        Which parameters ask for gradients and which modules are in training mode is as it was before
+        the first of the hosts that stand on it now, and comes back with the last of them, whatever
+        their order. A copy of a host was made with a frozen backbone, which stays as it is.
+        """
+        checkpoint_blocks(self.model, self._slot, None)
         for module in self.model.modules():
             # By slot: other hosts on the same backbone keep their hooks.
             remove_hooks(module, lambda hook: getattr(hook, "slot", None) == self._slot)
         drop_thread(self._slot)
+        give_back(self)
+        self.released = True
 
     def __enter__(self) -> Host:
         """`with Host(...) as host:` releases the backbone at the end."""

@@ -58,27 +58,33 @@ class RecomputedBlock(CheckpointWrapper):
         )
 
 
-def checkpoint_blocks(model: nn.Module, sites: Sites, slot: str, on: bool) -> None:
-    """Put every block into a checkpoint, or take it out again.
+def checkpoint_blocks(model: nn.Module, slot: str, sites: Sites | None) -> None:
+    """Put every block into a checkpoint, or take out again those that this host put there.
 
     Args:
         model: The backbone.
-        sites: Its sites.
         slot: The host's slot, whose record of the first run is used for the second.
-        on: Put in, or take out.
+        sites: Its sites; None takes the checkpoints out.
     """
+    if sites is None:
+        for path, module in list(model.named_modules(remove_duplicate=False)):
+            # Others' stay: the user's own, and those of another host.
+            if isinstance(module, RecomputedBlock) and module.slot == slot:
+                _replace(model, path, wrapped_module(module))
+        return
     # A weight that several modules share is trained under its first name.
     first = {id(p): n for n, p in model.named_parameters()}
     for site in sites.pick("block").values():
-        parent_path, _, name = site.module.rpartition(".")
-        parent = model.get_submodule(parent_path)
-        block = getattr(parent, name)
-        if on and not isinstance(block, CheckpointWrapper):
+        block = model.get_submodule(site.module)
+        if not isinstance(block, CheckpointWrapper):
             # A block's own second name for a shared weight must lead to the first one.
             names = {n: first[id(p)] for n, p in block.named_parameters(remove_duplicate=False)}
-            setattr(parent, name, RecomputedBlock(block, slot, names))
-        elif not on and isinstance(block, CheckpointWrapper):
-            setattr(parent, name, wrapped_module(block))
+            _replace(model, site.module, RecomputedBlock(block, slot, names))
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from restuning.sites.declare import Layer as Layer
 from restuning.sites.declare import Op as Op
 from restuning.sites.find import Finder as Finder
 from restuning.sites.find_readout import read_vector as read_vector
+from restuning.sites.linear import PACKS_ITSELF as PACKS_ITSELF
 from restuning.sites.linear import is_plain as is_plain
 from restuning.sites.linear import keep_backward as keep_backward
 from restuning.sites.projections import LentProjections as LentProjections

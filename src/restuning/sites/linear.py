@@ -59,6 +59,10 @@ def read_bias(module: nn.Module) -> Tensor | None:
     return bias
 
 
+PACKS_ITSELF = "support_avx512bf16_for_cpu"
+"""Of a 4-bit map of bitsandbytes: whether it packs itself anew in a forward without gradients."""
+
+
 def keep_backward(model: nn.Module) -> None:
     """Stop maps from packing themselves in a form that has no backward.
 
@@ -66,8 +70,8 @@ def keep_backward(model: nn.Module) -> None:
     gradients; afterwards gradients pass it by without a word, and its fingerprint is another.
     """
     for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no module of torch)
+        if getattr(module, PACKS_ITSELF, False):
+            setattr(module, PACKS_ITSELF, False)
 
 
 def _unpack_weight(module: Any) -> Tensor:
