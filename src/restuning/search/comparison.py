@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from restuning._errors import TrainingError
 from restuning._files import write_text
+from restuning.search.accuracy_axis import scale_accuracy
 from restuning.training.run import Run
 
 FILE = "comparison.json"
 MIB = 2**20
+NOT_MEASURED = "not measured"
 COLOURS = ("#8c8c8c", "#2a6fbb", "#d9822b", "#3a9a5b", "#8e5ea2")
 
 
@@ -63,32 +66,61 @@ class Comparison:
 
         rows = self.rows()
         names = [row["method"] for row in rows]
+        accuracies = [_scale(row["test_accuracy"], 100) for row in rows]
         panels = [
-            ("test accuracy (%)", [100 * (row["test_accuracy"] or 0) for row in rows], "{:.2f}"),
             (
                 "memory above weights (MiB)",
-                [(row["peak_memory_bytes"] or 0) / MIB for row in rows],
-                "{:.0f}",
+                [_scale(r["peak_memory_bytes"], 1 / MIB) for r in rows],
+                0,
             ),
             (
                 "trained parameters (thousand)",
-                [row["trainable_parameters"] / 1e3 for row in rows],
-                "{:.1f}",
+                [_scale(r["trainable_parameters"], 1e-3) for r in rows],
+                1,
             ),
-            ("training time (s)", [row["seconds"] for row in rows], "{:.1f}"),
+            ("training time (s)", [_scale(r["seconds"], 1) for r in rows], 1),
         ]
         figure = Figure(figsize=(14, 3.6), layout="constrained")
-        axes = figure.subplots(1, len(panels))
-        for axis, (label, values, number) in zip(axes, panels, strict=True):
-            bars = axis.bar(names, values, color=COLOURS[: len(names)], width=0.65)
-            axis.bar_label(bars, [number.format(v) for v in values], padding=2, fontsize=9)
+        first, *others = figure.subplots(1, 1 + len(panels))
+        _draw_dots(first, accuracies)
+        for axis, (label, values, digits) in zip(others, panels, strict=True):
+            # From zero: lengths of bars are compared.
+            bars = axis.bar(range(len(rows)), [v or 0 for v in values], width=0.65)
+            for bar, colour in zip(bars, COLOURS * len(rows), strict=False):
+                bar.set_color(colour)
+            words = [NOT_MEASURED if v is None else f"{v:,.{digits}f}" for v in values]
+            axis.bar_label(bars, words, padding=2, fontsize=9)
             axis.set_title(label, fontsize=10)
-            axis.tick_params(axis="x", labelsize=8, rotation=12)
-            axis.spines[["top", "right"]].set_visible(False)
             axis.margins(y=0.15)
-        lowest = min(panels[0][1])
-        # Bars that differ by a point look the same from zero; the axis says where it starts.
-        axes[0].set_ylim(max(0, lowest - 3 * (100 - lowest) / 2), 100.5)
+        for axis in (first, *others):
+            axis.set_xticks(range(len(rows)), names, fontsize=8, rotation=12)
+            axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(title)
         FigureCanvasAgg(figure)
         figure.savefig(file, dpi=130)
+
+
+def _scale(value: float | None, factor: float) -> float | None:
+    return None if value is None else factor * value
+
+
+def _draw_dots(axis: Any, accuracies: Sequence[float | None]) -> None:
+    """Accuracies in %, as dots: methods differ by a few points, which bars from zero do not show."""
+    shown = scale_accuracy(axis, [value for value in accuracies if value is not None], "y")
+    axis.set_title(f"test accuracy (%), {shown}", fontsize=10, pad=12)
+    axis.set_xlim(-0.5, len(accuracies) - 0.5)
+    axis.grid(axis="y", alpha=0.3)
+    for place, value in enumerate(accuracies):
+        if value is None:
+            axis.text(place, 0.5, NOT_MEASURED, transform=axis.get_xaxis_transform(), ha="center")
+            continue
+        colour = COLOURS[place % len(COLOURS)]
+        axis.plot(place, value, "o", markersize=9, color=colour)
+        axis.annotate(
+            f"{value:.2f}",
+            (place, value),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )

@@ -17,6 +17,7 @@ from restuning.backbones import Backbone, load_backbone
 from restuning.data import Data
 from restuning.features import Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
+from restuning.search.accuracy_axis import scale_accuracy
 from restuning.search.folder import SearchFolder
 from restuning.task import Task, save
 from restuning.training import FitSettings
@@ -85,26 +86,41 @@ class Sweep:
     folder: Path
 
     def draw(self, file: Path, title: str) -> None:
-        """Draw validation accuracy by setting, with the spread over seeds."""
+        """Draw validation accuracy by setting: the mean, and from the worst to the best seed."""
         # Figure and canvas by hand: pyplot would keep state and choose a backend for the caller.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         rows = [row for row in self.report["settings"] if row["mean"] is not None]
         rows.sort(key=lambda row: row["mean"])
-        figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(7, 1.4 + 0.32 * len(rows)), layout="constrained")
         axes = figure.subplots()
+        shown = scale_accuracy(
+            axes, [100 * value for row in rows for value in row["val_accuracy"]], "x"
+        )
         for place, row in enumerate(rows):
             chosen = row["setting"] == self.report["best"]["setting"]
             colour = "#d9822b" if chosen else "#2a6fbb"
-            axes.errorbar(
-                100 * row["mean"], place, xerr=100 * row["std"], fmt="o", color=colour, capsize=3
+            values, mean = [100 * value for value in row["val_accuracy"]], 100 * row["mean"]
+            axes.axhline(place, color="#cccccc", linewidth=0.8, zorder=0)
+            # What the seeds gave, and no deviation on both sides: that may end beyond 100 %.
+            axes.plot([min(values), max(values)], [place, place], color=colour, linewidth=2)
+            axes.plot(values, [place] * len(values), "o", markersize=4, color=colour, alpha=0.6)
+            axes.plot(mean, place, "o", markersize=9, color=colour)
+            axes.annotate(
+                f"{mean:.2f}{' chosen' if chosen else ''}",
+                (1, place),
+                (4, 0),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=colour,
             )
-            values = [100 * value for value in row["val_accuracy"]]
-            axes.plot(values, [place] * len(values), ".", color=colour, alpha=0.5)
         labels = [setting_in_words(row["setting"]) for row in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
-        axes.set_xlabel("validation accuracy in %, mean and standard deviation over seeds")
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlabel(f"validation accuracy (%), {shown}: each seed, and their mean")
         axes.set_title(title, loc="left")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
