@@ -10,7 +10,7 @@ from restuning.data.folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from restuning.data.folders import find_images as find_images
 from restuning.data.folders import read_list as read_list
 from restuning.data.load import load_data as load_data
-from restuning.data.texts import read_csv as read_csv
+from restuning.data.text_files import read_csv as read_csv
 from restuning.data.tokens import TagBatch as TagBatch
 from restuning.data.tokens import TextBatch as TextBatch
 from restuning.data.tokens import make_text_batch as make_text_batch
