@@ -81,7 +81,14 @@ def _take_every(first: int, step: int, values: Tensor) -> Tensor:
 
 def _count_repeats(tasks: int, batch: int) -> int:
     """Rows that follow one another for one input, by the library whose call is running; else 1."""
-    return 1 if tasks == 1 else _outside_of_graphs(tasks, batch)
+    if tasks == 1:
+        return 1
+    # What is looked at is no tensor: a compiled backbone leaves its graph there. To be asked for that
+    # imports a compiler, for seconds.
+    look: Any = _look_at_callers
+    if torch.compiler.is_compiling():
+        look = torch.compiler.disable(look)
+    return look(tasks, batch)
 
 
 def _look_at_callers(tasks: int, batch: int) -> int:
@@ -95,10 +102,6 @@ def _look_at_callers(tasks: int, batch: int) -> int:
         if function == "generate" and module.startswith("transformers."):
             raise _unknown(f"{module}.generate")
     return 1
-
-
-# What is looked at is no tensor: a compiled backbone leaves its graph there.
-_outside_of_graphs: Any = torch.compiler.disable(_look_at_callers)
 
 
 def _callers(start: FrameType | None = None) -> Iterator[FrameType]:
