@@ -272,7 +272,7 @@ class Bench:
                 apart.labels,
                 apart.kind,
                 apart.collate,
-                apart.skipped,
+                apart.left_out,
                 apart.identity,
                 apart.notes,
             )

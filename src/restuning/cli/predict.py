@@ -75,6 +75,8 @@ def predict(
     folders = [*([task] if task else []), *(Path(t) for t in (tasks or "").split(",") if t)]
     if not folders:
         raise typer.BadParameter("give --task FOLDER or --tasks FOLDER,FOLDER,...")
+    from restuning.data import say_left_out
+
     predictor = open_predictor(
         folders,
         random,
@@ -103,11 +105,8 @@ def predict(
         typer.echo(
             f"{count(len(folders), 'task')}, {count(predictor.forwards, 'backbone forward')} a batch"
         )
-    if predictor.skipped:
-        typer.echo(f"{count(len(predictor.skipped), 'corrupt file')} skipped", err=True)
-    if ignored := predictor.ignored:
-        few = f"{', '.join(ignored[:3])}{' ...' if len(ignored) > 3 else ''}"
-        typer.echo(f"{count(len(ignored), 'file')} left out, no image by its name: {few}", err=True)
+    if said := say_left_out(predictor.left_out):
+        typer.echo(f"left out: {said}", err=True)
 
 
 def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:

@@ -28,7 +28,7 @@ class _Pool:
     """All images of a data set, whatever split they belong to.
 
     Attributes:
-        images: PIL images.
+        images: Whatever `read_image` takes.
         labels: One each.
         splits: Indices of train, val and test.
         names: Of the classes.
@@ -158,7 +158,7 @@ def from_hub(name: str, preprocessing: Preprocessing, options: DataOptions) -> D
     for key in ("train", "validation", "test"):
         start = len(labels)
         if key in parts:
-            images += list(parts[key][picture])
+            images += _list_pictures(parts[key], picture)
             labels += [int(y) for y in parts[key][column]]
         bounds.append(list(range(start, len(labels))))
     names = list(getattr(feature, "names", None) or map(str, range(max(labels) + 1)))
@@ -177,3 +177,15 @@ def from_hub(name: str, preprocessing: Preprocessing, options: DataOptions) -> D
         drawn = split_by_class([labels[i] for i in bounds[0]], shares, SPLIT_SEED)
         bounds = [drawn[0], bounds[1], drawn[1]] if bounds[1] else drawn
     return _Pool(images, labels, bounds, names).to_data(Path(name).name, preprocessing, options)
+
+
+def _list_pictures(part: Any, column: str) -> list[Any]:
+    """The images of a Hugging Face split as files or bytes, to be read as all others are."""
+    hf = require("datasets", "datasets", "a Hugging Face data set")
+    feature = part.features[column]
+    if not isinstance(feature, hf.Image):
+        # Numbers: arrays of pixels.
+        return [each if isinstance(each, bytes) else np.asarray(each) for each in part[column]]
+    rows = part.cast_column(column, hf.Image(decode=False))[column]
+    # The path of bytes is where they once were.
+    return [row and (row["path"] if row["bytes"] is None else row["bytes"]) for row in rows]

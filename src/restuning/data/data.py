@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from restuning._errors import DataError
+from restuning.data.images import read_image
+from restuning.data.listing import CORRUPT, say_left_out
 
 CACHED_PIXELS = 300_000_000
 """Values kept decoded in memory (1.2 GB in fp32); beyond, images are decoded each time."""
@@ -58,7 +60,8 @@ class Data:
         labels: Class names, in the order of the labels.
         kind: "image", "text", or "tags" (a label for every word).
         collate: Samples to a batch; None for torch's default.
-        skipped: Corrupt files left out (`skip_bad`).
+        left_out: Names of what was passed over, by reason: corrupt files (`skip_bad`), files that are no
+            images, folders of earlier runs.
         identity: sha256 over sample names and labels.
         notes: What a task file stores beside: "preprocessing" of texts.
     """
@@ -70,7 +73,7 @@ class Data:
     labels: list[str]
     kind: str = "image"
     collate: Callable[[Sequence[Any]], Any] | None = None
-    skipped: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)
     identity: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -79,55 +82,21 @@ class Data:
         """Number of classes."""
         return len(self.labels)
 
+    @property
+    def skipped(self) -> int:
+        """Corrupt files that were left out (`skip_bad`)."""
+        return len(self.left_out.get(CORRUPT, []))
+
     def describe(self) -> str:
-        """One line: splits and classes."""
+        """One line: splits and classes, and what was left out."""
         sizes = " + ".join(
             f"{len(split)} {word}"
             for word, split in (("train", self.train), ("val", self.val), ("test", self.test))
             if split is not None
         )
-        files = "file" if self.skipped == 1 else "files"
-        skipped = f", {self.skipped} corrupt {files} skipped" if self.skipped else ""
-        return f"{self.name}: {sizes}, {self.num_classes} classes{skipped}"
-
-
-def decode(path: Path) -> Image.Image:
-    """Read an image file.
-
-    Raises:
-        DataError: Missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise DataError(
-            "an image is missing", where=str(path), fix="restore it, or correct the list"
-        ) from None
-    except (
-        UnidentifiedImageError,
-        OSError,
-        # Pillow raises this for a broken PNG.
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise DataError(
-            "an image cannot be read",
-            where=str(path),
-            found=str(error)[:200],
-            fix="restore the file, or leave such files out with --skip-bad",
-        ) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB, 8 bits a channel."""
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits to white.
-        high = np.asarray(image).astype(np.int64) // 257
-        # 257 is 65535 / 255: white stays white.
-        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        said = say_left_out(self.left_out)
+        left_out = f"; left out: {said}" if said else ""
+        return f"{self.name}: {sizes}, {self.num_classes} classes{left_out}"
 
 
 class ImageDataset(Dataset, ABC):
@@ -206,7 +175,7 @@ class ImageFiles(ImageDataset):
         Raises:
             DataError: It cannot be read.
         """
-        return decode(self.samples[index][0])
+        return read_image(self.samples[index][0])
 
     def label(self, index: int) -> int:
         """As listed."""
@@ -217,7 +186,7 @@ class Arrays(ImageDataset):
     """Images in memory.
 
     Args:
-        images: PIL images.
+        images: Whatever `read_image` takes: PIL images, bytes of files, paths, arrays.
         labels: One each.
         transform: Image to tensor.
         keep: Transform once and keep the tensors.
@@ -238,24 +207,31 @@ class Arrays(ImageDataset):
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """As it was given."""
-        return self.images[index]
+        """Read as an image from any other source.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return read_image(self.images[index], f"image {index}")
 
     def label(self, index: int) -> int:
         """As it was given."""
         return self.labels[index]
 
 
-def drop_unreadable(samples: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], int]:
-    """The samples whose files decode, and how many do not."""
-    good = []
+def drop_unreadable(
+    samples: list[tuple[Path, int]],
+) -> tuple[list[tuple[Path, int]], list[Path]]:
+    """The samples whose files decode, and the files that do not."""
+    good, bad = [], []
     for path, label in samples:
         try:
-            decode(path)
+            read_image(path)
         except DataError:
+            bad.append(path)
             continue
         good.append((path, label))
-    return good, len(samples) - len(good)
+    return good, bad
 
 
 def hash_samples(samples: Sequence[tuple[Any, int]]) -> str:

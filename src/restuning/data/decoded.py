@@ -96,7 +96,7 @@ def decode_once(data: Data, backbone: Backbone, root: Path) -> Data:
         data.labels,
         data.kind,
         collate_batch,
-        data.skipped,
+        data.left_out,
         data.identity,
         data.notes,
     )

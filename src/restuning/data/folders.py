@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restuning._errors import DataError
+from restuning._errors import DataError, warn
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
@@ -17,13 +18,38 @@ from restuning.data.data import (
     hash_samples,
     split_by_class,
 )
-from restuning.data.text_files import read_text, split_lines
+from restuning.data.images import image_suffixes
+from restuning.data.listing import (
+    BACK,
+    BESIDE,
+    CORRUPT,
+    LOOSE,
+    NEEDS_EXTRA,
+    OURS,
+    LeftOut,
+    find_images,
+    identity,
+    is_ours,
+    list_above,
+    list_entries,
+    merge_left_out,
+    why_left_out,
+)
+from restuning.data.splits import find_splits
 
 if TYPE_CHECKING:
     from restuning.backbones import Preprocessing
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
-"""Of the files that are taken from a folder."""
+USUAL = ".jpg, .png, .webp, .tif and what else Pillow reads"
+"""Suffixes of images, in words."""
+
+_LIKE_SPLIT = re.compile(
+    r"(train|training|val|valid|validation|dev|test|testing|eval)([\W_\d].*)?$", re.IGNORECASE
+)
+"""Names that begin with that of a split: `train2`, `test_images`, `val-set`."""
+
+_LIKE_RUNS = ("runs", "checkpoints", "outputs", "logs", "wandb", "mlruns", "lightning_logs")
+"""Names of folders that training tools leave beside data."""
 
 LABEL_DIGITS = 9
 """A label with more is a damaged line, not a class."""
@@ -34,15 +60,19 @@ MOST_CLASSES = 1_000_000
 _LISTS = {"train": "train800.txt", "val": "val200.txt", "final": "train800val200.txt"}
 
 
+Samples = dict[str, list[tuple[Path, int]]]
+"""Path and label of each image, by split."""
+
+
 def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) -> Data:
     """A folder in either layout; see `load_data`."""
     listed = (path / _LISTS["train"]).exists()
-    splits, labels = _read_vtab_lists(path) if listed else _find_class_folders(path)
-    skipped = 0
+    left_out: LeftOut = {}
+    splits, labels = _read_vtab_lists(path) if listed else _find_class_folders(path, left_out)
     if options.skip_bad:
         for key, samples in splits.items():
             splits[key], bad = drop_unreadable(samples)
-            skipped += bad
+            left_out.setdefault(CORRUPT, []).extend(bad)
     train = splits["train"] + (splits.get("val", []) if options.final else [])
     plain = preprocessing.transform("none")
 
@@ -50,12 +80,13 @@ def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) 
         return ImageFiles(splits[key], plain, keep=True) if splits.get(key) else None
 
     return Data(
-        path.name,
+        # Of `.` and `..` the folder's own.
+        path.resolve().name or "data",
         ImageFiles(train, preprocessing.transform(options.augment), keep=options.augment == "none"),
         None if options.final else part("val"),
         part("test"),
         labels,
-        skipped=skipped,
+        left_out={why: [_name(p, path) for p in paths] for why, paths in left_out.items()},
         identity=hash_samples(
             # The size stands for the contents: a replaced image is another sample.
             [(f"{os.path.relpath(p, path)} {_bytes(p)}", y) for s in splits.values() for p, y in s]
@@ -63,90 +94,153 @@ def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) 
     )
 
 
+def _name(file: Path, folder: Path) -> str:
+    return os.path.relpath(file, folder)
+
+
 def _bytes(file: Path) -> int:
     # A file that is missing is told of where it is decoded, by name.
     return file.stat().st_size if file.exists() else -1
 
 
-def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Image files of a folder, at any depth and in the order of their paths, and its other files.
-
-    Hidden files, such as the `._a.jpg` that macOS writes, are neither.
-    """
-    images: list[Path] = []
-    others: list[Path] = []
-    for path in sorted(folder.rglob("*")):
-        # Not `is_file`: a link to an image that is gone must be missed by name, not left out.
-        if not path.name.startswith(".") and not path.is_dir():
-            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
-    return images, others
-
-
-def _list_images(path: Path, labels: list[str]) -> list[tuple[Path, int]]:
-    samples = [
-        (file, labels.index(folder.name))
-        for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
-        for file in find_images(folder)[0]
-    ]
-    counts = {labels[y] for _, y in samples}
-    empty = [name for name in labels if name not in counts and (path / name).is_dir()]
-    if empty or not samples:
-        raise DataError(
-            "class folders without images",
-            where=str(path),
-            found=", ".join(empty[:5]) or "none",
-            fix=f"put images there ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders",
-        )
-    return samples
-
-
-def _find_class_folders(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
-    # Names that data sets on the web use.
-    aliases = {"val": ("val", "valid", "validation"), "test": ("test",), "train": ("train",)}
-    parts = {
-        key: next((path / n for n in names if (path / n).is_dir()), None)
-        for key, names in aliases.items()
-    }
-    if parts["train"] is None and (parts["val"] or parts["test"]):
-        raise DataError(
-            "a folder with val or test but no train",
-            where=str(path),
-            found=", ".join(str(p.name) for p in parts.values() if p),
-            fix="add train/CLASS/...",
-        )
-    base = parts["train"] or path
-    labels = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(labels) < 2:
-        raise DataError(
-            "a folder of images needs a folder for each class",
-            where=str(base),
-            found=f"{len(labels)} folders",
-            fix="lay it out as CLASS/image.jpg, optionally below train/, val/ and test/",
-        )
-    if parts["train"] is not None:
-        for key in ("val", "test"):
-            folder = parts[key]
-            inside = (
-                {p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."}
-                if folder
-                else set()
-            )
-            extra = inside - set(labels)
-            if extra:
-                raise DataError(
-                    "classes that training does not have",
-                    where=str(parts[key]),
-                    found=", ".join(sorted(extra)[:5]),
-                    fix="give them training images",
-                )
-        return {k: _list_images(p, labels) for k, p in parts.items() if p is not None}, labels
+def _find_class_folders(path: Path, left_out: LeftOut) -> tuple[Samples, list[str]]:
+    """Samples of every split, and the names of the classes; `left_out` takes what is passed over."""
+    folders = _list_classes(path, left_out)
+    splits = find_splits([p.name for p in folders], str(path))
+    # Folders of images alone, beside others, are classes: `bus`, `car` and `train`.
+    inside = {key: _list_classes(path / name, {}) for key, name in splits.items()}
+    classes_too = len(folders) > len(splits) and not any(inside.values())
+    if splits and not classes_too:
+        return _find_in_splits(path, splits, folders, left_out)
+    _warn_of_names(path, [p.name for p in folders])
+    samples, labels = _list_images(path, folders, left_out)
     # One folder a class and no parts: they are drawn once, the same for everybody.
-    samples = _list_images(path, labels)
     drawn = split_by_class([y for _, y in samples], (0.7, 0.1), SPLIT_SEED)
     return {
         key: [samples[i] for i in part]
         for key, part in zip(("train", "val", "test"), drawn, strict=True)
     }, labels
+
+
+def _find_in_splits(
+    path: Path, splits: dict[str, str], folders: list[Path], left_out: LeftOut
+) -> tuple[Samples, list[str]]:
+    others = [p for p in folders if p.name not in splits.values()]
+    # What could be a split and is neither validation nor test by its name is asked about.
+    unclear = [p.name for p in others if p.name.lower() in ("eval", "evaluation", "holdout")]
+    if unclear:
+        raise DataError(
+            "a folder that may be the validation or the test split",
+            where=str(path),
+            found=", ".join(unclear),
+            fix="call it val or test",
+        )
+    if "train" not in splits:
+        raise DataError(
+            "a folder with val or test but no train",
+            where=str(path),
+            found=", ".join(splits.values()),
+            fix="add train/CLASS/...",
+        )
+    if others:
+        left_out.setdefault(BESIDE, []).extend(others)
+    base = path / splits["train"]
+    samples: Samples = {}
+    samples["train"], labels = _list_images(base, _list_classes(base, left_out), left_out)
+    for key in ("val", "test"):
+        if key not in splits:
+            continue
+        own = path / splits[key]
+        folders = _list_classes(own, left_out)
+        extra = {p.name for p in folders} - set(labels)
+        if extra:
+            raise DataError(
+                "classes that training does not have",
+                where=str(own),
+                found=", ".join(sorted(extra)[:5]),
+                fix="give them training images",
+            )
+        samples[key], _ = _list_images(own, folders, left_out, labels)
+    return samples, labels
+
+
+def _list_classes(path: Path, left_out: LeftOut) -> list[Path]:
+    """Folders of a folder that may be classes: not what earlier runs left, nor a way back."""
+    folders, above = [], list_above(path) | {identity(path)}
+    for name, entry in sorted(list_entries(path).items()):
+        each = path / name
+        if not entry.is_dir():
+            if entry.is_symlink() and not each.exists():
+                raise DataError(
+                    "a link to what is gone",
+                    where=str(each),
+                    found=os.readlink(each),
+                    fix="restore it, or take the link out",
+                )
+            loose = each.suffix.lower() in image_suffixes()
+            left_out.setdefault(LOOSE if loose else why_left_out(each), []).append(each)
+        elif is_ours(list_entries(each)):
+            left_out.setdefault(OURS, []).append(each)
+        elif entry.is_symlink() and identity(each) in above:
+            left_out.setdefault(BACK, []).append(each)
+        else:
+            folders.append(each)
+    return folders
+
+
+def _list_images(
+    path: Path, folders: list[Path], left_out: LeftOut, labels: list[str] | None = None
+) -> tuple[list[tuple[Path, int]], list[str]]:
+    """Images of class folders, and the classes; a folder of nothing but earlier runs is none."""
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        images, others = find_images(folder)
+        merge_left_out(left_out, others)
+        if images or not others.get(OURS):
+            found[folder.name] = images
+    labels = sorted(found) if labels is None else labels
+    if len(labels) < 2:
+        raise DataError(
+            "a folder of images needs a folder for each class",
+            where=str(path),
+            found=f"{len(labels)} folders",
+            fix="lay it out as CLASS/image.jpg, optionally below train/, val/ and test/",
+        )
+    empty = [name for name, images in found.items() if not images]
+    if empty or not found:
+        raise DataError(
+            "class folders without images",
+            where=str(path),
+            found=", ".join(empty[:5]) or "none",
+            fix=f"put images there ({USUAL}), or remove the folders"
+            + _say_extra(left_out.get(NEEDS_EXTRA, [])),
+        )
+    places = {name: y for y, name in enumerate(labels)}
+    return [(file, places[name]) for name, files in found.items() for file in files], labels
+
+
+def _say_extra(files: list[Path]) -> str:
+    return f"; for {files[0].name}: pip install 'restuning[heif]'" if files else ""
+
+
+def _warn_of_names(path: Path, names: list[str]) -> None:
+    """Classes by whose names something else is meant, most likely."""
+    like_splits = [n for n in names if _LIKE_SPLIT.match(n)]
+    if like_splits:
+        warn(
+            "classes that look like splits",
+            where=str(path),
+            found=", ".join(like_splits[:5]),
+            fix="call the splits train, val and test if they are meant; classes go inside of them",
+        )
+    like_runs = [n for n in names if n.lower() in _LIKE_RUNS]
+    if like_runs:
+        warn(
+            "classes that look like folders of runs",
+            where=str(path),
+            found=", ".join(like_runs[:5]),
+            fix="take them out of the data, if they are no classes",
+        )
 
 
 def read_list(file: Path) -> list[tuple[Path, int]]:
@@ -155,8 +249,17 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
     Raises:
         DataError: A line is malformed, or the file is missing or no text.
     """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            "a list of images cannot be read",
+            where=str(file),
+            found=str(error)[:200],
+            fix="restore it; lines read `images/xxx.jpg label`",
+        ) from None
     samples = []
-    for number, line in enumerate(split_lines(read_text(file)), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         # From the right: file names may hold spaces.
@@ -194,11 +297,7 @@ def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], lis
     labels = [str(i) for i in range(highest + 1)]
     if described.exists():
         try:
-            classes = json.loads(read_text(described))["classes"]
-            if not isinstance(classes, list):
-                # A word is a sequence too, of its letters.
-                raise TypeError(f"classes is {classes!r:.60}")
-            labels = list(map(str, classes))
+            labels = list(map(str, json.loads(described.read_text(encoding="utf-8"))["classes"]))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "task.json of a data set is malformed",

@@ -17,16 +17,17 @@ from torch import Tensor
 from restuning._errors import DataError
 from restuning.backbones import Preprocessing
 from restuning.data import (
-    IMAGE_SUFFIXES,
+    CORRUPT,
     TagBatch,
     TextBatch,
-    decode,
     find_images,
+    merge_left_out,
     read_csv,
-    to_rgb,
+    read_image,
+    say_left_out,
 )
-from restuning.data.text_files import read_lines
-from restuning.data.texts import TABLES
+from restuning.data.folders import USUAL
+from restuning.data.texts import read_lines
 
 
 @dataclass(frozen=True)
@@ -76,30 +77,28 @@ class Inputs(ABC):
 
 
 class ImageInputs(Inputs):
-    """Image files, folders of them, PIL images, arrays and tensors.
+    """Image files, folders of them, bytes of files, PIL images, arrays and tensors.
 
     Args:
         preprocessing: How an image becomes the backbone's input.
         skip_bad: Leave files out that cannot be read, and keep their names.
 
     Attributes:
-        skipped: Files that were left out so far.
-        ignored: Files of folders that are no images by their suffix, so far.
+        left_out: Files that were left out so far, by reason; see `restuning.data.say_left_out`.
     """
 
     kind = "image"
 
     def __init__(self, preprocessing: Preprocessing, skip_bad: bool = False) -> None:
         self.preprocessing, self.skip_bad = preprocessing, skip_bad
-        self.skipped: list[str] = []
-        self.ignored: list[str] = []
+        self.left_out: dict[str, list[Path]] = {}
 
     def single(self, given: Any) -> bool:
         """A path, an image, or an array or tensor that is one image."""
         if isinstance(given, np.ndarray | Tensor):
             # `b h w c` and `b c h w` have four axes.
             return given.ndim < 4
-        return isinstance(given, str | Path | Image.Image)
+        return isinstance(given, str | Path | bytes | Image.Image)
 
     def expand(self, given: Iterable[Any]) -> Iterator[Any]:
         """Folders as the images in them, at any depth and in the order of their names."""
@@ -113,12 +112,13 @@ class ImageInputs(Inputs):
             # In order, so that answers can be compared between runs.
             files, others = find_images(Path(each))
             # To be told of: an image of a kind that we do not know is among them.
-            self.ignored += map(str, others)
+            merge_left_out(self.left_out, others)
             if not files:
                 raise DataError(
                     "a folder without images",
                     where=str(each),
-                    fix=f"put images there ({', '.join(sorted(IMAGE_SUFFIXES))})",
+                    found=say_left_out(others),
+                    fix=f"put images there ({USUAL})",
                 )
             yield from map(str, files)
 
@@ -133,30 +133,19 @@ class ImageInputs(Inputs):
                 # What a program hands over is its own mistake; a folder may hold a damaged file.
                 if not self.skip_bad or not isinstance(each, str | Path):
                     raise
-                self.skipped.append(str(each))
+                self.left_out.setdefault(CORRUPT, []).append(Path(each))
         return Batch(good, (torch.stack(tensors),) if tensors else ())
 
     def _to_tensor(self, given: Any) -> Tensor:
-        if isinstance(given, str | Path):
-            return self.preprocessing.image(decode(Path(given)))
-        if isinstance(given, Image.Image):
-            return self.preprocessing.image(to_rgb(given))
-        if isinstance(given, np.ndarray) and given.dtype == np.uint8:
-            return self.preprocessing.image(_from_pixels(given))
         if isinstance(given, Tensor):
             return self._prepare_tensor(given)
-        found = type(given).__name__
-        raise DataError(
-            "not an image",
-            found=f"{found} of {given.dtype}" if isinstance(given, np.ndarray) else found,
-            fix="give paths, PIL images, arrays `h w c` of uint8, or tensors",
-        )
+        return self.preprocessing.image(read_image(given))
 
     def _prepare_tensor(self, tensor: Tensor) -> Tensor:
         """Bytes `c h w` are pixels; floats of the backbone's own size were prepared before."""
         if tensor.dtype == torch.uint8 and tensor.dim() == 3:
             # From `c h w` to the `h w c` of arrays and Pillow.
-            return self.preprocessing.image(_from_pixels(tensor.permute(1, 2, 0).cpu().numpy()))
+            return self.preprocessing.image(read_image(tensor.permute(1, 2, 0).cpu().numpy()))
         wanted = (3, *self.preprocessing.size)
         if tensor.is_floating_point() and tuple(tensor.shape) == wanted:
             # To be stacked with others: a batch goes to the device as a whole.
@@ -166,22 +155,6 @@ class ImageInputs(Inputs):
             found=f"{tuple(tensor.shape)} of {tensor.dtype}",
             fix=f"give pixels as `c h w` of torch.uint8, or prepared images {wanted} of floats",
         )
-
-
-def _from_pixels(pixels: np.ndarray) -> Image.Image:
-    """`h w`, `h w 1`, `h w 3` or `h w 4` bytes as an image."""
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        # Pillow knows grey images as `h w` only.
-        pixels = pixels[:, :, 0]
-    if pixels.size == 0 or not (
-        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-    ):
-        raise DataError(
-            "an array that is no image",
-            found=f"shape {pixels.shape}",
-            fix="give `h w c` with 1, 3 or 4 channels, of uint8",
-        )
-    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 class TextInputs(Inputs):
@@ -257,6 +230,6 @@ def file_texts(file: Path, column: str = "text") -> list[str]:
     Raises:
         DataError: It cannot be read, or has no such column.
     """
-    if file.suffix.lower() in TABLES:
+    if file.suffix == ".csv":
         return [text for text, _ in read_csv(file, column, None)]
     return read_lines(file)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from restuning._errors import BackboneError, DataError, UnknownNameError, WrongBackboneError
 from restuning.backbones import Backbone, Preprocessing, choose_device, load_backbone
-from restuning.data import TagBatch, make_text_batch
+from restuning.data import CORRUPT, TagBatch, make_text_batch
 from restuning.host import Extractor
 from restuning.serve.inputs import ImageInputs, Inputs, TextInputs, WordInputs
 from restuning.task import MultiTask, Task, WeightsFile, describe, find_task, load
@@ -226,12 +226,18 @@ class Predictor:
     @property
     def skipped(self) -> list[str]:
         """Image files that were left out so far, where `skip_bad` allows it."""
-        return list(self.inputs.skipped) if isinstance(self.inputs, ImageInputs) else []
+        return [str(file) for file in self.left_out.get(CORRUPT, [])]
 
     @property
     def ignored(self) -> list[str]:
-        """Files of folders that are no images by their suffix, so far; they have no answer."""
-        return list(self.inputs.ignored) if isinstance(self.inputs, ImageInputs) else []
+        """What else was left out of folders so far: files that are no images, folders of runs."""
+        others = (files for why, files in self.left_out.items() if why != CORRUPT)
+        return [str(file) for files in others for file in files]
+
+    @property
+    def left_out(self) -> Mapping[str, Sequence[Path]]:
+        """Files that have no answer, so far, by reason."""
+        return self.inputs.left_out if isinstance(self.inputs, ImageInputs) else {}
 
     def __repr__(self) -> str:
         """The tasks and the backbone."""
@@ -241,9 +247,11 @@ class Predictor:
         """Answers to one input or many, in their order; always a list.
 
         Args:
-            inputs: For images: a path, a folder (all images in it, at any depth; `ignored` names
-                its other files), a PIL image, an array `h w c` of uint8, a tensor `c h w` of uint8, a prepared tensor of floats in
-                the backbone's own size; or any iterable of these, or `b ...` of the arrays.
+            inputs: For images: a path, a folder (all images in it, at any depth; `left_out` names
+                its other files), a PIL image, the bytes of a file, an array as
+                `restuning.data.read_image` takes it, a tensor `c h w` of uint8, a prepared tensor
+                of floats in the backbone's own size; or any iterable of these, or `b ...` of the
+                arrays.
                 For texts: a string, a `Path` of a file (csv with a column `text`, else a text a
                 line), or an iterable of these; of tagged words also lists of words.
 

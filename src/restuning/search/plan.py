@@ -18,13 +18,13 @@ from restuning.task import Task
 from restuning.training.defaults import find_default
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
-USUAL_METHODS = ("linear", "res-tuning-bypass", "res-tuning", "full")
-"""What is forecast where no method is named."""
+PLANNED = ("linear", "res-tuning-bypass", "res-tuning", "full")
+"""What is planned where no method is named."""
 
 
 @dataclass(frozen=True)
-class ForecastRequest:
-    """The backbone, data and settings that forecasts are made for.
+class PlanRequest:
+    """The backbone, data and settings that a plan is made for.
 
     Attributes:
         backbone: Name of the backbone.
@@ -49,10 +49,10 @@ class ForecastRequest:
     options: dict[str, Any]
 
 
-class Forecaster:
+class Planner:
     """Forecasts for one backbone: its shapes, and one forward to compare with."""
 
-    def __init__(self, loaded: Backbone, host: Host, request: ForecastRequest) -> None:
+    def __init__(self, loaded: Backbone, host: Host, request: PlanRequest) -> None:
         self.loaded, self.host, self.request = loaded, host, request
         self.host_with_weights: Host | None = None
         self.example: Any = loaded.kwargs or loaded.example
@@ -126,11 +126,11 @@ def _describe_needs(needs: Needs) -> str:
 
 
 @dataclass(frozen=True)
-class MethodForecasts:
+class Plan:
     """Forecasts of several methods on one backbone, and which of them to take.
 
     Attributes:
-        request: What was asked for.
+        request: What was planned.
         rates: Measured speed of this machine.
         forward: One forward of the bare backbone.
         options: One for every method and form.
@@ -138,7 +138,7 @@ class MethodForecasts:
         left_out: Methods the backbone has no place for, and why.
     """
 
-    request: ForecastRequest
+    request: PlanRequest
     rates: forecast.Rates
     forward: forecast.StepForecast
     options: list[forecast.Option]
@@ -174,37 +174,33 @@ class MethodForecasts:
         }
 
 
-def forecast_methods(
-    request: ForecastRequest, names: Sequence[str], loaded: Backbone, host: Host
-) -> MethodForecasts:
+def plan_methods(request: PlanRequest, names: Sequence[str], loaded: Backbone, host: Host) -> Plan:
     """Forecast methods side by side and recommend one.
 
     Args:
-        request: What is asked for.
+        request: What is to be planned.
         names: Names of the methods.
         loaded, host: What `forecast.load_shapes` gives for the backbone.
 
     Raises:
         NoSitesError: The one method that is named has no place in the backbone.
     """
-    forecaster = Forecaster(loaded, host, request)
+    planner = Planner(loaded, host, request)
     options, left_out = [], {}
     for method in names:
         try:
-            options += forecaster.options(method)
+            options += planner.options(method)
         except (NoSitesError, PlacementError, ProjectionsError) as error:
             # The one that was asked for is an error; among several it is a line that says why.
             if len(names) == 1:
                 raise
             left_out[method] = error.what
     recommended = forecast.recommend(options, request.batch)
-    return MethodForecasts(
-        request, forecaster.rates, forecaster.forward, options, recommended, left_out
-    )
+    return Plan(request, planner.rates, planner.forward, options, recommended, left_out)
 
 
 @dataclass(frozen=True)
-class TimedGrid:
+class GridPlan:
     """The forecast of a grid of runs, and what it was worked out from.
 
     Attributes:
@@ -229,19 +225,19 @@ class TimedGrid:
         }
 
 
-def time_grid(
-    request: ForecastRequest,
+def plan_grid(
+    request: PlanRequest,
     method: str,
     data: Any,
     *,
     arms: int,
     tasks: int,
     finals: int,
-) -> TimedGrid:
+) -> GridPlan:
     """Time the backbone and a bank on this machine, and forecast a grid.
 
     Args:
-        request: What is asked for; its data are known.
+        request: What is to be planned; its data are known.
         method: A bypass method, or linear.
         data: The data set, whose reading is timed as well; None for none.
         arms: Settings of each task.
@@ -291,4 +287,4 @@ def time_grid(
         finals=finals,
         single=single,
     )
-    return TimedGrid(method, (tasks, arms, finals), times, rates, single)
+    return GridPlan(method, (tasks, arms, finals), times, rates, single)

@@ -1,0 +1,425 @@
+"""One way to read an image, whatever it comes from: a file, bytes, Pillow, an array."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import stat
+import struct
+import zlib
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from restuning._errors import DataError, require
+
+MOST_PIXELS = 89_478_485
+"""Of an image that is read, by its header: Pillow's own first limit. More with `RAISED`."""
+
+RAISED = "RESTUNING_MOST_PIXELS"
+"""Environment variable with a number in place of `MOST_PIXELS`."""
+
+MOST_ASPECT = 100
+"""How often the shorter side may go into the longer: resizing the shorter grows the other as much."""
+
+NOT_READ = {
+    # Ghostscript runs what such a file says.
+    "EPS",
+    # Drawn by Windows alone.
+    "WMF",
+    # Pillow knows these by name and cannot decode them.
+    "BUFR",
+    "GRIB",
+    "HDF5",
+    "MPEG",
+}
+"""Formats of Pillow that are not read."""
+
+HEIF_SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
+AVIF_SUFFIXES = frozenset((".avif", ".avifs"))
+
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts an image upright, by the orientation that its EXIF tells; 1 is upright."""
+
+_BRANDS = (
+    *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+    *(b"avif", b"avis"),
+)
+"""Of files of HEIF and AVIF, after `ftyp`."""
+
+_ORIENTATION = 0x0112
+_PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
+
+_DAMAGED = (
+    # Whatever a decoder of Pillow raises on a file that is not what its header says.
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+    # Of a picture inside of a picture, as in an icon.
+    Image.DecompressionBombError,
+    struct.error,
+    zlib.error,
+)
+
+
+def read_image(source: Any, name: str = "") -> Image.Image:
+    """An image in RGB, 8 bits a channel, upright; the same for the same picture from any source.
+
+    - The orientation that EXIF (or XMP) tells is applied.
+    - Transparency of any kind (alpha, a transparent colour, a palette with alpha) lies on white.
+    - Greys of 16 bits: 0..65535 becomes 0..255. Floats: 0..1. Whole numbers of 32 bits have no range of
+      their own: they are taken as 16 bits, and refused where they are negative, above 65535, or
+      all below 256 (which may be bytes, or a very dark image of 16 bits).
+    - CMYK (of JPEG inverted, as Adobe writes it), YCbCr, HSV and LAB become RGB. Colour profiles (ICC) are
+      not applied: backbones were trained on images read without them.
+    - Of several pictures in one file (an animation, pages) the first is read, of an icon the largest.
+
+    Args:
+        source: A path; the bytes of a file; a PIL image; an array `h w`, or `h w c` with 1 (grey), 2
+            (grey, alpha), 3 or 4 (RGB, alpha) channels, of bool, uint8, uint16 or floats in 0..1.
+        name: What an error calls it, where it is no path.
+
+    Raises:
+        DataError: It is missing or damaged, is no image, has more than `MOST_PIXELS` pixels (told by
+            its header, before they are decoded) or is longer than `MOST_ASPECT` times its width.
+        MissingExtraError: It is HEIC, or AVIF, and nothing here decodes that.
+    """
+    if isinstance(source, str | Path):
+        name = name or str(source)
+        _require_file(Path(source))
+        return _read(source, name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read(io.BytesIO(source), name or "an image in memory")
+    if isinstance(source, Image.Image):
+        name = name or str(getattr(source, "filename", "")) or "a PIL image"
+        return _guard(source, name)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    raise DataError(
+        "not an image",
+        where=name,
+        found=type(source).__name__,
+        fix="give paths, PIL images, arrays `h w c` or tensors",
+    )
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Of the files that are taken from a folder, in small letters: all that can be read here."""
+    # Pillow reads its plugins only now.
+    known = {s for s, form in Image.registered_extensions().items() if form in _formats()}
+    if not _reads_avif():
+        known -= AVIF_SUFFIXES
+    return frozenset(known | HEIF_SUFFIXES if _has_heif() else known - HEIF_SUFFIXES)
+
+
+def _formats() -> list[str]:
+    """Formats that are read, in Pillow's order."""
+    Image.init()
+    return [form for form in Image.ID if form not in NOT_READ]
+
+
+def _has_heif() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _reads_avif() -> bool:
+    from PIL import features
+
+    # Older Pillows do not know the word, and warn of it.
+    return "avif" in getattr(features, "modules", {}) and bool(features.check("avif"))
+
+
+def _require_file(path: Path) -> None:
+    """A pipe or a device would be waited for; a directory has no bytes."""
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise DataError(
+            "an image is missing",
+            where=str(path),
+            found=f"a link to {os.readlink(path)}" if path.is_symlink() else "",
+            fix="restore it, or correct the list",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), error) from None
+    if not stat.S_ISREG(kind):
+        raise DataError(
+            "an image cannot be read",
+            where=str(path),
+            found="a folder" if stat.S_ISDIR(kind) else "no regular file",
+            fix="give an image file",
+        )
+
+
+def _read(source: Any, name: str) -> Image.Image:
+    """From a path or a stream of bytes."""
+    try:
+        return _open(source, name)
+    except UnidentifiedImageError:
+        # Known by contents: suffixes lie, and bytes have none.
+        if not _is_heif(source):
+            raise _unreadable(name, "no image of a kind that is read") from None
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from None
+    # Registers itself with Pillow, which then opens such files as all others.
+    require("pillow_heif", "heif", f"{name}, an image of HEIC or AVIF,").register_heif_opener()
+    try:
+        return _open(source, name)
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from None
+
+
+def _open(source: Any, name: str) -> Image.Image:
+    _allow_more_pixels()
+    try:
+        # Of the formats that are read alone, whatever the file is called.
+        opened = Image.open(source, formats=_formats())
+    except Image.DecompressionBombError as error:
+        # Pillow's own limit, which is twice ours where nobody set it.
+        pixels = "".join(filter(str.isdigit, str(error).partition("pixels")[0]))
+        raise _too_many(name, str(error), pixels) from None
+    with opened as image:
+        return _guard(image, name)
+
+
+def _guard(image: Image.Image, name: str) -> Image.Image:
+    """Checked by its header, then decoded; an icon says what it is only when it is decoded."""
+    _check_size(*image.size, name)
+    try:
+        image.load()
+        _check_size(*image.size, name)
+        return _to_rgb(image, name)
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception | str) -> DataError:
+    found = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return DataError(
+        "an image cannot be read",
+        where=name,
+        found=found,
+        fix="restore the file, or leave such files out with --skip-bad",
+    )
+
+
+def _is_heif(source: Any) -> bool:
+    """Whether a file is of the family of HEIF, which AVIF belongs to."""
+    if isinstance(source, io.BytesIO):
+        head = source.getvalue()[:12]
+    else:
+        head = b""
+        with suppress(OSError), open(source, "rb") as file:
+            head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _BRANDS
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    """Refuse an image that would fill the memory.
+
+    Raises:
+        DataError: It has no pixels, too many, or is too narrow.
+    """
+    most = _most_pixels()
+    if width * height > most:
+        raise _too_many(name, f"{width} x {height}, more than {most:,}", width * height)
+    if width < 1 or height < 1:
+        raise DataError("an image without pixels", where=name, found=f"{width} x {height}")
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise DataError(
+            "an image is too long and narrow",
+            where=name,
+            found=f"{width} x {height}",
+            fix=f"crop it: its longer side may be {MOST_ASPECT} times the shorter",
+        )
+
+
+def _too_many(name: str, found: str, pixels: object) -> DataError:
+    return DataError(
+        "an image has too many pixels",
+        where=name,
+        found=found,
+        fix=f"make it smaller, or allow it: {RAISED}={pixels}",
+    )
+
+
+def _most_pixels() -> int:
+    said = os.environ.get(RAISED)
+    if said is None:
+        return MOST_PIXELS
+    if not said.isascii() or not said.isdigit() or not 0 < int(said) < 2**62:
+        raise DataError(
+            "not a number of pixels", where=RAISED, found=said[:40], fix="give a whole number"
+        )
+    return int(said)
+
+
+def _allow_more_pixels() -> None:
+    # Pillow has a limit of its own, twice of what it warns at; who raises ours means both.
+    if RAISED in os.environ and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, _most_pixels())
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    made = _turn(image, _colours(image, name))
+    # A new object without the notes of the old: read again, it would be turned again.
+    made.info = {}
+    return made
+
+
+def _colours(image: Image.Image, name: str) -> Image.Image:
+    """RGB, whatever the mode; always another object."""
+    mode = image.mode
+    if mode in ("I", "F") or mode.startswith("I;"):
+        return _from_wide(image, name)
+    if mode in ("La", "RGBa"):
+        image = image.convert("LA" if mode == "La" else "RGBA")
+    if mode == "LAB":
+        return _from_lab(image, name)
+    if _may_be_transparent(image):
+        return _on_white(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _may_be_transparent(image: Image.Image) -> bool:
+    if image.mode in ("LA", "PA", "RGBA") or image.info.get("transparency") is not None:
+        return True
+    # Colours of a palette may have alpha of their own.
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image.convert("RGB"), mask=alpha)
+    return white
+
+
+def _from_lab(image: Image.Image, name: str) -> Image.Image:
+    from PIL import ImageCms, features
+
+    if not features.check("littlecms2"):
+        raise DataError(
+            "an image in LAB cannot be turned into RGB",
+            where=name,
+            found="a Pillow without littlecms2",
+            fix="save it as RGB",
+        )
+    # Pillow itself converts between all modes but this.
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    made: Any = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    return made
+
+
+def _from_wide(image: Image.Image, name: str) -> Image.Image:
+    """Greys of more than 8 bits."""
+    values = np.asarray(image)
+    # Pillow says I of a PNG and of a PPM whose greys are scaled to 16 bits.
+    declared = getattr(image, "format", None) in ("PNG", "PPM") and image.mode == "I"
+    grey = _to_bytes(values.clip(0, 65535).astype(np.uint16) if declared else values, name)
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE:
+        # Of 8 bits and less Pillow does it.
+        grey = 255 - grey
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        # One grey that is transparent, on white.
+        grey = np.where(values == hidden, np.uint8(255), grey)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    """Values of any type as bytes.
+
+    Raises:
+        DataError: Their range is not known, or they leave it.
+    """
+    kind = values.dtype
+    if kind == np.uint8:
+        return values
+    if kind == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind.kind == "f":
+        # As Pillow has floats: an array and a file of one picture are rounded alike.
+        values = values.astype(np.float32)
+        # Also false of NaN.
+        if not bool(((values >= 0) & (values <= 1)).all()):
+            raise _no_range(values, name, "floats")
+        return (values * np.float32(255)).round().astype(np.uint8)
+    if kind.kind not in "iu":
+        raise DataError(
+            "not an image",
+            where=name,
+            found=f"an array of {kind}",
+            fix="give paths, PIL images, arrays `h w c` of uint8, uint16 or floats in 0..1",
+        )
+    if kind.kind != "u" or kind.itemsize != 2:
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        if low < 0 or high > 65535 or 0 < high < 256:
+            raise _no_range(values, name, f"whole numbers of {8 * kind.itemsize} bits")
+        values = values.astype(np.uint16)
+    # 257 is 65535 / 255: white stays white.
+    return (values // values.dtype.type(257)).astype(np.uint8)
+
+
+def _no_range(values: np.ndarray, name: str, what: str) -> DataError:
+    return DataError(
+        "nothing says which value is white",
+        where=name,
+        found=f"{what} from {values.min():g} to {values.max():g}",
+        fix="scale them to 0..255 as 8 bits, to 0..65535 as 16 bits, or to floats in 0..1",
+    )
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        # Pillow knows grey images as `h w` only.
+        pixels = pixels[:, :, 0]
+    if pixels.size == 0 or not (
+        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (2, 3, 4))
+    ):
+        raise DataError(
+            "an array that is no image",
+            where=name,
+            found=f"shape {pixels.shape}",
+            fix="give `h w`, or `h w c` with 1 to 4 channels",
+        )
+    name = name or "an array"
+    _check_size(pixels.shape[1], pixels.shape[0], name)
+    # LA from two channels, RGB from three and RGBA from four: Pillow sees which.
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(_to_bytes(pixels, name))), name)
+
+
+def _turn(image: Image.Image, made: Image.Image) -> Image.Image:
+    """Put `made` upright by what `image` notes."""
+    try:
+        noted = image.getexif().get(_ORIENTATION)
+    except _DAMAGED:
+        # Notes that cannot be read say nothing, and the pixels are whole.
+        noted = None
+    how = _TRANSPOSED.get(noted) if isinstance(noted, int) else None
+    return made if how is None else made.transpose(how)

@@ -1,0 +1,165 @@
+"""Which files of a folder are images, and what is passed over: named, or known to be nobody's data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from restuning._errors import DataError
+from restuning.data.images import AVIF_SUFFIXES, HEIF_SUFFIXES, image_suffixes
+
+LITTER = frozenset(
+    ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
+    + ("system volume information", "lost+found")
+)
+"""What systems leave in folders, in small letters; all that begins with a dot is passed over as well."""
+
+OUR_FILES = (
+    # A run, also one that was killed; a comparison, sweep and grid; a task; a store of features.
+    frozenset(("log.jsonl", "checkpoints")),
+    frozenset(("log.jsonl", "metrics.json")),
+    frozenset(("comparison.json", "comparison.png")),
+    frozenset(("grid.json", "arms")),
+    frozenset(("grid.json", "runs")),
+    frozenset(("report.html", "report.md")),
+    frozenset(("task.json", "weights.safetensors")),
+    frozenset(("key.json", "manifest.json")),
+)
+"""Files by which a folder is known to be one that this library left; each set is enough."""
+
+NO_IMAGE, NEEDS_EXTRA, CORRUPT = "no image", "needs an extra", "corrupt"
+OURS, BACK, LOOSE, BESIDE = "ours", "back", "loose", "beside"
+
+_IN_WORDS = {
+    CORRUPT: ("corrupt file", "corrupt files"),
+    NO_IMAGE: ("file that is no image", "files that are no images"),
+    NEEDS_EXTRA: (
+        "file that needs `pip install 'restuning[heif]'`",
+        "files that need `pip install 'restuning[heif]'`",
+    ),
+    LOOSE: ("image in no class folder", "images in no class folder"),
+    BESIDE: ("folder beside the splits", "folders beside the splits"),
+    OURS: ("folder of an earlier run", "folders of earlier runs"),
+    BACK: ("link back to a folder above it", "links back to folders above them"),
+}
+"""Reasons why something is left out, for one and for more."""
+
+NAMED = 3
+"""Of what is left out, named; the rest is counted."""
+
+LeftOut = dict[str, list[Path]]
+"""What was left out, by reason."""
+
+
+def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
+    """Image files of a folder, at any depth and in the order of their paths, and what is left out.
+
+    Links are followed, a folder that is reached twice is read once, and one above is not entered
+    again. What systems leave (`LITTER`, hidden files) is neither image nor left out.
+
+    Args:
+        folder: The folder; it is read even where it is one that this library left.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    images: list[Path] = []
+    left_out: LeftOut = {}
+    above = list_above(folder)
+    seen = {identity(folder)}
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        entries = list_entries(here)
+        if here != folder and is_ours(entries):
+            left_out.setdefault(OURS, []).append(here)
+            continue
+        # In their order, so that of two ways to one folder always the same is taken.
+        for name, entry in sorted(entries.items(), reverse=True):
+            path = here / name
+            # Not `is_file`: a link to an image that is gone must be missed by name, not left out.
+            if entry.is_dir():
+                place = identity(path)
+                if entry.is_symlink() and place in above | _between(here, folder):
+                    left_out.setdefault(BACK, []).append(path)
+                elif place not in seen:
+                    seen.add(place)
+                    waiting.append(path)
+            elif path.suffix.lower() in image_suffixes():
+                images.append(path)
+            else:
+                left_out.setdefault(why_left_out(path), []).append(path)
+    return sorted(images), {why: sorted(paths) for why, paths in left_out.items()}
+
+
+def list_entries(folder: Path) -> dict[str, os.DirEntry[str]]:
+    """What is in a folder, by name, without litter.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                entry.name: entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name.lower() not in LITTER
+            }
+    except OSError as error:
+        raise DataError(
+            "a folder cannot be read",
+            where=str(folder),
+            found=error.strerror or str(error),
+            fix="make it readable, or take it out",
+        ) from None
+
+
+def is_ours(names: Mapping[str, object]) -> bool:
+    """Whether a folder of these files is one that this library left: a run, a task, a store."""
+    if names.keys() == {"log.jsonl"} or ("key.json" in names and any(map(_is_array, names))):
+        # A run or a store that was killed when it had hardly begun.
+        return True
+    return any(names.keys() >= files for files in OUR_FILES)
+
+
+def _is_array(name: str) -> bool:
+    return name.endswith(".npy")
+
+
+def why_left_out(file: Path) -> str:
+    """The reason for a file that is not taken for an image."""
+    extra = file.suffix.lower() in HEIF_SUFFIXES | AVIF_SUFFIXES
+    return NEEDS_EXTRA if extra else NO_IMAGE
+
+
+def say_left_out(left_out: Mapping[str, Sequence[object]]) -> str:
+    """What was left out in a few words, the first of each kind by name; "" for nothing."""
+    parts = []
+    for why, names in left_out.items():
+        if names:
+            few = ", ".join(map(str, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+            parts.append(f"{len(names):,} {_IN_WORDS[why][len(names) > 1]} ({few})")
+    return "; ".join(parts)
+
+
+def merge_left_out(into: LeftOut, more: Mapping[str, Sequence[Path]]) -> None:
+    """Add what was left out of another folder."""
+    for why, paths in more.items():
+        into.setdefault(why, []).extend(paths)
+
+
+def list_above(folder: Path) -> set[tuple[int, int]]:
+    """Identities of all folders that a folder lies in, by its path and by where links lead."""
+    return {identity(p) for each in (folder.absolute(), folder.resolve()) for p in each.parents}
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    """What is the same for all ways to one folder."""
+    about = folder.stat()
+    return about.st_dev, about.st_ino
+
+
+def _between(here: Path, top: Path) -> set[tuple[int, int]]:
+    """The folders from one up to the top, both included."""
+    return {identity(here), *(identity(p) for p in here.parents if p.is_relative_to(top))}
