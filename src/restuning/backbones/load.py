@@ -18,6 +18,7 @@ from restuning._errors import BackboneError, EngineError, UnknownNameError, requ
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.diffusion import load_text_to_image
 from restuning.backbones.engines.open import OPENERS, open_described
+from restuning.backbones.model_class import choose_class
 from restuning.backbones.pairs import image_preprocessing, load_clip, load_openclip
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.text import load_text_parts
@@ -249,27 +250,16 @@ def _load_hf(name: str, fetch: bool) -> Backbone:
     hf = require("transformers", "transformers", f"the backbone hf:{name}")
     with _explain_hub_errors(name):
         config = hf.AutoConfig.from_pretrained(name)
-        # Of a vision-language model `hf:` takes the image side; `clip:` takes both.
-        config = getattr(config, "vision_config", config)
-        kind = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
-        cls = getattr(hf, kind.get(config.model_type, "AutoModel"))
-        texts = not hasattr(config, "image_size")
-        if (
-            texts
-            and config.is_encoder_decoder
-            and type(config) in hf.MODEL_FOR_TEXT_ENCODING_MAPPING
-        ):
-            # A text is classified by the encoder alone; to generate, give Host the whole model.
-            cls = hf.AutoModelForTextEncoding
+        cls, config, takes = choose_class(hf, config, name)
         if fetch:
             model, report = cls.from_pretrained(name, output_loading_info=True)
             refuse_missing(report, name)
         else:
-            model = getattr(cls, "from_config", cls)(config)
-        if texts:
+            model = getattr(cls, "_from_config", cls)(config)
+        if takes == "text":
             return Backbone("", model, (), **load_text_parts(hf, name))
     half = (0.5, 0.5, 0.5)
-    preprocessing = image_preprocessing(hf, name, config.image_size, (half, half))
+    preprocessing = image_preprocessing(hf, name, getattr(config, "image_size", None), (half, half))
     example = torch.zeros(1, 3, *preprocessing.size)
     return Backbone("", model, (example,), {}, preprocessing)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import BackboneError, UnknownNameError, require
+from restuning._errors import BackboneError, UnknownNameError, require, warn
+from restuning.backbones.image_processor import read_image_processor
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.towers import ImageTower, TextTower, prove
 from restuning.backbones.weights import load_weights, refuse_missing
@@ -75,26 +77,34 @@ def load_clip(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
 def image_preprocessing(
     hf: Any,
     name: str,
-    size: int | tuple[int, int],
+    size: int | Sequence[int] | None,
     otherwise: tuple[tuple[float, ...], tuple[float, ...]],
     squash: bool = False,
 ) -> Preprocessing:
-    """What a folder's image processor says; mean and deviation as given where it has none."""
-    # A folder of weights alone has no processor, and some processors need packages of their own.
-    try:
-        said = hf.AutoImageProcessor.from_pretrained(name).to_dict()
-    except (OSError, ValueError, ImportError):
-        said = {}
+    """What a folder's image processor does; size, mean and deviation as given where it has none.
+
+    Raises:
+        BackboneError: The processor does what no `Preprocessing` does; or there is neither a
+            processor nor a size.
+    """
+    found = read_image_processor(hf, name)
+    if found is not None:
+        return found
+    if size is None:
+        raise BackboneError(
+            "nothing says how large the images of this model are",
+            where=name,
+            found="no image processor, and no image_size in its config",
+            fix="put the model's preprocessor_config.json into its folder",
+        )
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
-    # Numbers of Pillow's resampling filters.
-    filters = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-    return Preprocessing(
-        size,
-        tuple(said.get("image_mean") or otherwise[0]),
-        tuple(said.get("image_std") or otherwise[1]),
-        filters.get(said.get("resample", 3), "bicubic"),
-        squash=squash,
+    warn(
+        "no image processor says how images are prepared",
+        where=name,
+        found=f"assumed: {size[0]}x{size[1]} pixels, mean {otherwise[0]}, deviation {otherwise[1]}",
+        fix="put the model's preprocessor_config.json into its folder",
     )
+    return Preprocessing(size, otherwise[0], otherwise[1], squash=squash)
 
 
 class _TextSide(nn.Module):

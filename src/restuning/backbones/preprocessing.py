@@ -18,7 +18,19 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
 }
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB; what is transparent lies on white, as transformers lays it."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,13 @@ class Preprocessing:
     Attributes:
         size: Height and width in pixels.
         mean, std: Per channel, of values in 0..1.
-        interpolation: "bicubic", "bilinear" or "nearest".
+        interpolation: "bicubic", "bilinear", "nearest", "lanczos", "box" or "hamming".
         crop: Share of the resized image that the centre crop keeps.
         squash: Resize the whole image to `size`, whatever its shape, and crop nothing (SigLIP).
+        resize: What an image is resized to before the centre crop, in place of what `crop` says:
+            `(n,)` its shorter side to n pixels, `(h, w)` the whole of it, `()` it is left as it is.
+            Corners are rounded as transformers rounds them. Black is added where it is too small.
+        bgr: Blue goes first; mean and deviation are then in that order.
     """
 
     size: tuple[int, int]
@@ -39,12 +55,14 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop: float = 1.0
     squash: bool = False
+    resize: tuple[int, ...] | None = None
+    bgr: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for a task file."""
-        values = asdict(self)
-        # Only where it is so: files and stores of before it stay what they are.
-        return values if self.squash else {k: v for k, v in values.items() if k != "squash"}
+        # Only where it is so: files and stores of before these fields stay what they are.
+        usual = {"squash": False, "resize": None, "bgr": False}
+        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -56,6 +74,7 @@ class Preprocessing:
         try:
             mean: tuple[float, ...] = tuple(float(v) for v in values["mean"])
             std: tuple[float, ...] = tuple(float(v) for v in values["std"])
+            resize = values.get("resize")
             made = cls(
                 (int(values["size"][0]), int(values["size"][1])),
                 mean,
@@ -63,9 +82,14 @@ class Preprocessing:
                 str(values["interpolation"]),
                 float(values["crop"]),
                 values.get("squash", False),
+                None if resize is None else tuple(int(v) for v in resize),
+                values.get("bgr", False),
             )
             if (
                 not isinstance(made.squash, bool)
+                or not isinstance(made.bgr, bool)
+                or len(made.resize or ()) > 2
+                or min(made.resize or (1,)) < 1
                 or made.interpolation not in _FILTERS
                 or not 0 < made.crop <= 1
                 or min(made.size) < 1
@@ -82,14 +106,22 @@ class Preprocessing:
                 fix="restore task.json from where it was saved",
             ) from None
 
+    @property
+    def byte_mean(self) -> tuple[float, ...]:
+        """The mean in RGB and within 0..1, whatever the order and unit of the numbers."""
+        mean = self.mean[::-1] if self.bgr else self.mean
+        return tuple(min(max(m, 0.0), 1.0) for m in mean)
+
     def image(self, image: Image.Image) -> Tensor:
         """One image as `3 h w`, normalised."""
         return self.normalise(self.resize_and_crop(image))
 
     def resize_and_crop(self, image: Image.Image) -> Tensor:
         """One image as `3 h w`, resized and cropped, bytes."""
-        image = image.convert("RGB")
+        image = to_rgb(image)
         height, width = self.size
+        if self.resize is not None:
+            return self._resize_as_said(image, self.resize)
         # The centre crop is what is left of a larger image, so that is what is resized to.
         # Sizes and corners are rounded as timm rounds them: its weights were trained so.
         to = math.floor(height / self.crop), math.floor(width / self.crop)
@@ -113,8 +145,24 @@ class Preprocessing:
         # A copy: Pillow's own memory is read-only, of which torch warns.
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
+    def _resize_as_said(self, image: Image.Image, resize: tuple[int, ...]) -> Tensor:
+        height, width = self.size
+        if len(resize) == 1:
+            short = min(image.size)
+            resize = tuple(
+                resize[0] if s == short else int(resize[0] * s / short)
+                for s in (image.height, image.width)
+            )
+        if resize and image.size != resize[::-1]:
+            image = image.resize((resize[1], resize[0]), _FILTERS[self.interpolation])
+        # Towards zero, also where the image is smaller.
+        left, top = int((image.width - width) / 2), int((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Bytes `*b 3 h w` to normalised floats."""
+        pixels = pixels.flip(-3) if self.bgr else pixels
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
@@ -167,8 +215,10 @@ class _TimmAugmentation:
                 (3, *form.size),
                 is_training=True,
                 interpolation=form.interpolation,
-                mean=form.mean,
-                std=form.std,
+                # Of what is filled in where a picture is turned or moved.
+                mean=form.byte_mean,
+                # Bytes: numbers are made of them as everywhere else.
+                normalize=False,
                 auto_augment=self.policy or None,
             )
         except (AssertionError, ValueError, KeyError, IndexError) as error:
@@ -180,7 +230,7 @@ class _TimmAugmentation:
             ) from None
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._transform(image.convert("RGB"))
+        return self.preprocessing.normalise(self._transform(to_rgb(image)))
 
     def __reduce__(self) -> tuple:
         return _TimmAugmentation, (self.preprocessing, self.policy)

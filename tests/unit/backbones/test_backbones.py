@@ -454,9 +454,11 @@ PREPROCESSINGS = st.builds(
     size=st.tuples(PIXELS, PIXELS),
     mean=st.tuples(NUMBERS, NUMBERS, NUMBERS),
     std=st.tuples(NUMBERS, NUMBERS, NUMBERS),
-    interpolation=st.sampled_from(["bicubic", "bilinear", "nearest"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]),
     crop=st.floats(0.5, 1),
     squash=st.booleans(),
+    resize=st.none() | st.lists(PIXELS, max_size=2).map(tuple),
+    bgr=st.booleans(),
 )
 
 
@@ -488,6 +490,11 @@ def test_a_preprocessing_survives_its_json(given):
         {"std": [0, 1, 1]},
         {"mean": [0.5]},
         {"squash": "yes"},
+        {"bgr": 1},
+        {"resize": 224},
+        {"resize": [0]},
+        {"resize": [8, 8, 8]},
+        {"resize": ["x"]},
     ],
 )
 def test_a_malformed_preprocessing_is_refused_when_read(change):
