@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from restuning.cli.common import (
     DATA,
     FEATURES,
@@ -47,7 +49,7 @@ from restuning.cli.common import (
     option,
     show_json,
 )
-from restuning.cli.config import Config
+from restuning.cli.config import Config, read_config
 from restuning.cli.report import log_to, show_choice, show_result
 
 app = group("Train a task.")
@@ -151,6 +153,12 @@ def train(
     from restuning.training.defaults import COMPARED
 
     screen = messages(as_json)
+    if config is not None and tells_only_the_end_of_a_choice(config):
+        typer.echo(
+            f"{config} was left by --method auto, whose run went on from the weights of a trial; "
+            "this one begins anew and ends otherwise",
+            err=True,
+        )
     result = train_tasks(
         data,
         backbone=add_quantization(backbone, quantize),
@@ -209,3 +217,15 @@ def train(
     if as_json:
         # A list only where several methods were compared.
         show_json(rows if method is None else rows[0])
+
+
+def tells_only_the_end_of_a_choice(config: Path) -> bool:
+    """Whether settings are those that `auto` found, as it wrote before it wrote what it began with."""
+    from restuning._files import read_json
+    from restuning.search import AUTO
+    from restuning.search.train import CHOICE
+
+    choice = config.with_name(CHOICE)
+    if not choice.exists() or read_config(config).get("method") == AUTO:
+        return False
+    return bool(read_json(choice).get("goes_on"))

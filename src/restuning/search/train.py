@@ -284,8 +284,11 @@ class _Trainer:
         # `begin` gives it the trial's weights, where the choice says that it goes on from them.
         chosen = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
         facts = {"choice": choice.to_dict()}
-        how = {**self.how, "call": {**self.how["call"], "final": True}}
-        run = run_task(inputs, chosen, out, facts=facts, **how)
+        # What begins the choice and not what it found: the run goes on from a trial, so that the method
+        # alone would be another run. Without a limit of time the same begins the same.
+        began = {**recipe.settings.to_dict(), **dict.fromkeys(CHOSEN_BY_AUTO)}
+        call = {**self.how["call"], **began, "method": AUTO, "options": dict(recipe.options)}
+        run = run_task(inputs, chosen, out, facts=facts, **{**self.how, "call": call})
         for folder in (run.folder, run.task_folder):
             write_json(folder / CHOICE, choice.to_dict())
         return replace(run, choice=choice)
@@ -401,6 +404,8 @@ def _call(
         "class_names": None
         if explicit.get("class_names") is None
         else str(explicit["class_names"]),
+        "memory": explicit.get("memory"),
+        "minutes": explicit.get("minutes"),
         "no_cache": not source.cache,
         "store": None if store.root is None else str(store.root),
         "cache_dtype": store.dtype,

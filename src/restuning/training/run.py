@@ -396,8 +396,9 @@ def run_task(
         resume: False starts over.
         progress: A bar on a terminal.
         facts: Go into `metrics.json` as well.
-        call: Goes into `settings.json` as well: data and backbone by name, and how they are read, so
-            that `restuning train --config settings.json` makes the same run.
+        call: Goes into `settings.json` as well, over what was trained: data and backbone by name, and
+            how they are read (of a method that was chosen what the choice began with), so that
+            `restuning train --config settings.json` makes the same run.
         log: Receives a line for each thing that is decided.
 
     Raises:
@@ -515,13 +516,8 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
         results={"test accuracy": run.test_accuracy, "seed": metrics["seed"]},
     )
     write_json(run.folder / "metrics.json", metrics)
-    settings = {
-        **(call or {}),
-        "method": run.method,
-        "options": metrics["options"],
-        **metrics["settings"],
-    }
-    write_json(run.folder / "settings.json", settings)
+    trained = {"method": run.method, "options": metrics["options"], **metrics["settings"]}
+    write_json(run.folder / "settings.json", {**trained, **(call or {})})
 
 
 def default_folder(data: Data, kind: str) -> Path:

@@ -1,13 +1,18 @@
 """`restuning train --method auto`: what a person sees, what is left on disk, and mistakes in words."""
 
 import json
+from functools import partial
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from restuning.cli import main
 from restuning.cli.app import app
-from restuning.search import CANDIDATES
+from restuning.search import CANDIDATES, choose_method
+from restuning.search import train as search_train
+from restuning.search.candidates import Candidate
 from restuning.task import describe
 
 MOST_COLUMNS = 80
@@ -86,6 +91,51 @@ def test_the_same_command_again_takes_everything_from_disk_and_ends_the_same(tra
     row = json.loads(done.stdout[done.stdout.index("{") :])
     assert row["test_accuracy"] == before["test_accuracy"]
     assert row["choice"] == before["choice"]
+
+
+@pytest.fixture
+def one_candidate(monkeypatch):
+    """A choice that takes seconds: among one method, whose final run goes on from its trial."""
+    one = (Candidate("linear", (5e-3,), 4, warm_start=True),)
+    monkeypatch.setattr(search_train, "choose_method", partial(choose_method, candidates=one))
+
+
+def weights_of(folder):
+    (task,) = folder.glob("*.task")
+    return load_file(task / "weights.safetensors")
+
+
+def test_the_settings_of_a_choice_given_back_make_the_same_run(shades, tmp_path, one_candidate):
+    more = ("--memory", "2GiB", "--epochs", 2, "--batch-size", 8, "--seed", 3)
+    more += ("--label-smoothing", 0.1, "--store", tmp_path / "store")
+    first, again = tmp_path / "first", tmp_path / "again"
+    done = call("train", shades, "--method", "auto", *more, "--out", first)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads((first / "choice.json").read_text())["goes_on"]
+    # The file alone: data, limits and all that the choice began with.
+    done = call("train", shades, "--config", first / "settings.json", "--out", again)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "went on from the weights" not in done.output
+    one, other = weights_of(first), weights_of(again)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    settings = [json.loads((folder / "settings.json").read_text()) for folder in (first, again)]
+    assert settings[0] == settings[1]
+    assert (settings[0]["method"], settings[0]["epochs"]) == ("auto", 2)
+    # What was found stands with the figures.
+    metrics = json.loads((first / "metrics.json").read_text())
+    assert (metrics["method"], metrics["settings"]["lr"]) == ("linear", 5e-3)
+
+
+def test_settings_of_a_choice_from_before_say_what_is_not_reproduced(shades, tmp_path):
+    older = {"method": "linear", "epochs": 1, "lr": 5e-3, "final": True, "options": {}}
+    (tmp_path / "settings.json").write_text(json.dumps(older))
+    more = ("--store", tmp_path / "store", "--out", tmp_path / "run", "--batch-size", 8)
+    for goes_on, told in ((True, True), (False, False)):
+        (tmp_path / "choice.json").write_text(json.dumps({"goes_on": goes_on}))
+        done = call("train", shades, "--config", tmp_path / "settings.json", *more)
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert ("went on from the weights of a trial" in done.output) == told
 
 
 @pytest.mark.parametrize(
