@@ -23,9 +23,9 @@ from restuning.bench import (
     GridProtocol,
     Job,
     find_tasks,
+    list_runs,
     open_grid,
     parse_entries,
-    plan,
     run_grid,
 )
 from restuning.bench.measure import describe_hardware, read_versions
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     protocol = GridProtocol("restuning-tiny", settings=FitSettings(epochs=args.epochs, lr=1e-2))
-    runs = plan(protocol, find_tasks("digits"), parse_entries(METHODS), SEEDS)
+    runs = list_runs(protocol, find_tasks("digits"), parse_entries(METHODS), SEEDS)
     open_grid(args.out, protocol, runs)
     run_grid(Job(protocol, args.out, runs, keep=True, threads=args.threads))
     bench = Bench(protocol, args.out)

@@ -9,9 +9,9 @@ from restuning.bench.folder import result_file as result_file
 from restuning.bench.grid import Entry as Entry
 from restuning.bench.grid import GridProtocol as GridProtocol
 from restuning.bench.grid import GridRun as GridRun
+from restuning.bench.grid import list_runs as list_runs
 from restuning.bench.grid import parse_choices as parse_choices
 from restuning.bench.grid import parse_entries as parse_entries
-from restuning.bench.grid import plan as plan
 from restuning.bench.runner import Event as Event
 from restuning.bench.runner import Job as Job
 from restuning.bench.runner import run_grid as run_grid

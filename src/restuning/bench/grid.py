@@ -145,7 +145,7 @@ def search_runs(protocol: GridProtocol, task: SuiteTask, entry: Entry) -> list[G
     return [GridRun(task, entry, "search", setting, protocol.settings.seed) for setting in settings]
 
 
-def plan(
+def list_runs(
     protocol: GridProtocol, tasks: Sequence[SuiteTask], entries: Sequence[Entry], seeds: int
 ) -> list[GridRun]:
     """All runs in the order they are taken up: a task's together, its searches before its finals.

@@ -118,9 +118,9 @@ def run(
         GridProtocol,
         Job,
         find_tasks,
+        list_runs,
         open_grid,
         parse_choices,
-        plan,
         read_results,
     )
     from restuning.bench.studies.ablations import ablation_entries
@@ -144,7 +144,7 @@ def run(
         cache_dtype,
     )
     entries = ablation_entries(ablation) if ablation else _parse_methods(methods)
-    runs = plan(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
+    runs = list_runs(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
     # Refuses a folder that was begun under another protocol, before anything is trained.
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
@@ -211,13 +211,15 @@ def robust(
     """Accuracy of trained tasks under common corruptions, FGSM and PGD."""
     import torch
 
-    from restuning.bench import Bench, find_tasks, plan, read_protocol
+    from restuning.bench import Bench, find_tasks, list_runs, read_protocol
     from restuning.bench.studies.robustness import robustness, tabulate_robustness
 
     torch.set_num_threads(threads)
     protocol = read_protocol(folder, weights)
     worker = Bench(protocol, folder)
-    for run in plan(protocol, find_tasks(suite, _names(tasks)), _parse_methods(methods), seeds):
+    for run in list_runs(
+        protocol, find_tasks(suite, _names(tasks)), _parse_methods(methods), seeds
+    ):
         if run.stage == "final":
             figures = robustness(worker, run, images)
             console.print(f"{figures['clean']:>7.2%}  {run}")

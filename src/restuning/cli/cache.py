@@ -105,17 +105,22 @@ def cache(
     elif what == "rm":
         from restuning.features import find_store, remove
 
-        freed = remove(find_store(name, store))
+        path = find_store(name, store)
+        removed = remove(path)
         if as_json:
-            show_json({"freed": freed})
+            show_json({"freed": removed.bytes, "kept": list(removed.kept)})
         else:
-            typer.echo(f"{freed / 2**20:.1f} MiB freed")
+            typer.echo(f"{removed.bytes / 2**20:.1f} MiB freed")
+            if removed.kept:
+                typer.echo(
+                    f"not of the store, and kept in {path}: {', '.join(map(ascii, removed.kept))}"
+                )
     else:
         from restuning.features import Store, describe_store, find_store
 
         path = find_store(name, store)
         facts = (
-            {"path": str(path), "files verified": Store(path).verify()}
+            {"path": str(path), "files verified": Store(path, verify=False).verify()}
             if what == "verify"
             else describe_store(path)
         )

@@ -35,7 +35,7 @@ from restuning.cli.config import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from restuning.search.plan import GridPlan, Plan
+    from restuning.search.forecasts import MethodForecasts, TimedGrid
 
 app = group("Forecast training.")
 
@@ -87,7 +87,12 @@ def plan(
     from restuning import forecast
     from restuning.data import load_data
     from restuning.features.codec import check_dtype
-    from restuning.search.plan import PLANNED, PlanRequest, plan_grid, plan_methods
+    from restuning.search.forecasts import (
+        USUAL_METHODS,
+        ForecastRequest,
+        forecast_methods,
+        time_grid,
+    )
     from restuning.training import FitSettings
 
     screen = messages(as_json)
@@ -101,7 +106,7 @@ def plan(
         known = load_data(data, loaded, skip_bad=skip_bad, text=text, label=label)
         parts = {"train": known.train, "val": known.val, "test": known.test}
         splits = {name: len(part) for name, part in parts.items() if part is not None}
-    request = PlanRequest(
+    request = ForecastRequest(
         backbone,
         classes or (known.num_classes if known else 100),
         splits,
@@ -112,11 +117,11 @@ def plan(
         check_dtype(cache_dtype),
         {"rank": rank} if rank else {},
     )
-    found = plan_methods(request, (method,) if method else PLANNED, loaded, host)
-    show_plan(found, screen)
+    found = forecast_methods(request, (method,) if method else USUAL_METHODS, loaded, host)
+    show_forecasts(found, screen)
     report = found.to_dict()
     if arms is not None:
-        grid = plan_grid(
+        grid = time_grid(
             request,
             method or "res-tuning-bypass",
             known,
@@ -130,14 +135,14 @@ def plan(
         show_json(report)
 
 
-def show_plan(plan: Plan, screen: Console) -> None:
+def show_forecasts(found: MethodForecasts, screen: Console) -> None:
     """One row a method and form, the one to take in bold, and a sentence."""
-    request, forward, taken = plan.request, plan.forward, plan.recommended
+    request, forward, taken = found.request, found.forward, found.recommended
     table = Table(
         title=f"{request.backbone}, batch {request.batch}: weights "
         f"{size_in_words(forward.weights_bytes)}, one forward "
         f"{size_in_words(forward.above_bytes)} above them and about "
-        f"{time_in_words(plan.forward_seconds)}",
+        f"{time_in_words(found.forward_seconds)}",
         title_justify="left",
     )
     names = ["method", "form", "reads"]
@@ -151,7 +156,7 @@ def show_plan(plan: Plan, screen: Console) -> None:
             overflow="fold",
             no_wrap=column in ("method", "form"),
         )
-    for row in plan.options:
+    for row in found.options:
         cells = [
             row.method,
             row.form,
@@ -172,11 +177,11 @@ def show_plan(plan: Plan, screen: Console) -> None:
     else:
         words = f"{taken.option.method}, {taken.option.form} ({taken.option.reads})"
         screen.print(add_heading("take", f"{words}, batch {taken.batch}: {taken.why}"))
-    for method, reason in plan.left_out.items():
+    for method, reason in found.left_out.items():
         screen.print(f"{method}: {reason}")
 
 
-def show_grid(grid: GridPlan, screen: Console) -> None:
+def show_grid(grid: TimedGrid, screen: Console) -> None:
     """How long a grid takes, and from what that was worked out."""
     (tasks, arms, finals), times, rates = grid.counts, grid.times, grid.measured
     screen.print()

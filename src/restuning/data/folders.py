@@ -36,6 +36,7 @@ from restuning.data.listing import (
     why_left_out,
 )
 from restuning.data.splits import find_splits
+from restuning.data.text_files import read_text, split_lines
 
 if TYPE_CHECKING:
     from restuning.backbones import Preprocessing
@@ -249,17 +250,8 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
     Raises:
         DataError: A line is malformed, or the file is missing or no text.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "a list of images cannot be read",
-            where=str(file),
-            found=str(error)[:200],
-            fix="restore it; lines read `images/xxx.jpg label`",
-        ) from None
     samples = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(split_lines(read_text(file)), 1):
         if not line.strip():
             continue
         # From the right: file names may hold spaces.
@@ -297,7 +289,11 @@ def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], lis
     labels = [str(i) for i in range(highest + 1)]
     if described.exists():
         try:
-            labels = list(map(str, json.loads(described.read_text(encoding="utf-8"))["classes"]))
+            classes = json.loads(read_text(described))["classes"]
+            if not isinstance(classes, list):
+                # A word is a sequence too, of its letters.
+                raise TypeError(f"classes is {classes!r:.60}")
+            labels = list(map(str, classes))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "task.json of a data set is malformed",

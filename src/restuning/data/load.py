@@ -10,7 +10,7 @@ from restuning._errors import DataError, UnknownNameError
 from restuning.data.arrays import from_hub, from_sklearn, from_torchvision
 from restuning.data.data import Data, DataOptions
 from restuning.data.folders import from_folder
-from restuning.data.texts import TAGGED, from_conll, from_csv
+from restuning.data.texts import TABLES, TAGGED, find_files, from_conll, from_csv
 
 if TYPE_CHECKING:
     from restuning.backbones import Backbone
@@ -39,10 +39,10 @@ def load_data(
     path = Path(name).expanduser()
     # Files and folders say what they are; only then is a name read as a name.
     scheme, _, rest = name.partition(":")
-    if path.suffix == ".csv" or (path.is_dir() and (path / "train.csv").exists()):
-        return from_csv(path, backbone, options)
-    if path.suffix in TAGGED or any((path / f"train{end}").exists() for end in TAGGED):
-        return from_conll(path, backbone, options)
+    if files := find_files(path, TABLES):
+        return from_csv(path, files, backbone, options)
+    if files := find_files(path, TAGGED):
+        return from_conll(path, files, backbone, options)
     if backbone.preprocessing is None:
         raise DataError(
             "a text backbone needs text", where=name, fix="give a csv file, or an image backbone"

@@ -2,86 +2,79 @@
 
 from __future__ import annotations
 
-import csv
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restuning._errors import DataError
+from restuning._errors import DataError, warn
 from restuning.data.data import SPLIT_SEED, Data, DataOptions, hash_samples, split_by_class
+from restuning.data.splits import find_splits
+from restuning.data.text_files import read_csv, read_text, split_lines
 from restuning.data.tokens import TagBatch, TextBatch
 
 if TYPE_CHECKING:
     from restuning.backbones import Backbone
 
 PARTS = ("train", "val", "test")
+TABLES = (".csv", ".tsv")
 TAGGED = (".conll", ".iob", ".iob2")
+"""Suffixes, in small letters."""
 
 
-def read_csv(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
-    """Texts and labels of a csv with a header; labels are "" if no label column is asked for.
+def find_files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of a text data set by split, a single file as "whole"; empty if it is none of this kind.
 
     Raises:
-        DataError: Unreadable, or without the columns, or a label is missing.
+        DataError: Two files are the same split, or none is for training.
     """
-    try:
-        # Excel writes a byte order mark, which would be a part of the first column's name.
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or []
-            if text not in columns or (label is not None and label not in columns):
-                raise DataError(
-                    "a csv lacks a column",
-                    where=str(file),
-                    found=f"columns {list(columns)[:8]}",
-                    fix="name them with --text and --label" if label else "name it with --text",
-                )
-            rows = []
-            for row in reader:
-                if label is not None and not (row[label] or "").strip():
-                    raise DataError(
-                        "a text has no label",
-                        where=f"{file}, line {reader.line_num}",
-                        found=(row[text] or "")[:60],
-                        fix="give it one, or remove the line",
-                    )
-                rows.append((row[text] or "", row[label] if label is not None else ""))
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    if not path.is_dir():
+        return {"whole": path} if path.suffix.lower() in suffixes else {}
+    files = [p.name for p in path.iterdir() if p.suffix.lower() in suffixes]
+    found = find_splits(files, str(path), suffixes)
+    if found and "train" not in found:
         raise DataError(
-            "a csv cannot be read", where=str(file), found=str(error)[:200], fix="restore it"
-        ) from None
+            "files for validation or testing, and none for training",
+            where=str(path),
+            found=", ".join(found.values()),
+            fix=f"add train{suffixes[0]}",
+        )
+    return {split: path / name for split, name in found.items()}
 
 
-def from_csv(path: Path, backbone: Backbone, options: DataOptions) -> Data:
-    """A csv file, or a folder with train.csv and optionally val.csv and test.csv."""
+def from_csv(path: Path, files: dict[str, Path], backbone: Backbone, options: DataOptions) -> Data:
+    """A csv file, or those of a folder, as `find_files` found them."""
     collate = TextBatch(_require_tokenizer(path, backbone), options.max_tokens)
-    text, label = options.text, options.label
-    if path.is_dir():
-        files = {k: path / f"{k}.csv" for k in PARTS}
-        rows = {k: read_csv(f, text, label) for k, f in files.items() if f.exists()}
-    else:
-        whole = read_csv(path, text, label)
+    rows = {k: read_csv(file, options.text, options.label) for k, file in files.items()}
+    _refuse_empty(files, rows)
+    rows = _trim_labels(path, rows)
+    if "whole" in rows:
+        whole = rows["whole"]
         known = sorted({y for _, y in whole})
         parts = split_by_class([known.index(y) for _, y in whole], (0.7, 0.1), SPLIT_SEED)
         rows = {k: [whole[i] for i in p] for k, p in zip(PARTS, parts, strict=True)}
     # Short ones first, so that 2 stands before 10.
     labels = sorted({y for _, y in rows["train"]}, key=lambda y: (len(y), y))
     _check_classes(path, labels, {k: {y for _, y in pairs} for k, pairs in rows.items()})
-    splits = {k: [(t, labels.index(y)) for t, y in pairs] for k, pairs in rows.items()}
+    places = {y: i for i, y in enumerate(labels)}
+    splits = {k: [(t, places[y]) for t, y in pairs] for k, pairs in rows.items()}
     return _build_data(path, splits, labels, collate, options.final)
 
 
-def from_conll(path: Path, backbone: Backbone, options: DataOptions) -> Data:
-    """Tagged words: a file, or a folder with train.conll and optionally val.conll and test.conll.
+def from_conll(
+    path: Path, files: dict[str, Path], backbone: Backbone, options: DataOptions
+) -> Data:
+    """Tagged words: a file, or those of a folder, as `find_files` found them.
 
-    A word a line, its tag in the last column; an empty line ends a sentence.
+    A word a line, its tag in the last column; an empty line ends a sentence. Columns are separated
+    by tabs in a line that has one, else by spaces.
     """
     collate = TagBatch(_require_tokenizer(path, backbone), options.max_tokens)
-    if path.is_dir():
-        files = {k: path / f"{k}{e}" for k in PARTS for e in TAGGED if (path / f"{k}{e}").exists()}
-        rows = {k: _read_sentences(file) for k, file in files.items()}
-    else:
-        whole = _read_sentences(path)
+    rows = {k: _read_sentences(file) for k, file in files.items()}
+    _refuse_empty(files, rows)
+    if "whole" in rows:
+        whole = rows["whole"]
         # Sentences hold several classes each, so there is nothing to divide evenly.
         parts = split_by_class([0] * len(whole), (0.7, 0.1), SPLIT_SEED)
         rows = {k: [whole[i] for i in p] for k, p in zip(PARTS, parts, strict=True)}
@@ -97,22 +90,43 @@ def from_conll(path: Path, backbone: Backbone, options: DataOptions) -> Data:
     return _build_data(path, splits, labels, collate, options.final)
 
 
+def _refuse_empty(files: dict[str, Path], rows: dict[str, list[Any]]) -> None:
+    for split, file in files.items():
+        if not rows[split]:
+            raise DataError(
+                "a file of a data set has no rows",
+                where=str(file),
+                found="a header at most",
+                fix="fill it, or remove the file",
+            )
+
+
+def _trim_labels(
+    path: Path, rows: dict[str, list[tuple[str, str]]]
+) -> dict[str, list[tuple[str, str]]]:
+    """Labels without blanks around them; a warning where two become one by that."""
+    spelt: dict[str, set[str]] = {}
+    for _, label in (pair for pairs in rows.values() for pair in pairs):
+        spelt.setdefault(label.strip(), set()).add(label)
+    joined = [name for name, ways in spelt.items() if len(ways) > 1]
+    if joined:
+        ways = ", ".join(map(repr, sorted(spelt[joined[0]])))
+        warn(
+            "labels that differ in blanks around them are taken for one class",
+            where=str(path),
+            found=f"{len(joined)} such as {ways}",
+            fix="rename one of them if two classes are meant",
+        )
+    return {k: [(t, y.strip()) for t, y in pairs] for k, pairs in rows.items()}
+
+
 def _read_sentences(file: Path) -> list[tuple[list[str], list[str]]]:
     sentences: list[tuple[list[str], list[str]]] = [([], [])]
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "a file of tagged words cannot be read",
-            where=str(file),
-            found=str(error)[:200],
-            fix="restore it",
-        ) from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(split_lines(read_text(file)), 1):
         # CoNLL 2003 marks where a document begins.
         if line.startswith("-DOCSTART-"):
             continue
-        columns = line.split()
+        columns = _split_columns(line)
         if not columns:
             sentences.append(([], []))
         elif len(columns) < 2:
@@ -126,6 +140,13 @@ def _read_sentences(file: Path) -> list[tuple[list[str], list[str]]]:
             sentences[-1][0].append(columns[0])
             sentences[-1][1].append(columns[-1])
     return [s for s in sentences if s[0]]
+
+
+def _split_columns(line: str) -> list[str]:
+    """Columns by tabs or spaces and nothing else: words hold other blanks (10 000), and between tabs spaces."""
+    line = line.strip(" \t")
+    columns = [c.strip(" ") for c in line.split("\t")] if "\t" in line else re.split(" +", line)
+    return [c for c in columns if c]
 
 
 def _require_tokenizer(path: Path, backbone: Backbone) -> Any:
@@ -163,7 +184,8 @@ def _build_data(
 ) -> Data:
     train = splits["train"] + (splits.get("val", []) if final else [])
     return Data(
-        path.stem,
+        # `.` has no name of its own.
+        Path(os.path.abspath(path)).stem,
         train,
         None if final else splits.get("val"),
         splits.get("test"),
@@ -173,20 +195,3 @@ def _build_data(
         identity=hash_samples([p for s in splits.values() for p in s]),
         notes={"preprocessing": collate.to_dict()},
     )
-
-
-def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "a file of texts cannot be read",
-            where=str(file),
-            found=str(error)[:200],
-            fix="give a file with a text a line",
-        ) from None

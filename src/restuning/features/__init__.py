@@ -14,10 +14,11 @@ from restuning.features.key import DataKey as DataKey
 from restuning.features.key import StoreKey as StoreKey
 from restuning.features.key import Tap as Tap
 from restuning.features.key import store_key as store_key
+from restuning.features.remove import Removed as Removed
+from restuning.features.remove import remove as remove
 from restuning.features.store import Store as Store
 from restuning.features.store import default_root as default_root
 from restuning.features.store import find_store as find_store
-from restuning.features.store import remove as remove
 from restuning.features.store import stores as stores
 from restuning.features.stored import Stored as Stored
 from restuning.features.stored import StoreOptions as StoreOptions

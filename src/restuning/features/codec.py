@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor
 
 from restuning._errors import StoreError
+from restuning._files import open_plain
 
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 PRECISIONS = ("fp32", "bf16")
@@ -89,6 +94,47 @@ def decode(raw: np.ndarray, dtype: str, scales: np.ndarray | None = None) -> Ten
         return torch.from_numpy(raw).float()
     assert scales is not None
     return torch.from_numpy(raw).float() * torch.from_numpy(np.ascontiguousarray(scales))
+
+
+_HEADER = re.compile(
+    rb"{'descr': '([<|]\w\d)', 'fortran_order': False, 'shape': \((\d+), ?(\d*)\), } *\n"
+)
+
+
+def read_array(
+    file: Path, dtype: Any, shape: tuple[int, ...], *, mapped: bool = False
+) -> np.ndarray:
+    """A NumPy file that is to hold an array of this type and shape, and is compared before it is read.
+
+    Args:
+        file: As `np.save` writes it.
+        dtype: Of NumPy.
+        shape: Of one or two dimensions.
+        mapped: As a map of the file, read when it is used, in place of a copy.
+
+    Raises:
+        ValueError: It is no such file.
+        OSError: It cannot be read.
+    """
+    kind = np.dtype(dtype)
+    with open_plain(file) as stream:
+        front = stream.read(10)
+        length = int.from_bytes(front[8:], "little")
+        # Read by ourselves: NumPy would take a pickle for an array, and any size for a size.
+        header = _HEADER.fullmatch(stream.read(length))
+        if front[:8] != b"\x93NUMPY\x01\x00" or header is None:
+            raise ValueError("no array of NumPy as it is written here")
+        there = tuple(int(n) for n in header.groups()[1:] if n)
+        if header[1].decode() != kind.str or there != shape:
+            raise ValueError(f"an array {there} of {header[1].decode()}, wanted {shape} of {kind}")
+        size = os.fstat(stream.fileno()).st_size - 10 - length
+        if size != math.prod(shape) * kind.itemsize:
+            raise ValueError(f"{size} bytes of values for an array {shape} of {kind}")
+        if mapped and size:
+            array = np.memmap(stream, kind, "r", 10 + length, shape)
+            # A plain view: indexing the memory map itself makes an object of its kind each time.
+            return array.view(np.ndarray)
+        return np.frombuffer(bytearray(stream.read(size)), kind).reshape(shape)
 
 
 def disk_type(dtype: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,10 @@ from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
 from restuning.bypass.pooling import measure_pooling_loss
 from restuning.features.key import StoreKey, pool_taps
-from restuning.features.store import MANIFEST, Store
+from restuning.features.manifest import KEY, MANIFEST, Shard, read_entry, read_key
+from restuning.features.store import Store
 from restuning.features.writing import (
     Lost,
-    Shard,
     explain_write_errors,
     finish,
     is_written,
@@ -132,10 +133,16 @@ def build(
     """
     folder = place(root, key)
     if (folder / MANIFEST).exists():
-        return _open_finished(folder, key)
+        return open_finished(folder, key)
     _prepare(folder, key)
     plan = _plan(key, batch_size)
-    missing = sum(s.stop - s.start for s in plan if not is_written(folder, s))
+    missing = 0
+    for shard in plan:
+        if is_written(folder, shard):
+            # What is damaged is told of now, not after all others are computed.
+            read_entry(folder, key, shard)
+        else:
+            missing += shard.stop - shard.start
     if missing * key.bytes_per_row > shutil.disk_usage(folder).free:
         raise StoreError(
             "there is no room for the store",
@@ -180,7 +187,7 @@ def build(
     finally:
         if claim is not None:
             claim.give_back()
-    return Store(folder)
+    return open_finished(folder, key)
 
 
 def place(root: Path, key: StoreKey) -> Path:
@@ -201,23 +208,34 @@ def _needs(key: StoreKey) -> Needs:
     return Needs(tuple(tap.name for tap in key.taps), key.tokens)
 
 
-def _open_finished(folder: Path, key: StoreKey) -> Store:
+def open_finished(folder: Path, key: StoreKey) -> Store:
+    """Open the store of a key.
+
+    Raises:
+        StoreError: The folder holds another one, or it is not what was written.
+    """
     store = Store(folder)
-    if store.key.digest != key.digest:
+    _refuse_other(folder, store.key, key)
+    return store
+
+
+def _refuse_other(folder: Path, there: StoreKey, wanted: StoreKey) -> None:
+    if there.digest != wanted.digest:
         raise StoreError(
             "the folder holds another store",
             where=str(folder),
-            found=f"key {store.key.digest[:12]}, wanted {key.digest[:12]}",
+            found=f"key {there.digest[:12]}, wanted {wanted.digest[:12]}",
             fix="choose --store elsewhere",
         )
-    return store
 
 
 def _prepare(folder: Path, key: StoreKey) -> None:
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "key.json").exists():
-            write_bytes(folder / "key.json", json.dumps(key.to_dict(), indent=1).encode())
+        if os.path.lexists(folder / KEY):
+            _refuse_other(folder, read_key(folder), key)
+        else:
+            write_bytes(folder / KEY, json.dumps(key.to_dict(), indent=1).encode())
 
 
 def _plan(key: StoreKey, batch_size: int) -> list[Shard]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from restuning._errors import StoreError
@@ -31,7 +31,7 @@ class Tap:
     @property
     def numel(self) -> int:
         """Values of one input."""
-        return int(torch.Size(self.shape).numel())
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

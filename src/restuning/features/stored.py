@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from restuning.backbones import Backbone, choose_device, load_backbone
 from restuning.data import Data, DataOptions, load_data
 from restuning.data.data import collate_batch
 from restuning.features.cached import StoredFeatures
-from restuning.features.extract import build, forecast, place
+from restuning.features.extract import build, forecast, open_finished, place
 from restuning.features.key import DataKey, StoreKey, store_key
+from restuning.features.manifest import MANIFEST, damaged
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
@@ -79,16 +80,27 @@ class Stored:
     views: int
 
     def data(self, data: Data, *, final: bool) -> Data:
-        """The same data set with stored features in place of inputs."""
+        """The same data set with stored features in place of inputs.
+
+        Raises:
+            StoreError: A stored label is of a class that the data set does not have.
+        """
         there = self.store.key.splits
         train = ("train", "val") if final and "val" in there else ("train",)
 
+        def read(splits: Sequence[str], views: int = 1) -> StoredFeatures:
+            rows = StoredFeatures(self.store, splits, views)
+            if len(rows) and int(rows.labels.max()) >= len(data.labels):
+                found = f"class {int(rows.labels.max())}, and {data.name} has {len(data.labels)}"
+                raise damaged(self.store.path, found)
+            return rows
+
         def split(name: str) -> StoredFeatures | None:
-            return StoredFeatures(self.store, [name]) if name in there else None
+            return read([name]) if name in there else None
 
         return Data(
             data.name,
-            StoredFeatures(self.store, train, self.views),
+            read(train, self.views),
             None if final else split("val"),
             split("test"),
             data.labels,
@@ -300,12 +312,13 @@ def _describe(key: StoreKey) -> str:
 def _find_covering(root: Path, key: StoreKey) -> Store | None:
     """A finished store with at least these taps, tokens and views, kept the same way."""
     exact = place(root, key)
-    if (exact / "manifest.json").exists():
-        return Store(exact)
+    if (exact / MANIFEST).exists():
+        return open_finished(exact, key)
     wide = {tap.name for tap in key.taps}
     for path in stores(root):
         try:
-            store = Store(path)
+            # Only what it says of itself: there may be many.
+            store = Store(path, verify=False)
         except StoreError:
             continue
         theirs = store.key
@@ -319,5 +332,5 @@ def _find_covering(root: Path, key: StoreKey) -> Store | None:
             theirs.tokens, key.tokens, theirs.pool_patches, key.pool_patches
         )
         if same and enough and theirs.views[: len(key.views)] == key.views:
-            return store
+            return Store(path)
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from restuning._errors import StoreError
-from restuning._files import replacing, sha256_of_file, write_bytes
+from restuning._files import replacing, seal, sha256_of_file, write_bytes
 from restuning._version import __version__
 from restuning.features.codec import encode, error_report
 from restuning.features.key import StoreKey
-from restuning.features.store import MANIFEST
+from restuning.features.manifest import MANIFEST, Shard, read_entry
 
 Lost = dict[str, tuple[float, float]]
 """By tap: squares of what merging takes from patches, and of patches around their mean."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A range of one split in one view."""
-
-    split: str
-    view: int
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """Of its files, without suffix."""
-        return f"{self.split}.{self.view}.{self.start:08d}"
 
 
 def is_written(folder: Path, shard: Shard) -> bool:
@@ -74,12 +58,12 @@ def write_shard(
             "error": error,
             "lost": lost or {},
         }
-        write_bytes(folder / f"{shard.name}.json", json.dumps(entry).encode())
+        write_bytes(folder / f"{shard.name}.json", json.dumps(seal(entry)).encode())
 
 
 def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
     """Write labels and the manifest over all shards: the store is finished."""
-    entries = [json.loads((folder / f"{s.name}.json").read_text()) for s in plan]
+    entries = [read_entry(folder, key, shard) for shard in plan]
     labels: dict[str, Any] = {}
     with explain_write_errors(folder):
         for split in key.splits:
@@ -113,7 +97,7 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
         }
         if key.pool_patches > 1:
             manifest["merged away"] = _shares(entries)
-        write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        write_bytes(folder / MANIFEST, (json.dumps(seal(manifest), indent=1) + "\n").encode())
         # Of writers that were killed.
         for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
             leftover.unlink(missing_ok=True)

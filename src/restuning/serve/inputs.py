@@ -27,7 +27,8 @@ from restuning.data import (
     say_left_out,
 )
 from restuning.data.folders import USUAL
-from restuning.data.texts import read_lines
+from restuning.data.text_files import read_lines
+from restuning.data.texts import TABLES
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,6 @@ def file_texts(file: Path, column: str = "text") -> list[str]:
     Raises:
         DataError: It cannot be read, or has no such column.
     """
-    if file.suffix == ".csv":
+    if file.suffix.lower() in TABLES:
         return [text for text, _ in read_csv(file, column, None)]
     return read_lines(file)

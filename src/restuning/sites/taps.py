@@ -83,13 +83,17 @@ class Features(dict[str, Tensor]):
         super().__init__(taps)
         self.readout, self.mask, self.time = readout, mask, time
 
-    def rows(self, start: int, every: int) -> Features:
-        """The features of every `every`-th input of the batch, counted from `start`."""
-        mask = None if self.mask is None else self.mask[start::every]
+    def select(self, rows: Callable[[Tensor], Tensor]) -> Features:
+        """The features of some inputs of the batch.
+
+        Args:
+            rows: Takes their rows of a tensor.
+        """
+        mask = None if self.mask is None else rows(self.mask)
         time = self.time
         # One step may stand for the whole batch.
-        time = time if time is None or time.numel() == 1 else time[start::every]
-        return Features({n: t[start::every] for n, t in self.items()}, self.readout, mask, time)
+        time = time if time is None or time.numel() == 1 else rows(time)
+        return Features({n: rows(t) for n, t in self.items()}, self.readout, mask, time)
 
 
 def resolve_readout(taps: Mapping[str, Tensor], given: Callable[..., Tensor] | None) -> Any:

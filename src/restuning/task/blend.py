@@ -11,12 +11,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import FormatError, TunerShapeError, WrongTaskError
+from restuning._errors import FormatError, WrongTaskError
 from restuning.bypass import SideNetwork
 from restuning.host import SideBySide
 from restuning.sites import Features, Needs
+from restuning.task.rows import RowsOfTasks, Take
 from restuning.task.task import Task
-from restuning.tuners import FrozenAttention, Tuner, Wrapper, at_time, read_timestep
+from restuning.tuners import (
+    FrozenAttention,
+    Tuner,
+    Wrapper,
+    at_time,
+    read_real_tokens,
+    read_timestep,
+    real_tokens,
+)
 
 
 class Blend:
@@ -55,6 +64,11 @@ class PerRow:
 
     Guidance without a classifier doubles the batch, rows of one kind after those of the other;
     counting on from the start again, both halves are given the same tasks.
+
+    Where `generate()` of transformers makes several rows of an input (`num_beams`,
+    `num_return_sequences`), all of them are answered by the task of input i; so are several images of
+    each of several prompts in a pipeline of diffusers. What multiplies rows in a way that cannot be
+    known is refused while it runs (`WrongTaskError`).
 
     Args:
         tasks: Inline or bypass tasks without a head, or None for the bare backbone.
@@ -197,26 +211,20 @@ class _ByRow(_Several):
                 found=", ".join(t.kind for t in self.members),
                 fix='use another form of scale than "exact", or one task at a time',
             )
-        every, rows, time = len(self.tuners), [], read_timestep()
-        for i, tuner in enumerate(self.tuners):
-            own = y[i::every]
-            if tuner is not None:
+        time, mask = read_timestep(), read_real_tokens()
+
+        def run(number: int, take: Take) -> Tensor:
+            tuner = self.tuners[number]
+            if tuner is None:
+                return take(y)
+            with (
                 # A time step a row is cut like the rows; one for the whole batch stays.
-                with at_time(time if time is None or time.numel() == 1 else time[i::every]):
-                    own = tuner.added(own, x[i::every], view)
-            rows.append(own)
-        return _interleave(rows, y.shape[0])
+                at_time(time if time is None or time.numel() == 1 else take(time)),
+                real_tokens(None if mask is None else take(mask)),
+            ):
+                return tuner.added(take(y), take(x), view)
 
-
-def _interleave(rows: list[Tensor], batch: int) -> Tensor:
-    if batch % len(rows):
-        raise TunerShapeError(
-            "the batch does not divide among the tasks",
-            found=f"{batch} rows, {len(rows)} tasks",
-            fix="give one task for every row, or as many as divide the batch",
-        )
-    # k tensors of every k-th row, back in the order of the batch.
-    return torch.stack(rows, 1).flatten(0, 1)
+        return RowsOfTasks.find(len(self.tuners), y.shape[0]).share(run)
 
 
 class _Composed(SideNetwork):
@@ -251,18 +259,19 @@ class _WeightedSum(_Composed):
 
 
 class _RowsInTurn(_Composed):
-    """Row i is the last state of network `i % len(networks)`, or the bare last stream for None."""
+    """Rows of the last states of networks in turn, or of the bare last stream for None."""
 
     def __init__(self, networks: Sequence[SideNetwork | None]) -> None:
         super().__init__([n for n in networks if n is not None])
         self.networks = tuple(networks)
 
-    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, taps: Features) -> Tensor:
         """Run every network on its own rows."""
-        every, last = len(self.networks), taps[self.taps[-1]]
-        rows = []
-        for i, network in enumerate(self.networks):
+        last = taps[self.taps[-1]]
+
+        def run(number: int, take: Take) -> Tensor:
+            network = self.networks[number]
             # Features also carry a mask and a time step a row, which must be cut alike.
-            own = taps.rows(i, every) if isinstance(taps, Features) else taps
-            rows.append(last[i::every] if network is None else network(own))
-        return _interleave(rows, last.shape[0])
+            return take(last) if network is None else network(taps.select(take))
+
+        return RowsOfTasks.find(len(self.networks), last.shape[0]).share(run)

@@ -10,7 +10,7 @@ from torch import nn
 
 from restuning._errors import BackboneError, DataError
 from restuning.backbones import Backbone
-from restuning.data.texts import read_lines
+from restuning.data.text_files import read_lines
 
 
 @dataclass(frozen=True)

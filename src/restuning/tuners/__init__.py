@@ -14,6 +14,7 @@ from restuning.tuners.adapter import ResAdapter as ResAdapter
 from restuning.tuners.combine import DropPath as DropPath
 from restuning.tuners.combine import Sum as Sum
 from restuning.tuners.context import at_time as at_time
+from restuning.tuners.context import read_real_tokens as read_real_tokens
 from restuning.tuners.context import read_timestep as read_timestep
 from restuning.tuners.context import real_tokens as real_tokens
 from restuning.tuners.conv import ConvAdapter as ConvAdapter

@@ -28,9 +28,14 @@ def real_tokens(mask: Tensor | None) -> Iterator[None]:
         _local.mask = before
 
 
+def read_real_tokens() -> Tensor | None:
+    """The mask that `real_tokens` set in this thread."""
+    return getattr(_local, "mask", None)
+
+
 def attention_mask(x: Tensor) -> Tensor | None:
     """What attention over the tokens of x may see, `b 1 1 n` true where real; None for all."""
-    mask: Tensor | None = getattr(_local, "mask", None)
+    mask = read_real_tokens()
     # Learned tokens and pooled streams are not what the mask describes.
     if mask is None or mask.shape != x.shape[:-1]:
         return None
@@ -40,7 +45,7 @@ def attention_mask(x: Tensor) -> Tensor | None:
 
 def average_real_tokens(x: Tensor) -> Tensor:
     """Mean over the real tokens, `b n d -> b 1 d`."""
-    mask: Tensor | None = getattr(_local, "mask", None)
+    mask = read_real_tokens()
     if mask is None:
         return x.mean(-2, keepdim=True)
     real = mask.unsqueeze(-1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restuning.bench import GridProtocol, Job, find_tasks, open_grid, parse_entries, plan
+from restuning.bench import GridProtocol, Job, find_tasks, list_runs, open_grid, parse_entries
 from restuning.training import FitSettings
 
 SIZES = {"train800": 24, "val200": 8, "test": 12}
@@ -50,7 +50,7 @@ def grid(suite, tmp_path):
         protocol = GridProtocol(
             "restuning-tiny", settings=FitSettings(**told), choices=choices or {}
         )
-        runs = plan(protocol, find_tasks(str(suite), tasks), parse_entries(methods), seeds)
+        runs = list_runs(protocol, find_tasks(str(suite), tasks), parse_entries(methods), seeds)
         folder = folder or tmp_path / "grid"
         open_grid(folder, protocol, runs)
         return Job(protocol, folder, runs)

@@ -6,9 +6,9 @@ from restuning._errors import TrainingError
 from restuning.bench import (
     Bench,
     find_tasks,
+    list_runs,
     open_grid,
     parse_entries,
-    plan,
     read_protocol,
     read_results,
     run_grid,
@@ -33,7 +33,7 @@ def made(suite, tmp_path_factory):
         choices={"": {"lr": [1e-3, 1e-2]}},
     )
     entries = parse_entries("tight=auto:memory=11MiB,auto,linear")
-    runs = plan(protocol, find_tasks(str(suite), ["shades"]), entries, 1)
+    runs = list_runs(protocol, find_tasks(str(suite), ["shades"]), entries, 1)
     open_grid(folder, protocol, runs)
     assert run_grid(Job(protocol, folder, runs, keep=True)) == 0
     return folder, {r["label"]: r for r in read_results(folder) if r["stage"] == "final"}, runs

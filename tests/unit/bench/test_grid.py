@@ -12,10 +12,10 @@ from restuning.bench import (
     GridProtocol,
     SuiteTask,
     find_tasks,
+    list_runs,
     open_grid,
     parse_choices,
     parse_entries,
-    plan,
 )
 from restuning.bench.grid import slug
 from restuning.training import FitSettings
@@ -67,11 +67,11 @@ def test_an_option_that_an_entry_fixes_is_not_chosen():
 
 def test_searches_come_before_final_runs_and_nothing_is_searched_without_a_choice():
     entries = parse_entries("linear,lora")
-    searched = plan(
+    searched = list_runs(
         GridProtocol("restuning-tiny", choices=parse_choices(["lr=1,2"])), [TASK], entries, 2
     )
     assert [r.stage for r in searched] == ["search"] * 4 + ["final"] * 4
-    assert [r.stage for r in plan(GridProtocol("restuning-tiny"), [TASK], entries, 2)] == [
+    assert [r.stage for r in list_runs(GridProtocol("restuning-tiny"), [TASK], entries, 2)] == [
         "final"
     ] * 4
 
@@ -79,7 +79,7 @@ def test_searches_come_before_final_runs_and_nothing_is_searched_without_a_choic
 def test_runs_of_a_grid_have_names_of_their_own():
     protocol = GridProtocol("restuning-tiny", choices=parse_choices(["lr=1e-3,2e-3"]))
     entries = parse_entries("res-tuning[mha=prompt],res-tuning[mha=prefix],res-tuning:scale=none")
-    names = [run.name for run in plan(protocol, [TASK], entries, 3)]
+    names = [run.name for run in list_runs(protocol, [TASK], entries, 3)]
     assert len(set(names)) == len(names) == 3 * (2 + 3)
 
 
@@ -92,7 +92,7 @@ def test_a_part_of_a_path_is_one_name_and_keeps_different_names_apart(one, other
 
 def test_a_method_twice_is_refused():
     with pytest.raises(RestuningError, match="every entry once"):
-        plan(GridProtocol("restuning-tiny"), [TASK], parse_entries("linear,linear"), 1)
+        list_runs(GridProtocol("restuning-tiny"), [TASK], parse_entries("linear,linear"), 1)
 
 
 def test_tasks_are_found_with_their_groups_and_other_folders_left_out(suite):

@@ -18,13 +18,13 @@ from restuning.task import Task
 from restuning.training.defaults import find_default
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
-PLANNED = ("linear", "res-tuning-bypass", "res-tuning", "full")
-"""What is planned where no method is named."""
+USUAL_METHODS = ("linear", "res-tuning-bypass", "res-tuning", "full")
+"""What is forecast where no method is named."""
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """The backbone, data and settings that a plan is made for.
+class ForecastRequest:
+    """The backbone, data and settings that forecasts are made for.
 
     Attributes:
         backbone: Name of the backbone.
@@ -49,10 +49,10 @@ class PlanRequest:
     options: dict[str, Any]
 
 
-class Planner:
+class Forecaster:
     """Forecasts for one backbone: its shapes, and one forward to compare with."""
 
-    def __init__(self, loaded: Backbone, host: Host, request: PlanRequest) -> None:
+    def __init__(self, loaded: Backbone, host: Host, request: ForecastRequest) -> None:
         self.loaded, self.host, self.request = loaded, host, request
         self.host_with_weights: Host | None = None
         self.example: Any = loaded.kwargs or loaded.example
@@ -126,11 +126,11 @@ def _describe_needs(needs: Needs) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MethodForecasts:
     """Forecasts of several methods on one backbone, and which of them to take.
 
     Attributes:
-        request: What was planned.
+        request: What was asked for.
         rates: Measured speed of this machine.
         forward: One forward of the bare backbone.
         options: One for every method and form.
@@ -138,7 +138,7 @@ class Plan:
         left_out: Methods the backbone has no place for, and why.
     """
 
-    request: PlanRequest
+    request: ForecastRequest
     rates: forecast.Rates
     forward: forecast.StepForecast
     options: list[forecast.Option]
@@ -174,33 +174,37 @@ class Plan:
         }
 
 
-def plan_methods(request: PlanRequest, names: Sequence[str], loaded: Backbone, host: Host) -> Plan:
+def forecast_methods(
+    request: ForecastRequest, names: Sequence[str], loaded: Backbone, host: Host
+) -> MethodForecasts:
     """Forecast methods side by side and recommend one.
 
     Args:
-        request: What is to be planned.
+        request: What is asked for.
         names: Names of the methods.
         loaded, host: What `forecast.load_shapes` gives for the backbone.
 
     Raises:
         NoSitesError: The one method that is named has no place in the backbone.
     """
-    planner = Planner(loaded, host, request)
+    forecaster = Forecaster(loaded, host, request)
     options, left_out = [], {}
     for method in names:
         try:
-            options += planner.options(method)
+            options += forecaster.options(method)
         except (NoSitesError, PlacementError, ProjectionsError) as error:
             # The one that was asked for is an error; among several it is a line that says why.
             if len(names) == 1:
                 raise
             left_out[method] = error.what
     recommended = forecast.recommend(options, request.batch)
-    return Plan(request, planner.rates, planner.forward, options, recommended, left_out)
+    return MethodForecasts(
+        request, forecaster.rates, forecaster.forward, options, recommended, left_out
+    )
 
 
 @dataclass(frozen=True)
-class GridPlan:
+class TimedGrid:
     """The forecast of a grid of runs, and what it was worked out from.
 
     Attributes:
@@ -225,19 +229,19 @@ class GridPlan:
         }
 
 
-def plan_grid(
-    request: PlanRequest,
+def time_grid(
+    request: ForecastRequest,
     method: str,
     data: Any,
     *,
     arms: int,
     tasks: int,
     finals: int,
-) -> GridPlan:
+) -> TimedGrid:
     """Time the backbone and a bank on this machine, and forecast a grid.
 
     Args:
-        request: What is to be planned; its data are known.
+        request: What is asked for; its data are known.
         method: A bypass method, or linear.
         data: The data set, whose reading is timed as well; None for none.
         arms: Settings of each task.
@@ -287,4 +291,4 @@ def plan_grid(
         finals=finals,
         single=single,
     )
-    return GridPlan(method, (tasks, arms, finals), times, rates, single)
+    return TimedGrid(method, (tasks, arms, finals), times, rates, single)
