@@ -1,0 +1,243 @@
+"""Changed files of every kind give exactly the answer they gave, or an error of ours: nothing else.
+
+    python tests/hostile/test_fuzz.py                      # all of it, without pytest
+    python tests/hostile/test_fuzz.py KIND SEED [COUNT]    # one changed folder, and what became of it
+
+Each is read in a process of its own, which is ended after `PATIENCE` and whose memory is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+from kinds import KINDS, VARIANTS
+from mutations import mutate
+
+import children
+
+PATIENCE = 20
+"""Seconds after which reading counts as hanging."""
+STARTING = 120
+"""Seconds that a process may take to import, and to make what it needs."""
+SPARE = 48 * 2**20
+"""Bytes beyond twice the files: what the interpreter and torch take here and there."""
+UNTOUCHED = 2 * 2**30
+"""Bytes of addresses beyond those: memory that is asked for and not written to."""
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes, links and limits of POSIX")
+
+SAME, OURS = "the same answer", "an error of ours"
+
+
+class Reader:
+    """A process that changes and reads one folder after the other; a new one where it hangs or dies."""
+
+    def __init__(self, kind: str, root: Path) -> None:
+        self.kind, self.root = kind, root
+        self._process = None
+
+    def read(self, seed: int) -> tuple[str, str]:
+        """What became of a seed, and more words about it."""
+        if self._process is None:
+            self._start()
+        self._pipe.send(seed)
+        said = self._receive(PATIENCE)
+        if said is None:
+            code = self._process.exitcode
+            self.stop()
+            # What it was at is gone with it; the seed makes it again.
+            return ("hangs", f"{PATIENCE} s") if code is None else ("died", f"exit code {code}")
+        return said
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context(children.START)
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=work, args=(self.kind, self.root, theirs), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        said = self._receive(STARTING)
+        assert said is not None, f"{self.kind}: no valid one could be made and read"
+        assert said[0] == "ready", said[1]
+
+    def _receive(self, seconds: float):
+        if not self._pipe.poll(seconds):
+            self._process.join(0)
+            return None
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            self._process.join(PATIENCE)
+            return None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+
+def work(kind: str, root: Path, pipe) -> None:
+    """The process: makes valid folders and reads them, then changed ones until nobody asks."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    # What a library prints about a damaged file is not for this terminal.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        answers = [_valid(kind, root, variant) for variant in range(VARIANTS)]
+    except BaseException:
+        pipe.send(("failed", traceback.format_exc()))
+        return
+    pipe.send(("ready", ""))
+    while True:
+        try:
+            seed = pipe.recv()
+        except EOFError:
+            return
+        try:
+            said = _try(kind, root, seed, answers)
+        except BaseException:
+            said = "the fuzz itself failed", traceback.format_exc()
+        pipe.send(said)
+
+
+def _valid(kind: str, root: Path, variant: int):
+    folder = root / f"valid-{variant}"
+    if not folder.exists():
+        KINDS[kind].make(folder, variant)
+    copy = Path(shutil.copytree(folder, root / "copy", symlinks=True))
+    try:
+        answer = KINDS[kind].read(copy, variant)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    return answer
+
+
+def _try(kind: str, root: Path, seed: int, answers) -> tuple[str, str]:
+    rng = random.Random(f"{kind} {seed}")
+    variant = rng.randrange(VARIANTS)
+    other = (variant + rng.randrange(1, VARIANTS)) % VARIANTS
+    folder = root / f"changed-{os.getpid()}"
+    shutil.copytree(root / f"valid-{variant}", folder)
+    try:
+        done = "; ".join(mutate(folder, root / f"valid-{other}", rng))
+        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        became, more = _read(kind, folder, variant, answers[variant], size)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return became, f"{done}: {more}"
+
+
+def _read(kind: str, folder: Path, variant: int, wanted, size: int) -> tuple[str, str]:
+    from restuning import RestuningError
+
+    allowed = 2 * size + SPARE
+    before = _begin(allowed)
+    try:
+        answer = KINDS[kind].read(folder, variant)
+        became, more = SAME, ""
+        if KINDS[kind].identified:
+            (identity, answer), (before_it, wanted) = answer, wanted
+            if answer != wanted:
+                became = "silent" if identity == before_it else "another input"
+        elif answer != wanted:
+            became, more = "silent", f"{answer!r:.200}"
+    except RestuningError as error:
+        str(error).encode()
+        became, more = OURS, f"{type(error).__name__}: {error.what}; {error.found}"[:300]
+        if not error.what:
+            became = "no words"
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[::-1])
+        became, more = f"foreign {type(error).__name__}", f"{error!s:.200} at {places[:300]}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    grown = _peak() - before
+    if grown > allowed:
+        return "memory", f"{grown / 2**20:.0f} MiB for {size / 2**20:.2f} MiB of files ({became})"
+    return became, more
+
+
+def _begin(allowed: int) -> int:
+    """Forget the peak so far and limit what may be added; bytes that are there."""
+    Path("/proc/self/clear_refs").write_text("5")
+    status = _status()
+    limit = status["VmSize"] + allowed + UNTOUCHED
+    resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
+    return status["VmRSS"]
+
+
+def _peak() -> int:
+    return _status()["VmHWM"]
+
+
+def _status() -> dict[str, int]:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    pairs = (line.split(":") for line in lines if line.startswith("Vm"))
+    return {name: int(rest.split()[0]) * 1024 for name, rest in pairs}
+
+
+def fuzz(kind: str, seeds, root: Path, say: bool = False) -> dict[str, list[str]]:
+    """What became of each seed that gave neither the same answer nor an error of ours."""
+    reader, wrong, counts = Reader(kind, root), {}, {}
+    try:
+        for seed in seeds:
+            became, more = reader.read(seed)
+            counts[became] = counts.get(became, 0) + 1
+            if say:
+                print(became, more, sep="\n  ")
+            if became not in (SAME, OURS, "another input"):
+                wrong.setdefault(became, []).append(f"{kind} {seed}: {more}")
+    finally:
+        reader.stop()
+    print(kind, counts)
+    return wrong
+
+
+ROWS = [
+    pytest.param(name, marks=pytest.mark.xfail(reason=kind.waits)) if kind.waits else name
+    for name, kind in KINDS.items()
+]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_few_changed_files_of_each_kind_answer_as_before_or_are_refused(kind, tmp_path):
+    assert not fuzz(kind, range(KINDS[kind].quick), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ROWS)
+def test_changed_files_answer_as_before_or_are_refused_in_words(kind, tmp_path):
+    assert not fuzz(kind, range(1000, 1000 + KINDS[kind].count), tmp_path)
+
+
+def main(kind: str = "", first: str = "1000", *more: str) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        for each in [kind] if kind else KINDS:
+            count = int(more[0]) if more else (1 if kind and first != "1000" else KINDS[each].count)
+            (Path(root) / each).mkdir()
+            started, seeds = time.monotonic(), range(int(first), int(first) + count)
+            found = fuzz(each, seeds, Path(root) / each, say=count == 1)
+            print(json.dumps(found, indent=1), f"{time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
