@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from restuning._errors import StoreError
-from restuning.backbones import Backbone, choose_device, load_backbone
+from restuning.backbones import Backbone, choose_device, load_backbone, refuse_for_loaded
 from restuning.data import Data, DataOptions, load_data
 from restuning.data.data import collate_batch
 from restuning.features.cached import StoredFeatures
@@ -258,7 +258,9 @@ def build_store(
     """
     reading = reading or DataOptions()
     torch.manual_seed(0)
-    if not isinstance(backbone, Backbone):
+    if isinstance(backbone, Backbone):
+        refuse_for_loaded(backbone, weights=weights, random=random)
+    else:
         file = None if weights is None else Path(weights)
         backbone = load_backbone(backbone, weights=file, random=random)
     host = backbone.host()

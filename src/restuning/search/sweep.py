@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from restuning._errors import TrainingError
-from restuning.backbones import Backbone, load_backbone
+from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
 from restuning.data import Data
 from restuning.features import Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
@@ -180,6 +180,9 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
+    # As a word it would be true, whichever of the two it says.
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     # Whole numbers first: a rank of 4.0 is none.
     for kind in (int, float):
         try:
@@ -220,7 +223,9 @@ def run_sweep(
         )
     torch.manual_seed(0)
     backbone = request.backbone
-    if not isinstance(backbone, Backbone):
+    if isinstance(backbone, Backbone):
+        refuse_for_loaded(backbone, weights=request.weights, random=request.random)
+    else:
         backbone = load_backbone(backbone, weights=request.weights, random=request.random)
     host = backbone.host()
     with on_device(device) as place:
