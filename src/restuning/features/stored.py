@@ -267,17 +267,17 @@ def build_store(
     needs = _parse_needs(host, tokens)
     augmented = None
     if options.views > 2:
-        augmented = load_data(str(data), backbone, replace(reading, augment="timm")).train
+        augmented = load_data(data, backbone, replace(reading, augment="timm")).train
     place = choose_device(device)
     # Kernels without a device of their own, as of quantised weights, go to the current one.
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         host.to(place)
-        plain = load_data(str(data), backbone, replace(reading, augment="none", final=False))
+        plain = load_data(data, backbone, replace(reading, augment="none", final=False))
         stored = open_or_build(host, backbone, plain, needs, options, augmented=augmented)
     if stored is None:
         raise StoreError(
             "texts have different lengths, so all their tokens cannot be stored",
-            where=str(data),
+            where=plain.name,
             fix="give --tokens cls or last, or train live",
         )
     return stored

@@ -381,7 +381,7 @@ def _source(data: Any, explicit: Mapping[str, Any], settings: FitSettings, log: 
         log=lambda line: log(f"  from stored features: {line}"),
     )
     return Source(
-        data if isinstance(data, Data) else str(data),
+        str(data) if isinstance(data, Path) else data,
         cache=store is not False,
         store=options,
         **{name: explicit[name] for name in OF_SOURCE if name in explicit},
@@ -422,7 +422,7 @@ def _call(
 
     Names of the options of `restuning train`; data that were given as an object have none.
     """
-    named: dict[str, Any] = {} if isinstance(source.name, Data) else {"data": source.name}
+    named: dict[str, Any] = {"data": source.name} if isinstance(source.name, str) else {}
     store = source.store
     return {
         **named,

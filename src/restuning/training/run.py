@@ -46,7 +46,7 @@ class Source:
     """Where training data come from, and whether features of them may be stored.
 
     Attributes:
-        name: As `load_data` takes it, or a data set that is loaded already.
+        name: As `load_data` takes it, a name or a Hugging Face table; or a data set that is loaded already.
         augment: Of training images: "none", "flip", "timm", "timm:POLICY".
         final: Train on train and val together.
         skip_bad: Leave corrupt images out.
@@ -56,7 +56,8 @@ class Source:
         store: Where stores lie and how values are kept.
     """
 
-    name: str | Data
+    # A Hugging Face table has no type of its own where that library is not installed.
+    name: str | Data | Any
     augment: str = "none"
     final: bool = False
     skip_bad: bool = False
