@@ -67,6 +67,8 @@ def copy_module(
     attributes["_modules"] = {
         n: None if m is None else children[id(m)] for n, m in attributes["_modules"].items()
     }
+    # Compiled in place: what was made of it is bound to the original.
+    attributes.pop("_compiled_call_impl", None)
     for name in attributes.keys() - OWN_ATTRIBUTES:
         attributes[name] = relink(attributes[name])
     for name in ("_forward_hooks", "_forward_pre_hooks"):

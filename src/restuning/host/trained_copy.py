@@ -6,6 +6,7 @@ tensor. So the backbone is never written, not even for a moment, and any number 
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -46,7 +47,9 @@ PLAIN = frozenset(
 def copy_with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model's structure with some tensors in the place of its own.
 
-    A tensor that stands at several places is replaced at all of them.
+    A tensor that stands at several places is replaced at all of them. Parts that were compiled by
+    themselves (`+compile`) run as they are written: what was compiled has the weights of then. What is
+    compiled around this call has the copy in it.
 
     Args:
         model: Left as it is, and shared but for the tensors that are replaced.
@@ -61,7 +64,6 @@ def copy_with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Mod
     for name, weight in weights.items():
         owner, _, leaf = name.rpartition(".")
         replaced[id(getattr(model.get_submodule(owner), leaf))] = weight
-    model = without_compiler(model)
     copies: dict[int, nn.Module] = {}
     # All shells first: what refers to a module, wherever it stands, finds its copy.
     for module in model.modules():
@@ -72,9 +74,12 @@ def copy_with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Mod
                 fix="build the backbone from Python code, or tune beside it (res-tuning-bypass)",
             )
         copies[id(module)] = object.__new__(type(module))
+    for module in model.modules():
+        copies[id(module)] = copies[id(without_compiler(module))]
     relink = _Relink(replaced, copies)
     for module in model.modules():
-        copy_module(module, copies[id(module)], copies, replaced, relink.value)
+        if without_compiler(module) is module:
+            copy_module(module, copies[id(module)], copies, replaced, relink.value)
     return copies[id(model)]
 
 
@@ -132,7 +137,7 @@ class _Relink:
         if hasattr(value, "__dict__") and not isinstance(value, type):
             made = self.value(vars(value), depth)
             if made is not vars(value):
-                other = object.__new__(kind)
+                other = copy.copy(value)
                 vars(other).update(made)
                 return other
         return value
@@ -149,12 +154,12 @@ class _Relink:
             and named is function.__kwdefaults__
         ):
             return function
-        copy = FunctionType(
+        other = FunctionType(
             function.__code__, function.__globals__, function.__name__, defaults, tuple(made)
         )
-        copy.__kwdefaults__ = named
-        vars(copy).update(vars(function))
-        return copy
+        other.__kwdefaults__ = named
+        vars(other).update(self.value(vars(function), depth))
+        return other
 
     def _cell(self, cell: CellType, depth: int) -> CellType:
         try:
