@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError, UnknownNameError
 from restuning.data.arrays import from_sklearn, from_torchvision
-from restuning.data.data import Data, DataOptions
+from restuning.data.data import Data, DataOptions, name_of
 from restuning.data.folders import from_folder
 from restuning.data.hub_sets import from_tables, is_table, load_tables
 from restuning.data.texts import TABLES, TAGGED, find_files, from_conll, from_csv
@@ -67,10 +67,17 @@ def load_data(
     )
 
 
+def may_be_data(name: str) -> bool:
+    """Whether `load_data` would look for a data set of that name: it is known, or something is there."""
+    scheme, _, rest = name.partition(":")
+    known = name == "digits" or (scheme in ("torchvision", "hf") and bool(rest))
+    return known or Path(name).expanduser().exists()
+
+
 def _shorten(name: str) -> str:
     """`set` of `user/set`, of a folder or of `set.parquet`."""
-    path = Path(name)
-    return path.stem if path.suffix in (".parquet", ".arrow") else path.name
+    path = Path(name).expanduser()
+    return name_of(path) if path.exists() else path.name
 
 
 def _wants_text(where: str) -> DataError:

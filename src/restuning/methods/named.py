@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from restuning._errors import RestuningError, UnknownNameError
+from restuning._errors import RestuningError, UnknownNameError, warn
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.methods import bypasses, combined, embedded, ours, weights
 from restuning.methods.method import COMMON, OVER_TIME, Method, make_head
@@ -83,6 +83,9 @@ def build(
         EngineError: The method runs inside the backbone, and that is an engine.
         BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
         TunerShapeError: The head that is given reads another width than the feature's.
+
+    Warns:
+        RestuningWarning: The rank that is given is wider than the stream.
     """
     check(name)
     base, combination = combined.parse_combination(name)
@@ -115,6 +118,8 @@ def build(
         options = {"residual": True, **options}
     head = make_head(host.dim, num_classes, head)
     task = METHODS[base].build(host, head, options)
+    if options.get("rank") is not None:
+        _warn_of_wide(name, task)
     task.method, task.pool = name, options.get("pool")
     if head is not None:
         # A bank knows no host: what a task reads must be readable from the task.
@@ -150,6 +155,22 @@ VALUES = {
     "zero": "true (start as no change) or false (the authors' start)",
     "drop_path": "a chance: 0 or more, below 1",
 }
+
+
+def _warn_of_wide(name: str, task: Task) -> None:
+    """A bottleneck that is wider than what it stands beside is none."""
+    wide = set()
+    for module in task.modules():
+        rank, dim = getattr(module, "rank", None), getattr(module, "dim", None)
+        if isinstance(rank, int) and isinstance(dim, int) and rank > dim:
+            wide.add((rank, dim))
+    if wide:
+        warn(
+            "a rank is wider than the stream",
+            where=name,
+            found=", ".join(f"rank {rank}, width {dim}" for rank, dim in sorted(wide)[:3]),
+            fix="give a smaller --rank: a wider one costs parameters and adds nothing",
+        )
 
 
 def names() -> list[str]:

@@ -18,6 +18,7 @@ from restuning.data import Data
 from restuning.features import Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
 from restuning.search.accuracy_axis import scale_accuracy
+from restuning.search.as_written import take_as_written
 from restuning.search.folder import SearchFolder
 from restuning.task import Task, save
 from restuning.training import FitSettings
@@ -124,6 +125,7 @@ class Sweep:
         axes.set_title(title, loc="left")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        take_as_written(figure)
         FigureCanvasAgg(figure)
         figure.savefig(file, dpi=150)
 

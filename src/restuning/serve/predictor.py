@@ -163,6 +163,10 @@ class Predictor:
         skip_bad: bool = False,
         batch_size: int = BATCH,
     ) -> None:
+        if batch_size < 1:
+            raise DataError(
+                "a batch holds an input", found=f"batch_size={batch_size}", fix="give 1 or more"
+            )
         self.backbone, self.host = backbone, host or backbone.host()
         self.host.to(choose_device(device))
         self.tasks = {name: task.to(self.host.device).eval() for name, task in tasks.items()}

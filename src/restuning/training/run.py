@@ -361,18 +361,30 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """The figures that a comparison shows."""
-        return {name: self.metrics[name] for name in ROW}
+        # Metrics of before the validation accuracy was shown have none.
+        return {name: self.metrics.get(name) for name in ROW}
 
 
 ROW = (
     "method",
     "test_accuracy",
+    "val_accuracy",
     "trainable_parameters",
     "tuner_parameters",
     "peak_memory_bytes",
     "seconds",
     "seed",
 )
+
+
+SHORT = {"test": "test", "validation": "val"}
+"""Splits by the words that a reader meets, and as figures are named."""
+
+
+def measured_on(figures: Mapping[str, Any]) -> str:
+    """The split whose accuracy is shown: "test", or "validation" where there is no test split."""
+    only_val = figures.get("test_accuracy") is None and figures.get("val_accuracy") is not None
+    return "validation" if only_val else "test"
 
 
 def run_task(
@@ -426,6 +438,7 @@ def run_task(
         "test_accuracy": tested,
         "zero_shot_val_accuracy": start,
         **measurements(setup, result, settings),
+        "accuracy_on": measured_on({"test_accuracy": tested, "val_accuracy": result.val_accuracy}),
         **origin(inputs, setup),
         "settings": settings.to_dict(),
         "options": {**inputs.options, **recipe.options},
@@ -506,6 +519,7 @@ def surroundings(host: Extractor) -> dict[str, Any]:
 def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -> None:
     """Leave the task, its metrics and its settings in the run's folder, each whole or not at all."""
     metrics = run.metrics
+    split = measured_on(metrics)
     # The task first: whoever finds metrics.json finds what it measures.
     save(
         run.task,
@@ -514,7 +528,10 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
         backbone=inputs.backbone.name,
         weights=inputs.backbone.weights_file,
         preprocessing=inputs.preprocessing,
-        results={"test accuracy": run.test_accuracy, "seed": metrics["seed"]},
+        results={
+            f"{split} accuracy": metrics[f"{SHORT[split]}_accuracy"],
+            "seed": metrics["seed"],
+        },
     )
     write_json(run.folder / "metrics.json", metrics)
     trained = {"method": run.method, "options": metrics["options"], **metrics["settings"]}
