@@ -110,6 +110,10 @@ class WrongBackboneError(RestuningError):
     """Raised where a task is opened on another backbone than the one it was trained on."""
 
 
+class BackboneChangedError(WrongBackboneError):
+    """Raised where a backbone is no longer what it was when its host was built."""
+
+
 # What is opened by name or path.
 
 

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -50,7 +51,7 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
     Raises:
         OSError: The disk is full or cannot be written; nothing is left aside.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = _make_parents(path)
     _remove_abandoned(path)
     # One name a writer: two processes that write the same file do not meet before the rename.
     partial = path.with_name(
@@ -59,11 +60,30 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
     )
     try:
         yield partial
-        _sync_all(partial)
+        sync(partial)
         partial.replace(path)
         _sync(path.parent)
     finally:
         _remove(partial)
+        # After a failure they are empty: a mistyped path leaves nothing.
+        _remove_empty(made)
+
+
+def _make_parents(path: Path) -> list[Path]:
+    """Make the folders above a path; those that were not there, the innermost first."""
+    missing = [each for each in path.parents if not each.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        _remove_empty(missing)
+        raise
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -96,7 +116,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path) if folder else path.unlink(missing_ok=True)
 
 
-def _sync_all(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk.
+
+    Raises:
+        OSError: It cannot be written there.
+    """
     if path.is_dir():
         for each in path.rglob("*"):
             _sync(each)
@@ -470,6 +495,29 @@ class Claim:
             # A file system without locks: work is done twice at worst, for every result is whole.
             return cls(None)
         return None if release is None else cls(release)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Claim:
+        """Wait for a folder that is there; nothing is left in it or beside it.
+
+        Raises:
+            OSError: It is not there.
+        """
+        if os.name == "nt":
+            # Folders cannot be locked there: a file of the machine stands for it.
+            name = hashlib.sha256(str(folder.resolve()).lower().encode()).hexdigest()
+            place = Path(tempfile.gettempdir()) / f"restuning-{name[:32]}.lock"
+            return cls.take(place, wait=True) or cls(None)
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            # A file system without locks, as in `take`.
+            os.close(descriptor)
+            return cls(None)
+        return cls(lambda: _unlock(descriptor))
 
     def give_back(self) -> None:
         """Let others have it."""

@@ -6,18 +6,20 @@ which renames one breaks `tests/unit/test_torch_internals.py`, a test a function
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
-from functools import partial
-from types import FunctionType, MethodType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.vmap import lazy_load_decompositions
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointWrapper as CheckpointWrapper,
 )
+from torch.nn.utils import parametrize, stateless
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -36,54 +38,19 @@ FUSED_ATTENTION: Any = torch.ops.aten._native_multi_head_attention
 flops lacks, and that has no public name."""
 
 
-OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
-"""Names of what every module keeps: its children, tensors, hooks and mode."""
+def substitute_weights(
+    module: nn.Module, weights: Mapping[str, Tensor]
+) -> AbstractContextManager[None]:
+    """Inside, a module has these tensors in the place of its own.
 
-
-def copy_module(
-    module: nn.Module,
-    shell: nn.Module,
-    children: Mapping[int, nn.Module],
-    tensors: Mapping[int, Tensor],
-    relink: Callable[[Any], Any],
-) -> None:
-    """Make an empty module a copy of another that shares its tensors.
-
-    Public is `copy.deepcopy`, which copies every tensor, and `torch.func.functional_call`, which puts
-    other tensors into the module itself for a while, where other threads see them.
+    `torch.func.functional_call` does this for one call of a module. Here it must last for a block
+    that something else calls (autograd, which recomputes a block; a task, which uses a norm).
 
     Args:
-        module: Left as it is.
-        shell: A new object of its class.
-        children: Copies of modules, by the identity of the original.
-        tensors: What takes the place of a tensor, likewise.
-        relink: What becomes of any other attribute.
+        module: Left as it was.
+        weights: By name in the module.
     """
-    attributes = dict(module.__dict__)
-    for kind in ("_parameters", "_buffers"):
-        attributes[kind] = {
-            n: None if t is None else tensors.get(id(t), t) for n, t in attributes[kind].items()
-        }
-    attributes["_modules"] = {
-        n: None if m is None else children[id(m)] for n, m in attributes["_modules"].items()
-    }
-    # Compiled in place: what was made of it is bound to the original.
-    attributes.pop("_compiled_call_impl", None)
-    for name in attributes.keys() - OWN_ATTRIBUTES:
-        attributes[name] = relink(attributes[name])
-    for name in ("_forward_hooks", "_forward_pre_hooks"):
-        # Methods and functions; what hooks are else they are given their module.
-        hooks = attributes[name]
-        attributes[name] = type(hooks)(
-            (n, relink(h) if isinstance(h, (MethodType, FunctionType, partial)) else h)
-            for n, h in hooks.items()
-        )
-    shell.__dict__.update(attributes)
-
-
-def without_compiler(model: nn.Module) -> nn.Module:
-    """The module inside what `torch.compile(model)` returned, whose class is not public."""
-    return getattr(model, "_orig_mod", model)
+    return stateless._reparametrize_module(module, dict(weights))
 
 
 def open_vmap(values: Tensor) -> tuple[Tensor, int]:
@@ -151,6 +118,89 @@ def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
     composed: Any = tensor
     names, _ = composed.__tensor_flatten__()
     return {name: part for name in names if (part := getattr(tensor, name, None)) is not None}
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a process holds a part of it only (FSDP2, tensor parallelism).
+
+    The class is public; importing it takes a second, and who shards has done so.
+    """
+    made = sys.modules.get("torch.distributed.tensor")
+    return made is not None and isinstance(tensor, made.DTensor)
+
+
+def gather_shards(tensor: Any) -> Tensor:
+    """The whole of a sharded tensor; all processes that hold a part must ask for it."""
+    return tensor.full_tensor()
+
+
+def sharded_modules(model: nn.Module) -> list[Any]:
+    """Modules whose weights FSDP2 puts together before they run, and apart afterwards.
+
+    Its class is public; importing it takes a second, and who shards has done so.
+    """
+    made = sys.modules.get("torch.distributed.fsdp")
+    return [m for m in model.modules() if made is not None and isinstance(m, made.FSDPModule)]
+
+
+def kept_buffers(module: nn.Module) -> set[str]:
+    """Names of the module's own buffers that files keep.
+
+    `state_dict` is public, and runs hooks of libraries that give it other names.
+    """
+    return set(module._buffers) - module._non_persistent_buffers_set
+
+
+def own_registers(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The dictionaries of a module's own parameters, buffers and children themselves.
+
+    The public iterators make names and look for doubles, which is too dear for every forward.
+    """
+    return module._parameters, module._buffers, module._modules
+
+
+def counts_versions(tensor: Tensor) -> bool:
+    """Whether torch counts what is written to a tensor, and this process holds it whole."""
+    return not (tensor.is_inference() or tensor.is_meta or is_sharded(tensor))
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to in place, where torch counts it."""
+    return tensor._version
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers, and not a shape alone."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+
+
+def local_part(tensor: Any) -> Tensor:
+    """What this process holds of a sharded tensor."""
+    return tensor.to_local()
+
+
+def computed_from_others(
+    module: nn.Module,
+) -> dict[str, tuple[Callable[[], Tensor], tuple[str, ...]]]:
+    """Tensors that a module computes from others before it uses them, and the names of those.
+
+    Parametrisations are public; the older `weight_norm` and `spectral_norm` leave a hook that alone
+    knows how.
+    """
+    made: dict[str, tuple[Callable[[], Tensor], tuple[str, ...]]] = {}
+    for hook in module._forward_pre_hooks.values():
+        name, compute = getattr(hook, "name", None), getattr(hook, "compute_weight", None)
+        if not isinstance(name, str) or compute is None:
+            continue
+        # `spectral_norm` would go on with its iteration, in training and here.
+        more = {"do_power_iteration": False} if hasattr(module, f"{name}_orig") else {}
+        parts = tuple(f"{name}_{end}" for end in ("g", "v", "orig", "u"))
+        made[name] = (lambda c=compute, m=more: c(module, **m).detach()), (*parts, name)
+    if parametrize.is_parametrized(module):
+        parametrizations: Any = module.parametrizations
+        for name in parametrizations:
+            made[name] = (lambda n=name: getattr(module, n).detach()), ()
+    return made
 
 
 def wrapped_module(wrapper: CheckpointWrapper) -> nn.Module:

@@ -159,11 +159,10 @@ def read_unfinished(folder: Path, variant: int) -> Any:
 
 # ------------------------------------------------------------------ table
 
-DIGEST = "the sha256 of a task's weights and of its own description"
 
 KINDS = {
-    "task": Kind(make_task, read_task, 850, 8, waits=DIGEST),
-    "task with the backbone it names": Kind(make_task, read_predictor, 150, 2, waits=DIGEST),
+    "task": Kind(make_task, read_task, 850, 8),
+    "task with the backbone it names": Kind(make_task, read_predictor, 150, 2),
     "store": Kind(make_store, read_store, 240, 8),
     "unfinished store": Kind(make_unfinished, read_unfinished, 60, 2),
 }

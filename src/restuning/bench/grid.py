@@ -235,8 +235,7 @@ def _value(text: str) -> Any:
     if re.fullmatch(r"\d+(\+\d+)+", text):
         return [int(n) for n in text.split("+")]
     try:
-        # Python writes them with a capital.
-        return json.loads(text.lower() if text in ("True", "False") else text)
+        return json.loads(text)
     except ValueError:
         return text
 

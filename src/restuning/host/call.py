@@ -67,6 +67,7 @@ class Call:
         last: Name of the last tap.
         side: What takes the place of the last stream; None for the backbone's own.
         inputs: Inputs in the batch; 0 where that is the stream's first axis.
+        weights: What stands in the place of the backbone's weights, by name.
 
     Attributes:
         streams: What entered a site whose tuner is in use, until its tuner has run.
@@ -90,9 +91,10 @@ class Call:
         last: str,
         side: LastStream | None = None,
         inputs: int = 0,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.tuners, self.needs, self.projections, self.last = tuners, needs, projections, last
-        self.side, self.inputs = side, inputs
+        self.side, self.inputs, self.weights = side, inputs, dict(weights or {})
         self.streams: dict[str, Tensor] = {}
         self.deltas: dict[str, Tensor] = {}
         self.taps: dict[str, Tensor] = {}
@@ -110,7 +112,14 @@ class Call:
 
     def copy_for_recompute(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
-        call = Call(self.tuners, Needs(()), self.projections, self.last, inputs=self.inputs)
+        call = Call(
+            self.tuners,
+            Needs(()),
+            self.projections,
+            self.last,
+            inputs=self.inputs,
+            weights=self.weights,
+        )
         # The hooks that note them stand on the whole model, which is not run again.
         call.real_tokens, call.time = self.real_tokens, self.time
         return call

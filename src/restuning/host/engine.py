@@ -39,6 +39,7 @@ class Engine(Extractor):
         model: Holds the final norm.
         fingerprint: The fingerprint of the network it was made of; its own file's under "engine".
         digest: sha256 of its file, 16 hexadecimal digits.
+        weights: sha256 of all weights of the network it was made of; "" where its file does not say.
 
     Cost: one run a batch, and a copy of its inputs and taps where they live on another device.
     """
@@ -56,13 +57,14 @@ class Engine(Extractor):
         model: nn.Module,
         fingerprint: Mapping[str, Any],
         digest: str,
+        weights: str = "",
     ) -> None:
         super().__init__()
         self.run, self.inputs, self.sites = run, tuple(inputs), sites
         self.tokens: Tokens = tokens
         self.readout_rule, self.model = readout, model.eval().requires_grad_(False)
         self.images = "attention_mask" not in self.inputs
-        self._fingerprint, self._digest = dict(fingerprint), digest
+        self._fingerprint, self._digest, self._weights = dict(fingerprint), digest, weights
         # Where inputs are wanted, even where there is no norm that would tell.
         self.register_buffer("here", torch.empty(0), persistent=False)
 
@@ -111,6 +113,10 @@ class Engine(Extractor):
     def fingerprint(self) -> dict[str, Any]:
         """Those of the network it was made of and of its own file: engines round differently."""
         return dict(self._fingerprint)
+
+    def identity(self) -> dict[str, Any]:
+        """The digest of the weights of the network it was made of; nothing of engines of before."""
+        return {"digest": self._weights} if self._weights else {}
 
     def digest(self) -> str:
         """sha256 of its file, 16 hexadecimal digits."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import MissingInputError, WrongTaskError
-from restuning._torch import remove_hooks
+from restuning._errors import BackboneChangedError, MissingInputError, WrongTaskError
+from restuning._torch import remove_hooks, sharded_modules
+from restuning.host.answers import Question, ask
 from restuning.host.attach import list_hooks
 from restuning.host.call import (
     Call,
@@ -31,12 +31,18 @@ from restuning.host.call import (
 )
 from restuning.host.extractor import Extractor, is_image
 from restuning.host.find_sites import find_sites
-from restuning.host.fingerprint import find_device, fingerprint, weights_digest
+from restuning.host.fingerprint import (
+    earlier_fingerprint,
+    find_device,
+    fingerprint,
+    full_digest,
+    weights_digest,
+)
 from restuning.host.frozen import freeze, give_back
 from restuning.host.listeners import RecordTimestep
 from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
-from restuning.host.trained_copy import copy_with_weights
+from restuning.host.snapshot import Snapshot
 from restuning.sites import (
     Declaration,
     Features,
@@ -116,7 +122,11 @@ class Host(Extractor):
             if s.projections is not None
         }
         self._last = self.sites.taps[-1]
+        self._question = Question(example, kwargs)
         self._register()
+        # Last: what the forward above prepares (scales of packed weights) is part of it.
+        self._snapshot = Snapshot(model)
+        self._snapshot.take()
 
     def _register(self) -> None:
         for path, hook in list_hooks(self._slot, self.model, self.sites):
@@ -174,6 +184,7 @@ class Host(Extractor):
         with torch.no_grad(), active(self._slot, call):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
+        self._snapshot.check()
         call.keep_own_feature(output, self.readout_rule, self.readout)
         # In the order that was asked for, whatever the order of the forward.
         call.taps = {tap: call.taps[tap] for tap in needs.taps}
@@ -190,30 +201,28 @@ class Host(Extractor):
     ) -> tuple[Features, Any]:
         """One forward with tuners in use: the kept streams, and the backbone's own output.
 
-        The streams carry the readout with them, with the weights that the forward ran with.
-
         Args:
             tuners: By site name.
             needs: What to keep; the tap "last" is the last stream.
             args: The backbone's input.
-            weights: Tensors that take the place of the backbone's for this forward; the backbone itself
-                is not written (`copy_with_weights`).
+            weights: Tensors that take the place of the backbone's for this forward.
             side: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
+        call = Call(
+            tuners, needs, self._projections, self._last, side, count_inputs(args, kwargs), weights
+        )
         check_tuners(tuners, self.sites, self._projections)
-        model, projections, readout = self.model, self._projections, self.readout
-        if weights:
-            # The backbone object is never changed: other threads may be running it.
-            model = copy_with_weights(self.model, weights)
-            projections = {n: p.of(model) for n, p in projections.items() if n in tuners}
-            readout = partial(self.readout, model=model)
-        call = Call(tuners, needs, projections, self._last, side, count_inputs(args, kwargs))
         with active(self._slot, call):
-            output = model(*args, **kwargs)
+            if weights:
+                # The backbone object is never changed: other threads may be running it.
+                output = torch.func.functional_call(self.model, dict(weights), args, kwargs)
+            else:
+                output = self.model(*args, **kwargs)
         check_all_reached(call)
-        call.keep_own_feature(output, self.readout_rule, readout)
-        return call.features(readout), output
+        self._snapshot.check()
+        call.keep_own_feature(output, self.readout_rule, self.readout)
+        return call.features(self.readout), output
 
     def predict_side_by_side(
         self, bypasses: Sequence[Any], *args: Any, base: bool = True, **kwargs: Any
@@ -243,6 +252,7 @@ class Host(Extractor):
         with active(self._slot, call):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
+        self._snapshot.check()
         predictions = first_tensor(output)
         assert predictions is not None
         return predictions
@@ -260,20 +270,12 @@ class Host(Extractor):
                 as `Rows`; or None.
 
         Raises:
-            WrongTaskError: The task is a bypass with a head, which reads a state of its own, or trains
-                weights of the backbone.
+            WrongTaskError: The task is a bypass with a head, which reads a state of its own.
         """
         if task is None:
             with active(self._slot, None):
                 yield
             return
-        if len(getattr(task, "weights", ())):
-            raise WrongTaskError(
-                "a task with weights of its own in the backbone's place cannot run inside it",
-                where=task.method,
-                found="the backbone object is shared, and is not changed for one of its users",
-                fix="call Tuned(host, task)(x)",
-            )
         side = getattr(task, "side", None)
         if side is not None and task.head is not None:
             raise WrongTaskError(
@@ -283,6 +285,7 @@ class Host(Extractor):
         check_tuners(task.inline_tuners, self.sites, self._projections)
         needs = Needs(side.taps if side is not None else ())
         call = Call(task.inline_tuners, needs, self._projections, self._last, side)
+        self._snapshot.check()
         with active(self._slot, call):
             yield
         # Where no forward ran inside, nothing was missed.
@@ -323,10 +326,51 @@ class Host(Extractor):
         """Release the backbone."""
         self.release()
 
+    def check_unchanged(self) -> None:
+        """Refuse a backbone that is no longer what it was when this host was built.
+
+        Every use of the host compares what costs next to nothing; this compares all values.
+
+        Raises:
+            BackboneChangedError: Weights were written to, modules replaced, or adapters switched.
+
+        Cost: 0.15 s a gigabyte on a CPU.
+        """
+        self._snapshot.check_values()
+
     def fingerprint(self) -> dict[str, Any]:
         """What a task file stores to know its backbone again; see `fingerprint.py`."""
         return fingerprint(self.model, self.sites)
 
+    def earlier_fingerprint(self) -> dict[str, Any]:
+        """The same as files have it that were written before wrappers were looked through."""
+        return earlier_fingerprint(self.model, self.sites)
+
     def digest(self) -> str:
-        """sha256 over all weights, 16 hexadecimal digits; about 1 s a gigabyte."""
-        return weights_digest(self.model)
+        """sha256 over all weights as they are now, 16 hexadecimal digits.
+
+        Cost: about 1 s a gigabyte, once while they stay what they are.
+        """
+        try:
+            return self._snapshot.remember("digest", weights_digest)
+        except BackboneChangedError:
+            # A key tells what is there; whoever uses the host is refused.
+            return weights_digest(self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """The digest of all weights that files keep, and what the backbone answers to a fixed input.
+
+        Raises:
+            BackboneChangedError: The weights are no longer those that this host was built on.
+
+        Cost: about 1 s a gigabyte and a forward of one input, once.
+        """
+        identity = {"digest": self._snapshot.remember("full digest", full_digest)}
+        answers = self._snapshot.remember("answers", self._ask)
+        return identity | ({"answers": answers} if answers is not None else {})
+
+    def _ask(self, model: nn.Module) -> dict[str, Any] | None:
+        # Of a sharded backbone every process would have to ask.
+        return (
+            None if sharded_modules(model) else ask(self, self._question, self._last, self.device)
+        )

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from restuning._errors import TrainingError
-from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
+from restuning.backbones import Backbone, load_backbone
 from restuning.data import Data
 from restuning.features import Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
 from restuning.search.accuracy_axis import scale_accuracy
-from restuning.search.as_written import take_as_written
 from restuning.search.folder import SearchFolder
 from restuning.task import Task, save
 from restuning.training import FitSettings
@@ -125,7 +124,6 @@ class Sweep:
         axes.set_title(title, loc="left")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        take_as_written(figure)
         FigureCanvasAgg(figure)
         figure.savefig(file, dpi=150)
 
@@ -182,9 +180,6 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
-    # As a word it would be true, whichever of the two it says.
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
     # Whole numbers first: a rank of 4.0 is none.
     for kind in (int, float):
         try:
@@ -225,9 +220,7 @@ def run_sweep(
         )
     torch.manual_seed(0)
     backbone = request.backbone
-    if isinstance(backbone, Backbone):
-        refuse_for_loaded(backbone, weights=request.weights, random=request.random)
-    else:
+    if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, weights=request.weights, random=request.random)
     host = backbone.host()
     with on_device(device) as place:

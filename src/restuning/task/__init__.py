@@ -21,6 +21,7 @@ from restuning.task.blend import Guided as Guided
 from restuning.task.blend import PerRow as PerRow
 from restuning.task.multi_task import MultiTask as MultiTask
 from restuning.task.save_and_load import WeightsFile as WeightsFile
+from restuning.task.save_and_load import check_savable as check_savable
 from restuning.task.save_and_load import describe as describe
 from restuning.task.save_and_load import find_task as find_task
 from restuning.task.save_and_load import load as load

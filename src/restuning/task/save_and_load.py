@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from restuning._errors import BackboneError, FormatError, HubError, WrongBackboneError, require
-from restuning._files import digest_file, replacing, write_text
+from restuning._errors import BackboneError, DivergedError, FormatError, HubError, require
+from restuning._files import digest_file, read_json, replacing, seal, write_text
 from restuning._version import __version__
 from restuning.host import Extractor
+from restuning.task.folder import (
+    DESCRIPTION,
+    SHA256,
+    WEIGHTS,
+    find_weights,
+    take_usual_names,
+    write_folder,
+)
+from restuning.task.same_backbone import refuse_other_backbone
 from restuning.task.task import Task
 
 FORMAT = 2
@@ -39,13 +52,17 @@ def save(
     preprocessing: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a task folder, whole or not at all: files are written aside and renamed.
+    """Write a task folder, whole or not at all; other files that lie in it stay.
 
-    Tensors that several modules share are written once and are shared again after `load`.
+    At every moment, also if the process is killed, either the task that was there is whole or this
+    one. Tensors that several modules share are written once and are shared again after `load`. Of
+    several processes (`torch.distributed`) the first one writes, and the others return at once.
 
     Args:
         task: What to save.
-        host: The host it belongs to; its fingerprint is stored.
+        host: The host it belongs to; its fingerprint, the digest of all its weights and buffers and
+            its answers to a fixed input are stored. Where its weights are sharded, all processes must
+            call this.
         path: The folder, by habit `NAME.task`.
         backbone: Name that `load_backbone` understands, for whoever loads it.
         weights: The file the backbone's weights were loaded from (`Backbone.weights_file`), where
@@ -56,45 +73,178 @@ def save(
             written as percent, and None is left out.
 
     Raises:
-        FormatError: The folder cannot be written.
+        FormatError: The folder cannot be written (what was there is whole), the labels are not as
+            many as the head's answers, or weights are of a type that a task does not keep.
+        DivergedError: Weights are NaN or infinite.
+        BackboneChangedError: The backbone is not what it was when the host was built.
         BackboneError: The file of weights is not there.
 
-    Cost: reads the backbone's weights file once a process, about 1 s a gigabyte.
+    Cost: reads the backbone's weights and their file once a host, about 1 s a gigabyte each.
     """
     path = Path(path)
+    # Of a backbone in several processes all work out what it is; one writes.
+    description = _describe(task, host, backbone, weights, preprocessing or {})
+    if not is_main_process():
+        return path
+    tensors = _tensors_of(task, description.get("shared", {}))
+    card = _write_card(path.name, task, backbone, results or {})
+
+    def describe_with(sha256: str) -> str:
+        return json.dumps(seal({**description, SHA256: {WEIGHTS: sha256}}), indent=1) + "\n"
+
+    try:
+        _refuse_file_in_place(path)
+        write_folder(path, tensors, describe_with, card)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_save(path, error) from None
+    return path
+
+
+def check_savable(
+    task: Task,
+    host: Extractor,
+    path: str | Path,
+    *,
+    backbone: str = "",
+    weights: str | Path | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
+    """Fail now where `save` would: before a training whose result it could not write.
+
+    Args:
+        task: What will be saved; its weights are not looked at.
+        host: As for `save`, like all that follows.
+        path: The folder. Another of its name is made beside it for a moment, and removed.
+        backbone: Name of the backbone.
+        weights: The file of its weights.
+        preprocessing: How images become inputs.
+
+    Raises:
+        RestuningError: As `save`.
+    """
+    path = Path(path)
+    _describe(task, host, backbone, weights, preprocessing or {}, identify=False)
+    if not is_main_process():
+        return
+    try:
+        _refuse_file_in_place(path)
+        with (
+            suppress(_OnlyTried),
+            replacing(path / DESCRIPTION if path.is_dir() else path) as aside,
+        ):
+            aside.touch()
+            raise _OnlyTried
+    except OSError as error:
+        raise _cannot_save(path, error) from None
+
+
+class _OnlyTried(Exception):  # noqa: N818 (nothing went wrong)
+    pass
+
+
+def _refuse_file_in_place(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file of this name is there")
+
+
+def is_main_process() -> bool:
+    """Whether this process writes: of several that work together, the first."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not several or torch.distributed.get_rank() == 0
+
+
+def _cannot_save(path: Path, error: Exception) -> FormatError:
+    return FormatError(
+        "a task could not be saved",
+        where=str(path),
+        found=getattr(error, "strerror", None) or str(error),
+        fix="free space or choose another folder; what was there before is still whole",
+    )
+
+
+def _describe(
+    task: Task,
+    host: Extractor,
+    backbone: str,
+    weights: str | Path | None,
+    preprocessing: Mapping[str, Any],
+    *,
+    identify: bool = True,
+) -> dict[str, Any]:
+    """All of `task.json` but the digests of the files beside it."""
     described: dict[str, Any] = {"name": backbone, "fingerprint": host.fingerprint()}
+    if identify:
+        described |= host.identity()
     if weights is not None:
         # Only where there is a file: without one, task.json is what it always was.
         described["weights"] = WeightsFile.of(weights).to_dict()
+    check_labels(task)
     description = {
         "format": FORMAT,
         "library": f"restuning {__version__}",
         "task": task.spec(),
         "backbone": described,
-        "preprocessing": dict(preprocessing or {}),
+        "preprocessing": dict(preprocessing),
     }
-    shared = _find_shared(task)
-    if shared:
+    if shared := _find_shared(task):
         description["shared"] = shared
-    # safetensors refuses tensors that share memory: each is written once, under its first name.
-    tensors = {
-        n: t.detach().cpu().contiguous() for n, t in task.state_dict().items() if n not in shared
-    }
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with replacing(path / "weights.safetensors") as partial:
-            save_file(tensors, partial)
-        write_text(path / "README.md", _write_card(path.name, task, backbone, results or {}))
-        # Last: a folder without it is no task, so a save that broke off leaves none.
-        write_text(path / "task.json", json.dumps(description, indent=1) + "\n")
-    except (OSError, SafetensorError) as error:
+        # Without `default`: a number that became a text would be another preprocessing.
+        json.dumps(description, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise FormatError(
-            "a task could not be saved",
-            where=str(path),
-            found=str(error),
-            fix="free space or choose another folder; what was there before is still whole",
+            "a task cannot be described in JSON",
+            found=str(error)[:200],
+            fix="give preprocessing, labels and names as plain texts, numbers, lists and dictionaries",
         ) from None
-    return path
+    return description
+
+
+def _tensors_of(task: Task, shared: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights, each once: safetensors refuses tensors that share memory."""
+    tensors = {n: t.detach() for n, t in task.state_dict().items() if n not in shared}
+    if wrong := _wrong_numbers(tensors):
+        raise DivergedError(
+            "a task with such weights is not saved",
+            found=wrong,
+            fix="training diverged: lower lr, set clip=1.0, or look for NaN in the data; nothing was "
+            "written",
+        )
+    if wrong := _wrong_dtypes(tensors):
+        raise FormatError(
+            "a task with such weights is not saved",
+            found=wrong,
+            fix="task.float() makes them float32; nothing was written",
+        )
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _wrong_numbers(tensors: Mapping[str, Tensor]) -> str:
+    """Which weights are no finite numbers, in words; "" for none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            return f"{count:,} of {tensor.numel():,} numbers of {name} are NaN or infinite"
+    return ""
+
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Types that a task keeps exactly: half precision becomes float32 without loss, float64 would not."""
+
+
+def _wrong_dtypes(tensors: Mapping[str, Tensor], built: Mapping[str, Tensor] | None = None) -> str:
+    """Which weights are of a type that a task does not keep, in words; "" for none.
+
+    Args:
+        tensors: The weights.
+        built: Those of the task that they are for; None where they are its own.
+    """
+    for name, tensor in tensors.items():
+        wanted = tensor if built is None else built.get(name, tensor)
+        number = wanted.is_floating_point() or wanted.is_complex()
+        if tensor.dtype not in (_FLOATS if number else (wanted.dtype,)):
+            return f"{name} is {tensor.dtype}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +281,7 @@ class WeightsFile:
             return None
         try:
             path, digest = stored["path"], stored["sha256"]
-            if not isinstance(path, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            if not isinstance(path, str) or not _is_sha256(digest):
                 raise ValueError(str(stored)[:200])
             return cls(path, digest)
         except (KeyError, TypeError, ValueError) as error:
@@ -193,26 +343,29 @@ def describe(path: str | Path) -> dict[str, Any]:
     Raises:
         FormatError: No task folder, damaged, or of a newer format.
     """
-    file = Path(path) / "task.json"
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        version = description["format"]
-        complete = {"task", "backbone", "preprocessing"} <= description.keys()
-        complete = complete and isinstance(description["backbone"]["fingerprint"], dict)
-        complete = complete and isinstance(description["task"], dict)
-    except FileNotFoundError:
+    file = Path(path) / DESCRIPTION
+    if not os.path.lexists(file):
         raise FormatError(
             "no task here",
             where=str(path),
             found="no task.json",
             fix="give the folder that `restuning train` left (NAME.task)",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        )
+    description = read_json(file, what=DESCRIPTION, fix=_RESTORE)
+    try:
+        version = description["format"]
+        complete = {"task", "backbone", "preprocessing"} <= description.keys()
+        complete = complete and isinstance(description["backbone"]["fingerprint"], dict)
+        complete = complete and isinstance(description["backbone"]["name"], str)
+        complete = complete and isinstance(description["task"], dict)
+        if SHA256 in description and not _is_sha256(description[SHA256][WEIGHTS]):
+            raise ValueError(f"{SHA256} of {WEIGHTS} is none")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(
             "task.json cannot be read",
             where=str(file),
             found=f"{type(error).__name__}: {error}",
-            fix="restore it from where the task was saved",
+            fix=_RESTORE,
         ) from None
     if version not in (1, FORMAT):
         raise FormatError(
@@ -271,6 +424,36 @@ def _name_kind(spec: Mapping[str, Any]) -> str:
     return f"{spec['kind']}({_name_kind(spec['tuner'])})" if "tuner" in spec else spec["kind"]
 
 
+_RESTORE = "restore it from where the task was saved"
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def check_labels(task: Task) -> None:
+    """Compare the names of a task's classes with its head, which answers with one number a class.
+
+    Raises:
+        FormatError: Their numbers differ, or they are no texts.
+    """
+    labels = task.labels
+    if labels is None:
+        return
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise FormatError(
+            "the labels of a task are no list of texts",
+            found=repr(labels)[:200],
+            fix="give task.labels as names, in the order of the logits",
+        )
+    if task.head is not None and len(labels) != task.head.out_features:
+        raise FormatError(
+            "a task has another number of labels than its head has answers",
+            found=f"{len(labels)} labels, {task.head.out_features} answers",
+            fix="give task.labels as many names as the head has outputs; of a file, restore it",
+        )
+
+
 def _from_format1(description: dict[str, Any]) -> dict[str, Any]:
     """Translate format 1, which called the side network `bypass` and its kind `network`; the paper's had none."""
     task = dict(description["task"])
@@ -281,11 +464,26 @@ def _from_format1(description: dict[str, Any]) -> dict[str, Any]:
     return {**description, "format": FORMAT, "task": {**task, "side": side}}
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read the weights of a task under today's names, whatever format they were written in."""
+def _read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights of a task under today's names, whatever format they were written in.
+
+    Raises:
+        ValueError: They are not those that the description belongs to.
+    """
+    try:
+        file = find_weights(folder, description)
+        tensors = None if file is None else load_file(file)
+    except (OSError, SafetensorError):
+        if describe(folder) != description:
+            raise _ReplacedMeanwhileError from None
+        raise
+    if describe(folder) != description:
+        raise _ReplacedMeanwhileError
+    if tensors is None:
+        raise ValueError("their sha256 is not the one in task.json: they are of another save")
     return {
         f"side.{name.removeprefix('bypass.')}" if name.startswith("bypass.") else name: tensor
-        for name, tensor in load_file(file).items()
+        for name, tensor in tensors.items()
     }
 
 
@@ -321,29 +519,44 @@ def load(
             backbone, whose values differ by its rounding.
 
     Raises:
-        WrongBackboneError: It was trained on another backbone.
-        FormatError: Damaged or of another format.
+        WrongBackboneError: It was trained on another backbone, other weights of this one, or the same
+            weights computed with in another way.
+        FormatError: Damaged, of another format, or its weights are not those of its description.
+
+    Warns:
+        RestuningWarning: It was saved before digests were, and three tensors could be compared only.
+
+    Cost: reads the backbone's weights once a host, about 1 s a gigabyte.
     """
     folder = find_task(path, revision)
+    for _ in range(_TRIES):
+        with suppress(_ReplacedMeanwhileError):
+            return _load(folder, host, str(path), any_backbone)
+    raise FormatError(
+        "a task is replaced again and again while it is read",
+        where=str(path),
+        fix="load it when nobody saves it",
+    )
+
+
+_TRIES = 10
+"""Of reading a task that another process saves meanwhile."""
+
+
+class _ReplacedMeanwhileError(Exception):
+    pass
+
+
+def _load(folder: Path, host: Extractor, where: str, any_backbone: bool) -> Task:
     description = describe(folder)
-    theirs, ours = description["backbone"]["fingerprint"], host.fingerprint()
-    # Another architecture is refused always: tuners would not fit its widths and sites.
-    if (different := _difference(theirs, ours)) and (different == "backbone" or not any_backbone):
-        name = description["backbone"]["name"]
-        accept = (
-            "" if different == "backbone" else "; any_backbone=True (--any-backbone) accepts it"
-        )
-        raise WrongBackboneError(
-            f"this task was trained on another {different}",
-            where=str(path),
-            found=f"trained on {_describe_fingerprint(theirs)}; this is {_describe_fingerprint(ours)}",
-            fix=f"load the backbone named in task.json{f' ({name})' if name else ''}{accept}",
-        )
+    refuse_other_backbone(description["backbone"], host, where, any_backbone=any_backbone)
     task = Task.from_spec(description["task"])
-    weights = Path(folder) / "weights.safetensors"
+    check_labels(task)
     try:
         shared = dict(description.get("shared", {}))
-        tensors = _read_tensors(weights)
+        tensors = _read_tensors(folder, description)
+        if wrong := _wrong_numbers(tensors) or _wrong_dtypes(tensors, task.state_dict()):
+            raise ValueError(wrong)
         if twice := shared.keys() & tensors.keys():
             raise ValueError(f"{min(twice)} is both written and said to be another tensor")
         written = {name: tensors[other] for name, other in shared.items()}
@@ -352,9 +565,9 @@ def load(
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(
             "the weights of a task cannot be read",
-            where=str(weights),
+            where=str(Path(folder) / WEIGHTS),
             found=str(error)[:300],
-            fix="restore weights.safetensors from where the task was saved",
+            fix="restore the whole folder from where it was saved",
         ) from None
     device = host.device
     return task.to(device).eval()
@@ -372,7 +585,7 @@ def find_task(where: str | Path, revision: str | None = None) -> Path:
         FormatError: A run folder with several tasks, or no such folder and no such repository.
         MissingExtraError: huggingface_hub is not installed.
     """
-    folder = Path(where).expanduser()
+    folder = Path(where)
     # `user/name` is the one form a hub takes, and looks like no other path.
     if folder.exists() or str(where).count("/") != 1 or str(where).startswith((".", "/", "~")):
         return _task_in(folder)
@@ -412,7 +625,7 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
     """Upload a task folder to the Hugging Face hub; returns its address.
 
     Args:
-        path: What `save` left, or the run folder that it is in.
+        path: What `save` left.
         repository: `user/name`; made if it is not there.
         private: Of a repository that is made now.
 
@@ -420,7 +633,6 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
         MissingExtraError: huggingface_hub is not installed.
         HubError: Not logged in, not allowed, or the hub cannot be reached.
     """
-    path = _task_in(Path(path).expanduser())
     description = describe(path)
     hub = require("huggingface_hub", "hub", "pushing a task")
     api = hub.HfApi()
@@ -428,10 +640,11 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
         api.create_repo(repository, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as aside:
             folder = Path(shutil.copytree(path, Path(aside) / "task"))
+            take_usual_names(folder, description)
             if stored := WeightsFile.from_description(description):
                 # Folders of this machine are nobody's business; name and digest tell the file.
                 description["backbone"]["weights"] = {**stored.to_dict(), "path": stored.name}
-                write_text(folder / "task.json", json.dumps(description, indent=1) + "\n")
+                write_text(folder / DESCRIPTION, json.dumps(seal(description), indent=1) + "\n")
             return str(api.upload_folder(folder_path=str(folder), repo_id=repository))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise HubError(
@@ -445,27 +658,6 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """What two fingerprints differ in, in words; "" for nothing."""
-    names = {n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)}
-    if names - {"weights", "engine"}:
-        return "backbone"
-    if "weights" in names:
-        return "set of weights of this architecture"
-    return "engine of this backbone" if names else ""
-
-
-def _describe_fingerprint(fingerprint: Mapping[str, Any]) -> str:
-    f = fingerprint
-    widths = ",".join(map(str, f.get("widths", [])))
-    engine = f.get("engine") or {}
-    ran = f", in {' '.join(map(str, engine.values()))}" if engine else ""
-    return (
-        f"{f.get('class')} ({f.get('layers')} layers, d={widths}, sites {f.get('sites')}, "
-        f"weights {f.get('weights')}{ran})"
-    )
 
 
 def _write_card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import restuning
 from awake import tiny_vit
 from restuning import FitSettings, Host, RestuningError, Tuned, methods
-from restuning._errors import StoreError
+from restuning._errors import BackboneChangedError, StoreError
 from restuning.data import load_data
 from restuning.data.data import collate_batch
 from restuning.features import (
@@ -101,7 +101,10 @@ def test_the_key_changes_with_everything_that_the_values_depend_on():
     )
     with torch.no_grad():
         list(host.model.parameters())[4].view(-1)[0].add_(1)
-    keys.append(store_key(host, needs, x, data, backbone="tiny"))
+    with pytest.raises(BackboneChangedError, match=r"blocks\.0\.norm1\.weight"):
+        store_key(host, needs, x, data, backbone="tiny")
+    changed = restuning.Host(host.model, *x)
+    keys.append(store_key(changed, needs, x, data, backbone="tiny"))
     assert len({k.digest for k in keys}) == len(keys)
 
 

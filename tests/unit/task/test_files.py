@@ -12,6 +12,7 @@ from torch import nn
 
 from awake import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
+from restuning._files import seal
 from restuning.bypass import Ridge
 from restuning.task import Task, describe, push_to_hub
 from restuning.tuners import ResAdapter
@@ -22,6 +23,12 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 @pytest.fixture
 def host():
     return Host(tiny_vit(), X[:1])
+
+
+def rewrite(path, **entries):
+    """As somebody would who knows how such files are written."""
+    description = json.loads((path / "task.json").read_text())
+    (path / "task.json").write_text(json.dumps(seal({**description, **entries})))
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -94,8 +101,7 @@ def test_a_task_that_shares_nothing_says_nothing_of_sharing(host, tmp_path):
 )
 def test_sharing_that_does_not_fit_is_refused_in_words(host, shared, tmp_path):
     path = save(methods.build("res-tuning", host, num_classes=3), host, tmp_path / "t.task")
-    description = json.loads((path / "task.json").read_text())
-    (path / "task.json").write_text(json.dumps({**description, "shared": shared}))
+    rewrite(path, shared=shared)
     with pytest.raises(RestuningError, match="weights of a task cannot be read"):
         load(path, host)
 
@@ -110,8 +116,7 @@ def test_a_truncated_weights_file_is_named(host, tmp_path):
 
 def test_a_newer_format_is_refused(host, tmp_path):
     path = save(methods.build("linear", host, num_classes=3), host, tmp_path / "t.task")
-    description = json.loads((path / "task.json").read_text())
-    (path / "task.json").write_text(json.dumps({**description, "format": 99}))
+    rewrite(path, format=99)
     with pytest.raises(RestuningError, match="format 99"):
         load(path, host)
 

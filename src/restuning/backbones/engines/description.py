@@ -45,6 +45,7 @@ class Description:
         norm: Holds the final norm under "norm", or nothing.
         preprocessing: Of images, as JSON; None for texts.
         pool: How its authors make one vector of a text.
+        digest: sha256 of all weights of that network; "" in files of before it was kept.
     """
 
     backbone: str
@@ -58,6 +59,7 @@ class Description:
     norm: nn.Module
     preprocessing: Mapping[str, Any] | None
     pool: str | None
+    digest: str = ""
 
     def to_json(self) -> str:
         """As text, the norm's weights in base64 safetensors."""
@@ -85,6 +87,7 @@ class Description:
             },
             "preprocessing": self.preprocessing,
             "pool": self.pool,
+            "digest": self.digest,
         }
         return json.dumps(values)
 
@@ -157,6 +160,7 @@ class Description:
             _wrap_norm(_read_norm(values["norm"])),
             values["preprocessing"],
             values["pool"],
+            str(values.get("digest", "")),
         )
 
     def example(self) -> dict[str, Tensor]:

@@ -138,6 +138,7 @@ def export_engine(
         norm,
         backbone.preprocessing.to_dict() if backbone.preprocessing else None,
         backbone.pool,
+        host.identity()["digest"],
     )
     with _explain_failures(backbone.name):
         program = _trace(module, example)

@@ -75,6 +75,7 @@ def open_described(runtime: str, file: str | Path) -> tuple[Engine, Description]
         model=description.norm,
         fingerprint={**description.fingerprint, "engine": own},
         digest=digest,
+        weights=description.digest,
     )
     return engine, description
 
