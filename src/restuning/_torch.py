@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointWrapper as CheckpointWrapper,
 )
-from torch.nn.utils import parametrize, stateless
+from torch.nn.utils import parametrize
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -38,19 +39,54 @@ FUSED_ATTENTION: Any = torch.ops.aten._native_multi_head_attention
 flops lacks, and that has no public name."""
 
 
-def substitute_weights(
-    module: nn.Module, weights: Mapping[str, Tensor]
-) -> AbstractContextManager[None]:
-    """Inside, a module has these tensors in the place of its own.
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
+"""Names of what every module keeps: its children, tensors, hooks and mode."""
 
-    `torch.func.functional_call` does this for one call of a module. Here it must last for a block
-    that something else calls (autograd, which recomputes a block; a task, which uses a norm).
+
+def copy_module(
+    module: nn.Module,
+    shell: nn.Module,
+    children: Mapping[int, nn.Module],
+    tensors: Mapping[int, Tensor],
+    relink: Callable[[Any], Any],
+) -> None:
+    """Make an empty module a copy of another that shares its tensors.
+
+    Public is `copy.deepcopy`, which copies every tensor, and `torch.func.functional_call`, which puts
+    other tensors into the module itself for a while, where other threads see them.
 
     Args:
-        module: Left as it was.
-        weights: By name in the module.
+        module: Left as it is.
+        shell: A new object of its class.
+        children: Copies of modules, by the identity of the original.
+        tensors: What takes the place of a tensor, likewise.
+        relink: What becomes of any other attribute.
     """
-    return stateless._reparametrize_module(module, dict(weights))
+    attributes = dict(module.__dict__)
+    for kind in ("_parameters", "_buffers"):
+        attributes[kind] = {
+            n: None if t is None else tensors.get(id(t), t) for n, t in attributes[kind].items()
+        }
+    attributes["_modules"] = {
+        n: None if m is None else children[id(m)] for n, m in attributes["_modules"].items()
+    }
+    # Compiled in place: what was made of it is bound to the original.
+    attributes.pop("_compiled_call_impl", None)
+    for name in attributes.keys() - OWN_ATTRIBUTES:
+        attributes[name] = relink(attributes[name])
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        # Methods and functions; what hooks are else they are given their module.
+        hooks = attributes[name]
+        attributes[name] = type(hooks)(
+            (n, relink(h) if isinstance(h, (MethodType, FunctionType, partial)) else h)
+            for n, h in hooks.items()
+        )
+    shell.__dict__.update(attributes)
+
+
+def without_compiler(model: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile(model)` returned, whose class is not public."""
+    return getattr(model, "_orig_mod", model)
 
 
 def open_vmap(values: Tensor) -> tuple[Tensor, int]:

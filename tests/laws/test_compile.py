@@ -12,7 +12,7 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 SAME = 1e-5
 SLOW = [
     pytest.param(n, marks=pytest.mark.slow)
-    for n in ("res-tuning", "prefix", "vpt-shallow", "linear")
+    for n in ("res-tuning", "prefix", "vpt-shallow", "linear", "full", "bitfit")
 ]
 NAMES = ["res-tuning-bypass", *SLOW]
 

@@ -1,16 +1,10 @@
 """A side network of another distribution: one class, and it trains, is stored, banked and predicts."""
 
-import json
-import os
-import textwrap
-
 import pytest
 
-from children import Child
+from strangers import Distribution
 
-PATIENCE = 240
 KIND = "centred"
-NAME = "restuning-centred"
 
 MODULE = '''
 """A side network as a stranger would write it: no decorator, only an entry point."""
@@ -72,44 +66,19 @@ def logits(task):
 """
 
 
-def distribution(folder, module=MODULE):
-    """What `pip install` leaves: the module, and a dist-info that names the entry point."""
-    folder.mkdir()
-    (folder / "centred_network.py").write_text(module)
-    info = folder / "restuning_centred-0.3.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0.3\n")
-    (info / "entry_points.txt").write_text(
-        f"[restuning.side_networks]\n{KIND} = centred_network:Centred\n"
-    )
-    (info / "INSTALLER").write_text("pip\n")
-    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-    record = [*names, f"{info.name}/RECORD"]
-    (info / "RECORD").write_text("".join(f"{n},,\n" for n in record))
-    return folder
-
-
-def python(code, *packages):
-    """A fresh process with the distributions installed; its last line, as JSON."""
-    child = Child(
-        ["-c", PRELUDE + textwrap.dedent(code)],
-        {"PYTHONPATH": os.pathsep.join(map(str, packages))},
-    )
-    out, errors = child.communicate(timeout=PATIENCE)
-    assert child.returncode == 0, errors[-3000:]
-    return json.loads(out.splitlines()[-1])
+STRANGER = Distribution(KIND, "restuning.side_networks", "centred_network:Centred", MODULE, PRELUDE)
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    return distribution(tmp_path_factory.mktemp("site") / "packages")
+    return STRANGER.install(tmp_path_factory.mktemp("site") / "packages")
 
 
 @pytest.fixture(scope="module")
 def used(installed, tmp_path_factory):
     """Everything a side network is asked for, in one process."""
     folder = tmp_path_factory.mktemp("work")
-    return folder, python(
+    return folder, STRANGER.python(
         f"""
         from pathlib import Path
         from restuning import forecast
@@ -198,28 +167,8 @@ def test_its_steps_are_forecast(used):
 def test_a_fresh_process_loads_its_task_and_gives_the_same_logits(used, installed):
     folder, found = used
     code = f"print(json.dumps(logits(load({str(folder / 'stranger.task')!r}, host)).tolist()))"
-    assert python(code, installed) == found["logits"]
+    assert STRANGER.python(code, installed) == found["logits"]
 
 
-ERROR_OF_LOADING = """
-try:
-    load({folder!r}, host)
-except RestuningError as error:
-    print(json.dumps([type(error).__name__, str(error)]))
-"""
-
-
-def test_without_the_distribution_the_error_names_the_kind_and_what_to_do(used):
-    folder = str(used[0] / "stranger.task")
-    kind, words = python(ERROR_OF_LOADING.format(folder=folder))
-    assert kind == "UnknownNameError"
-    assert KIND in words
-    assert "install the package" in words
-
-
-def test_a_distribution_that_does_not_import_is_named_in_the_error(used, tmp_path):
-    broken = distribution(tmp_path / "packages", "import a_module_that_is_not_there\n")
-    folder = str(used[0] / "stranger.task")
-    _, words = python(ERROR_OF_LOADING.format(folder=folder), broken)
-    assert KIND in words
-    assert "a_module_that_is_not_there" in words
+def test_without_the_distribution_or_with_a_broken_one_the_error_says_what_to_do(used, tmp_path):
+    STRANGER.check_errors(used[0] / "stranger.task", tmp_path)

@@ -1,16 +1,10 @@
 """A tuner of another distribution: installed as pip would leave it, used in processes of its own."""
 
-import json
-import os
-import textwrap
-
 import pytest
 
-from children import Child
+from strangers import BROKEN, Distribution
 
-PATIENCE = 120
 KIND = "soft_sign"
-NAME = "restuning-softsign"
 
 MODULE = '''
 """A tuner as a stranger would write it: no decorator, only an entry point."""
@@ -56,44 +50,19 @@ def logits(task):
 """
 
 
-def distribution(folder, module=MODULE):
-    """What `pip install` leaves: the module, and a dist-info that names the entry point."""
-    folder.mkdir()
-    (folder / "soft_sign_tuner.py").write_text(module)
-    info = folder / "restuning_softsign-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(
-        f"[restuning.tuners]\n{KIND} = soft_sign_tuner:SoftSign\n"
-    )
-    (info / "INSTALLER").write_text("pip\n")
-    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-    record = [*names, f"{info.name}/RECORD"]
-    (info / "RECORD").write_text("".join(f"{n},,\n" for n in record))
-    return folder
-
-
-def python(code, *packages):
-    """A fresh process with the distributions installed; its last line, as JSON."""
-    child = Child(
-        ["-c", PRELUDE + textwrap.dedent(code)],
-        {"PYTHONPATH": os.pathsep.join(map(str, packages))},
-    )
-    out, errors = child.communicate(timeout=PATIENCE)
-    assert child.returncode == 0, errors[-3000:]
-    return json.loads(out.splitlines()[-1])
+STRANGER = Distribution(KIND, "restuning.tuners", "soft_sign_tuner:SoftSign", MODULE, PRELUDE)
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    return distribution(tmp_path_factory.mktemp("site") / "packages")
+    return STRANGER.install(tmp_path_factory.mktemp("site") / "packages")
 
 
 @pytest.fixture(scope="module")
 def saved(installed, tmp_path_factory):
     """A task saved by one process, and the logits it had there."""
     folder = tmp_path_factory.mktemp("tasks") / "soft.task"
-    return folder, python(
+    return folder, STRANGER.python(
         f"""
         cls = kinds()[{KIND!r}]
         tuner = from_spec({{"kind": {KIND!r}, "dim": 8, "steep": 2.5}})
@@ -127,13 +96,13 @@ def test_it_changes_the_logits_of_an_inline_task(saved):
 def test_a_fresh_process_loads_its_task_and_gives_the_same_logits(saved, installed):
     folder, found = saved
     logits = f"print(json.dumps(logits(load({str(folder)!r}, host)).tolist()))"
-    assert python(logits, installed) == found["logits"]
+    assert STRANGER.python(logits, installed) == found["logits"]
 
 
 def test_a_task_is_saved_whole_where_the_class_was_imported_by_hand(installed, tmp_path, saved):
     """Nobody has asked for the table yet: the tuner must know its kind all the same."""
     folder = tmp_path / "hand.task"
-    spec = python(
+    spec = STRANGER.python(
         f"""
         from soft_sign_tuner import SoftSign
         task = task_with(lambda dim: SoftSign(dim, steep=2.5))
@@ -144,31 +113,13 @@ def test_a_task_is_saved_whole_where_the_class_was_imported_by_hand(installed, t
     )
     assert {s["kind"] for s in spec.values()} == {KIND}
     logits = f"print(json.dumps(logits(load({str(folder)!r}, host)).tolist()))"
-    assert python(logits, installed) == saved[1]["logits"]
+    assert STRANGER.python(logits, installed) == saved[1]["logits"]
 
 
-ERROR_OF_LOADING = """
-try:
-    load({folder!r}, host)
-except RestuningError as error:
-    print(json.dumps([type(error).__name__, str(error)]))
-"""
-
-
-def test_without_the_distribution_the_error_names_the_kind_and_what_to_do(saved):
-    kind, words = python(ERROR_OF_LOADING.format(folder=str(saved[0])))
-    assert kind == "UnknownNameError"
-    assert KIND in words
-    assert "install the package" in words
-
-
-def test_a_distribution_that_does_not_import_is_named_in_the_error(saved, tmp_path):
-    broken = distribution(tmp_path / "packages", "import a_module_that_is_not_there\n")
-    _, words = python(ERROR_OF_LOADING.format(folder=str(saved[0])), broken)
-    assert KIND in words
-    assert "a_module_that_is_not_there" in words
+def test_without_the_distribution_or_with_a_broken_one_the_error_says_what_to_do(saved, tmp_path):
+    STRANGER.check_errors(saved[0], tmp_path)
 
 
 def test_a_distribution_that_does_not_import_leaves_the_other_tuners_alone(tmp_path):
-    broken = distribution(tmp_path / "packages", "import a_module_that_is_not_there\n")
-    assert "res_adapter" in python("print(json.dumps(sorted(kinds())))", broken)
+    broken = STRANGER.install(tmp_path / "packages", BROKEN)
+    assert "res_adapter" in STRANGER.python("print(json.dumps(sorted(kinds())))", broken)

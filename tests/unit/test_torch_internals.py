@@ -15,12 +15,18 @@ from restuning import _torch
 SOURCE = Path(restuning.__file__).parent
 
 
-def test_weights_are_substituted_inside_and_come_back():
-    module, other = nn.Linear(2, 2), torch.full((2, 2), 3.0)
-    before = module.weight
-    with _torch.substitute_weights(module, {"weight": other}):
-        assert module.weight is other
-    assert module.weight is before
+def test_a_copied_module_shares_its_tensors_but_for_those_that_are_replaced():
+    module, other = nn.BatchNorm1d(2).eval(), torch.full((2,), 3.0)
+    module.register_forward_hook(lambda module, args, output: output + 1)
+    before = dict(vars(module))
+    shell = nn.BatchNorm1d.__new__(nn.BatchNorm1d)
+    _torch.copy_module(module, shell, {}, {id(module.weight): other}, lambda value: value)
+    assert shell.weight is other and shell.bias is module.bias
+    assert shell.running_var is module.running_var
+    assert all(vars(module)[name] is value for name, value in before.items())
+    x = torch.randn(3, 2)
+    assert torch.allclose(shell(x), (module(x) - 1) * 3 + 1)
+    assert _torch.without_compiler(torch.compile(module)) is module
 
 
 def test_a_vmap_opened_and_closed_by_hand_is_a_vmap():

@@ -1,6 +1,7 @@
 """Backbones by name: the only room that imports model libraries."""
 
 from restuning.backbones.backbone import Backbone as Backbone
+from restuning.backbones.backbone import refuse_for_loaded as refuse_for_loaded
 from restuning.backbones.device import choose_device as choose_device
 from restuning.backbones.engines.export import Exported as Exported
 from restuning.backbones.engines.export import export_engine as export_engine

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from restuning._errors import BackboneError
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.towers import TextTower
 from restuning.host import Extractor, Host
@@ -72,3 +73,23 @@ class Backbone:
             "preprocessing": self.preprocessing.to_dict() if self.preprocessing else "text",
             "fingerprint": host.fingerprint(),
         }
+
+
+def refuse_for_loaded(backbone: Backbone, **options: Any) -> None:
+    """Refuse options that say how a backbone is loaded, where one is given that is.
+
+    Args:
+        backbone: That is loaded.
+        options: By name; None and False say nothing.
+
+    Raises:
+        BackboneError: One of them was given.
+    """
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if given:
+        raise BackboneError(
+            "a backbone that is loaded already is taken as it is",
+            where=", ".join(given),
+            found=f"{backbone.name}, weights {backbone.weights}",
+            fix=f"leave {' and '.join(given)} out, or give the backbone's name to have it loaded so",
+        )

@@ -257,7 +257,7 @@ def _load_hf(name: str, fetch: bool) -> Backbone:
         else:
             model = getattr(cls, "_from_config", cls)(config)
         if takes == "text":
-            return Backbone("", model, (), **load_text_parts(hf, name))
+            return Backbone("", model, (), **load_text_parts(hf, name, model))
     half = (0.5, 0.5, 0.5)
     preprocessing = image_preprocessing(hf, name, getattr(config, "image_size", None), (half, half))
     example = torch.zeros(1, 3, *preprocessing.size)

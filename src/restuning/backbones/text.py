@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from restuning.backbones.positions import count_positions
+
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -13,12 +15,25 @@ _MODES = {
 }
 
 
-def load_text_parts(hf: Any, name: str) -> dict[str, Any]:
-    """`kwargs`, `tokenizer` and `pool` of a `Backbone`."""
+def load_text_parts(hf: Any, name: str, model: Any = None) -> dict[str, Any]:
+    """`kwargs`, `tokenizer` and `pool` of a `Backbone`.
+
+    Args:
+        hf: transformers.
+        name: Of the model.
+        model: The network, whose positions bound the tokenizer's texts; None where it is elsewhere
+            (an engine), and its config is asked.
+    """
+    config = hf.AutoConfig.from_pretrained(name) if model is None else model.config
     tokenizer = hf.AutoTokenizer.from_pretrained(name)
     # GPT-2 has no padding token. Which one stands in does not matter: the mask leaves it out.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    positions = count_positions(config, model)
+    if positions is not None:
+        # A tokenizer without a limit has None, or 1e30, there.
+        limit = tokenizer.model_max_length or positions
+        tokenizer.model_max_length = min(limit, positions)
     example = dict(tokenizer("an example of a text", return_tensors="pt"))
     return {"kwargs": example, "tokenizer": tokenizer, "pool": _read_pool(hf, name)}
 

@@ -235,7 +235,8 @@ def _value(text: str) -> Any:
     if re.fullmatch(r"\d+(\+\d+)+", text):
         return [int(n) for n in text.split("+")]
     try:
-        return json.loads(text)
+        # Python writes them with a capital.
+        return json.loads(text.lower() if text in ("True", "False") else text)
     except ValueError:
         return text
 

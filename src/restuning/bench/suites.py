@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from restuning._errors import DataError, UnknownNameError
+from restuning.data import may_be_data
+from restuning.data.splits import SPLIT_NAMES, find_splits
 
 LISTS = ("train800.txt", "val200.txt", "test.txt")
 """What makes a folder a task: the community's VTAB-1K lists (lines `images/xxx.jpg label`)."""
@@ -92,7 +94,7 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
 
     Raises:
         DataError: No task is there.
-        UnknownNameError: A chosen task is not there.
+        UnknownNameError: There is no such suite or data set, or a chosen task is not there.
     """
     if where == "cifar100":
         return [SuiteTask("cifar100", _N, "torchvision:CIFAR100")]
@@ -104,6 +106,15 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
                 "no such folder of tasks",
                 where=str(root),
                 fix=f"give its path, or set {PLACE} (docs/bench.md)",
+            )
+        if not may_be_data(where):
+            known = [*FOLDERS, "cifar100", "digits"]
+            near = get_close_matches(where, known, n=1)
+            raise UnknownNameError(
+                "no such suite, folder or data set",
+                where=where,
+                found=f"did you mean {near[0]}?" if near else "",
+                fix=f"give {', '.join(known)}, torchvision:NAME, hf:NAME or a folder",
             )
         return [SuiteTask(where.rpartition(":")[2].lower(), "", where)]
     # Sorted: the order of runs must not depend on the file system.
@@ -142,7 +153,8 @@ def is_task(folder: Path) -> bool:
         return False
     if all((folder / name).is_file() for name in LISTS):
         return True
-    return all((folder / split).is_dir() for split in ("train", "val", "test"))
+    folders = [p.name for p in folder.iterdir() if p.is_dir()]
+    return len(find_splits(folders, str(folder))) == len(SPLIT_NAMES)
 
 
 def _find_group(folder: Path) -> str:

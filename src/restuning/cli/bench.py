@@ -89,8 +89,8 @@ def run(
     seeds: Annotated[int, option(METHOD, "Final runs of every method and task", min=1)] = 3,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
-    image_size: Annotated[int | None, option(BACKBONE, "Pixels, of a timm backbone")] = None,
-    epochs: Annotated[int, option(OPTIMISER, "Of every run")] = 20,
+    image_size: Annotated[int | None, option(BACKBONE, "Pixels, of a timm backbone", min=1)] = None,
+    epochs: Annotated[int, option(OPTIMISER, "Of every run", min=1)] = 20,
     batch_size: BatchSize = 64,
     lr: Annotated[
         float,

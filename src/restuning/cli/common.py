@@ -16,13 +16,18 @@ from rich.table import Table
 from rich.text import Text as Styled
 from typer.core import TyperCommand
 
-# No markup: a label, a folder or a method's name with brackets is printed as it is.
-console = Console(markup=False, highlight=False)
+
+def open_console(**where: Any) -> Console:
+    """A console that prints as it is what is written: a label `[red]`, a folder `:cat:`."""
+    return Console(markup=False, emoji=False, highlight=False, **where)
+
+
+console = open_console()
 
 
 def messages(as_json: bool) -> Console:
     """Where words for a person go: aside, where the output is JSON for a program."""
-    return Console(stderr=True, markup=False, highlight=False) if as_json else console
+    return open_console(stderr=True) if as_json else console
 
 
 def add_heading(heading: str, text: str) -> Styled:
@@ -148,7 +153,7 @@ Text = Annotated[str, option(DATA, "Text column of a csv")]
 Label = Annotated[str, option(DATA, "Label column of a csv")]
 MaxTokens = Annotated[int, option(DATA, "Tokens of a text that are read", min=1)]
 SkipBad = Annotated[bool, option(DATA, "Leave corrupt images out, and count them", "--skip-bad")]
-Workers = Annotated[int, option(DATA, "Processes that load data; 0: none beside this one")]
+Workers = Annotated[int, option(DATA, "Processes that load data; 0: none beside this one", min=0)]
 
 BackboneName = Annotated[
     str,
@@ -179,10 +184,12 @@ AnyBackbone = Annotated[
     option(BACKBONE, "Also other weights, or another engine, of this backbone", "--any-backbone"),
 ]
 
-Rank = Annotated[int | None, option(METHOD, "Bottleneck or length of the tuners; most methods: 10")]
+Rank = Annotated[
+    int | None, option(METHOD, "Bottleneck or length of the tuners; most methods: 10", min=1)
+]
 
-ForwardBatch = Annotated[int, option(BACKBONE, "Inputs of one forward", "--batch-size")]
-BatchSize = Annotated[int, option(OPTIMISER, "Examples of one step")]
+ForwardBatch = Annotated[int, option(BACKBONE, "Inputs of one forward", "--batch-size", min=1)]
+BatchSize = Annotated[int, option(OPTIMISER, "Examples of one step", min=1)]
 Epochs = Annotated[
     int | None, option(OPTIMISER, "Passes over the training data; default: the method's", min=1)
 ]
@@ -190,7 +197,7 @@ WeightDecay = Annotated[float, option(OPTIMISER, "Not on biases, scales and lamb
 LabelSmoothing = Annotated[float, option(OPTIMISER, "Share of the target given to other classes")]
 Clip = Annotated[float | None, option(OPTIMISER, "Largest gradient norm; default: none")]
 Precision = Annotated[str, option(OPTIMISER, "Autocast: no, bf16, fp16")]
-Accumulate = Annotated[int, option(OPTIMISER, "Pieces a batch is run in")]
+Accumulate = Annotated[int, option(OPTIMISER, "Pieces a batch is run in", min=1)]
 Ema = Annotated[
     float | None, option(OPTIMISER, "Decay of a running mean of weights; default: none")
 ]
@@ -200,7 +207,7 @@ CacheDtype = Annotated[str, option(FEATURES, "How they are kept: fp32, bf16, fp1
 CachePrecision = Annotated[str, option(FEATURES, "What they are computed in: fp32 or bf16")]
 
 Out = Annotated[Path | None, option(OUTPUT, "Folder of the run; the same folder goes on with it")]
-CheckpointEvery = Annotated[int, option(OUTPUT, "Steps between checkpoints")]
+CheckpointEvery = Annotated[int, option(OUTPUT, "Steps between checkpoints", min=1)]
 NoResume = Annotated[bool, option(OUTPUT, "Start over", "--no-resume")]
 Json = Annotated[bool, option(OUTPUT, "Print JSON for a program to read", "--json")]
 

@@ -46,15 +46,17 @@ app = group("Tune a text-to-image pipeline.")
 def train_image_generation(
     data: Annotated[Path, typer.Argument(help="Folder of images with captions, or parquet")],
     pipeline: Annotated[str, option(BACKBONE, "Folder of a diffusers pipeline, or a hub name")],
-    size: Annotated[int | None, option(DATA, "Side in pixels; default: the pipeline's")] = None,
+    size: Annotated[
+        int | None, option(DATA, "Side in pixels; default: the pipeline's", min=1)
+    ] = None,
     caption_drop: Annotated[float, option(DATA, "Share of captions left empty")] = 0.1,
     device: Device = None,
     method: Annotated[
         str, option(METHOD, "A named method", autocompletion=complete_method)
     ] = "res-tuning-bypass",
-    rank: Annotated[int | None, option(METHOD, "64 for a bypass, else 50")] = None,
+    rank: Annotated[int | None, option(METHOD, "64 for a bypass, else 50", min=1)] = None,
     kernel: Annotated[int, option(METHOD, "Maps between stages of a bypass: 1 or 3")] = 1,
-    steps: Annotated[int, option(OPTIMISER, "Of the optimiser")] = 1000,
+    steps: Annotated[int, option(OPTIMISER, "Of the optimiser", min=1)] = 1000,
     batch_size: BatchSize = 16,
     lr: Annotated[
         float, option(OPTIMISER, "Highest learning rate", "--lr", "--learning-rate")
@@ -74,12 +76,12 @@ def train_image_generation(
     name: Annotated[str, option(OUTPUT, "Of the task folder, NAME.task")] = "style",
     checkpoint_every: CheckpointEvery = 100,
     sample_every: Annotated[
-        int | None, option(OUTPUT, "Steps between sample grids; default: one at the end")
+        int | None, option(OUTPUT, "Steps between sample grids; default: one at the end", min=1)
     ] = None,
     prompt: Annotated[
         list[str] | None, option(OUTPUT, "Of the grids; default: four captions")
     ] = None,
-    sample_steps: Annotated[int, option(OUTPUT, "Denoiser calls of a sample")] = 25,
+    sample_steps: Annotated[int, option(OUTPUT, "Denoiser calls of a sample", min=1)] = 25,
     guidance: Annotated[float, option(OUTPUT, "Classifier-free guidance of a sample")] = 7.5,
     no_resume: NoResume = False,
     as_json: Json = False,

@@ -72,7 +72,7 @@ def list_methods(
     ] = None,
     weights: Weights = None,
     random: Random = False,
-    classes: Annotated[int, typer.Option(help="Classes of the head that is counted")] = 100,
+    classes: Annotated[int, typer.Option(help="Classes of the head that is counted", min=1)] = 100,
     as_json: Json = False,
 ) -> None:
     """The named methods and where their defaults come from."""

@@ -115,7 +115,7 @@ def plan(
         budget,
         precision,
         check_dtype(cache_dtype),
-        {"rank": rank} if rank else {},
+        {} if rank is None else {"rank": rank},
     )
     found = forecast_methods(request, (method,) if method else USUAL_METHODS, loaded, host)
     show_forecasts(found, screen)

@@ -20,12 +20,15 @@ MIB = 2**20
 
 def show_result(rows: list[dict[str, Any]], console: Console) -> None:
     """One row a method."""
+    from restuning.training.run import SHORT, measured_on
+
+    split = measured_on(rows[0])
     table = Table(title="result", title_justify="left")
     table.add_column("method", no_wrap=True)
-    for column in ("test accuracy", "trained", "without head", "memory above weights", "time"):
+    for column in (f"{split} accuracy", "trained", "without head", "memory above weights", "time"):
         table.add_column(column, justify="right")
     for row in rows:
-        accuracy, peak = row["test_accuracy"], row["peak_memory_bytes"]
+        accuracy, peak = row[f"{SHORT[split]}_accuracy"], row["peak_memory_bytes"]
         table.add_row(
             row["method"],
             "-" if accuracy is None else f"{accuracy:.2%}",
@@ -35,6 +38,13 @@ def show_result(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['seconds']:.1f} s",
         )
     console.print(table)
+    if rows[0]["test_accuracy"] is None:
+        console.print(
+            "no test split: these are accuracies on the validation split"
+            if split == "validation"
+            else "no test split, and no validation split that was held out: no accuracy is known",
+            soft_wrap=True,
+        )
 
 
 def log_to(console: Console) -> Callable[[str], None]:

@@ -163,3 +163,9 @@ def show_sweep(report: dict[str, Any], console: Console) -> None:
             f"chosen on val: {setting_in_words(report['best']['setting'])}; trained on train and val, test "
             f"accuracy {final['mean']:.2%} ± {final['std']:.2%} over {len(report['seeds'])} seeds"
         )
+    else:
+        console.print(
+            f"chosen on val: {setting_in_words(report['best']['setting'])}; there is no test split to "
+            "test the choice on",
+            soft_wrap=True,
+        )

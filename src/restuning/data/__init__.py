@@ -11,6 +11,7 @@ from restuning.data.listing import find_images as find_images
 from restuning.data.listing import merge_left_out as merge_left_out
 from restuning.data.listing import say_left_out as say_left_out
 from restuning.data.load import load_data as load_data
+from restuning.data.load import may_be_data as may_be_data
 from restuning.data.text_files import read_csv as read_csv
 from restuning.data.tokens import TagBatch as TagBatch
 from restuning.data.tokens import TextBatch as TextBatch

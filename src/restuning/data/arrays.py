@@ -1,9 +1,8 @@
-"""Images in memory: scikit-learn's digits, torchvision and Hugging Face data sets by name."""
+"""Images in memory: scikit-learn's digits and torchvision's data sets by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,82 +109,3 @@ def from_torchvision(name: str, preprocessing: Preprocessing, options: DataOptio
     # The images of both parts stand in one list, those of the test part last.
     splits = [train, val, list(range(len(parts[0]), len(labels)))]
     return _Pool(images, labels, splits, names).to_data(name.lower(), preprocessing, options)
-
-
-def from_hub(name: str, preprocessing: Preprocessing, options: DataOptions) -> Data:
-    """A Hugging Face data set by name, or a folder that `save_to_disk` wrote."""
-    hf = require("datasets", "datasets", f"the data set hf:{name}")
-    try:
-        path = Path(name)
-        sets = hf.load_from_disk(name) if path.is_dir() else hf.load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            "a Hugging Face data set could not be loaded",
-            where=name,
-            found=str(error).splitlines()[0][:200],
-            fix="check the name, the network or the folder",
-        ) from None
-    parts = sets if isinstance(sets, dict) else {"train": sets}
-    if "train" not in parts:
-        raise DataError(
-            "a data set without a train split",
-            where=name,
-            found=f"splits {', '.join(parts)}",
-            fix="rename one to train",
-        )
-    # CIFAR-100 brings coarse labels, too; the fine ones are what is reported on it.
-    column = next(
-        (c for c in ("label", "labels", "fine_label") if c in parts["train"].features), None
-    )
-    picture = next((c for c in ("image", "img") if c in parts["train"].features), None)
-    if column is None or picture is None:
-        raise DataError(
-            "no image and label columns",
-            where=name,
-            found=", ".join(parts["train"].features),
-            fix="rename them",
-        )
-    feature = parts["train"].features[column]
-    if feature.dtype == "string":
-        raise DataError(
-            "labels are words, not class numbers",
-            where=f"{name}, column {column}",
-            fix=f'number them once: dataset.class_encode_column("{column}")',
-        )
-    images: list[Any] = []
-    labels: list[int] = []
-    bounds: list[list[int]] = []
-    for key in ("train", "validation", "test"):
-        start = len(labels)
-        if key in parts:
-            images += _list_pictures(parts[key], picture)
-            labels += [int(y) for y in parts[key][column]]
-        bounds.append(list(range(start, len(labels))))
-    names = list(getattr(feature, "names", None) or map(str, range(max(labels) + 1)))
-    # Hub data sets mark the labels of a hidden test split with -1.
-    wrong = [y for y in labels if not 0 <= y < len(names)]
-    if wrong:
-        raise DataError(
-            "labels outside the classes",
-            where=f"{name}, column {column}",
-            found=f"{len(wrong)} such as {wrong[0]} (an unlabelled split?)",
-            fix="leave that split out",
-        )
-    if not bounds[2]:
-        # Only what is missing is drawn; a validation split that was brought stays as it is.
-        shares = (0.8,) if bounds[1] else (0.7, 0.1)
-        drawn = split_by_class([labels[i] for i in bounds[0]], shares, SPLIT_SEED)
-        bounds = [drawn[0], bounds[1], drawn[1]] if bounds[1] else drawn
-    return _Pool(images, labels, bounds, names).to_data(Path(name).name, preprocessing, options)
-
-
-def _list_pictures(part: Any, column: str) -> list[Any]:
-    """The images of a Hugging Face split as files or bytes, to be read as all others are."""
-    hf = require("datasets", "datasets", "a Hugging Face data set")
-    feature = part.features[column]
-    if not isinstance(feature, hf.Image):
-        # Numbers: arrays of pixels.
-        return [each if isinstance(each, bytes) else np.asarray(each) for each in part[column]]
-    rows = part.cast_column(column, hf.Image(decode=False))[column]
-    # The path of bytes is where they once were.
-    return [row and (row["path"] if row["bytes"] is None else row["bytes"]) for row in rows]

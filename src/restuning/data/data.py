@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -232,6 +233,13 @@ def drop_unreadable(
             continue
         good.append((path, label))
     return good, bad
+
+
+def name_of(path: Path) -> str:
+    """What a data set at a path is called: its folder's own name, also of `.`, `..` and `x/`."""
+    # Not by where links lead: a link has a name of its own.
+    whole = Path(os.path.abspath(path.expanduser()))
+    return (whole.name if whole.is_dir() else whole.stem) or "data"
 
 
 def hash_samples(samples: Sequence[tuple[Any, int]]) -> str:

@@ -16,6 +16,7 @@ from restuning.data.data import (
     ImageFiles,
     drop_unreadable,
     hash_samples,
+    name_of,
     split_by_class,
 )
 from restuning.data.images import image_suffixes
@@ -81,8 +82,7 @@ def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) 
         return ImageFiles(splits[key], plain, keep=True) if splits.get(key) else None
 
     return Data(
-        # Of `.` and `..` the folder's own.
-        path.resolve().name or "data",
+        name_of(path),
         ImageFiles(train, preprocessing.transform(options.augment), keep=options.augment == "none"),
         None if options.final else part("val"),
         part("test"),
@@ -113,8 +113,8 @@ def _find_class_folders(path: Path, left_out: LeftOut) -> tuple[Samples, list[st
     classes_too = len(folders) > len(splits) and not any(inside.values())
     if splits and not classes_too:
         return _find_in_splits(path, splits, folders, left_out)
-    _warn_of_names(path, [p.name for p in folders])
     samples, labels = _list_images(path, folders, left_out)
+    _warn_of_names(path, labels)
     # One folder a class and no parts: they are drawn once, the same for everybody.
     drawn = split_by_class([y for _, y in samples], (0.7, 0.1), SPLIT_SEED)
     return {

@@ -75,8 +75,9 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
         if here != folder and is_ours(entries):
             left_out.setdefault(OURS, []).append(here)
             continue
+        folders = []
         # In their order, so that of two ways to one folder always the same is taken.
-        for name, entry in sorted(entries.items(), reverse=True):
+        for name, entry in sorted(entries.items()):
             path = here / name
             # Not `is_file`: a link to an image that is gone must be missed by name, not left out.
             if entry.is_dir():
@@ -85,11 +86,12 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
                     left_out.setdefault(BACK, []).append(path)
                 elif place not in seen:
                     seen.add(place)
-                    waiting.append(path)
+                    folders.append(path)
             elif path.suffix.lower() in image_suffixes():
                 images.append(path)
             else:
                 left_out.setdefault(why_left_out(path), []).append(path)
+        waiting += reversed(folders)
     return sorted(images), {why: sorted(paths) for why, paths in left_out.items()}
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError, UnknownNameError
-from restuning.data.arrays import from_hub, from_sklearn, from_torchvision
-from restuning.data.data import Data, DataOptions
+from restuning.data.arrays import from_sklearn, from_torchvision
+from restuning.data.data import Data, DataOptions, name_of
 from restuning.data.folders import from_folder
+from restuning.data.hub_sets import from_tables, is_table, load_tables
 from restuning.data.texts import TABLES, TAGGED, find_files, from_conll, from_csv
 
 if TYPE_CHECKING:
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def load_data(
-    name: str, backbone: Backbone, options: DataOptions | None = None, **keywords: Any
+    name: Any, backbone: Backbone, options: DataOptions | None = None, **keywords: Any
 ) -> Data:
     """Load a data set with the backbone's own preprocessing.
 
     Args:
         name: `digits`; a folder of class folders (with or without train/val/test); a folder in
-            VTAB-1K list layout; `torchvision:NAME`; `hf:NAME`; a csv file or folder of csv files (a text and
-            a label a row); a CoNLL file or folder of them (a word and a tag a line).
+            VTAB-1K list layout; `torchvision:NAME`; `hf:NAME`, where the name is that of a hub, of a folder
+            or of a parquet file; a `datasets.Dataset` or `DatasetDict`; a csv file or folder of csv files
+            (a text and a label a row); a CoNLL file or folder of them (a word and a tag a line).
         backbone: Whose preprocessing or tokenizer is used.
         options: How it is read; None for the defaults of `DataOptions`.
         keywords: Fields of `DataOptions` that differ: `augment` ("none", "flip", "timm",
@@ -36,6 +38,11 @@ def load_data(
         UnknownNameError: No such data set.
     """
     options = replace(options or DataOptions(), **keywords)
+    if is_table(name):
+        if backbone.preprocessing is None:
+            raise _wants_text("a Hugging Face data set")
+        return from_tables(name, _name_of(name), backbone.preprocessing, options)
+    name = str(name)
     path = Path(name).expanduser()
     # Files and folders say what they are; only then is a name read as a name.
     scheme, _, rest = name.partition(":")
@@ -44,15 +51,13 @@ def load_data(
     if files := find_files(path, TAGGED):
         return from_conll(path, files, backbone, options)
     if backbone.preprocessing is None:
-        raise DataError(
-            "a text backbone needs text", where=name, fix="give a csv file, or an image backbone"
-        )
+        raise _wants_text(name)
     if name == "digits":
         return from_sklearn(backbone.preprocessing, options)
     if scheme == "torchvision" and rest:
         return from_torchvision(rest, backbone.preprocessing, options)
     if scheme == "hf" and rest:
-        return from_hub(rest, backbone.preprocessing, options)
+        return from_tables(load_tables(rest), _shorten(rest), backbone.preprocessing, options)
     if path.is_dir():
         return from_folder(path, backbone.preprocessing, options)
     raise UnknownNameError(
@@ -60,3 +65,29 @@ def load_data(
         where=name,
         fix="give `digits`, a folder, a csv file, torchvision:NAME or hf:NAME",
     )
+
+
+def may_be_data(name: str) -> bool:
+    """Whether `load_data` would look for a data set of that name: it is known, or something is there."""
+    scheme, _, rest = name.partition(":")
+    known = name == "digits" or (scheme in ("torchvision", "hf") and bool(rest))
+    return known or Path(name).expanduser().exists()
+
+
+def _shorten(name: str) -> str:
+    """`set` of `user/set`, of a folder or of `set.parquet`."""
+    path = Path(name).expanduser()
+    return name_of(path) if path.exists() else path.name
+
+
+def _wants_text(where: str) -> DataError:
+    return DataError(
+        "a text backbone needs text", where=where, fix="give a csv file, or an image backbone"
+    )
+
+
+def _name_of(sets: Any) -> str:
+    """What tables call themselves."""
+    first = next(iter(sets.values())) if isinstance(sets, dict) else sets
+    info = getattr(first, "info", None)
+    return getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "dataset"

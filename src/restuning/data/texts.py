@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError, warn
-from restuning.data.data import SPLIT_SEED, Data, DataOptions, hash_samples, split_by_class
+from restuning.data.data import (
+    SPLIT_SEED,
+    Data,
+    DataOptions,
+    hash_samples,
+    name_of,
+    split_by_class,
+)
 from restuning.data.splits import find_splits
 from restuning.data.text_files import read_csv, read_text, split_lines
 from restuning.data.tokens import TagBatch, TextBatch
@@ -184,8 +190,7 @@ def _build_data(
 ) -> Data:
     train = splits["train"] + (splits.get("val", []) if final else [])
     return Data(
-        # `.` has no name of its own.
-        Path(os.path.abspath(path)).stem,
+        name_of(path),
         train,
         None if final else splits.get("val"),
         splits.get("test"),

@@ -11,6 +11,9 @@ from torch import Tensor
 from restuning._errors import DataError
 from restuning.data.data import LONGEST_TEXT
 
+NO_LIMIT = 10**9
+"""From here on a tokenizer's limit is none: transformers writes 1e30."""
+
 IGNORED = -100
 """Label of tokens that have none: padding, special tokens, the later pieces of a word."""
 
@@ -22,10 +25,14 @@ class TextBatch:
 
     Args:
         tokenizer: The backbone's.
-        longest: Tokens of a text that are read.
+        longest: Tokens of a text that are read. 256 is what nobody asked for, and read as no more than
+            the backbone takes.
 
     Attributes:
         kind: Of the data set it collates.
+
+    Raises:
+        DataError: Less than one token is asked for, or more than the backbone takes.
     """
 
     kind = "text"
@@ -35,13 +42,19 @@ class TextBatch:
             raise DataError(
                 "texts need a token", found=f"max_tokens={longest}", fix="give 1 or more"
             )
+        most = _most_tokens(tokenizer)
+        if longest != LONGEST_TEXT and most is not None and longest > most:
+            raise DataError(
+                "a backbone does not take texts as long as that",
+                found=f"max_tokens={longest}, and it takes {most}",
+                fix=f"give {most} or less",
+            )
         self.tokenizer, self.longest = tokenizer, longest
 
     @property
     def limit(self) -> int:
         """Tokens of a text that are read, and no more than the backbone takes."""
-        # A tokenizer without a limit has None, or 1e30, there.
-        return min(self.longest, getattr(self.tokenizer, "model_max_length", None) or self.longest)
+        return min(self.longest, _most_tokens(self.tokenizer) or self.longest)
 
     def tokens(self, texts: Sequence[Any], **how: Any) -> Any:
         """The backbone's input, `b n` each."""
@@ -122,4 +135,12 @@ class TagBatch(TextBatch):
 def make_text_batch(tokenizer: Any, values: Mapping[str, Any]) -> TextBatch:
     """What `to_dict` wrote; an older task file says nothing of texts."""
     kind = TagBatch if values.get("kind") == "tags" else TextBatch
-    return kind(tokenizer, int(values.get("max_tokens", LONGEST_TEXT)))
+    longest = int(values.get("max_tokens", LONGEST_TEXT))
+    # Files from before positions were counted may hold more than the backbone takes.
+    return kind(tokenizer, min(longest, _most_tokens(tokenizer) or longest))
+
+
+def _most_tokens(tokenizer: Any) -> int | None:
+    # A tokenizer without a limit has None, or 1e30, there.
+    most = getattr(tokenizer, "model_max_length", None)
+    return most if most and most < NO_LIMIT else None

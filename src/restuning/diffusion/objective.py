@@ -73,6 +73,13 @@ class Objective:
                 where=self.kind,
                 fix="give alphas, e.g. pipeline.scheduler.alphas_cumprod",
             )
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise TrainingError(
+                "a cap of min-SNR weights is above 0",
+                where="min_snr",
+                found=str(self.min_snr),
+                fix="give 5, or none",
+            )
         if self.kind == "flow" and self.min_snr is not None:
             raise TrainingError(
                 "min-SNR weights are those of a noise schedule",

@@ -46,9 +46,9 @@ class DenoiserSettings(LoopSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_whole("steps", least=1)
-        for name in ("warmup_steps", "sample_every"):
+        for name, least in (("warmup_steps", 0), ("sample_every", 1)):
             if getattr(self, name) is not None:
-                self._require_whole(name, least=0)
+                self._require_whole(name, least=least)
         self._require_share("caption_drop")
 
     @property

@@ -177,10 +177,13 @@ def tune_pipeline(
 
 
 def _method_options(request: PipelineRequest, parts: TextToImage) -> dict[str, Any]:
-    if "bypass" not in request.method:
-        return {"rank": request.rank or INSIDE_RANK}
+    inside = "bypass" not in request.method
+    usual = INSIDE_RANK if inside else BYPASS_RANK
+    rank = {"rank": usual if request.rank is None else request.rank}
+    if inside:
+        return rank
     return {
-        "rank": request.rank or BYPASS_RANK,
+        **rank,
         "kernel": request.kernel,
         "time_scale": STEPS / parts.conditioning.time_scale,
     }

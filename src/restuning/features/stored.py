@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from restuning._errors import StoreError
-from restuning.backbones import Backbone, choose_device, load_backbone
+from restuning.backbones import Backbone, choose_device, load_backbone, refuse_for_loaded
 from restuning.data import Data, DataOptions, load_data
 from restuning.data.data import collate_batch
 from restuning.features.cached import StoredFeatures
@@ -258,24 +258,26 @@ def build_store(
     """
     reading = reading or DataOptions()
     torch.manual_seed(0)
-    if not isinstance(backbone, Backbone):
+    if isinstance(backbone, Backbone):
+        refuse_for_loaded(backbone, weights=weights, random=random)
+    else:
         file = None if weights is None else Path(weights)
         backbone = load_backbone(backbone, weights=file, random=random)
     host = backbone.host()
     needs = _parse_needs(host, tokens)
     augmented = None
     if options.views > 2:
-        augmented = load_data(str(data), backbone, replace(reading, augment="timm")).train
+        augmented = load_data(data, backbone, replace(reading, augment="timm")).train
     place = choose_device(device)
     # Kernels without a device of their own, as of quantised weights, go to the current one.
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         host.to(place)
-        plain = load_data(str(data), backbone, replace(reading, augment="none", final=False))
+        plain = load_data(data, backbone, replace(reading, augment="none", final=False))
         stored = open_or_build(host, backbone, plain, needs, options, augmented=augmented)
     if stored is None:
         raise StoreError(
             "texts have different lengths, so all their tokens cannot be stored",
-            where=str(data),
+            where=plain.name,
             fix="give --tokens cls or last, or train live",
         )
     return stored

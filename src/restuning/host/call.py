@@ -67,7 +67,6 @@ class Call:
         last: Name of the last tap.
         side: What takes the place of the last stream; None for the backbone's own.
         inputs: Inputs in the batch; 0 where that is the stream's first axis.
-        weights: What stands in the place of the backbone's weights, by name.
 
     Attributes:
         streams: What entered a site whose tuner is in use, until its tuner has run.
@@ -91,10 +90,9 @@ class Call:
         last: str,
         side: LastStream | None = None,
         inputs: int = 0,
-        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.tuners, self.needs, self.projections, self.last = tuners, needs, projections, last
-        self.side, self.inputs, self.weights = side, inputs, dict(weights or {})
+        self.side, self.inputs = side, inputs
         self.streams: dict[str, Tensor] = {}
         self.deltas: dict[str, Tensor] = {}
         self.taps: dict[str, Tensor] = {}
@@ -112,14 +110,7 @@ class Call:
 
     def copy_for_recompute(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
-        call = Call(
-            self.tuners,
-            Needs(()),
-            self.projections,
-            self.last,
-            inputs=self.inputs,
-            weights=self.weights,
-        )
+        call = Call(self.tuners, Needs(()), self.projections, self.last, inputs=self.inputs)
         # The hooks that note them stand on the whole model, which is not run again.
         call.real_tokens, call.time = self.real_tokens, self.time
         return call

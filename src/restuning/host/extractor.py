@@ -83,13 +83,21 @@ class Extractor(nn.Module, ABC):
     def digest(self) -> str:
         """A hash of everything its features depend on: what a feature store is keyed by."""
 
-    def readout(self, state: Tensor, pool: str | None = None, mask: Tensor | None = None) -> Tensor:
+    def readout(
+        self,
+        state: Tensor,
+        pool: str | None = None,
+        mask: Tensor | None = None,
+        *,
+        model: nn.Module | None = None,
+    ) -> Tensor:
         """The frozen final norm and pooling of real tokens, `b n d -> b d`, on loan to tasks.
 
         Args:
             state: The last stream.
             pool: Another pooling than the backbone's own, one of `POOLS`.
             mask: Which tokens are real, `b n`; None where all are.
+            model: A copy of the backbone whose norm is used; None for the backbone itself.
 
         Raises:
             UnknownNameError: No such pooling.
@@ -98,7 +106,7 @@ class Extractor(nn.Module, ABC):
         if pool is not None and pool != rule.pool:
             # `pool_first` describes the backbone's own pooling; any other one is of normed tokens.
             rule = replace(rule, pool=parse_pool(pool), pool_first=False)
-        return rule(self.model, state, mask)
+        return rule(self.model if model is None else model, state, mask)
 
     def resolve_needs(self, keep: Needs | Sequence[str] | None, tokens: Tokens = "all") -> Needs:
         """What to keep, checked.

@@ -102,7 +102,7 @@ class SaveStream:
         call: Call | None = current_call(self.slot)
         if call is None:
             return None
-        x = first_tensor(args) if args else kwargs.get("hidden_states", first_tensor(kwargs))
+        x = _read_stream(args, kwargs)
         if x is None:
             return None
         changed = False
@@ -124,13 +124,7 @@ class SaveStream:
         for site in self.sites:
             if site.name in call.tuners:
                 call.streams[site.name] = x
-        if not changed:
-            return None
-        if args:
-            return (x, *args[1:]), kwargs
-        # Blocks of transformers and diffusers may be called by keyword alone.
-        name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        return args, {**kwargs, ("hidden_states" if "hidden_states" in kwargs else name): x}
+        return _replace_stream(args, kwargs, x) if changed else None
 
 
 @dataclass(frozen=True)
@@ -154,17 +148,27 @@ class AddDeltaToReaders:
             tuner = call.tuners.get(site.name)
             if tuner is None or tuner.reads == "output":
                 continue
-            x = first_tensor(args) if args else kwargs["hidden_states"]
+            x = _read_stream(args, kwargs)
             assert x is not None
             # All later readers of a gated block read one and the same delta.
             if site.name not in call.deltas:
                 call.deltas[site.name] = compute_delta(x, tuner, call, site)
-            x = x + call.deltas[site.name]
-            if args:
-                args = (x, *args[1:])
-            else:
-                kwargs = {**kwargs, "hidden_states": x}
+            args, kwargs = _replace_stream(args, kwargs, x + call.deltas[site.name])
         return args, kwargs
+
+
+def _read_stream(args: tuple, kwargs: dict) -> Tensor | None:
+    """The stream among a module's inputs: the first tensor, or what transformers and diffusers name so."""
+    return first_tensor(args) if args else kwargs.get("hidden_states", first_tensor(kwargs))
+
+
+def _replace_stream(args: tuple, kwargs: dict, x: Tensor) -> tuple[tuple, dict]:
+    """A module's inputs with another stream."""
+    if args:
+        return (x, *args[1:]), kwargs
+    # Blocks of transformers and diffusers may be called by keyword alone.
+    name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+    return args, {**kwargs, ("hidden_states" if "hidden_states" in kwargs else name): x}
 
 
 @dataclass(frozen=True)

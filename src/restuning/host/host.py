@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,7 @@ from restuning.host.listeners import RecordTimestep
 from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
 from restuning.host.snapshot import Snapshot
+from restuning.host.trained_copy import copy_with_weights
 from restuning.sites import (
     Declaration,
     Features,
@@ -201,28 +203,31 @@ class Host(Extractor):
     ) -> tuple[Features, Any]:
         """One forward with tuners in use: the kept streams, and the backbone's own output.
 
+        The streams carry the readout with them, with the weights that the forward ran with.
+
         Args:
             tuners: By site name.
             needs: What to keep; the tap "last" is the last stream.
             args: The backbone's input.
-            weights: Tensors that take the place of the backbone's for this forward.
+            weights: Tensors that take the place of the backbone's for this forward; the backbone itself
+                is not written (`copy_with_weights`).
             side: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
-        call = Call(
-            tuners, needs, self._projections, self._last, side, count_inputs(args, kwargs), weights
-        )
         check_tuners(tuners, self.sites, self._projections)
+        model, projections, readout = self.model, self._projections, self.readout
+        if weights:
+            # The backbone object is never changed: other threads may be running it.
+            model = copy_with_weights(self.model, weights)
+            projections = {n: p.of(model) for n, p in projections.items() if n in tuners}
+            readout = partial(self.readout, model=model)
+        call = Call(tuners, needs, projections, self._last, side, count_inputs(args, kwargs))
         with active(self._slot, call):
-            if weights:
-                # The backbone object is never changed: other threads may be running it.
-                output = torch.func.functional_call(self.model, dict(weights), args, kwargs)
-            else:
-                output = self.model(*args, **kwargs)
+            output = model(*args, **kwargs)
         check_all_reached(call)
         self._snapshot.check()
-        call.keep_own_feature(output, self.readout_rule, self.readout)
-        return call.features(self.readout), output
+        call.keep_own_feature(output, self.readout_rule, readout)
+        return call.features(readout), output
 
     def predict_side_by_side(
         self, bypasses: Sequence[Any], *args: Any, base: bool = True, **kwargs: Any
@@ -270,12 +275,20 @@ class Host(Extractor):
                 as `Rows`; or None.
 
         Raises:
-            WrongTaskError: The task is a bypass with a head, which reads a state of its own.
+            WrongTaskError: The task is a bypass with a head, which reads a state of its own, or trains
+                weights of the backbone.
         """
         if task is None:
             with active(self._slot, None):
                 yield
             return
+        if len(getattr(task, "weights", ())):
+            raise WrongTaskError(
+                "a task with weights of its own in the backbone's place cannot run inside it",
+                where=task.method,
+                found="the backbone object is shared, and is not changed for one of its users",
+                fix="call Tuned(host, task)(x)",
+            )
         side = getattr(task, "side", None)
         if side is not None and task.head is not None:
             raise WrongTaskError(

@@ -13,6 +13,7 @@ from restuning.bypass import Bypass, UNetBypass
 from restuning.host import Extractor
 from restuning.methods.method import (
     PAPER,
+    START,
     Method,
     Options,
     add_drop_path,
@@ -106,7 +107,7 @@ def _fix_gate(bypass: Bypass, value: float) -> None:
     bypass.gate.requires_grad_(False)
 
 
-TAKES = ("taps", "gate")
+TAKES = ("taps", "gate", *START)
 """`taps`: layers (from 1) whose taps are kept; `gate`: a fixed lambda, the same in every layer."""
 
 

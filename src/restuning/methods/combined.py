@@ -10,7 +10,15 @@ from torch import nn
 
 from restuning._errors import UnknownNameError
 from restuning.host import Host
-from restuning.methods.method import PAPER, RANK, Method, Options, add_drop_path, make_adapter
+from restuning.methods.method import (
+    PAPER,
+    RANK,
+    START,
+    Method,
+    Options,
+    add_drop_path,
+    make_adapter,
+)
 from restuning.sites import Op, Site
 from restuning.task import Task
 from restuning.tuners import ResPrefix, ResPrompt, Scaled, Tuner
@@ -136,13 +144,15 @@ ROWS: dict[str, Method] = {
         _tune_operations({"mha": "adapter", "ffn": "adapter"}),
         "dual: Res-Adapter beside MHA and FFN, channel scales (convolutions: beside each block)",
         f"{PAPER}, Tables 2b and 3a",
+        START,
     ),
     "res-tuning-single": Method(
-        _tune_operations({"ffn": "prompt"}), "Res-Prompt beside FFN", f"{PAPER}, Table 2a"
+        _tune_operations({"ffn": "prompt"}), "Res-Prompt beside FFN", f"{PAPER}, Table 2a", START
     ),
     "res-tuning-tri": Method(
         _tune_operations({"mha": "adapter", "ffn": "adapter", "block": "adapter"}),
         "dual, and a Res-Adapter beside every block",
         f"{PAPER}, Table 2c",
+        START,
     ),
 }

@@ -9,7 +9,7 @@ from torch import nn
 from restuning._errors import NoSitesError
 from restuning.host import Host
 from restuning.methods.combined import make_prefix, make_prompt
-from restuning.methods.method import PAPER, RANK, Method, Options, add_drop_path
+from restuning.methods.method import PAPER, RANK, START, Method, Options, add_drop_path
 from restuning.sites import Op, Site
 from restuning.task import Task
 from restuning.tuners import ResAdapter, Scaled, StemPrompt, Tuner
@@ -43,6 +43,7 @@ ROWS: dict[str, Method] = {
         _tune_each(("mha",), lambda s, o: Scaled(make_prefix(s, {"zero": False, **o}), "exact")),
         "prefix tuning: Res-Prefix on MHA with the exact lambda",
         f"Li and Liang 2021; {PAPER}",
+        START,
     ),
     "vpt-deep": Method(
         _tune_each(("mha",), lambda s, o: Scaled(make_prompt(s, o), "exact")),
@@ -63,6 +64,7 @@ ROWS: dict[str, Method] = {
         ),
         "sequential adapter after FFN (reads OP's output)",
         f"Pfeiffer et al. 2021; {PAPER} 1.3",
+        START,
     ),
     "houlsby": Method(
         _tune_each(
@@ -73,15 +75,21 @@ ROWS: dict[str, Method] = {
         ),
         "sequential adapters after MHA and FFN, bottleneck 64",
         "Houlsby et al. 2019, arXiv 1902.00751, section 3.2",
+        START,
     ),
     "adaptformer": Method(
         _tune_each(
             ("ffn",),
             lambda s, o: ResAdapter(
-                s.dim, rank=o.get("rank", 64), activation="relu", zero=True, factor=0.1
+                s.dim,
+                rank=o.get("rank", 64),
+                activation="relu",
+                zero=o.get("zero", True),
+                factor=0.1,
             ),
         ),
         "AdaptFormer-64: a parallel ReLU adapter beside FFN, scale 0.1",
         "Chen et al. 2022",
+        START,
     ),
 }

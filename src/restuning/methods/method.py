@@ -19,8 +19,10 @@ RANK = 10
 """Bottleneck, prefix and prompt length in every layer (paper, by its parameter counts)."""
 
 Options = dict[str, Any]
-COMMON = frozenset({"rank", "scale", "zero", "query", "layers", "drop_path", "pool", "residual"})
+COMMON = frozenset({"rank", "scale", "query", "layers", "drop_path", "pool", "residual"})
 """Options of every method; see `build`."""
+START = ("zero",)
+"""Of methods whose tuners may start as no change or at random."""
 OVER_TIME = frozenset({"film", "time_scale", "kernel", "form"})
 """Options on diffusion models; see `build`."""
 

@@ -6,13 +6,13 @@ is written as `res-tuning[mha=prompt,ffn=adapter]`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
-from restuning._errors import RestuningError, UnknownNameError
+from restuning._errors import RestuningError, UnknownNameError, warn
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.methods import bypasses, combined, embedded, ours, weights
 from restuning.methods.method import COMMON, OVER_TIME, Method, make_head
@@ -71,18 +71,21 @@ def build(
             the default where there is no head, for generation, or one that is given), `rank`
             (bottleneck or length),
             `scale` (a form of `Scaled`), `zero` (start as no change: the default wherever it costs
-            no parameter), `query` ("mha"; "stream", the default at modulated norms), `layers` (a
+            no parameter; of methods whose tuners may start otherwise), `query` ("mha"; "stream", the default at modulated norms), `layers` (a
             slice or numbers from 1),
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
             On diffusion models also: `film` (tuners of a bypass know the time step: the default),
             `time_scale` (see `FilmAdapter`), `kernel` and `form` (see `UNetBypass`).
 
     Raises:
-        UnknownNameError: No such method, tuner, option or readout, or one that takes no head.
+        UnknownNameError: No such method, tuner, option, value or readout, or one that takes no head.
         NoSitesError: The backbone has no site of an operation the method tunes.
         EngineError: The method runs inside the backbone, and that is an engine.
         BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
         TunerShapeError: The head that is given reads another width than the feature's.
+
+    Warns:
+        RestuningWarning: The rank that is given is wider than the stream.
     """
     check(name)
     base, combination = combined.parse_combination(name)
@@ -94,8 +97,9 @@ def build(
             where=", ".join(sorted(options.keys() - known)),
             fix=f"{name} takes {', '.join(sorted(known))}",
         )
-    if options.get("pool") is not None:
-        parse_pool(options["pool"])
+    # None says nothing, and must not count as false.
+    options = {option: value for option, value in options.items() if value is not None}
+    _check_values(options)
     if combination:
         options = {**options, "combination": combination}
     # Without a head the result goes on in the backbone's own forward, which an engine has none of.
@@ -114,11 +118,59 @@ def build(
         options = {"residual": True, **options}
     head = make_head(host.dim, num_classes, head)
     task = METHODS[base].build(host, head, options)
+    if options.get("rank") is not None:
+        _warn_of_wide(name, task)
     task.method, task.pool = name, options.get("pool")
     if head is not None:
         # A bank knows no host: what a task reads must be readable from the task.
         task.pool = task.pool or host.readout_rule.pool
     return task
+
+
+def _check_values(options: Mapping[str, Any]) -> None:
+    """Refuse values that would build something else than their words say, or nothing."""
+    if "pool" in options:
+        parse_pool(options["pool"])
+    rank, zero, drop_path = (options.get(name) for name in ("rank", "zero", "drop_path"))
+    fitting = {
+        # True is an int to Python.
+        "rank": rank is None or (isinstance(rank, int) and not isinstance(rank, bool) and rank > 0),
+        # A grid writes 0 and 1; any word, "False" among them, would count as true.
+        "zero": zero is None or (isinstance(zero, int) and zero in (0, 1)),
+        "drop_path": drop_path is None
+        or (isinstance(drop_path, int | float) and 0 <= drop_path < 1),
+    }
+    for name, fits in fitting.items():
+        if not fits:
+            raise UnknownNameError(
+                "an option of a method cannot have this value",
+                where=name,
+                found=repr(options[name]),
+                fix=f"give {VALUES[name]}",
+            )
+
+
+VALUES = {
+    "rank": "a whole number from 1",
+    "zero": "true (start as no change) or false (the authors' start)",
+    "drop_path": "a chance: 0 or more, below 1",
+}
+
+
+def _warn_of_wide(name: str, task: Task) -> None:
+    """A bottleneck that is wider than what it stands beside is none."""
+    wide = set()
+    for module in task.modules():
+        rank, dim = getattr(module, "rank", None), getattr(module, "dim", None)
+        if isinstance(rank, int) and isinstance(dim, int) and rank > dim:
+            wide.add((rank, dim))
+    if wide:
+        warn(
+            "a rank is wider than the stream",
+            where=name,
+            found=", ".join(f"rank {rank}, width {dim}" for rank, dim in sorted(wide)[:3]),
+            fix="give a smaller --rank: a wider one costs parameters and adds nothing",
+        )
 
 
 def names() -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 from restuning._errors import TrainingError
 from restuning._files import write_text
 from restuning.search.accuracy_axis import scale_accuracy
-from restuning.training.run import Run
+from restuning.search.as_written import take_as_written
+from restuning.training.run import SHORT, Run, measured_on
 
 FILE = "comparison.json"
 MIB = 2**20
@@ -66,7 +67,9 @@ class Comparison:
 
         rows = self.rows()
         names = [row["method"] for row in rows]
-        accuracies = [_scale(row["test_accuracy"], 100) for row in rows]
+        # The same for all: they were trained on the same data.
+        split = measured_on(rows[0]) if rows else "test"
+        accuracies = [_scale(row[f"{SHORT[split]}_accuracy"], 100) for row in rows]
         panels = [
             (
                 "memory above weights (MiB)",
@@ -82,7 +85,7 @@ class Comparison:
         ]
         figure = Figure(figsize=(14, 3.6), layout="constrained")
         first, *others = figure.subplots(1, 1 + len(panels))
-        _draw_dots(first, accuracies)
+        _draw_dots(first, accuracies, split)
         for axis, (label, values, digits) in zip(others, panels, strict=True):
             # From zero: lengths of bars are compared.
             bars = axis.bar(range(len(rows)), [v or 0 for v in values], width=0.65)
@@ -96,6 +99,7 @@ class Comparison:
             axis.set_xticks(range(len(rows)), names, fontsize=8, rotation=12)
             axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(title)
+        take_as_written(figure)
         FigureCanvasAgg(figure)
         figure.savefig(file, dpi=130)
 
@@ -104,10 +108,10 @@ def _scale(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
 
 
-def _draw_dots(axis: Any, accuracies: Sequence[float | None]) -> None:
+def _draw_dots(axis: Any, accuracies: Sequence[float | None], split: str) -> None:
     """Accuracies in %, as dots: methods differ by a few points, which bars from zero do not show."""
     shown = scale_accuracy(axis, [value for value in accuracies if value is not None], "y")
-    axis.set_title(f"test accuracy (%), {shown}", fontsize=10, pad=12)
+    axis.set_title(f"{split} accuracy (%), {shown}", fontsize=10, pad=12)
     axis.set_xlim(-0.5, len(accuracies) - 0.5)
     axis.grid(axis="y", alpha=0.3)
     for place, value in enumerate(accuracies):

@@ -111,7 +111,7 @@ class Forecaster:
         if not splits:
             return None
         default = find_default(method)
-        epochs = self.request.epochs or default.epochs
+        epochs = default.epochs if self.request.epochs is None else self.request.epochs
         steps = -(-splits["train"] // batch)
         if form == "cached":
             # Evaluation from the store is a part of a step.
@@ -286,7 +286,7 @@ def time_grid(
         request.splits,
         tasks=tasks,
         arms=arms,
-        epochs=request.epochs or default.epochs,
+        epochs=default.epochs if request.epochs is None else request.epochs,
         batch=request.batch,
         finals=finals,
         single=single,

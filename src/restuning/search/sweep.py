@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from restuning._errors import TrainingError
-from restuning.backbones import Backbone, load_backbone
+from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
 from restuning.data import Data
 from restuning.features import Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
 from restuning.search.accuracy_axis import scale_accuracy
+from restuning.search.as_written import take_as_written
 from restuning.search.folder import SearchFolder
 from restuning.task import Task, save
 from restuning.training import FitSettings
@@ -124,6 +125,7 @@ class Sweep:
         axes.set_title(title, loc="left")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        take_as_written(figure)
         FigureCanvasAgg(figure)
         figure.savefig(file, dpi=150)
 
@@ -180,6 +182,9 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
+    # As a word it would be true, whichever of the two it says.
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     # Whole numbers first: a rank of 4.0 is none.
     for kind in (int, float):
         try:
@@ -220,7 +225,9 @@ def run_sweep(
         )
     torch.manual_seed(0)
     backbone = request.backbone
-    if not isinstance(backbone, Backbone):
+    if isinstance(backbone, Backbone):
+        refuse_for_loaded(backbone, weights=request.weights, random=request.random)
+    else:
         backbone = load_backbone(backbone, weights=request.weights, random=request.random)
     host = backbone.host()
     with on_device(device) as place:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import torch
 
 from restuning import methods
-from restuning._errors import TrainingError
+from restuning._errors import DataError, TrainingError
 from restuning._files import write_json
-from restuning.backbones import Backbone, load_backbone, with_text_tower
+from restuning.backbones import Backbone, load_backbone, refuse_for_loaded, with_text_tower
 from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
@@ -183,7 +183,11 @@ def train(
     """
     # None says nothing, so that a command line can hand on every option it has.
     explicit = {name: value for name, value in options.items() if value is not None}
+    if not explicit.get("zero_shot"):
+        # An option that may be repeated is an empty list where it is not given.
+        explicit.pop("zero_shot", None)
     _check_names(explicit)
+    _check_class_names(explicit)
     names = [method] if isinstance(method, str) else list(method)
     for name in names:
         methods.check(name, (AUTO,) if isinstance(method, str) else ())
@@ -315,6 +319,16 @@ def _check_names(explicit: Mapping[str, Any]) -> None:
             )
 
 
+def _check_class_names(explicit: Mapping[str, Any]) -> None:
+    if "class_names" in explicit and "zero_shot" not in explicit:
+        raise TrainingError(
+            "names of classes are for a head that is made of them",
+            where="--class-names",
+            found="no --zero-shot",
+            fix="give --zero-shot 'a photo of a {}.' as well; labels of a task are the data's own",
+        )
+
+
 def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget | None:
     """The budget of "auto"; None of methods that are named."""
     limits = [f"--{name}" for name in OF_BUDGET if name in explicit]
@@ -327,7 +341,7 @@ def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget 
                 fix="give --method auto; `restuning plan` forecasts what one method takes",
             )
         return None
-    fixed = [f"--{name.replace('_', '-')}" for name in CHOSEN_BY_AUTO if explicit.get(name)]
+    fixed = [f"--{name.replace('_', '-')}" for name in CHOSEN_BY_AUTO if name in explicit]
     if fixed:
         raise TrainingError(
             "--method auto chooses this itself",
@@ -346,13 +360,16 @@ def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget 
 
 def _recipe(method: str, explicit: Mapping[str, Any]) -> Recipe:
     overrides = {name: explicit[name] for name in SETTINGS if name in explicit}
-    options = {
-        name: explicit[name] for name in OF_METHOD if name in explicit and explicit[name] != 0
-    }
+    options = {name: explicit[name] for name in OF_METHOD if name in explicit}
+    # The command line always hands it on; it is a setting as well and recorded there.
+    if options.get("drop_path") == 0:
+        del options["drop_path"]
     return Recipe(method, settings_for(method, overrides, explicit.get("settings")), options)
 
 
 def _source(data: Any, explicit: Mapping[str, Any], settings: FitSettings, log: Log) -> Source:
+    if isinstance(data, Data):
+        _refuse_for_loaded(data, explicit)
     store = explicit.get("store")
     options = store if isinstance(store, StoreOptions) else StoreOptions(limit=BY_ITSELF)
     if isinstance(store, str | Path):
@@ -364,17 +381,33 @@ def _source(data: Any, explicit: Mapping[str, Any], settings: FitSettings, log: 
         log=lambda line: log(f"  from stored features: {line}"),
     )
     return Source(
-        data if isinstance(data, Data) else str(data),
+        str(data) if isinstance(data, Path) else data,
         cache=store is not False,
         store=options,
         **{name: explicit[name] for name in OF_SOURCE if name in explicit},
     )
 
 
+def _refuse_for_loaded(data: Data, explicit: Mapping[str, Any]) -> None:
+    usual = {each.name: each.default for each in fields(Source)}
+    # `final` is a way to train on them; images that are augmented are refused where they are opened.
+    reading = [name for name in OF_SOURCE if name not in ("augment", "final")]
+    given = [name for name in reading if explicit.get(name, usual[name]) != usual[name]]
+    if given:
+        raise DataError(
+            "data that are loaded already are taken as they are",
+            where=", ".join(given),
+            found=data.name,
+            fix="give the name or path of the data, or load_data(..., "
+            f"{', '.join(f'{name}=...' for name in given)})",
+        )
+
+
 def _load(
     backbone: str | Backbone, weights: str | Path | None, explicit: Mapping[str, Any]
 ) -> Backbone:
     if isinstance(backbone, Backbone):
+        refuse_for_loaded(backbone, weights=weights, random=explicit.get("random"))
         return backbone
     # Class names become a head by the text tower; `hf:NAME` alone would load the image tower only.
     name = with_text_tower(backbone) if explicit.get("zero_shot") else backbone
@@ -389,7 +422,7 @@ def _call(
 
     Names of the options of `restuning train`; data that were given as an object have none.
     """
-    named: dict[str, Any] = {} if isinstance(source.name, Data) else {"data": source.name}
+    named: dict[str, Any] = {"data": source.name} if isinstance(source.name, str) else {}
     store = source.store
     return {
         **named,

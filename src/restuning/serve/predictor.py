@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from restuning._errors import BackboneError, DataError, UnknownNameError, WrongBackboneError
-from restuning.backbones import Backbone, Preprocessing, choose_device, load_backbone
+from restuning.backbones import (
+    Backbone,
+    Preprocessing,
+    choose_device,
+    load_backbone,
+    refuse_for_loaded,
+)
 from restuning.data import CORRUPT, TagBatch, make_text_batch
 from restuning.host import Extractor
 from restuning.serve.inputs import ImageInputs, Inputs, TextInputs, WordInputs
@@ -157,6 +163,10 @@ class Predictor:
         skip_bad: bool = False,
         batch_size: int = BATCH,
     ) -> None:
+        if batch_size < 1:
+            raise DataError(
+                "a batch holds an input", found=f"batch_size={batch_size}", fix="give 1 or more"
+            )
         self.backbone, self.host = backbone, host or backbone.host()
         self.host.to(choose_device(device))
         self.tasks = {name: task.to(self.host.device).eval() for name, task in tasks.items()}
@@ -187,7 +197,7 @@ class Predictor:
             revision: Of hub names: branch, tag or commit.
             backbone: A name for `load_backbone`, or a backbone that is loaded; None for the one
                 that the tasks name.
-            weights: The backbone's weights file; None for the file that the tasks name, which must
+            weights: The weights file of a backbone that is named; None for the file that the tasks name, which must
                 be there and the same to the byte, or for weights that come with the name.
             device: Where it runs; None for a GPU if there is one.
             any_backbone: Accept other weights of the same shape, or another engine of the backbone.
@@ -197,15 +207,17 @@ class Predictor:
         Raises:
             FormatError: No task there, or a damaged one.
             DataError: The tasks are of several backbones, or prepare their inputs in several ways.
-            BackboneError: The backbone or its weights file cannot be loaded, or another file lies
-                where that was.
+            BackboneError: The backbone or its weights file cannot be loaded, another file lies
+                where that was, or `weights` is given for a backbone that is loaded.
             WrongBackboneError: A task was trained on another backbone.
 
         Cost: loads the backbone, and reads its weights file once more for the digest.
         """
         folders = _find_folders(where, revision)
         stored = {name: describe(folder) for name, folder in folders.items()}
-        if not isinstance(backbone, Backbone):
+        if isinstance(backbone, Backbone):
+            refuse_for_loaded(backbone, weights=weights)
+        else:
             backbone = _open_backbone(stored, folders, backbone, weights, any_backbone)
         host = backbone.host()
         return cls(

@@ -119,6 +119,10 @@ class LentProjections:
         }
         self._inputs = inputs
 
+    def of(self, model: nn.Module) -> LentProjections:
+        """The same projections of a copy of the model."""
+        return LentProjections(model, self.projections, self._inputs)
+
     def with_inputs(self, inputs: AttentionInputs) -> LentProjections:
         """The same projections in a forward whose attention was given this."""
         # A shallow copy: modules are not looked up again in every forward.

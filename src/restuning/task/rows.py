@@ -8,7 +8,7 @@ So it is read where it stands, in the running call of the library that multiplie
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -105,7 +105,7 @@ def _look_at_callers(tasks: int, batch: int) -> int:
 
 
 def _callers(start: FrameType | None = None) -> Iterator[FrameType]:
-    frame = sys._getframe(1) if start is None else start
+    frame = inspect.currentframe() if start is None else start
     while frame is not None:
         yield frame
         frame = frame.f_back

@@ -585,7 +585,7 @@ def find_task(where: str | Path, revision: str | None = None) -> Path:
         FormatError: A run folder with several tasks, or no such folder and no such repository.
         MissingExtraError: huggingface_hub is not installed.
     """
-    folder = Path(where)
+    folder = Path(where).expanduser()
     # `user/name` is the one form a hub takes, and looks like no other path.
     if folder.exists() or str(where).count("/") != 1 or str(where).startswith((".", "/", "~")):
         return _task_in(folder)
@@ -625,7 +625,7 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
     """Upload a task folder to the Hugging Face hub; returns its address.
 
     Args:
-        path: What `save` left.
+        path: What `save` left, or the run folder that it is in.
         repository: `user/name`; made if it is not there.
         private: Of a repository that is made now.
 
@@ -633,6 +633,7 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
         MissingExtraError: huggingface_hub is not installed.
         HubError: Not logged in, not allowed, or the hub cannot be reached.
     """
+    path = _task_in(Path(path).expanduser())
     description = describe(path)
     hub = require("huggingface_hub", "hub", "pushing a task")
     api = hub.HfApi()

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from restuning._errors import TrainingError
-from restuning._torch import substitute_weights
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.sites import Features, Needs
 from restuning.task.task import Task
@@ -83,28 +82,8 @@ class Tuned(nn.Module):
         # Without either there is nothing to differentiate in the backbone.
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(tuners or weights)):
             features, output = host.run_tuned(tuners, needs, *args, weights=weights, **kwargs)
-            if headless:
-                return output
-            if weights:
-                return self._with_trained_readout(host, features, weights)
-        return task(features, host.readout)
-
-    def _with_trained_readout(
-        self, host: Host, kept: Features, weights: dict[str, Tensor]
-    ) -> Tensor:
-        """Answer with the trained copy of the readout's norm, which full fine-tuning trains as well."""
-        rule = host.readout_rule
-        if not rule.norm:
-            return self.task(kept, host.readout)
-        # The readout runs after the backbone's forward, when its weights are their own again.
-        norm = host.model.get_submodule(rule.norm)
-        norm_weights = {
-            n.removeprefix(f"{rule.norm}."): w
-            for n, w in weights.items()
-            if n.startswith(f"{rule.norm}.")
-        }
-        with substitute_weights(norm, norm_weights):
-            return self.task(kept, host.readout)
+        # The readout that came with the features has the weights that they were made with.
+        return output if headless else task(features)
 
 
 def prepare_example(task: Any, example: Any) -> Any:

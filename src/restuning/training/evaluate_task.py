@@ -46,14 +46,14 @@ def evaluate_task(
     if isinstance(predictor.inputs, TextInputs):
         # As many tokens as the task was trained on.
         options = replace(options, max_tokens=predictor.inputs.collate.longest)
-    loaded = load_data(str(data), predictor.backbone, options)
+    loaded = load_data(data, predictor.backbone, options)
     if loaded.test is None:
-        raise DataError("there is no test split", where=str(data), fix="give a data set with one")
+        raise DataError("there is no test split", where=loaded.name, fix="give a data set with one")
     # The same classes in another order would be scored, and wrongly, without an error.
     if task.labels and task.labels != loaded.labels:
         raise DataError(
             "the classes of the data are not those of the task",
-            where=str(data),
+            where=loaded.name,
             found=f"{loaded.num_classes} classes {loaded.labels[:4]}; the task has "
             f"{len(task.labels)}: {task.labels[:4]}",
             fix="evaluate on the data it was trained for",

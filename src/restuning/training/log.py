@@ -97,7 +97,7 @@ class Progress:
         console = Console(stderr=True, force_terminal=True if show == "force" else None)
         if console.is_terminal:
             self._bar = RichProgress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),

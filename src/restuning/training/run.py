@@ -46,7 +46,7 @@ class Source:
     """Where training data come from, and whether features of them may be stored.
 
     Attributes:
-        name: As `load_data` takes it, or a data set that is loaded already.
+        name: As `load_data` takes it, a name or a Hugging Face table; or a data set that is loaded already.
         augment: Of training images: "none", "flip", "timm", "timm:POLICY".
         final: Train on train and val together.
         skip_bad: Leave corrupt images out.
@@ -56,7 +56,8 @@ class Source:
         store: Where stores lie and how values are kept.
     """
 
-    name: str | Data
+    # A Hugging Face table has no type of its own where that library is not installed.
+    name: str | Data | Any
     augment: str = "none"
     final: bool = False
     skip_bad: bool = False
@@ -360,18 +361,30 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """The figures that a comparison shows."""
-        return {name: self.metrics[name] for name in ROW}
+        # Metrics of before the validation accuracy was shown have none.
+        return {name: self.metrics.get(name) for name in ROW}
 
 
 ROW = (
     "method",
     "test_accuracy",
+    "val_accuracy",
     "trainable_parameters",
     "tuner_parameters",
     "peak_memory_bytes",
     "seconds",
     "seed",
 )
+
+
+SHORT = {"test": "test", "validation": "val"}
+"""Splits by the words that a reader meets, and as figures are named."""
+
+
+def measured_on(figures: Mapping[str, Any]) -> str:
+    """The split whose accuracy is shown: "test", or "validation" where there is no test split."""
+    only_val = figures.get("test_accuracy") is None and figures.get("val_accuracy") is not None
+    return "validation" if only_val else "test"
 
 
 def run_task(
@@ -425,6 +438,7 @@ def run_task(
         "test_accuracy": tested,
         "zero_shot_val_accuracy": start,
         **measurements(setup, result, settings),
+        "accuracy_on": measured_on({"test_accuracy": tested, "val_accuracy": result.val_accuracy}),
         **origin(inputs, setup),
         "settings": settings.to_dict(),
         "options": {**inputs.options, **recipe.options},
@@ -505,6 +519,7 @@ def surroundings(host: Extractor) -> dict[str, Any]:
 def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -> None:
     """Leave the task, its metrics and its settings in the run's folder, each whole or not at all."""
     metrics = run.metrics
+    split = measured_on(metrics)
     # The task first: whoever finds metrics.json finds what it measures.
     save(
         run.task,
@@ -513,7 +528,10 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
         backbone=inputs.backbone.name,
         weights=inputs.backbone.weights_file,
         preprocessing=inputs.preprocessing,
-        results={"test accuracy": run.test_accuracy, "seed": metrics["seed"]},
+        results={
+            f"{split} accuracy": metrics[f"{SHORT[split]}_accuracy"],
+            "seed": metrics["seed"],
+        },
     )
     write_json(run.folder / "metrics.json", metrics)
     trained = {"method": run.method, "options": metrics["options"], **metrics["settings"]}

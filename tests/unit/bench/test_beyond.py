@@ -57,7 +57,8 @@ def test_the_gradient_in_the_pixels_is_the_numerical_one_even_where_a_method_det
 ):
     host, normalise = world
     torch.manual_seed(0)
-    tuned = Tuned(host, methods.build(method, host, num_classes=3, zero=False)).eval()
+    start = {} if method == "linear" else {"zero": False}
+    tuned = Tuned(host, methods.build(method, host, num_classes=3, **start)).eval()
     tuned.task.head.weight.data.mul_(20)
     x, y = pixels(2).float() / 255, torch.tensor([0, 2])
     gradient = input_gradient(tuned, x, y, normalise)

@@ -32,6 +32,8 @@ def test_methods_are_read_with_options_labels_and_combinations():
         Entry("res-tuning[mha=prompt,ffn=adapter]", "res-tuning[mha=prompt,ffn=adapter]"),
         Entry("few", "res-tuning", (("rank", 2), ("layers", [1, 2, 3]))),
     ]
+    (read,) = parse_entries("res-tuning:zero=False")
+    assert read.options == (("zero", False),)
 
 
 @given(st.text(max_size=40))

@@ -200,3 +200,19 @@ def test_names_of_points_do_not_lie_on_each_other(points):
 
 def test_the_name_of_a_point_that_stands_alone_is_right_above_it():
     assert spread_labels([(0.0, 10.0), (2.0 * WIDE, 10.0)]) == [10.0 + LIFT, 10.0 + LIFT]
+
+
+def test_labels_are_written_as_they_are_into_page_and_pictures(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "grid")
+    rng = np.random.default_rng(1)
+    strange = ("<b>[red]</b>", r"$x_{$", ":cat:|&amp;")
+    for task, group in (("a", "natural"), ("b", "structured")):
+        for place, label in enumerate(strange):
+            for seed in range(3):
+                made = result(task, group, label, seed, rng.random(400) < 0.5)
+                file = tmp_path / f"grid/runs/{task}/strange{place}/final.seed={seed}.json"
+                write_json(file, made)
+    html = write_report(tmp_path / "grid", tmp_path / "out")[0].read_text()
+    assert "<b>[red]" not in html
+    for written in ("&lt;b&gt;[red]&lt;/b&gt;", "$x_{$", ":cat:|&amp;amp;"):
+        assert written in html

@@ -4,7 +4,9 @@ import pytest
 import timm
 import torch
 
+from awake import tiny_vit
 from restuning import Host, RestuningError, methods
+from restuning._errors import UnknownNameError
 
 PRINTED = {  # ViT-B/16, 100 classes; paper.md 1.5, derived from the paper's tables
     "linear": 76_900,
@@ -62,3 +64,51 @@ def test_an_unknown_option_is_refused(host):
 def test_an_unknown_readout_is_refused(host):
     with pytest.raises(RestuningError, match="no such readout"):
         methods.build("linear", host, num_classes=2, pool="max")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
+
+
+ALWAYS_SO = ("linear", "full", "bitfit", "mixing-bypass", "ridge", "vpt-deep", "vpt-shallow")
+"""They have no tuners to start, or start them in one way only."""
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_start_is_chosen_or_refused_and_never_dropped_without_a_word(small, name):
+    if name in ALWAYS_SO:
+        for zero in (True, False):
+            with pytest.raises(UnknownNameError, match="zero"):
+                methods.build(name, small, num_classes=3, zero=zero)
+        return
+    changes = {}
+    for zero in (True, False):
+        torch.manual_seed(0)
+        task = methods.build(name, small, num_classes=3, zero=zero)
+        changes[zero] = [p.detach() for p in task.parameters()]
+    assert any(not torch.equal(*pair) for pair in zip(*changes.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["linear", "res-tuning", "bypass-vertical", "mixing-bypass"])
+@pytest.mark.parametrize(
+    "option", [{"rank": 0}, {"rank": -2}, {"rank": 2.5}, {"rank": True}, {"drop_path": 1.0}]
+)
+def test_values_that_no_method_can_have_are_refused_by_all(small, name, option):
+    with pytest.raises(UnknownNameError, match="cannot have this value"):
+        methods.build(name, small, num_classes=3, **option)
+
+
+@pytest.mark.parametrize("zero", ["False", "no", 2, 0.5])
+def test_a_word_is_no_truth(small, zero):
+    with pytest.raises(UnknownNameError, match="true .* or false"):
+        methods.build("res-tuning", small, num_classes=3, zero=zero)
+
+
+def test_none_is_the_default(small):
+    drawn = []
+    for options in ({}, {"zero": None, "rank": None, "scale": None}):
+        torch.manual_seed(0)
+        drawn.append(methods.build("res-tuning", small, num_classes=3, **options).state_dict())
+    assert drawn[0].keys() == drawn[1].keys()
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])

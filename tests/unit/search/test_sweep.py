@@ -189,6 +189,7 @@ def test_a_sweep_whose_arms_all_die_says_so(world, tmp_path):
 
 
 def test_a_grid_reads_as_it_is_written():
+    assert parse_grid("zero=true,False")["zero"] == [True, False]
     found = parse_grid("lr=1e-3,3e-3, rank=4,8 scale=none,channel")
     assert found == {"lr": [0.001, 0.003], "rank": [4, 8], "scale": ["none", "channel"]}
 

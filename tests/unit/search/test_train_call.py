@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 
 import restuning
 from restuning import FitSettings, RestuningError
-from restuning._errors import DataError, TrainingError, UnknownNameError
+from restuning._errors import BackboneError, DataError, TrainingError, UnknownNameError
 from restuning.cli.app import app
 from restuning.data import load_data
-from restuning.features import StoreOptions
+from restuning.features import StoreOptions, build_store
+from restuning.search.sweep import SweepRequest, run_sweep
 from restuning.search.train import train
 from restuning.training import fit_until
 from restuning.training import run as runs
+from restuning.training.run import Source
 
 CLOCK = {"seconds", "peak_memory_bytes", "forecast", "features", "memory_measure"}
 """Figures that no two runs share; where features lie differs as well."""
@@ -174,6 +176,43 @@ def test_a_backbone_that_is_loaded_is_taken_as_it_is(few, tmp_path):
     assert run.metrics["fingerprint"] == backbone.host().fingerprint()
 
 
+@pytest.mark.parametrize(
+    "options", [{"weights": "other.safetensors"}, {"random": True}], ids=["weights", "random"]
+)
+def test_how_a_backbone_is_loaded_is_refused_where_it_is_loaded(few, tmp_path, options):
+    backbone = restuning.load_backbone("restuning-tiny")
+    with pytest.raises(BackboneError, match="taken as it is") as told:
+        train(few, backbone=backbone, method="linear", out=tmp_path / "run", **options)
+    assert told.value.where == next(iter(options))
+    source = Source(few)
+    with pytest.raises(BackboneError, match="taken as it is"):
+        run_sweep(SweepRequest(source, "linear", {"lr": [1e-3]}, backbone=backbone, **options))
+    with pytest.raises(BackboneError, match="taken as it is"):
+        build_store("digits", backbone, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [{"skip_bad": True}, {"text": "review"}, {"label": "verdict"}, {"max_tokens": 9}]
+)
+def test_how_data_are_read_is_refused_where_they_are_loaded(few, tmp_path, option):
+    with pytest.raises(DataError, match="taken as they are") as told:
+        train(few, method="linear", out=tmp_path / "run", **option)
+    assert told.value.where == next(iter(option))
+    # The default says nothing.
+    usual = {"skip_bad": False, "text": "text", "label": "label"}
+    train(few, method="linear", out=tmp_path / "run", store=False, epochs=1, **usual)
+
+
+def test_a_start_at_random_reaches_the_method(few, tmp_path):
+    how = {"method": "bypass-vertical", "store": False, "epochs": 1, "lr": 1e-12}
+    started = {
+        zero: train(few, out=tmp_path / str(zero), zero=zero, **how) for zero in (True, False)
+    }
+    assert [run.metrics["options"]["zero"] for run in started.values()] == [True, False]
+    assert not equal(started[True].task, started[False].task)
+
+
 def test_the_cpu_can_be_named(few, tmp_path):
     run = train(few, method="linear", out=tmp_path, store=False, epochs=1, device="cpu")
     assert run.metrics["hardware"]["device"] == "cpu"
@@ -195,6 +234,10 @@ def test_data_without_a_validation_split_train_on_both_splits_where_that_is_aske
         ({"method": []}, TrainingError, "nothing to train"),
         ({"epochz": 3}, TrainingError, "did you mean epochs"),
         ({"lr": 1e-3}, TrainingError, "chooses this itself"),
+        ({"zero": False}, TrainingError, "chooses this itself"),
+        ({"method": "linear", "zero": False}, UnknownNameError, "no such option"),
+        ({"method": "res-tuning", "rank": 0}, UnknownNameError, "cannot have this value"),
+        ({"method": "linear", "class_names": "names.txt"}, TrainingError, "made of them"),
         ({"method": "linear", "minutes": 3}, TrainingError, "a budget is for"),
         ({"store": False}, TrainingError, "stored features first"),
         ({"method": "linear", "epochs": 0}, TrainingError, "out of its range"),

@@ -464,3 +464,8 @@ def test_a_task_is_tested_by_one_call_and_several_are_refused(tiny, tmp_path):
     assert (result["data"], result["method"]) == ("digits", "linear")
     with pytest.raises(DataError, match="one task"):
         evaluate_task(Predictor.load({"a": path, "b": path}), "digits")
+
+
+def test_weights_are_refused_for_a_backbone_that_is_loaded(tiny, pets, tmp_path):
+    with pytest.raises(BackboneError, match="taken as it is"):
+        Predictor.load(pets, backbone=tiny, weights=tmp_path / "other.safetensors")

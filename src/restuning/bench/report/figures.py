@@ -199,6 +199,8 @@ def _import_pyplot() -> Any:
         {
             "svg.fonttype": "none",
             "svg.hashsalt": "restuning",
+            # Labels are the user's: a dollar is none of a formula.
+            "text.parse_math": False,
             "font.size": 9,
             "font.family": "sans-serif",
         }
