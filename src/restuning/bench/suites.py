@@ -11,6 +11,7 @@ from pathlib import Path
 
 from restuning._errors import DataError, UnknownNameError
 from restuning.data import may_be_data
+from restuning.data.data import name_of
 from restuning.data.splits import SPLIT_NAMES, find_splits
 
 LISTS = ("train800.txt", "val200.txt", "test.txt")
@@ -127,7 +128,8 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
             fix="lay tasks out as NAME/train800.txt, val200.txt, test.txt and images/, or as class "
             "folders below train/, val/ and test/ (docs/bench.md)",
         )
-    tasks = {p.name: SuiteTask(p.name, _find_group(p), str(p)) for p in folders}
+    named = {name_of(p): p for p in folders}
+    tasks = {name: SuiteTask(name, _find_group(p), str(p)) for name, p in named.items()}
     for name in chosen:
         if name not in tasks:
             near = get_close_matches(name, tasks, n=3)
@@ -162,7 +164,8 @@ def _find_group(folder: Path) -> str:
     # Written by whoever laid the folder out; the known suites need none.
     described = folder / "task.json"
     if not described.exists():
-        groups = [suite[folder.name].group for suite in SUITES.values() if folder.name in suite]
+        name = name_of(folder)
+        groups = [suite[name].group for suite in SUITES.values() if name in suite]
         return groups[0] if groups else ""
     try:
         return str(json.loads(described.read_text(encoding="utf-8")).get("group", ""))

@@ -273,6 +273,7 @@ def build_store(
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         host.to(place)
         plain = load_data(data, backbone, replace(reading, augment="none", final=False))
+        options.log(f"data  {plain.describe()}")
         stored = open_or_build(host, backbone, plain, needs, options, augmented=augmented)
     if stored is None:
         raise StoreError(

@@ -233,6 +233,7 @@ def run_sweep(
     with on_device(device) as place:
         host.to(place)
         inputs = source.open(host, backbone)
+        source.store.log(f"data  {inputs.data.describe()}")
         folder = default_folder(inputs.data, "sweep") if out is None else Path(out)
         report = sweep(
             inputs,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from restuning._errors import DataError
-from restuning.data import DataOptions, load_data
+from restuning.data import DataOptions, load_data, say_left_out
 from restuning.serve import Predictor
 from restuning.serve.inputs import TextInputs
 from restuning.task import Tuned
@@ -20,7 +20,7 @@ def evaluate_task(
     options: DataOptions | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Accuracy, loss and count of a predictor's only task on the test split of a data set.
+    """Accuracy, loss and count of a predictor's only task on the test split, and what was left out.
 
     Args:
         predictor: Of one task, as `Predictor.load` opens it.
@@ -60,4 +60,7 @@ def evaluate_task(
         )
     tuned = Tuned(predictor.host, task).eval()
     result = evaluate(tuned, loaded.test, batch_size, loaded.collate)
-    return {"data": loaded.name, "method": task.method, **result}
+    said = say_left_out(loaded.left_out)
+    # Named only where there is something: a program reads the same keys as ever.
+    left_out = {"left out": said} if said else {}
+    return {"data": loaded.name, "method": task.method, **result, **left_out}

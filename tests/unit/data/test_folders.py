@@ -323,3 +323,35 @@ def test_a_second_run_in_the_data_s_own_folder_is_the_same_run(tmp_path):
     assert '"trainable_parameters": 258' in said[1].stdout
     assert "earlier run" not in said[0].stderr
     assert "left out: 1 folder of an earlier run (runs/photos-linear" in said[1].stderr
+
+
+def test_every_command_that_reads_a_folder_says_what_it_left_out(tmp_path):
+    data, store, out = tmp_path / "photos", tmp_path / "s", tmp_path / "run"
+    for split in ("train", "val", "test"):
+        classes(data / split, "cat", "dog", count=6)
+    (data / "test" / "cat" / "notes.txt").write_text("no image")
+    quick = ("--store", store, "--method", "linear", "--epochs", 1)
+    for words in (
+        ("train", data, *quick, "--out", out),
+        ("cache", data, "--store", store),
+        ("eval", out, data),
+        ("sweep", data, *quick, "--grid", "lr=1e-3", "--seeds", 1, "--out", tmp_path / "sweep"),
+        ("predict", data, "--task", out),
+    ):
+        done = restuning(*words, COLUMNS="300")
+        assert done.returncode == 0, done.stderr
+        assert "1 file that is no image (" in done.stdout + done.stderr, words
+        assert "notes.txt" in done.stdout + done.stderr
+    (data / "val" / "dog" / "0.png").write_bytes(b"no image")
+    for words in (("predict", data, "--task", out), ("cache", data, "--store", store)):
+        done = restuning(*words, "--skip-bad", COLUMNS="300")
+        assert done.returncode == 0, done.stderr
+        assert "1 corrupt file (" in done.stdout + done.stderr
+        assert "val/dog/0.png" in done.stdout + done.stderr
+
+
+def test_a_task_of_the_bench_in_the_folder_that_one_is_in_has_a_name(tmp_path, monkeypatch):
+    for split in ("train", "val", "test"):
+        classes(tmp_path / "photos" / split, "cat", "dog")
+    monkeypatch.chdir(tmp_path / "photos")
+    assert [task.name for task in find_tasks(".")] == ["photos"]
