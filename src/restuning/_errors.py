@@ -59,6 +59,20 @@ def warn(what: str, *, where: str = "", found: str = "", fix: str = "") -> None:
     warnings.warn(RestuningWarning(_write_lines(what, where, found, fix)), stacklevel=3)
 
 
+MALFORMED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What reading and building from a file raises where values are of another kind than they should be,
+too large or nested too deep; whoever parses one makes an error of ours of them."""
+
+
 # Where a task meets a backbone.
 
 

@@ -6,6 +6,7 @@ from restuning.backbones.device import choose_device as choose_device
 from restuning.backbones.engines.export import Exported as Exported
 from restuning.backbones.engines.export import export_engine as export_engine
 from restuning.backbones.engines.open import open_engine as open_engine
+from restuning.backbones.engines.open import refuse_other_engine as refuse_other_engine
 from restuning.backbones.load import SCHEMES as SCHEMES
 from restuning.backbones.load import load_backbone as load_backbone
 from restuning.backbones.load import with_text_tower as with_text_tower

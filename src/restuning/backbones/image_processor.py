@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import BackboneError
+from restuning._hub import is_offline
 from restuning.backbones.preprocessing import Preprocessing
+from restuning.backbones.trust import hub_arguments
 
 SAME_IMAGE = 0.02
 """Largest mean difference of ours from theirs in normalised units: Pillow and torchvision round a
@@ -73,7 +75,7 @@ def read_image_processor(hf: Any, name: str) -> Preprocessing | None:
     if not _has_processor(hf, name):
         return None
     try:
-        processor = hf.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        processor = hf.AutoImageProcessor.from_pretrained(name, **hub_arguments())
         said = processor.to_dict()
     except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
         raise BackboneError(
@@ -88,6 +90,7 @@ def read_image_processor(hf: Any, name: str) -> Preprocessing | None:
 def _has_processor(hf: Any, name: str) -> bool:
     """Whether a folder or a hub's name has a file of an image processor."""
     quiet = {
+        "local_files_only": is_offline(),
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
     }

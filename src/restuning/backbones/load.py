@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from restuning._errors import BackboneError, EngineError, UnknownNameError, require
+from restuning._hub import first_cached, hub_answers, is_offline, named_in, naming_file, offline
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.diffusion import load_text_to_image
 from restuning.backbones.engines.open import OPENERS, open_described
@@ -22,6 +23,15 @@ from restuning.backbones.model_class import choose_class
 from restuning.backbones.pairs import image_preprocessing, load_clip, load_openclip
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.text import load_text_parts
+from restuning.backbones.trust import (
+    check_config,
+    explain_hub_errors,
+    hub_arguments,
+    opening,
+    refuse_larger,
+    refuse_unsafe,
+    weights_arguments,
+)
 from restuning.backbones.variants import COMPILE, quantize, split_variants
 from restuning.backbones.weights import load_weights, refuse_missing
 
@@ -45,6 +55,9 @@ _NOT_OF_AN_ARCHITECTURE = frozenset(
     ("pretrained", "num_classes", "img_size", "checkpoint_path", "cache_dir")
     + ("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict")
 )
+SIZE_DIGITS = 5
+"""An image size with more is a mistake, and would ask for as many positions."""
+
 PAIRS = {"clip": load_clip, "openclip": load_openclip}
 
 
@@ -53,6 +66,10 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone by name.
 
+    No code that lies with a model is run, whoever names it. What a file names (`named_in`) fetches
+    nothing and opens no pickle; `docs/security.md` has the table. Where a hub does not answer within
+    3 seconds, what was fetched before is used.
+
     Args:
         name: See `SCHEMES`.
         weights: A safetensors file (or npz for timm's ViTs), for machines without a hub.
@@ -60,40 +77,23 @@ def load_backbone(
 
     Raises:
         UnknownNameError: No such backbone.
-        BackboneError: Weights are missing, mismatched or cannot be fetched.
+        BackboneError: Weights are missing, mismatched or cannot be fetched, or a file names what is
+            opened only if the user does.
         EngineError: An engine's file cannot be opened.
         MissingExtraError: The library that has it is not installed.
     """
-    loaders: dict[str, Callable[[str, bool], Backbone]] = {
-        "timm": _load_timm,
-        "hf": _load_hf,
-        "torchvision": _load_torchvision,
-        "diffusers": _load_diffusers,
-    }
     if weights is not None and not Path(weights).is_file():
         raise BackboneError("no such weights file", where=str(weights), fix="give its path")
-    fetch = weights is None and not random
+    file = None if weights is None else Path(weights)
     plain, variants = split_variants(name)
     scheme, _, rest = plain.partition(":")
-    if scheme in OPENERS and rest:
-        return _load_engine(name, scheme, rest, fetch, variants)
-    if plain == "restuning-tiny":
-        backbone = _load_tiny(fetch)
-    elif scheme in loaders and rest:
-        backbone = loaders[scheme](rest, fetch)
-    elif scheme in PAIRS and rest:
-        with _explain_hub_errors(rest):
-            # Weights belong to both towers, so they are loaded before these are told apart.
-            parts = PAIRS[scheme](rest, fetch, None if weights is None else Path(weights))
-        backbone = Backbone("", **parts)
-    else:
-        raise UnknownNameError(
-            "no such backbone",
-            where=name,
-            fix="; ".join(f"{k} ({v})" for k, v in SCHEMES.items()),
-        )
-    if weights is not None and backbone.text is None:
-        load_weights(backbone.model, Path(weights))
+    with opening(name):
+        if scheme in OPENERS and rest:
+            return _load_engine(name, scheme, rest, file is None and not random, variants)
+        with nullcontext() if _may_fetch(scheme, rest, file, random) else offline():
+            backbone = _load_network(name, plain, file, random)
+        if file is not None and backbone.text is None:
+            load_weights(backbone.model, file)
     source = str(weights) if weights else "random" if random else backbone.weights
     quantize(backbone.model.eval(), variants, name)
     return replace(
@@ -101,8 +101,43 @@ def load_backbone(
         name=name,
         weights=source,
         compiled=COMPILE in variants,
-        weights_file=None if weights is None else Path(weights),
+        weights_file=file,
     )
+
+
+def _load_network(name: str, plain: str, weights: Path | None, random: bool) -> Backbone:
+    """A PyTorch network, with its own weights unless others are given or none are wanted."""
+    loaders: dict[str, Callable[[str, bool, Path | None], Backbone]] = {
+        "timm": _load_timm,
+        "hf": _load_hf,
+        "torchvision": _load_torchvision,
+        "diffusers": _load_diffusers,
+    }
+    fetch = weights is None and not random
+    scheme, _, rest = plain.partition(":")
+    if plain == "restuning-tiny":
+        return _load_tiny(fetch)
+    if scheme in loaders and rest:
+        return loaders[scheme](rest, fetch, weights)
+    if scheme in PAIRS and rest:
+        with explain_hub_errors(rest):
+            # Weights belong to both towers, so they are loaded before these are told apart.
+            return Backbone("", **PAIRS[scheme](rest, fetch, weights))
+    raise UnknownNameError(
+        "no such backbone",
+        where=name,
+        fix="; ".join(f"{k} ({v})" for k, v in SCHEMES.items()),
+    )
+
+
+def _may_fetch(scheme: str, rest: str, weights: Path | None, random: bool) -> bool:
+    """Whether anything may come from a network: the user names it, it is no folder, and a hub answers."""
+    if naming_file() or Path(rest.removeprefix("local-dir:")).is_dir():
+        return False
+    if scheme in ("hf", "clip", "openclip", "diffusers"):
+        return hub_answers()
+    # These know their architectures, and ask for weights alone.
+    return scheme == "timm" and weights is None and not random and hub_answers()
 
 
 def with_text_tower(name: str) -> str:
@@ -143,8 +178,17 @@ def _load_engine(
     # A tokenizer is not part of the file; it comes from where the network came from.
     source = about.backbone.removeprefix("hf:")
     hf = require("transformers", "transformers", f"the tokenizer of {name}")
-    with _explain_hub_errors(source):
-        tokenizer = load_text_parts(hf, source)["tokenizer"]
+    try:
+        # The engine's file names it, which fetches nothing.
+        with named_in(file), opening(about.backbone), offline(), explain_hub_errors(source):
+            tokenizer = load_text_parts(hf, source)["tokenizer"]
+    except BackboneError as error:
+        raise BackboneError(
+            "the tokenizer of an engine is not here, and a file fetches nothing",
+            where=name,
+            found=error.found,
+            fix=f"fetch it once, by name: restuning info {about.backbone}",
+        ) from None
     return Backbone(name, engine, (), example, None, tokenizer, weights, about.pool)
 
 
@@ -168,7 +212,7 @@ def _load_tiny(fetch: bool) -> Backbone:
     )
 
 
-def _load_timm(name: str, fetch: bool) -> Backbone:
+def _load_timm(name: str, fetch: bool, weights: Path | None) -> Backbone:
     import timm
     from timm.data import resolve_model_data_config
 
@@ -181,12 +225,16 @@ def _load_timm(name: str, fetch: bool) -> Backbone:
         raise UnknownNameError(
             "timm has no such model", where=name, fix=f"did you mean {', '.join(near)}?"
         )
-    if size and not size.isdigit():
+    if size and not (size.isascii() and size.isdigit() and len(size) <= SIZE_DIGITS):
         raise UnknownNameError(
             "not an image size", where=f"{name}@{size}", fix="write pixels, e.g. @160"
         )
-    with _explain_hub_errors(name):
-        model = _create_timm_model(timm, name, fetch, int(size) if size else None, arguments)
+    pixels = int(size) if size else None
+    with explain_hub_errors(name):
+        files = [weights] if weights else _cached_of_timm(timm, name) if fetch else []
+        if size or arguments:
+            refuse_larger(lambda: _create_timm_model(timm, name, False, pixels, arguments), files)
+        model = _create_timm_model(timm, name, fetch, pixels, arguments)
     # Mean, deviation and crop that the weights were trained with.
     data = resolve_model_data_config(model)
     embed = getattr(model, "patch_embed", None)
@@ -203,6 +251,27 @@ def _load_timm(name: str, fetch: bool) -> Backbone:
         shape[1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
     )
     return Backbone("", model, (torch.zeros(1, *shape),), {}, preprocessing)
+
+
+def _cached_of_timm(timm: Any, name: str) -> list[Path]:
+    """The safetensors of a timm name that a file gives; none where the user does.
+
+    Raises:
+        BackboneError: A file gives it, and they were not fetched before.
+    """
+    if not naming_file():
+        return []
+    said = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    repository, _, revision = (getattr(said, "hf_hub_id", None) or "").partition("@")
+    stored = getattr(said, "hf_hub_filename", None) or "pytorch_model.bin"
+    # As timm looks for them itself, before any pickle.
+    safe = {"pytorch_model.bin": "model.safetensors"}
+    safe |= {"open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
+    wanted = safe.get(stored, f"{Path(stored).stem}.safetensors")
+    cached = first_cached(repository, [wanted], revision or None) if repository else None
+    if cached is None:
+        refuse_unsafe(f"no {wanted} of {repository or 'a hub'} was fetched before")
+    return [] if cached is None else [cached]
 
 
 def _create_timm_model(
@@ -246,16 +315,24 @@ def _parse_arguments(text: str, name: str) -> dict[str, Any]:
     return arguments
 
 
-def _load_hf(name: str, fetch: bool) -> Backbone:
+def _load_hf(name: str, fetch: bool, weights: Path | None) -> Backbone:
     hf = require("transformers", "transformers", f"the backbone hf:{name}")
-    with _explain_hub_errors(name):
-        config = hf.AutoConfig.from_pretrained(name)
+    with explain_hub_errors(name):
+        files = check_config(hf, name, fetch, weights)
+        config = hf.AutoConfig.from_pretrained(name, **hub_arguments())
         cls, config, takes = choose_class(hf, config, name)
+
+        def build() -> nn.Module:
+            return getattr(cls, "_from_config", cls)(config)
+
+        refuse_larger(build, files)
         if fetch:
-            model, report = cls.from_pretrained(name, output_loading_info=True)
+            model, report = cls.from_pretrained(
+                name, output_loading_info=True, **weights_arguments()
+            )
             refuse_missing(report, name)
         else:
-            model = getattr(cls, "_from_config", cls)(config)
+            model = build()
         if takes == "text":
             return Backbone("", model, (), **load_text_parts(hf, name, model))
     half = (0.5, 0.5, 0.5)
@@ -264,7 +341,7 @@ def _load_hf(name: str, fetch: bool) -> Backbone:
     return Backbone("", model, (example,), {}, preprocessing)
 
 
-def _load_diffusers(name: str, fetch: bool) -> Backbone:
+def _load_diffusers(name: str, fetch: bool, weights: Path | None) -> Backbone:
     if not fetch:
         raise BackboneError(
             "a pipeline is loaded with its own weights",
@@ -276,14 +353,16 @@ def _load_diffusers(name: str, fetch: bool) -> Backbone:
     return Backbone("", parts.denoiser, example, dict(named))
 
 
-def _load_torchvision(name: str, fetch: bool) -> Backbone:
+def _load_torchvision(name: str, fetch: bool, weights: Path | None) -> Backbone:
     models = require("torchvision.models", "transformers", f"the backbone torchvision:{name}")
     if name not in models.list_models(module=models):
         near = get_close_matches(name, models.list_models(module=models), n=3)
         raise UnknownNameError(
             "torchvision has no such model", where=name, fix=f"did you mean {', '.join(near)}?"
         )
-    with _explain_hub_errors(name):
+    with explain_hub_errors(name):
+        if fetch:
+            _fetch_torchvision(models.get_model_weights(name).DEFAULT)
         model = models.get_model(name, weights="DEFAULT" if fetch else None)
     # torchvision names a classifier differently in every family.
     for head in ("heads", "head", "classifier", "fc"):
@@ -303,6 +382,24 @@ def _load_torchvision(name: str, fetch: bool) -> Backbone:
     return Backbone("", model, (torch.zeros(1, 3, crop, crop),), {}, preprocessing)
 
 
+def _fetch_torchvision(weights: Any) -> None:
+    """Have the weights of a torchvision model in its cache, and see that they are tensors and no more.
+
+    torchvision has pickles only, which it reads without a check; this one reads no other than tensors.
+
+    Raises:
+        BackboneError: They are not there, and a file named them, or their server does not answer.
+    """
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(weights.url).path).name)
+    if not file.is_file():
+        refuse_unsafe(f"{file.name} was not fetched before")
+        if is_offline() or not hub_answers(weights.url):
+            raise OSError(
+                f"{urlsplit(weights.url).hostname} does not answer, and no {file} is there"
+            )
+    torch.hub.load_state_dict_from_url(weights.url, check_hash=True, weights_only=True)
+
+
 def _remove_last_linear(model: nn.Module, head: str) -> None:
     """Norms and hidden layers of a torchvision head belong to the feature; its last map does not."""
     classifier = getattr(model, head)
@@ -312,18 +409,3 @@ def _remove_last_linear(model: nn.Module, head: str) -> None:
         classifier[last] = nn.Identity()
     else:
         setattr(model, head, nn.Identity())
-
-
-@contextmanager
-def _explain_hub_errors(name: str) -> Iterator[None]:
-    """Turns whatever a hub client raises into one error that says what to do without a hub."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        words = (str(error).strip().splitlines() or ["no more is known"])[0]
-        raise BackboneError(
-            "a backbone could not be loaded",
-            where=name,
-            found=f"{type(error).__name__}: {words[:200]}",
-            fix="without a hub give --weights FILE (safetensors), a local folder, or --random",
-        ) from None

@@ -10,10 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, UnknownNameError, require, warn
+from restuning._hub import first_cached, naming_file
 from restuning.backbones.image_processor import read_image_processor
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.towers import ImageTower, TextTower, prove
+from restuning.backbones.trust import (
+    check_config,
+    hub_arguments,
+    read_config,
+    refuse_larger,
+    refuse_unsafe,
+    walk,
+    weights_arguments,
+)
 from restuning.backbones.weights import load_weights, refuse_missing
+
+SAFE = "open_clip_model.safetensors"
+"""Beside which open_clip keeps a pickle of the same weights."""
 
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 """Mean and deviation of CLIP's training images, for folders without a processor's file."""
@@ -22,11 +35,15 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 def load_clip(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
     """`model`, `example`, `preprocessing` and `text` of a `Backbone`, from transformers."""
     hf = require("transformers", "transformers", f"the backbone clip:{name}")
+    files = check_config(hf, name, fetch, weights)
+    own = hf.AutoConfig.from_pretrained(name, **hub_arguments())
+    refuse_larger(lambda: hf.AutoModel.from_config(own), files)
     if fetch:
-        model, report = hf.AutoModel.from_pretrained(name, output_loading_info=True)
+        said = {"output_loading_info": True, **weights_arguments()}
+        model, report = hf.AutoModel.from_pretrained(name, **said)
         refuse_missing(report, name)
     else:
-        model = hf.AutoModel.from_config(hf.AutoConfig.from_pretrained(name))
+        model = hf.AutoModel.from_config(own)
     if not all(hasattr(model, part) for part in ("vision_model", "text_model", "logit_scale")):
         raise UnknownNameError(
             "not a model of an image and a text tower",
@@ -39,7 +56,7 @@ def load_clip(name: str, fetch: bool, weights: Path | None) -> dict[str, Any]:
     model.eval()
     config = model.config
     siglip = config.model_type.startswith("siglip")
-    tokenizer = hf.AutoTokenizer.from_pretrained(name)
+    tokenizer = hf.AutoTokenizer.from_pretrained(name, **hub_arguments())
 
     def tokenize(texts: list[str]) -> dict[str, Tensor]:
         # SigLIP was trained on texts of full length, whose padding it reads like any token.
@@ -130,6 +147,8 @@ def load_openclip(name: str, fetch: bool, weights: Path | None) -> dict[str, Any
             where=base,
             fix=f"one of: {', '.join(clip.list_models()[:8])} ...; or local-dir:FOLDER",
         )
+    if naming_file():
+        _refuse_of_a_file(clip, name, base, tag if fetch else "", weights is None and fetch)
     if fetch and not elsewhere and not tag:
         tags = clip.list_pretrained_tags_by_model(base)
         raise BackboneError(
@@ -170,6 +189,34 @@ def load_openclip(name: str, fetch: bool, weights: Path | None) -> dict[str, Any
 
     prove(image, text, example, own)
     return {"model": image, "example": (example,), "preprocessing": preprocessing, "text": text}
+
+
+def _refuse_of_a_file(clip: Any, name: str, base: str, tag: str, fetch: bool) -> None:
+    """Refuse what a file may not choose: parts that lie elsewhere, and weights that are pickles.
+
+    Raises:
+        BackboneError: It does.
+    """
+    config: Any = clip.get_model_config(base)
+    kind, _, place = name.partition(":")
+    if kind == "hf-hub":
+        refuse_unsafe("a repository of the hub")
+    if kind == "local-dir":
+        folder = Path(place)
+        config = read_config(folder / "open_clip_config.json", name).get("model_cfg", {})
+        if fetch and {file.suffix for file in folder.iterdir()} & {".bin", ".pt", ".pth"}:
+            refuse_unsafe("pickles beside its config, which are not opened")
+    pointing = ("hf_model_name", "hf_tokenizer_name", "timm_model_pretrained")
+    if found := next((f"{k}: {v}" for k, v in walk(config) if k in pointing and v), ""):
+        refuse_unsafe(f"its config has {found}")
+    if tag:
+        said = clip.get_pretrained_cfg(base, tag) or {}
+        repository, _, file = said.get("hf_hub", "").rpartition("/")
+        # As open_clip looks for them itself, before any pickle.
+        safe = {"": SAFE, "open_clip_pytorch_model.bin": SAFE}
+        stored = safe.get(file, f"{Path(file).stem}.safetensors")
+        if not repository or first_cached(repository, [stored]) is None:
+            refuse_unsafe(f"no {stored} of {repository or 'a hub'} was fetched before")
 
 
 def _text(model: Any, encoder: nn.Module, tokenize: Any, projection: Any = None) -> TextTower:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restuning._errors import FormatError, UnknownNameError
+from restuning._errors import MALFORMED, FormatError, UnknownNameError
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -22,6 +22,9 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+
+LARGEST_SIDE = 2**14
+"""Pixels that an image is resized to at most, where a file says so."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -93,13 +96,15 @@ class Preprocessing:
                 or made.interpolation not in _FILTERS
                 or not 0 < made.crop <= 1
                 or min(made.size) < 1
+                or max(made.size) / made.crop > LARGEST_SIDE
                 or len(made.mean) != 3
                 or len(made.std) != 3
                 or not all(s > 0 for s in made.std)
+                or not all(map(math.isfinite, (*made.mean, *made.std)))
             ):
                 raise ValueError(str(dict(values))[:200])
             return made
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except MALFORMED as error:
             raise FormatError(
                 "the preprocessing of a task is malformed",
                 found=f"{type(error).__name__}: {error}",

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from restuning._hub import is_offline
 from restuning.backbones.positions import count_positions
+from restuning.backbones.trust import hub_arguments
 
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -24,8 +26,10 @@ def load_text_parts(hf: Any, name: str, model: Any = None) -> dict[str, Any]:
         model: The network, whose positions bound the tokenizer's texts; None where it is elsewhere
             (an engine), and its config is asked.
     """
-    config = hf.AutoConfig.from_pretrained(name) if model is None else model.config
-    tokenizer = hf.AutoTokenizer.from_pretrained(name)
+    config = (
+        hf.AutoConfig.from_pretrained(name, **hub_arguments()) if model is None else model.config
+    )
+    tokenizer = hf.AutoTokenizer.from_pretrained(name, **hub_arguments())
     # GPT-2 has no padding token. Which one stands in does not matter: the mask leaves it out.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -44,6 +48,7 @@ def _read_pool(hf: Any, name: str) -> str | None:
     file = hf.utils.cached_file(
         name,
         "1_Pooling/config.json",
+        local_files_only=is_offline(),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

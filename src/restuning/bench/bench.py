@@ -14,6 +14,7 @@ from torch import nn
 from restuning import methods
 from restuning._errors import DataError
 from restuning._files import read_json, write_json
+from restuning._hub import named_in
 from restuning.backbones import Backbone, load_backbone
 from restuning.bench import rivals
 from restuning.bench.chosen import choose_entry, describe_choice, find_setting
@@ -102,7 +103,8 @@ class Bench:
         # Weights that a backbone draws afresh must be the same in every process of a grid.
         torch.manual_seed(0)
         weights = Path(protocol.weights) if protocol.weights else None
-        self.backbone: Backbone = load_backbone(protocol.backbone, weights=weights)
+        with named_in(protocol.named_in):
+            self.backbone: Backbone = load_backbone(protocol.backbone, weights=weights)
         self.host = Host(self.backbone.model, *self.backbone.example, **self.backbone.kwargs)
         if torch.cuda.is_available():
             self.host.cuda()

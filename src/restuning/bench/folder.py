@@ -102,24 +102,34 @@ def _check_same(before: dict[str, Any], identity: dict[str, Any], folder: Path) 
     refuse_other(then, identity, folder, what=what, fix=fix)
 
 
-def read_protocol(folder: Path, weights: Path | None = None) -> GridProtocol:
+def read_protocol(
+    folder: Path, weights: Path | None = None, backbone: str | None = None
+) -> GridProtocol:
     """The protocol a grid was run under, to load its backbone and tasks again.
 
     Args:
         folder: Of the grid.
         weights: File of the backbone's weights, which may lie elsewhere here.
+        backbone: The grid's own, said by the user, who then trusts it; None for what the grid names,
+            of which nothing is fetched or executed.
 
     Raises:
         FormatError: No grid is there, or its description is malformed.
+        TrainingError: The grid was run on another backbone.
     """
     try:
         fields = dict(read_json(folder / GRID)["protocol"])
         # The seed is each run's own and not in the file.
         settings = FitSettings(**{**fields.pop("settings"), "seed": 0})
         fields.pop("choices")
-        return GridProtocol(
-            **{**fields, "weights": str(weights) if weights else None, "settings": settings}
-        )
+        if not isinstance(fields["backbone"], str):
+            raise TypeError(f"the backbone is {fields['backbone']}"[:200])
+        told = {
+            "weights": str(weights) if weights else None,
+            "settings": settings,
+            "named_in": str(folder / GRID) if backbone is None else None,
+        }
+        protocol = GridProtocol(**{**fields, **told})
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(
             "the description of a grid is malformed",
@@ -127,6 +137,14 @@ def read_protocol(folder: Path, weights: Path | None = None) -> GridProtocol:
             found=f"{type(error).__name__}: {error}",
             fix="restore it, or run the grid again",
         ) from None
+    if backbone not in (None, protocol.backbone):
+        raise TrainingError(
+            "this grid was run on another backbone",
+            where=str(folder),
+            found=f"{protocol.backbone} then, {backbone} now",
+            fix="leave it out, or give that of then",
+        )
+    return protocol
 
 
 def describe_run(run: GridRun) -> dict[str, Any]:

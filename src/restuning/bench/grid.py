@@ -85,6 +85,8 @@ class GridProtocol:
         choices: What is chosen on validation.
         cache: Train from stored features where that is exact.
         dtype: Of stored features.
+        named_in: The file that names the backbone, where the user does not: such a name fetches
+            nothing and executes nothing.
     """
 
     backbone: str
@@ -93,6 +95,7 @@ class GridProtocol:
     choices: Choices = field(default_factory=dict)
     cache: bool = True
     dtype: str = "fp32"
+    named_in: str | None = None
 
     def settings_for(self, setting: Setting, seed: int) -> FitSettings:
         """The training settings of one run: the grid's, with its setting and seed put in."""
@@ -133,7 +136,9 @@ class GridProtocol:
         del settings["seed"]
         # A grid may be moved to a machine where the file lies elsewhere.
         weights = Path(self.weights).name if self.weights else None
-        return {**asdict(self), "weights": weights, "settings": settings, "choices": None}
+        said = {**asdict(self), "weights": weights, "settings": settings, "choices": None}
+        del said["named_in"]
+        return said
 
 
 def search_runs(protocol: GridProtocol, task: SuiteTask, entry: Entry) -> list[GridRun]:

@@ -27,6 +27,7 @@ from restuning.cli.common import (
     WeightDecay,
     Weights,
     command,
+    complete_backbone,
     console,
     group,
     messages,
@@ -113,6 +114,7 @@ def run(
     config: Config = None,
 ) -> None:
     """Train and test every method on every task with every seed; goes on where it was stopped."""
+    from restuning._hub import naming_file
     from restuning.backbones import add_image_size
     from restuning.bench import (
         GridProtocol,
@@ -142,6 +144,8 @@ def run(
         parse_choices(choose or []),
         not no_cache,
         cache_dtype,
+        # A file of options, for the processes that share the work.
+        naming_file() or None,
     )
     entries = ablation_entries(ablation) if ablation else _parse_methods(methods)
     runs = list_runs(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
@@ -205,6 +209,14 @@ def robust(
     methods: Annotated[str, option(METHOD, "As for run")] = DEFAULT_METHODS,
     seeds: Annotated[int, option(METHOD, "Final runs of every method and task", min=1)] = 1,
     images: Annotated[int, option(DATA, "Test images of each task", min=1)] = IMAGES,
+    backbone: Annotated[
+        str | None,
+        option(
+            BACKBONE,
+            "The grid's own, where it is not on this machine or of a kind that no file may choose",
+            autocompletion=complete_backbone,
+        ),
+    ] = None,
     weights: Weights = None,
     threads: Annotated[int, option(OUTPUT, "Of the process", min=1)] = 1,
 ) -> None:
@@ -215,7 +227,7 @@ def robust(
     from restuning.bench.studies.robustness import robustness, tabulate_robustness
 
     torch.set_num_threads(threads)
-    protocol = read_protocol(folder, weights)
+    protocol = read_protocol(folder, weights, backbone)
     worker = Bench(protocol, folder)
     for run in list_runs(
         protocol, find_tasks(suite, _names(tasks)), _parse_methods(methods), seeds

@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text as Styled
 from typer.core import TyperCommand
 
+from restuning.cli.config import chosen_by_file
+
 
 def open_console(**where: Any) -> Console:
     """A console that prints as it is what is written: a label `[red]`, a folder `:cat:`."""
@@ -50,6 +52,11 @@ class Command(TyperCommand):
         """Print the help, then the examples."""
         super().format_help(ctx, formatter)
         show_examples(self.examples)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a backbone that a file of options names is opened as a file's choice."""
+        with chosen_by_file(ctx):
+            return super().invoke(ctx)
 
 
 def show_examples(examples: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from restuning._errors import FormatError
+from restuning._hub import named_in
 
 NESTED = "options"
 """Where `settings.json` keeps what belongs to the method; its keys are options as well."""
 
 IN_WORDS = {dict: "keys and values", list: "a list", str: "one line of text", type(None): "nothing"}
+
+REFUSED = {"data": ("hf:",), "suite": ("hf:",), "what": ("hf:", "rm"), "pipeline": ("",)}
+"""Values by how they begin that are an option's only if the user writes them."""
+
+IN_PLACE = {"data": "", "suite": "", "what": "", "pipeline": "--pipeline "}
+"""How these options are written."""
 
 NOT_SAID = ("", "~", "null")
 """How YAML writes nothing."""
@@ -56,6 +65,33 @@ Config = Annotated[
         is_eager=True,
     ),
 ]
+
+
+@contextmanager
+def chosen_by_file(ctx: Any) -> Iterator[None]:
+    """Inside, a backbone that the file of options names, and the user does not, is a file's choice.
+
+    Such a name fetches nothing and executes nothing (`restuning._hub.named_in`).
+
+    Raises:
+        FormatError: The file asks for data of a hub, a pipeline, or to remove something.
+    """
+    file = ctx.params.get("config")
+    # Members by name: typer has had its own copy of click's classes since version 0.2x.
+    sources = {name: ctx.get_parameter_source(name) for name in (*REFUSED, "backbone")}
+    said = {name for name, source in sources.items() if source and source.name == "DEFAULT_MAP"}
+    for name in said - {"backbone"}:
+        value = str(ctx.params[name])
+        if value.startswith(REFUSED[name]):
+            raise FormatError(
+                "a file of options does not choose what is fetched, executed or removed",
+                where=f"{file}: {name}",
+                found=value[:200],
+                fix=f"write it on the command line, which wins over the file: {IN_PLACE[name]}"
+                f"{value[:200]}",
+            )
+    with named_in(file if "backbone" in said else None):
+        yield
 
 
 def read_config(file: Path) -> dict[str, Any]:

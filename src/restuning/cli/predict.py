@@ -113,17 +113,20 @@ def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
     """`Predictor.load`, with `--random` for a backbone whose weights are drawn."""
     import torch
 
+    from restuning._hub import named_in
     from restuning.backbones import load_backbone
     from restuning.serve import Predictor
     from restuning.task import describe, find_task
 
     if random:
-        name = more["backbone"]
+        name, told = more["backbone"], None
         if name is None:
-            name = describe(find_task(folders[0], more["revision"]))["backbone"]["name"]
+            told = find_task(folders[0], more["revision"])
+            name = describe(told)["backbone"]["name"]
         # The seed of `train`, `sweep` and `cache` where none is given: the weights are theirs again.
         torch.manual_seed(0)
-        more["backbone"] = load_backbone(name, weights=more.pop("weights"), random=True)
+        with named_in(told and told / "task.json"):
+            more["backbone"] = load_backbone(name, weights=more.pop("weights"), random=True)
     return Predictor.load(folders, **more)
 
 

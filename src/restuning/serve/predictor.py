@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from restuning._errors import BackboneError, DataError, UnknownNameError, WrongBackboneError
+from restuning._hub import named_in
 from restuning.backbones import (
     Backbone,
     Preprocessing,
     choose_device,
     load_backbone,
     refuse_for_loaded,
+    refuse_other_engine,
 )
 from restuning.data import CORRUPT, TagBatch, make_text_batch
 from restuning.host import Extractor
@@ -361,19 +363,14 @@ def _open_backbone(
             where=where,
             fix="name it: backbone=NAME (--backbone NAME)",
         )
-    if name is None and chosen.startswith("pt2:"):
-        # Reading a torch.export program may run what its author put there; a task file from a
-        # stranger must not be able to ask for that.
-        raise BackboneError(
-            "a task names a program as its backbone, which is not opened for it",
-            where=where,
-            found=chosen,
-            fix=f"if you trust that file, name it yourself: backbone={chosen!r} (--backbone)",
-        )
     # Another backbone, which the user names, has weights of its own.
     if weights is None and chosen in names:
         weights = _find_weights(stored, folders, any_backbone)
-    return load_backbone(chosen, weights=weights)
+    with named_in(Path(where) / "task.json" if name is None else None):
+        if not any_backbone:
+            trained_on = {n: d["backbone"]["fingerprint"] for n, d in stored.items()}
+            refuse_other_engine(chosen, trained_on)
+        return load_backbone(chosen, weights=weights)
 
 
 def _find_weights(

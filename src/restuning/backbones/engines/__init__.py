@@ -1,7 +1,7 @@
 """Engines: exported from a backbone by one command, opened from their files by name."""
 
+from restuning.backbones.engines.description import PRECISIONS as PRECISIONS
 from restuning.backbones.engines.description import Description as Description
-from restuning.backbones.engines.export import PRECISIONS as PRECISIONS
 from restuning.backbones.engines.export import RUNTIMES as RUNTIMES
 from restuning.backbones.engines.export import Exported as Exported
 from restuning.backbones.engines.export import export_engine as export_engine

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from restuning._errors import EngineError, FormatError
+from restuning._errors import MALFORMED, EngineError, FormatError
+from restuning.backbones.preprocessing import Preprocessing
 from restuning.sites import POOLS, Readout, Site, Sites, Tokens
 
 FORMAT = 1
 """Raised when an older library could not read what a newer one writes."""
 KEY = "restuning"
 """Under which the JSON stands in an engine file."""
+
+PRECISIONS = ("fp32", "int8")
+LARGEST_INPUT = 2**25
+"""Numbers of one input, 128 MiB: an image of 3300 pixels a side."""
+WIDEST = 2**20
+"""Channels of a block."""
 
 _PLAIN = {f.name for f in fields(Site)} - {"projections"}
 _OPS = ("block", "cross")
@@ -113,15 +122,7 @@ class Description:
             values = json.loads(text)
             version = values["format"]
             made = None if version != FORMAT else cls._from(values)
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RuntimeError,
-            IndexError,
-            SafetensorError,
-        ) as error:
+        except (*MALFORMED, FormatError, SafetensorError) as error:
             raise FormatError(
                 "the description of an engine is malformed",
                 where=where,
@@ -139,29 +140,67 @@ class Description:
 
     @classmethod
     def _from(cls, values: Mapping[str, Any]) -> Description:
-        sites = Sites(_read_site(each) for each in values["sites"])
-        readout = Readout(**values["readout"])
-        if not len(sites) or readout.pool not in POOLS or values["tokens"] not in get_args(Tokens):
-            raise ValueError(f"{len(sites)} blocks, {readout.pool}, {values['tokens']}")
-        inputs = {}
-        for name, shape, dtype in values["inputs"]:
-            inputs[str(name)] = tuple(int(n) for n in shape), str(_DTYPES[dtype])[6:]
-        if not isinstance(values["fingerprint"], dict) or not inputs:
-            raise TypeError("no fingerprint or no inputs")
+        sites = [_read_site(each) for each in values["sites"]]
+        readout = Readout(**_typed(Readout, values["readout"]))
+        norm = _read_norm(values["norm"])
+        if len(Sites(sites)) != len(sites) or not sites or values["tokens"] not in get_args(Tokens):
+            raise ValueError(f"{len(sites)} sites, tokens {values['tokens']}"[:200])
+        if readout.norm != ("" if norm is None else "norm") or readout.dim < 1:
+            raise ValueError(f"the readout is {readout}"[:200])
+        if norm is not None and norm.weight.numel() not in {site.dim for site in sites}:
+            raise ValueError(f"a norm of {norm.weight.numel()}, as wide as no block")
+        inputs = dict(_read_input(*each) for each in values["inputs"])
+        words = [values[name] for name in ("backbone", "weights", "precision")]
+        if (
+            not all(isinstance(each, str) for each in words)
+            or values["precision"] not in PRECISIONS
+        ):
+            raise TypeError(f"backbone, weights and precision are {words}"[:200])
+        if not isinstance(values["fingerprint"], dict) or len(inputs) != len(values["inputs"]):
+            raise TypeError("no fingerprint, or an input twice")
+        if not inputs or values["pool"] not in (None, *POOLS):
+            raise ValueError(f"{len(inputs)} inputs, pooled by {values['pool']}"[:200])
+        if values["preprocessing"] is not None:
+            Preprocessing.from_dict(values["preprocessing"])
         return cls(
-            str(values["backbone"]),
-            str(values["weights"]),
+            words[0],
+            words[1],
             values["fingerprint"],
-            str(values["precision"]),
+            words[2],
             inputs,
-            sites,
+            Sites(sites),
             values["tokens"],
             readout,
-            _wrap_norm(_read_norm(values["norm"])),
+            _wrap_norm(norm),
             values["preprocessing"],
             values["pool"],
             str(values.get("digest", "")),
         )
+
+    def check_graph(self, inputs: Mapping[str, Sequence[Any]], outputs: Sequence[str]) -> None:
+        """Compare what the description says with the network in the file.
+
+        Args:
+            inputs: Their shapes by name; what is free is no whole number.
+            outputs: Names of the outputs, in order.
+
+        Raises:
+            FormatError: They differ: the description belongs to another network.
+        """
+        said = {name: shape for name, (shape, _) in self.inputs.items()}
+        fits = said.keys() == inputs.keys() and list(outputs) == list(self.sites.taps)
+        for name, shape in said.items() if fits else ():
+            fixed = zip(shape[1:], inputs[name][1:], strict=False)
+            same = all(a == b for a, b in fixed if isinstance(b, int))
+            fits = fits and same and len(shape) == len(inputs[name])
+        if not fits:
+            raise FormatError(
+                "the description of an engine belongs to another network",
+                where=self.backbone,
+                found=f"inputs {said} and {len(self.sites.taps)} taps are said, "
+                f"{dict(inputs)} and {len(outputs)} outputs are there"[:300],
+                fix="export it again",
+            )
 
     def example(self) -> dict[str, Tensor]:
         """One input, batch 1: zeros for pixels, ones for token numbers and masks."""
@@ -225,14 +264,27 @@ def copy_norm(norm: nn.Module, maps: bool) -> nn.Module | None:
 _KINDS: dict[type, str] = {nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
 
 
-def _read_norm(values: Mapping[str, Any] | None) -> nn.Module | None:
+def _read_norm(values: Mapping[str, Any] | None) -> Any:
     if values is None:
         return None
     tensors = load(base64.b64decode(values["tensors"], validate=True))
+    if not all(t.dim() == 1 and torch.isfinite(t).all() for t in tensors.values()):
+        raise ValueError("the norm has numbers that are none, or no vectors")
+    if not isinstance(values["eps"], float) or not 0 <= values["eps"] < 1:
+        raise ValueError(f"the norm's eps is {values['eps']}"[:200])
     kinds = {name: kind for kind, name in _KINDS.items()}
-    norm = kinds[values["kind"]](len(tensors["weight"]), eps=float(values["eps"]))
+    norm = kinds[values["kind"]](len(tensors["weight"]), eps=values["eps"])
     norm.load_state_dict(tensors)
     return norm
+
+
+def _read_input(name: Any, shape: Any, dtype: Any) -> tuple[str, tuple[tuple[int, ...], str]]:
+    sides = tuple(shape)
+    if not isinstance(name, str) or not all(type(n) is int and n > 0 for n in sides):
+        raise TypeError(f"not an input: {name}, {sides}"[:200])
+    if math.prod(sides) > LARGEST_INPUT:
+        raise ValueError(f"an input of {math.prod(sides):,} numbers")
+    return name, (sides, str(_DTYPES[dtype])[6:])
 
 
 def _wrap_norm(norm: nn.Module | None) -> nn.Module:
@@ -240,7 +292,35 @@ def _wrap_norm(norm: nn.Module | None) -> nn.Module:
 
 
 def _read_site(values: Mapping[str, Any]) -> Site:
-    site = Site(**{n: values[n] for n in _PLAIN})
-    if site.op not in _OPS or not isinstance(site.dim, int) or not isinstance(site.layer, int):
+    site = Site(**_typed(Site, {n: values[n] for n in _PLAIN}))
+    if site.op not in _OPS or not site.name.endswith(f".{site.layer}"):
         raise ValueError(f"not a site: {dict(values)}"[:200])
+    if not 0 < site.dim <= WIDEST or not 0 <= site.dim_in <= WIDEST:
+        raise ValueError(f"{site.name} is {site.dim} wide")
     return site
+
+
+def _typed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for the fields of a dataclass, each of its field's type; lists become tuples.
+
+    Raises:
+        TypeError: One is of another type.
+    """
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if not _is_of(value, hints[name]):
+            raise TypeError(f"{name} is {value!r}"[:200])
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether JSON is of a plain type, one of several, a literal or a list of one type."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if origin is UnionType:
+        return any(_is_of(value, each) for each in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, list) and all(_is_of(each, get_args(hint)[0]) for each in value)
+    # A boolean is an int to Python, and none to whoever wrote it.
+    return type(value) is hint

@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from restuning._errors import EngineError, RestuningError, require
 from restuning._files import replacing
 from restuning.backbones.backbone import Backbone
-from restuning.backbones.engines.description import KEY, Description, copy_readout
+from restuning.backbones.engines.description import (
+    KEY,
+    PRECISIONS,
+    Description,
+    copy_readout,
+)
 from restuning.backbones.engines.open import open_engine
 from restuning.host import Host
 from restuning.sites import IN_WORDS, Needs, resolve_tokens
 
 RUNTIMES = ("onnx", "pt2")
-PRECISIONS = ("fp32", "int8")
 TOLERANCE = 1e-3
 """Largest error of an fp32 engine's taps, relative to each tap's largest value: other kernels add in
 another order, and vision backbones have channels a hundred times larger than the rest."""

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restuning._errors import EngineError, RestuningError, require
+from restuning._errors import EngineError, RestuningError, WrongBackboneError, require
 from restuning._files import sha256_of_file
-from restuning.backbones.engines.description import KEY, Description
+from restuning.backbones.engines.description import Description
+from restuning.backbones.engines.metadata import read_archive_text, read_onnx_text
+from restuning.backbones.trust import opening
 from restuning.host import Engine
 from restuning.host.engine import Run
 
-Opened = tuple[str, Callable[[Description], Run]]
-"""The description in a file, and what makes it run."""
+Start = Callable[[Path, Description], Run]
+"""What opens the file with its runtime, once its description is known to be in order."""
 
 
 def open_engine(runtime: str, file: str | Path) -> Engine:
@@ -39,17 +41,12 @@ def open_engine(runtime: str, file: str | Path) -> Engine:
 
 def open_described(runtime: str, file: str | Path) -> tuple[Engine, Description]:
     """An engine and what its file says of it; see `open_engine`."""
-    file = Path(file)
-    if not file.is_file():
-        raise EngineError(
-            "no such engine file",
-            where=str(file),
-            fix="give its path, or make it with `restuning engine export`",
-        )
+    file = _require_file(file)
+    read, start = OPENERS[runtime]
     try:
-        text, start = OPENERS[runtime](file)
-        description = Description.from_json(text, str(file))
-        run = start(description)
+        # Before a runtime sees the file: what is not ours, or malformed, is not opened at all.
+        description = Description.from_json(read(file), str(file))
+        run = start(file, description)
     except RestuningError:
         raise
     except Exception as error:  # noqa: BLE001 (runtimes and exporters raise anything)
@@ -80,69 +77,112 @@ def open_described(runtime: str, file: str | Path) -> tuple[Engine, Description]
     return engine, description
 
 
-def _open_onnx(file: Path) -> Opened:
+def refuse_other_engine(name: str, fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse an engine that tasks were not trained on, by its bytes and before it is opened.
+
+    Args:
+        name: Of a backbone; others than engines pass.
+        fingerprints: Of the backbones of tasks, by task.
+
+    Raises:
+        WrongBackboneError: The file is another.
+        EngineError: There is no such file.
+        BackboneError: A file names an engine that is opened only if the user does.
+    """
+    scheme, _, rest = name.partition(":")
+    if scheme not in OPENERS or not rest:
+        return
+    with opening(name):
+        digest = sha256_of_file(_require_file(rest))[:16]
+    for task, fingerprint in fingerprints.items():
+        own = fingerprint.get("engine")
+        known = own.get("file") if isinstance(own, Mapping) else None
+        if known != digest:
+            raise WrongBackboneError(
+                "this task was trained on another engine, which is not opened",
+                where=task,
+                found=f"{name} has the digest {digest}, the task's "
+                + (f"engine {str(known)[:16]}" if known else "backbone is no engine"),
+                fix="give the file it was trained on; any_backbone=True (--any-backbone) accepts "
+                "another engine of the backbone",
+            )
+
+
+def _require_file(file: str | Path) -> Path:
+    file = Path(file)
+    # Not for devices and pipes either, which have no end.
+    if not file.is_file():
+        raise EngineError(
+            "no such engine file",
+            where=str(file),
+            fix="give its path, or make it with `restuning engine export`",
+        )
+    return file
+
+
+def _start_onnx(file: Path, description: Description) -> Run:
     ort = require("onnxruntime", "onnx", f"the backbone onnx:{file}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    description.check_graph(
+        {value.name: value.shape for value in session.get_inputs()},
+        [value.name for value in session.get_outputs()],
+    )
 
     def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
         arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
         return [torch.from_numpy(value) for value in session.run(None, arrays)]
 
-    text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
-    return text, lambda description: run
+    return run
 
 
-def _open_openvino(file: Path) -> Opened:
+def _start_openvino(file: Path, description: Description) -> Run:
     openvino = require("openvino", "openvino", f"the backbone openvino:{file}")
     core = openvino.Core()
     model = core.read_model(str(file))
-    framework = dict(model.get_rt_info().items()).get("framework", {})
-    stored: Any = dict(framework).get(KEY, "")
+    description.check_graph(
+        {
+            value.get_any_name(): [
+                side.get_length() if side.is_static else None for side in value.get_partial_shape()
+            ]
+            for value in model.inputs
+        },
+        [value.get_any_name() for value in model.outputs],
+    )
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        # fp32 as in PyTorch: its own choice on new processors is bf16.
+        {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"},
+    )
 
-    def start(description: Description) -> Run:
-        compiled = core.compile_model(
-            model,
-            "CPU",
-            # fp32 as in PyTorch: its own choice on new processors is bf16.
-            {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"},
-        )
+    def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
+        # A request of its own for every call: one request is not safe from several threads.
+        request = compiled.create_infer_request()
+        outputs = request.infer(arrays, share_inputs=True)
+        return [torch.from_numpy(outputs[output].copy()) for output in compiled.outputs]
 
-        def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-            arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
-            # A request of its own for every call: one request is not safe from several threads.
-            request = compiled.create_infer_request()
-            outputs = request.infer(arrays, share_inputs=True)
-            return [torch.from_numpy(outputs[output].copy()) for output in compiled.outputs]
-
-        return run
-
-    return str(getattr(stored, "value", stored)), start
-
-
-def _open_pt2(file: Path) -> Opened:
-    extra = {f"{KEY}.json": ""}
-    program = torch.export.load(file, extra_files=extra)
-    text: Any = extra[f"{KEY}.json"]
-
-    def start(description: Description) -> Run:
-        module = program.module()
-
-        def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-            return module(*(inputs[name] for name in description.inputs))
-
-        return run
-
-    return text.decode() if isinstance(text, bytes) else text or "", start
+    return run
 
 
-OPENERS: dict[str, Callable[[Path], Opened]] = {
-    "onnx": _open_onnx,
-    "openvino": _open_openvino,
-    "pt2": _open_pt2,
+def _start_pt2(file: Path, description: Description) -> Run:
+    module = torch.export.load(file).module()
+
+    def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        return module(*(inputs[name] for name in description.inputs))
+
+    return run
+
+
+OPENERS: dict[str, tuple[Callable[[Path], str], Start]] = {
+    "onnx": (read_onnx_text, _start_onnx),
+    "openvino": (read_onnx_text, _start_openvino),
+    "pt2": (read_archive_text, _start_pt2),
 }
+"""By runtime: what reads the description alone, and what opens the file then."""
 
 
 def _run_rows_alone(run: Run) -> Run:
