@@ -75,12 +75,22 @@ def from_sklearn(preprocessing: Preprocessing, options: DataOptions) -> Data:
     return pool.to_data("digits", preprocessing, options)
 
 
-def from_torchvision(name: str, preprocessing: Preprocessing, options: DataOptions) -> Data:
-    """A torchvision data set that has been downloaded before."""
+def find_torchvision(name: str) -> Any:
+    """The class of a torchvision data set.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+    """
     sets = require("torchvision.datasets", "transformers", f"the data set torchvision:{name}")
     cls = getattr(sets, name, None)
     if not isinstance(cls, type) or not issubclass(cls, sets.VisionDataset):
         raise UnknownNameError("torchvision has no such data set", where=name, fix="e.g. CIFAR100")
+    return cls
+
+
+def from_torchvision(name: str, preprocessing: Preprocessing, options: DataOptions) -> Data:
+    """A torchvision data set that has been downloaded before."""
+    cls = find_torchvision(name)
     root = options.root
     try:
         # Older data sets take `train`, newer ones `split`; some neither.

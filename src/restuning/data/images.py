@@ -416,10 +416,24 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
 
 def _turn(image: Image.Image, made: Image.Image) -> Image.Image:
     """Put `made` upright by what `image` notes."""
+    tags = getattr(image, "tag_v2", None)
     try:
-        noted = image.getexif().get(_ORIENTATION)
+        if tags is None:
+            noted = image.getexif().get(_ORIENTATION)
+        else:
+            noted = None if _turns_tiff() else tags.get(_ORIENTATION)
     except _DAMAGED:
         # Notes that cannot be read say nothing, and the pixels are whole.
         noted = None
     how = _TRANSPOSED.get(noted) if isinstance(noted, int) else None
     return made if how is None else made.transpose(how)
+
+
+@cache
+def _turns_tiff() -> bool:
+    """Whether this Pillow turns a TIFF when it decodes it, as later ones do."""
+    stream = io.BytesIO()
+    Image.new("L", (1, 2)).save(stream, "TIFF", tiffinfo={_ORIENTATION: 6})
+    with Image.open(stream) as image:
+        image.load()
+        return image.size == (2, 1)

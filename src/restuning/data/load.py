@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError, UnknownNameError
-from restuning.data.arrays import from_sklearn, from_torchvision
+from restuning.data.arrays import find_torchvision, from_sklearn, from_torchvision
 from restuning.data.data import Data, DataOptions, name_of
 from restuning.data.folders import from_folder
 from restuning.data.hub_sets import from_tables, is_table, load_tables
@@ -68,10 +68,15 @@ def load_data(
 
 
 def may_be_data(name: str) -> bool:
-    """Whether `load_data` would look for a data set of that name: it is known, or something is there."""
+    """Whether `load_data` would look for a data set of that name: it is known, or something is there.
+
+    Raises:
+        UnknownNameError: It is one of torchvision's, which has none of that name.
+    """
     scheme, _, rest = name.partition(":")
-    known = name == "digits" or (scheme in ("torchvision", "hf") and bool(rest))
-    return known or Path(name).expanduser().exists()
+    if scheme == "torchvision" and rest:
+        return bool(find_torchvision(rest))
+    return name == "digits" or (scheme == "hf" and bool(rest)) or Path(name).expanduser().exists()
 
 
 def _shorten(name: str) -> str:

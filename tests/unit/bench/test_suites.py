@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from commands import restuning
 from restuning import RestuningError
 from restuning.bench import find_tasks
 from restuning.bench.studies.check import check_suite
@@ -74,3 +75,21 @@ def test_class_folders_are_checked_too(tmp_path):
 def test_an_unknown_suite_or_folder_is_refused(tmp_path, name, where):
     with pytest.raises(RestuningError, match="no suite|no such folder"):
         check_suite(name, tmp_path / where)
+
+
+@pytest.mark.parametrize(
+    ("suite", "said"),
+    [
+        ("vtab1k", "did you mean vtab-1k"),
+        ("nosuch", "no such suite"),
+        ("torchvision:NoSuch", "no such data set"),
+        ("no/such/folder", "no such folder"),
+        ("digit", "did you mean digits"),
+        ("torchvision:", "no such suite"),
+    ],
+)
+def test_an_unknown_suite_is_refused_before_a_folder_is_made(suite, said, tmp_path):
+    done = restuning("bench", "run", suite, "--out", "grid", "--seeds", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -342,6 +342,9 @@ def test_every_command_that_reads_a_folder_says_what_it_left_out(tmp_path):
         assert done.returncode == 0, done.stderr
         assert "1 file that is no image (" in done.stdout + done.stderr, words
         assert "notes.txt" in done.stdout + done.stderr
+    said = restuning("info", out, COLUMNS="300").stdout
+    assert "linear" in said
+    assert "cat" in said
     (data / "val" / "dog" / "0.png").write_bytes(b"no image")
     for words in (("predict", data, "--task", out), ("cache", data, "--store", store)):
         done = restuning(*words, "--skip-bad", COLUMNS="300")

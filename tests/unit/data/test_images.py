@@ -110,7 +110,11 @@ MODES = {
     "white is nothing": (encoded(sixteen, "TIFF", tiffinfo={262: 0}), 255 - GREY, EXACT),
     "cmyk": (encoded(OPAQUE.convert("CMYK"), "TIFF"), RGB, EXACT),
     "cmyk of jpeg": (encoded(OPAQUE.convert("CMYK"), "JPEG", quality=95, subsampling=0), RGB, JPEG),
-    "ycbcr": (encoded(OPAQUE.convert("YCbCr"), "TIFF"), RGB, COLOURS),
+    "ycbcr": (
+        encoded(OPAQUE.convert("YCbCr"), "TIFF", compression="tiff_adobe_deflate"),
+        RGB,
+        COLOURS,
+    ),
     "lab": (encoded(lab(OPAQUE), "TIFF"), np.asarray(OPAQUE), 40),
     "animated gif": (
         encoded(OPAQUE.quantize(256), "GIF", save_all=True, append_images=[BLACK]),
