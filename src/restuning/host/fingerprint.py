@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning._torch import CHECKPOINT_PREFIX
+from restuning._torch import CHECKPOINT_PREFIX, is_sharded
 from restuning.host.weights import (
     Weight,
     class_name,
@@ -52,7 +52,7 @@ def _fingerprint(kind: str, sites: Sites, weights: Iterable[Weight]) -> dict[str
     named = {w.name: w for w in weights if w.kind == "parameter" and w.kept.numel()}
     names = sorted(named)
     chosen = [names[0], names[len(names) // 2], names[-1]]
-    packed = [n for n in names if not is_plain(named[n].kept)]
+    packed = [n for n in names if not (is_plain(named[n].kept) or is_sharded(named[n].kept))]
     # Norms and embeddings stay as they were: of quantised weights, two more.
     chosen += [packed[0], packed[len(packed) // 2]] if packed else []
     return {

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from torch import nn
 
 from restuning._errors import TrainingError
+from restuning.host import Extractor
 from restuning.training.classification import CURVES, Classification, FitResult
 from restuning.training.log import check_trackers, draw_curves
 from restuning.training.loop import run_to_end
@@ -50,6 +51,7 @@ def fit(
             always, False nothing.
 
     Raises:
+        BackboneChangedError: The backbone is not what it was when its host was built.
         DivergedError: A loss or a weight became NaN or infinite.
         TrainingError: A side network has to be prepared, and the inputs change each time they are
             read (random augmentation); the folder belongs to a run with other settings, the disk is
@@ -119,6 +121,8 @@ def _check(tuned: nn.Module, train: Any, val: Any, settings: FitSettings) -> Non
             found=type(tuned).__name__,
             fix="give it Tuned(host, task)",
         )
+    if isinstance(host := getattr(tuned, "host", None), Extractor):
+        host.check_unchanged()
     for name, data in (("training", train), ("validation", val)):
         if data is not None and not hasattr(data, "__len__"):
             raise TrainingError(
