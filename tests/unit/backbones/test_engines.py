@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from restuning import (
     methods,
     save,
 )
-from restuning._errors import MissingExtraError
+from restuning._errors import MissingExtraError, RestuningWarning
 from restuning.backbones import Backbone, Preprocessing, open_engine
 from restuning.backbones.engines import Description
 from restuning.backbones.engines.description import KEY, copy_norm
@@ -390,3 +391,29 @@ def test_training_from_a_store_of_an_engine_equals_training_on_it(made, tmp_path
             backbone="onnx:x",
             precision="bf16",
         )
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "pt2"])
+def test_an_engine_says_which_weights_it_was_exported_from(made, runtime, tmp_path):
+    engine, host = _open(made, runtime), made[0]
+    assert engine.identity()["digest"] == host.identity()["digest"]
+    # A task of the network is one of its engine's, if rounding is accepted.
+    path = save(methods.build("linear", host, num_classes=3), host, tmp_path / "t.task")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RestuningWarning)
+        load(path, engine, any_backbone=True)
+    with pytest.raises(WrongBackboneError, match="another engine"):
+        load(path, engine)
+
+
+def test_an_engine_of_before_opens_and_says_that_three_tensors_were_compared(made, tmp_path):
+    before, host = _open(made, "onnx"), made[0]
+    before._weights = ""
+    path = save(methods.build("linear", host, num_classes=3), host, tmp_path / "t.task")
+    with pytest.warns(RestuningWarning, match="only three tensors"):
+        load(path, before, any_backbone=True)
+    # Of one file its own digest says enough.
+    own = save(methods.build("linear", before, num_classes=3), before, tmp_path / "own.task")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RestuningWarning)
+        load(own, before)
