@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from commands import restuning
 from restuning import RestuningError, load_backbone, methods, save
+from restuning._files import seal
 from restuning._hub import named_in
 from restuning.bench import Bench, GridProtocol, read_protocol
 from restuning.serve import Predictor
@@ -165,7 +166,8 @@ def hostile(honest, folder, **backbone):
     copy = Path(shutil.copytree(honest, folder / "hostile.task"))
     description = json.loads((copy / "task.json").read_text())
     description["backbone"] |= backbone
-    (copy / "task.json").write_text(json.dumps(description))
+    # A stranger seals it as anybody does: there is no secret in it.
+    (copy / "task.json").write_text(json.dumps(seal(description)))
     return copy
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from restuning._errors import MALFORMED, EngineError, FormatError
+from restuning._files import parse_json, seal
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.sites import POOLS, Readout, Site, Sites, Tokens
 
@@ -23,6 +24,7 @@ FORMAT = 1
 """Raised when an older library could not read what a newer one writes."""
 KEY = "restuning"
 """Under which the JSON stands in an engine file."""
+WHAT = "the description of an engine"
 
 PRECISIONS = ("fp32", "int8")
 LARGEST_INPUT = 2**25
@@ -98,7 +100,8 @@ class Description:
             "pool": self.pool,
             "digest": self.digest,
         }
-        return json.dumps(values)
+        # Sealed: a number that changes in it would be other answers without a word.
+        return json.dumps(seal(values))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Description:
@@ -118,13 +121,13 @@ class Description:
                 found="a network that does not say where its taps are",
                 fix="make one with `restuning engine export`",
             )
+        values = parse_json(text, where, what=WHAT, fix="export it again")
         try:
-            values = json.loads(text)
             version = values["format"]
             made = None if version != FORMAT else cls._from(values)
         except (*MALFORMED, FormatError, SafetensorError) as error:
             raise FormatError(
-                "the description of an engine is malformed",
+                f"{WHAT} is malformed",
                 where=where,
                 found=f"{type(error).__name__}: {str(error)[:200]}",
                 fix="export it again",
@@ -150,12 +153,14 @@ class Description:
         if norm is not None and norm.weight.numel() not in {site.dim for site in sites}:
             raise ValueError(f"a norm of {norm.weight.numel()}, as wide as no block")
         inputs = dict(_read_input(*each) for each in values["inputs"])
-        words = [values[name] for name in ("backbone", "weights", "precision")]
+        # Files of before it was kept have no digest.
+        words = [values[n] for n in ("backbone", "weights", "precision")]
+        words.append(values.get("digest", ""))
         if (
             not all(isinstance(each, str) for each in words)
             or values["precision"] not in PRECISIONS
         ):
-            raise TypeError(f"backbone, weights and precision are {words}"[:200])
+            raise TypeError(f"backbone, weights, precision and digest are {words}"[:200])
         if not isinstance(values["fingerprint"], dict) or len(inputs) != len(values["inputs"]):
             raise TypeError("no fingerprint, or an input twice")
         if not inputs or values["pool"] not in (None, *POOLS):
@@ -174,7 +179,7 @@ class Description:
             _wrap_norm(norm),
             values["preprocessing"],
             values["pool"],
-            str(values.get("digest", "")),
+            words[3],
         )
 
     def check_graph(self, inputs: Mapping[str, Sequence[Any]], outputs: Sequence[str]) -> None:
