@@ -145,3 +145,13 @@ def test_a_damaged_store_raises_and_never_falls_back(tmp_path):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(StoreError, match="damaged"):
         encode(pairs, Flat(), 8, tmp_path / "store")
+
+
+def test_images_are_read_as_all_others_are(tmp_path):
+    folder(tmp_path)
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    clear.save(tmp_path / "1.png")
+    assert torch.equal(load_pairs(tmp_path).image(1, 8), torch.ones(3, 8, 8))
+    Image.new("L", (3000, 2)).save(tmp_path / "1.png")
+    with pytest.raises(DataError, match=r"narrow(.|\n)*1\.png"):
+        load_pairs(tmp_path).image(1, 8)

@@ -72,9 +72,18 @@ def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) 
     left_out: LeftOut = {}
     splits, labels = _read_vtab_lists(path) if listed else _find_class_folders(path, left_out)
     if options.skip_bad:
+        before = {labels[y] for _, y in splits["train"]}
         for key, samples in splits.items():
             splits[key], bad = drop_unreadable(samples)
             left_out.setdefault(CORRUPT, []).extend(bad)
+        gone = sorted(before - {labels[y] for _, y in splits["train"]})
+        if gone:
+            raise DataError(
+                "classes whose training images are all corrupt",
+                where=str(path),
+                found=", ".join(gone[:5]),
+                fix="restore some, or take the classes out",
+            )
     train = splits["train"] + (splits.get("val", []) if options.final else [])
     plain = preprocessing.transform("none")
 

@@ -21,7 +21,8 @@ from restuning._errors import StoreError
 from restuning._files import replacing
 from restuning.diffusion.pairs import Pairs
 
-SCHEMA = 1
+SCHEMA = 2
+"""Raised where the same images give other latents: since 2 they are turned upright and lie on white."""
 
 
 class Encoder(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import DataError, require
+from restuning.data import read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -47,18 +47,7 @@ class Pairs:
         Raises:
             DataError: It cannot be read.
         """
-        source = self.sources[index]
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                image = file.convert("RGB")
-        # Pillow raises SyntaxError for a broken PNG.
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(
-                "an image cannot be read",
-                where=self.names[index],
-                found=str(error)[:200],
-                fix="repair it or take it out",
-            ) from None
+        image = read_image(self.sources[index], self.names[index])
         scale = size / min(image.size)
         # Rounding must not leave a side a pixel short of the square.
         width, height = (max(size, round(s * scale)) for s in image.size)

@@ -7,6 +7,7 @@ makes a whole run of them. A benchmark or a search takes the parts and adds what
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -539,8 +540,11 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
 
 
 def default_folder(data: Data, kind: str) -> Path:
-    """Where a run goes that was given no folder: `runs/DATA-KIND-TIME`."""
-    return Path("runs") / f"{data.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Where a run goes that was given no folder: `runs/DATA-KIND-TIME`, which is not there yet."""
+    first = Path("runs") / f"{data.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Two runs may begin in one second, and the second must not be taken for the first, gone on with.
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([first], others) if not folder.exists())
 
 
 def folder_name(method: str) -> str:

@@ -358,3 +358,11 @@ def test_a_task_of_the_bench_in_the_folder_that_one_is_in_has_a_name(tmp_path, m
         classes(tmp_path / "photos" / split, "cat", "dog")
     monkeypatch.chdir(tmp_path / "photos")
     assert [task.name for task in find_tasks(".")] == ["photos"]
+
+
+def test_a_class_that_has_no_image_left_is_refused(tmp_path):
+    classes(tmp_path / "train", "cat", "dog")
+    for i in range(3):
+        (tmp_path / "train" / "dog" / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"all corrupt(.|\n)*dog"):
+        load_data(str(tmp_path), IMAGES, skip_bad=True)
