@@ -8,7 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from restuning._errors import TrainingError
 from restuning._files import read_json, refuse_other, write_json
+
+
+def _forget(folder: Path, description: Path) -> None:
+    """Remove the folder of a search, and no other."""
+    if not description.is_file() and any(folder.iterdir()):
+        raise TrainingError(
+            "a folder that is to be started over was not left by a search",
+            where=str(folder),
+            found=f"no {description.name}",
+            fix="choose another --out",
+        )
+    # Of a link, what it points to would be emptied.
+    if folder.is_symlink():
+        raise TrainingError(
+            "a folder that is to be started over is a link",
+            where=str(folder),
+            fix="choose another --out",
+        )
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class SearchFolder:
@@ -19,10 +39,11 @@ class SearchFolder:
         identity: The values that must agree between all calls on the folder, as JSON.
         file: Name of the file that holds them.
         what: The error where it does not agree, such as "this folder holds another sweep".
-        resume: False forgets what the folder holds.
+        resume: False forgets what the folder holds; None where nothing can be forgotten.
 
     Raises:
-        TrainingError: The folder was begun under another identity.
+        TrainingError: The folder was begun under another identity, or is to be forgotten and is no
+            folder of a search.
         FormatError: What it holds is damaged, or it cannot be written.
     """
 
@@ -33,18 +54,19 @@ class SearchFolder:
         *,
         file: str,
         what: str,
-        resume: bool = True,
+        resume: bool | None = None,
     ) -> None:
         self.folder = folder
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
+        path = folder / file
+        if resume is False and folder.exists():
+            _forget(folder, path)
         # As it will be read again: tuples are lists, and what JSON does not know is a text.
         now = json.loads(json.dumps(identity, default=str))
-        path = folder / file
         if not path.exists():
             write_json(path, now)
             return
-        fix = "use what was used then, another --out, or --no-resume to start over"
+        again = "" if resume is None else ", or --no-resume to start over"
+        fix = f"use what was used then, or another --out{again}"
         # Both through JSON, so that what differs is what a reader of the file would see.
         refuse_other(read_json(path), now, folder, what=what, fix=fix)
 

@@ -95,7 +95,7 @@ def tabulate_costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
     # Times of different machines do not belong in one column: at least they are named.
     machines = sorted(
         {
-            f"{r['hardware'].get('gpu') or r['hardware']['cpu']}, {r['hardware']['threads']} thread(s)"
+            f"{r['hardware'].get('gpu') or r['hardware']['cpu']}, threads: {r['hardware']['threads']}"
             for r in summary.results
             if r["status"] == "done"
         }
