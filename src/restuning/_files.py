@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from restuning._errors import FormatError, TrainingError
+from restuning._processes import is_main_process
 
 SUFFIX = ".partial"
 ABANDONED = 24 * 3600
@@ -530,6 +532,77 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         self.give_back()
+
+
+LOCK = ".lock"
+ORPHANS = 30.0
+"""Seconds after which the last loader process of one that was killed has noticed (torch's look every 5)."""
+
+_held: set[tuple[str, int]] = set()
+"""Folders, each with the thread that holds it."""
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Inside, this process alone writes to a folder; a lock in it is gone afterwards.
+
+    The system gives it back when the process dies. Of the processes of a launcher, which write one
+    folder together, the main one holds it. May be held again by who holds it.
+
+    Args:
+        folder: Made, and removed again where nothing was put into it.
+
+    Raises:
+        TrainingError: Another process works there.
+    """
+    key = os.path.realpath(folder), threading.get_ident()
+    if key in _held or not is_main_process():
+        yield
+        return
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    lock = folder / LOCK
+    claim = _claim_patiently(lock)
+    _held.add(key)
+    try:
+        with suppress(OSError):
+            lock.write_text(f"{_machine} {os.getpid()}")
+        yield
+    finally:
+        _held.discard(key)
+        # Before it is given back: whoever waits for it then makes a new one.
+        with suppress(OSError):
+            lock.unlink()
+        claim.give_back()
+        if os.name == "nt":
+            # There a file that is open cannot be removed, nor taken from who has opened it since.
+            with suppress(OSError):
+                lock.unlink()
+        # Those that are not empty stay.
+        with suppress(OSError):
+            for each in missing:
+                each.rmdir()
+
+
+def _claim_patiently(lock: Path) -> Claim:
+    """Claim a lock, also one whose owner was killed and left loader processes behind."""
+    end = time.monotonic() + ORPHANS
+    while True:
+        claim = Claim.take(lock, wait=False)
+        if claim is not None:
+            return claim
+        told = ""
+        with suppress(OSError, UnicodeDecodeError):
+            told = lock.read_text()
+        machine, _, number = told.partition(" ")
+        killed = machine == _machine and number.isdigit() and not _alive(int(number))
+        if not killed or time.monotonic() > end:
+            raise TrainingError(
+                "another process works in this folder",
+                where=str(lock.parent),
+                found=f"process {number} of {machine}" if number else "",
+                fix="wait until it has ended, or give another --out",
+            )
+        time.sleep(0.2)
 
 
 def _no_lock(path: Path, error: Exception) -> FormatError:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from restuning._errors import BackboneError, RestuningError
+from restuning._processes import count_processes, number_on_machine
 
 
 def choose_device(
@@ -13,11 +16,16 @@ def choose_device(
     """A device by name, checked to be there.
 
     Args:
-        name: "cpu", "cuda", "cuda:1"; None for CUDA if it is there, else the CPU.
+        name: "cpu", "cuda", "cuda:1"; None for CUDA if it is there, else the CPU. Each process of a
+            launcher has a GPU of its own, as Accelerate counts them.
         error: What is raised where there is no such device.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available() or _launched_on_cpu():
+            return torch.device("cpu")
+        if count_processes() > 1:
+            return torch.device("cuda", number_on_machine() % torch.cuda.device_count())
+        return torch.device("cuda")
     try:
         device = torch.device(name)
         # A name may be right and the device in another machine: that must fail here and not in
@@ -31,3 +39,8 @@ def choose_device(
             fix='give "cpu", "cuda" or "cuda:1", or leave it out',
         ) from None
     return device
+
+
+def _launched_on_cpu() -> bool:
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower()
+    return count_processes() > 1 and told in ("1", "true", "yes")

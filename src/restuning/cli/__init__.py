@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from restuning._errors import RestuningError, RestuningWarning
+from restuning._processes import process_number
 
 
 def main() -> None:
     """Entry point of `restuning`: errors of the user end without a traceback, with exit code 1."""
     from restuning.cli.app import app
 
+    number = process_number()
     try:
-        with _say_warnings():
+        with _say_nothing() if number else _say_warnings():
             app(prog_name="restuning")
     except RestuningError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        which = f"process {number}: " if number else ""
+        print(f"{which}{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _say_nothing() -> Iterator[None]:
+    """Of the processes of a launcher one speaks; the others tell only what stopped them."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as silent,
+        redirect_stdout(silent),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from restuning._errors import TrainingError
+from restuning._processes import count_processes
 from restuning._version import __version__
 from restuning.cli.common import show_examples
 
@@ -33,6 +35,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "methods": ("restuning.cli.inspect", "List the named methods"),
 }
 """Name -> the module whose `app` has the command, and its line in the help."""
+
+TOGETHER = ("train", "cache", "train-image-generation")
+"""What the processes of a launcher (`accelerate launch -m restuning train ...`) do together."""
 
 EXAMPLES = [
     "restuning train digits",
@@ -62,6 +67,13 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called; an unknown name is refused before anything is imported."""
         name, found, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS and name not in TOGETHER and count_processes() > 1:
+            raise TrainingError(
+                "this command runs in one process",
+                where=f"restuning {name}",
+                found=f"{count_processes()} processes of a launcher",
+                fix=f"call it without the launcher; {', '.join(TOGETHER)} run in several",
+            )
         return name, load_command(name) if name in COMMANDS else found, rest
 
     def invoke(self, ctx: Any) -> Any:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 from typer.core import TyperCommand
 
+from restuning._processes import is_main_process
 from restuning.cli.config import chosen_by_file
 
 
@@ -29,7 +30,9 @@ console = open_console()
 
 def messages(as_json: bool) -> Console:
     """Where words for a person go: aside, where the output is JSON for a program."""
-    return open_console(stderr=True) if as_json else console
+    if not as_json:
+        return console
+    return open_console(stderr=True, quiet=not is_main_process())
 
 
 def add_heading(heading: str, text: str) -> Styled:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
+from restuning._processes import is_main_process
 from restuning.bypass.pooling import measure_pooling_loss
 from restuning.features.key import StoreKey, pool_taps
 from restuning.features.manifest import KEY, MANIFEST, Shard, read_entry, read_key
@@ -168,7 +169,7 @@ def build(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not (progress and console.is_terminal),
+        disable=not (progress and console.is_terminal and is_main_process()),
     )
     with bar:
         line = bar.add_task("", total=key.rows, completed=key.rows - missing)
@@ -184,6 +185,9 @@ def build(
     try:
         if not (folder / MANIFEST).exists():
             finish(folder, key, plan)
+        # Each writer: one that waited has made locks again. All is written that they were for.
+        for lock in folder.glob("*.lock"):
+            lock.unlink(missing_ok=True)
     finally:
         if claim is not None:
             claim.give_back()

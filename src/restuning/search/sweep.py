@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from restuning._errors import TrainingError
+from restuning._files import hold_folder
 from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
 from restuning.data import Data
 from restuning.features import Stored
@@ -26,6 +27,7 @@ from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
 from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
 from restuning.training.run import Inputs, Recipe, Source, default_folder
+from restuning.training.together import alone
 
 RATES = {
     "lr": "lr",
@@ -230,22 +232,23 @@ def run_sweep(
     else:
         backbone = load_backbone(backbone, weights=request.weights, random=request.random)
     host = backbone.host()
-    with on_device(device) as place:
+    with alone(), on_device(device) as place:
         host.to(place)
         inputs = source.open(host, backbone)
         source.store.log(f"data  {inputs.data.describe()}")
         folder = default_folder(inputs.data, "sweep") if out is None else Path(out)
-        report = sweep(
-            inputs,
-            method,
-            request.grid,
-            seeds=request.seeds,
-            settings=request.settings or settings_for(method, {}),
-            out=folder,
-            on_progress=on_progress,
-        )
-    result = Sweep(report, folder)
-    result.draw(folder / "sweep.png", f"{method} on {inputs.data.name}")
+        with hold_folder(folder):
+            report = sweep(
+                inputs,
+                method,
+                request.grid,
+                seeds=request.seeds,
+                settings=request.settings or settings_for(method, {}),
+                out=folder,
+                on_progress=on_progress,
+            )
+            result = Sweep(report, folder)
+            result.draw(folder / "sweep.png", f"{method} on {inputs.data.name}")
     return result
 
 

@@ -12,7 +12,8 @@ import torch
 
 from restuning import methods
 from restuning._errors import DataError, TrainingError
-from restuning._files import write_json
+from restuning._files import hold_folder, write_json
+from restuning._processes import count_processes, is_main_process
 from restuning.backbones import Backbone, load_backbone, refuse_for_loaded, with_text_tower
 from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
@@ -35,6 +36,7 @@ from restuning.training.run import (
     with_pool,
 )
 from restuning.training.settings import FitSettings
+from restuning.training.together import alone, from_main
 from restuning.training.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
@@ -199,7 +201,15 @@ def train(
     if budget is not None:
         # The choice reads the splits apart; the run that follows reads both anyway.
         source = replace(source, final=False)
-    with on_device(device) as place:
+    if budget is not None and count_processes() > 1:
+        raise TrainingError(
+            "a method is chosen in one process: clocks of several would choose several",
+            where=f"--method {AUTO}",
+            found=f"{count_processes()} processes of a launcher",
+            fix="choose without the launcher, then train the method that was chosen with it",
+        )
+    log = log if is_main_process() else silent
+    with alone(), on_device(device) as place:
         # With `random=True` the backbone's weights are drawn here.
         torch.manual_seed(recipes[0].settings.seed)
         loaded = _load(backbone, weights, explicit)
@@ -249,11 +259,13 @@ class _Trainer:
         inputs = self._inputs(recipes[0])
         self._describe(inputs)
         out = out or default_folder(self.data, "comparison")
-        runs = [
-            run_task(inputs, each, out / folder_name(each.method), **self.how) for each in recipes
-        ]
-        comparison = Comparison(tuple(runs), out)
-        comparison.save(f"{self.data.name} on {self.backbone.name}")
+        with hold_folder(out):
+            runs = [
+                run_task(inputs, each, out / folder_name(each.method), **self.how)
+                for each in recipes
+            ]
+            comparison = Comparison(tuple(runs), out)
+            from_main(lambda: comparison.save(f"{self.data.name} on {self.backbone.name}"))
         return comparison
 
     def train_chosen(self, recipe: Recipe, budget: Budget, out: Path | None) -> Run:
@@ -270,32 +282,33 @@ class _Trainer:
             )
         self.log(f"{AUTO}  on {val} validation examples")
         out = out or default_folder(self.data, AUTO)
-        choice = choose_method(
-            inputs,
-            recipe.settings,
-            out / "choice",
-            budget=budget,
-            resume=self.resume,
-            log=lambda line: self.log(f"  {line}"),
-        )
-        warm = " more from its trial's weights" if choice.start is not None else ""
-        self.log(
-            f"take  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{warm}; the choice "
-            f"took {format_minutes(choice.seconds)}"
-        )
-        final = replace(self.source, final=True)
-        inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
-        # `begin` gives it the trial's weights, where the choice says that it goes on from them.
-        chosen = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
-        facts = {"choice": choice.to_dict()}
-        # What begins the choice and not what it found: the run goes on from a trial, so that the method
-        # alone would be another run. Without a limit of time the same begins the same.
-        began = {**recipe.settings.to_dict(), **dict.fromkeys(CHOSEN_BY_AUTO)}
-        call = {**self.how["call"], **began, "method": AUTO, "options": dict(recipe.options)}
-        run = run_task(inputs, chosen, out, facts=facts, **{**self.how, "call": call})
-        for folder in (run.folder, run.task_folder):
-            write_json(folder / CHOICE, choice.to_dict())
-        return replace(run, choice=choice)
+        with hold_folder(out):
+            choice = choose_method(
+                inputs,
+                recipe.settings,
+                out / "choice",
+                budget=budget,
+                resume=self.resume,
+                log=lambda line: self.log(f"  {line}"),
+            )
+            warm = " more from its trial's weights" if choice.start is not None else ""
+            self.log(
+                f"take  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{warm}; the choice "
+                f"took {format_minutes(choice.seconds)}"
+            )
+            final = replace(self.source, final=True)
+            inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
+            # `begin` gives it the trial's weights, where the choice says that it goes on from them.
+            chosen = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
+            facts = {"choice": choice.to_dict()}
+            # What begins the choice and not what it found: the run goes on from a trial, so that the method
+            # alone would be another run. Without a limit of time the same begins the same.
+            began = {**recipe.settings.to_dict(), **dict.fromkeys(CHOSEN_BY_AUTO)}
+            call = {**self.how["call"], **began, "method": AUTO, "options": dict(recipe.options)}
+            run = run_task(inputs, chosen, out, facts=facts, **{**self.how, "call": call})
+            for folder in (run.folder, run.task_folder):
+                write_json(folder / CHOICE, choice.to_dict())
+            return replace(run, choice=choice)
 
     def _inputs(self, recipe: Recipe, data: Data | None = None) -> Inputs:
         inputs = self.source.open(self.host, self.backbone, self.data if data is None else data)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 
 from restuning._errors import TrainingError
+from restuning._processes import count_processes
 from restuning.backbones import choose_device
+from restuning.training.together import launched_device, refuse_other_device
 
 
 @contextmanager
@@ -19,11 +21,19 @@ def on_device(name: str | torch.device | None) -> Iterator[torch.device]:
     """Runs inside compute on a device; afterwards the process is as it was.
 
     Args:
-        name: "cpu", "cuda", "cuda:1"; None for CUDA if it is there, else the CPU.
+        name: "cpu", "cuda", "cuda:1"; None for CUDA if it is there, else the CPU. Under a launcher
+            every process has the device that it was given.
 
     Raises:
-        TrainingError: There is no such device.
+        TrainingError: There is no such device, or the launcher gave another.
     """
+    if count_processes() > 1:
+        ours = launched_device()
+        if name is not None:
+            refuse_other_device(choose_device(name, TrainingError), ours)
+        with torch.cuda.device(ours) if ours.type == "cuda" else nullcontext():
+            yield ours
+        return
     place = choose_device(name, TrainingError)
     with ExitStack() as stack:
         if name is not None:

@@ -54,8 +54,9 @@ def fit(
         BackboneChangedError: The backbone is not what it was when its host was built.
         DivergedError: A loss or a weight became NaN or infinite.
         TrainingError: A side network has to be prepared, and the inputs change each time they are
-            read (random augmentation); the folder belongs to a run with other settings, the disk is
-            full, memory is short, or there is nothing to train.
+            read (random augmentation); the folder belongs to a run with other settings, another process
+            works there or another thread of this one trains, the disk is full, memory is short, or
+            there is nothing to train.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
         SystemExit: SIGTERM, likewise.
     """

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor
 
 from restuning._errors import DivergedError, TrainingError
-from restuning._files import refuse_other
+from restuning._files import hold_folder, refuse_other
 from restuning.training import checkpoint
 from restuning.training.interrupts import Interrupts
 from restuning.training.log import LogFile, Progress, finish_trackers, start_trackers, track
@@ -25,6 +25,7 @@ from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.optimiser import Ema, build_optimiser, learning_rate, set_rates
 from restuning.training.randomness import preserve_randomness, seed_everything
 from restuning.training.settings import LoopSettings
+from restuning.training.together import alone
 
 CHECKPOINTS = "checkpoints"
 LOG_EVERY = 10
@@ -48,12 +49,15 @@ def run_to_end(
 
     Raises:
         DivergedError: A loss or a weight is no finite number.
-        TrainingError: The folder holds another run, the disk is full, or memory is short.
+        TrainingError: The folder holds another run, or another process works there; another thread
+            trains; the disk is full, or memory is short.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
         SystemExit: SIGTERM, likewise.
     """
     settings = objective.settings
     with (
+        alone(),
+        hold_folder(out),
         open_accelerator(settings.precision, out, settings.track) as accelerator,
         preserve_randomness(),
         Interrupts() as interrupts,

@@ -21,7 +21,7 @@ from torch import nn
 
 from restuning import methods
 from restuning._errors import DataError
-from restuning._files import write_json
+from restuning._files import hold_folder, write_json
 from restuning._version import __version__
 from restuning.backbones import Backbone
 from restuning.data import LONGEST_TEXT, Data, load_data
@@ -34,6 +34,7 @@ from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit, fit_until
 from restuning.training.settings import FitSettings
+from restuning.training.together import from_main
 
 Log = Callable[[str], None]
 
@@ -428,27 +429,33 @@ def run_task(
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
     # Only a head that was made of class names knows anything before training.
-    start = setup.accuracy(data.val, batch) if recipe.head is not None else None
-    if start is not None:
-        log(f"  zero-shot: {start:.1%} on validation, before any training")
-    result = setup.fit(settings, out, resume=resume, progress=progress)
-    # The one look at the test split, when nothing is left to be decided.
-    tested = setup.accuracy(data.test, batch)
-    metrics = {
-        "method": recipe.method,
-        "test_accuracy": tested,
-        "zero_shot_val_accuracy": start,
-        **measurements(setup, result, settings),
-        "accuracy_on": measured_on({"test_accuracy": tested, "val_accuracy": result.val_accuracy}),
-        **origin(inputs, setup),
-        "settings": settings.to_dict(),
-        "options": {**inputs.options, **recipe.options},
-        **(facts or {}),
-        **surroundings(inputs.host),
-    }
-    run = Run(recipe.method, task, out, metrics)
-    write_run(run, inputs, call)
-    return run
+    with hold_folder(out):
+        start = None if recipe.head is None else from_main(lambda: setup.accuracy(data.val, batch))
+        if start is not None:
+            log(f"  zero-shot: {start:.1%} on validation, before any training")
+        result = setup.fit(settings, out, resume=resume, progress=progress)
+
+        def conclude() -> dict[str, Any]:
+            # The one look at the test split, when nothing is left to be decided.
+            tested = setup.accuracy(data.test, batch)
+            shares = {"test_accuracy": tested, "val_accuracy": result.val_accuracy}
+            metrics = {
+                "method": recipe.method,
+                "test_accuracy": tested,
+                "zero_shot_val_accuracy": start,
+                **measurements(setup, result, settings),
+                "accuracy_on": measured_on(shares),
+                **origin(inputs, setup),
+                "settings": settings.to_dict(),
+                "options": {**inputs.options, **recipe.options},
+                **(facts or {}),
+                **surroundings(inputs.host),
+            }
+            write_run(Run(recipe.method, task, out, metrics), inputs, call)
+            return metrics
+
+        # One process tests, forecasts and writes; all return the same run.
+        return Run(recipe.method, task, out, from_main(conclude))
 
 
 def measurements(setup: Setup, result: FitResult, settings: FitSettings) -> dict[str, Any]:
@@ -541,10 +548,15 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
 
 def default_folder(data: Data, kind: str) -> Path:
     """Where a run goes that was given no folder: `runs/DATA-KIND-TIME`, which is not there yet."""
-    first = Path("runs") / f"{data.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    # Two runs may begin in one second, and the second must not be taken for the first, gone on with.
-    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(folder for folder in itertools.chain([first], others) if not folder.exists())
+
+    def find_free() -> Path:
+        first = Path("runs") / f"{data.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Two runs may begin in one second, and the second must not be taken for the first, gone on with.
+        others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+        return next(folder for folder in itertools.chain([first], others) if not folder.exists())
+
+    # Processes that a launcher started do not read the clock at the same second.
+    return from_main(find_free)
 
 
 def folder_name(method: str) -> str:
