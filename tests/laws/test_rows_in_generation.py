@@ -1,11 +1,11 @@
-"""A task for every input, where `generate()` or a pipeline makes several rows of each input."""
+"""A task for every input, where `generate()`, a pipeline or a backbone makes several rows of each input."""
 
 import pytest
 import torch
 
 from diffusion.small import sampled, stable_diffusion, unet
 from restuning import Host, PerRow, RestuningError, methods
-from restuning._errors import TunerShapeError, WrongTaskError
+from restuning._errors import PlacementError, TunerShapeError, WrongTaskError
 from zoo.language import ALL, batch, example, texts
 
 BATCHED = 2e-4
@@ -169,3 +169,46 @@ def test_images_that_cannot_be_shared_out_by_prompts_are_refused(tmp_path):
         host.using(PerRow(tasks)),
     ):
         sampled(pipeline, ["a red ball", "a blue box"], num_images_per_prompt=2)
+
+
+FOLDED = {
+    "mobilevit_xxs": {},
+    "samvit_base_patch16": {
+        "img_size": 64,
+        "depth": 2,
+        "embed_dim": 48,
+        "num_heads": 4,
+        "window_size": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_windows_of_an_input_are_no_inputs_and_are_refused(name):
+    timm = pytest.importorskip("timm")
+    model, images = (
+        timm.create_model(name, num_classes=3, **FOLDED[name]),
+        torch.randn(4, 3, 64, 64),
+    )
+    host = Host(model, images[:1])
+    with (
+        pytest.raises(PlacementError, match="cannot be told apart"),
+        host.using(PerRow(tasks_of(host, "res-tuning"))),
+    ):
+        model(images)
+
+
+def test_windows_that_are_put_together_again_before_the_sum_keep_their_rows():
+    timm = pytest.importorskip("timm")
+    settings = {"img_size": 56, "depths": (2, 2), "num_heads": (2, 4), "embed_dim": 24}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **settings)
+    images = torch.randn(4, 3, 56, 56)
+    host = Host(model, images[:1])
+    tasks, answers = tasks_of(host, "res-tuning", strength=0.2), []
+    with torch.no_grad():
+        for task in (*tasks, PerRow(tasks)):
+            with host.using(task):
+                answers.append(model(images))
+    for row in range(4):
+        assert torch.allclose(answers[2][row], answers[row % 2][row], atol=BATCHED)
+        assert not torch.allclose(answers[2][row], answers[1 - row % 2][row], atol=10 * BATCHED)

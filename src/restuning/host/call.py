@@ -75,6 +75,7 @@ class Call:
         attention: What an attention was given beside the stream, by the path of its module.
         counts: Calls of a module that is called more than once, by site name.
         reached: Sites whose tuner has run.
+        rows: Rows of the stream where it entered the first block; 0 before.
         appended: Tokens that a stem prompt has appended to the stream.
         real_tokens: Which tokens are real, `b n`; None where all are.
         time: Time steps of a diffusion model.
@@ -99,7 +100,7 @@ class Call:
         self.attention: dict[str, AttentionInputs] = {}
         self.counts: dict[str, int] = {}
         self.reached: set[str] = set()
-        self.appended = 0
+        self.rows = self.appended = 0
         self.real_tokens: Tensor | None = None
         self.time: Tensor | None = None
         # Appended tokens count as well: the masks that attentions are given must be made longer.
@@ -112,7 +113,7 @@ class Call:
         """A fresh record of the same task, for a block that is recomputed."""
         call = Call(self.tuners, Needs(()), self.projections, self.last, inputs=self.inputs)
         # The hooks that note them stand on the whole model, which is not run again.
-        call.real_tokens, call.time = self.real_tokens, self.time
+        call.real_tokens, call.time, call.rows = self.real_tokens, self.time, self.rows
         return call
 
     def mask(self, stream: Tensor, *, appended: bool = False) -> Tensor | None:

@@ -55,7 +55,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import RecomputedError, TunerShapeError
+from restuning._errors import PlacementError, RecomputedError, TunerShapeError
 from restuning._torch import is_in_backward
 from restuning.host.call import Call, current_call, trained_slots
 from restuning.host.side_by_side import SideBySide
@@ -107,6 +107,7 @@ class SaveStream:
             return None
         changed = False
         if self.stem:
+            call.rows = x.shape[0]
             # Before the stream is saved below: a tuner in the first block reads this sum.
             if self.stem in call.tuners:
                 tuner = call.tuners[self.stem]
@@ -266,6 +267,13 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     """The output of a leave module with the tuner's delta added to its stream."""
     y = take_stream(output, site.part)
     assert y is not None
+    if tuner.tells_rows and call.rows not in (0, y.shape[0]):
+        raise PlacementError(
+            "rows of a batch cannot be told apart at a site",
+            where=f"{site.name} ({site.leave})",
+            found=f"{y.shape[0]} rows of {call.rows} inputs: windows or patches of an input",
+            fix="use one task at a time: host.using(task)",
+        )
     if site.via:
         delta = call.deltas.pop(site.name)
         return change_tensor(output, lambda y: y + delta, site.part)

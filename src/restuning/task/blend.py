@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import FormatError, WrongTaskError
+from restuning._errors import FormatError, PlacementError, WrongTaskError
 from restuning.bypass import SideNetwork
 from restuning.host import SideBySide
 from restuning.sites import Features, Needs
@@ -68,7 +68,8 @@ class PerRow:
     Where `generate()` of transformers makes several rows of an input (`num_beams`,
     `num_return_sequences`), all of them are answered by the task of input i; so are several images of
     each of several prompts in a pipeline of diffusers. What multiplies rows in a way that cannot be
-    known is refused while it runs (`WrongTaskError`).
+    known is refused while it runs (`WrongTaskError`), and so is a site where windows of an input are rows
+    (`PlacementError`).
 
     Args:
         tasks: Inline or bypass tasks without a head, or None for the bare backbone.
@@ -200,6 +201,7 @@ class _Weighted(_Several):
 
 class _ByRow(_Several):
     kind = "rows"
+    tells_rows = True
 
     def added(
         self, y: Tensor, x: Tensor, view: FrozenAttention | None = None, scale: Tensor | None = None
@@ -268,6 +270,13 @@ class _RowsInTurn(_Composed):
     def forward(self, taps: Features) -> Tensor:
         """Run every network on its own rows."""
         last = taps[self.taps[-1]]
+        if any(taps[tap].shape[0] != last.shape[0] for tap in self.taps):
+            raise PlacementError(
+                "rows of a batch cannot be told apart in this backbone",
+                where=", ".join(t for t in self.taps if taps[t].shape[0] != last.shape[0]),
+                found="windows or patches that are folded into the batch",
+                fix="use one task at a time: host.using(task)",
+            )
 
         def run(number: int, take: Take) -> Tensor:
             network = self.networks[number]

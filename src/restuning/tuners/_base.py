@@ -49,6 +49,8 @@ class Tuner(nn.Module, ABC):
     needs_view: bool = False
     #: Whether a map is given as `b h w d`; all other tuners see its grid as tokens, `b n d`.
     needs_grid: bool = False
+    #: Whether rows of a batch are told apart: each must then be one input, not a window of one.
+    tells_rows: bool = False
     #: What is fed in: the residual stream, or OP's output.
     reads: Reads = "stream"
     #: Tokens appended to the stream at the stem (VPT-shallow only).
