@@ -553,7 +553,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         folder: Made, and removed again where nothing was put into it.
 
     Raises:
-        TrainingError: Another process works there.
+        TrainingError: Another process works there, or it cannot be made.
     """
     key = os.path.realpath(folder), threading.get_ident()
     if key in _held or not is_main_process():
@@ -587,7 +587,15 @@ def _claim_patiently(lock: Path) -> Claim:
     """Claim a lock, also one whose owner was killed and left loader processes behind."""
     end = time.monotonic() + ORPHANS
     while True:
-        claim = Claim.take(lock, wait=False)
+        try:
+            claim = Claim.take(lock, wait=False)
+        except FormatError as error:
+            raise TrainingError(
+                "the folder of a run cannot be written",
+                where=str(lock.parent),
+                found=f"{error.what}: {error.found}",
+                fix=error.fix,
+            ) from None
         if claim is not None:
             return claim
         told = ""

@@ -18,6 +18,7 @@ from restuning._errors import FormatError, TrainingError
 from restuning._files import (
     Claim,
     differences,
+    hold_folder,
     open_plain,
     parse_json,
     read_bytes,
@@ -360,3 +361,40 @@ def test_a_place_aside_is_not_one_that_could_be_foreseen(tmp_path):
     with replacing(tmp_path / "a") as other:
         other.touch()
     assert one.name.split("-")[-1] != other.name.split("-")[-1]
+
+
+def test_a_folder_is_held_by_one_and_nothing_stays_of_that(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    with hold_folder(folder), hold_folder(folder):
+        told = []
+
+        def other():
+            try:
+                with hold_folder(folder):
+                    told.append("held")
+            except TrainingError as error:
+                told.append(str(error))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert "another process works in this folder" in told[0]
+        assert str(os.getpid()) in told[0]
+    # What was made for it and is empty goes, what was put there stays.
+    assert not (tmp_path / "runs").exists()
+    with hold_folder(folder):
+        (folder / "result").write_text("1")
+    assert [p.name for p in folder.iterdir()] == ["result"]
+
+
+def test_the_lock_of_a_process_that_died_is_taken_and_one_that_is_a_link_is_not(tmp_path):
+    (tmp_path / ".lock").write_text("elsewhere 1")
+    with hold_folder(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    assert not list(tmp_path.iterdir())
+    target = tmp_path.parent / f"{tmp_path.name}.target"
+    target.write_text("mine")
+    (tmp_path / ".lock").symlink_to(target)
+    with pytest.raises(TrainingError, match="cannot be written"), hold_folder(tmp_path):
+        pass
+    assert target.read_text() == "mine"
