@@ -18,10 +18,12 @@ STRATEGIES = {
     "sampled": {"do_sample": True, "num_return_sequences": 3},
     "sampled beams": {"do_sample": True, "num_beams": 2, "num_return_sequences": 2},
 }
-METHODS = ["res-tuning", "res-tuning[mha=adapter,ffn=adapter]", "res-tuning-bypass"]
+METHODS = ["res-tuning", "res-tuning-bypass"]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "t5"])
+@pytest.fixture(
+    scope="module", params=["gpt2", pytest.param("llama", marks=pytest.mark.slow), "t5"]
+)
 def member(request):
     model = ALL[request.param].make()
     return model, Host(model, **example(ALL[request.param]))

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from children import Child
+from commands import restuning
 from restuning.features import Store, stores
 
 SUM_ORDER = 1e-4
@@ -46,13 +47,15 @@ def assert_same_run(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param("res-tuning-bypass", marks=pytest.mark.slow), "full"]
+    "method",
+    ["linear", *[pytest.param(m, marks=pytest.mark.slow) for m in ("res-tuning-bypass", "full")]],
 )
 def test_a_run_of_two_processes_is_one_folder_and_the_run_of_one(shades, tmp_path, method):
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
     train = ["train", shades, "--method", method, *EPOCHS, "--store"]
-    alone(["-c", HERE, tmp_path / "one", *train, tmp_path / "one stores"])
+    done = restuning(*train, tmp_path / "one stores", cwd=tmp_path / "one")
+    assert done.returncode == 0, done.stderr
     (told, _), (other, complaints) = forked(
         ["-c", HERE, tmp_path / "two", *train, tmp_path / "two stores"]
     )
@@ -74,9 +77,9 @@ def test_three_methods_are_compared_once(shades, tmp_path):
 
 
 def test_a_store_that_two_processes_build_is_the_store_of_one(shades, tmp_path):
-    cache = ["-m", "restuning", "cache", shades, "--batch-size", 4, "--store"]
-    alone([*cache, tmp_path / "one"])
-    (told, _), (other, _) = forked([*cache, tmp_path / "two"])
+    cache = ["cache", shades, "--batch-size", 4, "--store"]
+    assert restuning(*cache, tmp_path / "one").returncode == 0
+    (told, _), (other, _) = forked(["-m", "restuning", *cache, tmp_path / "two"])
     (one,), (two,) = (stores(tmp_path / place) for place in ("one", "two"))
     assert Store(one).manifest["shards"] == Store(two).manifest["shards"]
     assert files(one) == files(two)
@@ -114,6 +117,7 @@ def test_what_stops_the_main_process_stops_the_other_in_words(shades, tmp_path):
     assert "the main process of this run failed" in second
 
 
+@pytest.mark.slow
 def test_of_independent_processes_on_one_folder_one_works_and_the_others_say_so(shades, tmp_path):
     train = ["-m", "restuning", "train", shades, "--method", "full", "--epochs", 6, "--no-cache"]
     several = [Child([*train, "--out", tmp_path / "run"]) for _ in range(3)]
