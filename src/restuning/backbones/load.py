@@ -225,7 +225,8 @@ def _load_timm(name: str, fetch: bool, weights: Path | None) -> Backbone:
         raise UnknownNameError(
             "timm has no such model", where=name, fix=f"did you mean {', '.join(near)}?"
         )
-    if size and not (size.isascii() and size.isdigit() and len(size) <= SIZE_DIGITS):
+    digits = size.isascii() and size.isdigit() and len(size) <= SIZE_DIGITS
+    if size and not (digits and int(size)):
         raise UnknownNameError(
             "not an image size", where=f"{name}@{size}", fix="write pixels, e.g. @160"
         )
