@@ -6,6 +6,7 @@ which renames one breaks `tests/unit/test_torch_internals.py`, a test a function
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -82,6 +83,30 @@ def copy_module(
             for n, h in hooks.items()
         )
     shell.__dict__.update(attributes)
+
+
+def copy_bare(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a module without any hooks, with other tensors; the module itself is not touched.
+
+    Public is `copy.deepcopy`, which takes hooks and gradients along and cannot copy what was computed.
+
+    Args:
+        module: With what it holds.
+        change: A tensor to the one that the copy has.
+    """
+    bare: Any = copy.copy(module)
+    attributes = vars(module)
+    parts: dict[str, Any] = {
+        kind: {n: None if t is None else change(t) for n, t in attributes[kind].items()}
+        for kind in ("_parameters", "_buffers")
+    }
+    parts["_modules"] = {
+        n: None if m is None else copy_bare(m, change) for n, m in attributes["_modules"].items()
+    }
+    parts |= {n: type(v)() for n, v in attributes.items() if "_hooks" in n and n.startswith("_")}
+    vars(bare).update(parts)
+    vars(bare).pop("_compiled_call_impl", None)
+    return bare
 
 
 def without_compiler(model: nn.Module) -> nn.Module:

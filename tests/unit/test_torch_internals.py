@@ -29,6 +29,17 @@ def test_a_copied_module_shares_its_tensors_but_for_those_that_are_replaced():
     assert _torch.without_compiler(torch.compile(module)) is module
 
 
+def test_a_bare_copy_has_no_hooks_and_other_tensors():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    module[0].register_forward_pre_hook(lambda m, a, k: 1 / 0, with_kwargs=True)
+    module.register_forward_hook(lambda m, a, out: 1 / 0)
+    bare = _torch.copy_bare(module, lambda t: t.double() if t.is_floating_point() else t)
+    assert bare(torch.ones(1, 2, dtype=torch.double)).dtype == torch.double
+    bare[0].register_forward_pre_hook(lambda m, a, k: None, with_kwargs=True)
+    assert module[0].weight.dtype == torch.float
+    assert len(module[0]._forward_pre_hooks) == len(module[0]._forward_pre_hooks_with_kwargs) == 1
+
+
 def test_a_vmap_opened_and_closed_by_hand_is_a_vmap():
     x = torch.arange(6.0).reshape(3, 2)
     inside, level = _torch.open_vmap(x)

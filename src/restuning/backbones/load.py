@@ -329,7 +329,7 @@ def _load_hf(name: str, fetch: bool, weights: Path | None) -> Backbone:
         refuse_larger(build, files)
         if fetch:
             model, report = cls.from_pretrained(
-                name, output_loading_info=True, **weights_arguments()
+                name, config=config, output_loading_info=True, **weights_arguments()
             )
             refuse_missing(report, name)
         else:

@@ -20,7 +20,7 @@ from restuning.bypass import fused
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.bypass.stacked import StackedBypass, pad_rank
 from restuning.sites import Needs, Site, Sites, resolve_tokens
-from restuning.tuners import Tuner, at_time, real_tokens
+from restuning.tuners import Tuner, at_time, in_own_precision, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]
 LAST_GATE = 3.0
@@ -154,7 +154,7 @@ class Bypass(SideNetwork):
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Compute the last state x_L' (see the class). The taps are detached first."""
-        streams = [taps[name].detach() for name in self.taps]
+        streams = self._read(taps)
         if self.can_fuse(streams):
             return self.run_fused(taps, _keep_parameter)[0]
         # No host runs here: tuners learn of padding and time step from what the taps carry.
@@ -165,6 +165,9 @@ class Bypass(SideNetwork):
         # The same recursion without tuners is taken off: what lambda mixes of the taps themselves
         # cancels.
         return streams[-1] + (state - self._run(streams, lambda tuner, x: x))
+
+    def _read(self, taps: Mapping[str, Tensor]) -> list[Tensor]:
+        return [in_own_precision(self, taps[name].detach()) for name in self.taps]
 
     def _run(
         self, streams: Sequence[Tensor], beside: Callable[[nn.Module, Tensor], Tensor]
@@ -178,7 +181,9 @@ class Bypass(SideNetwork):
             else:
                 below = pool_to_grid(below, across.shape[1:-1])
             # Written as one interpolation: below + lambda (across - below).
-            state = torch.lerp(below, across, gates[layer].to(across.dtype))
+            # Under autocast a map between widths is in half precision, and a stream may be in fp32.
+            kind = torch.promote_types(below.dtype, across.dtype)
+            state = torch.lerp(below.to(kind), across.to(kind), gates[layer].to(kind))
         return state
 
     def can_fuse(self, streams: Sequence[Tensor]) -> bool:
@@ -210,7 +215,7 @@ class Bypass(SideNetwork):
         Shape:
             Returns `k b ...`, the rest as the taps.
         """
-        streams = [taps[name].detach() for name in self.taps]
+        streams = self._read(taps)
         form = fused.fused_signature(self.horizontal, self.vertical)
         assert form is not None
         across, below = (

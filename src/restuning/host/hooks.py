@@ -56,11 +56,12 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import PlacementError, RecomputedError, TunerShapeError
+from restuning._precision import HALF_PRECISION
 from restuning._torch import is_in_backward
 from restuning.host.call import Call, current_call, trained_slots
 from restuning.host.side_by_side import SideBySide
 from restuning.sites import Features, Site, first_tensor, take_stream
-from restuning.tuners import Tuner, at_time, real_tokens
+from restuning.tuners import Tuner, at_time, in_own_precision, real_tokens
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,15 @@ class SaveStream:
             if self.stem in call.tuners:
                 tuner = call.tuners[self.stem]
                 call.reached.add(self.stem)
-                delta = tuner(x)
+                wide = in_own_precision(tuner, x)
+                delta = tuner(wide)
                 if tuner.appends:
                     call.appended = tuner.appends
+                    # Where the precisions are one, or autocast's, what it was.
+                    delta = delta if wide is x else delta.to(x.dtype)
                     delta = torch.cat([x, delta], 1)
                 else:
-                    delta = x + delta
+                    delta = (wide + delta).to(x.dtype) if wide is not x else x + delta
                 x, changed = delta, True
             if self.stem in call.needs.taps:
                 assert self.first is not None
@@ -191,7 +195,9 @@ class AddBeforeGate:
                 call.streams.pop(site.name, None)
                 y = first_tensor(output)
                 assert y is not None
-                total = tuner.added(y, y)
+                wide = in_own_precision(tuner, y)
+                total = tuner.added(wide, wide)
+                total = total if wide is y else total.to(y.dtype)
                 output = change_tensor(output, lambda _: total)  # noqa: B023
                 call.reached.add(site.name)
         return output
@@ -240,6 +246,10 @@ class AddDelta:
                     mask = call.mask(call.taps[site.name])
                     state = call.side(Features(call.taps, _no_readout, mask, call.time))
                     state = state.movedim(-1, 1) if site.channels_first else state
+                    stream = take_stream(output, site.part)
+                    # What the backbone does next, it does in its own precision.
+                    if stream is not None and stream.dtype in HALF_PRECISION:
+                        state = state.to(stream.dtype)
                     output = change_tensor(output, lambda _: state, site.part)  # noqa: B023
         return output
 
@@ -280,6 +290,9 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     # Popped: a stream that stayed here would outlive its block.
     stream = call.streams.pop(site.name)
     x = y if tuner.reads == "output" or site.changes else stream
+    kind = y.dtype
+    x, y = in_own_precision(tuner, x), in_own_precision(tuner, y)
+    narrow = y.dtype != kind
     if site.channels_first:
         x, y = x.movedim(1, -1), y.movedim(1, -1)
     grid = y.shape
@@ -302,6 +315,8 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     total = total.reshape(grid)
     if site.channels_first:
         total = total.movedim(-1, 1)
+    # Summed in fp32 and rounded once.
+    total = total.to(kind) if narrow else total
     return change_tensor(output, lambda _: total, site.part)
 
 

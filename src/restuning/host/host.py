@@ -41,6 +41,7 @@ from restuning.host.fingerprint import (
 )
 from restuning.host.frozen import freeze, give_back
 from restuning.host.listeners import RecordTimestep
+from restuning.host.precision import find_half_precision, fit_inputs, in_own_precision
 from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
 from restuning.host.snapshot import Snapshot
@@ -77,8 +78,12 @@ class Host(Extractor):
     Raises:
         NoSitesError: No site was found, or what is declared is not so.
         ProjectionsError: Declared projections do not give what their layer returned.
+        BackboneError: It answers at random: two answers to the example differ.
 
-    Cost: one forward at construction; two to four Python calls a layer in every forward.
+    A backbone in bf16 or fp16 stays in it: inputs are brought to its precision, autocast stays outside,
+    and what trains beside it is in fp32.
+
+    Cost: two forwards at construction; two to four Python calls a layer in every forward.
     """
 
     released = False
@@ -110,8 +115,10 @@ class Host(Extractor):
         readout: Readout | None,
         kwargs: Mapping[str, Any],
     ) -> None:
+        self._half = find_half_precision(model)
         declared, known = (sites, None) if isinstance(sites, Declaration) else (None, sites)
         if known is None or readout is None:
+            example, kwargs = fit_inputs(self._half, (example, kwargs))
             found_sites, found_readout = find_sites(model, *example, declared=declared, **kwargs)
             known, readout = known or found_sites, readout or found_readout
         self.sites: Sites = known
@@ -182,8 +189,13 @@ class Host(Extractor):
             NoSitesError: A tap has no such name.
         """
         needs = self.resolve_needs(keep)
+        args, kwargs = fit_inputs(self._half, (args, kwargs))
         call = Call({}, needs, self._projections, self._last, inputs=count_inputs(args, kwargs))
-        with torch.no_grad(), active(self._slot, call):
+        with (
+            torch.no_grad(),
+            active(self._slot, call),
+            in_own_precision(self._half, self.model),
+        ):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
         self._snapshot.check()
@@ -214,20 +226,27 @@ class Host(Extractor):
             side: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
+        args, kwargs = fit_inputs(self._half, (args, kwargs))
         check_tuners(tuners, self.sites, self._projections)
         model, projections, readout = self.model, self._projections, self.readout
         if weights:
             # The backbone object is never changed: other threads may be running it.
-            model = copy_with_weights(self.model, weights)
+            model = copy_with_weights(self.model, self._narrow(weights))
             projections = {n: p.of(model) for n, p in projections.items() if n in tuners}
             readout = partial(self.readout, model=model)
         call = Call(tuners, needs, projections, self._last, side, count_inputs(args, kwargs))
-        with active(self._slot, call):
+        with active(self._slot, call), in_own_precision(self._half, self.model):
             output = model(*args, **kwargs)
         check_all_reached(call)
         self._snapshot.check()
         call.keep_own_feature(output, self.readout_rule, readout)
         return call.features(readout), output
+
+    def _narrow(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Trained copies of the backbone's weights in the precision that it computes in."""
+        if self._half is None:
+            return weights
+        return {n: w.to(self.model.get_parameter(n).dtype) for n, w in weights.items()}
 
     def predict_side_by_side(
         self, bypasses: Sequence[Any], *args: Any, base: bool = True, **kwargs: Any

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError
+from restuning._precision import HALF_PRECISION
 from restuning.host import Extractor, Host, is_offloaded
 from restuning.methods.method import Method, Options
 from restuning.sites import is_plain
@@ -59,4 +60,8 @@ def copy_weights(model: nn.Module, wanted: Callable[[str, Tensor], bool]) -> dic
             found="quantised ones" if packed else "weights that are kept elsewhere (offloaded)",
             fix="use res-tuning or res-tuning-bypass, or the backbone as it was before",
         )
-    return {name: weight.clone() for name, weight in named.items()}
+    # In bf16 small steps would vanish; the backbone computes with them in its own precision.
+    return {
+        name: weight.float() if weight.dtype in HALF_PRECISION else weight.clone()
+        for name, weight in named.items()
+    }

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
+from restuning._precision import HALF_PRECISION
 from restuning.sites.attention_inputs import (
     CONTEXT,
     read_attention_inputs,
@@ -38,6 +39,7 @@ from restuning.sites.sums import (
     find_layout,
     find_stream_part,
     first_tensor,
+    is_attention,
     is_conv,
     take_stream,
 )
@@ -116,6 +118,8 @@ class Finder:
             call.attention_inputs = read_attention_inputs(module, args, kwargs)
             # Clones, because a later in-place operation would change what was seen.
             call.input = None if x is None else x.clone()
+            half = x is not None and x.dtype in HALF_PRECISION
+            call.given = (args, kwargs) if half and is_attention(call) else None
         self.stack.append(call)
 
     def leave(self, path: str, output: Any) -> None:

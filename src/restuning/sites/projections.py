@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from restuning._errors import ProjectionsError
 from restuning.sites.attention_inputs import AttentionInputs, rotate
+from restuning.sites.half import is_wider, run_linear, run_norm, run_product
 from restuning.sites.linear import read_bias, read_weight
 
 
@@ -132,7 +133,7 @@ class LentProjections:
 
     def norm(self, x: Tensor) -> Tensor:
         """The attention branch's own norm."""
-        return self._modules[self.projections.norm](x) if self.projections.norm else x
+        return run_norm(self._modules[self.projections.norm], x) if self.projections.norm else x
 
     def q(self, x: Tensor) -> Tensor:
         """W_q x, turned to the tokens' positions, `... n d -> ... h n e`."""
@@ -153,15 +154,17 @@ class LentProjections:
         """
         inputs = self._inputs or AttentionInputs()
         if inputs.context is not None:
-            return self.k(inputs.context), self.v(inputs.context)
+            context = inputs.context.to(tokens.dtype)
+            return self.k(context), self.v(context)
         if inputs.past is not None and inputs.whole:
             # The layer has written this forward's keys into the buffer by now.
-            keys, values = inputs.past
+            keys, values = (part.to(tokens.dtype) for part in inputs.past)
         else:
             keys, values = self._rotate(self._project(tokens, 1)), self._project(tokens, 2)
             if inputs.past is not None:
-                keys = torch.cat([inputs.past[0], keys], -2)
-                values = torch.cat([inputs.past[1], values], -2)
+                past = [part.to(tokens.dtype) for part in inputs.past]
+                keys = torch.cat([past[0], keys], -2)
+                values = torch.cat([past[1], values], -2)
         return self._repeat_key_heads(keys), self._repeat_key_heads(values)
 
     def split(self, x: Tensor) -> Tensor:
@@ -187,6 +190,9 @@ class LentProjections:
             or weight.dim() != 2
         ):
             return None
+        if is_wider(keys, weight):
+            weight = weight.to(keys.dtype)
+            bias = None if bias is None else bias.to(keys.dtype)
         # Into the small factor, not into the scores of every token.
         keys = keys * self.scale
         into = (keys @ weight.unflatten(0, (self.heads, -1))).flatten(0, 1)
@@ -194,6 +200,7 @@ class LentProjections:
         if bias is not None:
             shift = (keys @ bias.view(self.heads, -1, 1)).flatten()
         out = self._out_weight()
+        out = out.to(values.dtype) if is_wider(values, out) else out
         mixed = values @ out.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
         return into, shift, mixed.flatten(0, 1)
 
@@ -239,16 +246,16 @@ class LentProjections:
         heads = projections.heads if third == 0 else projections.kv_heads
         norm = self._modules.get((projections.q_norm, projections.k_norm, "")[third])
         if projections.form == "separate":
-            y = self._modules[(projections.q, projections.k, projections.v)[third]](x)
+            y = run_linear(self._modules[(projections.q, projections.k, projections.v)[third]], x)
         else:
-            y = F.linear(x, *self._read_weight_and_bias(third))
+            y = run_product(x, *self._read_weight_and_bias(third))
         weight = getattr(norm, "weight", None)
         # The weight's width tells a norm of each head (Qwen 3) from one of all heads (OLMo 2).
         a_head = weight is None or weight.numel() == projections.head_dim
         if norm is not None and not a_head:
-            y = norm(y)
+            y = run_norm(norm, y)
         y = y.unflatten(-1, (heads, -1)).transpose(-3, -2)
-        return norm(y) if norm is not None and a_head else y
+        return run_norm(norm, y) if norm is not None and a_head else y
 
     def _rotate(self, y: Tensor) -> Tensor:
         if not self.projections.rope:

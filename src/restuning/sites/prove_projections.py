@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from restuning._errors import ProjectionsError
-from restuning.sites.attention_inputs import AttentionInputs
+from restuning.sites.hear_again import Recorded, hear_again
 from restuning.sites.linear import is_linear, read_bias, width_out
 from restuning.sites.projections import LentProjections, Projections
-from restuning.sites.sums import equal
+from restuning.sites.sums import ModuleCall, equal
 
 PROOF_TOLERANCE = 1e-4
 """Largest error of the recomputed attention, relative to its maximum: fp32 fused kernels differ
@@ -35,14 +35,6 @@ _SEPARATE = (
 _OUT = ("out_proj", "o_proj", "proj", "output.dense", "to_out.0", "dense", "c_proj", "out_lin", "o")
 _CAPS = ("attn_logit_softcapping", "attn_logit_softcap")
 """A cap on the scores is close to no change at small scores, so that a proof could pass by chance."""
-
-
-class Recorded(Protocol):
-    """One recorded call of a module: what it read, what it returned, what it was given."""
-
-    input: Tensor | None
-    output: Tensor | None
-    attention_inputs: AttentionInputs
 
 
 def propose(model: nn.Module, path: str) -> Projections | None:
@@ -137,7 +129,7 @@ def _find_number(module: nn.Module, *names: str) -> float | None:
 def prove(
     model: nn.Module,
     projections: Projections,
-    find_call: Callable[[str], Recorded | None],
+    find_call: Callable[[str], ModuleCall | None],
     leave: Recorded,
 ) -> Projections | None:
     """The projections, if they reproduce the layer's attention.
@@ -157,7 +149,7 @@ def prove(
 def prove_declared(
     model: nn.Module,
     projections: Projections,
-    find_call: Callable[[str], Recorded | None],
+    find_call: Callable[[str], ModuleCall | None],
     leave: Recorded,
 ) -> Projections:
     """The projections that a user declared, or an error that says what does not hold.
@@ -207,14 +199,17 @@ def _refusal(projections: Projections, found: str) -> ProjectionsError:
 def _try_readings(
     model: nn.Module,
     projections: Projections,
-    find_call: Callable[[str], Recorded | None],
+    find_call: Callable[[str], ModuleCall | None],
     leave: Recorded,
 ) -> Iterator[tuple[Projections, float]]:
     """Every reading of a layer's arguments, and its error relative to the largest value."""
+    said = find_call(projections.out)
+    direct = said is not None and equal(leave.output, said.output)
+    heard = hear_again(model, projections, find_call)
     first, last, own = (
-        find_call(projections.q),
-        find_call(projections.out),
-        find_call(projections.module),
+        heard(projections.q),
+        heard(projections.out),
+        heard(projections.module),
     )
     if first is None or last is None or own is None or first.input is None or last.output is None:
         return
@@ -236,7 +231,7 @@ def _try_readings(
             tried = replace(projections, rope=rope, causal=masked)
             error = _measure_error(LentProjections(model, tried, beside), x, target)
             context = 0 if beside.context is None else beside.context.shape[-1]
-            proved = replace(tried, direct=equal(leave.output, y), context=context)
+            proved = replace(tried, direct=direct, context=context)
             # An attention of zeros is reproduced by zeros.
             yield proved, error / largest if largest else error
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
+from restuning._precision import HALF_PRECISION
+from restuning.sites.half import is_wider, run_linear, run_norm
 
 Pool = Literal["cls", "mean", "last", "all", "own"]
 POOLS: tuple[str, ...] = get_args(Pool)
@@ -79,7 +81,11 @@ class Readout:
         norm = model.get_submodule(self.norm) if self.norm else None
         if norm is not None and not self.pool_first:
             # A norm of maps reads channels first; streams are kept with channels last.
-            state = norm(state.movedim(-1, 1)).movedim(1, -1) if self.maps else norm(state)
+            state = (
+                run_norm(norm, state.movedim(-1, 1)).movedim(1, -1)
+                if self.maps
+                else run_norm(norm, state)
+            )
         if state.dim() == 4:
             state = state.flatten(1, 2)
         if self.pool == "all":
@@ -88,14 +94,16 @@ class Readout:
             pooled = average_tokens(state, mask, self.skip)
         else:
             pooled = take_one_token(state, self.pool, mask)[:, 0]
-        return norm(pooled) if norm is not None and self.pool_first else pooled
+        return run_norm(norm, pooled) if norm is not None and self.pool_first else pooled
 
 
 def apply_projection(model: nn.Module, path: str, feature: Tensor) -> Tensor:
     """A frozen linear map of the backbone, or a matrix that it keeps as a plain parameter."""
     owner, _, name = path.rpartition(".")
     map_: Any = getattr(model.get_submodule(owner), name)
-    return map_(feature) if isinstance(map_, nn.Module) else feature @ map_
+    if isinstance(map_, nn.Module):
+        return run_linear(map_, feature)
+    return feature @ (map_.to(feature.dtype) if is_wider(feature, map_) else map_)
 
 
 def take_one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Tensor:
@@ -115,9 +123,10 @@ def average_tokens(state: Tensor, mask: Tensor | None = None, skip: int = 0) -> 
     if mask is None:
         return state.mean(1)
     real = fit_mask(mask, state).unsqueeze(-1)
-    # What a backbone leaves at padding may be anything, also NaN.
-    total = torch.where(real, state, torch.zeros_like(state)).sum(1)
-    return total / real.sum(1).clamp(min=1).to(state.dtype)
+    # What a backbone leaves at padding may be anything, also NaN. In fp16 a sum may be infinite.
+    kind = torch.float32 if state.dtype in HALF_PRECISION else state.dtype
+    total = torch.where(real, state, torch.zeros_like(state)).sum(1, dtype=kind)
+    return (total / real.sum(1).clamp(min=1).to(kind)).to(state.dtype)
 
 
 def fit_mask(mask: Tensor, state: Tensor) -> Tensor:

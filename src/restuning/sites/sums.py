@@ -38,6 +38,8 @@ class ModuleCall:
     output: Tensor | None = None
     part: int | None = None
     alone: bool = False
+    #: Arguments of an attention in half precision, which is run once more for its proof.
+    given: tuple[tuple, dict[str, Any]] | None = None
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -180,6 +182,12 @@ CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def is_attention(call: ModuleCall) -> bool:
+    """Whether a call is of an attention, by the name of its class or its own."""
+    names = (type(call.module).__name__, call.path.rpartition(".")[2])
+    return any(ATTENTION.search(name) for name in names)
 
 
 def is_conv(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from restuning.tuners.context import real_tokens as real_tokens
 from restuning.tuners.conv import ConvAdapter as ConvAdapter
 from restuning.tuners.conv import count_tokens_before_grid as count_tokens_before_grid
 from restuning.tuners.film import FilmAdapter as FilmAdapter
+from restuning.tuners.precision import in_own_precision as in_own_precision
 from restuning.tuners.prefix import ResPrefix as ResPrefix
 from restuning.tuners.prompt import ResPrompt as ResPrompt
 from restuning.tuners.prompt import StemPrompt as StemPrompt
