@@ -20,7 +20,9 @@ PROBES = 64
 """Values by which tensors are told apart before they are compared whole."""
 
 ATTENTION = re.compile(r"attn|attention|xca|msa|mixer", re.I)
-FFN = re.compile(r"mlp|ffn|feed_?forward|intermediate|glu", re.I)
+FFN = re.compile(
+    r"mlp|ffn|feed_?forward|intermediate|glu|moe$|moe_?block|mixture_?of_?experts", re.I
+)
 NORM = re.compile(r"norm", re.I)
 
 
@@ -181,6 +183,14 @@ CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+def holds_experts(module: nn.Module) -> bool:
+    """Whether a module keeps the maps of several experts in one weight, `experts out in`."""
+    own = module.parameters(recurse=False)
+    return any(p.dim() == 3 and min(p.shape[1:]) > 1 for p in own)
+
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -203,14 +213,16 @@ def find_outermost(
     Args:
         calls: To choose from.
         pattern: What the name must match.
-        conv: Whether a convolution may take the place of a linear map.
+        conv: Whether a convolution, or weights of several experts, may take the place of a linear map.
     """
     fits = [
         c
         for c in calls
         if (pattern.search(type(c.module).__name__) or pattern.search(c.path.split(".")[-1]))
         and any(
-            is_linear(m) or isinstance(m, nn.MultiheadAttention) or (conv and is_conv(m))
+            is_linear(m)
+            or isinstance(m, nn.MultiheadAttention)
+            or (conv and (is_conv(m) or holds_experts(m)))
             for m in c.module.modules()
         )
     ]
