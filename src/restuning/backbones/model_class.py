@@ -20,16 +20,28 @@ _OTHERS = {
 }
 
 
+_UNMASKED = {"vit_mae": "ViTConfig"}
+"""Models that hide most patches at random, also in eval mode, and shuffle the others; and the config of
+the model of the same weights that sees all of them, in their order."""
+
+
 def choose_class(hf: Any, config: Any, name: str) -> tuple[Any, Any, str]:
     """The class that loads a model without its head, that class's config, and "image" or "text".
 
     Told by the name of the main input of the class (`main_input_name`), since configs of image
     models need not have an `image_size` and those of others may. Of a model of an image and a text
-    tower (CLIP) it is the image tower; of an encoder-decoder for texts the encoder.
+    tower (CLIP) it is the image tower; of an encoder-decoder for texts the encoder; of ViTMAE the
+    plain ViT of its weights.
 
     Raises:
         BackboneError: It takes neither, or both.
     """
+    if config.model_type in _UNMASKED:
+        plain = getattr(hf, _UNMASKED[config.model_type])
+        said = {
+            k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")
+        }
+        config = plain.from_dict(said)
     if type(config) in hf.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING:
         config = getattr(config, "vision_config", config)
     if type(config) in hf.MODEL_MAPPING:

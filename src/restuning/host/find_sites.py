@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from restuning._errors import NoSitesError
+from restuning.host.randomness import refuse_randomness
+from restuning.host.weights import is_offloaded
 from restuning.sites import (
     Declaration,
     Finder,
@@ -27,7 +29,7 @@ def find_sites(
 ) -> tuple[Sites, Readout]:
     """Find the sites and the readout of a backbone by structure, proved by one forward.
 
-    A second forward looks for stages where the first has shown no residual sum.
+    A second one must answer the same; it looks for stages where the first has shown no residual sum.
 
     Args:
         model: The backbone, in eval mode.
@@ -38,17 +40,32 @@ def find_sites(
     Raises:
         NoSitesError: None found, or what is declared is not so.
         ProjectionsError: Declared projections do not give what the layer returned.
+        BackboneError: The backbone answers at random.
     """
     # Stages are a last resort: a declaration that does not hold is the user's to mend.
     finder, stages = Finder(model, declared), StageFinder(model)
+    first = _run_and_listen(model, finder, example, kwargs)
     try:
-        return finder.conclude(_run_and_listen(model, finder, example, kwargs))
+        found = finder.conclude(first)
     except NoSitesError:
         if declared is not None:
             raise
-        if (found := stages.conclude(_run_and_listen(model, stages, example, kwargs))) is None:
+        again = _run_and_listen(model, stages, example, kwargs)
+        if not _lacks_weights(model):
+            refuse_randomness(model, first, again)
+        if (found := stages.conclude(again)) is None:
             raise
         return found
+    if not _lacks_weights(model):
+        with torch.no_grad():
+            again = model(*map(vary_example, example), **kwargs)
+        refuse_randomness(model, first, again)
+    return found
+
+
+def _lacks_weights(model: nn.Module) -> bool:
+    """Whether products are noise (a forecast), and two answers to one input say nothing."""
+    return any(p.is_meta for p in model.parameters()) and not is_offloaded(model)
 
 
 def _run_and_listen(
