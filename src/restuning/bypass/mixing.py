@@ -21,6 +21,7 @@ from restuning.bypass.pooling import Pooling
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs
 from restuning.tuners import Tuner, from_spec, real_tokens
+from restuning.tuners.registry import construct
 
 
 @side_network("mixing")
@@ -189,8 +190,11 @@ class MixingBypass(SideNetwork):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> MixingBypass:
         """Build a bypass from its `spec`."""
-        tuners = [[from_spec(s) for s in row] for row in spec["tuners"]]
-        pool = Pooling(tuners[0][0].dim, **spec["pool"])
+        arguments = {**spec, "tuners": [[from_spec(s) for s in row] for row in spec["tuners"]]}
+        pooling_spec = {**spec["pool"], "width": arguments["tuners"][0][0].dim}
+        arguments["pool"] = construct(Pooling, pooling_spec, "pooling")
         # Files of format 1 say `merge`, and those of before it was an option say nothing.
-        pool_patches = spec.get("pool_patches", spec.get("merge", 1))
-        return cls(spec["taps"], spec["dims"], tuners, pool, spec["drop_path"], pool_patches)
+        merge = arguments.pop("merge", 1)
+        arguments.setdefault("pool_patches", merge)
+        arguments.pop("kind", None)
+        return construct(cls, arguments, "side network")

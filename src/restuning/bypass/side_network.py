@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from restuning._errors import FormatError
+from restuning._errors import MALFORMED, FormatError
 from restuning.sites import Needs
 from restuning.tuners import Tuner, from_json, to_json
-from restuning.tuners.registry import Registry, construct, read_arguments
+from restuning.tuners.registry import Registry, cannot_build, construct, read_arguments
 
 Rows = Iterable[tuple[Mapping[str, Tensor], Tensor]]
 """Batches of taps and labels of a training split, in its order, without augmentation."""
@@ -186,4 +186,8 @@ def from_spec(spec: Mapping[str, Any]) -> SideNetwork:
         UnknownNameError: The kind is in no table.
         FormatError: The arguments do not fit the kind.
     """
-    return _REGISTRY.find(spec).from_spec(spec)
+    cls = _REGISTRY.find(spec)
+    try:
+        return cls.from_spec(spec)
+    except MALFORMED as error:
+        raise cannot_build("side network", cls.kind, error) from None

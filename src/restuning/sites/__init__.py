@@ -17,6 +17,7 @@ from restuning.sites.linear import keep_backward as keep_backward
 from restuning.sites.projections import LentProjections as LentProjections
 from restuning.sites.projections import Projections as Projections
 from restuning.sites.readout import POOLS as POOLS
+from restuning.sites.readout import Pool as Pool
 from restuning.sites.readout import Readout as Readout
 from restuning.sites.readout import average_tokens as average_tokens
 from restuning.sites.readout import parse_pool as parse_pool

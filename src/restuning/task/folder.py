@@ -19,8 +19,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from restuning._errors import warn
-from restuning._files import Claim, digest_file, replacing, sha256_of_file, sync
+from restuning._errors import FormatError, warn
+from restuning._files import Claim, digest_file, refuse_special, replacing, sha256_of_file, sync
 
 DESCRIPTION, WEIGHTS, CARD = "task.json", "weights.safetensors", "README.md"
 SHA256 = "sha256"
@@ -70,14 +70,52 @@ def find_weights(path: Path, description: Mapping[str, Any]) -> Path | None:
     """
     usual, sha256 = path / WEIGHTS, description.get(SHA256, {}).get(WEIGHTS)
     if sha256 is None:
+        refuse_leaving(usual)
+        refuse_special(usual)
         return usual
     # A save that was killed in the middle left them under the other name.
     for file in (usual, path / _name_beside(sha256)):
+        refuse_leaving(file)
         if file.exists() and digest_file(file) == sha256:
             return file
     if not usual.exists():
         usual.stat()
     return None
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a task that are there, also the weights that a save left under their other name.
+
+    Raises:
+        FormatError: One is a link that leaves the folder.
+    """
+    files = [path / name for name in (DESCRIPTION, WEIGHTS, CARD) if (path / name).exists()]
+    files += [file for file in path.iterdir() if _BESIDE.fullmatch(file.name)]
+    for file in files:
+        refuse_leaving(file)
+    return files
+
+
+def refuse_leaving(file: Path) -> None:
+    """Refuse a file of a task that is a link to what lies elsewhere.
+
+    A task folder may come from a stranger, and so may a link in it: what it points to would be read,
+    and pushed to a hub, as the stranger's own. The cache of the hub is made of links into itself.
+
+    Raises:
+        FormatError: It is.
+    """
+    if not file.is_symlink():
+        return
+    home, real = file.parent.resolve(), file.resolve()
+    cached = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    if not (real.is_relative_to(home) or real.is_relative_to(cached)):
+        raise FormatError(
+            "a file of a task is a link that leaves its folder",
+            where=str(file),
+            found=f"a link to {os.readlink(file)}"[:300],
+            fix="put the file itself there; the whole folder may be a link",
+        )
 
 
 def take_usual_names(path: Path, description: Mapping[str, Any]) -> None:

@@ -20,20 +20,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from restuning._errors import BackboneError, DivergedError, FormatError, HubError, require
+from restuning._errors import (
+    MALFORMED,
+    BackboneError,
+    DivergedError,
+    FormatError,
+    HubError,
+    require,
+)
 from restuning._files import digest_file, read_json, replacing, seal, write_text
+from restuning._hub import hub_answers
 from restuning._version import __version__
 from restuning.host import Extractor
 from restuning.task.folder import (
     DESCRIPTION,
     SHA256,
     WEIGHTS,
+    files_of,
     find_weights,
+    refuse_leaving,
     take_usual_names,
     write_folder,
 )
 from restuning.task.same_backbone import refuse_other_backbone
-from restuning.task.task import Task
+from restuning.task.task import Task, refuse_other_sizes
 
 FORMAT = 2
 """Raised when an older library could not read what a newer one writes. Format 1 is read as well."""
@@ -351,6 +361,7 @@ def describe(path: str | Path) -> dict[str, Any]:
             found="no task.json",
             fix="give the folder that `restuning train` left (NAME.task)",
         )
+    refuse_leaving(file)
     description = read_json(file, what=DESCRIPTION, fix=_RESTORE)
     try:
         version = description["format"]
@@ -550,19 +561,20 @@ class _ReplacedMeanwhileError(Exception):
 def _load(folder: Path, host: Extractor, where: str, any_backbone: bool) -> Task:
     description = describe(folder)
     refuse_other_backbone(description["backbone"], host, where, any_backbone=any_backbone)
-    task = Task.from_spec(description["task"])
-    check_labels(task)
     try:
         shared = dict(description.get("shared", {}))
         tensors = _read_tensors(folder, description)
-        if wrong := _wrong_numbers(tensors) or _wrong_dtypes(tensors, task.state_dict()):
-            raise ValueError(wrong)
         if twice := shared.keys() & tensors.keys():
             raise ValueError(f"{min(twice)} is both written and said to be another tensor")
         written = {name: tensors[other] for name, other in shared.items()}
+        refuse_other_sizes(description["task"], tensors | written)
+        task = Task.from_spec(description["task"])
+        check_labels(task)
+        if wrong := _wrong_numbers(tensors) or _wrong_dtypes(tensors, task.state_dict()):
+            raise ValueError(wrong)
         task.load_state_dict(tensors | written, strict=True)
         _share(task, shared)
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise FormatError(
             "the weights of a task cannot be read",
             where=str(Path(folder) / WEIGHTS),
@@ -585,20 +597,35 @@ def find_task(where: str | Path, revision: str | None = None) -> Path:
         FormatError: A run folder with several tasks, or no such folder and no such repository.
         MissingExtraError: huggingface_hub is not installed.
     """
+    name = str(where)
     folder = Path(where).expanduser()
     # `user/name` is the one form a hub takes, and looks like no other path.
-    if folder.exists() or str(where).count("/") != 1 or str(where).startswith((".", "/", "~")):
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return _task_in(folder)
+    # What looks like a path more than like a repository is not asked for under a stranger's name.
+    if folder.parent.is_dir():
+        there = sorted(each.name for each in folder.parent.iterdir() if each.is_dir())
+        raise FormatError(
+            "no such folder",
+            where=str(folder.absolute()),
+            found=f"{folder.parent} holds {', '.join(there[:6]) or 'no folder'}",
+            fix=f"give one of these; a repository {name} of the hub is found from another folder",
+        )
     hub = require("huggingface_hub", "hub", "loading a task from the hub")
+    alone = not hub_answers()
     try:
         # Nothing but these files is taken from a stranger's repository.
-        fetched = hub.snapshot_download(str(where), revision=revision, allow_patterns=list(FILES))
+        fetched = hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(FILES), local_files_only=alone
+        )
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise FormatError(
-            "no such folder, and the hub gave no such task",
-            where=f"{where} at {revision}" if revision else str(where),
-            found=_first_line(error),
-            fix="check the name and the network",
+            f"no folder {folder.absolute()}, and the hub gave no such task",
+            where=f"{name} at {revision}" if revision else name,
+            found="the hub does not answer, and it was not fetched before"
+            if alone
+            else _first_line(error),
+            fix="check the path; of a name on the hub, the name and the network",
         ) from None
     return Path(fetched)
 
@@ -640,7 +667,11 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as aside:
-            folder = Path(shutil.copytree(path, Path(aside) / "task"))
+            folder = Path(aside) / "task"
+            folder.mkdir()
+            # These and nothing else: what lies or is linked beside them is nobody's business.
+            for file in files_of(path):
+                shutil.copyfile(file, folder / file.name)
             take_usual_names(folder, description)
             if stored := WeightsFile.from_description(description):
                 # Folders of this machine are nobody's business; name and digest tell the file.

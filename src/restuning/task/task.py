@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import FormatError, NoSitesError
+from restuning._errors import MALFORMED, FormatError, NoSitesError
+from restuning._fits import fits
 from restuning.bypass import Bypass, Plan, SideNetwork
 from restuning.bypass import from_spec as side_from_spec
-from restuning.sites import Needs, Readout, Sites, resolve_readout, resolve_tokens
+from restuning.sites import Needs, Pool, Readout, Sites, resolve_readout, resolve_tokens
 from restuning.tuners import Tuner, from_spec
 
 
@@ -179,6 +180,7 @@ class Task(nn.Module):
             FormatError: The spec is incomplete or malformed.
         """
         try:
+            _refuse_parts(spec)
             return cls(
                 tuners={name: from_spec(s) for name, s in spec["tuners"].items()},
                 side=side_from_spec(spec["side"]) if spec["side"] else None,
@@ -189,9 +191,82 @@ class Task(nn.Module):
                 method=spec["method"],
                 labels=spec["labels"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except MALFORMED as error:
             raise FormatError(
                 "the description of a task is malformed",
-                found=f"{type(error).__name__}: {error}",
+                found=f"{type(error).__name__}: {error}"[:300],
                 fix="restore task.json from where it was saved",
             ) from None
+
+
+def refuse_other_sizes(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Compare the sizes that a spec says with weights that are there, before anything is allocated.
+
+    The task is built without contents. One of another package whose constructor looks at its own
+    numbers cannot be built so, and is not compared.
+
+    Raises:
+        FormatError: The spec is malformed.
+        ValueError: Weights are missing, too many, or of another shape.
+    """
+    kinds = _count_kinds(spec)
+    # A tuner and those around it hold a tensor, a third party's maybe none.
+    if kinds > 8 * len(tensors) + 1000:
+        raise ValueError(f"{kinds:,} modules are described, {len(tensors):,} tensors are there")
+    try:
+        with torch.device("meta"):
+            built = Task.from_spec(spec).state_dict()
+    except FormatError as error:
+        # What torch says where something looks at numbers that are not there.
+        if "meta tensor" not in error.found:
+            raise
+        return
+    wanted = {name: tuple(tensor.shape) for name, tensor in built.items()}
+    there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differ = [n for n in {**wanted, **there} if wanted.get(n) != there.get(n)]
+    if differ:
+        told = (
+            f"{n}: {there.get(n, 'missing')}, the description says {wanted.get(n, 'nothing')}"
+            for n in differ[:4]
+        )
+        raise ValueError(f"{len(differ)} do not fit their description: {'; '.join(told)}")
+
+
+def _count_kinds(spec: Any) -> int:
+    """How many modules a spec names; it came out of JSON, whose depth is limited."""
+    if isinstance(spec, Mapping):
+        return ("kind" in spec) + sum(map(_count_kinds, spec.values()))
+    return sum(map(_count_kinds, spec)) if isinstance(spec, list) else 0
+
+
+_PARTS: dict[str, Any] = {
+    "tuners": Mapping[str, Any],
+    "side": Mapping[str, Any] | None,
+    "weights": Mapping[str, Any],
+    "head": list[int] | None,
+    "pool": Pool | None,
+    "method": str,
+    "labels": list[str] | None,
+}
+"""Of a task's spec, with their types."""
+
+
+def _refuse_parts(spec: Mapping[str, Any]) -> None:
+    """Compare the parts of a spec with what they should be.
+
+    Raises:
+        TypeError: One is something else.
+        KeyError: One is not there.
+    """
+    for name, hint in _PARTS.items():
+        if not fits(spec[name], hint):
+            raise TypeError(f"{name} is {spec[name]!r}"[:200])
+    if spec["head"] and len(spec["head"]) != 2:
+        raise TypeError(f"head is {spec['head']}"[:200])
+    for name, shape in spec["weights"].items():
+        if not fits(shape, list[int]):
+            raise TypeError(f"the shape of {name} is {shape!r}"[:200])
+    # Each is a key without dots in a `ModuleDict`: one of two would take the other's place.
+    keys = [name.replace(".", "_") for name in spec["tuners"]]
+    if len(set(keys)) < len(keys):
+        raise ValueError("two sites have one name")

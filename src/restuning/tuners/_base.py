@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from restuning._errors import TunerShapeError
-from restuning.tuners.registry import Registry, construct, read_arguments
+from restuning._errors import MALFORMED, TunerShapeError
+from restuning.tuners.registry import Registry, cannot_build, construct, read_arguments
 from restuning.tuners.view import FrozenAttention
 
 Reads = Literal["stream", "output"]
@@ -144,8 +144,13 @@ def from_spec(spec: Mapping[str, Any]) -> Tuner:
         UnknownNameError: The kind is in no table.
         FormatError: The arguments do not fit the kind.
     """
-    cls = _REGISTRY.find(spec)
-    return construct(cls, {k: from_json(v) for k, v in spec.items() if k != "kind"}, "tuner")
+    try:
+        cls = _REGISTRY.find(spec)
+        arguments = {k: from_json(v) for k, v in spec.items() if k != "kind"}
+    except MALFORMED as error:
+        # Tuners in tuners, deeper than Python calls.
+        raise cannot_build("tuner", type(spec).__name__, error) from None
+    return construct(cls, arguments, "tuner")
 
 
 def to_json(value: Any) -> Any:

@@ -6,13 +6,14 @@ Tuners and side networks are both found this way. A spec is JSON: `{"kind": ...,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from restuning._errors import FormatError, UnknownNameError
+from restuning._errors import MALFORMED, FormatError, UnknownNameError
+from restuning._fits import fits, hints_of
 
 T = TypeVar("T", bound=nn.Module)
 C = TypeVar("C", bound=type[Any])
@@ -104,6 +105,7 @@ def construct(cls: type[T], arguments: Mapping[str, Any], noun: str) -> T:
     left, kind = dict(arguments), getattr(cls, "kind", cls.__name__)
     try:
         signature = inspect.signature(cls.__init__)
+        _refuse_types(cls, left, signature)
         positional, keyword = [], {}
         for name, parameter in list(signature.parameters.items())[1:]:
             # `*tuners` of a `Sum` is one list in its spec.
@@ -121,10 +123,35 @@ def construct(cls: type[T], arguments: Mapping[str, Any], noun: str) -> T:
                 fix=f"{kind} takes {', '.join(list(signature.parameters)[1:])}",
             )
         return cls(*positional, **keyword)
-    except (TypeError, ValueError) as error:
-        raise FormatError(
-            f"a {noun} cannot be built from its spec",
-            where=kind,
-            found=str(error),
-            fix="write the spec with the library version that reads it",
-        ) from None
+    except MALFORMED as error:
+        raise cannot_build(noun, kind, error) from None
+
+
+def cannot_build(noun: str, kind: str, error: BaseException) -> FormatError:
+    """The error of a spec whose values a constructor does not take."""
+    return FormatError(
+        f"a {noun} cannot be built from its spec",
+        where=kind,
+        found=f"{type(error).__name__}: {error}"[:300],
+        fix="write the spec with the library version that reads it",
+    )
+
+
+def _refuse_types(
+    cls: type[Any], arguments: Mapping[str, Any], signature: inspect.Signature
+) -> None:
+    """Compare a spec's values with the types that the constructor says.
+
+    Raises:
+        TypeError: One is of another.
+    """
+    hints = hints_of(cls.__init__)
+    for name, value in arguments.items():
+        parameter = signature.parameters.get(name)
+        if parameter is None or name not in hints:
+            continue
+        hint = hints[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            hint = Sequence[hint]
+        if not fits(value, hint):
+            raise TypeError(f"{name} is {value!r}"[:200])

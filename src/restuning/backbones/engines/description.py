@@ -7,8 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from restuning._errors import MALFORMED, EngineError, FormatError
 from restuning._files import parse_json, seal
+from restuning._fits import fits, hints_of
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.sites import POOLS, Readout, Site, Sites, Tokens
 
@@ -311,21 +311,8 @@ def _typed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: One is of another type.
     """
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     for name, value in values.items():
-        if not _is_of(value, hints[name]):
+        if not fits(value, hints[name]):
             raise TypeError(f"{name} is {value!r}"[:200])
     return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether JSON is of a plain type, one of several, a literal or a list of one type."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return isinstance(value, str) and value in get_args(hint)
-    if origin is UnionType:
-        return any(_is_of(value, each) for each in get_args(hint))
-    if origin is tuple:
-        return isinstance(value, list) and all(_is_of(each, get_args(hint)[0]) for each in value)
-    # A boolean is an int to Python, and none to whoever wrote it.
-    return type(value) is hint

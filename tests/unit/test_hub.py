@@ -1,0 +1,204 @@
+"""Nothing is asked of a hub twice that does not answer, and paths are taken for paths."""
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from restuning import RestuningError, load_backbone, methods, save
+from restuning import _hub as hub
+from restuning._files import SEAL
+from restuning.task import describe, find_task, load, push_to_hub
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """Attempts to connect to anything, all of which fail; nothing is remembered from before."""
+    made = []
+
+    def connect(self, address):
+        made.append(address)
+        raise ConnectionRefusedError("no network in tests")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # An address, so that no name server is asked.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "_asked", {})
+    return made
+
+
+NAMES = ("hf:google/no-such-model", "clip:google/no-such-model", "timm:test_vit")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hub_that_does_not_answer_is_tried_once(attempts, name):
+    with pytest.raises(RestuningError, match="does not answer") as error:
+        load_backbone(name)
+    assert len(attempts) == 1
+    assert "--weights" in str(error.value)
+    with pytest.raises(RestuningError):
+        load_backbone(name)
+    assert len(attempts) == 1
+
+
+def test_a_task_on_a_hub_that_does_not_answer_is_looked_for_once(attempts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RestuningError, match="does not answer") as error:
+        find_task("somebody/pets")
+    # A path first: that is what was typed more often.
+    assert str(error.value).startswith(f"no folder {tmp_path}/somebody/pets")
+    assert len(attempts) == 1
+
+
+def test_a_path_whose_folder_is_there_is_never_asked_for(attempts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "pets.task").mkdir(parents=True)
+    with pytest.raises(RestuningError, match=r"pets\.task") as error:
+        find_task("runs/pet.task")
+    assert str(tmp_path / "runs" / "pet.task") in str(error.value)
+    assert attempts == []
+
+
+def test_no_weights_and_no_folder_ask_for_nothing(attempts, tmp_path):
+    load_backbone("timm:test_vit", random=True)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(RestuningError):
+        load_backbone(f"hf:{tmp_path / 'model'}")
+    assert attempts == []
+
+
+def test_an_attempt_ends_though_a_name_server_does_not(monkeypatch):
+    monkeypatch.setattr(hub, "ANSWERS_WITHIN", 0.05)
+    monkeypatch.setattr(hub, "_asked", {})
+    stop = threading.Event()
+
+    def waits(*_, **__):
+        stop.wait(20)
+        raise OSError("too late")
+
+    monkeypatch.setattr(socket, "create_connection", waits)
+    assert not hub.hub_answers("https://nowhere.example")
+    stop.set()
+
+
+def test_behind_a_proxy_the_proxy_must_answer(attempts, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:3128")
+    assert not hub.hub_answers("https://example.org")
+    assert attempts == [("127.0.0.1", 3128)]
+
+
+def test_the_switch_of_the_client_is_turned_back_when_all_have_left(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with hub.offline():
+        with hub.offline():
+            assert hub.is_offline() and constants.HF_HUB_OFFLINE
+        assert constants.HF_HUB_OFFLINE
+    assert not hub.is_offline()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_backbone("restuning-tiny").host()
+
+
+@pytest.fixture
+def task(tiny, tmp_path):
+    return save(methods.build("linear", tiny, num_classes=3), tiny, tmp_path / "runs" / "x.task")
+
+
+@pytest.mark.parametrize("name", ["task.json", "weights.safetensors", "README.md"])
+def test_a_link_out_of_a_task_folder_is_neither_read_nor_pushed(
+    tiny, task, tmp_path, monkeypatch, name
+):
+    from types import SimpleNamespace
+
+    (task / name).rename(tmp_path / "elsewhere")
+    (task / name).symlink_to(tmp_path / "elsewhere")
+    pushed = []
+
+    class Api:
+        def create_repo(self, *_, **__):
+            pass
+
+        def upload_folder(self, folder_path, repo_id):
+            pushed.extend(sorted(p.name for p in Path(folder_path).iterdir()))
+
+    client = SimpleNamespace(HfApi=Api, errors=SimpleNamespace(HfHubHTTPError=OSError))
+    monkeypatch.setattr("restuning.task.save_and_load.require", lambda *_: client)
+    with pytest.raises(RestuningError, match="a link that leaves its folder"):
+        push_to_hub(task, "somebody/x")
+    if name != "README.md":
+        with pytest.raises(RestuningError, match="a link that leaves its folder"):
+            load(task, tiny)
+    (task / name).unlink()
+    (tmp_path / "elsewhere").rename(task / name)
+    # What else lies there, linked or not, stays here.
+    (task / "diary.txt").symlink_to("/etc/hostname")
+    push_to_hub(task, "somebody/x")
+    assert pushed == ["README.md", "task.json", "weights.safetensors"]
+
+
+def test_links_inside_of_it_and_to_the_whole_folder_are_followed(tiny, task, tmp_path):
+    (tmp_path / "latest.task").symlink_to(task)
+    assert load(tmp_path / "latest.task", tiny).method == "linear"
+    # As the cache of the hub is laid out.
+    home = tmp_path / "models--somebody--x"
+    (home / "snapshots" / "0").mkdir(parents=True)
+    (home / "blobs").mkdir()
+    for file in list(task.iterdir()):
+        file.rename(home / "blobs" / file.name)
+        (home / "snapshots" / "0" / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert load(home / "snapshots" / "0", tiny).method == "linear"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")
+@pytest.mark.parametrize("name", ["task.json", "weights.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tiny, task, name):
+    description = json.loads((task / "task.json").read_text())
+    (task / name).unlink()
+    os.mkfifo(task / name)
+    if name != "task.json":
+        # Of before the sha256 of the weights was kept.
+        del description["sha256"], description[SEAL]
+        (task / "task.json").write_text(json.dumps(description))
+    else:
+        with pytest.raises(RestuningError, match="pipe"):
+            describe(task)
+    with pytest.raises(RestuningError, match="pipe"):
+        load(task, tiny)
+
+
+def test_a_weights_file_that_says_it_is_large_allocates_nothing(tiny, task):
+    header = {"head.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    description = json.loads((task / "task.json").read_text())
+    del description["sha256"], description[SEAL]
+    (task / "task.json").write_text(json.dumps(description))
+    for size in (len(text), 2**40, 2**63):
+        content = size.to_bytes(8, "little") + text + b"\0\0\0\0"
+        (task / "weights.safetensors").write_bytes(content)
+        with pytest.raises(RestuningError, match="weights of a task cannot be read"):
+            load(task, tiny)
+
+
+def test_files_that_the_hub_keeps_are_told_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--a--b"
+    (home / "snapshots" / "0").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0")
+    save_file({"x": torch.zeros(1)}, home / "snapshots" / "0" / "model.safetensors")
+    assert hub.first_cached("a/b", ["x", "model.safetensors"]).name == "model.safetensors"
+    assert hub.first_cached("a/b", ["x"]) is None
+    assert hub.first_cached("not a name", ["x"]) is None
