@@ -108,7 +108,7 @@ def _range(raw: bytes, rng: random.Random) -> tuple[int, int]:
 def of_json(file: Path, other: Path, rng: random.Random) -> str:
     try:
         content = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return flip(file, other, rng)
     content, said = change_json(content, rng)
     text = json.dumps(content, indent=rng.choice((None, 1)))
@@ -180,7 +180,7 @@ def of_header(file: Path, other: Path, rng: random.Random) -> str:
     length = int.from_bytes(raw[:8], "little")
     try:
         header = json.loads(raw[8 : 8 + length])
-    except ValueError:
+    except (ValueError, RecursionError):
         return flip(file, other, rng)
     header, said = change_json(header, rng)
     text = json.dumps(header).encode()

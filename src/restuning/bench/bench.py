@@ -145,7 +145,7 @@ class Bench:
         # Kept image by image: reports resample the same images for all methods.
         hits = answers == labels
         result = {
-            **describe_run(run),
+            **describe_run(run, self.protocol),
             "status": "done",
             "split": "test" if final else "validation",
             "accuracy": float(hits.mean()),
@@ -299,7 +299,7 @@ class Bench:
                 # Beside the store: whichever process built it, every run that reads it is charged
                 # for it.
                 took = {"seconds": stored.seconds, "cpu": time.process_time() - cpu}
-                write_json(self._seconds_file(stored), took)
+                write_json(self._seconds_file(stored), took, sealed=True)
         return data.stores[needs]
 
     def _inputs(self, data: LoadedTask, final: bool = False) -> Inputs:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from restuning._errors import TrainingError
-from restuning.bench.folder import read_result, result_file
+from restuning.bench.folder import read_run
 from restuning.bench.grid import Entry, GridProtocol, GridRun, Setting, search_runs
 from restuning.search import AUTO, Budget, Choice, choose_method
 from restuning.training.run import Inputs
@@ -31,7 +31,7 @@ def find_setting(
         return protocol.candidates(run.entry)[0], None
     scores = []
     for search in runs:
-        result = read_result(result_file(folder, search))
+        result = read_run(folder, search, protocol)
         if result["status"] == "done":
             scores.append((result["accuracy"], search.setting))
     if not scores:

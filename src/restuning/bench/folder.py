@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from restuning._errors import FormatError, TrainingError
-from restuning._files import Claim, read_json, refuse_other, write_json
+from restuning._files import Claim, read_json, refuse_other, write_json, write_text
 from restuning.bench.grid import GridProtocol, GridRun, slug
 from restuning.bench.measure import read_versions
 from restuning.training import FitSettings
@@ -38,17 +40,26 @@ def open_grid(
     # By label and not in the identity: entries may be added to a grid later.
     choices = {r.entry.label: _list_choices(protocol, r) for r in runs}
     file = folder / GRID
-    (folder / WORK).mkdir(parents=True, exist_ok=True)
-    # Grids are kept in repositories; what may be deleted does not belong there.
-    (folder / WORK / ".gitignore").write_text("*\n", encoding="utf-8")
+    try:
+        # Grids are kept in repositories; what may be deleted does not belong there.
+        write_text(folder / WORK / ".gitignore", "*\n")
+    except OSError as error:
+        raise FormatError(
+            "the folder of a grid cannot be written",
+            where=str(folder / WORK),
+            found=error.strerror or str(error),
+            fix="look at what lies there, or give another --out",
+        ) from None
     # Two commands that begin one folder at once must agree on its description.
     claim = Claim.take(folder / WORK / "grid.lock", wait=True)
     try:
         known_choices: dict[str, Any] = {}
         if file.exists():
-            written = read_json(file)
-            _check_same(written, identity, folder)
-            known_choices = written.get("choices", {})
+            written = read_grid(folder)
+            what = "this folder holds a grid of another protocol"
+            fix = "use that of then, or another --out"
+            refuse_other(written["protocol"], identity, folder, what=what, fix=fix)
+            known_choices = written["choices"]
             changed = [
                 k for k, v in choices.items() if k in known_choices and known_choices[k] != v
             ]
@@ -69,6 +80,7 @@ def open_grid(
                 "choices": {**known_choices, **choices},
                 "versions": read_versions(),
             },
+            sealed=True,
         )
     finally:
         if claim is not None:
@@ -77,7 +89,8 @@ def open_grid(
     for run in runs:
         result = result_file(folder, run)
         # Read even where it is not retried: what is malformed is refused now, not in a report.
-        if result.exists() and read_result(result)["status"] == "failed" and retry:
+        there = result.exists() and read_run(folder, run, protocol)["status"]
+        if there == "failed" and retry:
             result.unlink()
         if not result.exists():
             unfinished.append(run)
@@ -90,16 +103,30 @@ def _list_choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
     return json.loads(json.dumps(choices))
 
 
-def _check_same(before: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
-    then = before.get("protocol")
-    if not isinstance(then, dict) or before.get("format") != FORMAT:
+def read_grid(folder: Path) -> dict[str, Any]:
+    """What a grid says of itself: its protocol, and what is chosen between by label.
+
+    Raises:
+        FormatError: No grid is there, or its description is malformed.
+    """
+    if not os.path.lexists(folder / GRID):
+        raise FormatError(
+            "no grid here",
+            where=str(folder),
+            found=f"no {GRID}",
+            fix="give the folder that `restuning bench run` left",
+        )
+    content = read_json(folder / GRID, what="the description of a grid")
+    wanted = {"protocol": dict, "choices": dict, "versions": dict}
+    wrong = [k for k, kind in wanted.items() if not isinstance(content.get(k, {}), kind)]
+    if content.get("format") != FORMAT or "protocol" not in content or wrong:
         raise FormatError(
             "the description of a grid is malformed",
             where=str(folder / GRID),
+            found=", ".join(wrong),
             fix="restore it, or give another --out",
         )
-    what, fix = "this folder holds a grid of another protocol", "use that of then, or another --out"
-    refuse_other(then, identity, folder, what=what, fix=fix)
+    return {"choices": {}, **content}
 
 
 def read_protocol(
@@ -118,23 +145,24 @@ def read_protocol(
         TrainingError: The grid was run on another backbone.
     """
     try:
-        fields = dict(read_json(folder / GRID)["protocol"])
+        fields = dict(read_grid(folder)["protocol"])
         # The seed is each run's own and not in the file.
         settings = FitSettings(**{**fields.pop("settings"), "seed": 0})
         fields.pop("choices")
-        if not isinstance(fields["backbone"], str):
-            raise TypeError(f"the backbone is {fields['backbone']}"[:200])
+        kinds = {"backbone": str, "cache": bool, "dtype": str}
+        if wrong := [k for k, kind in kinds.items() if not isinstance(fields.get(k), kind)]:
+            raise TypeError(", ".join(wrong))
         told = {
             "weights": str(weights) if weights else None,
             "settings": settings,
             "named_in": str(folder / GRID) if backbone is None else None,
         }
         protocol = GridProtocol(**{**fields, **told})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, TrainingError) as error:
         raise FormatError(
             "the description of a grid is malformed",
             where=str(folder / GRID),
-            found=f"{type(error).__name__}: {error}",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
             fix="restore it, or run the grid again",
         ) from None
     if backbone not in (None, protocol.backbone):
@@ -147,7 +175,7 @@ def read_protocol(
     return protocol
 
 
-def describe_run(run: GridRun) -> dict[str, Any]:
+def describe_run(run: GridRun, protocol: GridProtocol) -> dict[str, Any]:
     """The fields that every result starts with, failed or done."""
     return {
         "format": FORMAT,
@@ -157,6 +185,8 @@ def describe_run(run: GridRun) -> dict[str, Any]:
         "method": run.entry.method,
         "stage": run.stage,
         "seed": run.seed,
+        NAME: run.name,
+        MARK: _mark(json.loads(json.dumps(protocol.identity()))),
     }
 
 
@@ -174,6 +204,8 @@ FORMAT = 1
 """Raised when a reader of today could not read what is written tomorrow."""
 
 GRID = "grid.json"
+NAME = "run"
+MARK = "protocol digest"
 RUNS = "runs"
 WORK = "work"
 """Folder of what may be deleted at any time: checkpoints, decoded images, features."""
@@ -214,8 +246,11 @@ def read_result(file: Path) -> dict[str, Any]:
             found=f"format {content.get('format')!r}, we read {FORMAT}",
             fix="read it with the library that wrote it",
         )
-    needed = {**_NEEDED, **(_NEEDED_DONE if content.get("status") == "done" else {})}
+    done = content.get("status") == "done"
+    needed = {**_NEEDED, **(_NEEDED_DONE if done else {"error": str})}
     wrong = [k for k, kind in needed.items() if not _is(content.get(k), kind)]
+    if not isinstance(content.get("group", ""), str):
+        wrong.append("group")
     if not wrong and content["status"] == "done":
         value = content["accuracy"]
         if not (math.isfinite(value) and 0 <= value <= 1):
@@ -238,20 +273,52 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def read_run(folder: Path, run: GridRun, protocol: GridProtocol) -> dict[str, Any]:
+    """The result of a run, which must be its own.
+
+    Raises:
+        FormatError: As `read_result`, or it is that of another run or of another protocol.
+    """
+    file = result_file(folder, run)
+    result = read_result(file)
+    wanted = describe_run(run, protocol)
+    own = ("task", "label", "stage", "seed", NAME, MARK)
+    _refuse_another(file, result, {name: wanted[name] for name in own})
+    return result
+
+
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """All results of a grid, ordered by path.
 
     Raises:
-        FormatError: No grid is there, or a result is malformed.
+        FormatError: No grid is there, or a result is malformed or lies where another belongs.
     """
-    if not (folder / GRID).exists():
+    mark = _mark(read_grid(folder)["protocol"])
+    results = []
+    for file in sorted((folder / RUNS).rglob("*.json")):
+        result = read_result(file)
+        name = file.relative_to(folder / RUNS).as_posix().removesuffix(".json")
+        _refuse_another(file, result, {NAME: name, MARK: mark})
+        results.append(result)
+    return results
+
+
+def _refuse_another(file: Path, result: dict[str, Any], wanted: dict[str, Any]) -> None:
+    # Results of before there were a name and a mark have none.
+    known = {NAME: wanted[NAME], MARK: wanted[MARK], **result}
+    other = [k for k, v in wanted.items() if known.get(k) != v]
+    if other:
         raise FormatError(
-            "no grid here",
-            where=str(folder),
-            found=f"no {GRID}",
-            fix="give the folder that `restuning bench run` left",
+            "a result lies where that of another run belongs",
+            where=str(file),
+            found=f"another {', '.join(other)}",
+            fix="restore it, or delete it and run the grid again",
         )
-    return [read_result(file) for file in sorted((folder / RUNS).rglob("*.json"))]
+
+
+def _mark(protocol: Mapping[str, Any]) -> str:
+    """Tells grids of different protocols apart."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pack_hits(hits: Sequence[bool] | np.ndarray) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from restuning._errors import FormatError
+from restuning._files import parse_json, read_bytes
 from restuning.training.evaluate import autocast, find_task_device, iterate_logits
 
 # Those whose releases change numbers.
@@ -74,17 +75,33 @@ def read_step_seconds(log: Path) -> float | None:
     """Seconds of a training step: the median over the stretches of a run's log."""
     each: list[float] = []
     before: tuple[int, float] | None = None
-    for line in log.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    try:
+        text = read_bytes(log).decode()
+    except (OSError, ValueError) as error:
+        raise _malformed_log(log, str(error)) from None
+    for line in text.split("\n"):
+        entry = parse_json(line, str(log), what="a line of a log") if line else {}
         # Lines of validation and of the end carry no time of a step.
         if "lr" not in entry or "loss" not in entry or "accuracy" in entry:
             continue
-        now = int(entry["step"]), float(entry["seconds"])
+        step, seconds = entry.get("step"), entry.get("seconds")
+        if not isinstance(step, int) or not isinstance(seconds, int | float):
+            raise _malformed_log(log, line)
+        now = step, float(seconds)
         # A resumed run begins again at an earlier step: that stretch is no time of a step.
         if before is not None and now[0] > before[0]:
             each.append((now[1] - before[1]) / (now[0] - before[0]))
         before = now
     return statistics.median(each) if each else None
+
+
+def _malformed_log(log: Path, found: str) -> FormatError:
+    return FormatError(
+        "a log is malformed",
+        where=str(log),
+        found=found[:200],
+        fix="delete the folder of this run and make it again",
+    )
 
 
 def count_bytes(folder: Path) -> int:

@@ -18,7 +18,7 @@ import torch
 from restuning._errors import RestuningError, TrainingError
 from restuning._files import Claim, write_json
 from restuning.bench.bench import Bench
-from restuning.bench.folder import WORK, describe_run, read_result, result_file
+from restuning.bench.folder import WORK, describe_run, read_run, result_file
 from restuning.bench.grid import GridProtocol, GridRun, search_runs
 from restuning.bench.measure import read_versions
 
@@ -79,7 +79,7 @@ def run_grid(job: Job, jobs: int = 1, listen: Listener = lambda event: None) -> 
         take_runs(job, 0, listen)
     else:
         _side_by_side(job, jobs, listen)
-    results = (read_result(result_file(job.folder, run)) for run in job.runs)
+    results = (read_run(job.folder, run, job.protocol) for run in job.runs)
     return sum(result["status"] == "failed" for result in results)
 
 
@@ -217,7 +217,7 @@ def _run_and_write(bench: Bench, run: GridRun, file: Path, number: int) -> Event
         # Our own errors say what to do; of all others the place is what helps.
         known = isinstance(error, RestuningError)
         result = {
-            **describe_run(run),
+            **describe_run(run, bench.protocol),
             "status": "failed",
             "error": f"{type(error).__name__}: {error}",
             "trace": [] if known else _trace(error),
@@ -227,7 +227,7 @@ def _run_and_write(bench: Bench, run: GridRun, file: Path, number: int) -> Event
             "versions": read_versions(),
             "protocol": json.loads(json.dumps(asdict(bench.protocol.settings))),
         }
-        write_json(file, result)
+        write_json(file, result, sealed=True)
         return Event(number, "failed", f"{run}  {str(error).splitlines()[0]}")
-    write_json(file, result)
+    write_json(file, result, sealed=True)
     return Event(number, "done", str(run), result["accuracy"], result["split"])

@@ -10,8 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from restuning._errors import FormatError
+from restuning._files import digest_file
 from restuning.search.folder import SearchFolder
-from restuning.training.checkpoint import read_newest
+from restuning.training.checkpoint import FINAL, read_newest
+
+ENDED = "sha256 of weights"
+"""Name under which a row holds the digest of what its trial ended with."""
 
 STATUS = ("left out", "begun", "stopped", "tried")
 """`begun`: the budget allowed it, and that is not asked again: time has passed since."""
@@ -40,10 +44,18 @@ class ChoiceFolder:
         if not self.rows.has(method):
             return None
         row = self.rows.read(method)
+        row.pop(ENDED, None)
         status, seconds = row.get("status"), row.get("seconds")
         # A row decides what is taken, so one that is damaged must not pass for a trial.
         valid = row.get("method") == method and status in STATUS and _number(seconds)
+        if status == "left out":
+            valid = valid and isinstance(row.get("why"), str)
+        if status == "begun":
+            final = row.get("final_seconds", "")
+            valid = valid and (final is None or _number(final))
         if status in ("tried", "stopped"):
+            valid = valid and all(_whole(row.get(name)) for name in ("epochs", "accumulate"))
+            valid = valid and row.get("form") in ("stored", "live")
             score = row.get("val_accuracy")
             valid = valid and _number(row.get("lr")) and _number(score) and float(score or 0) <= 1
             valid = (
@@ -59,8 +71,18 @@ class ChoiceFolder:
         return row
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Keep a row."""
-        self.rows.write(row, row["method"])
+        """Keep a row, and which weights its trial ended with."""
+        self.rows.write({**row, ENDED: self._digest(row)}, row["method"])
+
+    def _digest(self, row: Mapping[str, Any]) -> str | None:
+        if row["status"] not in ("tried", "stopped"):
+            return None
+        file = self._checkpoints(row["method"], row["lr"]) / FINAL
+        # A trial from a bank of several leaves none.
+        return digest_file(file) if file.is_file() else None
+
+    def _checkpoints(self, method: str, rate: float) -> Path:
+        return self.run_folder(method, rate) / "checkpoints"
 
     def run_folder(self, method: str, rate: float) -> Path:
         """Folder of a candidate's run at a rate."""
@@ -73,7 +95,16 @@ class ChoiceFolder:
             FormatError: It is no longer there.
         """
         # A finished run's checkpoint holds the task alone, with the weights it was scored by.
-        snapshot = read_newest(self.run_folder(method, rate) / "checkpoints")
+        folder = self._checkpoints(method, rate)
+        snapshot = read_newest(folder)
+        wanted = self.rows.read(method).get(ENDED)
+        if snapshot is not None and wanted and digest_file(folder / FINAL) != wanted:
+            raise FormatError(
+                "the weights of a trial are not those it ended with",
+                where=str(folder / FINAL),
+                found="another sha256",
+                fix=f"delete {self.rows.path(method)} and run the same command again, which tries it again",
+            )
         if snapshot is None:
             raise FormatError(
                 "the weights of a trial are gone",
@@ -93,3 +124,7 @@ class ChoiceFolder:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from restuning._errors import TrainingError
+from restuning._errors import FormatError, TrainingError
 from restuning._files import read_json, refuse_other, write_json
+
+OF = "of search"
+"""Name under which a result holds the digest of the description it was made under."""
 
 
 def _forget(folder: Path, description: Path) -> None:
@@ -62,8 +67,9 @@ class SearchFolder:
             _forget(folder, path)
         # As it will be read again: tuples are lists, and what JSON does not know is a text.
         now = json.loads(json.dumps(identity, default=str))
-        if not path.exists():
-            write_json(path, now)
+        self._of = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:16]
+        if not os.path.lexists(path):
+            write_json(path, now, sealed=True)
             return
         again = "" if resume is None else ", or --no-resume to start over"
         fix = f"use what was used then, or another --out{again}"
@@ -82,9 +88,19 @@ class SearchFolder:
         """A result.
 
         Raises:
-            FormatError: There is none, or it is damaged.
+            FormatError: There is none, it is damaged, or it was made by another search.
         """
-        return read_json(self.path(*parts))
+        path = self.path(*parts)
+        content = read_json(path)
+        # Those of before there was such a mark have none.
+        if content.pop(OF, self._of) != self._of:
+            raise FormatError(
+                "a result is of another search",
+                where=str(path),
+                found=f"it does not belong to what {self.folder} was begun with",
+                fix="delete it and run the same command again",
+            )
+        return content
 
     def write(self, content: Mapping[str, Any], *parts: str) -> None:
         """Leave a result, whole or not at all.
@@ -92,4 +108,4 @@ class SearchFolder:
         Raises:
             FormatError: It cannot be written.
         """
-        write_json(self.path(*parts), content)
+        write_json(self.path(*parts), {**content, OF: self._of}, sealed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from restuning._errors import TrainingError
+from restuning._errors import FormatError, TrainingError
 from restuning._files import hold_folder
 from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
 from restuning.data import Data
@@ -317,7 +318,7 @@ def sweep(
     run.train(runs, search, TRIED)
     rows = []
     for setting in combinations:
-        results = [folder.read(TRIED, SweepRun(setting, seed).name) for seed in seeds]
+        results = [read_result(folder, TRIED, SweepRun(setting, seed)) for seed in seeds]
         values = [r["val_accuracy"] for r in results if r["died_at"] is None]
         rows.append(
             {
@@ -343,7 +344,7 @@ def sweep(
     # Anew, on train and val together; only these read the test split.
     finals = [SweepRun(chosen, seed) for seed in seeds]
     run.train(finals, final, "final")
-    tested = [folder.read("final", one.name) for one in finals]
+    tested = [read_result(folder, "final", one) for one in finals]
     accuracy = [r["test_accuracy"] for r in tested if r["test_accuracy"] is not None]
     report = {
         **identity,
@@ -359,6 +360,50 @@ def sweep(
     }
     folder.write(report, "sweep")
     return report
+
+
+def read_result(folder: SearchFolder, kind: str, run: SweepRun) -> dict[str, Any]:
+    """The result of one run of a sweep, checked field by field.
+
+    Args:
+        folder: Of the sweep.
+        kind: `TRIED` or "final".
+        run: Whose it is.
+
+    Raises:
+        FormatError: There is none, or it is not what this run leaves.
+    """
+    result = folder.read(kind, run.name)
+    # Through JSON, as the result has been.
+    setting = json.loads(json.dumps(dict(run.setting), default=str))
+    died, accuracies = result.get("died_at", ""), ("val_accuracy", "test_accuracy")
+    wrong = [name for name in accuracies if not _is_share(result.get(name, ""))]
+    if result.get("setting") != setting or result.get("seed") != run.seed:
+        wrong.append("the setting or seed of another run")
+    if died is not None and not _is_count(died):
+        wrong.append("died_at")
+    # On training and validation data together there is none to be accurate on.
+    elif kind == TRIED and (result.get("val_accuracy") is None) != (died is not None):
+        wrong.append("val_accuracy")
+    if not _is_count(result.get("trainable_parameters")):
+        wrong.append("trainable_parameters")
+    if wrong:
+        raise FormatError(
+            "a result of a sweep is incomplete or malformed",
+            where=str(folder.path(kind, run.name)),
+            found=", ".join(wrong),
+            fix="restore it, or delete it and run the same command again",
+        )
+    return result
+
+
+def _is_share(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and 0 <= value <= 1)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _open_store(inputs: Inputs, recipe: Recipe) -> Stored:

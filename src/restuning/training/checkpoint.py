@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restuning._errors import FormatError, TrainingError
-from restuning._files import replacing
+from restuning._files import parse_json, refuse_special, replacing
 
 FORMAT = 1
 KEEP = 2
@@ -121,11 +121,12 @@ def read(path: Path) -> Snapshot:
         FormatError: Truncated, damaged, or of another format.
     """
     try:
+        refuse_special(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             # `safe_open` has keys() but cannot be iterated.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = json.loads(header["state"])
+        state = parse_json(header["state"], str(path), what="a checkpoint", fix="")
         snapshot = Snapshot(tensors, state)
         intact = header["sha256"] == _digest(snapshot) and isinstance(state["step"], int)
         version = header["format"]

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restuning import RestuningError
-from restuning._files import write_json
-from restuning.bench import read_result, read_results, result_file, run_grid
-from restuning.bench.folder import pack_hits, unpack_hits
+from restuning._errors import FormatError, TrainingError
+from restuning._files import seal, write_json
+from restuning.bench import open_grid, read_result, read_results, result_file, run_grid
+from restuning.bench.folder import describe_run, pack_hits, read_protocol, unpack_hits
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
@@ -99,3 +100,58 @@ def test_a_run_that_fails_is_recorded_and_the_others_are_made(grid):
     linear, wrong = (read_result(result_file(job.folder, run)) for run in job.runs)
     assert linear["status"] == "done"
     assert wrong["status"] == "failed" and "layers 1 to" in wrong["error"]
+
+
+def edit(file, **values):
+    """Change a file as somebody does who knows how it is sealed."""
+    file.write_text(json.dumps(seal({**json.loads(file.read_text()), **values})))
+
+
+def test_a_grid_refuses_the_result_of_another_run_or_protocol(grid, tmp_path):
+
+    one = grid("linear,bitfit", folder=tmp_path / "one")
+    two = grid("linear,bitfit", folder=tmp_path / "two", lr=2e-2)
+    for job in (one, two):
+        for run in job.runs:
+            failed = {"status": "failed", "error": "it diverged"}
+            result = {**describe_run(run, job.protocol), **failed}
+            write_json(result_file(job.folder, run), result, sealed=True)
+    open_grid(one.folder, one.protocol, one.runs)
+    assert len(read_results(one.folder)) == 2
+    mine = result_file(one.folder, one.runs[0])
+    for theirs in (result_file(one.folder, one.runs[1]), result_file(two.folder, two.runs[0])):
+        before = mine.read_bytes()
+        mine.write_bytes(theirs.read_bytes())
+        with pytest.raises(FormatError, match="another run belongs"):
+            open_grid(one.folder, one.protocol, one.runs)
+        with pytest.raises(FormatError, match="another run belongs"):
+            read_results(one.folder)
+        mine.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"protocol": []}, {"choices": 1}, {"format": 2}, {"versions": "x"}],
+)
+def test_a_description_of_a_grid_of_another_shape_is_refused(grid, change):
+
+    job = grid()
+    edit(job.folder / "grid.json", **change)
+    for read in (
+        lambda: open_grid(job.folder, job.protocol, job.runs),
+        lambda: read_protocol(job.folder),
+    ):
+        with pytest.raises(FormatError, match="malformed"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "change", [{"backbone": 1}, {"settings": {"lr": -1}}, {"settings": None}, {"more": 1}]
+)
+def test_a_protocol_of_values_that_are_none_is_refused(grid, change):
+
+    job = grid()
+    content = json.loads((job.folder / "grid.json").read_text())
+    edit(job.folder / "grid.json", protocol={**content["protocol"], **change})
+    with pytest.raises((FormatError, TrainingError)):
+        read_protocol(job.folder)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from restuning._errors import DataError
-from restuning._files import read_json
-from restuning.bench.folder import GRID, read_results, unpack_hits
+from restuning.bench.folder import read_grid, read_results, unpack_hits
 
 GROUPS = ("natural", "specialized", "structured", "fine-grained", "")
 """Order of groups in tables."""
@@ -196,10 +195,10 @@ def summarise(folder: Path, tasks: Sequence[str] = (), labels: Sequence[str] = (
     order = list(labels) or sorted({label for _, label in runs}, key=lambda n: _first(runs, n))
     return Summary(
         {key: Cell(value) for key, value in runs.items()},
-        {task: next(iter(runs[task, label].values()))["group"] for task, label in runs},
+        {task: next(iter(runs[task, label].values())).get("group", "") for task, label in runs},
         [label for label in order if any(label == have for _, have in runs)],
         [r for r in selected if r["status"] == "failed"],
-        read_json(folder / GRID),
+        read_grid(folder),
         results,
     )
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from restuning._errors import FormatError
+from restuning._files import refuse_special
 from restuning.bench.bench import Bench
-from restuning.bench.folder import read_result, result_file, task_folder
+from restuning.bench.folder import read_run, task_folder
 from restuning.bench.grid import GridRun
 
 
@@ -25,7 +26,7 @@ def load_trained(bench: Bench, run: GridRun) -> tuple[nn.Module, dict[str, Any]]
     Raises:
         FormatError: The run is not done, its task was not kept, or its weights do not fit.
     """
-    result = read_result(result_file(bench.folder, run))
+    result = read_run(bench.folder, run, bench.protocol)
     file = task_folder(bench.folder, run) / "weights.safetensors"
     if result["status"] != "done" or not file.exists():
         raise FormatError(
@@ -39,6 +40,7 @@ def load_trained(bench: Bench, run: GridRun) -> tuple[nn.Module, dict[str, Any]]
     tuned = bench.build(entry, result["data"]["classes"], result["options"])
     task: Any = tuned.task
     try:
+        refuse_special(file)
         # Of a rival only trained tensors were kept: the backbone's own are absent by right.
         absent = task.load_state_dict(load_file(file), strict=False).missing_keys
     except (OSError, SafetensorError, RuntimeError) as error:

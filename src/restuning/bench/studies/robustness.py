@@ -82,7 +82,7 @@ def robustness(
         "fgsm": [share(lambda x, y, r=r: fgsm(tuned, x, y, test.normalise, r)) for r in radii],
         "pgd": [share(lambda x, y, r=r: pgd(tuned, x, y, test.normalise, r)) for r in radii],
     }
-    write_json(file, result)
+    write_json(file, result, sealed=True)
     return result
 
 
