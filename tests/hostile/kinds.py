@@ -506,6 +506,83 @@ def read_texts(folder: Path, variant: int) -> Any:
     return data.identity, ([list(map(list, s)) for s in splits if s is not None], data.labels)
 
 
+# ------------------------------------------------------------------ captioned images
+
+
+def make_captions(folder: Path, variant: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(variant)
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number in range(3):
+        name = f"images/{number}.png"
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / name)
+        rows.append({"file_name": name, "text": f"shade {number % 2 + variant}"})
+    lines = "\n".join(map(json.dumps, rows))
+    (folder / "metadata.jsonl").write_text(lines)
+
+
+def read_captions(folder: Path, variant: int) -> Any:
+    from restuning.diffusion import load_pairs
+
+    pairs = load_pairs(folder)
+    shown = [pairs.image(number, 8).tolist() for number in range(len(pairs))]
+    return pairs.digest(), (pairs.captions, shown)
+
+
+class Flat:
+    """Encodes a picture as the mean of its colours and a caption as its length."""
+
+    def __init__(self, variant: int) -> None:
+        self.variant = variant
+
+    def images(self, pixels):
+        mean = pixels.mean((2, 3), keepdim=True) + self.variant
+        return mean, mean * 0 + 0.1
+
+    def texts(self, captions):
+        import torch
+
+        return {"words": torch.tensor([[float(len(c))] for c in captions])}
+
+    def identity(self):
+        return {"encoder": self.variant}
+
+
+def captioned(folder: Path, variant: int):
+    from restuning.diffusion import load_pairs
+
+    given = folder.parent / "captioned"
+    if not given.exists():
+        make_captions(given, 0)
+    return load_pairs(given), Flat(variant), 8
+
+
+def make_latents(folder: Path, variant: int) -> None:
+    from restuning.diffusion import encode
+
+    root = folder.parent / "made"
+    made = encode(*captioned(folder, variant), root)
+    (root / made.key).rename(folder)
+
+
+def read_latents(folder: Path, variant: int) -> Any:
+    from restuning.diffusion import encode
+
+    inputs = captioned(folder, variant)
+    root = folder.parent / f"root-{folder.name}"
+    try:
+        root.mkdir()
+        folder.rename(root / encode(*inputs).key)
+        made = encode(*inputs, root)
+        texts = {n: t.tolist() for n, t in made.texts.items()}
+        return made.mean.tolist(), made.std.tolist(), made.caption_of.tolist(), texts
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
 # ------------------------------------------------------------------ table
 
 SEALS = "a seal on what an engine says of itself, and the types of its fields"
@@ -523,6 +600,8 @@ KINDS = {
     "description of an engine": Kind(make_description, read_description, 100, 4, waits=SEALS),
     "images": Kind(make_images, read_images, 200, 4, True, waits=CONTENTS),
     "lists of images": Kind(make_lists, read_images, 100, 3, True, waits=CONTENTS),
+    "captioned images": Kind(make_captions, read_captions, 40, 2, identified=True),
+    "store of latents": Kind(make_latents, read_latents, 60, 2),
     "csv": Kind(make_csv, read_texts, 100, 4, identified=True),
     "tagged words": Kind(make_conll, read_texts, 100, 4, identified=True),
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from restuning._files import read_json
 from restuning._hub import is_offline
 from restuning.backbones.positions import count_positions
 from restuning.backbones.trust import hub_arguments
@@ -54,6 +54,6 @@ def _read_pool(hf: Any, name: str) -> str | None:
     )
     if file is None:
         return None
-    said = json.loads(Path(file).read_text(encoding="utf-8"))
+    said = read_json(Path(file), what="what a model says of its pooling", fix="fetch it again")
     modes = [pool for key, pool in _MODES.items() if said.get(key)]
     return modes[0] if len(modes) == 1 else said.get("pooling_mode")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from restuning._errors import DataError, UnknownNameError
+from restuning._errors import DataError, FormatError, UnknownNameError
+from restuning._files import read_json
 from restuning.data import may_be_data
 from restuning.data.data import name_of
 from restuning.data.splits import SPLIT_NAMES, find_splits
@@ -168,11 +168,14 @@ def _find_group(folder: Path) -> str:
         groups = [suite[name].group for suite in SUITES.values() if name in suite]
         return groups[0] if groups else ""
     try:
-        return str(json.loads(described.read_text(encoding="utf-8")).get("group", ""))
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+        group = read_json(described).get("group", "")
+        if not isinstance(group, str):
+            raise FormatError("", found=f'"group" is a {type(group).__name__}')
+        return group
+    except FormatError as error:
         raise DataError(
             "task.json of a data set is malformed",
             where=str(described),
-            found=str(error)[:200],
+            found=error.found,
             fix='it is one object with "group" and "classes"',
         ) from None

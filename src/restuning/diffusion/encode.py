@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restuning._errors import StoreError
-from restuning._files import replacing
+from restuning._errors import FormatError, StoreError
+from restuning._files import read_json, replacing, seal, sha256_of_file
 from restuning.diffusion.pairs import Pairs
 
 SCHEMA = 2
@@ -113,7 +114,7 @@ def encode(
     """
     # All that the numbers depend on is in the key, so a store cannot be out of date.
     facts = {"schema": SCHEMA, "pairs": pairs.digest(), "size": size, **encoder.identity()}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    key = _key(facts)
     home = None if folder is None else Path(folder) / key
     if home is not None and (home / "manifest.json").is_file():
         return _read(home, pairs, key)
@@ -146,6 +147,10 @@ def encode(
     return encoded
 
 
+def _key(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _write(home: Path, encoded: EncodedPairs, facts: Mapping[str, Any]) -> None:
     tensors = {"mean": encoded.mean, "std": encoded.std, "caption_of": encoded.caption_of}
     tensors |= {f"text.{n}": t for n, t in encoded.texts.items()}
@@ -157,7 +162,7 @@ def _write(home: Path, encoded: EncodedPairs, facts: Mapping[str, Any]) -> None:
             for name, tensor in tensors.items():
                 np.save(aside / f"{name}.npy", tensor.numpy())
                 sums[name] = _file_digest(aside / f"{name}.npy")
-            text = json.dumps({"facts": dict(facts), "files": sums}, indent=1)
+            text = json.dumps(seal({"facts": dict(facts), "files": sums}), indent=1)
             (aside / "manifest.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         # Another process may have written the same numbers meanwhile.
@@ -173,14 +178,21 @@ def _write(home: Path, encoded: EncodedPairs, facts: Mapping[str, Any]) -> None:
 
 def _read(home: Path, pairs: Pairs, key: str) -> EncodedPairs:
     try:
-        files = json.loads((home / "manifest.json").read_text(encoding="utf-8"))["files"]
+        manifest = read_json(home / "manifest.json", what="a store of latents")
+        files = manifest["files"]
+        if _key(manifest["facts"]) != key:
+            raise ValueError("another store, put in its place")
         for name, digest in files.items():
+            # A name that is no plain one could lead out of the folder, and so could a link.
+            if not re.fullmatch(r"\w[\w.-]*", name) or (home / f"{name}.npy").is_symlink():
+                raise ValueError(f"{name!a} is no file of this store")
             if _file_digest(home / f"{name}.npy") != digest:
                 raise ValueError(f"{name}.npy is not what was written")
         # Copy-on-write: read where it is needed, and torch gets memory that may be written to.
         tensors = {n: torch.from_numpy(np.load(home / f"{n}.npy", mmap_mode="c")) for n in files}
         texts = {n[5:]: t for n, t in tensors.items() if n.startswith("text.")}
         empty = {n[6:]: t for n, t in tensors.items() if n.startswith("empty.")}
+        _check_rows(tensors, texts, empty, len(pairs))
         return EncodedPairs(
             tensors["mean"],
             tensors["std"],
@@ -190,18 +202,49 @@ def _read(home: Path, pairs: Pairs, key: str) -> EncodedPairs:
             pairs.captions,
             key,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        FormatError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        SyntaxError,
+        EOFError,
+    ) as error:
         raise StoreError(
             "a store of latents is damaged",
             where=str(home),
-            found=str(error)[:200],
+            found=(getattr(error, "found", "") or str(error))[:200],
             fix="remove this folder; it is made again",
         ) from None
 
 
+def _check_rows(
+    tensors: Mapping[str, Tensor],
+    texts: Mapping[str, Tensor],
+    empty: Mapping[str, Tensor],
+    count: int,
+) -> None:
+    """Refuse rows that do not belong together, and numbers that are none."""
+    of = tensors["caption_of"]
+    if of.dtype != torch.int64 or of.shape != (count,):
+        raise ValueError(f"captions of {tuple(of.shape)} images, there are {count}")
+    if tensors["mean"].shape != tensors["std"].shape or len(tensors["mean"]) != count:
+        raise ValueError(f"latents of {tuple(tensors['mean'].shape)}, for {count} images")
+    for name, text in texts.items():
+        if len(empty[name]) != 1 or (count and not 0 <= int(of.min()) <= int(of.max()) < len(text)):
+            raise ValueError(f"{len(text)} rows of {name}")
+    for name, tensor in tensors.items():
+        if (
+            tensor.is_floating_point()
+            and not tensor.sum().isfinite()
+            and not tensor.isfinite().all()
+        ):
+            raise ValueError(f"{name} holds NaN or infinite values")
+
+
 def _file_digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return sha256_of_file(file)[:16]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restuning._errors import DataError, require
+from restuning._errors import DataError, FormatError, require
+from restuning._files import parse_json
 from restuning.data import read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -111,14 +111,19 @@ def load_pairs(path: str | Path) -> Pairs:
     return Pairs(names, tuple(c for _, c in images), tuple(f for f, _ in images))
 
 
+_WRITE = "write UTF-8, one JSON object a line or a csv with a head"
+
+
 def _read_captions(root: Path) -> Iterator[tuple[Path, str]]:
     lines, table = root / "metadata.jsonl", root / "captions.csv"
     try:
         if lines.is_file():
-            text = lines.read_text(encoding="utf-8")
-            for number, line in enumerate(text.splitlines(), 1):
+            text = lines.read_text(encoding="utf-8-sig")
+            # Lines end at line ends: U+2028 may stand in a caption.
+            for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
-                    yield _parse_row(root, json.loads(line), f"{lines}:{number}")
+                    row = parse_json(line, f"{lines}:{number}", what="a caption", fix=_WRITE)
+                    yield _parse_row(root, row, f"{lines}:{number}")
         elif table.is_file():
             with table.open(encoding="utf-8", newline="") as file:
                 # Line 1 is the head.
@@ -129,12 +134,12 @@ def _read_captions(root: Path) -> Iterator[tuple[Path, str]]:
                 beside = image.with_suffix(".txt")
                 if beside.is_file():
                     yield image, beside.read_text(encoding="utf-8").strip()
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, csv.Error, FormatError) as error:
         raise DataError(
             "captions cannot be read",
             where=str(root),
             found=str(error)[:200],
-            fix="write UTF-8, one JSON object a line or a csv with a head",
+            fix=_WRITE,
         ) from None
 
 
