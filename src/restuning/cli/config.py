@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from restuning._errors import FormatError
+from restuning._files import parse_json, read_bytes
 from restuning._hub import named_in
 
 NESTED = "options"
@@ -24,6 +24,9 @@ REFUSED = {"data": ("hf:",), "suite": ("hf:",), "what": ("hf:", "rm"), "pipeline
 
 IN_PLACE = {"data": "", "suite": "", "what": "", "pipeline": "--pipeline "}
 """How these options are written."""
+
+LARGEST = 2**18
+"""Bytes of a file of options: YAML of this size takes a second or two, and real ones have a page."""
 
 NOT_SAID = ("", "~", "null")
 """How YAML writes nothing."""
@@ -100,15 +103,18 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         FormatError: It cannot be read, or is not a list of keys and values.
     """
+    what, fix = "a file of options", "write lines such as `epochs: 30`, or JSON in a file NAME.json"
     try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text) if file.suffix == ".json" else _parse_yaml(text)
-    except (OSError, ValueError) as error:
+        text = read_bytes(file, LARGEST)
+        content: Any
+        if file.suffix == ".json":
+            content = parse_json(text, str(file), what=what, fix=fix)
+        else:
+            content = _parse_yaml(text.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        found = getattr(error, "strerror", None) or str(error)
         raise FormatError(
-            "a file of options cannot be read",
-            where=str(file),
-            found=str(error)[:300],
-            fix="give a file of lines such as `epochs: 30`, or JSON in a file NAME.json",
+            f"{what} cannot be read", where=str(file), found=found[:300], fix=fix
         ) from None
     if not isinstance(content, dict):
         raise FormatError(

@@ -257,9 +257,11 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
     """Lines of `images/xxx.jpg label`.
 
     Raises:
-        DataError: A line is malformed, or the file is missing or no text.
+        DataError: A line is malformed or names a file outside of the list's folder, or the list is
+            missing or no text.
     """
     samples = []
+    homes: dict[Path, bool] = {}
     for number, line in enumerate(split_lines(read_text(file)), 1):
         if not line.strip():
             continue
@@ -272,8 +274,45 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
                 found=line[:80],
                 fix="write `images/xxx.jpg label` with a label from 0",
             )
-        samples.append((file.parent / name.strip(), int(label)))
+        samples.append((_require_inside(file, name.strip(), number, homes), int(label)))
     return samples
+
+
+def _require_inside(file: Path, name: str, line: int, homes: dict[Path, bool]) -> Path:
+    """A file that a list names, which must lie in the list's folder, links followed.
+
+    A list comes with a data set from somewhere else, and a path in it is its author's and not the
+    user's. In folders of classes nobody names a path; a link there is the user's own, and followed.
+
+    Args:
+        file: The list.
+        name: A path in it.
+        line: Where.
+        homes: What is known of folders by lines before.
+
+    Raises:
+        DataError: It lies elsewhere.
+    """
+    path, top = file.parent / name, file.parent
+    try:
+        leaves = not path.is_relative_to(top) or ".." in path.relative_to(top).parts
+        if not leaves and path.parent not in homes:
+            homes[path.parent] = path.parent.resolve().is_relative_to(top.resolve())
+        leaves = leaves or not homes[path.parent]
+        if not leaves and path.is_symlink():
+            leaves = not path.resolve().is_relative_to(top.resolve())
+    except (OSError, RuntimeError, ValueError):
+        # Links in a circle, or a name that no file can have.
+        leaves = True
+    if leaves:
+        raise DataError(
+            "a list names a file outside of its folder",
+            where=f"{file}, line {line}",
+            found=name[:200],
+            fix="put the images below the list's folder, or lay them out as class folders, where "
+            "links are followed; the whole folder may be a link",
+        )
+    return path
 
 
 def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:

@@ -1,6 +1,7 @@
 """`--config FILE`: options from a file, the command line over them, and nothing executed."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -82,6 +83,37 @@ def test_what_does_not_fit_is_refused_with_file_key_and_reason(write, text, word
     with pytest.raises(FormatError) as refused:
         parsed("train", "digits", "--config", file)
     assert all(word in str(refused.value) for word in [file.name, *words])
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n"
+    for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (LAUGHS, "options.yaml"),
+        ("track: &a [*a]", "options.yaml"),
+        ("track: " + "[" * 5000, "options.yaml"),
+        ("a: 1\n" * 100_000, "options.yaml"),
+        ('{"track": ' + "[" * 5000, "options.json"),
+        ('{"epochs": 3, "epochs": 4}', "options.json"),
+        ('{"lr": NaN}', "options.json"),
+        ("epochs: 1\x00", "options.yaml"),
+    ],
+)
+def test_a_file_that_would_take_a_machine_down_is_refused_in_words(write, text, name):
+    with pytest.raises(FormatError, match=name):
+        parsed("train", "digits", "--config", write(text, name))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "options.yaml")
+    with pytest.raises(FormatError, match="pipe"):
+        parsed("train", "digits", "--config", tmp_path / "options.yaml")
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

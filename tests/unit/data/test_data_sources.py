@@ -400,13 +400,38 @@ def vtab(path, line="images/0.png 0", **files):
     return str(path)
 
 
-def test_an_absolute_path_in_a_list_is_read_or_refused_in_words(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["{}/elsewhere/a.png", "../elsewhere/a.png", "images/../../elsewhere/a.png", "out.png"]
+    + ["folder/a.png", "circle/a.png"],
+)
+def test_a_list_names_files_in_its_own_folder_links_followed(tmp_path, name):
     picture(tmp_path / "elsewhere" / "a.png")
-    try:
-        data = load_data(vtab(tmp_path / "v", f"{tmp_path}/elsewhere/a.png 0"), IMAGES)
-        assert data.train[0][0].shape == (3, SIZE, SIZE)
-    except DataError as error:
-        assert "elsewhere" in str(error)
+    folder = tmp_path / "v"
+    vtab(folder)
+    (folder / "out.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (folder / "folder").symlink_to(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(folder / "circle")
+    (folder / "within.png").symlink_to(folder / "images" / "0.png")
+    named = name.format(tmp_path)
+    with pytest.raises(DataError, match="outside of its folder") as error:
+        load_data(vtab(folder, f"{named} 0"), IMAGES)
+    assert error.value.where.endswith("train800.txt, line 1")
+    assert len(load_data(vtab(folder, "within.png 0"), IMAGES).train) == 2
+    # What the user links as a whole is the user's own choice.
+    (tmp_path / "linked").symlink_to(folder)
+    assert load_data(str(tmp_path / "linked"), IMAGES).train[0][0].shape == (3, SIZE, SIZE)
+
+
+def test_links_in_folders_of_classes_are_the_users_own_and_followed(tmp_path):
+    for label in ("cat", "dog"):
+        for i in range(5):
+            picture(tmp_path / "elsewhere" / label / f"{i}.png")
+            (tmp_path / "mine" / label).mkdir(parents=True, exist_ok=True)
+            linked = tmp_path / "mine" / label / f"{i}.png"
+            linked.symlink_to(tmp_path / "elsewhere" / label / f"{i}.png")
+    data = load_data(str(tmp_path / "mine"), IMAGES)
+    assert len(data.train) + len(data.val) == 10
 
 
 def test_an_image_that_a_list_names_but_is_not_there_is_named(tmp_path):
