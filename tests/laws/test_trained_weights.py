@@ -193,6 +193,20 @@ def test_a_module_that_was_compiled_in_place_runs_with_the_trained_weights():
     assert (host(X) - wanted[:, :1]).abs().max() > 1e-3
 
 
+def test_checkpoints_that_a_backbone_brings_run_again_with_the_trained_weights():
+    host = Host(tiny_vit(), X[:1])
+    tuned = drawn(host)
+
+    def gradients():
+        tuned.zero_grad()
+        tuned(X).square().sum().backward()
+        return [p.grad.clone() for p in tuned.task.parameters()]
+
+    plain = gradients()
+    host.model.set_grad_checkpointing(True)
+    assert all(map(torch.equal, plain, gradients()))
+
+
 def test_no_tensor_is_copied_for_a_call():
     host = Host(tiny_vit(), X[:1])
     task = methods.build("bitfit", host, num_classes=4)

@@ -253,6 +253,7 @@ def run_sweep(
     return result
 
 
+@alone()
 def sweep(
     inputs: Inputs,
     method: str,

@@ -31,6 +31,7 @@ from restuning.training.optimiser import (
 from restuning.training.prepare import prepare
 from restuning.training.randomness import Order, preserve_randomness, seed_everything
 from restuning.training.settings import FitSettings
+from restuning.training.together import alone
 
 EVALUATED = 256
 """Inputs of one evaluation batch."""
@@ -53,6 +54,7 @@ class ParallelRun:
     diverged_at: int | None
 
 
+@alone()
 def train_in_parallel(
     host: Extractor,
     tasks: Sequence[Task],

@@ -34,7 +34,7 @@ from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit, fit_until
 from restuning.training.settings import FitSettings
-from restuning.training.together import from_main
+from restuning.training.together import alone, from_main
 
 Log = Callable[[str], None]
 
@@ -389,6 +389,7 @@ def measured_on(figures: Mapping[str, Any]) -> str:
     return "validation" if only_val else "test"
 
 
+@alone()
 def run_task(
     inputs: Inputs,
     recipe: Recipe,

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+import restuning
 from awake import tiny_vit, wake
 from restuning import FitSettings, Host, Tuned, fit, methods
 from restuning._errors import TrainingError
+from restuning.search.sweep import sweep
+from restuning.training import together
 from restuning.training.randomness import preserve_randomness
 
 X = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -114,6 +117,20 @@ def test_forwards_in_other_threads_beside_a_run_are_right_and_leave_it_what_it_i
         thread.join()
     assert asked and not wrong
     assert same(tuned.task.state_dict(), alone)
+
+
+def test_nothing_is_drawn_for_a_run_that_is_refused(tmp_path):
+    with together.alone():
+        before = torch.get_rng_state()
+        for call in (
+            lambda: restuning.train("digits", method="linear", out=tmp_path / "run"),
+            lambda: sweep(None, "linear", {}, seeds=[0], settings=SETTINGS, out=tmp_path / "sweep"),
+        ):
+            thread, told = in_thread(call)
+            thread.join()
+            assert "another thread of this process is training" in str(told[0])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_inside_a_run_of_the_same_thread_is_made(host, alone, tmp_path):
