@@ -7,15 +7,18 @@ import time
 
 import numpy as np
 import pytest
-from killed import MARKS, PATIENCE, ended, started
+from killed import MARKS, PATIENCE, ended, kill_when, started
 from PIL import Image
 from safetensors.numpy import load_file
+
+from commands import restuning
 
 KILLS = 30
 CLOCKS = {"seconds", "peak_memory_bytes", "forecast", "built_seconds", "choice"}
 """What is measured of a run, and differs from one to the next; `choice` has times inside."""
 
-pytestmark = MARKS
+SLOW, POSIX = MARKS
+pytestmark = POSIX
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,16 @@ def timed(command):
     return time.monotonic() - before
 
 
+def test_a_run_that_is_solved_and_killed_once_ends_as_one_that_was_not(shades, tmp_path):
+    ridge = train("ridge", "--epochs", 2)
+    whole, folder = (ridge(shades, tmp_path / name) for name in ("whole", "killed"))
+    assert restuning(*whole).returncode == 0
+    kill_when(started(*folder), (tmp_path / "killed/run/checkpoints").exists)
+    assert restuning(*folder).returncode == 0
+    assert end_of(tmp_path / "killed") == end_of(tmp_path / "whole")
+
+
+@SLOW
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_thirty_kills_leave_no_trace_in_the_end(kind, shades, tmp_path):
     command = COMMANDS[kind]
