@@ -46,11 +46,25 @@ class Backbone:
     weights_file: Path | None = None
 
     def host(self) -> Extractor:
-        """The engine, or a new host on the network."""
+        """The engine, or a new host on the network.
+
+        Raises:
+            BackboneError: The network does not take the example: it wants another size, or more.
+        """
         # An engine has its taps in its file; there is nothing to hook.
         if isinstance(self.model, Extractor):
             return self.model
-        host = Host(self.model, *self.example, **self.kwargs)
+        try:
+            host = Host(self.model, *self.example, **self.kwargs)
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+            shapes = [tuple(t.shape) for t in self.example] or list(self.kwargs)
+            raise BackboneError(
+                "a backbone does not take its own example",
+                where=self.name,
+                found=f"{shapes}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                fix="compare the image size of its preprocessor_config.json with its config.json; a model "
+                "that needs more than an image or a text is given to Host(model, ...) by hand",
+            ) from error
         if self.compiled:
             # In place, and with the host's hooks there: a compiled model ignores later ones.
             self.model.compile()

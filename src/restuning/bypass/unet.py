@@ -15,7 +15,7 @@ from restuning._errors import FormatError, NoSitesError, TunerShapeError
 from restuning.bypass.bypass import Plan, list_specs
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import Needs, Sites
-from restuning.tuners import Tuner, at_time
+from restuning.tuners import Tuner, at_time, in_own_precision
 
 Form = Literal["correct", "replace"]
 
@@ -143,7 +143,7 @@ class UNetBypass(SideNetwork):
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Compute the corrected last map (see the class). The taps are detached first."""
-        streams = [taps[name].detach() for name in self.taps]
+        streams = [in_own_precision(self, taps[name].detach()) for name in self.taps]
         # No host runs here: tuners learn the time step from what the taps carry.
         with at_time(getattr(taps, "time", None)):
             carried: Tensor | None = streams[0] if self.form == "replace" else None

@@ -198,6 +198,13 @@ def test_a_model_of_pixels_is_an_image_backbone_of_its_processor_s_size(name, tm
     assert len(host.sites)
 
 
+def test_a_processor_of_another_size_than_the_model_s_is_said_in_words(tmp_path):
+    hf.ViTConfig(**TINY, image_size=32, patch_size=16).save_pretrained(tmp_path)
+    hf.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="(?s)64, 64.*image size"):
+        load_backbone(f"hf:{tmp_path}", random=True).host()
+
+
 OTHERS = {
     "wav2vec2": lambda: hf.Wav2Vec2Model(
         hf.Wav2Vec2Config(
