@@ -34,7 +34,10 @@ clock of a file system (FAT) has steps of two."""
 REMEMBERED = 2**20
 """Digests of files that a process remembers; beyond, it forgets them all and begins again."""
 
-_digests: dict[str, tuple[tuple[int, ...], str]] = {}
+FileState = tuple[int, int, int, int]
+"""Inode, size, and times of the last write and the last change in nanoseconds."""
+
+_digests: dict[str, tuple[FileState, str]] = {}
 _counter = itertools.count()
 _machine = socket.gethostname().replace(".", "-")
 
@@ -404,33 +407,54 @@ def digest_file(file: Path) -> str:
 
     Sets of weights of one architecture have one size, as images of one camera may, and files of
     one archive often one time; a copy that keeps its time still has a new change time or another
-    inode. All of these are compared, and a file that was just written is remembered by none.
+    inode. All of these are compared, and a file that was just written is not remembered.
 
     Raises:
         OSError: It cannot be read.
 
     Cost: about 1 s a gigabyte, once.
     """
-    state, path = _state(file), os.path.abspath(file)
-    known = _digests.get(path)
-    if state is not None and known is not None and known[0] == state:
-        return known[1]
+    state = file_state(file)
+    known = known_digest(file, state)
+    if known is not None:
+        return known
     digest = sha256_of_file(file)
     # Written meanwhile: what was read belongs to neither state.
-    if state is not None and _state(file) == state:
-        if len(_digests) >= REMEMBERED:
-            _digests.clear()
-        _digests[path] = state, digest
+    if state is not None and file_state(file) == state:
+        remember_digest(file, state, digest)
     return digest
 
 
-def _state(file: Path) -> tuple[int, ...] | None:
-    """What changes whenever a file does; None where a change might leave it as it is."""
+def file_state(file: Path) -> FileState | None:
+    """What changes whenever a file does; None where a change might leave it as it is.
+
+    Raises:
+        OSError: There is no such file.
+    """
     about = file.stat()
     # Windows has no change time: contents written in place, their time put back, would not show.
     if os.name == "nt" or time.time() - max(about.st_mtime, about.st_ctime) < SETTLED:
         return None
     return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def known_digest(file: Path, state: FileState | None) -> str | None:
+    """The digest of a file in this state, if it is remembered."""
+    known = _digests.get(os.path.abspath(file))
+    return known[1] if state is not None and known is not None and known[0] == state else None
+
+
+def remember_digest(file: Path, state: FileState, digest: str) -> None:
+    """Remember it for this process."""
+    if len(_digests) >= REMEMBERED:
+        _digests.clear()
+    _digests[os.path.abspath(file)] = state, digest
+
+
+def cache_root() -> Path:
+    """`$RESTUNING_CACHE`, else `~/.cache/restuning/features`: what may be deleted at any time."""
+    chosen = os.environ.get("RESTUNING_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "restuning" / "features"
 
 
 def refuse_other(

@@ -275,8 +275,7 @@ class Bench:
                 apart.kind,
                 apart.collate,
                 apart.left_out,
-                apart.identity,
-                apart.notes,
+                notes=apart.notes,
             )
             self.loaded = LoadedTask(task, apart, whole)
         return self.loaded

@@ -5,6 +5,8 @@ from restuning.data.data import Data as Data
 from restuning.data.data import DataOptions as DataOptions
 from restuning.data.data import ImageFiles as ImageFiles
 from restuning.data.folders import read_list as read_list
+from restuning.data.identity import Contents as Contents
+from restuning.data.identity import identify as identify
 from restuning.data.images import read_image as read_image
 from restuning.data.listing import CORRUPT as CORRUPT
 from restuning.data.listing import find_images as find_images

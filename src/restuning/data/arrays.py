@@ -14,7 +14,6 @@ from restuning.data.data import (
     Arrays,
     Data,
     DataOptions,
-    hash_samples,
     split_by_class,
 )
 
@@ -58,7 +57,6 @@ class _Pool:
             None if options.final or not val else part(val, "none"),
             part(test, "none") if test else None,
             self.names,
-            identity=hash_samples([(i, self.labels[i]) for s in self.splits for i in s]),
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,6 +17,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restuning._errors import DataError
+from restuning.data.digests import Tell, digest_value, quiet
+from restuning.data.identity import (
+    Samples,
+    combine,
+    describe_reading,
+    digest_names,
+    file_samples,
+    identify,
+    label_digests,
+)
 from restuning.data.images import read_image
 from restuning.data.listing import CORRUPT, say_left_out
 
@@ -51,7 +62,7 @@ class DataOptions:
     root: str | Path = "data"
 
 
-@dataclass
+@dataclass(init=False)
 class Data:
     """Splits of one data set.
 
@@ -63,7 +74,6 @@ class Data:
         collate: Samples to a batch; None for torch's default.
         left_out: Names of what was passed over, by reason: corrupt files (`skip_bad`), files that are no
             images, folders of earlier runs.
-        identity: sha256 over sample names and labels.
         notes: What a task file stores beside: "preprocessing" of texts.
     """
 
@@ -75,8 +85,38 @@ class Data:
     kind: str = "image"
     collate: Callable[[Sequence[Any]], Any] | None = None
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    identity: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
+
+    # By hand: `identity` is no field, so that `dataclasses.replace` neither reads all data for it
+    # nor hands on that of other splits.
+    def __init__(
+        self,
+        name: str,
+        train: Any,
+        val: Any,
+        test: Any,
+        labels: list[str],
+        kind: str = "image",
+        collate: Callable[[Sequence[Any]], Any] | None = None,
+        left_out: dict[str, list[str]] | None = None,
+        identity: str = "",
+        notes: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self.labels, self.kind = name, labels, kind
+        self.train, self.val, self.test = train, val, test
+        self.collate, self.left_out = collate, {} if left_out is None else left_out
+        self.notes = {} if notes is None else notes
+        self._given = identity
+
+    @property
+    def identity(self) -> str:
+        """Digest of the contents of all splits and of the names of the classes; or what was given.
+
+        Made each time it is asked for. A text that was given as `identity` stands beside the contents.
+
+        Cost: a pass over the bytes of the data; files that did not change are read once.
+        """
+        return self._given or combine([json.dumps(self.contents(), sort_keys=True)])[:16]
 
     @property
     def num_classes(self) -> int:
@@ -87,6 +127,24 @@ class Data:
     def skipped(self) -> int:
         """Corrupt files that were left out (`skip_bad`)."""
         return len(self.left_out.get(CORRUPT, []))
+
+    def contents(self, tell: Tell = quiet) -> dict[str, Any]:
+        """What features of it are kept under: digests of every split and of the names of classes.
+
+        Args:
+            tell: Receives a line where much has to be read.
+        """
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        known = {n: identify(s, tell).key() for n, s in splits.items() if s is not None}
+        named = {"given": self._given} if self._given else {}
+        return {**known, "classes": digest_names(self.labels), **named}
+
+    def with_splits(self, **splits: Any) -> Data:
+        """The same data set with other splits (`train`, `val`, `test`), which are not read for it."""
+        other = copy.copy(self)
+        for name, split in splits.items():
+            setattr(other, name, split)
+        return other
 
     def describe(self) -> str:
         """One line: splits and classes, and what was left out."""
@@ -114,6 +172,7 @@ class ImageDataset(Dataset, ABC):
     def __init__(self, transform: Callable[[Image.Image], Tensor], keep: bool) -> None:
         self.transform = transform
         self.in_memory: dict[int, Tensor] | None = {} if keep else None
+        self._made_of: Sequence[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process, which keeps what it decodes itself.
@@ -134,6 +193,18 @@ class ImageDataset(Dataset, ABC):
     def label(self, index: int) -> int:
         """Its label, without decoding the image."""
 
+    @abstractmethod
+    def sample_digests(self, tell: Tell = quiet) -> Samples:
+        """Digests of images and labels, in order; `tell` hears of much reading."""
+
+    def forget_changed(self, inputs: Sequence[bytes]) -> None:
+        """Forget tensors in memory that were made of other bytes, or of bytes that nobody has seen."""
+        before, kept = self._made_of, self.in_memory or {}
+        for index in list(kept):
+            if before is None or inputs[index] != before[index]:
+                del kept[index]
+        self._made_of = inputs
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """One image and its label."""
         if self.in_memory is not None and index in self.in_memory:
@@ -149,7 +220,7 @@ class ImageDataset(Dataset, ABC):
 
 
 class ImageFiles(ImageDataset):
-    """Images on disk.
+    """Images on disk, known by the bytes of their files.
 
     Args:
         samples: Path and label of each.
@@ -170,6 +241,11 @@ class ImageFiles(ImageDataset):
         """Number of images."""
         return len(self.samples)
 
+    @property
+    def files(self) -> list[Path]:
+        """One an image."""
+        return [path for path, _ in self.samples]
+
     def image(self, index: int) -> Image.Image:
         """Decoded.
 
@@ -181,6 +257,12 @@ class ImageFiles(ImageDataset):
     def label(self, index: int) -> int:
         """As listed."""
         return self.samples[index][1]
+
+    def sample_digests(self, tell: Tell = quiet) -> Samples:
+        """Those of the files' bytes, as they are now."""
+        now = file_samples(self.samples, describe_reading(self.transform), tell)
+        self.forget_changed(now.inputs)
+        return now
 
 
 class Arrays(ImageDataset):
@@ -202,6 +284,7 @@ class Arrays(ImageDataset):
     ) -> None:
         super().__init__(transform, keep)
         self.images, self.labels = images, list(labels)
+        self._known: list[bytes] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -218,6 +301,11 @@ class Arrays(ImageDataset):
     def label(self, index: int) -> int:
         """As it was given."""
         return self.labels[index]
+
+    def sample_digests(self, tell: Tell = quiet) -> Samples:
+        """Those of the pixels, made once."""
+        known = self._known = self._known or [digest_value(image) for image in self.images]
+        return Samples(known, label_digests(self.labels), describe_reading(self.transform))
 
 
 def drop_unreadable(
@@ -240,15 +328,6 @@ def name_of(path: Path) -> str:
     # Not by where links lead: a link has a name of its own.
     whole = Path(os.path.abspath(path.expanduser()))
     return (whole.name if whole.is_dir() else whole.stem) or "data"
-
-
-def hash_samples(samples: Sequence[tuple[Any, int]]) -> str:
-    """sha256 over names and labels, 16 hexadecimal digits."""
-    # In order: a seed means the same batches only if samples stand where they stood.
-    digest = hashlib.sha256()
-    for name, label in samples:
-        digest.update(f"{name}\t{label}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def split_by_class(labels: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:

@@ -16,6 +16,14 @@ from restuning._errors import DataError
 from restuning._files import Claim, replacing
 from restuning.backbones import Backbone, Preprocessing
 from restuning.data.data import Data, ImageDataset, collate_batch
+from restuning.data.digests import Tell, digest_value, quiet
+from restuning.data.identity import (
+    Samples,
+    Watch,
+    concatenate,
+    describe_reading,
+    label_digests,
+)
 
 
 class DecodedImages(Dataset):
@@ -25,14 +33,28 @@ class DecodedImages(Dataset):
         pixels: `n 3 h w`, bytes.
         labels: One each.
         normalise: Bytes to what the backbone takes.
+        samples: Digests of what they were decoded from; None to know them by their pixels.
     """
 
     whole_batches, views = True, 1
 
     def __init__(
-        self, pixels: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor]
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        normalise: Callable[[Tensor], Tensor],
+        samples: Samples | None = None,
     ) -> None:
         self.pixels, self.labels, self.normalise = pixels, labels, normalise
+        self.samples = samples
+
+    def sample_digests(self, tell: Tell = quiet) -> Samples:
+        """Of images and labels, in order."""
+        if self.samples is not None:
+            return self.samples
+        inputs = [digest_value(pixels) for pixels in self.pixels]
+        reading = describe_reading(self.normalise)
+        return Samples(inputs, label_digests(self.labels.tolist()), reading)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -61,6 +83,7 @@ class DecodedImages(Dataset):
             torch.cat([self.pixels, other.pixels]),
             torch.cat([self.labels, other.labels]),
             self.normalise,
+            concatenate([self.sample_digests(), other.sample_digests()]),
         )
 
 
@@ -97,8 +120,7 @@ def decode_once(data: Data, backbone: Backbone, root: Path) -> Data:
         data.kind,
         collate_batch,
         data.left_out,
-        data.identity,
-        data.notes,
+        notes=data.notes,
     )
 
 
@@ -106,7 +128,8 @@ def _decode_split(
     dataset: ImageDataset, name: str, data: Data, preprocessing: Preprocessing, root: Path
 ) -> DecodedImages:
     # Another backbone's preprocessing, or a changed image, is another file.
-    described = f"{data.identity} {name} {preprocessing.to_dict()}"
+    watch, samples = Watch(dataset), dataset.sample_digests()
+    described = f"{samples.contents().key()} {preprocessing.to_dict()}"
     digest = hashlib.sha256(described.encode()).hexdigest()[:12]
     file = root / f"{data.name}-{name}-{digest}.npy"
     labels = torch.tensor([dataset.label(i) for i in range(len(dataset))])
@@ -116,17 +139,17 @@ def _decode_split(
         claim = Claim.take(file.with_suffix(".lock"), wait=True)
         try:
             if not file.exists():
-                _decode(dataset, preprocessing, file)
+                _decode(dataset, preprocessing, file, watch)
         finally:
             if claim is not None:
                 claim.give_back()
     # Private pages: torch wants memory it may write to, and nobody writes.
     return DecodedImages(
-        torch.from_numpy(np.load(file, mmap_mode="c")), labels, preprocessing.normalise
+        torch.from_numpy(np.load(file, mmap_mode="c")), labels, preprocessing.normalise, samples
     )
 
 
-def _decode(dataset: ImageDataset, preprocessing: Preprocessing, file: Path) -> None:
+def _decode(dataset: ImageDataset, preprocessing: Preprocessing, file: Path, watch: Watch) -> None:
     """Write all images, whole or not at all."""
     # The caller's data set keeps its own transform.
     pixels = copy.copy(dataset)
@@ -141,6 +164,7 @@ def _decode(dataset: ImageDataset, preprocessing: Preprocessing, file: Path) -> 
             whole.flush()
             # Windows renames no file that is mapped.
             del whole
+            watch.check()
     except OSError as error:
         raise DataError(
             "decoded images cannot be written",

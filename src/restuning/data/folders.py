@@ -15,7 +15,6 @@ from restuning.data.data import (
     DataOptions,
     ImageFiles,
     drop_unreadable,
-    hash_samples,
     name_of,
     split_by_class,
 )
@@ -97,20 +96,11 @@ def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) 
         part("test"),
         labels,
         left_out={why: [_name(p, path) for p in paths] for why, paths in left_out.items()},
-        identity=hash_samples(
-            # The size stands for the contents: a replaced image is another sample.
-            [(f"{os.path.relpath(p, path)} {_bytes(p)}", y) for s in splits.values() for p, y in s]
-        ),
     )
 
 
 def _name(file: Path, folder: Path) -> str:
     return os.path.relpath(file, folder)
-
-
-def _bytes(file: Path) -> int:
-    # A file that is missing is told of where it is decoded, by name.
-    return file.stat().st_size if file.exists() else -1
 
 
 def _find_class_folders(path: Path, left_out: LeftOut) -> tuple[Samples, list[str]]:

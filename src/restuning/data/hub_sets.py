@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import DataError, require
-from restuning._files import digest_file
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
     DataOptions,
     ImageDataset,
-    hash_samples,
     split_by_class,
 )
+from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.folders import MOST_CLASSES
+from restuning.data.identity import Samples, as_stored, describe_reading, label_digests
 from restuning.data.images import read_image
 from restuning.data.listing import CORRUPT
 from restuning.data.splits import find_splits
@@ -65,6 +64,7 @@ class HubImages(ImageDataset):
         super().__init__(transform, keep)
         self.table, self.column = table, column
         self.rows, self.labels = list(rows), list(labels)
+        self._known: list[bytes] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -82,6 +82,27 @@ class HubImages(ImageDataset):
     def label(self, index: int) -> int:
         """As the table has it."""
         return self.labels[index]
+
+    @property
+    def files(self) -> list[Path]:
+        """One an image, where the table holds paths; empty where it holds images."""
+        cells = [as_stored(cell) for cell in self._cells()]
+        return [cell for cell in cells if isinstance(cell, Path)]
+
+    def sample_digests(self, tell: Tell = quiet) -> Samples:
+        """Those of what the table holds of each image: its bytes, or its file's."""
+        known = self._known
+        if known is None:
+            cells = [as_stored(cell) for cell in self._cells()]
+            known = [digest_value(cell) for cell in cells]
+            # A file may be another one the next time.
+            self._known = None if any(isinstance(cell, Path) for cell in cells) else known
+            self.forget_changed(known)
+        return Samples(known, label_digests(self.labels), describe_reading(self.transform))
+
+    def _cells(self) -> Iterator[Any]:
+        for start in range(0, len(self.rows), ROWS):
+            yield from self.table[self.rows[start : start + ROWS]][self.column]
 
 
 def is_table(data: Any) -> bool:
@@ -197,9 +218,6 @@ def from_tables(sets: Any, name: str, preprocessing: Preprocessing, options: Dat
         read(rows["test"], "none") if rows["test"] else None,
         names,
         left_out={CORRUPT: [f"row {i}" for i in left_out]} if left_out else {},
-        identity=hash_samples(
-            [(_digest(table[i][picture]), labels[i]) for at in rows.values() for i in at]
-        ),
     )
 
 
@@ -414,13 +432,3 @@ def _decode(cell: Any, where: str) -> Image.Image:
             "an image is missing", where=where, fix="leave such rows out with --skip-bad"
         )
     return read_image(np.asarray(cell) if isinstance(cell, list) else cell, where)
-
-
-def _digest(cell: Any) -> str:
-    """Of what an image is stored as."""
-    if isinstance(cell, dict) and cell.get("bytes") is not None:
-        return hashlib.sha256(cell["bytes"]).hexdigest()
-    path = cell.get("path") if isinstance(cell, dict) else None
-    if path and Path(path).is_file():
-        return digest_file(Path(path))
-    return hashlib.sha256(repr(cell).encode()).hexdigest()

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError, warn
-from restuning.data.data import (
-    SPLIT_SEED,
-    Data,
-    DataOptions,
-    hash_samples,
-    name_of,
-    split_by_class,
-)
+from restuning.data.data import SPLIT_SEED, Data, DataOptions, name_of, split_by_class
 from restuning.data.splits import find_splits
 from restuning.data.text_files import read_csv, read_text, split_lines
 from restuning.data.tokens import TagBatch, TextBatch
@@ -197,6 +190,5 @@ def _build_data(
         labels,
         collate.kind,
         collate,
-        identity=hash_samples([p for s in splits.values() for p in s]),
         notes={"preprocessing": collate.to_dict()},
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import Subset
@@ -34,10 +32,7 @@ def with_validation(data: Data) -> Data:
             found=f"{len(labels)} training examples of {len(set(labels))} classes",
             fix="give two or more of a class, or a validation split",
         )
-    drawn = hashlib.sha256(repr((data.identity, val)).encode()).hexdigest()[:16]
-    return replace(
-        data, train=Subset(data.train, train), val=Subset(data.train, val), identity=drawn
-    )
+    return data.with_splits(train=Subset(data.train, train), val=Subset(data.train, val))
 
 
 def _label(dataset: Any, index: int) -> int:

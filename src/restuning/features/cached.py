@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
+from restuning.data import Contents
+from restuning.data.identity import combine, describe_reading, label_digests
 from restuning.features.store import Store
 from restuning.features.views import draw_view
 from restuning.host import Extractor
@@ -50,6 +52,26 @@ class StoredFeatures(Dataset):
     def __len__(self) -> int:
         """Number of inputs."""
         return len(self.places)
+
+    @property
+    def contents(self) -> Contents:
+        """Those of the inputs that the features are of, and the form that these are kept in.
+
+        A store that does not say what its inputs contain is known by its features.
+        """
+        key = self.store.key
+        identity = key.data.get("identity")
+        form = (key.preprocessing, key.views[: self.views], key.dtype, key.precision, key.form)
+        reading = describe_reading("stored features", *form)
+        if key.known_by_contents and isinstance(identity, Mapping):
+            parts = [(str(identity[s]["inputs"]), str(identity[s]["labels"])) for s in self.splits]
+        else:
+            labels = combine(label_digests(self.labels.tolist()))
+            parts = [(self.store.digest(s), labels) for s in self.splits]
+        if len(parts) == 1:
+            return Contents(*parts[0], reading)
+        inputs, labels = (combine(column) for column in zip(*parts, strict=True))
+        return Contents(inputs, labels, reading)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:
         """One input's taps (without a batch axis) and its label."""

@@ -74,6 +74,7 @@ def describe_store(path: str | Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "data": key.data["name"],
+        "data known by": "contents" if key.known_by_contents else "paths and sizes, or a name",
         "splits": dict(key.splits),
         "views": list(key.views),
         "backbone": key.backbone["name"],

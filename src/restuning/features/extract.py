@@ -112,6 +112,7 @@ def build(
     workers: int = 0,
     collate: Callable | None = None,
     progress: bool = True,
+    check: Callable[[str, int, int], None] = lambda split, start, stop: None,
 ) -> Store:
     """Compute what is missing of a store and open it.
 
@@ -127,6 +128,8 @@ def build(
         workers: Processes that read and decode inputs.
         collate: Samples to a batch.
         progress: A bar on a terminal.
+        check: Called with a split and a range of its inputs when they were read, before their
+            features are kept; raises where they are no longer those of the key.
 
     Raises:
         StoreError: The disk is full or cannot be written, features are not finite, or the folder
@@ -174,7 +177,7 @@ def build(
     with bar:
         line = bar.add_task("", total=key.rows, completed=key.rows - missing)
         advance = partial(bar.advance, line)
-        writer = _Writer(host, key, folder, batch_size, workers, collate, advance)
+        writer = _Writer(host, key, folder, batch_size, workers, collate, advance, check)
         # First what nobody has claimed, then what others had claimed and may have left behind.
         for wait in (False, True):
             for (split, view), dataset in splits.items():
@@ -263,6 +266,7 @@ class _Writer:
         folder: Of the store.
         batch_size, workers, collate: As for `build`.
         advance: Receives the number of rows that were computed.
+        check: As for `build`.
     """
 
     host: Extractor
@@ -272,6 +276,7 @@ class _Writer:
     workers: int
     collate: Callable | None
     advance: Callable[[int], None]
+    check: Callable[[str, int, int], None]
 
     def write(self, shards: list[Shard], dataset: Any, wait: bool) -> None:
         """Compute the shards that nobody has written or claimed; `wait` for claims of others."""
@@ -300,6 +305,7 @@ class _Writer:
                 labels += [int(y) for y in answers]
                 self.advance(len(answers))
                 if stop == shard.stop:
+                    self.check(shard.split, shard.start, shard.stop)
                     write_shard(self.folder, self.key, shard, torch.cat(parts), labels, lost)
                     claims.pop(shard).give_back()
                     parts, labels, lost = [], [], {}

@@ -47,7 +47,9 @@ class StoreKey:
         pool_patches: Patches along a square that is kept as its mean; see `Needs`. The manifest
             calls it "merge", as it always has: its digest names the store.
         preprocessing: How an image became an input.
-        data: Name of the data set and the digest of its ordered samples.
+        data: Name of the data set and its identity: digests of the contents of each split and of
+            the names of its classes. In stores of before there were such, a text that follows from
+            paths and sizes.
         views: "plain", "flip", "crop.2", ...; of the training split.
         splits: Number of samples by split.
     """
@@ -62,6 +64,26 @@ class StoreKey:
     splits: Mapping[str, int]
     precision: str = "fp32"
     pool_patches: int = 1
+
+    @property
+    def known_by_contents(self) -> bool:
+        """Whether it says what its inputs contain, and so which data it is of."""
+        identity = self.data.get("identity")
+        return isinstance(identity, Mapping) and all(
+            isinstance(of := identity.get(split), Mapping)
+            and isinstance(of.get("inputs"), str)
+            and isinstance(of.get("labels"), str)
+            for split in self.splits
+        )
+
+    def covers_data(self, other: StoreKey) -> bool:
+        """Whether its data are another key's, split by split; splits that are more do no harm."""
+        ours, theirs = self.data.get("identity"), other.data.get("identity")
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            return (
+                self.data.get("name") == other.data.get("name") and theirs.items() <= ours.items()
+            )
+        return self.data == other.data
 
     @property
     def form(self) -> str:
@@ -137,14 +159,14 @@ class DataKey:
 
     Attributes:
         name: Of the data set.
-        identity: Digest of its ordered samples.
+        identity: Digests of its contents (`Data.contents`), or a text that stands for them.
         splits: Samples by split.
         preprocessing: How a sample becomes the backbone's input.
         views: Of the training split.
     """
 
     name: str
-    identity: str
+    identity: str | Mapping[str, Any]
     splits: Mapping[str, int]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     views: Sequence[str] = ("plain",)

@@ -6,7 +6,7 @@ repaired in silence and never used in part.
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from restuning._errors import StoreError
-from restuning._files import digest_file, sha256_of_file
+from restuning._files import cache_root, digest_file, sha256_of_file
 from restuning.features.codec import decode, disk_type, read_array
 from restuning.features.manifest import KEY, MANIFEST, Shard, damaged, read_manifest
 
@@ -27,8 +27,7 @@ IN_MEMORY = 2 * 2**30
 
 def default_root() -> Path:
     """`$RESTUNING_CACHE`, else `~/.cache/restuning/features`."""
-    chosen = os.environ.get("RESTUNING_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "restuning" / "features"
+    return cache_root()
 
 
 def stores(root: Path) -> list[Path]:
@@ -111,6 +110,12 @@ class Store:
             with self._explained(place):
                 if digest(place) != file.sha256:
                     raise damaged(place, "its contents do not match their sha256")
+
+    def digest(self, split: str) -> str:
+        """sha256 over the features of a split, of all its views, 64 hexadecimal digits."""
+        shards = [s for (name, _), part in self._shards.items() if name == split for s in part]
+        files = [self._files[n].sha256 for shard in shards for n in shard.sizes(self.key)]
+        return hashlib.sha256("".join(files).encode()).hexdigest()
 
     def labels(self, split: str) -> Tensor:
         """Labels of a split, `n`.

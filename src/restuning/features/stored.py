@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from restuning._errors import StoreError
 from restuning.backbones import Backbone, choose_device, load_backbone, refuse_for_loaded
 from restuning.data import Data, DataOptions, load_data
 from restuning.data.data import collate_batch
+from restuning.data.identity import Watch
 from restuning.features.cached import StoredFeatures
 from restuning.features.extract import build, forecast, open_finished, place
 from restuning.features.key import DataKey, StoreKey, store_key
@@ -107,8 +108,7 @@ class Stored:
             data.kind,
             collate_batch,
             data.left_out,
-            data.identity,
-            data.notes,
+            notes=data.notes,
         )
 
 
@@ -141,7 +141,10 @@ def key_for(
     needs: Needs,
     options: StoreOptions = StoreOptions(),
 ) -> StoreKey:
-    """The key of the store of these features."""
+    """The key of the store of these features.
+
+    Cost: as `store_key`, and of the data a pass over their bytes (`identify`).
+    """
     splits = {
         name: len(split)
         for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
@@ -154,7 +157,13 @@ def key_for(
         host,
         needs,
         backbone.kwargs or backbone.example,
-        DataKey(data.name, data.identity, splits, description, view_names(options.views)),
+        DataKey(
+            data.name,
+            data.contents(options.log),
+            splits,
+            description,
+            view_names(options.views),
+        ),
         backbone=backbone.name,
         dtype=options.dtype,
         precision=options.precision,
@@ -190,11 +199,20 @@ def open_or_build(
     if data.kind != "image" and needs.tokens == "all":
         return None
     root, log = options.folder, options.log
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    # Before contents are looked at: what is read later must be what the key says.
+    watches = {name: Watch(split) for name, split in splits.items()}
     key = key_for(host, backbone, data, taps_to_store(host, needs), options)
     store = _find_covering(root, key)
     if store is not None:
         log(f"{_describe(store.key)}: reused {store.path}")
         return Stored(store, 0.0, options.views)
+    for path in _find_of_before(root, key):
+        log(
+            f"{path} may be of these data: it is of before data were known by their contents, and "
+            "cannot be told from one of other data; built again (`restuning cache rm` frees its room)"
+        )
     size = key.rows * key.bytes_per_row
     if options.limit is not None and size > options.limit:
         log(f"not stored: {size / 2**30:.1f} GiB (`restuning cache` builds it)")
@@ -209,7 +227,7 @@ def open_or_build(
         ("train", number): view_of(view, data.train, augmented)
         for number, view in enumerate(key.views)
     }
-    parts |= {(n, 0): s for n, s in (("val", data.val), ("test", data.test)) if s is not None}
+    parts |= {(name, 0): split for name, split in splits.items() if name != "train"}
     store = build(
         host,
         key,
@@ -219,6 +237,7 @@ def open_or_build(
         workers=options.workers,
         collate=data.collate,
         progress=options.progress,
+        check=lambda split, start, stop: watches[split].check(start, stop),
     )
     if shares := store.manifest.get("merged away"):
         log(
@@ -312,6 +331,18 @@ def _describe(key: StoreKey) -> str:
     )
 
 
+def _find_of_before(root: Path, key: StoreKey) -> list[Path]:
+    """Finished stores of data of this name on this backbone that do not say what the data contain."""
+    found = []
+    for path in stores(root):
+        with suppress(StoreError):
+            theirs = Store(path, verify=False).key
+            same = (theirs.data.get("name"), theirs.backbone) == (key.data["name"], key.backbone)
+            if same and theirs.splits == key.splits and not theirs.known_by_contents:
+                found.append(path)
+    return found
+
+
 def _find_covering(root: Path, key: StoreKey) -> Store | None:
     """A finished store with at least these taps, tokens and views, kept the same way."""
     exact = place(root, key)
@@ -327,10 +358,9 @@ def _find_covering(root: Path, key: StoreKey) -> Store | None:
         theirs = store.key
         same = all(
             getattr(theirs, f) == getattr(key, f)
-            for f in ("backbone", "dtype", "precision", "preprocessing", "data")
+            for f in ("backbone", "dtype", "precision", "preprocessing")
         )
-        # Splits that are not asked for do no harm; the data set's identity is part of `data`.
-        same = same and key.splits.items() <= theirs.splits.items()
+        same = same and theirs.covers_data(key) and key.splits.items() <= theirs.splits.items()
         enough = wide <= {t.name for t in theirs.taps} and covers_tokens(
             theirs.tokens, key.tokens, theirs.pool_patches, key.pool_patches
         )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
+from restuning._randomness import preserve_randomness, seed_all
 
 VIEWS = 16
 """The most views: beyond, live augmentation costs less disk for the same variety."""
@@ -56,16 +55,9 @@ class _Drawn(Dataset):
         raw = hashlib.blake2b(f"{self.view}.{index}".encode(), digest_size=8).digest()
         seed = int.from_bytes(raw, "little") >> 1
         # timm's transforms draw from all three generators; the run's own must not notice.
-        state = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng([]):
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)
-            try:
-                return self.dataset[index]
-            finally:
-                random.setstate(state[0])
-                np.random.set_state(state[1])
+        with preserve_randomness(devices=False):
+            seed_all(seed, devices=False)
+            return self.dataset[index]
 
 
 def view_of(view: str, plain: Any, augmented: Any) -> Any:

@@ -17,6 +17,7 @@ from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.trial import Row, Trials
 from restuning.task import Task
 from restuning.training import FitSettings
+from restuning.training.identity import describe_classes, describe_data, describe_host
 from restuning.training.run import Inputs, Log, silent
 
 AUTO = "auto"
@@ -129,8 +130,8 @@ def choose_method(
     budget, out = budget or Budget(), Path(out)
     tested = 0 if inputs.data.test is None else len(inputs.data.test)
     # Taken out of both, so that nothing below can read a test split.
-    plain = replace(inputs.plain, test=None)
-    data = replace(inputs.data, test=None)
+    plain = inputs.plain.with_splits(test=None)
+    data = inputs.data.with_splits(test=None)
     inputs = replace(inputs, data=data, load_plain=lambda: plain)
     if data.val is None or not len(data.val):
         raise DataError(
@@ -140,11 +141,10 @@ def choose_method(
             fix="draw some: with_validation(data)",
         )
     identity = {
-        "data": data.identity,
         "train": len(data.train),
         "val": len(data.val),
-        "classes": data.num_classes,
-        "backbone": inputs.host.fingerprint(),
+        **describe_data(data.train, data.val, data.collate, log),
+        "the backbone": describe_host(inputs.host),
         "settings": settings.identity(),
         "budget": asdict(budget),
         "options": dict(inputs.options),
@@ -152,6 +152,8 @@ def choose_method(
         # Constants of this version: with others a choice that goes on would end elsewhere.
         "more": MORE,
         "shrink": SHRINK,
+        # Last, for it may be long.
+        "the class names": describe_classes(data.labels),
     }
     folder = ChoiceFolder(out, identity, resume)
     trials = Trials(inputs, tested, settings, budget, folder, log)

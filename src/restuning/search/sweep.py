@@ -26,6 +26,7 @@ from restuning.task import Task, save
 from restuning.training import FitSettings
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
+from restuning.training.identity import describe_classes, describe_data, describe_host
 from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
 from restuning.training.run import Inputs, Recipe, Source, default_folder
 from restuning.training.together import alone
@@ -303,8 +304,10 @@ def sweep(
         "seeds": list(seeds),
         "base": settings.identity(),
         "options": options,
-        "data": plain.identity,
-        "backbone": inputs.host.fingerprint(),
+        **describe_data(inputs.data.train, inputs.data.val, inputs.data.collate),
+        "the backbone": describe_host(inputs.host),
+        # Last, for it may be long.
+        "the class names": describe_classes(plain.labels),
     }
     folder = SearchFolder(out, identity, file="grid.json", what="this folder holds another sweep")
     run = _Sweep(inputs, method, settings, options, folder, on_progress)

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from restuning.data.identity import Watch
 from restuning.host import is_offloaded
 from restuning.training.batch import (
     check_labels,
@@ -23,6 +24,7 @@ from restuning.training.batch import (
     split_batch,
 )
 from restuning.training.evaluate import evaluate
+from restuning.training.identity import describe_backbone, describe_classes, describe_data
 from restuning.training.log import draw_curves
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.prepare import prepare_tuned
@@ -99,21 +101,33 @@ class Classification(TrainingObjective):
         self.task: nn.Module = tuned.get_submodule("task")
         self.epoch_sums = [0.0, 0.0, 0]
         self.line_sums = [0.0, 0]
+        self.watches: list[Watch] = []
         self._description = ""
         self._own_forward = "forward" in vars(tuned)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that matter, the sizes of the data, and a digest of the task's form."""
+        """The settings that matter, data, class names and backbone, and a digest of the task's form."""
         # Shapes and types, not values: those change while the run goes on.
         form = {n: [list(t.shape), str(t.dtype)] for n, t in self.task.state_dict().items()}
         spec = getattr(self.task, "spec", None)
         text = json.dumps([form, spec() if callable(spec) else None], sort_keys=True, default=str)
+        # Before contents are looked at: what is trained on must be what the run is known by.
+        self.watches = [Watch(split) for split in (self.train, self.val) if split is not None]
         return {
             **self.settings.identity(),
             "training examples": len(self.train),
             "validation examples": 0 if self.val is None else len(self.val),
-            "task": hashlib.sha256(text.encode()).hexdigest()[:16],
+            **describe_data(self.train, self.val, self.collate),
+            "the backbone": describe_backbone(self.tuned),
+            "the method's form": hashlib.sha256(text.encode()).hexdigest()[:16],
+            # Last, for it may be long.
+            "the class names": describe_classes(getattr(self.task, "labels", None)),
         }
+
+    def check_data(self) -> None:
+        """Refuse files that changed since the run, or this part of it, began."""
+        for watch in self.watches:
+            watch.check()
 
     def place(self, accelerator: Accelerator) -> None:
         """On its device and wrapped; a backbone whose weights are kept elsewhere stays there."""

@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor
 
-from restuning._errors import DivergedError, TrainingError
+from restuning._errors import DivergedError, RestuningError, TrainingError
 from restuning._files import hold_folder, refuse_other
 from restuning.training import checkpoint
 from restuning.training.interrupts import Interrupts
@@ -54,10 +54,22 @@ def run_to_end(
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
         SystemExit: SIGTERM, likewise.
     """
+    with alone(), hold_folder(out):
+        # Before signals are only noted: much may have to be read for it.
+        identity = objective.identity()
+        return _run(objective, identity, out, resume=resume, progress=progress)
+
+
+def _run(
+    objective: TrainingObjective,
+    identity: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool,
+    progress: bool | Literal["force"],
+) -> dict[str, Any]:
     settings = objective.settings
     with (
-        alone(),
-        hold_folder(out),
         open_accelerator(settings.precision, out, settings.track) as accelerator,
         preserve_randomness(),
         Interrupts() as interrupts,
@@ -69,7 +81,7 @@ def run_to_end(
             if not (resume and checkpoint.is_finished(out / CHECKPOINTS)):
                 # Before the loop takes the first weights for its mean and its first checkpoint.
                 objective.prepare()
-            loop = Loop(objective, out, accelerator, interrupts)
+            loop = Loop(objective, identity, out, accelerator, interrupts)
             result = loop.open(resume)
             if result is None:
                 start_trackers(accelerator, settings, out)
@@ -92,6 +104,7 @@ class Loop:
 
     Args:
         objective: The task and its data, placed and prepared.
+        identity: What `objective.identity` gave.
         out: The run's folder.
         accelerator: Devices, processes, precision.
         interrupts: Signals noted so far.
@@ -100,6 +113,7 @@ class Loop:
     def __init__(
         self,
         objective: TrainingObjective,
+        identity: dict[str, Any],
         out: Path,
         accelerator: Accelerator,
         interrupts: Interrupts,
@@ -120,7 +134,7 @@ class Loop:
         # Wrapped for fp16, whose scaler skips steps; the schedule is ours (`set_rates`).
         self.optimiser = accelerator.prepare_optimizer(raw)
         self.ema = None if self.settings.ema is None else Ema(self.task, self.settings.ema)
-        self.identity = objective.identity()
+        self.identity = identity
         self.step = 0
         self.history: list[dict[str, Any]] = []
         # Figures of the last steps, still on the device.
@@ -193,6 +207,8 @@ class Loop:
         """Write a checkpoint; with a result, the last one, without the optimiser."""
         if not self.main or self.log is None:
             return
+        if self.step and self.world == 1:
+            self._check_data()
         scaler = self.accelerator.scaler
         state = {
             **self.objective.state(),
@@ -319,6 +335,8 @@ class Loop:
         return reviewed and self.objective.stops(self.history)
 
     def _finish(self) -> dict[str, Any]:
+        # In every process, so that all of them end.
+        self._check_data()
         if self.ema is not None:
             self.ema.copy_to(self.task)
         totals = RunTotals(self.history, self.step, self._seconds(), self._peak(), self.memory.how)
@@ -326,6 +344,15 @@ class Loop:
         self.save(result)
         self.accelerator.wait_for_everyone()
         return result
+
+    def _check_data(self) -> None:
+        try:
+            self.objective.check_data()
+        except RestuningError:
+            # What was trained on other data must not be gone on from, should the first come back.
+            if self.main:
+                checkpoint.clear(self.folder)
+            raise
 
     def _log(self, entry: dict[str, Any]) -> dict[str, Any]:
         entry |= {"lr": self._rate(self.step - 1), "seconds": self._seconds()}
@@ -366,14 +393,25 @@ class Loop:
 
 
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Refuse to go on from a run with other settings.
+    """Refuse to go on from a run with other settings, other data, class names or another backbone.
 
     Raises:
-        TrainingError: Names everything that differs.
+        TrainingError: Names everything that differs, or a run of before these were written down.
     """
-    fix = "use the settings of then, another --out, or --no-resume to start over"
-    what = "this folder holds a run with other settings"
-    refuse_other(before, now, out, what=what, fix=fix)
+    fix = "use what was used then, another --out, or --no-resume to start over"
+    unknown = [name for name in now if name.startswith("the ") and name not in before]
+    known = {name: value for name, value in now.items() if name not in unknown}
+    # The form of a task had another name then.
+    then = {name: value for name, value in before.items() if name in known or not unknown}
+    what = "this folder holds a run with other settings, data or backbone"
+    refuse_other(then, known, out, what=what, fix=fix)
+    if unknown:
+        raise TrainingError(
+            "this folder holds a run that does not say what it was trained on",
+            where=str(out),
+            found=f"nothing of {', '.join(unknown)}: an earlier version did not write them down",
+            fix="give another --out, or --no-resume to start over",
+        )
 
 
 @contextmanager

@@ -141,6 +141,16 @@ class TrainingObjective(ABC):
         """Parameters whose gradients share a norm."""
         return [[p for p in self.task.parameters() if p.requires_grad]]
 
+    def check_data(self) -> None:
+        """Refuse data that are no longer what they were when `identity` was asked.
+
+        Called before a checkpoint is written and before the run ends.
+
+        Raises:
+            RestuningError: They changed.
+        """
+        return
+
     @abstractmethod
     def finish(self, totals: RunTotals) -> dict[str, Any]:
         """Write down what a run leaves, in the main process; the result in plain values."""

@@ -7,49 +7,15 @@ ran before, in however many worker processes.
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-
-def mix_seed(*parts: int | str) -> int:
-    """One 63-bit seed from several numbers."""
-    # Not `hash`, which Python salts anew in every process.
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    # Below 2**63, which every generator takes for a seed.
-    return int.from_bytes(digest, "little") >> 1
-
-
-def seed_everything(*parts: int | str, devices: bool = True) -> None:
-    """Seed Python, NumPy and torch; without `devices`, torch's CPU generator only."""
-    seed = mix_seed(*parts)
-    random.seed(seed)
-    # NumPy's global generator takes 32 bits.
-    np.random.seed(seed % 2**32)
-    if devices:
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
-
-
-@contextmanager
-def preserve_randomness() -> Iterator[None]:
-    """The caller's generators are afterwards as they were before."""
-    python, numbers = random.getstate(), np.random.get_state()
-    # Of this process's GPU: `fork_rng` would save the state of every one there is.
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
+from restuning._randomness import mix_seed as mix_seed
+from restuning._randomness import preserve_randomness as preserve_randomness
+from restuning._randomness import seed_everything as seed_everything
 
 
 class Order:

@@ -33,6 +33,7 @@ from restuning.task import Task, Tuned, save
 from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit, fit_until
+from restuning.training.identity import describe_data
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone, from_main
 
@@ -100,7 +101,7 @@ class Source:
         if plain or not self.final or data.val is None:
             return data
         both = torch.utils.data.ConcatDataset([data.train, data.val])
-        return replace(data, train=both, val=None)
+        return data.with_splits(train=both, val=None)
 
     def open(self, host: Extractor, backbone: Backbone, data: Data | None = None) -> Inputs:
         """Load the data and put them in front of a backbone.
@@ -508,7 +509,12 @@ def origin(inputs: Inputs, setup: Setup) -> dict[str, Any]:
         "backbone": inputs.backbone.name,
         "weights": inputs.backbone.weights,
         "fingerprint": inputs.host.fingerprint(),
-        "data": {"name": data.name, "identity": data.identity, "skipped": data.skipped},
+        "data": {
+            "name": data.name,
+            "identity": data.identity,
+            "skipped": data.skipped,
+            **describe_data(setup.data.train, setup.data.val, setup.data.collate),
+        },
         "features": features,
     }
 
