@@ -18,7 +18,16 @@ from common import HERE, RESULTS
 DOCS = HERE.parent / "docs"
 PLOTS = DOCS / "benchmarks"
 OURS, OTHERS = "#1f6f8b", "#b9c2c9"
-ORDER = ("step", "overhead", "whole-run", "store", "many-tasks", "sweep", "growth")
+ORDER = (
+    "step",
+    "overhead",
+    "whole-run",
+    "store",
+    "content-identity",
+    "many-tasks",
+    "sweep",
+    "growth",
+)
 ELSEWHERE = ("forecast", "grid", "seven-billion", "engines", "diffusion")
 """Results that `docs/planning.md`, `docs/engines.md` and `docs/diffusion.md` are about."""
 

@@ -25,7 +25,7 @@ from restuning.bench.facts import (
     describe_data,
     describe_store,
 )
-from restuning.bench.folder import WORK, describe_run, pack_hits, task_folder
+from restuning.bench.folder import WORK, describe_run, pack_hits, refuse_other_source, task_folder
 from restuning.bench.grid import Entry, GridProtocol, GridRun, Setting, layer_numbers
 from restuning.bench.measure import (
     INFERRED,
@@ -112,6 +112,8 @@ class Bench:
         self.known: dict[str, Any] = {}
         self.loaded: LoadedTask | None = None
         self.digest = weights_digest(self.host.model)
+        backbone = f"{type(self.host.model).__name__} {self.digest}"
+        refuse_other_source(folder, "the backbone", backbone)
 
     def run(self, run: GridRun) -> dict[str, Any]:
         """Train, test and measure; returns the result that is written.
@@ -261,6 +263,7 @@ class Bench:
             images = self.work / "images"
             data = load_data(task.source, self.backbone)
             apart = decode_once(data, self.backbone, images)
+            refuse_other_source(self.folder, f"the data of {task.name}", apart.identity, task.name)
             if apart.test is None:
                 raise DataError("there is no test split", where=task.source, fix="add one")
             # The protocol of VTAB: the final training is on train and val, with what val has

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from restuning._errors import FormatError, TrainingError
+from restuning._errors import FormatError, TrainingError, warn
 from restuning._files import Claim, read_json, refuse_other, write_json, write_text
 from restuning.bench.grid import GridProtocol, GridRun, slug
 from restuning.bench.measure import read_versions
@@ -95,6 +95,39 @@ def open_grid(
         if not result.exists():
             unfinished.append(run)
     return unfinished
+
+
+def refuse_other_source(folder: Path, name: str, value: str, of_task: str = "") -> None:
+    """Refuse to put results of other data, or of another backbone, beside those that are there.
+
+    Args:
+        folder: Of the grid.
+        name: What is compared, as the error calls it.
+        value: What it is known by.
+        of_task: The task that it concerns; "" for all.
+
+    Raises:
+        TrainingError: It is another one than results of this folder were made with.
+    """
+    file = folder / SOURCES
+    claim = Claim.take(folder / WORK / "grid.lock", wait=True)
+    try:
+        known = read_json(file) if file.exists() else {}
+        if name not in known:
+            if any((folder / RUNS / of_task).rglob("*.json")):
+                warn(
+                    "results of an earlier version do not say what they were made of",
+                    where=str(folder / RUNS / of_task),
+                    found=f"nothing of {name}",
+                    fix="if data or weights have changed since, give another --out",
+                )
+            write_json(file, {**known, name: value})
+            return
+    finally:
+        if claim is not None:
+            claim.give_back()
+    what, fix = "this folder holds results of something else", "give another --out"
+    refuse_other({name: known[name]}, {name: value}, folder, what=what, fix=fix)
 
 
 def _list_choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
@@ -207,6 +240,8 @@ GRID = "grid.json"
 NAME = "run"
 MARK = "protocol digest"
 RUNS = "runs"
+SOURCES = "sources.json"
+"""What the backbone and the data of each task were known by when the first result was made of them."""
 WORK = "work"
 """Folder of what may be deleted at any time: checkpoints, decoded images, features."""
 

@@ -21,6 +21,7 @@ from restuning.diffusion.settings import DenoiserSettings
 from restuning.diffusion.tuned_denoiser import TunedDenoiser
 from restuning.host import Host
 from restuning.task import Task, save
+from restuning.training.identity import describe_host
 from restuning.training.loop import LOG_EVERY, run_to_end
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.prepare import prepare_without_rows
@@ -118,7 +119,9 @@ class Denoising(TrainingObjective):
         specs = {name: task.spec() for name, task in training.tasks.items()}
         return {
             **self.settings.identity(),
-            "data": training.data.key,
+            # The key stands for images, captions and the encoder that made latents of them.
+            "data": training.data.key or training.data.digest(),
+            "the backbone": describe_host(training.host),
             "objective": training.objective.kind,
             "min_snr": training.objective.min_snr,
             "tasks": json.dumps(specs, sort_keys=True),

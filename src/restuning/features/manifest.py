@@ -185,10 +185,12 @@ def _check_key(raw: Any, file: Path) -> StoreKey:
     if key.to_dict() != raw:
         raise ValueError("a key that is not written so")
     counts = [*key.splits.values(), *(n for tap in key.taps for n in tap.shape)]
-    named = [key.data["name"], key.data["identity"], key.backbone["name"]]
+    named = [key.data["name"], key.backbone["name"]]
     if (
         not all(map(_is_count, counts))
         or not all(isinstance(name, str) for name in named)
+        # A text in stores of before data were known by their contents.
+        or not (isinstance(key.data["identity"], str) or key.known_by_contents)
         # They are names of files.
         or not all(re.fullmatch(r"\w[\w-]{0,63}", split) for split in key.splits)
         or key.values_per_row < 1

@@ -356,9 +356,10 @@ def _find_covering(root: Path, key: StoreKey) -> Store | None:
         except StoreError:
             continue
         theirs = store.key
+        # As they are written: one that was read has lists where another has tuples.
+        written, wanted = theirs.to_dict(), key.to_dict()
         same = all(
-            getattr(theirs, f) == getattr(key, f)
-            for f in ("backbone", "dtype", "precision", "preprocessing")
+            written[f] == wanted[f] for f in ("backbone", "dtype", "precision", "preprocessing")
         )
         same = same and theirs.covers_data(key) and key.splits.items() <= theirs.splits.items()
         enough = wide <= {t.name for t in theirs.taps} and covers_tokens(

@@ -43,7 +43,7 @@ def describe_data(
         described |= {
             f"the {name} data": contents and contents.inputs[:DIGITS],
             f"the labels of the {name} data": contents and contents.labels[:DIGITS],
-            f"how the {name} data are read": contents
+            f"the reading of the {name} data": contents
             and describe_reading(contents.reading, batches)[:DIGITS],
         }
         if contents is not None and contents.assumed:

@@ -24,8 +24,9 @@ class CheckedTask:
         task: Its name.
         problems: What is wrong, in words; empty where nothing is.
         sizes: Examples by list.
-        digest: sha256 of the names, labels and sizes of all images, 16 hexadecimal digits: two
-            machines with the same digest have the same task. "" where lists are missing.
+        digest: sha256 of the names, labels and sizes of all images, 16 hexadecimal digits: machines
+            with other digests have other tasks. It says nothing of what images of equal size show.
+            "" where lists are missing.
     """
 
     task: str
