@@ -66,7 +66,8 @@ def copy_module(
     attributes = dict(module.__dict__)
     for kind in ("_parameters", "_buffers"):
         attributes[kind] = {
-            n: None if t is None else tensors.get(id(t), t) for n, t in attributes[kind].items()
+            n: None if t is None else tensors.get(id(t), t)
+            for n, t in list(attributes[kind].items())
         }
     attributes["_modules"] = {
         n: None if m is None else children[id(m)] for n, m in attributes["_modules"].items()

@@ -116,12 +116,15 @@ class _Relink:
 
     def _relink(self, value: Any, depth: int) -> Any:
         kind = type(value)
+        # Of all containers a list first: other threads may be writing to them.
         if kind in (list, tuple, set):
-            made = [self.value(each, depth) for each in value]
-            return value if _same(made, value) else kind(made)
+            own = list(value)
+            made = [self.value(each, depth) for each in own]
+            return value if _same(made, own) else kind(made)
         if kind in (dict, OrderedDict):
-            made = [self.value(each, depth) for each in value.values()]
-            return value if _same(made, value.values()) else kind(zip(value, made, strict=True))
+            items = list(value.items())
+            made = [(name, self.value(each, depth)) for name, each in items]
+            return value if _same([m for _, m in made], [v for _, v in items]) else kind(made)
         if kind is MethodType:
             owner = self.value(value.__self__, depth)
             return value if owner is value.__self__ else MethodType(value.__func__, owner)
