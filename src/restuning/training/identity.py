@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from restuning._errors import warn
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.identity import combine, describe_reading, identify
 from restuning.host import Extractor
@@ -48,6 +49,12 @@ def describe_data(
         }
         if contents is not None and contents.assumed:
             described[f"assumed of the {name} data"] = contents.assumed
+            warn(
+                f"not all of the {name} data is compared with what was trained on before",
+                found=contents.assumed,
+                fix="give the data set an attribute `identity`, a text that is another one whenever its "
+                "contents are",
+            )
     return described
 
 

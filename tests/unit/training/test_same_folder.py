@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from restuning import FitSettings, fit
-from restuning._errors import DataError, TrainingError
+from restuning._errors import DataError, RestuningWarning, TrainingError
 from restuning.training import checkpoint
 from restuning.training.identity import NAMES, describe_classes
 
@@ -134,6 +134,20 @@ def test_generators_and_weights_are_those_of_a_data_set_that_says_what_it_is(mak
         fit(tuned, data, settings=SETTINGS, out=tmp_path / str(number), progress=False)
         trained.append(tuned.task.state_dict())
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_what_is_not_compared_is_said(make_tuned, tmp_path):
+    class Own(torch.utils.data.Dataset):
+        draws = np.random.default_rng()
+
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, index):
+            return INPUTS[index] + float(self.draws.random()), int(LABELS[index])
+
+    with pytest.warns(RestuningWarning, match="were not compared"):
+        fit(make_tuned(), Own(), settings=SETTINGS, out=tmp_path, progress=False)
 
 
 def test_many_class_names_are_told_apart_by_a_digest():
