@@ -429,7 +429,8 @@ def read_images(folder: Path, variant: int) -> Any:
     data = restuning.load_data(str(folder), backbone())
     splits = (data.train, data.val, data.test)
     answer = [[(s[i][0].tolist(), int(s[i][1])) for i in range(len(s))] for s in splits if s]
-    return data.identity, (answer, data.labels)
+    # A run and a task know the names of classes beside the data.
+    return (data.identity, data.labels), (answer, data.labels)
 
 
 def make_lists(folder: Path, variant: int) -> None:

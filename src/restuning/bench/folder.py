@@ -274,6 +274,9 @@ def read_result(file: Path) -> dict[str, Any]:
         FormatError: Malformed, incomplete, of another format, or a number is out of its range.
     """
     content = read_json(file)
+    if NAME in content:
+        # Who writes a name seals as well: without a seal it was taken off.
+        read_json(file, sealed=True)
     if content.get("format") != FORMAT:
         raise FormatError(
             "a result of another format",

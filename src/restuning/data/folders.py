@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restuning._errors import DataError, warn
+from restuning._errors import DataError, FormatError, warn
+from restuning._files import read_json
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
@@ -29,6 +29,7 @@ from restuning.data.listing import (
     LeftOut,
     find_images,
     identity,
+    is_folder,
     is_ours,
     list_above,
     list_entries,
@@ -169,7 +170,7 @@ def _list_classes(path: Path, left_out: LeftOut) -> list[Path]:
     folders, above = [], list_above(path) | {identity(path)}
     for name, entry in sorted(list_entries(path).items()):
         each = path / name
-        if not entry.is_dir():
+        if not is_folder(entry):
             if entry.is_symlink() and not each.exists():
                 raise DataError(
                     "a link to what is gone",
@@ -327,16 +328,16 @@ def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], lis
     labels = [str(i) for i in range(highest + 1)]
     if described.exists():
         try:
-            classes = json.loads(read_text(described))["classes"]
-            if not isinstance(classes, list):
-                # A word is a sequence too, of its letters.
+            classes = read_json(described)["classes"]
+            # A word is a sequence too, of its letters.
+            if not isinstance(classes, list) or not all(isinstance(c, str | int) for c in classes):
                 raise TypeError(f"classes is {classes!r:.60}")
             labels = list(map(str, classes))
-        except (ValueError, KeyError, TypeError) as error:
+        except (FormatError, KeyError, TypeError) as error:
             raise DataError(
                 "task.json of a data set is malformed",
                 where=str(described),
-                found=str(error),
+                found=getattr(error, "found", "") or str(error),
                 fix='it needs "classes", a list of names',
             ) from None
     if highest >= len(labels) or highest < 0:

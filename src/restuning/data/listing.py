@@ -80,7 +80,7 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
         for name, entry in sorted(entries.items()):
             path = here / name
             # Not `is_file`: a link to an image that is gone must be missed by name, not left out.
-            if entry.is_dir():
+            if is_folder(entry):
                 place = identity(path)
                 if entry.is_symlink() and place in above | _between(here, folder):
                     left_out.setdefault(BACK, []).append(path)
@@ -93,6 +93,14 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
                 left_out.setdefault(why_left_out(path), []).append(path)
         waiting += reversed(folders)
     return sorted(images), {why: sorted(paths) for why, paths in left_out.items()}
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that leads nowhere, or round, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def list_entries(folder: Path) -> dict[str, os.DirEntry[str]]:

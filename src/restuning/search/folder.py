@@ -92,6 +92,9 @@ class SearchFolder:
         """
         path = self.path(*parts)
         content = read_json(path)
+        if OF in content:
+            # Who writes the mark seals as well: without a seal it was taken off.
+            read_json(path, sealed=True)
         # Those of before there was such a mark have none.
         if content.pop(OF, self._of) != self._of:
             raise FormatError(

@@ -366,3 +366,28 @@ def test_a_class_that_has_no_image_left_is_refused(tmp_path):
         (tmp_path / "train" / "dog" / f"{i}.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"all corrupt(.|\n)*dog"):
         load_data(str(tmp_path), IMAGES, skip_bad=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_a_link_that_leads_round_is_an_image_that_cannot_be_read_and_no_folder(tmp_path):
+    classes(tmp_path, "a", "b", count=10)
+    (tmp_path / "a" / "round.png").symlink_to("round.png")
+    (tmp_path / "c").symlink_to("c")
+    with pytest.raises(DataError, match=r"round\.png"):
+        data = load_data(str(tmp_path), IMAGES)
+        for split in (data.train, data.val, data.test):
+            for i in range(len(split)):
+                split[i]
+    data = load_data(str(tmp_path), IMAGES, skip_bad=True)
+    assert data.labels == ["a", "b"]
+    assert data.skipped == 1
+
+
+@pytest.mark.parametrize("classes", ['[["a"], "b"]', '[null, "b"]', '["a", {}]', "[" * 5000])
+def test_class_names_that_are_no_names_are_refused(tmp_path, classes):
+    picture(tmp_path / "images" / "0.png")
+    for name in ("train800", "val200", "test", "train800val200"):
+        (tmp_path / f"{name}.txt").write_text("images/0.png 0\nimages/0.png 1\n")
+    (tmp_path / "task.json").write_text(f'{{"classes": {classes}}}')
+    with pytest.raises(DataError, match="task.json of a data set is malformed"):
+        load_data(str(tmp_path), IMAGES)
