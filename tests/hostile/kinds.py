@@ -32,7 +32,6 @@ class Kind:
         count: Changed folders of the whole fuzz.
         quick: Those of the quick suite.
         identified: Answers are pairs, see above.
-        waits: For what, if it is known that it does not hold yet.
     """
 
     make: Callable[[Path, int], None]
@@ -40,7 +39,6 @@ class Kind:
     count: int
     quick: int
     identified: bool = False
-    waits: str = ""
 
 
 # ------------------------------------------------------------------ tasks
@@ -586,8 +584,6 @@ def read_latents(folder: Path, variant: int) -> Any:
 
 # ------------------------------------------------------------------ table
 
-SEALS = "a seal on what an engine says of itself, and the types of its fields"
-CONTENTS = "an identity of data by their contents"
 
 KINDS = {
     "task": Kind(make_task, read_task, 850, 8),
@@ -598,9 +594,9 @@ KINDS = {
     "choice": Kind(make_choice, read_choice, 60, 3),
     "grid": Kind(make_grid, read_grid, 60, 3),
     "checkpoint": Kind(make_checkpoint, read_checkpoint, 40, 2),
-    "description of an engine": Kind(make_description, read_description, 100, 4, waits=SEALS),
-    "images": Kind(make_images, read_images, 200, 4, True, waits=CONTENTS),
-    "lists of images": Kind(make_lists, read_images, 100, 3, True, waits=CONTENTS),
+    "description of an engine": Kind(make_description, read_description, 100, 4),
+    "images": Kind(make_images, read_images, 200, 4, True),
+    "lists of images": Kind(make_lists, read_images, 100, 3, True),
     "captioned images": Kind(make_captions, read_captions, 40, 2, identified=True),
     "store of latents": Kind(make_latents, read_latents, 60, 2),
     "csv": Kind(make_csv, read_texts, 100, 4, identified=True),

@@ -218,20 +218,14 @@ def fuzz(kind: str, seeds, root: Path, say: bool = False) -> dict[str, list[str]
     return wrong
 
 
-ROWS = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=kind.waits)) if kind.waits else name
-    for name, kind in KINDS.items()
-]
-
-
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_few_changed_files_of_each_kind_answer_as_before_or_are_refused(kind, tmp_path):
     assert not fuzz(kind, range(KINDS[kind].quick), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_changed_files_answer_as_before_or_are_refused_in_words(kind, tmp_path):
     assert not fuzz(kind, range(1000, 1000 + KINDS[kind].count), tmp_path)
 
