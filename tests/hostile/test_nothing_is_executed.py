@@ -1,6 +1,7 @@
 """What a file names is neither executed nor fetched, by whatever command the file is opened."""
 
 import json
+import os
 import shutil
 import socket
 import zipfile
@@ -42,6 +43,7 @@ def world(tmp_path_factory):
     torch.save({"weight": Payload(marker)}, root / "evil.pth")
     shutil.copy(root / "evil.pth", root / "evil.safetensors")
     shutil.copy(root / "evil.pth", root / "evil.npz")
+    os.mkfifo(root / "fifo")
     # A program as torch writes it, with a pickle where constants stand.
     with zipfile.ZipFile(root / "evil.pt2", "w") as archive:
         for name in ("archive_format", "byteorder"):
@@ -223,7 +225,7 @@ def test_a_task_cannot_choose_a_pickle_as_weights(quiet, honest, tmp_path, file)
     from hashlib import sha256
 
     weights = quiet / file
-    digest = sha256(weights.read_bytes()).hexdigest() if weights.exists() else "0" * 64
+    digest = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "0" * 64
     for name in ("restuning-tiny", "timm:test_vit"):
         said = {"path": str(weights), "sha256": digest}
         with pytest.raises(RestuningError):
@@ -328,6 +330,38 @@ def test_code_that_lies_with_a_model_is_not_run_for_the_user_either(quiet):
     assert load_backbone(f"hf:{quiet}/tokens").tokenizer is not None
     with pytest.raises(RestuningError, match="kernels"):
         load_backbone(f"hf:{quiet}/kernels")
+
+
+CONFIGS = (
+    "",
+    "[]",
+    "[" * 10_000,
+    '{"model_type": 7}',
+    '{"model_type": "bert", "hidden_size": "x"}',
+    '{"model_type": "bert", "hidden_size": -4}',
+    '{"model_type": "bert", "num_attention_heads": 0}',
+    '{"model_type": "bert", "num_hidden_layers": null}',
+    '{"model_type": "bert", "vocab_size": 1e30}',
+    '{"model_type": ["bert"]}',
+    '{"model_type": "bert", "auto_map": 3}',
+    '{"model_type": "clip", "vision_config": 3}',
+    '{"model_type": "timm_wrapper", "architecture": "no_such"}',
+)
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+@pytest.mark.parametrize("told", [None, "task.json"])
+def test_a_malformed_config_ends_in_an_error_of_ours_whoever_names_it(quiet, tmp_path, text, told):
+    folder = shutil.copytree(quiet / "good", tmp_path / "model")
+    (folder / "config.json").write_text(text)
+    for scheme in ("hf", "clip"):
+        with named_in(told), pytest.raises(RestuningError):
+            load_backbone(f"{scheme}:{folder}")
+
+
+def test_pickled_weights_that_the_user_names_are_read_as_tensors_alone(quiet):
+    with pytest.raises(RestuningError, match="could not be loaded"):
+        load_backbone(f"hf:{quiet}/pickled")
 
 
 def test_weights_that_were_fetched_before_open_for_a_file(quiet, tmp_path, monkeypatch):

@@ -95,7 +95,9 @@ def load_backbone(
         if file is not None and backbone.text is None:
             load_weights(backbone.model, file)
     source = str(weights) if weights else "random" if random else backbone.weights
-    quantize(backbone.model.eval(), variants, name)
+    # bitsandbytes fetches kernels where it can, which a file must not ask for.
+    with offline() if naming_file() else nullcontext():
+        quantize(backbone.model.eval(), variants, name)
     return replace(
         backbone,
         name=name,

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from restuning._errors import BackboneError, RestuningError
+from restuning._files import read_bytes
 from restuning._hub import is_offline, naming_file
 from restuning.backbones.preprocessing import LARGEST_SIDE
 
@@ -227,9 +228,8 @@ def read_config(file: Path, name: str) -> dict[str, Any]:
         BackboneError: It is no object of JSON, or far too long.
     """
     try:
-        if file.stat().st_size > LARGEST_CONFIG:
-            raise ValueError(f"{file.stat().st_size:,} bytes")
-        config = json.loads(file.read_text(encoding="utf-8"))
+        # Not `parse_json`: configs of transformers may hold Infinity.
+        config = json.loads(read_bytes(file, LARGEST_CONFIG))
         if not isinstance(config, dict):
             raise TypeError(f"a {type(config).__name__}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
