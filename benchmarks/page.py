@@ -24,6 +24,7 @@ ORDER = (
     "whole-run",
     "store",
     "content-identity",
+    "verified-store",
     "many-tasks",
     "sweep",
     "growth",

@@ -42,76 +42,83 @@ SAME, OURS = "the same answer", "an error of ours"
 
 
 class Reader:
-    """A process that changes and reads one folder after the other; a new one where it hangs or dies."""
+    """A process that changes and reads one folder after the other; a new one where it hangs or dies.
 
-    def __init__(self, kind: str, root: Path) -> None:
-        self.kind, self.root = kind, root
+    Args:
+        root: Where valid and changed folders lie.
+        variants: Valid folders of each kind.
+    """
+
+    def __init__(self, root: Path, variants: int) -> None:
+        self.root, self.variants = root, variants
         self._process = None
+        self._ready: set[str] = set()
 
-    def read(self, seed: int) -> tuple[str, str]:
+    def read(self, kind: str, seed: int) -> tuple[str, str]:
         """What became of a seed, and more words about it."""
         if self._process is None:
             self._start()
-        self._pipe.send(seed)
-        said = self._receive(PATIENCE)
-        if said is None:
-            code = self._process.exitcode
-            self.stop()
-            # What it was at is gone with it; the seed makes it again.
-            return ("hangs", f"{PATIENCE} s") if code is None else ("died", f"exit code {code}")
-        return said
+        if kind not in self._ready:
+            said = self._ask(kind, None, STARTING)
+            assert said is not None, f"{kind}: no valid one could be made and read"
+            assert said[0] == "ready", said[1]
+            self._ready.add(kind)
+        said = self._ask(kind, seed, PATIENCE)
+        if said is not None:
+            return said
+        # What it was at is gone with it; the seed makes it again.
+        code = self._process.exitcode
+        self.stop()
+        return ("hangs", f"{PATIENCE} s") if code is None else ("died", f"exit code {code}")
 
     def _start(self) -> None:
         context = multiprocessing.get_context(children.START)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=work, args=(self.kind, self.root, theirs), daemon=True
+            target=work, args=(self.root, self.variants, theirs), daemon=True
         )
         self._process.start()
         theirs.close()
-        said = self._receive(STARTING)
-        assert said is not None, f"{self.kind}: no valid one could be made and read"
-        assert said[0] == "ready", said[1]
 
-    def _receive(self, seconds: float):
-        if not self._pipe.poll(seconds):
-            self._process.join(0)
-            return None
+    def _ask(self, kind: str, seed: int | None, seconds: float):
         try:
-            return self._pipe.recv()
-        except EOFError:
+            self._pipe.send((kind, seed))
+            if self._pipe.poll(seconds):
+                return self._pipe.recv()
+        except (EOFError, OSError):
             self._process.join(PATIENCE)
-            return None
+        self._process.join(0)
+        return None
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join()
             self._pipe.close()
-            self._process = None
+            self._process, self._ready = None, set()
 
 
-def work(kind: str, root: Path, pipe) -> None:
-    """The process: makes valid folders and reads them, then changed ones until nobody asks."""
+def work(root: Path, variants: int, pipe) -> None:
+    """The process: makes valid folders of a kind and reads them, then changed ones until nobody asks."""
     import torch
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     # What a library prints about a damaged file is not for this terminal.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    try:
-        answers = [_valid(kind, root, variant) for variant in range(VARIANTS)]
-    except BaseException:
-        pipe.send(("failed", traceback.format_exc()))
-        return
-    pipe.send(("ready", ""))
+    answers: dict[str, list] = {}
     while True:
         try:
-            seed = pipe.recv()
+            kind, seed = pipe.recv()
         except EOFError:
             return
         try:
-            said = _try(kind, root, seed, answers)
+            if seed is None:
+                (root / kind).mkdir(exist_ok=True)
+                answers[kind] = [_valid(kind, root / kind, n) for n in range(variants)]
+                said = "ready", ""
+            else:
+                said = _try(kind, root / kind, seed, answers[kind])
         except BaseException:
             said = "the fuzz itself failed", traceback.format_exc()
         pipe.send(said)
@@ -131,8 +138,8 @@ def _valid(kind: str, root: Path, variant: int):
 
 def _try(kind: str, root: Path, seed: int, answers) -> tuple[str, str]:
     rng = random.Random(f"{kind} {seed}")
-    variant = rng.randrange(VARIANTS)
-    other = (variant + rng.randrange(1, VARIANTS)) % VARIANTS
+    variant = rng.randrange(len(answers))
+    other = (variant + rng.randrange(1, len(answers))) % len(answers)
     folder = root / f"changed-{os.getpid()}"
     shutil.copytree(root / f"valid-{variant}", folder)
     try:
@@ -201,44 +208,53 @@ def _status() -> dict[str, int]:
     return {name: int(rest.split()[0]) * 1024 for name, rest in pairs}
 
 
-def fuzz(kind: str, seeds, root: Path, say: bool = False) -> dict[str, list[str]]:
+def fuzz(reader: Reader, kind: str, seeds, say: bool = False) -> dict[str, list[str]]:
     """What became of each seed that gave neither the same answer nor an error of ours."""
-    reader, wrong, counts = Reader(kind, root), {}, {}
-    try:
-        for seed in seeds:
-            became, more = reader.read(seed)
-            counts[became] = counts.get(became, 0) + 1
-            if say:
-                print(became, more, sep="\n  ")
-            if became not in (SAME, OURS, "another input"):
-                wrong.setdefault(became, []).append(f"{kind} {seed}: {more}")
-    finally:
-        reader.stop()
+    wrong, counts = {}, {}
+    for seed in seeds:
+        became, more = reader.read(kind, seed)
+        counts[became] = counts.get(became, 0) + 1
+        if say:
+            print(became, more, sep="\n  ")
+        if became not in (SAME, OURS, "another input"):
+            wrong.setdefault(became, []).append(f"{kind} {seed}: {more}")
     print(kind, counts)
     return wrong
 
 
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory):
+    """A reader by the number of valid folders of each kind."""
+    made = {n: Reader(tmp_path_factory.mktemp(f"of-{n}"), n) for n in (2, VARIANTS)}
+    yield made
+    for each in made.values():
+        each.stop()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_changed_files_of_each_kind_answer_as_before_or_are_refused(kind, tmp_path):
-    assert not fuzz(kind, range(KINDS[kind].quick), tmp_path)
+def test_a_few_changed_files_of_each_kind_answer_as_before_or_are_refused(kind, readers):
+    assert not fuzz(readers[2], kind, range(KINDS[kind].quick))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
-def test_changed_files_answer_as_before_or_are_refused_in_words(kind, tmp_path):
-    assert not fuzz(kind, range(1000, 1000 + KINDS[kind].count), tmp_path)
+def test_changed_files_answer_as_before_or_are_refused_in_words(kind, readers):
+    assert not fuzz(readers[VARIANTS], kind, range(1000, 1000 + KINDS[kind].count))
 
 
-def main(kind: str = "", first: str = "1000", *more: str) -> None:
+def main(kind: str = "", first: str = "", count: str = "1") -> None:
     with tempfile.TemporaryDirectory() as root:
+        reader = Reader(Path(root), VARIANTS)
         for each in [kind] if kind else KINDS:
-            count = int(more[0]) if more else (1 if kind and first != "1000" else KINDS[each].count)
-            (Path(root) / each).mkdir()
-            started, seeds = time.monotonic(), range(int(first), int(first) + count)
-            found = fuzz(each, seeds, Path(root) / each, say=count == 1)
+            seeds = range(1000, 1000 + KINDS[each].count)
+            if first:
+                seeds = range(int(first), int(first) + int(count))
+            started = time.monotonic()
+            found = fuzz(reader, each, seeds, say=len(seeds) == 1)
             short = {name: [line[:400] for line in lines[:6]] for name, lines in found.items()}
             print(json.dumps(short, indent=1), f"{time.monotonic() - started:.0f} s", flush=True)
+        reader.stop()
 
 
 if __name__ == "__main__":
