@@ -143,6 +143,24 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def try_writing(path: Path) -> None:
+    """Find out whether a file or folder of a name could be written, and leave nothing.
+
+    Raises:
+        OSError: It could not: the disk is full, or its folder cannot be made or written, or a folder is
+            in the way of a file, or its name is too long.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder of this name is there")
+    with suppress(_TriedError), replacing(path) as aside:
+        aside.write_bytes(bytes(4096))
+        raise _TriedError
+
+
+class _TriedError(Exception):
+    pass
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 

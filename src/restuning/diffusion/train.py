@@ -20,7 +20,7 @@ from restuning.diffusion.objective import NoisyBatch, Objective
 from restuning.diffusion.settings import DenoiserSettings
 from restuning.diffusion.tuned_denoiser import TunedDenoiser
 from restuning.host import Host
-from restuning.task import Task, save
+from restuning.task import Task, check_savable, save
 from restuning.training.identity import describe_host
 from restuning.training.loop import LOG_EVERY, run_to_end
 from restuning.training.objective import RunTotals, TrainingObjective
@@ -104,6 +104,11 @@ class Denoising(TrainingObjective):
         self.settings: DenoiserSettings = training.settings
         settings = training.settings
         self.out, self.steps, self.warmup = Path(training.out), settings.steps, settings.warmup
+        training.host.check_unchanged()
+        for name, task in training.tasks.items():
+            check_savable(
+                task, training.host, self.out / f"{name}.task", backbone=training.backbone
+            )
         # The order is drawn a pass at a time; a run of so many steps may end within one.
         passes = -(-settings.steps * settings.batch_size // len(training.data)) + 1
         self.order = Order(len(training.data), settings.batch_size, passes, settings.seed)

@@ -11,10 +11,10 @@ from typing import Any
 from restuning._errors import TrainingError
 from restuning._files import write_text
 from restuning.search.accuracy_axis import scale_accuracy
-from restuning.search.as_written import take_as_written
+from restuning.search.as_written import write_figure
 from restuning.training.run import SHORT, Run, measured_on
 
-FILE = "comparison.json"
+FILE, PICTURE = "comparison.json", "comparison.png"
 MIB = 2**20
 NOT_MEASURED = "not measured"
 COLOURS = ("#8c8c8c", "#2a6fbb", "#d9822b", "#3a9a5b", "#8e5ea2")
@@ -57,12 +57,11 @@ class Comparison:
     def save(self, title: str) -> None:
         """Leave `comparison.json` and `comparison.png` in the folder."""
         write_text(self.folder / FILE, json.dumps(self.rows(), indent=1) + "\n")
-        self.draw(self.folder / "comparison.png", title)
+        self.draw(self.folder / PICTURE, title)
 
     def draw(self, file: Path, title: str) -> None:
         """Draw accuracy, memory, parameters and time beside each other."""
-        # Figure and canvas by hand: pyplot would keep state and choose a backend for the caller.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        # A figure by hand: pyplot would keep state and choose a backend for the caller.
         from matplotlib.figure import Figure
 
         rows = self.rows()
@@ -99,9 +98,7 @@ class Comparison:
             axis.set_xticks(range(len(rows)), names, fontsize=8, rotation=12)
             axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(title)
-        take_as_written(figure)
-        FigureCanvasAgg(figure)
-        figure.savefig(file, dpi=130)
+        write_figure(figure, file, dpi=130)
 
 
 def _scale(value: float | None, factor: float) -> float | None:

@@ -20,15 +20,16 @@ from restuning.data import Data
 from restuning.features import Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
 from restuning.search.accuracy_axis import scale_accuracy
-from restuning.search.as_written import take_as_written
+from restuning.search.as_written import write_figure
 from restuning.search.folder import SearchFolder
-from restuning.task import Task, save
+from restuning.task import Task, check_savable, save
 from restuning.training import FitSettings
+from restuning.training.beforehand import check_beforehand
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
 from restuning.training.identity import describe_classes, describe_data, describe_host
 from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
-from restuning.training.run import Inputs, Recipe, Source, default_folder
+from restuning.training.run import Inputs, Recipe, Source, default_folder, saved_with
 from restuning.training.together import alone
 
 RATES = {
@@ -47,6 +48,7 @@ TOGETHER = 16
 
 
 TRIED = "arms"
+REPORT, PICTURE = "sweep", "sweep.png"
 """Folder of the results by setting; its name, and `died_at` in them, are those of the first sweeps."""
 
 OnProgress = Callable[[int, int, str], None]
@@ -92,8 +94,7 @@ class Sweep:
 
     def draw(self, file: Path, title: str) -> None:
         """Draw validation accuracy by setting: the mean, and from the worst to the best seed."""
-        # Figure and canvas by hand: pyplot would keep state and choose a backend for the caller.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        # A figure by hand: pyplot would keep state and choose a backend for the caller.
         from matplotlib.figure import Figure
 
         rows = [row for row in self.report["settings"] if row["mean"] is not None]
@@ -129,9 +130,7 @@ class Sweep:
         axes.set_title(title, loc="left")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        take_as_written(figure)
-        FigureCanvasAgg(figure)
-        figure.savefig(file, dpi=150)
+        write_figure(figure, file, dpi=150)
 
 
 def setting_in_words(setting: Mapping[str, Any]) -> str:
@@ -250,7 +249,7 @@ def run_sweep(
                 on_progress=on_progress,
             )
             result = Sweep(report, folder)
-            result.draw(folder / "sweep.png", f"{method} on {inputs.data.name}")
+            result.draw(folder / PICTURE, f"{method} on {inputs.data.name}")
     return result
 
 
@@ -298,6 +297,10 @@ def sweep(
         raise TrainingError(
             "a sweep chooses on validation data", found="none", fix="give data with a val split"
         )
+    check_beforehand(plain, out, (f"{REPORT}.json", PICTURE))
+    form = Recipe(method, settings, options).build(inputs)
+    for seed in seeds:
+        check_savable(form, inputs.host, _final_folder(out, seed), **saved_with(inputs))
     identity = {
         "method": method,
         "grid": {k: list(v) for k, v in grid.items()},
@@ -362,7 +365,7 @@ def sweep(
         "arms": len(runs),
         "seconds": time.perf_counter() - started,
     }
-    folder.write(report, "sweep")
+    folder.write(report, REPORT)
     return report
 
 
@@ -529,8 +532,10 @@ class _Sweep:
         save(
             task,
             self.host,
-            self.folder.folder / "final" / f"seed-{run.seed}.task",
-            backbone=self.inputs.backbone.name,
-            weights=self.inputs.backbone.weights_file,
-            preprocessing=self.inputs.preprocessing,
+            _final_folder(self.folder.folder, run.seed),
+            **saved_with(self.inputs),
         )
+
+
+def _final_folder(out: Path, seed: int) -> Path:
+    return out / "final" / f"seed-{seed}.task"

@@ -20,7 +20,8 @@ from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
 from restuning.search.auto import AUTO, choose_method
 from restuning.search.budget import Budget, format_minutes
-from restuning.search.comparison import Comparison
+from restuning.search.comparison import FILE, PICTURE, Comparison
+from restuning.training.beforehand import OF_A_RUN, check_beforehand
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
 from restuning.training.run import (
@@ -259,6 +260,7 @@ class _Trainer:
         inputs = self._inputs(recipes[0])
         self._describe(inputs)
         out = out or default_folder(self.data, "comparison")
+        check_beforehand(self.data, out, (FILE, PICTURE))
         with hold_folder(out):
             runs = [
                 run_task(inputs, each, out / folder_name(each.method), **self.how)
@@ -282,6 +284,7 @@ class _Trainer:
             )
         self.log(f"{AUTO}  on {val} validation examples")
         out = out or default_folder(self.data, AUTO)
+        check_beforehand(self.data, out, (*OF_A_RUN, CHOICE))
         with hold_folder(out):
             choice = choose_method(
                 inputs,

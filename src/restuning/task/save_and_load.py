@@ -28,11 +28,12 @@ from restuning._errors import (
     HubError,
     require,
 )
-from restuning._files import digest_file, read_json, replacing, seal, write_text
+from restuning._files import digest_file, read_json, seal, try_writing, write_text
 from restuning._hub import hub_answers
 from restuning._version import __version__
 from restuning.host import Extractor
 from restuning.task.folder import (
+    CARD,
     DESCRIPTION,
     SHA256,
     WEIGHTS,
@@ -48,7 +49,7 @@ from restuning.task.task import Task, refuse_other_sizes
 FORMAT = 2
 """Raised when an older library could not read what a newer one writes. Format 1 is read as well."""
 
-FILES = ("task.json", "weights.safetensors", "README.md")
+FILES = (DESCRIPTION, WEIGHTS, CARD)
 """What a task folder holds, and all that is fetched from a hub."""
 
 
@@ -138,18 +139,10 @@ def check_savable(
         return
     try:
         _refuse_file_in_place(path)
-        with (
-            suppress(_OnlyTried),
-            replacing(path / DESCRIPTION if path.is_dir() else path) as aside,
-        ):
-            aside.touch()
-            raise _OnlyTried
+        for file in [path / name for name in FILES] if path.is_dir() else [path]:
+            try_writing(file)
     except OSError as error:
         raise _cannot_save(path, error) from None
-
-
-class _OnlyTried(Exception):  # noqa: N818 (nothing went wrong)
-    pass
 
 
 def _refuse_file_in_place(path: Path) -> None:

@@ -29,11 +29,13 @@ from restuning.features import Cached, Stored, StoreOptions, open_or_build
 from restuning.features.stored import BY_ITSELF, VIEWS_OF, reason_not_storable
 from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
-from restuning.task import Task, Tuned, save
+from restuning.task import Task, Tuned, check_savable, save
+from restuning.training.beforehand import OF_A_RUN, check_beforehand
 from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit, fit_until
 from restuning.training.identity import describe_data
+from restuning.training.log import check_trackers
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone, from_main
 
@@ -355,7 +357,7 @@ class Run:
     @property
     def task_folder(self) -> Path:
         """The task as `restuning.load` and `restuning predict` take it."""
-        return self.folder / f"{self.metrics['data']['name']}.task"
+        return task_folder(self.folder, self.metrics["data"]["name"])
 
     @property
     def test_accuracy(self) -> float | None:
@@ -428,6 +430,10 @@ def run_task(
         f"{recipe.method}  {task.trainable_parameters():,} trainable parameters, "
         f"{task.tuner_parameters():,} without the head; {settings.epochs} epochs, lr {settings.lr}"
     )
+    # All that the end needs, before anything takes time.
+    check_beforehand(inputs.data, out, OF_A_RUN)
+    check_trackers(settings.track)
+    check_savable(task, inputs.host, task_folder(out, inputs.data.name), **saved_with(inputs))
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
     # Only a head that was made of class names knows anything before training.
@@ -540,9 +546,7 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
         run.task,
         inputs.host,
         run.task_folder,
-        backbone=inputs.backbone.name,
-        weights=inputs.backbone.weights_file,
-        preprocessing=inputs.preprocessing,
+        **saved_with(inputs),
         results={
             f"{split} accuracy": metrics[f"{SHORT[split]}_accuracy"],
             "seed": metrics["seed"],
@@ -551,6 +555,20 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
     write_json(run.folder / "metrics.json", metrics)
     trained = {"method": run.method, "options": metrics["options"], **metrics["settings"]}
     write_json(run.folder / "settings.json", {**trained, **(call or {})})
+
+
+def saved_with(inputs: Inputs) -> dict[str, Any]:
+    """What a task file says beside the task: how its backbone is loaded and its inputs are made."""
+    return {
+        "backbone": inputs.backbone.name,
+        "weights": inputs.backbone.weights_file,
+        "preprocessing": inputs.preprocessing,
+    }
+
+
+def task_folder(out: Path, data: str) -> Path:
+    """Where a run leaves its task, by the name of its data."""
+    return out / f"{data}.task"
 
 
 def default_folder(data: Data, kind: str) -> Path:

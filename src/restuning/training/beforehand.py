@@ -1,0 +1,47 @@
+"""What would fail after a training, for a reason that was there before it, fails before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from restuning._errors import DataError, TrainingError
+from restuning._files import try_writing
+from restuning.data import Data
+from restuning.task import is_main_process
+
+OF_A_RUN = ("metrics.json", "settings.json", "log.jsonl", "curves.png")
+"""What a run writes beside its task and its checkpoints."""
+
+
+def check_beforehand(data: Data, out: Path, files: Sequence[str]) -> None:
+    """Look at the test split, which is read last, and at the files that are written last.
+
+    Args:
+        data: With its splits apart.
+        out: The folder of the run; it need not be there.
+        files: Names in it.
+
+    Raises:
+        DataError: There is a test split, and nothing in it.
+        TrainingError: A file could not be written.
+    """
+    if data.test is not None and len(data.test) == 0:
+        raise DataError(
+            "the test split is empty",
+            where=data.name,
+            found="0 examples: nothing could be tested after training",
+            fix="give it examples, or leave it out: without one the validation accuracy is shown",
+        )
+    if not is_main_process():
+        return
+    for name in files:
+        try:
+            try_writing(out / name)
+        except OSError as error:
+            raise TrainingError(
+                "a result of this run could not be written",
+                where=str(out / name),
+                found=error.strerror or str(error),
+                fix="free space, make the folder writable or choose another --out; nothing was trained",
+            ) from None
