@@ -4,6 +4,7 @@ import ast
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -177,6 +178,83 @@ def test_the_switch_of_gradients_is_known_to_a_mode_of_functions():
         pass
     assert any(seen)
     assert not _torch.is_gradient_switch(torch.add)
+
+
+def test_a_sharded_tensor_is_known_and_gathered_whole():
+    dist = pytest.importorskip("torch.distributed")
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    whole = torch.arange(6.0).reshape(3, 2)
+    assert not _torch.is_sharded(whole)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        parts = distribute_tensor(whole, mesh, [Shard(0)])
+        assert _torch.is_sharded(parts)
+        assert torch.equal(_torch.gather_shards(parts), whole)
+        assert torch.equal(_torch.local_part(parts), whole)
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        fully_shard(model[0], mesh=mesh)
+        assert _torch.sharded_modules(model) == [model[0]]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_buffers_that_files_keep_are_told_from_those_that_they_do_not():
+    module = nn.Module()
+    module.register_buffer("kept", torch.zeros(1))
+    module.register_buffer("made", torch.zeros(1), persistent=False)
+    assert _torch.kept_buffers(module) == {"kept"} == set(module.state_dict())
+
+
+def test_registers_of_a_module_are_its_own_and_not_copies():
+    module = nn.Sequential(nn.BatchNorm1d(2))
+    parameters, buffers, children = _torch.own_registers(module[0])
+    module[0].weight = other = nn.Parameter(torch.ones(2))
+    assert parameters["weight"] is other
+    assert buffers.keys() == {"running_mean", "running_var", "num_batches_tracked"}
+    assert not children and _torch.own_registers(module)[2]["0"] is module[0]
+
+
+def test_writes_in_place_are_counted_where_torch_counts_them():
+    weight = nn.Parameter(torch.zeros(2))
+    before = _torch.version_of(weight)
+    with torch.no_grad():
+        weight.add_(1)
+    assert _torch.counts_versions(weight) and _torch.version_of(weight) == before + 1
+    with torch.inference_mode():
+        assert not _torch.counts_versions(torch.zeros(2))
+    assert not _torch.counts_versions(torch.zeros(2, device="meta"))
+
+
+def test_a_tensor_without_numbers_is_told_from_one_with():
+    with _torch.FakeTensorMode():
+        assert not _torch.has_values(torch.zeros(2))
+    assert _torch.has_values(torch.zeros(2))
+    assert not _torch.has_values(torch.zeros(2, device="meta"))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+)
+def test_a_weight_that_is_computed_before_it_is_used_is_read_as_the_forward_uses_it(norm):
+    torch.manual_seed(0)
+    layer = norm(nn.Linear(3, 4)).eval()
+    x = torch.randn(2, 3)
+    y = layer(x)
+    ((name, (value, parts)),) = _torch.computed_from_others(layer).items()
+    assert name == "weight"
+    assert torch.allclose(y, nn.functional.linear(x, value(), layer.bias), atol=1e-6)
+    # What it is made of is no weight of its own.
+    assert not set(dict(layer.named_parameters(recurse=False))) - {"bias", *parts}
+    assert torch.equal(value(), value())
 
 
 OF_OTHERS = {"_replace", "_asdict", "_exit", "_hf_hook", "_reset_state", "_shared_state"}
