@@ -278,15 +278,24 @@ class _AdaptedLayer:
         return ", ".join(words)
 
 
-def adapter_state(module: nn.Module) -> tuple[Any, ...] | None:
-    """What is switched and merged in a layer with adapters, to be compared; None of other modules.
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module is a layer with adapters."""
+    return _AdaptedLayer.of(module) is not None
 
-    Read off the layer's own lists: cheap enough for every forward.
+
+def adapter_state(module: Any) -> tuple[Any, ...]:
+    """What is switched, merged and scaled in a layer with adapters, to be compared.
+
+    Read off the layer's own attributes: cheap enough for every forward.
     """
-    layer = _AdaptedLayer.of(module)
-    if layer is None:
-        return None
-    return layer.settings(), tuple(layer.active), tuple(layer.merged), id(layer.base)
+    active = getattr(module, "active_adapter", None)
+    scaling = getattr(module, "scaling", None)
+    return (
+        getattr(module, "disable_adapters", None),
+        tuple(active) if isinstance(active, list) else active,
+        tuple(getattr(module, "merged_adapters", ())),
+        tuple(scaling.items()) if isinstance(scaling, dict) else scaling,
+    )
 
 
 def _join(path: str, name: str) -> str:
