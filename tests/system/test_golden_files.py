@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from golden import make
 from safetensors.torch import load_file
 
 from restuning import describe, load, save
-from restuning._errors import FormatError
+from restuning._errors import FormatError, RestuningWarning
 from restuning._files import SEAL
+from restuning.host import compare_answers
 from restuning.task.folder import SHA256
 from restuning.task.save_and_load import FORMAT
 
@@ -98,6 +100,35 @@ def test_today_the_library_writes_the_same_file(golden_of_today, host, tmp_path)
     ours, theirs = (load_file(f / "weights.safetensors") for f in (again, golden))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+@pytest.fixture(params=make.SEALED)
+def sealed(request):
+    return make.HERE / f"{request.param}.task"
+
+
+def test_digests_and_answers_of_a_backbone_are_on_all_machines_what_they_were(sealed, host):
+    said = describe(sealed)["backbone"]
+    ours = host.identity()
+    assert said["digest"] == ours["digest"]
+    apart, allowed = compare_answers(said["answers"], ours["answers"])
+    assert apart <= allowed < 1e-2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RestuningWarning)
+        task = load(sealed, host)
+    theirs = stored_logits()["format2_bypass"]
+    torch.testing.assert_close(make.logits(host, task), theirs, atol=OTHER_KERNELS, rtol=0)
+
+
+def test_a_sealed_task_of_before_is_written_again_to_the_byte(sealed, tmp_path):
+    make.make(tmp_path, make.SEALED)
+    for name in ("weights.safetensors", "README.md"):
+        assert (tmp_path / sealed.name / name).read_bytes() == (sealed / name).read_bytes()
+    ours, theirs = (describe(f / sealed.name) for f in (tmp_path, make.HERE))
+    for each in (ours, theirs):
+        # Answers are equal to rounding, and the version is today's.
+        del each["backbone"]["answers"], each["library"]
+    assert ours == theirs
 
 
 def saved_again(golden, host, folder):

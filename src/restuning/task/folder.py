@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -181,6 +182,8 @@ def _write(
     sha256 = sha256_of_file(weights)
     description.write_text(describe(sha256), encoding="utf-8")
     readme.write_text(card, encoding="utf-8")
+    # safetensors makes files that nobody else may read, whatever the user's mask says.
+    weights.chmod(stat.S_IMODE(readme.stat().st_mode))
     for file in (weights, description, readme):
         sync(file)
     return sha256

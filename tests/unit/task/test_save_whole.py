@@ -313,6 +313,12 @@ def test_what_json_cannot_say_is_noticed_before_anything_is_written(host, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_all_files_may_be_read_by_whom_the_user_lets(host, tmp_path):
+    path = save(task_of(host, 1), host, tmp_path / "t.task")
+    assert len({(path / name).stat().st_mode for name in FILES}) == 1
+
+
 def test_a_run_folder_is_still_found_by_its_task(host, tmp_path):
     path = save(task_of(host, 1), host, tmp_path / "run" / "t.task")
     assert find_task(tmp_path / "run") == path
