@@ -195,3 +195,20 @@ def test_statistics_that_a_model_keeps_of_its_inputs_are_noticed():
     host.model.train()
     with pytest.raises(BackboneChangedError, match="num_batches_tracked"):
         host.features(X)
+
+
+def test_what_somebody_trains_inside_runs_and_is_not_saved_as_what_it_was(tmp_path):
+    host = Host(tiny_vit(), X[:1])
+    task = methods.build("linear", host, num_classes=3)
+    bias = host.model.blocks[1].mlp.fc1.bias.requires_grad_(True)
+    with torch.no_grad():
+        bias.add_(1)
+    host.features(X)
+    host.check_unchanged()
+    written_elsewhere = host.model.blocks[0].mlp.fc1.bias
+    with pytest.raises(BackboneChangedError, match=r"blocks\.1\.mlp\.fc1\.bias"):
+        save(task, host, tmp_path / "t.task")
+    with torch.no_grad():
+        written_elsewhere.add_(1)
+    with pytest.raises(BackboneChangedError, match=r"blocks\.0\.mlp\.fc1\.bias"):
+        host.features(X)

@@ -82,10 +82,14 @@ class Snapshot:
         # Two threads may come here at once, and one of them finds all well again.
         with self._lock:
             if not self._known.holds():
-                self._compare(everything=False)
+                self._compare(everything=False, trained=False)
 
-    def check_values(self) -> None:
+    def check_values(self, *, trained: bool = True) -> None:
         """Compare sums of all bytes as well: what was written behind torch's back (`p.data.add_`) is seen.
+
+        Args:
+            trained: Also of parameters that ask for gradients again: whoever let them do so trains them
+                inside the backbone, and may run it, but not call it what it was.
 
         Raises:
             BackboneChangedError: As `check`.
@@ -96,7 +100,7 @@ class Snapshot:
             self.take()
             return
         with self._lock:
-            self._compare(everything=True)
+            self._compare(everything=True, trained=trained)
 
     def remember(self, name: str, make: Callable[[nn.Module], Any]) -> Any:
         """What follows from the backbone's values, worked out once while they are what they were.
@@ -114,7 +118,7 @@ class Snapshot:
                 raise _changed(self.model, [f"another {name}"])
         return self._made[name]
 
-    def _compare(self, *, everything: bool) -> None:
+    def _compare(self, *, everything: bool, trained: bool) -> None:
         known = self._known
         assert known is not None
         reshard(self.model)
@@ -127,6 +131,7 @@ class Snapshot:
         before = {w.name: w for w in then.weights if w.kind != "made"}
         weights = {w.name: w for w in now.weights if w.kind != "made"}
         asked = [w for w in weights.values() if everything or not known.is_same(w)]
+        asked = [w for w in asked if trained or not w.kept.requires_grad]
         written = [n for n, total in _sums(asked).items() if self._sums.get(n, total) != total]
         if written := sorted({*written, *(before.keys() ^ weights.keys())}):
             lines.append(f"other values: {_few(written)}")
@@ -157,7 +162,7 @@ class _Known:
         self._tensors = [
             t
             for t in (*model.parameters(), *model.buffers())
-            if id(t) not in made and counts_versions(t) and not sharded
+            if id(t) not in made and counts_versions(t) and not sharded and not t.requires_grad
         ]
         self._versions = {id(t): version_of(t) for t in self._tensors}
         self._adapted = [m for m in modules if is_adapted(m)]

@@ -5,11 +5,12 @@ Names of data, methods and settings are no formulas.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from restuning._errors import TrainingError
-from restuning._files import replacing
+from restuning._files import write_bytes
 
 
 def take_as_written(figure: Any) -> None:
@@ -30,9 +31,10 @@ def write_figure(figure: Any, file: Path, dpi: int) -> None:
 
     take_as_written(figure)
     FigureCanvasAgg(figure)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=dpi, format="png")
     try:
-        with replacing(file) as aside:
-            figure.savefig(aside, dpi=dpi, format="png")
+        write_bytes(file, picture.getvalue())
     except OSError as error:
         raise TrainingError(
             "a picture cannot be written",
