@@ -52,6 +52,7 @@ class Snapshot:
         self.model = model
         self._known: _Known | None = None
         self._sums: dict[str, tuple[int, ...]] = {}
+        self._taken: dict[str, Tensor] = {}
         self._made: dict[str, Any] = {}
         self._lock = Lock()
 
@@ -67,6 +68,7 @@ class Snapshot:
         reshard(self.model)
         contents = list_contents(self.model)
         self._sums = _sums(contents.weights)
+        self._taken = {weight.name: weight.kept for weight in contents.weights}
         self._known = _Known(self.model, contents)
 
     def check(self) -> None:
@@ -118,6 +120,9 @@ class Snapshot:
                 raise _changed(self.model, [f"another {name}"])
         return self._made[name]
 
+    def _was_there(self, weight: Weight) -> bool:
+        return self._taken.get(weight.name) is weight.kept
+
     def _compare(self, *, everything: bool, trained: bool) -> None:
         known = self._known
         assert known is not None
@@ -131,7 +136,9 @@ class Snapshot:
         before = {w.name: w for w in then.weights if w.kind != "made"}
         weights = {w.name: w for w in now.weights if w.kind != "made"}
         asked = [w for w in weights.values() if everything or not known.is_same(w)]
-        asked = [w for w in asked if trained or not w.kept.requires_grad]
+        if not trained:
+            # Those that were there; what was put in their place is another weight.
+            asked = [w for w in asked if not (w.kept.requires_grad and self._was_there(w))]
         written = [n for n, total in _sums(asked).items() if self._sums.get(n, total) != total]
         if written := sorted({*written, *(before.keys() ^ weights.keys())}):
             lines.append(f"other values: {_few(written)}")
