@@ -5,8 +5,11 @@ import copy
 import pytest
 import timm
 import torch
+from PIL import Image
+from torch import nn
 from torch.utils.data import TensorDataset
 
+import restuning
 from restuning import FitSettings, Host, Tuned, evaluate, fit, load, methods, save
 from restuning._errors import RestuningError
 
@@ -142,3 +145,67 @@ def test_a_mean_over_many_large_tokens_stays_finite_in_fp16():
     state = torch.full((1, 300, 2), 1000.0, dtype=torch.float16)
     mask = torch.ones(1, 300, dtype=torch.bool)
     assert torch.equal(average_tokens(state, mask), torch.full((1, 2), 1000.0).half())
+
+
+class Gated(nn.Module):
+    """A block whose branches pass gates that are no modules, made of a condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.gates = nn.Linear(4, 32)
+
+    def forward(self, x, condition):
+        first, second = self.gates(condition).unsqueeze(1).chunk(2, -1)
+        y = self.norm1(x)
+        x = x + first * self.attn(y, y, y)[0]
+        return x + second * self.mlp(self.norm2(x))
+
+
+class Conditioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Gated() for _ in range(2))
+
+    def forward(self, x, condition):
+        for block in self.blocks:
+            x = block(x, condition)
+        return x.mean(1)
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_a_gate_is_proved_in_half_precision_as_in_single(kind):
+    torch.manual_seed(0)
+    model = Conditioned().eval().bfloat16().float()
+    x, condition = torch.randn(1, 12, 16), torch.randn(1, 4).bfloat16().float()
+    whole = Host(copy.deepcopy(model), x, condition)
+    half = Host(copy.deepcopy(model).to(kind), x, condition.to(kind))
+    assert half.sites.rows() == whole.sites.rows()
+    assert [s.op for s in half.sites.values() if s.gated] == ["mha", "ffn"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mixing-bypass", "adapter"])
+def test_a_folder_in_bf16_is_trained_from_stored_features_and_answers(method, tmp_path):
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = hf.ViTConfig(**size, intermediate_size=48, image_size=32, patch_size=8)
+    hf.ViTModel(config).bfloat16().save_pretrained(tmp_path / "vit")
+    sides = {"height": 32, "width": 32}
+    hf.ViTImageProcessor(size=sides).save_pretrained(tmp_path / "vit")
+    for label, grey in (("dark", 30), ("light", 220)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(8):
+            image = Image.new("RGB", (40, 50), (grey + i, grey, grey))
+            image.save(tmp_path / "data" / label / f"{i}.png")
+    run = restuning.train(
+        str(tmp_path / "data"),
+        backbone=f"hf:{tmp_path / 'vit'}",
+        method=method,
+        epochs=1,
+        store=str(tmp_path / "store"),
+        out=str(tmp_path / "run"),
+    )
+    predictor = restuning.Predictor.load(run.folder, backbone=f"hf:{tmp_path / 'vit'}")
+    assert predictor([str(tmp_path / "data/dark/0.png")])[0].label in ("dark", "light")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from restuning._precision import HALF_PRECISION
 from restuning.sites.sums import SUM_TOLERANCE, ModuleCall, equal, rounding
 
 FEWEST_TOKENS = 3
@@ -128,8 +129,13 @@ def _find_near(rest: Tensor, probes: Tensor, target: Tensor) -> list[int]:
 
 def _test_gated_sum(stream: Tensor, branch: Tensor, target: Tensor) -> bool | None:
     """Whether `target = stream + gate * branch` with a gate of 1; None if it is no such sum."""
+    limit = 4 * rounding(target)
+    if target.dtype in HALF_PRECISION:
+        # A product and a sum, each rounded once: more would take most branches for rounding.
+        limit = 1.5 * torch.finfo(target.dtype).eps * float(target.abs().max())
+        stream, branch, target = stream.float(), branch.float(), target.float()
     rest = target - stream
-    limit = SUM_TOLERANCE * rest.abs().max() + 4 * rounding(target)
+    limit = SUM_TOLERANCE * rest.abs().max() + limit
     # What vanishes in rounding is no branch: anything would fit.
     if rest.abs().max() <= 4 * limit:
         return None
