@@ -63,7 +63,7 @@ class Snapshot:
     def take(self) -> None:
         """Remember the backbone as it is now.
 
-        Cost: 0.3 s a gigabyte on a CPU.
+        Cost: 0.5 s a gigabyte on a CPU.
         """
         reshard(self.model)
         contents = list_contents(self.model)
@@ -77,7 +77,7 @@ class Snapshot:
         Raises:
             BackboneChangedError: Weights were written to, modules replaced or adapters switched.
 
-        Cost: 0.1 ms for a ViT-S.
+        Cost: 0.3 ms for a ViT-B.
         """
         if self._known is None or torch.compiler.is_compiling() or self._known.holds():
             return
@@ -96,7 +96,7 @@ class Snapshot:
         Raises:
             BackboneChangedError: As `check`.
 
-        Cost: 0.3 s a gigabyte on a CPU.
+        Cost: 0.5 s a gigabyte on a CPU.
         """
         if self._known is None:
             self.take()
