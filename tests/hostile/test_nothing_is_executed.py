@@ -359,6 +359,14 @@ def test_a_malformed_config_ends_in_an_error_of_ours_whoever_names_it(quiet, tmp
             load_backbone(f"{scheme}:{folder}")
 
 
+def test_code_that_lies_in_a_pipeline_is_not_run_for_the_user_either(quiet, tmp_path):
+    others = {"_class_name": "StableDiffusionPipeline", "vae": ["antigravity", "Vae"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(others))
+    for folder in (quiet / "pipeline", tmp_path):
+        with pytest.raises(RestuningError, match="which is not run"):
+            load_backbone(f"diffusers:{folder}")
+
+
 def test_pickled_weights_that_the_user_names_are_read_as_tensors_alone(quiet):
     with pytest.raises(RestuningError, match="could not be loaded"):
         load_backbone(f"hf:{quiet}/pickled")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from restuning.backbones.conditions import (
     nest_conditions,
     pack_latents,
 )
+from restuning.backbones.trust import read_config
 from restuning.host import weights_digest
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
@@ -159,6 +161,7 @@ def load_text_to_image(
         BackboneError: It is not there, or of a kind that has to be driven from Python.
     """
     diffusers = require("diffusers", "diffusion", f"the pipeline {name}")
+    _refuse_code(Path(name))
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(str(name))
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
@@ -171,6 +174,38 @@ def load_text_to_image(
         ) from None
     parts = text_to_image(pipeline.to(device), str(name))
     return parts if size is None else replace(parts, size=size)
+
+
+def _is_known(package: Any) -> bool:
+    """Whether a part's package is a library of models, or a pipeline of diffusers with classes of its own."""
+    if package in ("diffusers", "transformers"):
+        return True
+    named = isinstance(package, str) and package.isidentifier()
+    return named and find_spec(f"diffusers.pipelines.{package}") is not None
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse a folder whose index names classes of other packages, or of files that lie in it.
+
+    Raises:
+        BackboneError: It does, or the index is malformed.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return
+    for part, said in read_config(index, str(folder)).items():
+        # `[package, class]` of a part; of a pipeline with code of its own also `_class_name`.
+        package = said[0] if isinstance(said, list) and said else None
+        if package is None or (part.startswith("_") and part != "_class_name"):
+            continue
+        if not _is_known(package) or any(folder.rglob(f"{package}.py")):
+            raise BackboneError(
+                "a pipeline brings code of its own or of another package, which is not run",
+                where=str(folder),
+                found=f"{part}: {said}"[:200],
+                fix="build it in a program of yours, and give it to "
+                "restuning.backbones.diffusion.text_to_image",
+            )
 
 
 def text_to_image(pipeline: Any, name: str = "") -> TextToImage:
