@@ -218,6 +218,11 @@ SEAL = "sha256 of the rest"
 RESTORE = "restore it, or delete it and run the same command again"
 
 
+def expand_home(path: str | Path) -> Path:
+    """A path with the home folder in place of `~`; where there is none of that user, as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def open_plain(path: Path) -> BinaryIO:
     """Open a file for reading that is one: what a folder of others names may be anything.
 

@@ -6,7 +6,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from restuning import load_backbone
+from commands import restuning
+from restuning import load_backbone, methods, save
+from restuning._errors import DataError
 from restuning.cli.app import app
 from zoo import folders
 
@@ -207,3 +209,46 @@ def test_a_text_file_that_is_not_there_is_named(encoder, reviews, tmp_path):
     done = CliRunner().invoke(app, ["predict", "absent.csv", "--task", str(out / "reviews.task")])
     assert done.exit_code != 0
     assert "absent.csv" in str(done.exception)
+
+
+@pytest.fixture
+def task(encoder, tmp_path):
+    backbone = load_backbone(f"hf:{encoder}")
+    host = backbone.host()
+    made = methods.build("linear", host, num_classes=2)
+    made.labels = ["bad", "good"]
+    said = {"kind": "text", "max_tokens": 8}
+    return save(made, host, tmp_path / "a.task", backbone=f"hf:{encoder}", preprocessing=said)
+
+
+def test_a_name_of_a_file_or_folder_is_never_labelled_as_a_text(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "NEW.TXT").write_text("a good film\n")
+    (tmp_path / "new.tsv").write_text("text\tx\na bad film\t1\nthe film\t2\n")
+    (tmp_path / "new.CSV").write_text("text,x\na bad film,1\n")
+    for name, texts in (("NEW.TXT", 1), ("new.tsv", 2), ("new.CSV", 1)):
+        assert len(run("predict", name, "--task", task, "--json").splitlines()) == texts
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "new.jsonl").write_text("{}")
+    for name in ("reviews", "new.jsonl", "reviews/"):
+        done = restuning("predict", name, "--task", task, "--json")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "not read as texts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        (b"a good film\r\nthe\xc2\x85film\n", ["a good film", "the\u0085film"]),
+        (b"\xff\xfea\0\n\0b\0", ["a", "b"]),
+        (b"caf\xe9 film\n", None),
+    ],
+)
+def test_the_standard_input_is_read_as_a_file_is(given, texts, task):
+    done = CliRunner().invoke(app, ["predict", "-", "--task", str(task), "--json"], input=given)
+    if texts is None:
+        assert isinstance(done.exception, DataError)
+        assert "not UTF-8" in str(done.exception)
+        return
+    found = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    assert found == texts

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from restuning._errors import DataError, FormatError, UnknownNameError
-from restuning._files import read_json
+from restuning._files import expand_home, read_json
 from restuning.data import may_be_data
 from restuning.data.data import name_of
 from restuning.data.splits import SPLIT_NAMES, find_splits
@@ -145,8 +145,8 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
 def find_place(where: str) -> Path:
     """Find the folder that a suite's name or a path stands for."""
     if where in FOLDERS:
-        return Path(os.environ.get(PLACE, ".")).expanduser() / FOLDERS[where]
-    return Path(where).expanduser()
+        return expand_home(os.environ.get(PLACE, ".")) / FOLDERS[where]
+    return expand_home(where)
 
 
 def is_task(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from restuning._errors import RestuningError, RestuningWarning
 from restuning._processes import process_number
+from restuning.cli.visible import print_to, write_out_unknown
 
 
 def main() -> None:
@@ -18,12 +19,13 @@ def main() -> None:
     from restuning.cli.app import app
 
     number = process_number()
+    write_out_unknown()
     try:
         with _say_nothing() if number else _say_warnings():
             app(prog_name="restuning")
     except RestuningError as error:
         which = f"process {number}: " if number else ""
-        print(f"{which}{type(error).__name__}: {error}", file=sys.stderr)
+        print_to(sys.stderr, f"{which}{type(error).__name__}: {error}")
         raise SystemExit(1) from None
 
 
@@ -51,7 +53,7 @@ def _say_warnings() -> Iterator[None]:
             elif str(message) not in told:
                 # Data are listed more than once in a run.
                 told.add(str(message))
-                print(f"warning: {message}", file=sys.stderr)
+                print_to(sys.stderr, f"warning: {message}")
 
         warnings.simplefilter("always", RestuningWarning)
         warnings.showwarning = show

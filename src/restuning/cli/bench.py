@@ -36,6 +36,7 @@ from restuning.cli.common import (
     show_rows,
 )
 from restuning.cli.config import Config
+from restuning.cli.visible import make_visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,7 +154,11 @@ def run(
     left = open_grid(out, protocol, runs, retry)
     job = Job(protocol, out, runs, store, keep, threads)
     screen = messages(as_json)
-    screen.print(Text.assemble(f"{len(runs)} runs, {len(left)} to make, in ", (str(out), "bold")))
+    screen.print(
+        Text.assemble(
+            f"{len(runs)} runs, {len(left)} to make, in ", (make_visible(str(out)), "bold")
+        )
+    )
     failed = run_with_bar(job, jobs, len(left), screen)
     results = read_results(out)
     if as_json:
@@ -337,7 +342,7 @@ def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
                 # A worker that ends has finished no run by that.
                 bar.advance(line, event.kind != "end")
                 screen.print(in_words(event), soft_wrap=True)
-            bar.update(line, now=" | ".join(now.values()))
+            bar.update(line, now=make_visible(" | ".join(now.values())))
 
         return run_grid(job, jobs, listen)
 

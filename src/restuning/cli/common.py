@@ -18,11 +18,20 @@ from typer.core import TyperCommand
 
 from restuning._processes import is_main_process
 from restuning.cli.config import chosen_by_file
+from restuning.cli.visible import make_visible
+
+
+class AsWritten(Console):
+    """A console that prints as it is what is written, and steers a terminal by nothing that is."""
+
+    def render_str(self, text: str, **how: Any) -> Styled:
+        """A string as rich makes lines and cells of it."""
+        return super().render_str(make_visible(text, lines=True), **how)
 
 
 def open_console(**where: Any) -> Console:
     """A console that prints as it is what is written: a label `[red]`, a folder `:cat:`."""
-    return Console(markup=False, emoji=False, highlight=False, **where)
+    return AsWritten(markup=False, emoji=False, highlight=False, **where)
 
 
 console = open_console()
@@ -37,7 +46,7 @@ def messages(as_json: bool) -> Console:
 
 def add_heading(heading: str, text: str) -> Styled:
     """A line that begins with a word in bold."""
-    return Styled.assemble((heading, "bold"), "  ", text)
+    return Styled.assemble((heading, "bold"), "  ", make_visible(text))
 
 
 class Command(TyperCommand):
@@ -232,7 +241,7 @@ def plain(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return make_visible(value) if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def count(number: int, noun: str) -> str:
@@ -302,5 +311,6 @@ class RowStream:
 
     def _print(self, cells: dict[str, Any], style: str = "") -> None:
         # No rich table: that knows its widths, and prints, only when all rows are there.
-        padded = [f"{cells.get(name, '')!s:<{width}}" for name, width in self.widths.items()]
+        shown = [(make_visible(str(cells.get(name, ""))), w) for name, w in self.widths.items()]
+        padded = [f"{cell:<{width}}" for cell, width in shown]
         console.print("  ".join(padded).rstrip(), style=style, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from restuning.cli.common import (
     group,
     option,
 )
+from restuning.cli.visible import make_visible
 
 if TYPE_CHECKING:
     from restuning.serve import Answer, Prediction, Predictor
@@ -106,7 +108,7 @@ def predict(
             f"{count(len(folders), 'task')}, {count(predictor.forwards, 'backbone forward')} a batch"
         )
     if said := say_left_out(predictor.left_out):
-        typer.echo(f"left out: {said}", err=True)
+        typer.echo(f"left out: {make_visible(said)}", err=True)
 
 
 def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
@@ -131,19 +133,40 @@ def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
 
 
 def _read_texts(inputs: list[str], column: str) -> Iterator[str]:
-    """Every text behind what was given: files as their texts, `-` as the standard input's lines."""
+    """Every text behind what was given: files as their texts, `-` as the standard input's lines.
+
+    Raises:
+        DataError: It is a folder, or a file of another kind: its name would be labelled as a text.
+    """
+    from restuning._errors import DataError
+    from restuning.data.texts import TABLES
     from restuning.serve import file_texts
 
     lines: list[str] | None = None
     for each in inputs:
         if each == "-":
             # It can be read once only.
-            lines = [line.rstrip("\n") for line in sys.stdin] if lines is None else lines
+            lines = _read_standard_input() if lines is None else lines
             yield from lines
-        elif each.endswith((".csv", ".txt")):
+        elif Path(each).suffix.lower() in (*TABLES, ".txt"):
             yield from file_texts(Path(each), column)
+        elif os.path.exists(each):
+            raise DataError(
+                "a folder, or a file that is not read as texts",
+                where=each,
+                fix="give a .csv, .tsv or .txt file; a text that is called so as well, by -",
+            )
         else:
             yield each
+
+
+def _read_standard_input() -> list[str]:
+    from restuning.data.text_files import decode_text, split_lines
+
+    # As a file is read, whatever the terminal's encoding is.
+    content = getattr(sys.stdin, "buffer", None)
+    text = sys.stdin.read() if content is None else decode_text(content.read(), Path("stdin"))
+    return split_lines(text)
 
 
 def _to_json(answer: Answer, kind: str, top: int, several: bool) -> dict[str, Any]:
@@ -194,14 +217,18 @@ def _column_widths(
     kind = predictor.inputs.kind
 
     def widest(task: str) -> int:
-        return max(map(len, predictor.labels[task])) + len(" (100.0%)")
+        return max(map(_width, predictor.labels[task])) + len(" (100.0%)")
 
     # Long texts run over; a sentence is as wide as its longest word.
     limit = LONGEST_CELL if kind == "text" else None
     cells = (word for words in inputs for word in words) if kind == "words" else map(str, inputs)
-    columns = {kind: max((len(cell[:limit]) for cell in cells), default=0)}
+    columns = {kind: max((_width(cell[:limit]) for cell in cells), default=0)}
     if several or kind == "words":
         return columns | {task: widest(task) for task in predictor.tasks}
     (task,) = predictor.tasks
     shown = min(top, len(predictor.labels[task]))
     return columns | {f"{place}": widest(task) for place in range(1, shown + 1)}
+
+
+def _width(cell: str) -> int:
+    return len(make_visible(cell))

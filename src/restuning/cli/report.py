@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from restuning.cli.common import time_in_words
+from restuning.cli.visible import make_visible
 
 if TYPE_CHECKING:
     from restuning.search import Choice
@@ -56,6 +57,7 @@ def log_to(console: Console) -> Callable[[str], None]:
         if before.startswith(" ") and not line.startswith(" "):
             console.print()
         before = line
+        line = make_visible(line, lines=True)
         # Lines of the library begin with a word and two spaces, or are told below such a line.
         first, gap, rest = line.partition("  ")
         styled = Text(first, style="bold") + Text(gap + rest) if first and gap else Text(line)

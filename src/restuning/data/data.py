@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restuning._errors import DataError
+from restuning._files import expand_home
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.identity import (
     Samples,
@@ -326,7 +327,7 @@ def drop_unreadable(
 def name_of(path: Path) -> str:
     """What a data set at a path is called: its folder's own name, also of `.`, `..` and `x/`."""
     # Not by where links lead: a link has a name of its own.
-    whole = Path(os.path.abspath(path.expanduser()))
+    whole = Path(os.path.abspath(expand_home(path)))
     return (whole.name if whole.is_dir() else whole.stem) or "data"
 
 

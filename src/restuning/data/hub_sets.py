@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import DataError, require
+from restuning._files import expand_home
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
@@ -23,6 +24,7 @@ from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.folders import MOST_CLASSES
 from restuning.data.identity import Samples, as_stored, describe_reading, label_digests
 from restuning.data.images import read_image
+from restuning.data.labels import trim_labels
 from restuning.data.listing import CORRUPT
 from restuning.data.splits import find_splits
 
@@ -77,7 +79,7 @@ class HubImages(ImageDataset):
             DataError: There is none in its row, or it cannot be read.
         """
         row = self.rows[index]
-        return _decode(self.table[row][self.column], f"row {row} of the data set")
+        return _decode(self.table, row, self.column, f"row {row} of the data set")
 
     def label(self, index: int) -> int:
         """As the table has it."""
@@ -118,7 +120,7 @@ def load_tables(name: str) -> Any:
         DataError: There is none, or it cannot be read.
     """
     hf = require("datasets", "datasets", f"the data set hf:{name}")
-    path = Path(name).expanduser()
+    path = expand_home(name)
     try:
         if path.is_file():
             # By its suffix: no code of the data set's own is run, here or below.
@@ -186,6 +188,14 @@ def from_tables(sets: Any, name: str, preprocessing: Preprocessing, options: Dat
             raise DataError(
                 "a split without rows", where=f"{name}, split {split}", fix="leave that split out"
             )
+    gone = {labels[i] for i in bounds["train"]} - {labels[i] for i in rows["train"]}
+    if gone:
+        raise DataError(
+            "classes whose training images are all corrupt",
+            where=name,
+            found=", ".join(names[y] for y in sorted(gone)[:5]),
+            fix="restore some, or take the classes out",
+        )
     if "test" not in rows:
         # Only what is missing is drawn; a validation split that was brought stays as it is.
         shares = (0.8,) if "val" in rows else (0.7, 0.1)
@@ -316,7 +326,7 @@ def _read_labels(parts: Mapping[str, Any], column: str, name: str) -> tuple[list
         _check_labels(cells, f"{name}, split {split}, column {column}")
         values += cells
     if any(isinstance(v, str) for v in values):
-        trimmed = [str(v).strip() for v in values]
+        trimmed = trim_labels([str(v) for v in values], f"{name}, column {column}")
         names = sorted(set(trimmed), key=lambda y: (len(y), y))
         trained = {str(v).strip() for v in parts["train"].with_format(None)[column]}
         if unknown := set(names) - trained:
@@ -361,7 +371,9 @@ def _check_labels(cells: Sequence[Any], where: str) -> None:
     """Refuse what is no class of an image."""
 
     def is_missing(cell: Any) -> bool:
-        return cell is None or (isinstance(cell, float) and math.isnan(cell)) or cell == ""
+        if isinstance(cell, str):
+            return not cell.strip()
+        return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
     missing = [i for i, cell in enumerate(cells) if is_missing(cell)]
     if missing:
@@ -378,6 +390,14 @@ def _check_labels(cells: Sequence[Any], where: str) -> None:
             where=where,
             found=str(several)[:60],
             fix="give one class an image: a task answers with one",
+        )
+    other = next((c for c in cells if not isinstance(c, (int, float, str))), None)
+    if other is not None:
+        raise DataError(
+            "labels are neither numbers nor words",
+            where=where,
+            found=f"{type(other).__name__}, {str(other)[:60]}",
+            fix="give class numbers from 0, or words",
         )
     part = next((c for c in cells if isinstance(c, float) and not c.is_integer()), None)
     if part is not None:
@@ -399,7 +419,7 @@ def _find_bad(table: Any, picture: str, skip_bad: bool, name: str) -> list[int]:
     if skip_bad:
         for row in range(len(table)):
             try:
-                _decode(table[row][picture], f"row {row}")
+                _decode(table, row, picture, f"row {row}")
             except DataError:
                 bad.append(row)
         return bad
@@ -419,8 +439,9 @@ def _find_bad(table: Any, picture: str, skip_bad: bool, name: str) -> list[int]:
     return bad
 
 
-def _decode(cell: Any, where: str) -> Image.Image:
+def _decode(table: Any, row: int, column: str, where: str) -> Image.Image:
     """A cell of a column of images."""
+    cell = table[row][column]
     if isinstance(cell, dict) and cell.keys() >= {"bytes", "path"}:
         if cell["bytes"] is not None:
             return read_image(cell["bytes"], where)
@@ -431,4 +452,7 @@ def _decode(cell: Any, where: str) -> Image.Image:
         raise DataError(
             "an image is missing", where=where, fix="leave such rows out with --skip-bad"
         )
-    return read_image(np.asarray(cell) if isinstance(cell, list) else cell, where)
+    if isinstance(cell, list):
+        # As lists, numbers no longer say how many bits they have; columns of arrays do.
+        cell = np.asarray(cell, getattr(table.features[column], "dtype", None))
+    return read_image(cell, where)

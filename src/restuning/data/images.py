@@ -60,6 +60,9 @@ _BRANDS = (
 )
 """Of files of HEIF and AVIF, after `ftyp`."""
 
+_PNG_STEPS = {"L;2": 85, "L;4": 17}
+"""Of a grey of 2 and of 4 bits, in a byte."""
+
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
 
@@ -207,6 +210,7 @@ def _open(source: Any, name: str) -> Image.Image:
 def _guard(image: Image.Image, name: str) -> Image.Image:
     """Checked by its header, then decoded; an icon says what it is only when it is decoded."""
     _check_size(*image.size, name)
+    _scale_transparent_colour(image)
     try:
         image.load()
         _check_size(*image.size, name)
@@ -308,6 +312,19 @@ def _may_be_transparent(image: Image.Image) -> bool:
         return True
     # Colours of a palette may have alpha of their own.
     return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """The transparent colour of a PNG counts in the file's bits; Pillow makes bytes of pixels alone."""
+    hidden, tile = image.info.get("transparency"), getattr(image, "tile", None)
+    if hidden is None or getattr(image, "format", None) != "PNG" or not tile:
+        return
+    raw = tile[0][3]
+    if raw in _PNG_STEPS and isinstance(hidden, int):
+        image.info["transparency"] = hidden * _PNG_STEPS[raw]
+    elif raw == "RGB;16B" and isinstance(hidden, tuple):
+        # Of 16 bits the upper eight are kept.
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restuning._errors import DataError, UnknownNameError
+from restuning._files import expand_home
 from restuning.data.arrays import find_torchvision, from_sklearn, from_torchvision
 from restuning.data.data import Data, DataOptions, name_of
 from restuning.data.folders import from_folder
@@ -43,7 +43,12 @@ def load_data(
             raise _wants_text("a Hugging Face data set")
         return from_tables(name, _name_of(name), backbone.preprocessing, options)
     name = str(name)
-    path = Path(name).expanduser()
+    if not name.strip():
+        # As a path it would be the folder that one stands in: a variable of a shell was not set.
+        raise UnknownNameError(
+            "no data set is named", found=repr(name), fix="give `.` for this folder"
+        )
+    path = expand_home(name)
     # Files and folders say what they are; only then is a name read as a name.
     scheme, _, rest = name.partition(":")
     if files := find_files(path, TABLES):
@@ -76,12 +81,12 @@ def may_be_data(name: str) -> bool:
     scheme, _, rest = name.partition(":")
     if scheme == "torchvision" and rest:
         return bool(find_torchvision(rest))
-    return name == "digits" or (scheme == "hf" and bool(rest)) or Path(name).expanduser().exists()
+    return name == "digits" or (scheme == "hf" and bool(rest)) or expand_home(name).exists()
 
 
 def _shorten(name: str) -> str:
     """`set` of `user/set`, of a folder or of `set.parquet`."""
-    path = Path(name).expanduser()
+    path = expand_home(name)
     return name_of(path) if path.exists() else path.name
 
 

@@ -20,6 +20,13 @@ _MARKS = {
 }
 """Byte order marks, and the encoding that each is proof of."""
 
+_PACKED = {
+    b"PK\x03\x04": "a zip file, as spreadsheets are (.xlsx, .ods)",
+    b"\x1f\x8b": "a gzip file",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet (.xls)",
+}
+"""What is given for a file of text by mistake, by how it begins."""
+
 SEPARATORS = (",", ";", "\t")
 """Of a csv: Excel writes semicolons where the comma is the decimal point."""
 
@@ -45,7 +52,27 @@ def read_text(file: Path) -> str:
             found=error.strerror or str(error),
             fix="check the path",
         ) from None
+    return decode_text(content, file)
+
+
+def decode_text(content: bytes, file: Path) -> str:
+    """Bytes as text, as `read_text` reads them; `file` is what an error calls them.
+
+    Raises:
+        DataError: They are in another encoding: that is not guessed.
+    """
     encoding = next((e for mark, e in _MARKS.items() if content.startswith(mark)), "utf-8")
+    packed = next((kind for mark, kind in _PACKED.items() if content.startswith(mark)), "")
+    if packed:
+        raise DataError(
+            "a file of text is none",
+            where=str(file),
+            found=packed,
+            fix="unpack it; of a spreadsheet save the sheet as CSV in UTF-8",
+        )
+    if encoding == "utf-8" and _is_wide(content):
+        # Zeros are letters of UTF-8, too.
+        raise _describe_encoding(file, content, encoding, 0)
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -61,8 +88,9 @@ def _describe_encoding(file: Path, content: bytes, encoding: str, start: int) ->
             found=f"it is marked as {encoding.upper()}, and byte {start} is not",
             fix="restore it, or save it as UTF-8",
         )
-    if content.count(0) > len(content) // 4:
-        likely, shown = "UTF-16LE", "every other byte is zero, as in UTF-16"
+    if _is_wide(content):
+        likely = "UTF-16BE" if content[:1] == b"\0" else "UTF-16LE"
+        shown = "every other byte is zero, as in UTF-16"
     else:
         likely = "WINDOWS-1252"
         letter = content[start : start + 1].decode("cp1252", "replace")
@@ -75,6 +103,10 @@ def _describe_encoding(file: Path, content: bytes, encoding: str, start: int) ->
         fix='save it as UTF-8 (Excel: "CSV UTF-8"), or convert it: '
         f"iconv -f {likely} -t UTF-8 {file.name} > utf8-{file.name}",
     )
+
+
+def _is_wide(content: bytes) -> bool:
+    return content.count(0) > len(content) // 4
 
 
 def split_lines(text: str) -> list[str]:

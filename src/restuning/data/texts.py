@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restuning._errors import DataError, warn
+from restuning._errors import DataError
 from restuning.data.data import SPLIT_SEED, Data, DataOptions, name_of, split_by_class
+from restuning.data.labels import trim_labels
 from restuning.data.splits import find_splits
 from restuning.data.text_files import read_csv, read_text, split_lines
 from restuning.data.tokens import TagBatch, TextBatch
@@ -47,7 +48,8 @@ def from_csv(path: Path, files: dict[str, Path], backbone: Backbone, options: Da
     collate = TextBatch(_require_tokenizer(path, backbone), options.max_tokens)
     rows = {k: read_csv(file, options.text, options.label) for k, file in files.items()}
     _refuse_empty(files, rows)
-    rows = _trim_labels(path, rows)
+    trimmed = iter(trim_labels([y for pairs in rows.values() for _, y in pairs], str(path)))
+    rows = {k: [(text, next(trimmed)) for text, _ in pairs] for k, pairs in rows.items()}
     if "whole" in rows:
         whole = rows["whole"]
         known = sorted({y for _, y in whole})
@@ -100,32 +102,16 @@ def _refuse_empty(files: dict[str, Path], rows: dict[str, list[Any]]) -> None:
             )
 
 
-def _trim_labels(
-    path: Path, rows: dict[str, list[tuple[str, str]]]
-) -> dict[str, list[tuple[str, str]]]:
-    """Labels without blanks around them; a warning where two become one by that."""
-    spelt: dict[str, set[str]] = {}
-    for _, label in (pair for pairs in rows.values() for pair in pairs):
-        spelt.setdefault(label.strip(), set()).add(label)
-    joined = [name for name, ways in spelt.items() if len(ways) > 1]
-    if joined:
-        ways = ", ".join(map(repr, sorted(spelt[joined[0]])))
-        warn(
-            "labels that differ in blanks around them are taken for one class",
-            where=str(path),
-            found=f"{len(joined)} such as {ways}",
-            fix="rename one of them if two classes are meant",
-        )
-    return {k: [(t, y.strip()) for t, y in pairs] for k, pairs in rows.items()}
-
-
 def _read_sentences(file: Path) -> list[tuple[list[str], list[str]]]:
     sentences: list[tuple[list[str], list[str]]] = [([], [])]
+    first: list[str] = []
     for number, line in enumerate(split_lines(read_text(file)), 1):
         # CoNLL 2003 marks where a document begins.
         if line.startswith("-DOCSTART-"):
             continue
-        columns = _split_columns(line)
+        cells = _split_columns(line)
+        columns = [c for c in cells if c]
+        first = first or cells
         if not columns:
             sentences.append(([], []))
         elif len(columns) < 2:
@@ -134,6 +120,15 @@ def _read_sentences(file: Path) -> list[tuple[list[str], list[str]]]:
                 where=f"{file}, line {number}",
                 found=line[:60],
                 fix="write a word and its tag on every line",
+            )
+        elif len(cells) != len(first) and len(columns) != len([c for c in first if c]):
+            # A comment, or a word with a blank in it: its last part would be the tag of its first.
+            raise DataError(
+                "a line has other columns than the first",
+                where=f"{file}, line {number}",
+                found=f"{len(columns)} columns, {len(first)} in the first line: {line[:60]}",
+                fix="write as many on every line, with tabs between them if words hold blanks, and take "
+                "comments out",
             )
         else:
             sentences[-1][0].append(columns[0])
@@ -145,7 +140,7 @@ def _split_columns(line: str) -> list[str]:
     """Columns by tabs or spaces and nothing else: words hold other blanks (10 000), and between tabs spaces."""
     line = line.strip(" \t")
     columns = [c.strip(" ") for c in line.split("\t")] if "\t" in line else re.split(" +", line)
-    return [c for c in columns if c]
+    return columns if any(columns) else []
 
 
 def _require_tokenizer(path: Path, backbone: Backbone) -> Any:
@@ -185,8 +180,9 @@ def _build_data(
     return Data(
         name_of(path),
         train,
-        None if final else splits.get("val"),
-        splits.get("test"),
+        # Of few rows none may be left for them.
+        None if final else splits.get("val") or None,
+        splits.get("test") or None,
         labels,
         collate.kind,
         collate,

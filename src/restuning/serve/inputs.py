@@ -104,6 +104,9 @@ class ImageInputs(Inputs):
     def expand(self, given: Iterable[Any]) -> Iterator[Any]:
         """Folders as the images in them, at any depth and in the order of their names."""
         for each in given:
+            if isinstance(each, str) and not each.strip():
+                # As a path it would be the folder that one stands in.
+                raise DataError("an image without a name", found=repr(each), fix="give a path")
             if isinstance(each, str | Path) and not self.skip_bad and not Path(each).exists():
                 # Before the first answer, and in other words than of a data set's list.
                 raise DataError("no such image or folder", where=str(each), fix="check the path")

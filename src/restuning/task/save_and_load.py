@@ -28,7 +28,14 @@ from restuning._errors import (
     HubError,
     require,
 )
-from restuning._files import digest_file, read_json, seal, try_writing, write_text
+from restuning._files import (
+    digest_file,
+    expand_home,
+    read_json,
+    seal,
+    try_writing,
+    write_text,
+)
 from restuning._hub import hub_answers
 from restuning._version import __version__
 from restuning.host import Extractor
@@ -591,7 +598,7 @@ def find_task(where: str | Path, revision: str | None = None) -> Path:
         MissingExtraError: huggingface_hub is not installed.
     """
     name = str(where)
-    folder = Path(where).expanduser()
+    folder = expand_home(where)
     # `user/name` is the one form a hub takes, and looks like no other path.
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return _task_in(folder)
@@ -653,7 +660,7 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
         MissingExtraError: huggingface_hub is not installed.
         HubError: Not logged in, not allowed, or the hub cannot be reached.
     """
-    path = _task_in(Path(path).expanduser())
+    path = _task_in(expand_home(path))
     description = describe(path)
     hub = require("huggingface_hub", "hub", "pushing a task")
     api = hub.HfApi()

@@ -10,10 +10,11 @@ from torch import nn
 
 from commands import restuning
 from restuning import load_data
-from restuning._errors import DataError, RestuningWarning
+from restuning._errors import DataError, RestuningError, RestuningWarning, UnknownNameError
 from restuning.backbones import Backbone, Preprocessing
 from restuning.bench import find_tasks
 from restuning.data import find_images, say_left_out
+from restuning.serve.inputs import ImageInputs
 
 IMAGES = Backbone("images", nn.Identity(), (), {}, Preprocessing((16, 16)))
 RNG = np.random.default_rng(0)
@@ -390,3 +391,20 @@ def test_class_names_that_are_no_names_are_refused(tmp_path, classes):
     (tmp_path / "task.json").write_text(f'{{"classes": {classes}}}')
     with pytest.raises(DataError, match="task.json of a data set is malformed"):
         load_data(str(tmp_path), IMAGES)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_folder_that_one_stands_in(name, tmp_path, monkeypatch):
+    classes(tmp_path, "a", "b")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownNameError, match="no data set is named"):
+        load_data(name, IMAGES)
+    with pytest.raises(DataError, match="without a name"):
+        list(ImageInputs(IMAGES.preprocessing).expand([name]))
+    assert load_data(".", IMAGES).labels == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/photos", "hf:~nobody_of_this_name/photos"])
+def test_a_home_folder_that_is_not_there_is_refused_in_words(name):
+    with pytest.raises(RestuningError, match="nobody_of_this_name"):
+        load_data(name, IMAGES)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from restuning import load_backbone, load_data
-from restuning._errors import DataError
+from restuning._errors import DataError, RestuningWarning
 
 hf = pytest.importorskip("datasets")
 IMAGES = load_backbone("restuning-tiny")
@@ -62,14 +62,20 @@ def test_two_names_of_one_split_are_refused():
         ([0, 1, -1, 1], "int64", "outside the classes"),
         ([0, 1, 5_000_000_000, 1], "int64", "too large"),
         ([0, 0, 0, 0], "int64", "two classes"),
+        (["a", "b", " \t", "a"], "string", "no label"),
+        ([b"a", b"b", b"a", b"a"], "binary", "neither numbers nor words"),
+        ([1, 2, 1, 1], "timestamp[s]", "neither numbers nor words"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_labels_that_are_no_classes_are_refused_in_words(labels, kind, words, split):
     value = hf.Sequence(hf.Value(kind[0])) if isinstance(kind, list) else kind and hf.Value(kind)
-    clean = {"string": ["a", "b"], "float32": [0.0, 1.0], "['int64']": [[0], [1]]}.get(
-        str(kind), [0, 0] if words == "two classes" else [0, 1]
-    )
+    clean = {
+        "string": ["a", "b"],
+        "binary": [b"a", b"b"],
+        "float32": [0.0, 1.0],
+        "['int64']": [[0], [1]],
+    }.get(str(kind), [0, 0] if words == "two classes" else [0, 1])
     other = "test" if split == "train" else "train"
     sets = hf.DatasetDict({split: rows(4, labels, kind=value), other: rows(2, clean, kind=value)})
     with pytest.raises(DataError, match=words):
@@ -79,6 +85,9 @@ def test_labels_that_are_no_classes_are_refused_in_words(labels, kind, words, sp
 def test_words_and_whole_floats_are_classes():
     words = rows(40, [" dog" if i % 2 else "cat" for i in range(40)], kind=hf.Value("string"))
     assert load_data(words, IMAGES).labels == ["cat", "dog"]
+    with pytest.warns(RestuningWarning, match="'dog'.*'dog '"):
+        both = rows(40, ["cat", "dog", "dog ", "cat"] * 10, kind=hf.Value("string"))
+        assert load_data(both, IMAGES).labels == ["cat", "dog"]
     whole = rows(40, [float(i % 2) for i in range(40)], kind=hf.Value("float32"))
     assert load_data(whole, IMAGES).labels == ["0", "1"]
 
@@ -135,3 +144,21 @@ def test_a_table_gives_the_same_samples_as_its_images_do_from_files(tmp_path):
 def test_a_streamed_set_is_refused_in_words():
     with pytest.raises(DataError, match="streamed|no such data set"):
         load_data(rows(10).to_iterable_dataset(), IMAGES)
+
+
+def test_a_class_whose_training_images_are_all_corrupt_is_refused():
+    images = [{"bytes": b"no image" if i % 2 else png(i), "path": None} for i in range(20)]
+    sets = hf.DatasetDict({"train": rows(20, images=images), "test": rows(4)})
+    with pytest.raises(DataError, match="all corrupt.*\n.*dog"):
+        load_data(sets, IMAGES, skip_bad=True)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
+def test_a_column_of_arrays_keeps_the_bits_of_its_numbers(shape):
+    kind = (hf.Array2D if len(shape) == 2 else hf.Array3D)(shape, "uint8")
+    features = hf.Features({"image": kind, "label": hf.Value("int64")})
+    column = [np.full(shape, 200, np.uint8)] * 8
+    table = hf.Dataset.from_dict({"image": column, "label": [0, 1] * 4}, features=features)
+    data = load_data(hf.DatasetDict({"train": table, "test": table}), IMAGES)
+    wanted = IMAGES.preprocessing.image(Image.new("RGB", (8, 8), (200, 200, 200)))
+    assert (data.train[0][0] - wanted).abs().max() == 0

@@ -402,3 +402,35 @@ def test_heic_is_read_where_its_library_is():
     heif.register_heif_opener()
     found = read_image(encoded(OPAQUE, "HEIF", quality=-1, chroma=444))
     assert far(found, RGB) <= COLOURS
+
+
+def png_of(bits, kind, row, transparent):
+    """A PNG of 4 x 2 pixels as its specification has it: Pillow writes no such ones."""
+
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 4, 2, bits, kind, 0, 0, 0)
+    parts = (b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress((b"\0" + row) * 2))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*p) for p in (*parts, (b"IEND", b"")))
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "transparent", "wanted"),
+    [
+        (4, 0, b"\x5a\x5a", b"\0\x05", [255, 170, 255, 170]),
+        (2, 0, b"\x1b", b"\0\x02", [0, 85, 255, 255]),
+        (1, 0, b"\x50", b"\0\0", [255, 255, 255, 255]),
+        (8, 2, bytes([9, 8, 7, 1, 1, 1]) * 2, b"\0\x09\0\x08\0\x07", [255, 1, 255, 1]),
+        (
+            *(16, 2, bytes([9, 0, 9, 0, 9, 0, 0, 0, 0, 0, 0, 0]) * 2),
+            *(bytes([9, 0] * 3), [255, 0, 255, 0]),
+        ),
+    ],
+)
+def test_the_transparent_colour_of_a_png_has_the_bits_of_its_pixels(
+    bits, kind, row, transparent, wanted
+):
+    found = np.asarray(read_image(png_of(bits, kind, row, transparent)))
+    assert found[..., 0].tolist() == found[..., 2].tolist() == [wanted] * 2

@@ -208,3 +208,53 @@ def test_class_names_that_are_no_list_are_refused(classes, tmp_path):
 
     with pytest.raises(DataError, match="malformed"):
         load_data(str(tmp_path), load_backbone("restuning-tiny"))
+
+
+# ------------------------------------------------------------------------ what is likely no data
+
+
+@pytest.mark.parametrize("line", ["# a comment\n", "New York B\n", "# id = 1\n", "a b\tc\tB\n"])
+def test_a_line_with_other_columns_than_the_first_makes_no_tag(line, language, tmp_path):
+    (tmp_path / "a.conll").write_text(f"film A\n{line}\nbad B\n\n" * 4)
+    with pytest.raises(DataError, match=r"other columns than the first.*line 2"):
+        load_data(str(tmp_path / "a.conll"), language)
+
+
+def test_empty_cells_and_tabs_in_a_row_are_no_other_columns(language, tmp_path):
+    (tmp_path / "a.conll").write_text("film\tN\tA\ngood\t\tB\n\n" * 4)
+    assert load_data(str(tmp_path / "a.conll"), language).train[0][0] == ["film", "good"]
+    (tmp_path / "b.conll").write_text("film\tA\ngood\t\tB\n\n" * 4)
+    assert load_data(str(tmp_path / "b.conll"), language).train[0][0] == ["film", "good"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text,label\na,b\n".encode("utf-16-le"), "iconv -f UTF-16LE"),
+        ("text,label\na,b\n".encode("utf-16-be"), "iconv -f UTF-16BE"),
+        (b"PK\3\4 and more", "a zip file"),
+        (b"\x1f\x8b and more", "a gzip file"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_by_what_it_is(content, words, tmp_path):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read_csv(tmp_path / "a.csv", "text", "label")
+
+
+@pytest.mark.parametrize(
+    "other", ["Pos", "pos\u200b", "p\u00f3s", "\uff50os"], ids=["case", "unseen", "accent", "wide"]
+)
+def test_labels_that_look_alike_are_warned_of(other, language, tmp_path):
+    first = "po\u0301s" if other == "p\u00f3s" else "pos"
+    rows = [("good", first), ("bad", "neg"), ("fine", other)] * 4
+    with pytest.warns(RestuningWarning, match="look alike"):
+        data = load_data(str(write(tmp_path / "a.csv", rows)), language)
+    assert set(data.labels) == {first, "neg", other}
+
+
+def test_a_split_that_is_left_without_a_row_is_absent(language, tmp_path):
+    rows = [("a film", str(y)) for y in range(3) for _ in range(3)]
+    data = load_data(str(write(tmp_path / "a.csv", rows)), language)
+    assert data.test is None
+    assert "0 test" not in data.describe()

@@ -1,0 +1,49 @@
+"""Labels that are words, as people write them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from restuning._errors import warn
+
+
+def trim_labels(labels: Sequence[str], where: str) -> list[str]:
+    """Labels without blanks around them; a warning where two become one by that.
+
+    Args:
+        labels: Of all splits together.
+        where: Of what, for the warning.
+    """
+    spelt: dict[str, set[str]] = {}
+    for label in labels:
+        spelt.setdefault(label.strip(), set()).add(label)
+    joined = [name for name, ways in spelt.items() if len(ways) > 1]
+    if joined:
+        ways = ", ".join(map(repr, sorted(spelt[joined[0]])))
+        warn(
+            "labels that differ in blanks around them are taken for one class",
+            where=where,
+            found=f"{len(joined)} such as {ways}",
+            fix="rename one of them if two classes are meant",
+        )
+    trimmed = [label.strip() for label in labels]
+    _warn_of_look_alikes(set(trimmed), where)
+    return trimmed
+
+
+def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
+    """Of classes that differ in case, in letters that are not seen or in how accents are written."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(names):
+        seen = re.sub("[\u00ad\u200b\u2060\ufeff]", "", unicodedata.normalize("NFKC", name))
+        alike.setdefault(" ".join(seen.split()).casefold(), []).append(name)
+    several = [ways for ways in alike.values() if len(ways) > 1]
+    if several:
+        warn(
+            "labels that look alike are classes of their own",
+            where=where,
+            found=f"{len(several)} such as {' and '.join(map(ascii, several[0]))}",
+            fix="write them in one way if one class is meant",
+        )
