@@ -27,10 +27,6 @@ SAME_IMAGE = 0.02
 """Largest mean difference of ours from theirs in normalised units: Pillow and torchvision round a
 resized byte apart by one at most, which is 0.017 at a deviation of 0.225."""
 
-SMALLEST_DEVIATION = 0.2
-"""Of usual statistics. A processor that leaves bytes as they are has a unit of 1/255: what is
-allowed grows with it."""
-
 SAME_NUMBER = 1e-4
 """Where a measured mean or deviation is the one that the fields say, that is written down."""
 
@@ -149,11 +145,20 @@ def translate(processor: Any, said: Mapping[str, Any], name: str) -> Preprocessi
         error = 0.0
         for picture, wanted in zip(pictures, theirs, strict=True):
             error = max(error, _difference(proposal.image(picture), wanted))
-            if error > _allowed(measured):
+            if error > SAME_IMAGE:
                 break
         else:
             return proposal
         nearest = min(nearest, error)
+    if said.get("do_rescale") is False:
+        # Where it is off, images were scaled before: nothing says that bytes are meant.
+        raise _refusal(
+            where,
+            said,
+            "do_rescale=False: numbers up to 255 where a pixel comes as a byte, and up to 1 where it "
+            "was scaled before",
+            "say do_rescale and rescale_factor as the weights were trained",
+        )
     raise _refusal(
         where,
         said,
@@ -165,10 +170,6 @@ def translate(processor: Any, said: Mapping[str, Any], name: str) -> Preprocessi
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().mean()) if ours.shape == theirs.shape else float("inf")
-
-
-def _allowed(measured: Preprocessing) -> float:
-    return SAME_IMAGE * max(1.0, SMALLEST_DEVIATION / min(measured.std))
 
 
 def make_picture(width: int, height: int) -> Image.Image:

@@ -19,6 +19,7 @@ from restuning.data.data import (
     split_by_class,
 )
 from restuning.data.images import image_suffixes
+from restuning.data.labels import warn_of_look_alikes, warn_of_untrained
 from restuning.data.listing import (
     BACK,
     BESIDE,
@@ -36,7 +37,7 @@ from restuning.data.listing import (
     merge_left_out,
     why_left_out,
 )
-from restuning.data.splits import find_splits
+from restuning.data.splits import SPLIT_NAMES, find_splits
 from restuning.data.text_files import read_text, split_lines
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ _LIKE_SPLIT = re.compile(
     r"(train|training|val|valid|validation|dev|test|testing|eval)([\W_\d].*)?$", re.IGNORECASE
 )
 """Names that begin with that of a split: `train2`, `test_images`, `val-set`."""
+
+_ENDS_LIKE_SPLIT = re.compile(
+    r".*[\W_](train|training|val|valid|validation|dev|test|testing|eval)$", re.IGNORECASE
+)
+"""Names that end with one: `seg_train`; of a class alone it may be one of trains."""
 
 _LIKE_RUNS = ("runs", "checkpoints", "outputs", "logs", "wandb", "mlruns", "lightning_logs")
 """Names of folders that training tools leave beside data."""
@@ -148,6 +154,7 @@ def _find_in_splits(
     base = path / splits["train"]
     samples: Samples = {}
     samples["train"], labels = _list_images(base, _list_classes(base, left_out), left_out)
+    warn_of_look_alikes(labels, str(base))
     for key in ("val", "test"):
         if key not in splits:
             continue
@@ -208,6 +215,7 @@ def _list_images(
             fix="lay it out as CLASS/image.jpg, optionally below train/, val/ and test/",
         )
     empty = [name for name, images in found.items() if not images]
+    _warn_of_splits_inside(path, folders, found)
     if empty or not found:
         raise DataError(
             "class folders without images",
@@ -220,6 +228,25 @@ def _list_images(
     return [(file, places[name]) for name, files in found.items() for file in files], labels
 
 
+def _warn_of_splits_inside(path: Path, folders: list[Path], images: dict[str, list[Path]]) -> None:
+    """Of classes that hold the splits in place of splits that hold the classes."""
+    for folder in folders:
+        inside = {
+            parts[0].lower()
+            for image in images.get(folder.name, [])
+            if len(parts := image.relative_to(folder).parts) > 1
+        }
+        meant = [s for s, known in SPLIT_NAMES.items() if inside & set(known)]
+        if "train" in meant and len(meant) > 1:
+            warn(
+                "splits inside of a class are read as one",
+                where=str(path / folder.name),
+                found=", ".join(sorted(inside)[:5]),
+                fix="put the classes into the splits: train/CLASS/image.jpg, test/CLASS/image.jpg",
+            )
+            return
+
+
 def _say_extra(files: list[Path]) -> str:
     return f"; for {files[0].name}: pip install 'restuning[heif]'" if files else ""
 
@@ -227,6 +254,10 @@ def _say_extra(files: list[Path]) -> str:
 def _warn_of_names(path: Path, names: list[str]) -> None:
     """Classes by whose names something else is meant, most likely."""
     like_splits = [n for n in names if _LIKE_SPLIT.match(n)]
+    ends = [(n, found[1].lower()) for n in names if (found := _ENDS_LIKE_SPLIT.match(n))]
+    if len({split for _, split in ends}) > 1:
+        like_splits += [n for n, _ in ends if n not in like_splits]
+    warn_of_look_alikes(names, str(path))
     if like_splits:
         warn(
             "classes that look like splits",
@@ -340,6 +371,13 @@ def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], lis
                 found=getattr(error, "found", "") or str(error),
                 fix='it needs "classes", a list of names',
             ) from None
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise DataError(
+            "a classification needs two classes, each of another name",
+            where=str(path),
+            found=f"{len(labels)} classes, {len(set(labels))} names",
+            fix="correct the labels of the lists, or the names in task.json",
+        )
     if highest >= len(labels) or highest < 0:
         raise DataError(
             "labels and classes do not fit",
@@ -347,4 +385,6 @@ def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], lis
             found=f"highest label {highest}, {len(labels)} classes",
             fix="correct the lists",
         )
+    seen = (y for key in ("train", "val") for _, y in splits.get(key, []))
+    warn_of_untrained(labels, seen, str(path))
     return splits, labels

@@ -24,7 +24,7 @@ from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.folders import MOST_CLASSES
 from restuning.data.identity import Samples, as_stored, describe_reading, label_digests
 from restuning.data.images import read_image
-from restuning.data.labels import trim_labels
+from restuning.data.labels import trim_labels, warn_of_untrained
 from restuning.data.listing import CORRUPT
 from restuning.data.splits import find_splits
 
@@ -189,6 +189,7 @@ def from_tables(sets: Any, name: str, preprocessing: Preprocessing, options: Dat
                 "a split without rows", where=f"{name}, split {split}", fix="leave that split out"
             )
     gone = {labels[i] for i in bounds["train"]} - {labels[i] for i in rows["train"]}
+    warn_of_untrained(names, (labels[i] for i in bounds["train"]), name)
     if gone:
         raise DataError(
             "classes whose training images are all corrupt",

@@ -29,12 +29,12 @@ def trim_labels(labels: Sequence[str], where: str) -> list[str]:
             fix="rename one of them if two classes are meant",
         )
     trimmed = [label.strip() for label in labels]
-    _warn_of_look_alikes(set(trimmed), where)
+    warn_of_look_alikes(set(trimmed), where)
     return trimmed
 
 
-def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
-    """Of classes that differ in case, in letters that are not seen or in how accents are written."""
+def warn_of_look_alikes(names: Iterable[str], where: str) -> None:
+    """Of classes that differ in case, blanks, letters that are not seen or how accents are written."""
     alike: dict[str, list[str]] = {}
     for name in sorted(names):
         seen = re.sub("[\u00ad\u200b\u2060\ufeff]", "", unicodedata.normalize("NFKC", name))
@@ -46,4 +46,17 @@ def _warn_of_look_alikes(names: Iterable[str], where: str) -> None:
             where=where,
             found=f"{len(several)} such as {' and '.join(map(ascii, several[0]))}",
             fix="write them in one way if one class is meant",
+        )
+
+
+def warn_of_untrained(names: Sequence[str], trained: Iterable[int], where: str) -> None:
+    """Of classes that have a place among the answers and not one training example."""
+    known = set(trained)
+    without = [name for y, name in enumerate(names) if y not in known]
+    if without:
+        warn(
+            "classes without a training example",
+            where=where,
+            found=f"{len(without)} of {len(names)}, such as {', '.join(without[:3])}",
+            fix="number classes from 0 without gaps, or give examples of them",
         )

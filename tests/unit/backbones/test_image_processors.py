@@ -99,6 +99,8 @@ REFUSED = [
     ("DetrImageProcessor", {}, "longest_edge"),
     ("DPTImageProcessor", {"keep_aspect_ratio": True}, "keep_aspect_ratio"),
     ("ViTImageProcessor", {"do_resize": False}, "do_resize"),
+    ("ViTImageProcessor", {"do_rescale": False}, "do_rescale"),
+    ("SiglipImageProcessor", {"do_rescale": False, "do_normalize": False}, "do_rescale"),
     ("CLIPImageProcessor", {"do_center_crop": False}, "do_center_crop"),
     ("SuperPointImageProcessor", {"do_grayscale": True}, "do_grayscale"),
     ("VideoMAEImageProcessor", {}, "(1, 1, 3"),

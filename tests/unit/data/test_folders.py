@@ -1,5 +1,6 @@
 """Folders of images as people have them: links, litter, other files, splits by any name, earlier runs."""
 
+import json
 import os
 import warnings
 
@@ -408,3 +409,57 @@ def test_an_empty_name_is_not_the_folder_that_one_stands_in(name, tmp_path, monk
 def test_a_home_folder_that_is_not_there_is_refused_in_words(name):
     with pytest.raises(RestuningError, match="nobody_of_this_name"):
         load_data(name, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "names", [("seg_train", "seg_test"), ("images-val", "images-training"), ("a.dev", "a.train")]
+)
+def test_classes_that_end_like_splits_are_warned_of(names, tmp_path):
+    classes(tmp_path, *names)
+    with pytest.warns(RestuningWarning, match="look like splits"):
+        load_data(str(tmp_path), IMAGES)
+
+
+def test_a_class_of_trains_is_a_class(tmp_path, recwarn):
+    classes(tmp_path, "steam-train", "electric-train", "bus")
+    load_data(str(tmp_path), IMAGES)
+    assert not recwarn.list
+
+
+def test_splits_inside_of_classes_are_warned_of(tmp_path):
+    classes(tmp_path, "cat/Train", "cat/Test", "dog/train", "dog/val")
+    with pytest.warns(RestuningWarning, match="splits inside of a class"):
+        assert load_data(str(tmp_path), IMAGES).labels == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_class_folders_that_look_alike_are_warned_of(inside, tmp_path):
+    classes(tmp_path / inside, "cat", "cat ", "dog")
+    if inside:
+        classes(tmp_path / "test", "cat", "dog")
+    with pytest.warns(RestuningWarning, match="look alike"):
+        load_data(str(tmp_path), IMAGES)
+
+
+def lists(root, train, test, names=None):
+    classes(root, "images", count=4)
+    for name, labels in (("train800", train), ("test", test)):
+        lines = [f"images/{i}.png {y}" for i, y in enumerate(labels)]
+        (root / f"{name}.txt").write_text("\n".join(lines))
+    if names is not None:
+        (root / "task.json").write_text(json.dumps({"classes": names}))
+    return load_data(str(root), IMAGES)
+
+
+def test_a_list_whose_classes_have_no_training_example_is_warned_of(tmp_path):
+    with pytest.warns(RestuningWarning, match="without a training example.*\n.*2 of 4"):
+        lists(tmp_path / "gap", [0, 3], [0, 3])
+    with pytest.warns(RestuningWarning, match="1 of 3"):
+        lists(tmp_path / "unseen", [0, 1], [2, 1])
+
+
+def test_a_list_of_one_class_and_two_classes_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DataError, match="two classes"):
+        lists(tmp_path / "one", [0, 0], [0, 0])
+    with pytest.raises(DataError, match="of another name"):
+        lists(tmp_path / "twice", [0, 1], [0, 1], ["a", "a"])
