@@ -22,6 +22,7 @@ from restuning.bench.report import (
     write_report,
 )
 from restuning.bench.report.figures import HIGH, LIFT, WIDE, spread_labels
+from restuning.bench.report.tables import Table
 
 PIXELS = st.tuples(st.floats(0, 400), st.floats(0, 300))
 SMALL = 0.02
@@ -216,3 +217,8 @@ def test_labels_are_written_as_they_are_into_page_and_pictures(folder, tmp_path)
     assert "<b>[red]" not in html
     for written in ("&lt;b&gt;[red]&lt;/b&gt;", "$x_{$", ":cat:|&amp;amp;"):
         assert written in html
+
+
+def test_a_row_of_a_markdown_table_is_one_line_whatever_a_task_is_called():
+    text = Table("a title", "what it covers", ["task", "a|b"], [["two\nlines", "1"]]).markdown()
+    assert text.splitlines()[4:] == ["| task | a\\|b |", "|---|---:|", "| two lines | 1 |"]

@@ -37,7 +37,8 @@ class Table:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+    # A row is a line: names of folders may hold line ends.
+    return " ".join(text.replace("|", "\\|").splitlines())
 
 
 def tabulate_accuracy(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
