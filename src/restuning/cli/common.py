@@ -275,7 +275,7 @@ def show_json(value: Any) -> None:
 
 def show_rows(rows: list[dict[str, Any]], title: str) -> None:
     """Rows as a table, without the columns that are empty in all of them."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=make_visible(title), title_justify="left")
     columns = [c for c in (rows[0] if rows else ()) if any(row[c] is not None for row in rows)]
     for column in columns:
         # rich would else cut a long cell and put an ellipsis; the name of a column stays whole.

@@ -57,7 +57,8 @@ def log_to(console: Console) -> Callable[[str], None]:
         if before.startswith(" ") and not line.startswith(" "):
             console.print()
         before = line
-        line = make_visible(line, lines=True)
+        # A name with a line end is no line of its own.
+        line = make_visible(line)
         # Lines of the library begin with a word and two spaces, or are told below such a line.
         first, gap, rest = line.partition("  ")
         styled = Text(first, style="bold") + Text(gap + rest) if first and gap else Text(line)
