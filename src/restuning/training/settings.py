@@ -43,6 +43,7 @@ class LoopSettings:
         for name in ("batch_size", "accumulate", "checkpoint_every"):
             self._require_whole(name, least=1)
         self._require_whole("seed", least=0)
+        self._require(self.seed < MOST_SEEDS, "seed", "give a whole number below 2**63")
         for name in ("lr", "lambda_rate"):
             self._require(is_number(value := getattr(self, name)) and value > 0, name, ABOVE_ZERO)
         decay = self.weight_decay
@@ -89,6 +90,9 @@ class LoopSettings:
 
 
 ABOVE_ZERO = "give a number above 0"
+
+MOST_SEEDS = 2**63
+"""What generators of torch take."""
 
 
 def is_number(value: object) -> bool:

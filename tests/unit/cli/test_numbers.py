@@ -3,7 +3,7 @@
 import pytest
 
 from commands import restuning
-from restuning import Host, load_backbone, methods, train
+from restuning import FitSettings, Host, load_backbone, methods, train
 from restuning._errors import DataError, RestuningError, RestuningWarning
 from restuning.diffusion.settings import DenoiserSettings
 from restuning.serve import Predictor
@@ -92,3 +92,11 @@ def test_samples_every_zero_steps_are_refused_and_a_warm_up_of_zero_is_one():
     with pytest.raises(RestuningError, match="sample_every"):
         DenoiserSettings(sample_every=0)
     assert DenoiserSettings(warmup_steps=0).warmup == 0
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    for kind in (FitSettings, DenoiserSettings):
+        assert kind(seed=2**63 - 1).seed == 2**63 - 1
+        for seed in (2**63, 2**70, -1):
+            with pytest.raises(RestuningError, match="seed"):
+                kind(seed=seed)
