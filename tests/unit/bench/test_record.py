@@ -8,10 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restuning import RestuningError
-from restuning._errors import FormatError, TrainingError
+from restuning._errors import FormatError, RestuningWarning, TrainingError
 from restuning._files import seal, write_json
 from restuning.bench import open_grid, read_result, read_results, result_file, run_grid
-from restuning.bench.folder import describe_run, pack_hits, read_protocol, unpack_hits
+from restuning.bench.folder import (
+    describe_run,
+    pack_hits,
+    read_protocol,
+    refuse_other_source,
+    unpack_hits,
+)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
@@ -155,3 +161,20 @@ def test_a_protocol_of_values_that_are_none_is_refused(grid, change):
     edit(job.folder / "grid.json", protocol={**content["protocol"], **change})
     with pytest.raises((FormatError, TrainingError)):
         read_protocol(job.folder)
+
+
+@pytest.mark.parametrize("name", ["the backbone", "the data of digits"])
+def test_results_of_other_data_or_of_another_backbone_do_not_stand_in_one_grid(tmp_path, name):
+    refuse_other_source(tmp_path, name, "0123", "digits")
+    refuse_other_source(tmp_path, name, "0123", "digits")
+    refuse_other_source(tmp_path, "the data of pets", "89ab", "pets")
+    with pytest.raises(TrainingError, match=f"{name}: '0123' then, '4567' now"):
+        refuse_other_source(tmp_path, name, "4567", "digits")
+
+
+def test_results_of_before_that_do_not_say_what_they_are_of_are_warned_of(tmp_path):
+    file = tmp_path / "runs" / "digits" / "linear" / "final.seed=0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.warns(RestuningWarning, match="do not say what they were made of"):
+        refuse_other_source(tmp_path, "the data of digits", "0123", "digits")

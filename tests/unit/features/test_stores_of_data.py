@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from PIL import Image
 
 import restuning
-from restuning import Needs, _files, load_data
-from restuning._errors import DataError
-from restuning.features import Store, StoredFeatures, StoreOptions, open_or_build
+from restuning import Needs, _files, load_data, methods
+from restuning._errors import DataError, StoreError
+from restuning.features import Cached, Store, StoredFeatures, StoreOptions, open_or_build
 from restuning.features.stored import key_for, taps_to_store
 
 
@@ -125,3 +126,17 @@ def test_an_image_that_changes_while_features_are_computed_leaves_none_of_them(o
     file.write_bytes(before)
     whole, apart = opened().store, opened(root=pets.parent / "others").store
     assert torch.equal(whole.rows("train", 0, range(6)), apart.rows("train", 0, range(6)))
+
+
+def test_a_store_of_a_backbone_that_differs_in_one_weight_is_refused(opened, tiny):
+    store, other = opened().store, restuning.load_backbone("restuning-tiny")
+    # The fingerprint looks at the first, the middle and the last by name.
+    second = sorted(name for name, _ in other.model.named_parameters())[1]
+    with torch.no_grad():
+        other.model.get_parameter(second).view(-1)[0] += 1e-3
+    host = other.host()
+    assert host.fingerprint() == tiny[1].fingerprint()
+    for each, refused in ((tiny[1], False), (host, True)):
+        task = methods.build("linear", each, num_classes=2)
+        with pytest.raises(StoreError, match="all weights") if refused else nullcontext():
+            Cached(each, task, store)
