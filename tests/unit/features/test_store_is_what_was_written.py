@@ -433,3 +433,34 @@ def test_a_broken_store_beside_the_one_that_is_wanted_is_passed_over(store, tmp_
     with pytest.raises(RestuningError, match="sha256"):
         _find_covering(tmp_path, key)
     assert not place(tmp_path, key).exists()
+
+
+class Removing(Noise):
+    """Images during whose reading somebody deletes the folder of all stores."""
+
+    def __init__(self, count, root, at):
+        super().__init__(count)
+        self.root, self.at = root, at
+
+    def __getitem__(self, index):
+        if index == self.at:
+            for folder in self.root.iterdir():
+                shutil.rmtree(folder)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("at", [1, 6, 11])
+def test_a_store_that_is_deleted_while_it_is_built_ends_in_words_or_whole(
+    tmp_path, monkeypatch, at
+):
+    monkeypatch.setattr("restuning.features.extract.SHARD_ROWS", 4)
+    host, key = host_and_key(splits=SPLITS)
+    parts = {**PARTS, ("train", 0): Removing(12, tmp_path, at)}
+    try:
+        store = build(host, key, tmp_path, parts, batch_size=4, progress=False)
+    except StoreError as error:
+        assert error.fix
+        # And the same command builds it whole.
+        store = build(host, key, tmp_path, PARTS, batch_size=4, progress=False)
+    read_all(store)
+    assert store.verify() > 0
