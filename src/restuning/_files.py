@@ -15,13 +15,15 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
 from restuning._errors import FormatError, TrainingError
-from restuning._processes import is_main_process
+from restuning.runtime.processes import is_main_process
 
 SUFFIX = ".partial"
 ABANDONED = 24 * 3600
@@ -410,6 +412,43 @@ def _check_values(content: Any) -> None:
         if not level:
             return
     raise ValueError(f"lists or objects more than {JSON_DEPTH} deep inside of each other")
+
+
+_NUMBERS: dict[Any, Any] = {int: Integral, float: Real}
+"""Of numpy as well, where a task in memory is copied by its spec."""
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type: a plain one, one of several, a literal, a list or a mapping.
+
+    A boolean is no whole number here, a whole number may stand for a fraction, and NaN for none.
+    Of a class other than these it must be an instance; what a hint says beyond that is not looked at.
+    """
+    origin = get_origin(hint)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in get_args(hint))
+    if origin in (Union, UnionType):
+        return any(fits(value, each) for each in get_args(hint))
+    if origin in (tuple, list, Sequence):
+        inner = next(iter(get_args(hint)), Any)
+        return isinstance(value, list | tuple) and all(fits(each, inner) for each in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if not isinstance(hint, type):
+        return True
+    if hint in _NUMBERS:
+        number = isinstance(value, _NUMBERS[hint]) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def hints_of(function: Any) -> dict[str, Any]:
+    """The types that a function or a dataclass says; of a stranger's that cannot be read, none."""
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        # Imported for type checkers alone, or written for a later Python.
+        return {}
 
 
 def sha256_of_file(file: Path) -> str:

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from commands import restuning
 from restuning import RestuningError, load_backbone, methods, save
 from restuning._files import seal
-from restuning._hub import named_in
 from restuning.bench import Bench, GridProtocol, read_protocol
+from restuning.runtime.hub import named_in
 from restuning.serve import Predictor
 from restuning.training import FitSettings
 from zoo import folders
@@ -298,7 +298,7 @@ def test_a_file_of_options_fetches_and_removes_nothing(quiet, tmp_path, command,
 
 
 def test_what_the_user_types_wins_over_the_file_and_is_the_users_choice(tmp_path, monkeypatch):
-    from restuning._hub import naming_file
+    from restuning.runtime.hub import naming_file
 
     named = []
 

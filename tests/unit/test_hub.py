@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from restuning import RestuningError, load_backbone, methods, save
-from restuning import _hub as hub
 from restuning._files import SEAL
+from restuning.runtime import hub
 from restuning.task import describe, find_task, load, push_to_hub
 
 

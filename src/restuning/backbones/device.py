@@ -7,7 +7,7 @@ import os
 import torch
 
 from restuning._errors import BackboneError, RestuningError
-from restuning._processes import count_processes, number_on_machine
+from restuning.runtime.processes import count_processes, number_on_machine
 
 
 def choose_device(

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import BackboneError
-from restuning._hub import is_offline
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.trust import hub_arguments
+from restuning.runtime.hub import is_offline
 
 SAME_IMAGE = 0.02
 """Largest mean difference of ours from theirs in normalised units: Pillow and torchvision round a

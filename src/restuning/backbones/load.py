@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from restuning._errors import BackboneError, EngineError, UnknownNameError, require
-from restuning._hub import first_cached, hub_answers, is_offline, named_in, naming_file, offline
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.diffusion import load_text_to_image
 from restuning.backbones.engines.open import OPENERS, open_described
@@ -34,6 +33,14 @@ from restuning.backbones.trust import (
 )
 from restuning.backbones.variants import COMPILE, quantize, split_variants
 from restuning.backbones.weights import load_weights, refuse_missing
+from restuning.runtime.hub import (
+    first_cached,
+    hub_answers,
+    is_offline,
+    named_in,
+    naming_file,
+    offline,
+)
 
 _TINY = Path(__file__).parent / "tiny"
 SCHEMES = {

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError, UnknownNameError, require, warn
-from restuning._hub import first_cached, naming_file
 from restuning.backbones.image_processor import read_image_processor
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.backbones.towers import ImageTower, TextTower, prove
@@ -24,6 +23,7 @@ from restuning.backbones.trust import (
     weights_arguments,
 )
 from restuning.backbones.weights import load_weights, refuse_missing
+from restuning.runtime.hub import first_cached, naming_file
 
 SAFE = "open_clip_model.safetensors"
 """Beside which open_clip keeps a pickle of the same weights."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from restuning._files import read_json
-from restuning._hub import is_offline
 from restuning.backbones.positions import count_positions
 from restuning.backbones.trust import hub_arguments
+from restuning.runtime.hub import is_offline
 
 _MODES = {
     "pooling_mode_mean_tokens": "mean",

@@ -22,8 +22,8 @@ from torch import nn
 
 from restuning._errors import BackboneError, RestuningError
 from restuning._files import read_bytes
-from restuning._hub import is_offline, naming_file
 from restuning.backbones.preprocessing import LARGEST_SIDE
+from restuning.runtime.hub import is_offline, naming_file
 
 EXECUTES = {
     "pt2": "torch unpickles parts of a program, which runs what its author put there",

@@ -14,7 +14,6 @@ from torch import nn
 from restuning import methods
 from restuning._errors import DataError
 from restuning._files import read_json, write_json
-from restuning._hub import named_in
 from restuning.backbones import Backbone, load_backbone
 from restuning.bench import rivals
 from restuning.bench.chosen import choose_entry, describe_choice, find_setting
@@ -41,6 +40,7 @@ from restuning.data.decoded import decode_once
 from restuning.features import Stored, StoreOptions
 from restuning.features.stored import reason_not_storable
 from restuning.host import Host, weights_digest
+from restuning.runtime.hub import named_in
 from restuning.search import AUTO, Choice
 from restuning.task import Task, Tuned
 from restuning.training import FitSettings

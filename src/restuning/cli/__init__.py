@@ -10,8 +10,8 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from restuning._errors import RestuningError, RestuningWarning
-from restuning._processes import process_number
 from restuning.cli.visible import print_to, write_out_unknown
+from restuning.runtime.processes import process_number
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from restuning._errors import TrainingError
-from restuning._processes import count_processes
 from restuning._version import __version__
 from restuning.cli.common import show_examples
+from restuning.runtime.processes import count_processes
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("restuning.cli.train", "Train a task on a frozen backbone"),

@@ -115,7 +115,6 @@ def run(
     config: Config = None,
 ) -> None:
     """Train and test every method on every task with every seed; goes on where it was stopped."""
-    from restuning._hub import naming_file
     from restuning.backbones import add_image_size
     from restuning.bench import (
         GridProtocol,
@@ -127,6 +126,7 @@ def run(
         read_results,
     )
     from restuning.bench.studies.ablations import ablation_entries
+    from restuning.runtime.hub import naming_file
     from restuning.training import FitSettings
 
     settings = FitSettings(

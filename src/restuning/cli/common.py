@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text as Styled
 from typer.core import TyperCommand
 
-from restuning._processes import is_main_process
 from restuning.cli.config import chosen_by_file
 from restuning.cli.visible import make_visible
 

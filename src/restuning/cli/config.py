@@ -12,7 +12,7 @@ import typer
 
 from restuning._errors import FormatError
 from restuning._files import parse_json, read_bytes
-from restuning._hub import named_in
+from restuning.runtime.hub import named_in
 
 NESTED = "options"
 """Where `settings.json` keeps what belongs to the method; its keys are options as well."""
@@ -74,7 +74,7 @@ Config = Annotated[
 def chosen_by_file(ctx: Any) -> Iterator[None]:
     """Inside, a backbone that the file of options names, and the user does not, is a file's choice.
 
-    Such a name fetches nothing and executes nothing (`restuning._hub.named_in`).
+    Such a name fetches nothing and executes nothing (`restuning.runtime.hub.named_in`).
 
     Raises:
         FormatError: The file asks for data of a hub, a pipeline, or to remove something.

@@ -115,8 +115,8 @@ def open_predictor(folders: list[Path], random: bool, **more: Any) -> Predictor:
     """`Predictor.load`, with `--random` for a backbone whose weights are drawn."""
     import torch
 
-    from restuning._hub import named_in
     from restuning.backbones import load_backbone
+    from restuning.runtime.hub import named_in
     from restuning.serve import Predictor
     from restuning.task import describe, find_task
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from restuning._errors import DataError
-from restuning._randomness import preserve_randomness, seed_everything
 from restuning.data.digests import Tell, digest_files, digest_value, quiet
+from restuning.runtime.randomness import preserve_randomness, seed_everything
 
 READ = 2000
 """Examples that are read of a data set of a kind that is not known here; of more, so many evenly spaced."""

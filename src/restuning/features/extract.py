@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
-from restuning._processes import is_main_process
 from restuning.bypass.pooling import measure_pooling_loss
 from restuning.features.key import StoreKey, pool_taps
 from restuning.features.manifest import KEY, MANIFEST, Shard, read_entry, read_key
@@ -31,6 +30,7 @@ from restuning.features.writing import (
     write_shard,
 )
 from restuning.host import Extractor
+from restuning.runtime.processes import is_main_process
 from restuning.sites import Needs
 
 SHARD_BYTES = 64 * 2**20

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
-from restuning._randomness import preserve_randomness, seed_all
+from restuning.runtime.randomness import preserve_randomness, seed_all
 
 VIEWS = 16
 """The most views: beyond, live augmentation costs less disk for the same variety."""

@@ -56,10 +56,10 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import PlacementError, RecomputedError, TunerShapeError
-from restuning._precision import HALF_PRECISION
 from restuning._torch import is_in_backward
 from restuning.host.call import Call, current_call, trained_slots
 from restuning.host.side_by_side import SideBySide
+from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites import Features, Site, first_tensor, take_stream
 from restuning.tuners import Tuner, at_time, in_own_precision, real_tokens
 

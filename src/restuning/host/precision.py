@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning._precision import HALF_PRECISION
 from restuning._torch import tree_map
 from restuning.host.fingerprint import find_device
+from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites import is_plain
 
 

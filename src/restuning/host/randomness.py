@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError
-from restuning._precision import HALF_PRECISION
 from restuning._torch import tree_leaves
+from restuning.runtime.precision import HALF_PRECISION
 
 LEAST_RANDOM = 1e-3
 """Smallest difference of two answers, relative to their size, that is taken for randomness. Kernels that

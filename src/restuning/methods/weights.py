@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError
-from restuning._precision import HALF_PRECISION
 from restuning.host import Extractor, Host, is_offloaded
 from restuning.methods.method import Method, Options
+from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites import is_plain
 from restuning.task import Task
 

@@ -13,11 +13,11 @@ import torch
 from restuning import methods
 from restuning._errors import DataError, TrainingError
 from restuning._files import hold_folder, write_json
-from restuning._processes import count_processes, is_main_process
 from restuning.backbones import Backbone, load_backbone, refuse_for_loaded, with_text_tower
 from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
+from restuning.runtime.processes import count_processes, is_main_process
 from restuning.search.auto import AUTO, choose_method
 from restuning.search.budget import Budget, format_minutes
 from restuning.search.comparison import FILE, PICTURE, Comparison

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from restuning._errors import BackboneError, DataError, UnknownNameError, WrongBackboneError
-from restuning._hub import named_in
 from restuning.backbones import (
     Backbone,
     Preprocessing,
@@ -23,6 +22,7 @@ from restuning.backbones import (
 )
 from restuning.data import CORRUPT, TagBatch, make_text_batch
 from restuning.host import Extractor
+from restuning.runtime.hub import named_in
 from restuning.serve.inputs import ImageInputs, Inputs, TextInputs, WordInputs
 from restuning.task import MultiTask, Task, WeightsFile, describe, find_task, load
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning._precision import HALF_PRECISION
+from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites.attention_inputs import (
     CONTEXT,
     read_attention_inputs,

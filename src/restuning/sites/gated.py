@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from restuning._precision import HALF_PRECISION
+from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites.sums import SUM_TOLERANCE, ModuleCall, equal, rounding
 
 FEWEST_TOKENS = 3

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from restuning._precision import HALF_PRECISION, is_autocast_to
 from restuning._torch import copy_bare
+from restuning.runtime.precision import HALF_PRECISION, is_autocast_to
 from restuning.sites.linear import is_plain, read_bias, read_weight
 
 

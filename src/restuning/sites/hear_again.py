@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from restuning._precision import HALF_PRECISION
 from restuning._torch import tree_map
+from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites.attention_inputs import AttentionInputs
 from restuning.sites.half import widen
 from restuning.sites.projections import Projections

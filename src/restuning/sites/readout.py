@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
-from restuning._precision import HALF_PRECISION
+from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites.half import is_wider, run_linear, run_norm
 
 Pool = Literal["cls", "mean", "last", "all", "own"]

@@ -36,9 +36,9 @@ from restuning._files import (
     try_writing,
     write_text,
 )
-from restuning._hub import hub_answers
 from restuning._version import __version__
 from restuning.host import Extractor
+from restuning.runtime.hub import hub_answers
 from restuning.task.folder import (
     CARD,
     DESCRIPTION,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import MALFORMED, FormatError, NoSitesError
-from restuning._fits import fits
+from restuning._files import fits
 from restuning.bypass import Bypass, Plan, SideNetwork
 from restuning.bypass import from_spec as side_from_spec
 from restuning.sites import Needs, Pool, Readout, Sites, resolve_readout, resolve_tokens

@@ -11,8 +11,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 
 from restuning._errors import TrainingError
-from restuning._processes import count_processes
 from restuning.backbones import choose_device
+from restuning.runtime.processes import count_processes
 from restuning.training.together import launched_device, refuse_other_device
 
 

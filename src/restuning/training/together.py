@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from restuning._errors import TrainingError
-from restuning._processes import count_processes
+from restuning.runtime.processes import count_processes
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from restuning._precision import HALF_PRECISION, is_autocast_to
+from restuning.runtime.precision import HALF_PRECISION, is_autocast_to
 
 
 def in_own_precision(tuner: nn.Module, x: Tensor) -> Tensor:

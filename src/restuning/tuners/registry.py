@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from restuning._errors import MALFORMED, FormatError, UnknownNameError
-from restuning._fits import fits, hints_of
+from restuning._files import fits, hints_of
 
 T = TypeVar("T", bound=nn.Module)
 C = TypeVar("C", bound=type[Any])

@@ -15,8 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from restuning._errors import MALFORMED, EngineError, FormatError
-from restuning._files import parse_json, seal
-from restuning._fits import fits, hints_of
+from restuning._files import fits, hints_of, parse_json, seal
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.sites import POOLS, Readout, Site, Sites, Tokens
 
