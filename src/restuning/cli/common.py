@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from restuning.cli.config import chosen_by_file
 from restuning.cli.visible import make_visible
+from restuning.runtime.processes import is_main_process
 
 
 class AsWritten(Console):
