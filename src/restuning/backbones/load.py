@@ -32,7 +32,7 @@ from restuning.backbones.trust import (
     weights_arguments,
 )
 from restuning.backbones.variants import COMPILE, quantize, split_variants
-from restuning.backbones.weights import load_weights, refuse_missing
+from restuning.backbones.weights import load_weights, refuse_missing, take_out_poolers
 from restuning.runtime.hub import (
     first_cached,
     hub_answers,
@@ -341,6 +341,7 @@ def _load_hf(name: str, fetch: bool, weights: Path | None) -> Backbone:
                 name, config=config, output_loading_info=True, **weights_arguments()
             )
             refuse_missing(report, name)
+            take_out_poolers(model, report)
         else:
             model = build()
         if takes == "text":

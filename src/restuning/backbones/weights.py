@@ -85,6 +85,8 @@ def _load_transformers(model: nn.Module, tensors: dict[str, Tensor], path: Path)
             fix="check that they belong to this architecture",
         ) from None
     refuse_missing(report, str(path))
+    for each in (model, made):
+        take_out_poolers(each, report)
     model.load_state_dict(made.state_dict())
 
 
@@ -95,7 +97,7 @@ def refuse_missing(report: Any, where: str) -> None:
         BackboneError: Weights other than a pooler's (which classifiers do not bring) are missing,
             or have other shapes.
     """
-    # A masked language model has no pooler, and none of ours reads it.
+    # A masked language model and a classifier have no pooler: it is taken out.
     missing = [k for k in report["missing_keys"] if "pooler." not in k]
     shapes = [str(k) for k in report.get("mismatched_keys", ())]
     if missing or shapes:
@@ -106,6 +108,18 @@ def refuse_missing(report: Any, where: str) -> None:
             f"{len(shapes)} of another shape: {', '.join(shapes[:2])}",
             fix="check that they belong to this architecture",
         )
+
+
+def take_out_poolers(model: nn.Module, report: Any) -> None:
+    """Take the poolers out of a transformers model whose weights the checkpoint does not bring.
+
+    They would be drawn anew whenever it is loaded: features that are read from them, and what all
+    weights are known by, would be others each time.
+    """
+    for key in report["missing_keys"]:
+        owner, found, _ = str(key).rpartition("pooler.")
+        if found:
+            model.get_submodule(owner.rstrip(".")).pooler = None
 
 
 def _fit_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:

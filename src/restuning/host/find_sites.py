@@ -5,11 +5,11 @@ It stands here and not in `sites` because it registers hooks, if only for that o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
 from restuning.host.randomness import refuse_randomness
@@ -56,11 +56,29 @@ def find_sites(
         if (found := stages.conclude(again)) is None:
             raise
         return found
+    _refuse_turned(finder.readout.last, kwargs)
     if not _lacks_weights(model):
         with torch.no_grad():
             again = model(*map(vary_example, example), **kwargs)
         refuse_randomness(model, first, again)
     return found
+
+
+def _refuse_turned(stream: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+    """Refuse streams of texts whose first axis is the position (XLNet): all else reads them as inputs.
+
+    Raises:
+        NoSitesError: They are so.
+    """
+    ids = kwargs.get("input_ids")
+    if not isinstance(ids, Tensor) or stream is None or ids.dim() != 2 or stream.dim() != 3:
+        return
+    if ids.shape[0] != ids.shape[1] and stream.shape[:2] == ids.mT.shape:
+        raise NoSitesError(
+            "streams with positions before inputs cannot be tuned",
+            found=f"a stream of {tuple(stream.shape)} for texts of {tuple(ids.shape)}",
+            fix="use a model whose blocks give (inputs, positions, width)",
+        )
 
 
 def _lacks_weights(model: nn.Module) -> bool:
