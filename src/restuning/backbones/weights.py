@@ -119,7 +119,8 @@ def take_out_poolers(model: nn.Module, report: Any) -> None:
     for key in report["missing_keys"]:
         owner, found, _ = str(key).rpartition("pooler.")
         if found:
-            model.get_submodule(owner.rstrip(".")).pooler = None
+            holder: Any = model.get_submodule(owner.rstrip("."))
+            holder.pooler = None
 
 
 def _fit_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -97,7 +97,7 @@ class ReadoutListener:
         normed = self.norm_out if self.norm_out is not None else self.last
         outputs = output.values() if isinstance(output, dict) else [output]
         seen = [t for t in outputs if isinstance(t, Tensor) and t.dim() == 2] + self.pooled
-        dim = self._find_width(normed, seen)
+        dim = self._find_width(normed, seen, first)
         match = _match_pooling(_as_tokens(normed, dim), seen)
         if match:
             return Readout(self.norm, match[0], dim, match[1], proof="exact")
@@ -122,7 +122,7 @@ class ReadoutListener:
         else:
             normed = self.norm_out if self.norm_out is not None else self.last
             assert normed is not None
-            tokens = _as_tokens(normed, self._find_width(normed, self.pooled))
+            tokens = _as_tokens(normed, self._find_width(normed, self.pooled, first))
             ways = [(*each[:2], False, each[2]) for each in _list_poolings(tokens)]
         for pool, skip, pool_first, feature in ways:
             for path, value in self._map_feature(feature, own.shape[-1]):
@@ -141,9 +141,12 @@ class ReadoutListener:
             if matrix.shape == (feature.shape[-1], to) and not matrix.is_meta:
                 yield name, feature @ matrix
 
-    def _find_width(self, normed: Tensor, seen: list[Tensor]) -> int:
+    def _find_width(self, normed: Tensor, seen: list[Tensor], first: bool) -> int:
         if normed.dim() != 4:
             return normed.shape[-1]
+        if first and normed is self.last:
+            # Maps that nothing is made of (PoolFormer): their width is that of the stream.
+            return normed.shape[1]
         # Channels first only where a pooled vector of that width was seen, and not of the other.
         widths = {t.shape[-1] for t in seen}
         return (

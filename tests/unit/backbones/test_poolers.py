@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from restuning import Host, NoSitesError, load, load_backbone, methods, save
+from restuning import Host, NoSitesError, Tuned, load, load_backbone, methods, save
 from zoo import folders
 
 hf = pytest.importorskip("transformers")
@@ -50,6 +50,18 @@ def test_a_task_opens_on_a_backbone_whose_checkpoint_brings_no_pooler(kind, from
 def test_a_pooler_that_a_checkpoint_brings_stays(tmp_path):
     backbone = load_backbone(f"hf:{folders.bert(tmp_path / 'bert')}")
     assert backbone.model.pooler is not None
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_maps_that_nothing_is_made_of_are_averaged_over_their_places(side):
+    """The grid of 64 pixels is as wide as its first stage has channels."""
+    config = hf.PoolFormerConfig(hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1])
+    model, images = hf.PoolFormerModel(config), torch.randn(2, 3, side, side)
+    host = Host(model, images[:1])
+    assert host.dim == 24
+    wanted = model(images).last_hidden_state.mean((2, 3))
+    task = methods.build("linear", host, num_classes=3)
+    torch.testing.assert_close(Tuned(host, task)(images), task.head(wanted))
 
 
 def test_streams_with_positions_before_inputs_are_refused():
