@@ -77,5 +77,5 @@ def test_a_broken_link_is_found_and_named():
 
     passed = chain.run("counting", make)
     assert not passed.ok
-    assert passed.link == "detach"
-    assert "state has changed" in passed.reason
+    assert passed.link == "inline"
+    assert "not what it was" in passed.reason

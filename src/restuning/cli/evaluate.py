@@ -21,6 +21,7 @@ from restuning.cli.common import (
     Weights,
     command,
     group,
+    open_console,
     show_json,
     show_rows,
 )
@@ -67,5 +68,8 @@ def evaluate(
     result = {"task": str(task), **evaluate_task(predictor, data, options, batch_size)}
     if as_json:
         show_json(result)
-    else:
-        show_rows([result], f"{task} on {data}")
+        return
+    left_out = result.pop("left out", "")
+    show_rows([result], f"{task} on {data}")
+    if left_out:
+        open_console().print(f"left out: {left_out}", soft_wrap=True)

@@ -74,7 +74,15 @@ class SearchFolder:
         again = "" if resume is None else ", or --no-resume to start over"
         fix = f"use what was used then, or another --out{again}"
         # Both through JSON, so that what differs is what a reader of the file would see.
-        refuse_other(read_json(path), now, folder, what=what, fix=fix)
+        before = read_json(path)
+        if unknown := [name for name in now if name.startswith("the ") and name not in before]:
+            raise TrainingError(
+                f"{what}, or of other data: it does not say what it was made of",
+                where=str(folder),
+                found=f"nothing of {', '.join(unknown)}: an earlier version did not write them down",
+                fix=fix,
+            )
+        refuse_other(before, now, folder, what=what, fix=fix)
 
     def path(self, *parts: str) -> Path:
         """The file of the result of that name."""

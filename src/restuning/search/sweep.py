@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from restuning._errors import FormatError, TrainingError
-from restuning._files import hold_folder
+from restuning._files import hold_folder, write_json
 from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
 from restuning.data import Data
 from restuning.features import Stored
@@ -365,7 +365,8 @@ def sweep(
         "arms": len(runs),
         "seconds": time.perf_counter() - started,
     }
-    folder.write(report, REPORT)
+    # For people: it is not read again, so it is what is returned and nothing else.
+    write_json(folder.path(REPORT), report)
     return report
 
 

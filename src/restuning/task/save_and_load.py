@@ -620,11 +620,11 @@ def find_task(where: str | Path, revision: str | None = None) -> Path:
         )
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise FormatError(
-            f"no folder {folder.absolute()}, and the hub gave no such task",
-            where=f"{name} at {revision}" if revision else name,
-            found="the hub does not answer, and it was not fetched before"
+            "no such folder, and the hub gave no such task",
+            where=f"{folder.absolute()}{f' (at {revision})' if revision else ''}",
+            found=f"{name}: the hub does not answer, and it was not fetched before"
             if alone
-            else _first_line(error),
+            else f"{name}: {_first_line(error)}",
             fix="check the path; of a name on the hub, the name and the network",
         ) from None
     return Path(fetched)

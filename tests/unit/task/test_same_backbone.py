@@ -238,7 +238,21 @@ def in_the_same_dtype(model):
     return model.to(torch.float64).to(torch.float32)
 
 
-WRAPPERS = [unloaded, switched_off, checkpointed, parametrised, torch.compile, in_the_same_dtype]
+def compiled_to_nothing(model):
+    """Wrapped by torch.compile; what a compiler makes of it is not the point here."""
+    return torch.compile(model, backend="eager")
+
+
+WRAPPERS = [
+    unloaded,
+    switched_off,
+    checkpointed,
+    parametrised,
+    in_the_same_dtype,
+    compiled_to_nothing,
+    # A minute of the real compiler.
+    pytest.param(torch.compile, marks=pytest.mark.slow, id="compile"),
+]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda f: f.__name__)
