@@ -28,7 +28,10 @@ OUR_FILES = (
 )
 """Files by which a folder is known to be one that this library left; each set is enough."""
 
-NO_IMAGE, NEEDS_EXTRA, CORRUPT = "no image", "needs an extra", "corrupt"
+# A line each: who makes pages of the names does not see a tuple's.
+NO_IMAGE = "no image"
+NEEDS_EXTRA = "needs an extra"
+CORRUPT = "corrupt"
 OURS, BACK, LOOSE, BESIDE = "ours", "back", "loose", "beside"
 
 _IN_WORDS = {
