@@ -7,7 +7,6 @@ cropped, and a proposal counts only where it gives what the processor gives.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from restuning._errors import BackboneError
 from restuning.backbones.preprocessing import Preprocessing
-from restuning.backbones.trust import hub_arguments
+from restuning.backbones.trust import hub_arguments, read_config
 from restuning.runtime.hub import is_offline
 
 SAME_IMAGE = 0.02
@@ -94,21 +93,21 @@ def _has_processor(hf: Any, name: str) -> bool:
         return True
     # Newer folders keep all processors of a model in one file, timm's their settings in the model's.
     return any(
-        key in said
+        key in _read_json(found)
         for file, key in (
             ("processor_config.json", "image_processor"),
             ("config.json", "pretrained_cfg"),
         )
         if (found := hf.utils.cached_file(name, file, **quiet)) is not None
-        and isinstance(said := _read_json(found), dict)
     )
 
 
-def _read_json(file: str) -> Any:
+def _read_json(file: str) -> dict[str, Any]:
+    """What a file of settings says; of one that cannot be read, nothing."""
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        return read_config(Path(file), file)
+    except BackboneError:
+        return {}
 
 
 def translate(processor: Any, said: Mapping[str, Any], name: str) -> Preprocessing:
