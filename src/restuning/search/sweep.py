@@ -355,6 +355,8 @@ def sweep(
     accuracy = [r["test_accuracy"] for r in tested if r["test_accuracy"] is not None]
     report = {
         **identity,
+        "data": plain.identity,
+        "backbone": inputs.host.fingerprint(),
         "settings": rows,
         "best": best,
         "final": {

@@ -8,7 +8,7 @@ from pathlib import Path
 from restuning._errors import DataError, TrainingError
 from restuning._files import try_writing
 from restuning.data import Data
-from restuning.task import is_main_process
+from restuning.training.together import from_main
 
 OF_A_RUN = ("metrics.json", "settings.json", "log.jsonl", "curves.png")
 """What a run writes beside its task and its checkpoints."""
@@ -33,8 +33,11 @@ def check_beforehand(data: Data, out: Path, files: Sequence[str]) -> None:
             found="0 examples: nothing could be tested after training",
             fix="give it examples, or leave it out: without one the validation accuracy is shown",
         )
-    if not is_main_process():
-        return
+    # By the process that writes; what stops it stops the others in words.
+    from_main(lambda: _try_files(out, files))
+
+
+def _try_files(out: Path, files: Sequence[str]) -> None:
     for name in files:
         try:
             try_writing(out / name)

@@ -433,7 +433,8 @@ def run_task(
     # All that the end needs, before anything takes time.
     check_beforehand(inputs.data, out, OF_A_RUN)
     check_trackers(settings.track)
-    check_savable(task, inputs.host, task_folder(out, inputs.data.name), **saved_with(inputs))
+    folder = task_folder(out, inputs.data.name)
+    from_main(lambda: check_savable(task, inputs.host, folder, **saved_with(inputs)))
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
     # Only a head that was made of class names knows anything before training.
