@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Subset
 
 from restuning._errors import DataError, TrainingError
 from restuning._files import try_writing
 from restuning.data import Data
+from restuning.data.data import ImageDataset
 from restuning.training.together import from_main
 
 OF_A_RUN = ("metrics.json", "settings.json", "log.jsonl", "curves.png")
@@ -35,6 +39,28 @@ def check_beforehand(data: Data, out: Path, files: Sequence[str]) -> None:
         )
     # By the process that writes; what stops it stops the others in words.
     from_main(lambda: _try_files(out, files))
+
+
+def read_once(*splits: Any) -> None:
+    """Read every image of splits that are read only after training has taken its time.
+
+    What is stored was read when it was stored; texts and tensors lie in memory. Images of a class of
+    the user's own are not looked at: reading them might not be free of effects.
+
+    Raises:
+        DataError: An image cannot be read; it is named.
+
+    Cost: one decoding of each image, as an epoch of training has for each of its own.
+    """
+    for split in splits:
+        images, indices = split, None
+        while isinstance(images, Subset):
+            chosen = list(images.indices)
+            indices = chosen if indices is None else [chosen[i] for i in indices]
+            images = images.dataset
+        if isinstance(images, ImageDataset):
+            for index in range(len(images)) if indices is None else indices:
+                images.image(index)
 
 
 def _try_files(out: Path, files: Sequence[str]) -> None:

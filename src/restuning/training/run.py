@@ -30,7 +30,7 @@ from restuning.features.stored import BY_ITSELF, VIEWS_OF, reason_not_storable
 from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
 from restuning.task import Task, Tuned, check_savable, save
-from restuning.training.beforehand import OF_A_RUN, check_beforehand
+from restuning.training.beforehand import OF_A_RUN, check_beforehand, read_once
 from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit, fit_until
@@ -437,6 +437,7 @@ def run_task(
     from_main(lambda: check_savable(task, inputs.host, folder, **saved_with(inputs)))
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
+    from_main(lambda: read_once(data.val, data.test))
     # Only a head that was made of class names knows anything before training.
     with hold_folder(out):
         start = None if recipe.head is None else from_main(lambda: setup.accuracy(data.val, batch))

@@ -134,3 +134,22 @@ def test_a_weights_file_that_is_gone_is_told_before(train, backbone, data, tmp_p
     with pytest.raises(RestuningError, match="weights file cannot be read"):
         restuning.train(data, backbone=gone, method="linear", out=tmp_path / "run", store=False)
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_image_that_is_read_last_and_cannot_be_read_is_named_first(train, split, tmp_path):
+    from PIL import Image
+
+    for part in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (32, 32), (i * 80, 0, 0)).save(
+                    tmp_path / "photos" / part / name / f"{i}.png"
+                )
+    with pytest.raises(AssertionError, match="something was trained"):
+        train(data=tmp_path / "photos")
+    bad = tmp_path / "photos" / split / "dog" / "1.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(RestuningError, match="dog/1.png"):
+        train(data=tmp_path / "photos")
