@@ -65,8 +65,7 @@ LABEL_DIGITS = 9
 MOST_CLASSES = 1_000_000
 """Beyond, one damaged label would ask for as many names."""
 
-_LISTS = {"train": "train800.txt", "val": "val200.txt", "final": "train800val200.txt"}
-
+_LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 
 Samples = dict[str, list[tuple[Path, int]]]
 """Path and label of each image, by split."""
@@ -82,6 +81,13 @@ def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) 
         for key, samples in splits.items():
             splits[key], bad = drop_unreadable(samples)
             left_out.setdefault(CORRUPT, []).extend(bad)
+            if bad and not splits[key]:
+                raise DataError(
+                    "a split whose images are all corrupt",
+                    where=f"{path}, {key}",
+                    found=f"{len(bad)} images such as {_name(bad[0], path)}",
+                    fix="restore some, or take them out",
+                )
         gone = sorted(before - {labels[y] for _, y in splits["train"]})
         if gone:
             raise DataError(
@@ -338,14 +344,14 @@ def _require_inside(file: Path, name: str, line: int, homes: dict[Path, bool]) -
 
 
 def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
-    names = {"train": _LISTS["train"], "val": _LISTS["val"], "test": "test.txt"}
-    splits = {k: read_list(path / v) for k, v in names.items() if (path / v).exists()}
-    if not splits.get("train"):
-        raise DataError(
-            "an empty training list",
-            where=str(path / names["train"]),
-            fix="write lines of `images/xxx.jpg label`",
-        )
+    splits = {k: read_list(path / v) for k, v in _LISTS.items() if (path / v).exists()}
+    for key, samples in splits.items():
+        if not samples:
+            raise DataError(
+                "an empty list of images",
+                where=str(path / _LISTS[key]),
+                fix="write lines of `images/xxx.jpg label`, or remove the file",
+            )
     highest = max((y for s in splits.values() for _, y in s), default=-1)
     if highest >= MOST_CLASSES:
         raise DataError(

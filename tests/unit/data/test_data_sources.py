@@ -451,9 +451,11 @@ def test_a_vtab_task_json_names_the_classes_and_must_fit_the_labels(tmp_path):
             load_data(folder, IMAGES)
 
 
-def test_an_empty_training_list_is_refused(tmp_path):
-    with pytest.raises(DataError):
-        load_data(vtab(tmp_path, train800=""), IMAGES)
+@pytest.mark.parametrize("name", ["train800", "val200", "test"])
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_list_without_images_is_refused_and_not_taken_for_no_split(name, content, tmp_path):
+    with pytest.raises(DataError, match=rf"empty list[\s\S]*{name}.txt"):
+        load_data(vtab(tmp_path, **{name: content}), IMAGES)
 
 
 # ----------------------------------------------------------------- image files

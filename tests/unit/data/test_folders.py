@@ -370,6 +370,16 @@ def test_a_class_that_has_no_image_left_is_refused(tmp_path):
         load_data(str(tmp_path), IMAGES, skip_bad=True)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_has_no_image_left_is_refused_and_not_taken_for_none(split, tmp_path):
+    for each in ("train", "val", "test"):
+        classes(tmp_path / each, "cat", "dog", count=1)
+    for name in ("cat", "dog"):
+        (tmp_path / split / name / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=rf"all corrupt[\s\S]*{split}"):
+        load_data(str(tmp_path), IMAGES, skip_bad=True)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
 def test_a_link_that_leads_round_is_an_image_that_cannot_be_read_and_no_folder(tmp_path):
     classes(tmp_path, "a", "b", count=10)
