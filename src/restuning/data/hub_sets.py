@@ -22,7 +22,14 @@ from restuning.data.data import (
 )
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.folders import MOST_CLASSES
-from restuning.data.identity import Samples, as_stored, describe_reading, label_digests
+from restuning.data.identity import (
+    LABEL_COLUMNS,
+    Samples,
+    as_stored,
+    describe_reading,
+    file_inputs,
+    label_digests,
+)
 from restuning.data.images import read_image
 from restuning.data.labels import trim_labels, warn_of_untrained
 from restuning.data.listing import CORRUPT
@@ -32,8 +39,6 @@ if TYPE_CHECKING:
     from restuning.backbones import Preprocessing
 
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
-"""By name, in this order; CIFAR-100 brings coarse labels, too, and the fine ones are reported on it."""
 
 ROWS = 1000
 """Of a table that are looked at together."""
@@ -66,7 +71,7 @@ class HubImages(ImageDataset):
         super().__init__(transform, keep)
         self.table, self.column = table, column
         self.rows, self.labels = list(rows), list(labels)
-        self._known: list[bytes] | None = None
+        self._known: list[bytes | Path] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -88,19 +93,23 @@ class HubImages(ImageDataset):
     @property
     def files(self) -> list[Path]:
         """One an image, where the table holds paths; empty where it holds images."""
-        cells = [as_stored(cell) for cell in self._cells()]
-        return [cell for cell in cells if isinstance(cell, Path)]
+        return [each for each in self._look_through() if isinstance(each, Path)]
 
     def sample_digests(self, tell: Tell = quiet) -> Samples:
-        """Those of what the table holds of each image: its bytes, or its file's."""
-        known = self._known
-        if known is None:
-            cells = [as_stored(cell) for cell in self._cells()]
-            known = [digest_value(cell) for cell in cells]
-            # A file may be another one the next time.
-            self._known = None if any(isinstance(cell, Path) for cell in cells) else known
-            self.forget_changed(known)
-        return Samples(known, label_digests(self.labels), describe_reading(self.transform))
+        """Those of what the table holds of each image: its bytes, or its file's as they are now."""
+        of_files = iter(file_inputs(self.files, tell))
+        inputs = [
+            next(of_files) if isinstance(each, Path) else each for each in self._look_through()
+        ]
+        self.forget_changed(inputs)
+        return Samples(inputs, label_digests(self.labels), describe_reading(self.transform))
+
+    def _look_through(self) -> list[bytes | Path]:
+        """Of each image the digest of its bytes, or its path; read once, for a table does not change."""
+        if self._known is None:
+            cells = map(as_stored, self._cells())
+            self._known = [cell if isinstance(cell, Path) else digest_value(cell) for cell in cells]
+        return self._known
 
     def _cells(self) -> Iterator[Any]:
         for start in range(0, len(self.rows), ROWS):

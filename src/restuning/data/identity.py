@@ -32,7 +32,7 @@ LABELS = ("targets", "labels", "_labels")
 """Names by which data sets, torchvision's among them, keep something of every example at hand."""
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
-"""Of Hugging Face tables."""
+"""Of Hugging Face tables, the first that is there: CIFAR-100 brings both, and the fine ones are reported on it."""
 
 HELD = (list, tuple, TensorDataset)
 """Kinds of data sets that hold what they give: nothing is drawn."""
@@ -112,10 +112,15 @@ def describe_reading(*parts: Any) -> str:
 def file_samples(
     samples: Sequence[tuple[Path, int]], reading: str = "", tell: Tell = quiet
 ) -> Samples:
-    """Digests of image files and their labels. A file that is missing has none: reading it fails."""
-    digests = digest_files([path for path, _ in samples], tell)
-    inputs = [b"missing".ljust(32) if d is None else bytes.fromhex(d) for d in digests]
+    """Digests of image files and their labels."""
+    inputs = file_inputs([path for path, _ in samples], tell)
     return Samples(inputs, label_digests(y for _, y in samples), reading)
+
+
+def file_inputs(files: Sequence[Path], tell: Tell = quiet) -> list[bytes]:
+    """Digests of image files. One that is missing has none of its own: reading it fails."""
+    digests = digest_files(files, tell)
+    return [b"missing".ljust(32) if d is None else bytes.fromhex(d) for d in digests]
 
 
 def label_digests(labels: Iterable[Any]) -> list[bytes]:
@@ -335,8 +340,7 @@ def _read_attributes(dataset: Any, tell: Tell) -> _Known:
         if isinstance(value, (list, tuple)):
             paths = [Path(p) for each in value if (p := _path(each)) is not None]
             if len(paths) == len(value) and paths:
-                samples = [(path, 0) for path in paths]
-                inputs.append(combine(file_samples(samples, tell=tell).inputs).encode())
+                inputs.append(combine(file_inputs(paths, tell)).encode())
                 continue
         inputs.append(digest_value(value))
     labels = [digest_value(value) for value in find(LABELS)]

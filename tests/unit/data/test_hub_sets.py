@@ -153,6 +153,14 @@ def test_a_class_whose_training_images_are_all_corrupt_is_refused():
         load_data(sets, IMAGES, skip_bad=True)
 
 
+@pytest.mark.parametrize("columns", [("coarse_label", "fine_label"), ("coarse_label", "img_id")])
+def test_fine_labels_go_before_coarse_ones_and_these_before_none(columns):
+    table = rows(40, [i % 4 for i in range(40)], kind=hf.Value("int64"))
+    table = table.add_column(columns[1], table["label"]).remove_columns("label")
+    table = table.add_column(columns[0], [i % 2 for i in range(40)])
+    assert len(load_data(table, IMAGES).labels) == (4 if "fine_label" in columns else 2)
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
 def test_a_column_of_arrays_keeps_the_bits_of_its_numbers(shape):
     kind = (hf.Array2D if len(shape) == 2 else hf.Array3D)(shape, "uint8")

@@ -193,6 +193,32 @@ def test_hugging_face_sets_of_equal_labels_are_told_apart(tmp_path):
     assert len({one.identity, other.identity, renamed.identity}) == 3
 
 
+def test_a_hugging_face_set_of_paths_is_known_and_watched_by_its_files(tmp_path, monkeypatch):
+    hf.disable_progress_bars()
+    settle(monkeypatch)
+    files = files_of(tmp_path / "images", 4)
+    rows = {"image": list(map(str, files)), "label": [0, 1, 0, 1]}
+    made = hf.Dataset.from_dict(rows).cast_column("image", hf.Image(decode=False))
+    train = load_data(hf.DatasetDict({"train": made, "test": made}), IMAGES).train
+    watch, before, shown = Watch(train), identify(train), train[2][0]
+    watch.check()
+    move_over(files[2], 200)
+    assert identify(train).inputs != before.inputs
+    assert not torch.equal(train[2][0], shown)
+    with pytest.raises(DataError, match="changed while"):
+        watch.check()
+
+
+def test_images_inside_of_a_hugging_face_table_are_read_once_to_know_them(tmp_path, monkeypatch):
+    hf.disable_progress_bars()
+    train = load_data(hub(tmp_path / "mine", [10, 20, 30, 40]), IMAGES).train
+    read, genuine = [], train._cells
+    monkeypatch.setattr(train, "_cells", lambda: read.append(1) or genuine())
+    Watch(train)
+    assert identify(train) == identify(train)
+    assert len(read) == 1
+
+
 def test_torchvision_sets_of_equal_labels_are_told_apart(tmp_path, monkeypatch):
     class Shades(sets.VisionDataset):
         """As CIFAR: images and labels in memory."""
