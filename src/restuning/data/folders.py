@@ -29,11 +29,11 @@ from restuning.data.listing import (
     OURS,
     LeftOut,
     find_images,
-    identity,
     is_folder,
     is_ours,
     list_above,
     list_entries,
+    locate,
     merge_left_out,
     why_left_out,
 )
@@ -46,14 +46,11 @@ if TYPE_CHECKING:
 USUAL = ".jpg, .png, .webp, .tif and what else Pillow reads"
 """Suffixes of images, in words."""
 
-_LIKE_SPLIT = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing|eval)([\W_\d].*)?$", re.IGNORECASE
-)
+_SPLIT = "|".join([*(name for names in SPLIT_NAMES.values() for name in names), "eval"])
+_LIKE_SPLIT = re.compile(rf"({_SPLIT})([\W_\d].*)?$", re.IGNORECASE)
 """Names that begin with that of a split: `train2`, `test_images`, `val-set`."""
 
-_ENDS_LIKE_SPLIT = re.compile(
-    r".*[\W_](train|training|val|valid|validation|dev|test|testing|eval)$", re.IGNORECASE
-)
+_ENDS_LIKE_SPLIT = re.compile(rf".*[\W_]({_SPLIT})$", re.IGNORECASE)
 """Names that end with one: `seg_train`; of a class alone it may be one of trains."""
 
 _LIKE_RUNS = ("runs", "checkpoints", "outputs", "logs", "wandb", "mlruns", "lightning_logs")
@@ -180,7 +177,7 @@ def _find_in_splits(
 
 def _list_classes(path: Path, left_out: LeftOut) -> list[Path]:
     """Folders of a folder that may be classes: not what earlier runs left, nor a way back."""
-    folders, above = [], list_above(path) | {identity(path)}
+    folders, above = [], list_above(path) | {locate(path)}
     for name, entry in sorted(list_entries(path).items()):
         each = path / name
         if not is_folder(entry):
@@ -195,7 +192,7 @@ def _list_classes(path: Path, left_out: LeftOut) -> list[Path]:
             left_out.setdefault(LOOSE if loose else why_left_out(each), []).append(each)
         elif is_ours(list_entries(each)):
             left_out.setdefault(OURS, []).append(each)
-        elif entry.is_symlink() and identity(each) in above:
+        elif entry.is_symlink() and locate(each) in above:
             left_out.setdefault(BACK, []).append(each)
         else:
             folders.append(each)

@@ -70,7 +70,7 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
     images: list[Path] = []
     left_out: LeftOut = {}
     above = list_above(folder)
-    seen = {identity(folder)}
+    seen = {locate(folder)}
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -84,7 +84,7 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
             path = here / name
             # Not `is_file`: a link to an image that is gone must be missed by name, not left out.
             if is_folder(entry):
-                place = identity(path)
+                place = locate(path)
                 if entry.is_symlink() and place in above | _between(here, folder):
                     left_out.setdefault(BACK, []).append(path)
                 elif place not in seen:
@@ -163,16 +163,16 @@ def merge_left_out(into: LeftOut, more: Mapping[str, Sequence[Path]]) -> None:
 
 
 def list_above(folder: Path) -> set[tuple[int, int]]:
-    """Identities of all folders that a folder lies in, by its path and by where links lead."""
-    return {identity(p) for each in (folder.absolute(), folder.resolve()) for p in each.parents}
+    """Places of all folders that a folder lies in, by its path and by where links lead."""
+    return {locate(p) for each in (folder.absolute(), folder.resolve()) for p in each.parents}
 
 
-def identity(folder: Path) -> tuple[int, int]:
-    """What is the same for all ways to one folder."""
+def locate(folder: Path) -> tuple[int, int]:
+    """The device and inode of a folder: the same for all ways to it."""
     about = folder.stat()
     return about.st_dev, about.st_ino
 
 
 def _between(here: Path, top: Path) -> set[tuple[int, int]]:
     """The folders from one up to the top, both included."""
-    return {identity(here), *(identity(p) for p in here.parents if p.is_relative_to(top))}
+    return {locate(here), *(locate(p) for p in here.parents if p.is_relative_to(top))}
