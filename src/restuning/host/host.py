@@ -139,7 +139,7 @@ class Host(Extractor):
         self._snapshot.take()
         if self.has_time and all(map(has_values, model.parameters())):
             # Now, for later a forward of a denoiser is a step that somebody counts.
-            self._snapshot.remember("answers", self._ask)
+            self._snapshot.remember(answers=self._ask)
 
     def _register(self) -> None:
         for path, hook in list_hooks(self._slot, self.model, self.sites):
@@ -389,7 +389,7 @@ class Host(Extractor):
         Cost: about 1 s a gigabyte, once while they stay what they are.
         """
         try:
-            return self._snapshot.remember("digest", weights_digest)
+            return self._snapshot.remember(short=weights_digest)["short"]
         except BackboneChangedError:
             # A key tells what is there; whoever uses the host is refused.
             return weights_digest(self.model)
@@ -402,9 +402,8 @@ class Host(Extractor):
 
         Cost: about 1 s a gigabyte and a forward of one input, once.
         """
-        identity = {"digest": self._snapshot.remember("full digest", full_digest)}
-        answers = self._snapshot.remember("answers", self._ask)
-        return identity | ({"answers": answers} if answers is not None else {})
+        known = self._snapshot.remember(digest=full_digest, answers=self._ask)
+        return {name: value for name, value in known.items() if value is not None}
 
     def _ask(self, model: nn.Module) -> dict[str, Any] | None:
         # Of a sharded backbone every process would have to ask.

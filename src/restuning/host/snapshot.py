@@ -104,21 +104,27 @@ class Snapshot:
         with self._lock:
             self._compare(everything=True, trained=trained)
 
-    def remember(self, name: str, make: Callable[[nn.Module], Any]) -> Any:
-        """What follows from the backbone's values, worked out once while they are what they were.
+    def remember(self, **makes: Callable[[nn.Module], Any]) -> dict[str, Any]:
+        """What follows from the backbone's values, each worked out once while they are what they were.
+
+        Args:
+            makes: What works it out, by name; a name always means the same.
 
         Raises:
             BackboneChangedError: They are not.
+
+        Cost: that of `check_values`, once for all names.
         """
         self.check_values()
         weights = self._known.contents.weights if self._known is not None else ()
         # Without values here (offloaded) there is no sum that would tell.
         whole = all(w.name in self._sums for w in weights if w.kind != "made")
-        if name not in self._made or not whole:
-            made = make(self.model)
-            if self._made.setdefault(name, made) != made:
-                raise _changed(self.model, [f"another {name}"])
-        return self._made[name]
+        for name, make in makes.items():
+            if name not in self._made or not whole:
+                made = make(self.model)
+                if self._made.setdefault(name, made) != made:
+                    raise _changed(self.model, [f"another {name}"])
+        return {name: self._made[name] for name in makes}
 
     def _was_there(self, weight: Weight) -> bool:
         return self._taken.get(weight.name) is weight.kept
