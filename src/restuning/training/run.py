@@ -31,11 +31,13 @@ from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
 from restuning.task import Task, Tuned, check_savable, save
 from restuning.training.beforehand import OF_A_RUN, check_beforehand, read_once
+from restuning.training.checkpoint import is_finished
 from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit, fit_until
 from restuning.training.identity import describe_data
 from restuning.training.log import check_trackers
+from restuning.training.loop import CHECKPOINTS
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone, from_main
 
@@ -437,9 +439,11 @@ def run_task(
     from_main(lambda: check_savable(task, inputs.host, folder, **saved_with(inputs)))
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
-    from_main(lambda: read_once(data.val, data.test))
-    # Only a head that was made of class names knows anything before training.
     with hold_folder(out):
+        # A run that ended here has nothing to lose.
+        if not (resume and is_finished(out / CHECKPOINTS)):
+            from_main(lambda: read_once(data.val, data.test))
+        # Only a head that was made of class names knows anything before training.
         start = None if recipe.head is None else from_main(lambda: setup.accuracy(data.val, batch))
         if start is not None:
             log(f"  zero-shot: {start:.1%} on validation, before any training")

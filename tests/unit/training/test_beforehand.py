@@ -8,7 +8,7 @@ import torch
 import restuning
 from restuning import RestuningError
 from restuning._errors import MissingExtraError
-from restuning.training import loop
+from restuning.training import loop, run
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +136,40 @@ def test_a_weights_file_that_is_gone_is_told_before(train, backbone, data, tmp_p
     assert not list(tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_an_image_that_is_read_last_and_cannot_be_read_is_named_first(train, split, tmp_path):
+@pytest.fixture
+def photos(tmp_path):
     from PIL import Image
 
+    folder = tmp_path / "photos"
     for part in ("train", "val", "test"):
         for name in ("cat", "dog"):
-            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            (folder / part / name).mkdir(parents=True)
             for i in range(3):
-                Image.new("RGB", (32, 32), (i * 80, 0, 0)).save(
-                    tmp_path / "photos" / part / name / f"{i}.png"
-                )
+                Image.new("RGB", (32, 32), (i * 80, 0, 0)).save(folder / part / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_image_that_is_read_last_and_cannot_be_read_is_named_first(train, split, photos):
     with pytest.raises(AssertionError, match="something was trained"):
-        train(data=tmp_path / "photos")
-    bad = tmp_path / "photos" / split / "dog" / "1.png"
-    bad.write_bytes(b"no image")
+        train(data=photos)
+    (photos / split / "dog" / "1.png").write_bytes(b"no image")
     with pytest.raises(RestuningError, match="dog/1.png"):
-        train(data=tmp_path / "photos")
+        train(data=photos)
+
+
+def test_images_are_read_beforehand_where_something_is_trained_and_not_where_it_was(
+    backbone, photos, tmp_path, monkeypatch
+):
+    read = []
+    monkeypatch.setattr(run, "read_once", lambda *splits: read.append(len(splits)))
+
+    def train(**how):
+        out = tmp_path / "run"
+        how = {"method": "linear", "epochs": 1, "store": False, **how}
+        return restuning.train(photos, backbone=backbone, out=out, **how)
+
+    assert train().metrics["val_accuracy"] == train().metrics["val_accuracy"]
+    assert len(read) == 1
+    train(resume=False)
+    assert len(read) == 2
