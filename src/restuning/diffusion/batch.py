@@ -8,7 +8,8 @@ from torch import Tensor
 from restuning.diffusion.encode import EncodedPairs
 from restuning.diffusion.objective import NoisyBatch, Objective
 from restuning.diffusion.settings import DenoiserSettings
-from restuning.training.randomness import Order, mix_seed
+from restuning.runtime.randomness import mix_seed
+from restuning.training.randomness import Order
 
 
 def draw_batch(

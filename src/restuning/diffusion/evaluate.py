@@ -11,7 +11,7 @@ from restuning._errors import DataError
 from restuning.diffusion.encode import EncodedPairs
 from restuning.diffusion.objective import Objective
 from restuning.diffusion.sample import Denoiser
-from restuning.training.randomness import mix_seed
+from restuning.runtime.randomness import mix_seed
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from restuning.diffusion.objective import NoisyBatch, Objective
 from restuning.diffusion.settings import DenoiserSettings
 from restuning.diffusion.tuned_denoiser import TunedDenoiser
 from restuning.host import Host
+from restuning.runtime.randomness import preserve_randomness
 from restuning.task import Task, check_savable, save
 from restuning.training.identity import describe_host
 from restuning.training.loop import LOG_EVERY, run_to_end
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.prepare import prepare_without_rows
-from restuning.training.randomness import Order, preserve_randomness
+from restuning.training.randomness import Order
 
 Piece = tuple[NoisyBatch, Mapping[str, Tensor]]
 """Noised samples and their conditions."""

@@ -41,7 +41,7 @@ from restuning.host.fingerprint import (
 )
 from restuning.host.frozen import freeze, give_back
 from restuning.host.listeners import RecordTimestep
-from restuning.host.precision import find_half_precision, fit_inputs, in_own_precision
+from restuning.host.precision import find_half_precision, fit_inputs, outside_autocast
 from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
 from restuning.host.snapshot import Snapshot
@@ -198,7 +198,7 @@ class Host(Extractor):
         with (
             torch.no_grad(),
             active(self._slot, call),
-            in_own_precision(self._half, self.model),
+            outside_autocast(self._half, self.model),
         ):
             output = self.model(*args, **kwargs)
         check_all_reached(call)
@@ -239,7 +239,7 @@ class Host(Extractor):
             projections = {n: p.of(model) for n, p in projections.items() if n in tuners}
             readout = partial(self.readout, model=model)
         call = Call(tuners, needs, projections, self._last, side, count_inputs(args, kwargs))
-        with active(self._slot, call), in_own_precision(self._half, self.model):
+        with active(self._slot, call), outside_autocast(self._half, self.model):
             output = model(*args, **kwargs)
         check_all_reached(call)
         self._snapshot.check()

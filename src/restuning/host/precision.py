@@ -46,7 +46,7 @@ def fit_inputs(half: torch.dtype | None, inputs: Any) -> Any:
 
 
 @contextmanager
-def in_own_precision(half: torch.dtype | None, model: nn.Module) -> Iterator[None]:
+def outside_autocast(half: torch.dtype | None, model: nn.Module) -> Iterator[None]:
     """Without autocast around a backbone in half precision, which it would mix with another one."""
     # Asked only of such a backbone: of a large one it takes a while.
     kind = "" if half is None else find_device(model).type

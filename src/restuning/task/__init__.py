@@ -24,7 +24,6 @@ from restuning.task.save_and_load import WeightsFile as WeightsFile
 from restuning.task.save_and_load import check_savable as check_savable
 from restuning.task.save_and_load import describe as describe
 from restuning.task.save_and_load import find_task as find_task
-from restuning.task.save_and_load import is_main_process as is_main_process
 from restuning.task.save_and_load import load as load
 from restuning.task.save_and_load import push_to_hub as push_to_hub
 from restuning.task.save_and_load import save as save

@@ -102,7 +102,7 @@ def save(
     path = Path(path)
     # Of a backbone in several processes all work out what it is; one writes.
     description = _describe(task, host, backbone, weights, preprocessing or {})
-    if not is_main_process():
+    if not _is_first():
         return path
     tensors = _tensors_of(task, description.get("shared", {}))
     card = _write_card(path.name, task, backbone, results or {})
@@ -142,7 +142,7 @@ def check_savable(
     """
     path = Path(path)
     _describe(task, host, backbone, weights, preprocessing or {}, identify=False)
-    if not is_main_process():
+    if not _is_first():
         return
     try:
         _refuse_file_in_place(path)
@@ -157,8 +157,11 @@ def _refuse_file_in_place(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "a file of this name is there")
 
 
-def is_main_process() -> bool:
-    """Whether this process writes: of several that work together, the first."""
+def _is_first() -> bool:
+    """Whether this process writes: of several that work together (`torch.distributed`), the first.
+
+    What a launcher put into the environment is not asked: processes that never joined save each its own.
+    """
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not several or torch.distributed.get_rank() == 0
 

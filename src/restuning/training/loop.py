@@ -17,13 +17,13 @@ from torch import Tensor
 
 from restuning._errors import DivergedError, RestuningError, TrainingError
 from restuning._files import hold_folder, refuse_other
+from restuning.runtime.randomness import preserve_randomness, seed_everything
 from restuning.training import checkpoint
 from restuning.training.interrupts import Interrupts
 from restuning.training.log import LogFile, Progress, finish_trackers, start_trackers, track
 from restuning.training.memory import PeakMemory
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.optimiser import Ema, build_optimiser, learning_rate, set_rates
-from restuning.training.randomness import preserve_randomness, seed_everything
 from restuning.training.settings import LoopSettings
 from restuning.training.together import alone
 

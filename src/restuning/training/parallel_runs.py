@@ -20,6 +20,7 @@ from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
 from restuning.features.cached import select_tokens
 from restuning.host import Extractor
+from restuning.runtime.randomness import preserve_randomness, seed_everything
 from restuning.task import Task
 from restuning.training.optimiser import (
     adamw,
@@ -29,7 +30,7 @@ from restuning.training.optimiser import (
     set_rates,
 )
 from restuning.training.prepare import prepare
-from restuning.training.randomness import Order, preserve_randomness, seed_everything
+from restuning.training.randomness import Order
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, default_collate
 from restuning._errors import TrainingError
 from restuning.bypass import SideNetwork
 from restuning.bypass.side_network import Rows
+from restuning.runtime.randomness import preserve_randomness, seed_everything
 from restuning.task import INPUT, Task
-from restuning.training.randomness import preserve_randomness, seed_everything
 
 ROWS = 256
 """Rows that are read at a time."""

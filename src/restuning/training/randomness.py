@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from restuning.runtime.randomness import mix_seed as mix_seed
-from restuning.runtime.randomness import preserve_randomness as preserve_randomness
-from restuning.runtime.randomness import seed_everything as seed_everything
+from restuning.runtime.randomness import mix_seed, seed_everything
 
 
 class Order:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from restuning.features import StoredFeatures
 from restuning.forecast.grid import BankRates
 from restuning.host import Extractor
+from restuning.runtime.randomness import preserve_randomness
 from restuning.task import Task
 from restuning.training import FitSettings
 from restuning.training.batch import compute_logits, move, score, split_batch
 from restuning.training.evaluate import autocast, find_task_device
 from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.prepare import with_stand_ins
-from restuning.training.randomness import Order, batches, preserve_randomness
+from restuning.training.randomness import Order, batches
 
 SHORT, LONG, ROUNDS = 4, 20, 3
 """Steps of the two timed runs, and how often both are made. Their difference is free of what a run does

@@ -21,8 +21,9 @@ from restuning.data import with_validation
 from restuning.data.decoded import decode_once
 from restuning.features import StoredFeatures, build
 from restuning.features.views import view_of
+from restuning.runtime.randomness import seed_everything
 from restuning.training.prepare import PreparedSplit
-from restuning.training.randomness import Order, batches, seed_everything
+from restuning.training.randomness import Order, batches
 from zoo import folders
 
 SIZE = 16

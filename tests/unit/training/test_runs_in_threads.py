@@ -10,9 +10,9 @@ import restuning
 from awake import tiny_vit, wake
 from restuning import FitSettings, Host, Tuned, fit, methods
 from restuning._errors import TrainingError
+from restuning.runtime.randomness import preserve_randomness
 from restuning.search.sweep import sweep
 from restuning.training import together
-from restuning.training.randomness import preserve_randomness
 
 X = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 DATA = TensorDataset(X, torch.arange(24) % 3)
