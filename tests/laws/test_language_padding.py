@@ -62,6 +62,30 @@ def test_a_padded_batch_agrees_with_every_text_alone(member, side):
             close(together, alone, PADDED_TOLERANCE)
 
 
+def test_checkpointing_by_the_host_keeps_the_gradients_of_padded_texts(member):
+    name, model, host = member
+    padded = batch(model, texts(), "right")
+    # A decoder never sees what is appended.
+    for method in ("res-tuning", "full", *(["vpt-shallow"] if name in ENCODERS else [])):
+        for pool in ("mean", "last", "cls"):
+            task = awake_task(method, host, pool=pool)
+            gradients = []
+            try:
+                for on in (False, True):
+                    host.checkpoint(on)
+                    task.zero_grad()
+                    Tuned(host, task)(**padded).square().sum().backward()
+                    gradients.append([p.grad for p in task.parameters() if p.grad is not None])
+            except PlacementError:
+                # Appended tokens have no place among relative positions.
+                assert method == "vpt-shallow" and not gradients
+                continue
+            finally:
+                host.checkpoint(False)
+            plain, again = gradients
+            assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True)), (method, pool)
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_token_logits_at_real_tokens_do_not_see_the_padding(member, side):
     name, model, host = member

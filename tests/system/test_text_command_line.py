@@ -10,6 +10,7 @@ from commands import restuning
 from restuning import load_backbone, methods, save
 from restuning._errors import DataError
 from restuning.cli.app import app
+from restuning.search.forecasts import USUAL_METHODS
 from zoo import folders
 
 ROWS = [
@@ -252,3 +253,8 @@ def test_the_standard_input_is_read_as_a_file_is(given, texts, task):
         return
     found = [json.loads(line)["text"] for line in done.stdout.splitlines()]
     assert found == texts
+
+
+def test_all_usual_methods_are_forecast_on_a_text_backbone(encoder):
+    report = json.loads(run("plan", "--backbone", f"hf:{encoder}", "--images", 50, "--json"))
+    assert {row["method"] for row in report["options"]} == set(USUAL_METHODS)

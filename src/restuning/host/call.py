@@ -111,9 +111,11 @@ class Call:
 
     def copy_for_recompute(self) -> Call:
         """A fresh record of the same task, for a block that is recomputed."""
-        call = Call(self.tuners, Needs(()), self.projections, self.last, inputs=self.inputs)
-        # The hooks that note them stand on the whole model, which is not run again.
-        call.real_tokens, call.time, call.rows = self.real_tokens, self.time, self.rows
+        # It keeps what the first run kept: where one token is picked, autograd saves which.
+        call = Call(self.tuners, self.needs, self.projections, self.last, inputs=self.inputs)
+        # The hooks that note them stand on the whole model, or on a block before, and do not run again.
+        call.real_tokens, call.time = self.real_tokens, self.time
+        call.rows, call.appended = self.rows, self.appended
         return call
 
     def mask(self, stream: Tensor, *, appended: bool = False) -> Tensor | None:

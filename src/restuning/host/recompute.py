@@ -9,12 +9,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from restuning._torch import CheckpointWrapper, wrapped_module
 from restuning.host.call import active, current_call
-from restuning.sites import Sites
+from restuning.sites import Sites, has_past, leave_out_caches
 
 
 class RecomputedBlock(CheckpointWrapper):
@@ -34,10 +35,19 @@ class RecomputedBlock(CheckpointWrapper):
         self.slot = slot
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the block: its arguments, its output."""
+        """Run the block: its arguments, its output.
+
+        Earlier tokens in a cache are read; where there are none, nothing is put into it. A second run
+        would find there what the first has put.
+        """
+        block = wrapped_module(self)
+        if torch.is_grad_enabled():
+            if any(map(has_past, (*args, *kwargs.values()))):
+                return block(*args, **kwargs)
+            args, kwargs = leave_out_caches(args, kwargs)
         # The reentrant form would lose the gradients of tuners without a word.
         return checkpoint(
-            wrapped_module(self),
+            block,
             *args,
             use_reentrant=False,
             context_fn=self.make_contexts,

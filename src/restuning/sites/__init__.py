@@ -2,6 +2,7 @@
 
 from restuning.sites.attention_inputs import AttentionInputs as AttentionInputs
 from restuning.sites.attention_inputs import has_past as has_past
+from restuning.sites.attention_inputs import leave_out_caches as leave_out_caches
 from restuning.sites.attention_inputs import read_attention_inputs as read_attention_inputs
 from restuning.sites.attention_inputs import read_position_bias as read_position_bias
 from restuning.sites.attention_inputs import returns_bias as returns_bias

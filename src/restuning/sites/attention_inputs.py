@@ -12,6 +12,9 @@ from torch import Tensor, nn
 CONTEXT = ("encoder_hidden_states", "key_value_states", "context")
 """Keywords under which cross-attention is given the other sequence."""
 
+_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache", "cache_params")
+"""Keywords under which modules are given the keys of earlier tokens."""
+
 
 class AttentionInputs(NamedTuple):
     """One forward's conditions of one attention.
@@ -48,9 +51,8 @@ def read_attention_inputs(
             # A pair with four axes would be keys and values.
             if all(isinstance(v, Tensor) and v.dim() in (2, 3) for v in value):
                 rope = value
-        # A cache of transformers, known by its method: this room imports no model library. Under
-        # cross-attention it holds the other sequence, which `context` gives already.
-        elif context is None and hasattr(value, "get_seq_length"):
+        # Under cross-attention it holds the other sequence, which `context` gives already.
+        elif context is None and _is_cache(value):
             past, whole = _past(value, module)
     return AttentionInputs(mask, None, rope, past, whole, context)
 
@@ -67,8 +69,21 @@ def read_position_bias(output: Any) -> Tensor | None:
 
 
 def has_past(cache: Any) -> bool:
-    """Whether a cache holds earlier tokens."""
-    return cache is not None and bool(cache.get_seq_length() > 0)
+    """Whether a value is a cache that holds earlier tokens."""
+    return _is_cache(cache) and bool(cache.get_seq_length() > 0)
+
+
+def _is_cache(value: Any) -> bool:
+    # Of transformers, known by its method: this room imports no model library.
+    return hasattr(value, "get_seq_length")
+
+
+def leave_out_caches(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Arguments without the caches of earlier tokens, to which another run would add its own."""
+    return (
+        tuple(None if _is_cache(value) else value for value in args),
+        {k: None if k in _CACHES or _is_cache(value) else value for k, value in kwargs.items()},
+    )
 
 
 def _past(cache: Any, module: nn.Module) -> tuple[tuple[Tensor, Tensor] | None, bool]:

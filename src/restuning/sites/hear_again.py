@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 from restuning._torch import tree_map
 from restuning.runtime.precision import HALF_PRECISION
-from restuning.sites.attention_inputs import AttentionInputs
+from restuning.sites.attention_inputs import AttentionInputs, leave_out_caches
 from restuning.sites.half import widen
 from restuning.sites.projections import Projections
 from restuning.sites.sums import ModuleCall, first_tensor
-
-_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache", "cache_params")
-"""Arguments that hold the keys of earlier tokens, to which another run would add its own."""
 
 
 class Recorded(Protocol):
@@ -62,10 +59,10 @@ def hear_again(
         part = twin.get_submodule(path.removeprefix(projections.module).removeprefix("."))
         # In place of hooks, which the host alone registers: the copy belongs to nobody else.
         part.forward = partial(_listen, part.forward, heard, path)
-    args, kwargs = tree_map(_widen_tensor, own.given)
+    args, kwargs = leave_out_caches(*tree_map(_widen_tensor, own.given))
     try:
         with torch.no_grad():
-            twin(*args, **{k: None if k in _CACHES else v for k, v in kwargs.items()})
+            twin(*args, **kwargs)
     # A copy that does not run proves nothing, and nothing is lent.
     except (RuntimeError, AttributeError, TypeError, IndexError, ValueError, AssertionError):
         return lambda path: None
