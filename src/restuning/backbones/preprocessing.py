@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import MALFORMED, FormatError, UnknownNameError
+from restuning.backbones.images import read_image
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -25,15 +26,6 @@ _FILTERS = {
 
 LARGEST_SIDE = 2**14
 """Pixels that an image is resized to at most, where a file says so."""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB; what is transparent lies on white, as transformers lays it."""
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -118,12 +110,12 @@ class Preprocessing:
         return tuple(min(max(m, 0.0), 1.0) for m in mean)
 
     def image(self, image: Image.Image) -> Tensor:
-        """One image as `3 h w`, normalised."""
+        """One image of any mode as `3 h w`, normalised; it is read as `restuning.data.read_image` reads it."""
         return self.normalise(self.resize_and_crop(image))
 
     def resize_and_crop(self, image: Image.Image) -> Tensor:
         """One image as `3 h w`, resized and cropped, bytes."""
-        image = to_rgb(image)
+        image = _as_read(image)
         height, width = self.size
         if self.resize is not None:
             return self._resize_as_said(image, self.resize)
@@ -189,6 +181,12 @@ class Preprocessing:
         return _TimmAugmentation(self, policy.partition(":")[2])
 
 
+def _as_read(image: Image.Image) -> Image.Image:
+    """As `read_image` reads it, where that has not been done: what it gives is of no file and has no notes."""
+    read = type(image) is Image.Image and image.mode == "RGB" and not image.info
+    return image if read else read_image(image)
+
+
 @dataclass(frozen=True)
 class _Flip:
     """The image or its mirror image. A class and not a closure: worker processes are sent it."""
@@ -235,7 +233,7 @@ class _TimmAugmentation:
             ) from None
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.preprocessing.normalise(self._transform(to_rgb(image)))
+        return self.preprocessing.normalise(self._transform(_as_read(image)))
 
     def __reduce__(self) -> tuple:
         return _TimmAugmentation, (self.preprocessing, self.policy)

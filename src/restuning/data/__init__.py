@@ -1,5 +1,6 @@
 """Data sets by name or path, transformed as the backbone wants them."""
 
+from restuning.backbones.images import read_image as read_image
 from restuning.data.data import LONGEST_TEXT as LONGEST_TEXT
 from restuning.data.data import Data as Data
 from restuning.data.data import DataOptions as DataOptions
@@ -7,7 +8,6 @@ from restuning.data.data import ImageFiles as ImageFiles
 from restuning.data.folders import read_list as read_list
 from restuning.data.identity import Contents as Contents
 from restuning.data.identity import identify as identify
-from restuning.data.images import read_image as read_image
 from restuning.data.listing import CORRUPT as CORRUPT
 from restuning.data.listing import find_images as find_images
 from restuning.data.listing import merge_left_out as merge_left_out

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from restuning._errors import DataError
 from restuning._files import expand_home
+from restuning.backbones.images import read_image
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.identity import (
     Samples,
@@ -28,7 +29,6 @@ from restuning.data.identity import (
     identify,
     label_digests,
 )
-from restuning.data.images import read_image
 from restuning.data.listing import CORRUPT, say_left_out
 
 CACHED_PIXELS = 300_000_000

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from restuning._errors import DataError, FormatError, warn
 from restuning._files import read_json
+from restuning.backbones.images import image_suffixes
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
@@ -18,7 +19,6 @@ from restuning.data.data import (
     name_of,
     split_by_class,
 )
-from restuning.data.images import image_suffixes
 from restuning.data.labels import warn_of_look_alikes, warn_of_untrained
 from restuning.data.listing import (
     BACK,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from restuning._errors import DataError, require
 from restuning._files import expand_home
+from restuning.backbones.images import read_image
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
@@ -30,7 +31,6 @@ from restuning.data.identity import (
     file_inputs,
     label_digests,
 )
-from restuning.data.images import read_image
 from restuning.data.labels import trim_labels, warn_of_untrained
 from restuning.data.listing import CORRUPT
 from restuning.data.splits import find_splits

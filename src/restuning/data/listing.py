@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from restuning._errors import DataError
-from restuning.data.images import AVIF_SUFFIXES, HEIF_SUFFIXES, image_suffixes
+from restuning.backbones.images import AVIF_SUFFIXES, HEIF_SUFFIXES, image_suffixes
 
 LITTER = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")

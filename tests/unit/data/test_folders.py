@@ -90,7 +90,7 @@ def test_corrupt_images_are_named_where_they_are_left_out(tmp_path):
 
 
 def test_heic_without_its_library_is_left_out_with_the_line_that_installs_it(tmp_path, monkeypatch):
-    from restuning.data import images
+    from restuning.backbones import images
 
     monkeypatch.setattr(images, "_has_heif", lambda: False)
     images.image_suffixes.cache_clear()

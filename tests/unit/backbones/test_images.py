@@ -14,8 +14,8 @@ from torch import nn
 
 from restuning import load_data
 from restuning._errors import DataError, MissingExtraError
-from restuning.backbones import Backbone, Preprocessing
-from restuning.data import images, read_image
+from restuning.backbones import Backbone, Preprocessing, images
+from restuning.data import read_image
 from restuning.serve.inputs import ImageInputs
 
 SIZE = 16
@@ -208,6 +208,7 @@ def test_the_same_picture_is_the_same_tensor_whatever_it_comes_from(tmp_path, mo
     sources = {
         "bytes": predict.batch([f.read_bytes() for f in files]).args[0],
         "pil": predict.batch([Image.open(f) for f in files]).args[0],
+        "preprocessing": [PREPARED.image(Image.open(f)) for f in files],
         "folder": predict.batch(list(predict.expand([tmp_path / "files"]))).args[0],
         "list": [x for x, _ in vtab_list(tmp_path, files)],
         "classes": [x for x, _ in class_folders(tmp_path / "classes", files)],
