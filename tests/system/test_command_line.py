@@ -91,11 +91,12 @@ def test_predict_answers_in_json_lines_and_names_a_corrupt_image(trained, tmp_pa
     assert "left out: " in done.stderr
     for words in ("1 corrupt file (", "b.png)", "1 file that is no image (", "c.cr3)"):
         assert words in done.stderr
-    done = restuning("predict", tmp_path / "a.png", tmp_path / "d.png", "--task", out)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no such image or folder" in done.stderr
-    assert "d.png" in done.stderr
-    assert "check the path" in done.stderr
+    for more in ((), ("--skip-bad",)):
+        done = restuning("predict", tmp_path / "a.png", tmp_path / "d.png", "--task", out, *more)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "no such image or folder" in done.stderr
+        assert "d.png" in done.stderr
+        assert "check the path" in done.stderr
 
 
 def test_a_process_of_its_own_ends_as_one_in_this_process_does(tmp_path):

@@ -107,8 +107,8 @@ class ImageInputs(Inputs):
             if isinstance(each, str) and not each.strip():
                 # As a path it would be the folder that one stands in.
                 raise DataError("an image without a name", found=repr(each), fix="give a path")
-            if isinstance(each, str | Path) and not self.skip_bad and not Path(each).exists():
-                # Before the first answer, and in other words than of a data set's list.
+            if isinstance(each, str | Path) and not Path(each).exists():
+                # Before the first answer, and also where damaged files are left out: this is none.
                 raise DataError("no such image or folder", where=str(each), fix="check the path")
             if not isinstance(each, str | Path) or not Path(each).is_dir():
                 yield each
