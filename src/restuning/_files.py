@@ -33,6 +33,9 @@ SETTLED = 3.0
 """Seconds after its last change from when a file that changes again has another time: the coarsest
 clock of a file system (FAT) has steps of two."""
 
+LONGEST_TOLD = 2000
+"""Letters of what differs between two descriptions: all that a run is known by, with two values each."""
+
 REMEMBERED = 2**20
 """Digests of files that a process remembers; beyond, it forgets them all and begins again."""
 
@@ -536,7 +539,7 @@ def refuse_other(
     """
     told = differences(before, now)
     if told:
-        raise TrainingError(what, where=str(folder), found="; ".join(told)[:600], fix=fix)
+        raise TrainingError(what, where=str(folder), found="; ".join(told)[:LONGEST_TOLD], fix=fix)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

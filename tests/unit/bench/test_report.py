@@ -21,7 +21,7 @@ from restuning.bench.report import (
     summarise,
     write_report,
 )
-from restuning.bench.report.figures import HIGH, LIFT, WIDE, spread_labels
+from restuning.bench.report.figures import HIGH, LIFT, WIDE, draw_scatter, spread_labels
 from restuning.bench.report.tables import Table
 
 PIXELS = st.tuples(st.floats(0, 400), st.floats(0, 300))
@@ -217,6 +217,25 @@ def test_labels_are_written_as_they_are_into_page_and_pictures(folder, tmp_path)
     assert "<b>[red]" not in html
     for written in ("&lt;b&gt;[red]&lt;/b&gt;", "$x_{$", ":cat:|&amp;amp;"):
         assert written in html
+
+
+@pytest.mark.parametrize("costs", [(12, 75), (0, 33_000), (900, 4_000_000), (0.01, 0.2)])
+def test_numbers_on_a_logarithmic_axis_are_plain(costs):
+    class Two:
+        """A summary of two methods."""
+
+        def cost(self, label, tasks, of):
+            return costs[int(label)]
+
+        def mean(self, label, tasks):
+            return 0.5 + 0.1 * int(label), 0.01
+
+    svg = draw_scatter(Two(), ["0", "1"], ["digits"], lambda result: 0, "a cost")
+    told = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    numbers = [word for word in told if re.fullmatch(r"[\d,.e+-]+", word)]
+    # Of the axis of costs and of that of accuracies.
+    assert len(numbers) >= 5
+    assert not any("$" in word or "\\" in word for word in told)
 
 
 def test_a_row_of_a_markdown_table_is_one_line_whatever_a_task_is_called():

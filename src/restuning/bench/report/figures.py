@@ -27,6 +27,8 @@ PALETTE = (
 
 NARROW = 3
 """Costs within this ratio are shown on a linear axis: a logarithmic one would have no tick between."""
+WIDE_RATIO = 200
+"""Costs from this ratio on have powers of ten alone as ticks: 1, 2 and 5 would lie on each other."""
 LIFT, WIDE, HIGH = 5, 130, 13
 """Pixels: a name above its point, and how far the names of two points are kept apart."""
 
@@ -75,8 +77,9 @@ def draw_scatter(
     for label, x, y, spread in points:
         at = x if x > 0 else left
         axes.errorbar(at, y, yerr=spread or None, fmt="o", ms=7, color=colour[label], capsize=3)
-    if max(x for _, x, _, _ in points) > NARROW * left:
-        axes.set_xscale("log")
+    right = max(x for _, x, _, _ in points)
+    if right > NARROW * left:
+        _use_logarithms(axes.xaxis, right / left)
     axes.margins(x=0.25, y=0.12)
     axes.set_xlabel(axis)
     axes.set_ylabel(f"accuracy in %, {_name_tasks(tasks)}")
@@ -96,6 +99,17 @@ def draw_scatter(
             color=colour[label],
         )
     return _write_svg(figure, axes)
+
+
+def _use_logarithms(axis: Any, ratio: float) -> None:
+    """A logarithmic axis whose ticks are plain numbers: matplotlib's own are formulas, which are not read here."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set_xscale("log")
+    # A narrow one has a power of ten or none between its ends.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < WIDE_RATIO else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_group_bars(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> str:

@@ -86,6 +86,10 @@ COSTS: list[tuple[str, Callable[[dict[str, Any]], Any], Callable[[float | None],
 ]
 
 
+def _count_tasks(tasks: Sequence[str]) -> str:
+    return "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+
+
 def tabulate_costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
     """Tabulate what each method costs, as medians over its runs."""
     labels = summary.of(tasks)
@@ -102,7 +106,7 @@ def tabulate_costs(summary: Summary, name: str, tasks: Sequence[str]) -> Table:
         }
     )
     covers = (
-        f"Medians over runs on {len(tasks)} tasks. Step memory is counted above weights, moments "
+        f"Medians over runs on {_count_tasks(tasks)}. Step memory is counted above weights, moments "
         "and batch, for the way the method was trained (detached ones from stored features) and, "
         "next to it, for training on images; processor time of training includes computing the "
         "features once; inference is a forward over the bare backbone's, taken in turns. Step and "
