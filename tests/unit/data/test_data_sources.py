@@ -14,14 +14,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from awake import wake
 from restuning import RestuningError, load_data
 from restuning._errors import DataError, UnknownNameError
 from restuning.backbones import Backbone, Preprocessing
 from restuning.data import read_image, read_list
 
 hf = pytest.importorskip("datasets")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 sets = pytest.importorskip("torchvision.datasets")
 
 SIZE = 16
@@ -206,26 +205,6 @@ def test_what_has_no_train_and_test_in_torchvision_is_refused_in_words(name, tmp
 
 
 # ------------------------------------------------------------------------ csv
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory):
-    """A small BERT with its tokenizer, as the backbone of a text task."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very"]
-    vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
-    vocabulary.write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizerFast(str(vocabulary))
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    model = wake(transformers.BertModel(config))
-    return Backbone(
-        "bert", model, (), dict(tokenizer("film", return_tensors="pt")), None, tokenizer
-    )
 
 
 def table(path, rows, columns=("text", "label"), encoding="utf-8"):

@@ -4,35 +4,12 @@ import csv
 import warnings
 
 import pytest
-import transformers
 
-from awake import wake
 from restuning._errors import DataError, RestuningWarning
-from restuning.backbones import Backbone
 from restuning.data import load_data, read_csv, read_list
 from restuning.data.text_files import read_lines, split_lines
 
 ROWS = [("good film", "pos"), ("bad film", "neg")] * 8
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory):
-    """A small BERT with its tokenizer."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
-    vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
-    vocabulary.write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizerFast(str(vocabulary))
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    model = wake(transformers.BertModel(config))
-    return Backbone(
-        "bert", model, (), dict(tokenizer("film", return_tensors="pt")), None, tokenizer
-    )
 
 
 def write(file, rows, header="text,label", separator=",", encoding="utf-8", end="\n"):
