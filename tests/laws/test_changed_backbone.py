@@ -10,6 +10,7 @@ from torch import nn
 from awake import tiny_vit
 from restuning import FitSettings, Host, Tuned, fit, methods, save
 from restuning._errors import BackboneChangedError, WrongBackboneError
+from restuning.host.snapshot import COLUMNS, Snapshot
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -212,3 +213,45 @@ def test_what_somebody_trains_inside_runs_and_is_not_saved_as_what_it_was(tmp_pa
         written_elsewhere.add_(1)
     with pytest.raises(BackboneChangedError, match=r"blocks\.0\.mlp\.fc1\.bias"):
         host.features(X)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.float64])
+def test_one_sign_that_is_turned_is_noticed_wherever_it_stands(kind):
+    model = nn.Linear(7, 3).to(kind)
+    snapshot = Snapshot(model)
+    snapshot.take()
+    for parameter in model.parameters():
+        for number in parameter.data.view(-1):
+            number.neg_()
+            with pytest.raises(BackboneChangedError, match="other values"):
+                snapshot.check_values()
+            number.neg_()
+    snapshot.check_values()
+
+
+def conjugated(numbers):
+    numbers[1::2].neg_()
+
+
+def turned_in_pairs(numbers):
+    # The upper halves of two words that stand in one column of a sum.
+    numbers[[1, 1 + 2 * COLUMNS]] *= -1
+
+
+def exchanged_with_its_opposite(numbers):
+    numbers[[1, 5]] = numbers[[5, 1]]
+
+
+@pytest.mark.parametrize(
+    "change", [conjugated, turned_in_pairs, exchanged_with_its_opposite], ids=lambda f: f.__name__
+)
+def test_signs_that_are_turned_together_are_noticed(change):
+    model = nn.Linear(2 * COLUMNS, 40, bias=False)
+    numbers = model.weight.data.view(-1)
+    numbers[5], numbers[1] = -0.5, 0.5
+    numbers[1 + 2 * COLUMNS] = 0.5
+    snapshot = Snapshot(model)
+    snapshot.take()
+    change(numbers)
+    with pytest.raises(BackboneChangedError, match="other values"):
+        snapshot.check_values()

@@ -230,6 +230,12 @@ def _few(names: list[str]) -> str:
 COLUMNS = 4093
 """Eight-byte words in a row of a sum; a prime, so that exchanged rows of a matrix are seen."""
 
+PIECE = {"cpu": 16}
+"""Rows that are summed at once: on a CPU as many as its cache holds, elsewhere `LARGE_PIECE`."""
+
+LARGE_PIECE = 2048
+"""64 MB."""
+
 
 def _sums(weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:
     """Sums over the bytes of each tensor that has any here; of a sharded one over this process's."""
@@ -260,9 +266,21 @@ def _sum(tensor: Tensor) -> Tensor:
     whole = len(raw) // 8 * 8
     words = raw[:whole].view(torch.int64)
     rows = len(words) // COLUMNS * COLUMNS
-    parts = [words[rows:], raw[whole:].long()]
-    if rows:
-        parts.append(words[:rows].view(-1, COLUMNS).sum(0))
-    # A sum in which the place counts. Overflows wrap around, and lose nothing by it.
-    numbers = torch.cat(parts)
-    return (numbers * torch.arange(1, len(numbers) + 1, device=raw.device)).sum()
+    rest = words[rows:]
+    columns = _sum_columns(words[:rows].view(-1, COLUMNS)) if rows else ()
+    # A sum in which the place counts, by odd numbers: even ones would shift high bits out.
+    numbers = torch.cat([rest, rest >> 32, raw[whole:].long(), *columns])
+    return (numbers * torch.arange(1, 2 * len(numbers), 2, device=raw.device)).sum()
+
+
+def _sum_columns(words: Tensor) -> Tensor:
+    """Sums over the rows, of the words and of their upper halves alone.
+
+    Overflows wrap around, and lose a word's highest bit where it changes twice: the sign of every second
+    number in fp32.
+    """
+    sums = words.new_zeros(2, words.shape[1])
+    for piece in words.split(PIECE.get(words.device.type, LARGE_PIECE)):
+        sums[0] += piece.sum(0)
+        sums[1] += (piece >> 32).sum(0)
+    return sums
