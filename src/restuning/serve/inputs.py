@@ -232,8 +232,12 @@ def file_texts(file: Path, column: str = "text") -> list[str]:
         column: Of a csv.
 
     Raises:
-        DataError: It cannot be read, or has no such column.
+        DataError: It cannot be read, has no such column, or holds no text.
     """
     if file.suffix.lower() in TABLES:
-        return [text for text, _ in read_csv(file, column, None)]
-    return read_lines(file)
+        texts = [text for text, _ in read_csv(file, column, None)]
+    else:
+        texts = read_lines(file)
+    if not texts:
+        raise DataError("a file without texts", where=str(file), fix="fill it, or leave it out")
+    return texts

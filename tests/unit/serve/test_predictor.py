@@ -31,7 +31,7 @@ from restuning._errors import (
 )
 from restuning._files import seal
 from restuning.backbones import load as loaders
-from restuning.serve import Answer, Prediction, Predictor
+from restuning.serve import Answer, Prediction, Predictor, file_texts
 from restuning.task import WeightsFile
 from zoo import folders
 
@@ -397,6 +397,15 @@ def test_a_task_that_prepares_images_in_another_way_is_not_answered_together(tin
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     return load_backbone(f"hf:{folders.bert(tmp_path_factory.mktemp('models') / 'bert')}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "text\n"), ("a.tsv", "text\tnote\n\n"), ("a.txt", " \n\n")]
+)
+def test_a_file_without_texts_is_refused_as_a_folder_without_images_is(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"without texts[\s\S]*{name}"):
+        file_texts(tmp_path / name)
 
 
 def test_texts_and_files_of_texts_are_answered(bert, tmp_path):
