@@ -83,7 +83,7 @@ class Host(Extractor):
     A backbone in bf16 or fp16 stays in it: inputs are brought to its precision, autocast stays outside,
     and what trains beside it is in fp32.
 
-    Cost: two forwards and 0.5 s a gigabyte of weights (sums of their bytes) at construction; two to four
+    Cost: two forwards and 0.2 s a gigabyte of weights (sums of their bytes) at construction; two to four
         Python calls a layer in every forward, and 0.3 ms to see that nothing has changed.
     """
 
@@ -371,7 +371,7 @@ class Host(Extractor):
         Raises:
             BackboneChangedError: Weights were written to, modules replaced, or adapters switched.
 
-        Cost: 0.5 s a gigabyte on a CPU.
+        Cost: 0.2 s a gigabyte on a CPU.
         """
         self._snapshot.check_values(trained=False)
 

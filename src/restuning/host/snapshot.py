@@ -63,7 +63,7 @@ class Snapshot:
     def take(self) -> None:
         """Remember the backbone as it is now.
 
-        Cost: 0.5 s a gigabyte on a CPU.
+        Cost: 0.2 s a gigabyte on a CPU.
         """
         reshard(self.model)
         contents = list_contents(self.model)
@@ -96,7 +96,7 @@ class Snapshot:
         Raises:
             BackboneChangedError: As `check`.
 
-        Cost: 0.5 s a gigabyte on a CPU.
+        Cost: 0.2 s a gigabyte on a CPU.
         """
         if self._known is None:
             self.take()
