@@ -74,15 +74,12 @@ def digest_files(files: Sequence[Path], tell: Tell = quiet) -> list[str | None]:
     Cost: a `stat` a file, about 1 s for 100,000; of those that are new, 1 s a gigabyte.
     """
     states = [_state(file) for file in files]
-    digests = [
-        None if state is None else known_digest(file, _settled(state))
-        for file, state in zip(files, states, strict=True)
-    ]
-    if _missing(states, digests):
+    digests = [known_digest(file, state) for file, state in zip(files, states, strict=True)]
+    if None in digests:
         memo = _Memo.of(files)
         memo.recall(files, states, digests)
-        unread = _missing(states, digests)
-        size = sum(state[1] for n in unread if (state := states[n]) is not None)
+        unread = _unknown(digests)
+        size = sum(_size(files[n]) for n in unread)
         if size >= LONG:
             tell(f"reading {len(unread):,} files, {size / 2**30:.1f} GiB, to know their contents")
         with ThreadPoolExecutor(THREADS) as pool:
@@ -95,28 +92,23 @@ def digest_files(files: Sequence[Path], tell: Tell = quiet) -> list[str | None]:
     return digests
 
 
-_State = tuple[int, int, int, int, bool]
-"""As `FileState`, and whether the file has settled."""
-
-
-def _state(file: Path) -> _State | None:
+def _state(file: Path) -> FileState | None:
+    """As `file_state`; also None of a file that is not there."""
     try:
-        settled = file_state(file)
-        if settled is not None:
-            return (*settled, True)
-        return (0, file.stat().st_size, 0, 0, False)
+        return file_state(file)
     except OSError:
         return None
 
 
-def _settled(state: _State) -> FileState | None:
-    return state[:4] if state[4] else None
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
-def _missing(states: Sequence[_State | None], digests: Sequence[str | None]) -> list[int]:
-    """Numbers of files that are there, and whose digests are not known."""
-    both = zip(states, digests, strict=True)
-    return [n for n, (state, digest) in enumerate(both) if state is not None and digest is None]
+def _unknown(digests: Sequence[str | None]) -> list[int]:
+    return [n for n, digest in enumerate(digests) if digest is None]
 
 
 def _digest(file: Path) -> str | None:
@@ -149,35 +141,31 @@ class _Memo:
     def recall(
         self,
         files: Sequence[Path],
-        states: Sequence[_State | None],
+        states: Sequence[FileState | None],
         digests: list[str | None],
     ) -> None:
         """Fill in the digests of files that are as they were."""
         known = self._read()
         if not known:
             return
-        for n in _missing(states, digests):
-            state = states[n]
+        for n in _unknown(digests):
             entry = known.get(self._name(files[n]))
-            if entry is None or state is None or not state[4] or entry[0] != state[:4]:
-                continue
-            digests[n] = entry[1]
-            remember_digest(files[n], entry[0], entry[1])
+            if entry is not None and entry[0] == states[n]:
+                digests[n] = entry[1]
+                remember_digest(files[n], *entry)
 
     def keep(
         self,
         files: Sequence[Path],
-        states: Sequence[_State | None],
+        states: Sequence[FileState | None],
         digests: Sequence[str | None],
     ) -> None:
         """Write down the digests of files that have settled; without a place to, nothing."""
         now: dict[str, tuple[FileState, str]] = {}
         for file, state, digest in zip(files, states, digests, strict=True):
-            if state is None or not state[4] or digest is None:
-                continue
             # Not what was read while it was written: this process does not remember that either.
-            if known_digest(file, state[:4]) == digest:
-                now[self._name(file)] = state[:4], digest
+            if state is not None and digest is not None and known_digest(file, state) == digest:
+                now[self._name(file)] = state, digest
         if not now:
             return
         with suppress(OSError):
