@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from restuning._errors import DataError
 from restuning._files import (
     Claim,
     FileState,
@@ -31,6 +32,7 @@ from restuning._files import (
     remember_digest,
     write_bytes,
 )
+from restuning.backbones.images import read_image
 
 Tell = Callable[[str], None]
 """Receives a line about work that takes long."""
@@ -49,8 +51,6 @@ MEMO = "digests"
 
 FORMAT = 1
 LARGEST_MEMO = 2**30
-ORIENTATION = 0x0112
-"""The tag of EXIF that tells how an image is to be turned."""
 
 DEEPEST = 24
 """Of objects in objects; what lies deeper is known by its kind alone."""
@@ -285,11 +285,17 @@ class _Reading:
         self.note(f"tensor {value.dtype} {tuple(value.shape)};", raw)
 
     def take_image(self, value: Image.Image) -> None:
-        # All that making colours of it reads: pixels, palette, what is transparent, which way up.
-        palette = value.getpalette() if value.mode in ("P", "PA") else None
-        clear = value.info.get("transparency")
-        about = (value.mode, value.size, palette, clear, _orientation(value))
-        self.note("image;", repr(about).encode(), value.tobytes())
+        # First as it is read: that decodes a file in its own way, and whatever colours are made of
+        # (alpha of a palette, which end is white, which way up) is in it.
+        try:
+            made = read_image(value)
+            size, read = made.size, made.tobytes()
+        except DataError:
+            size, read = None, b""
+        raw = value.tobytes()
+        palette = value.getpalette(None) if value.mode in ("P", "PA") else None
+        about = (value.mode, value.size, palette, value.info.get("transparency"), size)
+        self.note("image;", repr(about).encode(), raw, *([] if read == raw else [read]))
 
 
 def _take_apart(value: Any) -> tuple[str, list[Any]]:
@@ -323,10 +329,3 @@ def _is_filled(cell: CellType) -> bool:
         return cell.cell_contents is not cell
     except ValueError:  # A name that a function was to be given later.
         return False
-
-
-def _orientation(value: Image.Image) -> Any:
-    try:
-        return value.getexif().get(ORIENTATION)
-    except Exception:  # noqa: BLE001 (damaged EXIF tells nothing, whatever Pillow raises)
-        return None

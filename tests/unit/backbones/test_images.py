@@ -16,6 +16,7 @@ from restuning import load_data
 from restuning._errors import DataError, MissingExtraError
 from restuning.backbones import Backbone, Preprocessing, images
 from restuning.data import read_image
+from restuning.data.digests import digest_value
 from restuning.serve.inputs import ImageInputs
 
 SIZE = 16
@@ -435,3 +436,11 @@ def test_the_transparent_colour_of_a_png_has_the_bits_of_its_pixels(
 ):
     found = np.asarray(read_image(png_of(bits, kind, row, transparent)))
     assert found[..., 0].tolist() == found[..., 2].tolist() == [wanted] * 2
+
+
+def test_a_png_that_was_known_by_its_contents_is_read_as_before():
+    content = png_of(4, 0, b"\x5a\x5a", b"\0\x05")
+    image = Image.open(io.BytesIO(content))
+    known = digest_value(image)
+    assert far(read_image(image), read_image(content)) == EXACT
+    assert digest_value(image) == known

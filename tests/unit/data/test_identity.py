@@ -1,5 +1,6 @@
 """Data are known by their contents: whatever is replaced, swapped, renamed or reordered is seen."""
 
+import io
 import json
 import os
 import random
@@ -400,6 +401,18 @@ class Shown(Dataset):
         return self.give(index), index % 2 if self.labels is None else self.labels[index]
 
 
+def of_palette(alpha):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 255, 0, 0, alpha], "RGBA")
+    return image
+
+
+def of_file(form, **how):
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000).save(stream, form, **how)
+    return Image.open(stream)
+
+
 VALUES = {
     "tensor": (torch.arange(6.0), torch.arange(6.0) + 1e-6),
     "shape": (torch.zeros(2, 3), torch.zeros(3, 2)),
@@ -408,6 +421,9 @@ VALUES = {
     "array": (np.arange(4), np.array([0, 1, 2, 4])),
     "image": (Image.new("L", (4, 4), 3), Image.new("L", (4, 4), 4)),
     "palette": (Image.new("P", (2, 2)), Image.new("P", (2, 2))),
+    "alpha of a palette": (of_palette(255), of_palette(10)),
+    "which end is white": (of_file("TIFF", tiffinfo={262: 0}), of_file("TIFF", tiffinfo={262: 1})),
+    "which way up": (of_file("TIFF", tiffinfo={274: 1}), of_file("TIFF", tiffinfo={274: 6})),
     "text": ("a film", "a fjlm"),
     "words": (["ab", "c"], ["a", "bc"]),
     "mapping": ({"ids": [1, 2], "mask": [1, 1]}, {"ids": [1, 2], "mask": [1, 0]}),
