@@ -20,13 +20,22 @@ from restuning import (
     methods,
     save,
 )
-from restuning._errors import FormatError, MissingInputError, NoSitesError, WrongTaskError
+from restuning._errors import (
+    BackboneChangedError,
+    FormatError,
+    MissingInputError,
+    NoSitesError,
+    WrongTaskError,
+)
 from restuning.forecast.ledger import SavedTensors
 
 pytest.importorskip("diffusers")
 
 BATCHED = 2e-5
 """One forward of two rows against two of one row: other kernels, fp32, values of about one."""
+
+ROUNDED = 2**-5
+"""The same in bf16, whose last bit is 2^-8 of a value: eight of them, a layer rounding one."""
 
 
 def hosted(case):
@@ -178,6 +187,32 @@ def test_predictions_side_by_side_leave_nothing_open_when_the_tail_fails():
     assert torch.equal(torch.zeros(2) + 1, torch.ones(2))
     assert not torch._C._functorch.maybe_current_level()
     host.predict_side_by_side([task.side], *case.args, **case.kwargs)
+
+
+@pytest.mark.parametrize("make", [unet, dit])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_denoiser_in_half_precision_is_given_what_training_has(make, autocast):
+    case = make()
+    case.model.to(torch.bfloat16)
+    host = hosted(case)
+    tasks = [wake(bypass_task(host), seed) for seed in (1, 2)]
+    sides = [task.side for task in tasks]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        together = host.predict_side_by_side(sides, *case.args, base=False, **case.kwargs)
+        alone = [Tuned(host, task)(*case.args, **case.kwargs).sample for task in tasks]
+    assert together.dtype == torch.bfloat16
+    for one, other in zip(together, alone, strict=True):
+        assert (one - other).abs().max() < ROUNDED * other.abs().max()
+
+
+def test_a_change_is_noticed_by_predictions_side_by_side():
+    case = unet()
+    host = hosted(case)
+    task = wake(bypass_task(host), 1)
+    with torch.no_grad():
+        case.model.conv_in.bias[0] += 1e-3
+    with pytest.raises(BackboneChangedError, match=r"conv_in\.bias"):
+        host.predict_side_by_side([task.side], *case.args, **case.kwargs)
 
 
 def test_guidance_without_a_classifier_in_one_batch_equals_two_calls(tmp_path):

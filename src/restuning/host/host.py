@@ -193,16 +193,9 @@ class Host(Extractor):
             NoSitesError: A tap has no such name.
         """
         needs = self.resolve_needs(keep)
-        args, kwargs = fit_inputs(self._half, (args, kwargs))
         call = Call({}, needs, self._projections, self._last, inputs=count_inputs(args, kwargs))
-        with (
-            torch.no_grad(),
-            active(self._slot, call),
-            outside_autocast(self._half, self.model),
-        ):
-            output = self.model(*args, **kwargs)
-        check_all_reached(call)
-        self._snapshot.check()
+        with torch.no_grad():
+            output = self._run(call, self.model, args, kwargs)
         call.keep_own_feature(output, self.readout_rule, self.readout)
         # In the order that was asked for, whatever the order of the forward.
         call.taps = {tap: call.taps[tap] for tap in needs.taps}
@@ -230,7 +223,6 @@ class Host(Extractor):
             side: Its state takes the place of the last stream; its taps must be in `needs`.
             kwargs: The backbone's input by keyword.
         """
-        args, kwargs = fit_inputs(self._half, (args, kwargs))
         check_tuners(tuners, self.sites, self._projections)
         model, projections, readout = self.model, self._projections, self.readout
         if weights:
@@ -239,12 +231,20 @@ class Host(Extractor):
             projections = {n: p.of(model) for n, p in projections.items() if n in tuners}
             readout = partial(self.readout, model=model)
         call = Call(tuners, needs, projections, self._last, side, count_inputs(args, kwargs))
+        output = self._run(call, model, args, kwargs)
+        call.keep_own_feature(output, self.readout_rule, readout)
+        return call.features(readout), output
+
+    def _run(
+        self, call: Call, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The output of the backbone or of a copy of it; what its hooks keep is in the call."""
+        args, kwargs = fit_inputs(self._half, (args, kwargs))
         with active(self._slot, call), outside_autocast(self._half, self.model):
             output = model(*args, **kwargs)
         check_all_reached(call)
         self._snapshot.check()
-        call.keep_own_feature(output, self.readout_rule, readout)
-        return call.features(readout), output
+        return output
 
     def _narrow(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Trained copies of the backbone's weights in the precision that it computes in."""
@@ -277,10 +277,7 @@ class Host(Extractor):
             )
         streams = SideBySide(bypasses, base=base)
         call = Call({}, Needs(streams.taps), self._projections, self._last, streams)
-        with active(self._slot, call):
-            output = self.model(*args, **kwargs)
-        check_all_reached(call)
-        self._snapshot.check()
+        output = self._run(call, self.model, args, kwargs)
         predictions = first_tensor(output)
         assert predictions is not None
         return predictions
