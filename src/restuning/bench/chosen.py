@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from restuning._errors import TrainingError
+from restuning.bench.entries import read_budget
 from restuning.bench.folder import read_run
 from restuning.bench.grid import Entry, GridProtocol, GridRun, Setting, search_runs
-from restuning.search import AUTO, Budget, Choice, choose_method
+from restuning.search import Choice, choose_method
 from restuning.training.run import Inputs
-
-AUTO_OPTIONS = ("memory", "minutes")
-"""Options of `auto`."""
 
 
 def find_setting(
@@ -67,30 +65,9 @@ def choose_entry(
         TrainingError: An option it does not take, or settings to choose from, which it chooses itself.
         ForecastError: Not an amount of memory.
     """
-    options = dict(run.entry.options)
-    if unknown := options.keys() - set(AUTO_OPTIONS):
-        raise TrainingError(
-            "no such option",
-            where=f"{AUTO}: {', '.join(sorted(unknown))}",
-            fix=f"{AUTO} takes {' and '.join(AUTO_OPTIONS)}",
-        )
-    memory, minutes = options.get("memory"), options.get("minutes")
-    if minutes is not None and not isinstance(minutes, int | float):
-        raise TrainingError(
-            "not a budget of time",
-            where="minutes",
-            found=str(minutes),
-            fix="write e.g. auto:minutes=10",
-        )
-    if not protocol.cache:
-        raise TrainingError(
-            "auto trains from stored features first",
-            where="--no-cache",
-            fix="leave it out, or name methods",
-        )
     # Each seed chooses anew: a table tells how sure the choice is, too.
     settings = protocol.settings_for((), run.seed)
-    budget = Budget.of(None if memory is None else str(memory), minutes)
+    budget = read_budget(protocol, run.entry)
     choice = choose_method(inputs, settings, folder, budget=budget)
     # The label stays, so the grid's tables have a column for `auto` itself.
     return Entry(run.entry.label, choice.method), choice

@@ -15,6 +15,7 @@ import numpy as np
 
 from restuning._errors import FormatError, TrainingError, warn
 from restuning._files import Claim, read_json, refuse_other, write_json, write_text
+from restuning.bench.entries import check_entries
 from restuning.bench.grid import GridProtocol, GridRun, slug
 from restuning.bench.measure import read_versions
 from restuning.training import FitSettings
@@ -32,9 +33,12 @@ def open_grid(
         retry: Forget failures, so that those runs are made again.
 
     Raises:
-        TrainingError: The folder was begun with another protocol.
+        TrainingError: The folder was begun with another protocol, or runs cannot be made so; see
+            `check_entries`.
+        UnknownNameError: The same, of methods and their options.
         FormatError: A result that is there is malformed.
     """
+    check_entries(protocol, runs)
     # Through JSON, to compare like with like: tuples come back as lists.
     identity = json.loads(json.dumps(protocol.identity()))
     # By label and not in the identity: entries may be added to a grid later.

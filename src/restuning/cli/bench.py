@@ -282,7 +282,7 @@ def check(
 @command(app, "restuning bench methods", name="methods")
 def list_rivals(as_json: Json = False) -> None:
     """What `bench run --methods` takes beside `restuning methods`."""
-    from restuning.bench.chosen import AUTO_OPTIONS
+    from restuning.bench.entries import AUTO_OPTIONS
     from restuning.bench.rivals import RIVALS
     from restuning.search import AUTO
 

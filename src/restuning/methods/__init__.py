@@ -8,6 +8,9 @@ from restuning.methods.method import new_head as new_head
 from restuning.methods.named import METHODS as METHODS
 from restuning.methods.named import build as build
 from restuning.methods.named import check as check
+from restuning.methods.named import check_values as check_values
 from restuning.methods.named import count_parameters as count_parameters
+from restuning.methods.named import keep_used as keep_used
 from restuning.methods.named import names as names
+from restuning.methods.named import refuse_unused as refuse_unused
 from restuning.methods.named import table as table

@@ -117,6 +117,7 @@ ROWS: dict[str, Method] = {
         "side network, horizontal and vertical Res-Adapters, no gradient in the backbone",
         f"{PAPER}, Table 3b",
         TAKES,
+        unused=("query", "layers"),
         inside=False,
     ),
     "bypass-horizontal": Method(
@@ -124,6 +125,7 @@ ROWS: dict[str, Method] = {
         "bypass with horizontal tuners only",
         f"{PAPER}, Table 3b",
         TAKES,
+        unused=("query", "layers"),
         inside=False,
     ),
     "bypass-vertical": Method(
@@ -131,6 +133,7 @@ ROWS: dict[str, Method] = {
         "bypass with vertical tuners only",
         f"{PAPER}, Table 3b",
         TAKES,
+        unused=("query", "layers"),
         inside=False,
     ),
 }

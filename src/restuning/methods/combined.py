@@ -145,14 +145,20 @@ ROWS: dict[str, Method] = {
         "dual: Res-Adapter beside MHA and FFN, channel scales (convolutions: beside each block)",
         f"{PAPER}, Tables 2b and 3a",
         START,
+        unused=("residual",),
     ),
     "res-tuning-single": Method(
-        _tune_operations({"ffn": "prompt"}), "Res-Prompt beside FFN", f"{PAPER}, Table 2a", START
+        _tune_operations({"ffn": "prompt"}),
+        "Res-Prompt beside FFN",
+        f"{PAPER}, Table 2a",
+        START,
+        ("residual",),
     ),
     "res-tuning-tri": Method(
         _tune_operations({"mha": "adapter", "ffn": "adapter", "block": "adapter"}),
         "dual, and a Res-Adapter beside every block",
         f"{PAPER}, Table 2c",
         START,
+        unused=("residual",),
     ),
 }

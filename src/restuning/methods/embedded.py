@@ -44,16 +44,19 @@ ROWS: dict[str, Method] = {
         "prefix tuning: Res-Prefix on MHA with the exact lambda",
         f"Li and Liang 2021; {PAPER}",
         START,
+        ("scale", "residual"),
     ),
     "vpt-deep": Method(
         _tune_each(("mha",), lambda s, o: Scaled(make_prompt(s, o), "exact")),
         "VPT-deep: Res-Prompt on MHA with the exact lambda",
         f"Jia et al. 2022; {PAPER}",
+        unused=("scale", "residual"),
     ),
     "vpt-shallow": Method(
         _build_vpt_shallow,
         "VPT-shallow: tokens appended to the embedding output",
         "Jia et al. 2022",
+        unused=("scale", "query", "layers", "drop_path", "residual"),
     ),
     "adapter": Method(
         _tune_each(
@@ -65,6 +68,7 @@ ROWS: dict[str, Method] = {
         "sequential adapter after FFN (reads OP's output)",
         f"Pfeiffer et al. 2021; {PAPER} 1.3",
         START,
+        ("scale", "query", "residual"),
     ),
     "houlsby": Method(
         _tune_each(
@@ -76,6 +80,7 @@ ROWS: dict[str, Method] = {
         "sequential adapters after MHA and FFN, bottleneck 64",
         "Houlsby et al. 2019, arXiv 1902.00751, section 3.2",
         START,
+        ("scale", "query", "residual"),
     ),
     "adaptformer": Method(
         _tune_each(
@@ -91,5 +96,6 @@ ROWS: dict[str, Method] = {
         "AdaptFormer-64: a parallel ReLU adapter beside FFN, scale 0.1",
         "Chen et al. 2022",
         START,
+        ("scale", "query", "residual"),
     ),
 }

@@ -20,7 +20,7 @@ RANK = 10
 
 Options = dict[str, Any]
 COMMON = frozenset({"rank", "scale", "query", "layers", "drop_path", "pool", "residual"})
-"""Options of every method; see `build`."""
+"""Options that every method may be given, because several are compared under one setting; see `build`."""
 START = ("zero",)
 """Of methods whose tuners may start as no change or at random."""
 OVER_TIME = frozenset({"film", "time_scale", "kernel", "form"})
@@ -36,6 +36,7 @@ class Method:
         what: One line.
         source: Where the defaults come from.
         takes: Options it knows beside `COMMON`.
+        unused: Those of `COMMON` that change nothing of it.
         inside: Whether it runs inside the backbone, which then must be a host.
         takes_head: Whether a head that is there already can be its start.
     """
@@ -44,6 +45,7 @@ class Method:
     what: str
     source: str
     takes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     inside: bool = True
     takes_head: bool = True
 

@@ -6,7 +6,7 @@ is written as `res-tuning[mha=prompt,ffn=adapter]`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -26,15 +26,16 @@ METHODS: dict[str, Method] = {
 }
 
 
-def check(name: str, more: Collection[str] = ()) -> None:
+def check(name: str, more: Collection[str] = (), options: Mapping[str, Any] | None = None) -> None:
     """Refuse a name that stands for nothing, before anything is loaded for it.
 
     Args:
         name: As `build` takes it.
-        more: Names that are taken as well.
+        more: Names that are taken as well; their options are not looked at.
+        options: As `build` takes them; what only the backbone can tell is left to it.
 
     Raises:
-        UnknownNameError: No such method, or a combination that cannot be read.
+        UnknownNameError: No such method, option or value, or a combination that cannot be read.
     """
     if name in more:
         return
@@ -47,6 +48,42 @@ def check(name: str, more: Collection[str] = ()) -> None:
             where=name,
             found=f"did you mean {' or '.join(near)}?" if near else "",
             fix=f"one of: {', '.join(known)}",
+        )
+    _check_options(name, base, options or {}, OVER_TIME)
+
+
+def _check_options(
+    name: str, base: str, options: Mapping[str, Any], over_time: Collection[str]
+) -> None:
+    known = COMMON.union(METHODS[base].takes, over_time)
+    if options.keys() - known:
+        raise UnknownNameError(
+            "no such option",
+            where=", ".join(sorted(options.keys() - known)),
+            fix=f"{name} takes {', '.join(sorted(known))}",
+        )
+    check_values(options)
+
+
+def keep_used(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that change anything of a method: a rank does nothing to `linear`."""
+    unused = METHODS[combined.parse_combination(name)[0]].unused
+    return {option: value for option, value in options.items() if option not in unused}
+
+
+def refuse_unused(names: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuse an option that none of the methods has a use for; of several, it is for those that have.
+
+    Raises:
+        UnknownNameError: There is such an option.
+    """
+    used = {option for name in names for option in keep_used(name, options)}
+    if options.keys() - used:
+        raise UnknownNameError(
+            "an option changes nothing of what is built",
+            where=", ".join(sorted(options.keys() - used)),
+            found=f"method {', '.join(names)}",
+            fix="leave it out, or name a method that takes it",
         )
 
 
@@ -85,21 +122,22 @@ def build(
         TunerShapeError: The head that is given reads another width than the feature's.
 
     Warns:
-        RestuningWarning: The rank that is given is wider than the stream.
+        RestuningWarning: The rank that is given is wider than the stream, or the method has no use for
+            an option.
     """
     check(name)
     base, combination = combined.parse_combination(name)
     # Options of diffusion models are refused elsewhere: they would do nothing, without a word.
-    known = COMMON.union(METHODS[base].takes, OVER_TIME if host.has_time else ())
-    if options.keys() - known:
-        raise UnknownNameError(
-            "no such option",
-            where=", ".join(sorted(options.keys() - known)),
-            fix=f"{name} takes {', '.join(sorted(known))}",
-        )
+    _check_options(name, base, options, OVER_TIME if host.has_time else ())
     # None says nothing, and must not count as false.
     options = {option: value for option, value in options.items() if value is not None}
-    _check_values(options)
+    if unused := options.keys() - keep_used(name, options).keys():
+        warn(
+            "a method has no use for an option",
+            where=name,
+            found=", ".join(sorted(unused)),
+            fix="leave it out",
+        )
     if combination:
         options = {**options, "combination": combination}
     # Without a head the result goes on in the backbone's own forward, which an engine has none of.
@@ -127,9 +165,13 @@ def build(
     return task
 
 
-def _check_values(options: Mapping[str, Any]) -> None:
-    """Refuse values that would build something else than their words say, or nothing."""
-    if "pool" in options:
+def check_values(options: Mapping[str, Any]) -> None:
+    """Refuse values that would build something else than their words say, or nothing.
+
+    Raises:
+        UnknownNameError: Names the option.
+    """
+    if options.get("pool") is not None:
         parse_pool(options["pool"])
     rank, zero, drop_path = (options.get(name) for name in ("rank", "zero", "drop_path"))
     fitting = {

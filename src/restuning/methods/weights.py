@@ -31,11 +31,18 @@ def _build_bitfit(host: Host, head: nn.Linear | None, options: Options) -> Task:
     return Task(head=head, weights=weights)
 
 
+_UNUSED = ("rank", "scale", "query", "layers", "drop_path", "residual")
+
 ROWS: dict[str, Method] = {
-    "linear": Method(_build_linear, "a linear head on the frozen feature", "-", inside=False),
-    "full": Method(_build_full, "all backbone weights, as a trained copy", "-"),
+    "linear": Method(
+        _build_linear, "a linear head on the frozen feature", "-", unused=_UNUSED, inside=False
+    ),
+    "full": Method(_build_full, "all backbone weights, as a trained copy", "-", unused=_UNUSED),
     "bitfit": Method(
-        _build_bitfit, "the backbone's biases, as a trained copy", "Ben Zaken et al. 2022"
+        _build_bitfit,
+        "the backbone's biases, as a trained copy",
+        "Ben Zaken et al. 2022",
+        unused=_UNUSED,
     ),
 }
 

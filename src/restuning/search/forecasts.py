@@ -73,7 +73,8 @@ class Forecaster:
         return [self._option(method, form, host, task) for form in forecast.forms(task)]
 
     def _task(self, method: str, host: Host) -> Task:
-        return methods.build(method, host, num_classes=self.request.classes, **self.request.options)
+        options = methods.keep_used(method, self.request.options)
+        return methods.build(method, host, num_classes=self.request.classes, **options)
 
     def _option(self, method: str, form: forecast.Form, host: Host, task: Any) -> forecast.Option:
         request = self.request
@@ -186,7 +187,11 @@ def forecast_methods(
 
     Raises:
         NoSitesError: The one method that is named has no place in the backbone.
+        UnknownNameError: None of them has a use for an option.
     """
+    for name in names:
+        methods.check(name, options=request.options)
+    methods.refuse_unused(names, request.options)
     forecaster = Forecaster(loaded, host, request)
     options, left_out = [], {}
     for method in names:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from restuning import methods
 from restuning._errors import FormatError, TrainingError
 from restuning._files import hold_folder, write_json
 from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
@@ -292,6 +293,11 @@ def sweep(
             another sweep, or every setting lost a run to NaN.
     """
     out, options = Path(out), {**inputs.options, **(options or {})}
+    for name, values in grid.items():
+        if name not in RATES:
+            methods.refuse_unused([method], {name: values})
+            for value in values:
+                methods.check(method, options={name: value})
     plain = inputs.plain
     if plain.val is None:
         raise TrainingError(

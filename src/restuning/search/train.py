@@ -111,6 +111,8 @@ class TrainOptions(TypedDict, total=False):
 SETTINGS = tuple(each.name for each in fields(FitSettings))
 OF_METHOD = ("rank", "scale", "zero", "layers", "pool", "drop_path")
 OF_SOURCE = ("augment", "final", "skip_bad", "text", "label", "max_tokens")
+NO_FOLDER = frozenset(("", "off", "on", "no", "yes", "none", "false", "true", "auto"))
+"""Words that somebody writes who means a switch: as folders they would be made without a word."""
 OF_BUDGET = ("memory", "minutes")
 CHOSEN_BY_AUTO = ("lr", "rank", "scale", "zero", "layers", "zero_shot", "ema")
 """Settings that a choice finds by itself, or cannot use."""
@@ -197,6 +199,8 @@ def train(
     if not names:
         raise TrainingError("there is nothing to train", where="method", found="an empty list")
     budget = _budget(method, explicit)
+    if method != AUTO:
+        methods.refuse_unused(names, _options(explicit))
     recipes = [_recipe(name, explicit) for name in names]
     source = _source(data, explicit, recipes[0].settings, log)
     if budget is not None:
@@ -374,12 +378,20 @@ def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget 
     return Budget.of(explicit.get("memory"), explicit.get("minutes"))
 
 
-def _recipe(method: str, explicit: Mapping[str, Any]) -> Recipe:
-    overrides = {name: explicit[name] for name in SETTINGS if name in explicit}
+def _options(explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the methods that are named."""
     options = {name: explicit[name] for name in OF_METHOD if name in explicit}
     # The command line always hands it on; it is a setting as well and recorded there.
     if options.get("drop_path") == 0:
         del options["drop_path"]
+    return options
+
+
+def _recipe(method: str, explicit: Mapping[str, Any]) -> Recipe:
+    overrides = {name: explicit[name] for name in SETTINGS if name in explicit}
+    options = _options(explicit)
+    # `auto` names its methods later, which are given none of them but the readout.
+    options = options if method == AUTO else methods.keep_used(method, options)
     return Recipe(method, settings_for(method, overrides, explicit.get("settings")), options)
 
 
@@ -388,6 +400,14 @@ def _source(data: Any, explicit: Mapping[str, Any], settings: FitSettings, log: 
         _refuse_for_loaded(data, explicit)
     store = explicit.get("store")
     options = store if isinstance(store, StoreOptions) else StoreOptions(limit=BY_ITSELF)
+    if isinstance(store, str) and store.strip().lower() in NO_FOLDER:
+        raise TrainingError(
+            "the store of features is a folder, and this word is hardly meant as its name",
+            where="store",
+            found=repr(store),
+            fix="give False to run the backbone in every epoch, None for the default place, or "
+            f"Path({store!r}) for a folder that is called so",
+        )
     if isinstance(store, str | Path):
         options = replace(options, root=store)
     options = replace(

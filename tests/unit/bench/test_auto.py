@@ -2,7 +2,7 @@
 
 import pytest
 
-from restuning._errors import TrainingError
+from restuning._errors import RestuningError, TrainingError
 from restuning.bench import (
     Bench,
     find_tasks,
@@ -91,21 +91,25 @@ def test_a_report_can_be_drawn_of_it(made):
     assert f"method={made[1]['auto']['setting']['method']}" in text.read_text()
 
 
+def test_a_budget_in_which_nothing_can_be_chosen_is_told_in_the_result(grid):
+    job = grid("auto:memory=1MB")
+    assert run_grid(job) == 1
+    (result,) = read_results(job.folder)
+    assert "no method can be chosen" in result["error"]
+    assert not result["trace"], "it is a user's mistake"
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
         ("auto:rank=4", "auto takes memory and minutes"),
         ("auto:memory=much", "not an amount of memory"),
         ("auto:minutes=soon", "not a budget of time"),
-        ("auto:memory=1MB", "no method can be chosen"),
     ],
 )
-def test_a_budget_that_cannot_be_is_told_in_the_result(grid, entry, words):
-    job = grid(entry)
-    assert run_grid(job) == 1
-    (result,) = read_results(job.folder)
-    assert words in result["error"]
-    assert not result["trace"], "it is a user's mistake"
+def test_a_budget_that_cannot_be_is_refused_before_any_run(grid, entry, words):
+    with pytest.raises(RestuningError, match=words):
+        grid(entry)
 
 
 def test_settings_to_choose_from_are_refused_for_auto(grid):

@@ -40,6 +40,28 @@ def test_a_grid_with_a_failed_run_ends_with_exit_code_1(suite, tmp_path):
     assert done.exit_code == 1 and "1 failed" in done.output
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (("--methods", "res-tuning:rank=0"), "whole number from 1"),
+        (("--methods", "lora", "--set", "rank=4,0"), "whole number from 1"),
+        (("--methods", "linear,ssf", "--set", "rank=4,8"), "ssf takes none"),
+        (("--methods", "linear:rank=4"), "changes nothing"),
+        (("--methods", "res-tuning:breadth=4"), "no such option"),
+        (("--methods", "auto:rank=4"), "memory and minutes"),
+        (("--methods", "linear", "--set", "lr=0.1,-1"), "lr"),
+    ],
+)
+def test_what_no_run_could_be_made_with_is_refused_before_a_folder_is(
+    suite, tmp_path, written, words
+):
+    done = call(*RUN, suite, *written, "--out", tmp_path / "g")
+    assert done.exit_code != 0
+    assert isinstance(done.exception, RestuningError)
+    assert words in str(done.exception)
+    assert not (tmp_path / "g").exists()
+
+
 @pytest.mark.parametrize("written", ["linear,loar", "half=res-tuning:layers=1-6,atuo"])
 def test_a_misspelt_method_is_refused_before_any_run(suite, tmp_path, written):
     done = call(*RUN, suite, "--methods", written, "--out", tmp_path / "g")

@@ -6,7 +6,7 @@ import torch
 
 from awake import tiny_vit
 from restuning import Host, RestuningError, methods
-from restuning._errors import UnknownNameError
+from restuning._errors import RestuningWarning, UnknownNameError
 
 PRINTED = {  # ViT-B/16, 100 classes; paper.md 1.5, derived from the paper's tables
     "linear": 76_900,
@@ -112,3 +112,24 @@ def test_none_is_the_default(small):
         drawn.append(methods.build("res-tuning", small, num_classes=3, **options).state_dict())
     assert drawn[0].keys() == drawn[1].keys()
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
+@pytest.mark.filterwarnings("ignore:a method has no use")
+@pytest.mark.parametrize("name", methods.names())
+def test_an_option_changes_a_method_or_is_said_to_be_of_no_use(name):
+    host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
+    others = {"rank": 3, "scale": "gate", "layers": [1], "drop_path": 0.5}
+
+    def described(**options):
+        torch.manual_seed(0)
+        return str(methods.build(name, host, num_classes=3, **options).spec())
+
+    for option, value in others.items():
+        used = option in methods.keep_used(name, {option: value})
+        assert (described() != described(**{option: value})) is used, option
+
+
+def test_a_method_that_is_given_what_it_has_no_use_for_warns():
+    host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
+    with pytest.warns(RestuningWarning, match=r"no use for an option[\s\S]*rank"):
+        methods.build("linear", host, num_classes=3, rank=4)

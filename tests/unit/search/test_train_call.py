@@ -250,3 +250,29 @@ def test_mistakes_are_told_in_words(few, tmp_path, options, kind, words):
         train(few, out=tmp_path / "run", **options)
     assert isinstance(told.value, kind)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("word", ["off", "None", "", " FALSE"])
+def test_a_word_that_means_a_switch_is_no_folder_of_a_store(tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match="store of features is a folder"):
+        train("digits", method="linear", store=word, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("linear", {"rank": 4}), ("ridge", {"scale": "gate"}), (["linear", "full"], {"layers": [1]})],
+)
+def test_an_option_that_no_named_method_has_a_use_for_is_refused(tmp_path, method, options):
+    with pytest.raises(UnknownNameError, match="changes nothing"):
+        train("digits", method=method, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_several_methods_an_option_is_for_those_that_have_a_use_for_it(tmp_path, recwarn):
+    found = train("digits", method=["linear", "res-tuning-bypass"], rank=3, epochs=1, out=tmp_path)
+    plain, tuned = found.runs
+    assert not [w for w in recwarn if "no use" in str(w.message)]
+    assert {t.rank for t in tuned.task.modules() if hasattr(t, "rank")} == {3}
+    assert plain.task.tuner_parameters() == 0

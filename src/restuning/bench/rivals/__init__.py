@@ -3,3 +3,4 @@
 from restuning.bench.rivals.table import RIVALS as RIVALS
 from restuning.bench.rivals.table import Rival as Rival
 from restuning.bench.rivals.table import build as build
+from restuning.bench.rivals.table import check as check

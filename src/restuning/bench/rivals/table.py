@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from restuning._errors import UnknownNameError
 from restuning.backbones import Backbone
 from restuning.bench.rivals import beside, convpass, inside, swift
 from restuning.host import Host
-from restuning.methods import new_head
+from restuning.methods import check_values, new_head
 from restuning.task import Task, Tuned
 
 Options = dict[str, Any]
@@ -46,8 +46,18 @@ def build(name: str, host: Host, backbone: Backbone, num_classes: int, **options
         options: Of the rival, see its row.
 
     Raises:
-        UnknownNameError: No such rival or option.
+        UnknownNameError: No such rival, option or value.
         MissingExtraError: Its library is not installed.
+    """
+    check(name, options)
+    return RIVALS[name].build(host, backbone, num_classes, options)
+
+
+def check(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a rival, an option or a value that there is not, before anything is loaded for it.
+
+    Raises:
+        UnknownNameError: It says which.
     """
     if name not in RIVALS:
         raise UnknownNameError("no such rival", where=name, fix=f"one of: {', '.join(RIVALS)}")
@@ -59,7 +69,7 @@ def build(name: str, host: Host, backbone: Backbone, num_classes: int, **options
             where=", ".join(sorted(unknown)),
             fix=f"{name} takes {', '.join(row.takes) or 'none'}",
         )
-    return row.build(host, backbone, num_classes, options)
+    check_values(options)
 
 
 def _inside(change: Callable[[nn.Module, Host, Options], nn.Module]) -> Callable[..., nn.Module]:
