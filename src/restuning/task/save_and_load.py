@@ -713,8 +713,7 @@ A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
 
 ```python
 {use}```
-
-{f"| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
+{f"{chr(10)}| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
 
 
 def _write_figure(name: str, value: Any) -> str:
