@@ -181,8 +181,8 @@ def _on_cnn() -> str:
     return (
         f"MobileNetV2 at width 0.35 with ImageNet weights at 112 px, 1000 training images a task, {found['seeds']} "
         "seeds, test accuracy in per cent of the last checkpoint; four settings a method, chosen on "
-        "validation (`python recipes/cnn.py`, full figures in `recipes/cnn.json`).\n\n"
-        + "\n".join(lines)
+        "validation (`python recipes/cnn.py`, full figures in `recipes/cnn.json`). The size is smaller than "
+        "the backbone's own 224 px; the figures are being redrawn at it.\n\n" + "\n".join(lines)
     )
 
 

@@ -28,7 +28,8 @@ DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data"))
 WEIGHTS = DATA / "weights" / "vit_tiny_patch16_224.safetensors"
 RESULTS = Path(__file__).parent / "results"
 SIZE = 112
-"""Pixels. Half of the 224 the weights were trained at: a step costs a quarter."""
+"""Pixels. A step costs a quarter of one at 224; but it is smaller than the backbone's own size, and the figures
+are being redrawn at that."""
 EPOCHS, LEARNING_RATE = 10, 2e-3
 """The lower of two rates that end alike on the validation split of caltech101 (`start.py`), for every
 method and task; epochs by what a laptop can run. Nothing else was chosen on these tasks."""

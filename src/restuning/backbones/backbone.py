@@ -31,6 +31,8 @@ class Backbone:
             (sentence-transformers); None leaves it to the readout that was found.
         text: The text tower of a vision-language model, else None.
         compiled: Whether a host compiles it (`torch.compile`), at the first forward of each kind.
+        own_size: Height and width in pixels that its weights are for, whatever size it was built
+            with: what it runs at where no other is asked for. None where nothing says it, and of texts.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Backbone:
     text: TextTower | None = None
     compiled: bool = False
     weights_file: Path | None = None
+    own_size: tuple[int, int] | None = None
 
     def host(self) -> Extractor:
         """The engine, or a new host on the network.

@@ -32,7 +32,12 @@ from restuning.backbones.trust import (
     weights_arguments,
 )
 from restuning.backbones.variants import COMPILE, quantize, split_variants
-from restuning.backbones.weights import load_weights, refuse_missing, take_out_poolers
+from restuning.backbones.weights import (
+    find_trained_size,
+    load_weights,
+    refuse_missing,
+    take_out_poolers,
+)
 from restuning.runtime.hub import (
     first_cached,
     hub_answers,
@@ -101,6 +106,9 @@ def load_backbone(
             backbone = _load_network(name, plain, file, random)
         if file is not None and backbone.text is None:
             load_weights(backbone.model, file)
+            # The file knows better than a table of timm, which is of the weights that timm has.
+            trained_size = find_trained_size(backbone.model, file)
+            backbone = replace(backbone, own_size=trained_size or backbone.own_size)
     source = str(weights) if weights else "random" if random else backbone.weights
     # bitsandbytes fetches kernels where it can, which a file must not ask for.
     with offline() if naming_file() else nullcontext():
@@ -131,7 +139,7 @@ def _load_network(name: str, plain: str, weights: Path | None, random: bool) -> 
     if scheme in PAIRS and rest:
         with explain_hub_errors(rest):
             # Weights belong to both towers, so they are loaded before these are told apart.
-            return Backbone("", **PAIRS[scheme](rest, fetch, weights))
+            return _at_own_size(Backbone("", **PAIRS[scheme](rest, fetch, weights)))
     raise UnknownNameError(
         "no such backbone",
         where=name,
@@ -183,6 +191,7 @@ def _load_engine(
             {},
             Preprocessing.from_dict(about.preprocessing),
             weights=weights,
+            own_size=about.own_size,
         )
     # A tokenizer is not part of the file; it comes from where the network came from.
     source = about.backbone.removeprefix("hf:")
@@ -216,9 +225,18 @@ def _load_tiny(fetch: bool) -> Backbone:
         values.get("interpolation", "bicubic"),
         values.get("crop", 1.0),
     )
-    return Backbone(
-        "", model, (torch.zeros(1, 3, *preprocessing.size),), {}, preprocessing, weights="embedded"
-    )
+    example = torch.zeros(1, 3, *preprocessing.size)
+    return _at_own_size(Backbone("", model, (example,), {}, preprocessing, weights="embedded"))
+
+
+def _at_own_size(backbone: Backbone) -> Backbone:
+    """A backbone of which no other size can be asked: what its authors prepare images to is its own.
+
+    And not `image_size` of a config, which is how many positions there are: of DINOv2 518 pixels, where
+    images are prepared to 224.
+    """
+    prepared = backbone.preprocessing
+    return backbone if prepared is None else replace(backbone, own_size=prepared.size)
 
 
 def _load_timm(name: str, fetch: bool, weights: Path | None) -> Backbone:
@@ -260,7 +278,9 @@ def _load_timm(name: str, fetch: bool, weights: Path | None) -> Backbone:
     preprocessing = Preprocessing(
         shape[1:], data["mean"], data["std"], data["interpolation"], data["crop_pct"]
     )
-    return Backbone("", model, (torch.zeros(1, *shape),), {}, preprocessing)
+    # What timm says of its weights, before another size was asked for.
+    own_size = tuple(data["input_size"][1:])
+    return Backbone("", model, (torch.zeros(1, *shape),), {}, preprocessing, own_size=own_size)
 
 
 def _cached_of_timm(timm: Any, name: str) -> list[Path]:
@@ -349,7 +369,7 @@ def _load_hf(name: str, fetch: bool, weights: Path | None) -> Backbone:
     half = (0.5, 0.5, 0.5)
     preprocessing = image_preprocessing(hf, name, getattr(config, "image_size", None), (half, half))
     example = torch.zeros(1, 3, *preprocessing.size)
-    return Backbone("", model, (example,), {}, preprocessing)
+    return _at_own_size(Backbone("", model, (example,), {}, preprocessing))
 
 
 def _load_diffusers(name: str, fetch: bool, weights: Path | None) -> Backbone:
@@ -390,7 +410,8 @@ def _load_torchvision(name: str, fetch: bool, weights: Path | None) -> Backbone:
         transform.interpolation.value,
         crop / getattr(transform, "resize_size", [crop])[0],
     )
-    return Backbone("", model, (torch.zeros(1, 3, crop, crop),), {}, preprocessing)
+    example = torch.zeros(1, 3, crop, crop)
+    return _at_own_size(Backbone("", model, (example,), {}, preprocessing))
 
 
 def _fetch_torchvision(weights: Any) -> None:

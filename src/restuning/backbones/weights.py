@@ -9,7 +9,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -123,23 +123,63 @@ def take_out_poolers(model: nn.Module, report: Any) -> None:
             holder.pooler = None
 
 
+def find_trained_size(model: nn.Module, path: Path) -> tuple[int, int] | None:
+    """Height and width in pixels that a timm ViT's weights were trained at, told by their positions.
+
+    Args:
+        model: That they belong to, at whatever size.
+        path: Of the weights, which `load_weights` has taken.
+
+    Returns:
+        None where nothing says it: no safetensors, no table with a row for each place of a grid.
+    """
+    own, embed = getattr(model, "pos_embed", None), getattr(model, "patch_embed", None)
+    grid, patch = (getattr(embed, name, None) for name in ("grid_size", "patch_size"))
+    if path.suffix != ".safetensors" or grid is None or patch is None:
+        return None
+    # Some have a module there, or a table of another form.
+    if not isinstance(own, Tensor) or own.dim() != 3:
+        return None
+    if own.shape[1] - _positions_off_the_grid(model) != grid[0] * grid[1]:
+        return None
+    with safe_open(path, "pt") as file:
+        # Of the header alone; `file` is no mapping.
+        named = "pos_embed" in set(file.keys())
+        stored = file.get_slice("pos_embed").get_shape() if named else []
+    if len(stored) != 3:
+        return None
+    if stored[1] == own.shape[1]:
+        return grid[0] * patch[0], grid[1] * patch[1]
+    side = _side_of_square(model, stored[1])
+    return None if side is None else (side * patch[0], side * patch[1])
+
+
+def _positions_off_the_grid(model: nn.Module) -> int:
+    """Class and register tokens have positions of their own, which are not on the grid."""
+    tokens: Any = getattr(model, "num_prefix_tokens", 0)
+    return 0 if getattr(model, "no_embed_class", False) else int(tokens)
+
+
+def _side_of_square(model: nn.Module, positions: int) -> int | None:
+    """Places along a side of the grid that a table of positions is of; None where it is no square."""
+    places = positions - _positions_off_the_grid(model)
+    side = round(places**0.5) if places > 0 else 0
+    return side if side and side**2 == places else None
+
+
 def _fit_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Resample a timm ViT's position embedding where it runs at another image size."""
     own, stored = getattr(model, "pos_embed", None), tensors.get("pos_embed")
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if own is None or stored is None or grid is None or own.shape[1] == stored.shape[1]:
         return
-    tokens: Any = getattr(model, "num_prefix_tokens", 0)
-    # Class and register tokens have positions of their own, which are not on the grid.
-    prefix = 0 if getattr(model, "no_embed_class", False) else int(tokens)
-    if (
-        stored.dim() == 3
-        and round((stored.shape[1] - prefix) ** 0.5) ** 2 + prefix == stored.shape[1]
-    ):
+    if stored.dim() == 3 and _side_of_square(model, stored.shape[1]) is not None:
         from timm.layers import resample_abs_pos_embed
 
         tensors["pos_embed"] = resample_abs_pos_embed(
-            stored.float(), new_size=list(grid), num_prefix_tokens=prefix
+            stored.float(),
+            new_size=list(grid),
+            num_prefix_tokens=_positions_off_the_grid(model),
         )
 
 

@@ -66,3 +66,10 @@ def read_budget(protocol: GridProtocol, entry: Entry) -> Budget:
             fix="leave it out, or name methods",
         )
     return Budget.of(None if memory is None else str(memory), minutes)
+
+
+def is_detached(entry: Entry) -> bool:
+    """Whether an entry is trained beside the backbone; `auto` may be, which tries such methods."""
+    if entry.method in rivals.RIVALS:
+        return not rivals.RIVALS[entry.method].inside
+    return entry.method == AUTO or not methods.runs_inside(entry.method)

@@ -79,7 +79,7 @@ class GridProtocol:
     """What all runs of one folder share, so that its numbers may stand in one table.
 
     Attributes:
-        backbone: By name, with its size: `timm:vit_tiny_patch16_224@112`.
+        backbone: By name, with a size where that is not its own: `timm:vit_tiny_patch16_224@160`.
         weights: File of weights, or None.
         settings: Of training, but for what is chosen; the seed is each run's own.
         choices: What is chosen on validation.

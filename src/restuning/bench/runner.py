@@ -18,9 +18,11 @@ import torch
 from restuning._errors import RestuningError, TrainingError
 from restuning._files import Claim, write_json
 from restuning.bench.bench import Bench
+from restuning.bench.entries import is_detached
 from restuning.bench.folder import WORK, describe_run, read_run, result_file
 from restuning.bench.grid import GridProtocol, GridRun, search_runs
 from restuning.bench.measure import read_versions
+from restuning.training.own_size import note_smaller_size
 
 POLL = 0.5
 """Seconds between two looks at what other processes have done."""
@@ -28,7 +30,7 @@ POLL = 0.5
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker tells: `kind` "start", "done", "failed" or "end"."""
+    """What a worker tells: `kind` "note", "start", "done", "failed" or "end"."""
 
     worker: int
     kind: str
@@ -157,6 +159,10 @@ def take_runs(job: Job, number: int, listen: Listener) -> None:
         return
     unfinished = _rotate(unfinished, number)
     bench = Bench(job.protocol, job.folder, job.stores, job.keep)
+    detached = any(is_detached(run.entry) for run in unfinished)
+    # One of several processes speaks for all.
+    if number == 0 and (note := note_smaller_size(bench.backbone, detached=detached)):
+        listen(Event(number, "note", note))
     while unfinished:
         done = [
             _claim_and_run(job, bench, run, number, listen)

@@ -64,7 +64,7 @@ def _names(text: str | None) -> list[str]:
     app,
     "restuning bench run digits --methods linear,res-tuning --seeds 2 --out runs/grid",
     "restuning bench run vtab/ --tasks cifar100,elpv --methods linear,lora,res-tuning "
-    "--backbone timm:vit_tiny_patch16_224 --image-size 112 --epochs 20 --precision bf16 "
+    "--backbone timm:vit_tiny_patch16_224 --epochs 20 --precision bf16 "
     "--set lr=1e-3,5e-3 --jobs 2 --out grid",
     name="run",
 )
@@ -91,7 +91,9 @@ def run(
     seeds: Annotated[int, option(METHOD, "Final runs of every method and task", min=1)] = 3,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
-    image_size: Annotated[int | None, option(BACKBONE, "Pixels, of a timm backbone", min=1)] = None,
+    image_size: Annotated[
+        int | None, option(BACKBONE, "Pixels, of a timm backbone; default: its own", min=1)
+    ] = None,
     epochs: Annotated[int, option(OPTIMISER, "Of every run", min=1)] = 20,
     batch_size: BatchSize = 64,
     lr: Annotated[
@@ -339,8 +341,8 @@ def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
                 now[event.worker] = event.what
             else:
                 now.pop(event.worker, None)
-                # A worker that ends has finished no run by that.
-                bar.advance(line, event.kind != "end")
+                # A worker that ends, or says something, has finished no run by that.
+                bar.advance(line, event.kind not in ("end", "note"))
                 screen.print(in_words(event), soft_wrap=True)
             bar.update(line, now=make_visible(" | ".join(now.values())))
 
@@ -348,7 +350,7 @@ def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
 
 
 def in_words(event: Event) -> str:
-    """One line of a finished run."""
+    """One line of a finished run, or of what a worker says."""
     if event.accuracy is None:
         return f"{event.kind:>7}  {event.what}"
     return f"{event.accuracy:>7.2%}  {event.what} ({event.split})"

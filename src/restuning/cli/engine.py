@@ -31,7 +31,8 @@ def export(
     weights: Weights = None,
     random: Random = False,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels, for timm's; the same as NAME@PIXELS", min=1)
+        int | None,
+        typer.Option(help="Pixels, for timm's; the same as NAME@PIXELS; default: its own", min=1),
     ] = None,
     runtime: Annotated[
         str, typer.Option("--engine", help="onnx (also for OpenVINO), or pt2 (torch.export)")

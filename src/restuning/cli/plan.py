@@ -139,7 +139,7 @@ def show_forecasts(found: MethodForecasts, screen: Console) -> None:
     """One row a method and form, the one to take in bold, and a sentence."""
     request, forward, taken = found.request, found.forward, found.recommended
     table = Table(
-        title=f"{request.backbone}, batch {request.batch}: weights "
+        title=f"{request.backbone}{_size(found)}, batch {request.batch}: weights "
         f"{size_in_words(forward.weights_bytes)}, one forward "
         f"{size_in_words(forward.above_bytes)} above them and about "
         f"{time_in_words(found.forward_seconds)}",
@@ -179,6 +179,19 @@ def show_forecasts(found: MethodForecasts, screen: Console) -> None:
         screen.print(add_heading("take", f"{words}, batch {taken.batch}: {taken.why}"))
     for method, reason in found.left_out.items():
         screen.print(f"{method}: {reason}")
+    if found.note:
+        screen.print(add_heading("note", found.note), soft_wrap=True)
+
+
+def _size(found: MethodForecasts) -> str:
+    """The image size of a forecast, and the backbone's own where that is another; "" of texts."""
+    from restuning.training.own_size import size_in_words
+
+    size, own = found.image_size, found.own_size
+    if size is None:
+        return ""
+    other = "" if own is None or own == size else f" (its own is {size_in_words(own)})"
+    return f" at {size_in_words(size)}{other}"
 
 
 def show_grid(grid: TimedGrid, screen: Console) -> None:

@@ -13,4 +13,5 @@ from restuning.methods.named import count_parameters as count_parameters
 from restuning.methods.named import keep_used as keep_used
 from restuning.methods.named import names as names
 from restuning.methods.named import refuse_unused as refuse_unused
+from restuning.methods.named import runs_inside as runs_inside
 from restuning.methods.named import table as table

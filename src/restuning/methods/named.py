@@ -65,6 +65,11 @@ def _check_options(
     check_values(options)
 
 
+def runs_inside(name: str) -> bool:
+    """Whether a method changes what the backbone computes; else it only reads that, from beside."""
+    return METHODS[combined.parse_combination(name)[0]].inside
+
+
 def keep_used(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that change anything of a method: a rank does nothing to `linear`."""
     unused = METHODS[combined.parse_combination(name)[0]].unused

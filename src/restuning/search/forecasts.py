@@ -16,6 +16,7 @@ from restuning.search.sweep import TOGETHER
 from restuning.sites import IN_WORDS, Needs
 from restuning.task import Task
 from restuning.training.defaults import find_default
+from restuning.training.own_size import note_smaller_size
 from restuning.training.timing import EVALUATED, measure_bank, read_seconds
 
 USUAL_METHODS = ("linear", "res-tuning-bypass", "res-tuning", "full")
@@ -137,6 +138,9 @@ class MethodForecasts:
         options: One for every method and form.
         recommended: The one to take; None where nothing fits.
         left_out: Methods the backbone has no place for, and why.
+        image_size: Height and width in pixels that it is for; None of texts.
+        own_size: Those that the backbone's weights are for; None where nothing says it.
+        note: What a size below it costs some of the methods; "" where there is nothing to say.
     """
 
     request: ForecastRequest
@@ -145,6 +149,9 @@ class MethodForecasts:
     options: list[forecast.Option]
     recommended: forecast.Recommendation | None
     left_out: dict[str, str] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    own_size: tuple[int, int] | None = None
+    note: str = ""
 
     @property
     def forward_seconds(self) -> float:
@@ -172,6 +179,9 @@ class MethodForecasts:
                 "why": recommended.why,
             },
             "left_out": self.left_out,
+            "image_size": self.image_size,
+            "own_size": self.own_size,
+            "note": self.note,
         }
 
 
@@ -203,8 +213,17 @@ def forecast_methods(
                 raise
             left_out[method] = error.what
     recommended = forecast.recommend(options, request.batch)
+    prepared, detached = loaded.preprocessing, not all(map(methods.runs_inside, names))
     return MethodForecasts(
-        request, forecaster.rates, forecaster.forward, options, recommended, left_out
+        request,
+        forecaster.rates,
+        forecaster.forward,
+        options,
+        recommended,
+        left_out,
+        None if prepared is None else prepared.size,
+        loaded.own_size,
+        note_smaller_size(loaded, detached=detached),
     )
 
 

@@ -29,6 +29,7 @@ from restuning.training.beforehand import check_beforehand
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
 from restuning.training.identity import describe_classes, describe_data, describe_host
+from restuning.training.own_size import note_smaller_size
 from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
 from restuning.training.run import Inputs, Recipe, Source, default_folder, saved_with
 from restuning.training.together import alone
@@ -238,6 +239,9 @@ def run_sweep(
         host.to(place)
         inputs = source.open(host, backbone)
         source.store.log(f"data  {inputs.data.describe()}")
+        detached = not methods.runs_inside(method)
+        if note := note_smaller_size(backbone, detached=detached):
+            source.store.log(f"note  {note}")
         folder = default_folder(inputs.data, "sweep") if out is None else Path(out)
         with hold_folder(folder):
             report = sweep(

@@ -20,10 +20,12 @@ from restuning.features.stored import BY_ITSELF, VIEWS_OF
 from restuning.runtime.processes import count_processes, is_main_process
 from restuning.search.auto import AUTO, choose_method
 from restuning.search.budget import Budget, format_minutes
+from restuning.search.candidates import CANDIDATES
 from restuning.search.comparison import FILE, PICTURE, Comparison
 from restuning.training.beforehand import OF_A_RUN, check_beforehand
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
+from restuning.training.own_size import note_smaller_size
 from restuning.training.run import (
     Inputs,
     Log,
@@ -255,14 +257,14 @@ class _Trainer:
 
     def train_one(self, recipe: Recipe, out: Path | None) -> Run:
         inputs = self._inputs(recipe)
-        self._describe(inputs)
+        self._describe(inputs, [recipe.method])
         out = out or default_folder(self.data, folder_name(recipe.method))
         return run_task(inputs, recipe, out, **self.how)
 
     def compare(self, recipes: Sequence[Recipe], out: Path | None) -> Comparison:
         """Every method in a folder of its own, then all of them in one table and picture."""
         inputs = self._inputs(recipes[0])
-        self._describe(inputs)
+        self._describe(inputs, [each.method for each in recipes])
         out = out or default_folder(self.data, "comparison")
         check_beforehand(self.data, out, (FILE, PICTURE))
         with hold_folder(out):
@@ -279,7 +281,7 @@ class _Trainer:
         plain = with_validation(self.source.load(self.backbone, plain=True))
         inputs = self._inputs(recipe, with_validation(self.data))
         inputs = replace(inputs, load_plain=lambda: plain)
-        self._describe(inputs)
+        self._describe(inputs, [each.method for each in CANDIDATES])
         val = len(inputs.data.val)
         if self.data.val is None:
             self.log(
@@ -321,9 +323,13 @@ class _Trainer:
         inputs = self.source.open(self.host, self.backbone, self.data if data is None else data)
         return with_pool(inputs, recipe.options)
 
-    def _describe(self, inputs: Inputs) -> None:
+    def _describe(self, inputs: Inputs, names: Sequence[str]) -> None:
+        """What is trained on, and what that costs any of the methods."""
         for line in inputs.describe():
             self.log(line)
+        detached = not all(map(methods.runs_inside, names))
+        if note := note_smaller_size(self.backbone, detached=detached):
+            self.log(f"note      {note}")
 
 
 def _check_names(explicit: Mapping[str, Any]) -> None:

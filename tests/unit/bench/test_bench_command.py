@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
-from restuning import RestuningError
+from restuning import RestuningError, load_backbone
 from restuning._errors import UnknownNameError
 from restuning.backbones import add_image_size
 from restuning.bench import Event
+from restuning.bench import bench as grids
+from restuning.bench.runner import take_runs
 from restuning.cli import bench
 from restuning.cli.app import app
 
@@ -111,3 +114,25 @@ def test_a_size_is_refused_where_none_is_taken(name):
 def test_an_event_is_one_line():
     assert bench.in_words(Event(0, "done", "a  b", 0.5, "test")) == " 50.00%  a  b (test)"
     assert "failed" in bench.in_words(Event(0, "failed", "a  b  because"))
+
+
+@pytest.mark.parametrize(("methods", "times"), [("linear,ridge", 1), ("res-tuning", 0)])
+def test_a_size_below_the_backbone_s_own_is_said_once_where_a_method_cannot_repair_it(
+    suite, tmp_path, monkeypatch, methods, times
+):
+    small = replace(load_backbone("restuning-tiny"), own_size=(64, 64))
+    monkeypatch.setattr(grids, "load_backbone", lambda *args, **more: small)
+    words = (*RUN, suite, "--tasks", "shades,tones", "--methods", methods, "--out", tmp_path / "g")
+    done = call(*words)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("note  image size 32 px, the backbone's own is 64 px") == times
+    # What is finished already is trained no more.
+    assert "own is" not in call(*words).output
+
+
+def test_one_process_of_several_says_it(grid, monkeypatch):
+    small = replace(load_backbone("restuning-tiny"), own_size=(64, 64))
+    monkeypatch.setattr(grids, "load_backbone", lambda *args, **more: small)
+    told = []
+    take_runs(grid(), 1, told.append)
+    assert [event.kind for event in told] == ["start", "done"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from restuning._errors import MALFORMED, EngineError, FormatError
 from restuning._files import fits, hints_of, parse_json, seal
-from restuning.backbones.preprocessing import Preprocessing
+from restuning.backbones.preprocessing import LARGEST_SIDE, Preprocessing
 from restuning.sites import POOLS, Readout, Site, Sites, Tokens
 
 FORMAT = 1
@@ -56,6 +56,8 @@ class Description:
         preprocessing: Of images, as JSON; None for texts.
         pool: How its authors make one vector of a text.
         digest: sha256 of all weights of that network; "" in files of before it was kept.
+        own_size: Height and width in pixels that those weights are for; None where nothing says it, and in
+            files of before it was kept.
     """
 
     backbone: str
@@ -70,6 +72,7 @@ class Description:
     preprocessing: Mapping[str, Any] | None
     pool: str | None
     digest: str = ""
+    own_size: tuple[int, int] | None = None
 
     def to_json(self) -> str:
         """As text, the norm's weights in base64 safetensors."""
@@ -98,6 +101,7 @@ class Description:
             "preprocessing": self.preprocessing,
             "pool": self.pool,
             "digest": self.digest,
+            "own_size": self.own_size,
         }
         # Sealed: a number that changes in it would be other answers without a word.
         return json.dumps(seal(values))
@@ -179,6 +183,7 @@ class Description:
             values["preprocessing"],
             values["pool"],
             words[3],
+            _read_size(values.get("own_size")),
         )
 
     def check_graph(self, inputs: Mapping[str, Sequence[Any]], outputs: Sequence[str]) -> None:
@@ -289,6 +294,15 @@ def _read_input(name: Any, shape: Any, dtype: Any) -> tuple[str, tuple[tuple[int
     if math.prod(sides) > LARGEST_INPUT:
         raise ValueError(f"an input of {math.prod(sides):,} numbers")
     return name, (sides, str(_DTYPES[dtype])[6:])
+
+
+def _read_size(sides: Any) -> tuple[int, int] | None:
+    if sides is None:
+        return None
+    height, width = sides
+    if not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in (height, width)):
+        raise ValueError(f"not a size of images: {sides}"[:200])
+    return height, width
 
 
 def _wrap_norm(norm: nn.Module | None) -> nn.Module:

@@ -143,6 +143,8 @@ def export_engine(
         backbone.preprocessing.to_dict() if backbone.preprocessing else None,
         backbone.pool,
         host.identity()["digest"],
+        # Weights that were drawn are for no size.
+        None if backbone.weights == "random" else backbone.own_size,
     )
     with _explain_failures(backbone.name):
         program = _trace(module, example)

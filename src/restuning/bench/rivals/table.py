@@ -27,12 +27,14 @@ class Rival:
         what: One line.
         source: Where its defaults come from.
         takes: Options it knows.
+        inside: Whether it changes what the backbone computes; else it only reads that.
     """
 
     build: Callable[[Host, Backbone, int, Options], nn.Module]
     what: str
     source: str
     takes: tuple[str, ...] = ()
+    inside: bool = True
 
 
 def build(name: str, host: Host, backbone: Backbone, num_classes: int, **options: Any) -> nn.Module:
@@ -121,17 +123,20 @@ RIVALS: dict[str, Rival] = {
         "Side-Tuning: AlexNet beside the backbone, blended",
         "Zhang et al. 2020, arXiv 1912.13503; sizes as in VPT's code",
         ("pretrained",),
+        inside=False,
     ),
     "lst": Rival(
         _beside(beside.build_ladder),
         "LST: a small transformer on all taps, no gradient in the backbone",
         "Sung et al. 2022, arXiv 2206.06522",
         ("reduction",),
+        inside=False,
     ),
     "ms-swift": Rival(
         _beside(swift.swift),
         "the authors' bypass in ms-swift (adapters of length 32)",
         "ms-swift's documentation",
+        inside=False,
     ),
     "res-tuning-after-norm": Rival(
         _inside(inside.tune_after_the_norm),
