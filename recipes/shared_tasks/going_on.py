@@ -27,9 +27,9 @@ from restuning.bench import Bench, GridProtocol, find_tasks
 from restuning.bench.measure import describe_hardware, read_versions
 from restuning.data import Data
 from restuning.data.decoded import DecodedImages
-from restuning.search.rule import calibrated_loss
 from restuning.task import Tuned
 from restuning.training import FitSettings, fit
+from restuning.training.calibrate import calibrated_loss
 from restuning.training.evaluate import collect_logits
 
 FILE = Path(__file__).with_suffix(".json")

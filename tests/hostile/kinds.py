@@ -69,6 +69,7 @@ def make_task(folder: Path, variant: int) -> None:
     for parameter in task.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     task.labels = ["a", "b", f"c{variant}"]
+    task.temperature = 1 + variant / 2
     save(
         task,
         host(),
@@ -90,7 +91,7 @@ def read_task(folder: Path, variant: int) -> Any:
 
     task = restuning.load(folder, host())
     tuned = restuning.Tuned(host(), task)
-    return tuned(images()).tolist(), list(task.labels)
+    return tuned(images()).tolist(), list(task.labels), task.temperature
 
 
 def read_predictor(folder: Path, variant: int) -> Any:

@@ -55,6 +55,20 @@ def test_eval_gives_the_accuracy_that_training_reported(trained):
     assert json.loads(done.stdout)["accuracy"] == row["test_accuracy"]
 
 
+def test_eval_and_info_tell_the_temperature_that_training_fitted(trained):
+    out, _ = trained
+    metrics = json.loads((out / "metrics.json").read_text())
+    told = json.loads(restuning("info", out / "digits.task", "--json").stdout)
+    assert told["temperature"] == metrics["temperature"] != 1
+    tested = json.loads(restuning("eval", out / "digits.task", "digits", "--json").stdout)
+    assert tested["temperature"] == metrics["temperature"]
+    assert tested["ece"] != tested["ece_uncalibrated"]
+    assert tested["nll"] < tested["loss"]
+    shown = restuning("eval", out / "digits.task", "digits").stdout
+    assert "ece" in shown
+    assert "temperature" in shown
+
+
 def test_a_task_on_random_weights_is_tested_on_the_same_ones(tmp_path):
     out, task = tmp_path / "run", tmp_path / "run" / "digits.task"
     more = ("--method", "linear", "--epochs", 1, "--store", tmp_path / "store", "--out", out)

@@ -40,12 +40,15 @@ class SideNetwork(nn.Module, ABC):
             means nothing where a side network has no such parts; a search turns it off where memory
             costs nothing.
         lambda_names: Of parameters that mix streams, whose rate `lambda_rate` multiplies.
+        calibrated: Whether its answers are scaled on rows left out of what it saw, so that no
+            temperature is fitted to them.
     """
 
     kind: ClassVar[str] = ""
     taps: tuple[str, ...]
     recompute: bool = False
     lambda_names: tuple[str, ...] = ()
+    calibrated: bool = False
 
     @abstractmethod
     def needs(self, pool: str) -> Needs:

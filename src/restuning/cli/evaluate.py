@@ -51,7 +51,7 @@ def evaluate(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a saved task on the test split of a data set."""
+    """Accuracy of a saved task on the test split of a data set, and how far its probabilities are off."""
     from restuning.data import DataOptions
     from restuning.training import evaluate_task
 
@@ -70,6 +70,12 @@ def evaluate(
         show_json(result)
         return
     left_out = result.pop("left out", "")
+    # A row of all of them is wider than a terminal; what a temperature did is told below it.
+    told = {name: result.pop(name) for name in ("nll", "ece_uncalibrated", "temperature")}
     show_rows([result], f"{task} on {data}")
+    if told["temperature"] != 1:
+        before, after = told["ece_uncalibrated"], result["ece"]
+        words = f"calibration error (ece) {before:.1%} without it, {after:.1%} with it"
+        open_console().print(f"temperature {told['temperature']:.3g}: {words}", soft_wrap=True)
     if left_out:
         open_console().print(f"left out: {left_out}", soft_wrap=True)

@@ -81,12 +81,13 @@ class Stored:
     views: int
 
     def data(self, data: Data, *, final: bool) -> Data:
-        """The same data set with stored features in place of inputs.
+        """The same data set, with the splits that it has, and stored features in place of inputs.
 
         Raises:
             StoreError: A stored label is of a class that the data set does not have.
         """
-        there = self.store.key.splits
+        # Of its own: the store may be that of a data set that has more splits.
+        there = {name for name in self.store.key.splits if getattr(data, name) is not None}
         train = ("train", "val") if final and "val" in there else ("train",)
 
         def read(splits: Sequence[str], views: int = 1) -> StoredFeatures:

@@ -17,6 +17,7 @@ from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.trial import Row, Trials
 from restuning.task import Task
 from restuning.training import FitSettings
+from restuning.training.calibrate import Calibration
 from restuning.training.identity import describe_classes, describe_data, describe_host
 from restuning.training.run import Inputs, Log, silent
 
@@ -34,7 +35,7 @@ class Choice:
         form: "stored" (features once) or "live".
         rows: One a candidate: method, status ("tried", "stopped" early, "left out"), why, accuracy
             on validation with its standard error, cross-entropy there after a temperature of its own,
-            the rates tried, memory, seconds.
+            the temperature and calibration errors that its answers are given with, the rates tried, memory, seconds.
         examples: Size of the validation split.
         budget: It was made within.
         start: Weights that its final run goes on from, by name; None where it begins anew.
@@ -55,6 +56,12 @@ class Choice:
         keep_taps_if_memory_is_free(task, self.budget)
         if self.start is not None:
             task.load_state_dict(self.start)
+
+    @property
+    def calibration(self) -> Calibration:
+        """That of the trial that was taken: its final run leaves no answers to held-out data."""
+        row = next(each for each in self.rows if each["method"] == self.method)
+        return Calibration.from_dict(row).of_another_run()
 
     @property
     def seconds(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from restuning._errors import FormatError
 from restuning._files import digest_file
 from restuning.search.folder import SearchFolder
+from restuning.training.calibrate import has_calibration
 from restuning.training.checkpoint import FINAL, read_newest
 
 ENDED = "sha256 of weights"
@@ -61,6 +62,7 @@ class ChoiceFolder:
             valid = (
                 valid and isinstance(row.get("goes_on"), bool) and _number(row.get("cross_entropy"))
             )
+            valid = valid and has_calibration(row)
         if not valid:
             raise FormatError(
                 "a row of a choice is malformed",

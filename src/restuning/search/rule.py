@@ -6,9 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
-
 DOUBT = 2.0
 """Standard errors of validation that a trial is given before it counts as lost."""
 
@@ -100,19 +97,3 @@ def explain(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
         return words
     # One that is ahead was passed over for its cross-entropy.
     return f"{words}, within one standard error" + (", fits worse" if ahead > 0 else "")
-
-
-SCALES = tuple(2.0 ** (k / 4) for k in range(-20, 25))
-"""Inverse temperatures that are tried: 1/32 to 64, a fifth apart."""
-
-
-def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
-    r"""`min_s mean_i -log softmax(s z_i)[y_i]`: cross-entropy after the best of a few temperatures.
-
-    Training to the end makes logits loud, which says nothing of who answers better (Guo et al. 2017).
-
-    Args:
-        logits: `n c`.
-        labels: `n`.
-    """
-    return min(float(F.cross_entropy(scale * logits, labels)) for scale in SCALES)

@@ -18,7 +18,7 @@ from restuning._errors import FormatError, TrainingError
 from restuning._files import hold_folder, write_json
 from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
 from restuning.data import Data
-from restuning.features import Stored
+from restuning.features import Cached, Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
 from restuning.search.accuracy_axis import scale_accuracy
 from restuning.search.as_written import write_figure
@@ -26,8 +26,10 @@ from restuning.search.folder import SearchFolder
 from restuning.task import Task, check_savable, save
 from restuning.training import FitSettings
 from restuning.training.beforehand import check_beforehand
+from restuning.training.calibrate import Calibration, has_calibration, judge
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
+from restuning.training.evaluate import collect_logits
 from restuning.training.identity import describe_classes, describe_data, describe_host
 from restuning.training.own_size import note_smaller_size
 from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
@@ -405,6 +407,8 @@ def read_result(folder: SearchFolder, kind: str, run: SweepRun) -> dict[str, Any
     # On training and validation data together there is none to be accurate on.
     elif kind == TRIED and (result.get("val_accuracy") is None) != (died is not None):
         wrong.append("val_accuracy")
+    if not has_calibration(result):
+        wrong.append("its temperature")
     if not _is_count(result.get("trainable_parameters")):
         wrong.append("trainable_parameters")
     if wrong:
@@ -514,11 +518,15 @@ class _Sweep:
         seconds = (time.perf_counter() - started) / len(part)
         for (run, task, settings), result in zip(part, results, strict=True):
             alive = result.diverged_at is None
-            tested = None
+            tested, calibration = None, Calibration()
             if kind == "final":
-                self._save(task, run)
+                calibration = self._save(task, run)
                 if data.test is not None and alive:
                     tested = evaluate_stored(self.host, task, data.test)
+            elif alive:
+                cached = Cached(self.host, task, data.val.store)
+                answers = collect_logits(cached, data.val, settings.batch_size, data.collate)
+                calibration = judge(task, *answers)
             self.folder.write(
                 {
                     "setting": dict(run.setting),
@@ -529,6 +537,7 @@ class _Sweep:
                     else None,
                     "val_by_epoch": result.val_accuracy,
                     "test_accuracy": tested,
+                    **calibration.to_dict(),
                     "train_loss": result.train_loss if alive else None,
                     "died_at": result.diverged_at,
                     "trainable_parameters": task.trainable_parameters(),
@@ -540,14 +549,18 @@ class _Sweep:
             )
         self.on_progress(done + len(part), total, "")
 
-    def _save(self, task: Task, run: SweepRun) -> None:
-        task.labels = self.inputs.data.labels
+    def _save(self, task: Task, run: SweepRun) -> Calibration:
+        """Leave a final task, with the temperature that its setting and seed had on validation."""
+        tried = read_result(self.folder, TRIED, run)
+        calibration = Calibration.from_dict(tried).of_another_run()
+        task.labels, task.temperature = self.inputs.data.labels, calibration.temperature
         save(
             task,
             self.host,
             _final_folder(self.folder.folder, run.seed),
             **saved_with(self.inputs),
         )
+        return calibration
 
 
 def _final_folder(out: Path, seed: int) -> Path:

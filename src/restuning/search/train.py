@@ -308,7 +308,12 @@ class _Trainer:
             final = replace(self.source, final=True)
             inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
             # `begin` gives it the trial's weights, where the choice says that it goes on from them.
-            chosen = Recipe(choice.method, choice.settings(recipe.settings), begin=choice.begin)
+            chosen = Recipe(
+                choice.method,
+                choice.settings(recipe.settings),
+                begin=choice.begin,
+                calibration=choice.calibration,
+            )
             facts = {"choice": choice.to_dict()}
             # What begins the choice and not what it found: the run goes on from a trial, so that the method
             # alone would be another run. Without a limit of time the same begins the same.

@@ -20,10 +20,10 @@ from restuning.search.budget import Budget, keep_taps_if_memory_is_free
 from restuning.search.candidates import Candidate
 from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.costs import Costs
-from restuning.search.rule import calibrated_loss
 from restuning.sites import Needs
 from restuning.task import Task
 from restuning.training import FitSettings
+from restuning.training.calibrate import Calibration, calibrated_loss, judge
 from restuning.training.evaluate import collect_logits
 from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.run import Inputs, Log, Recipe, Setup
@@ -200,7 +200,7 @@ class Trials:
                     continue
                 cached = Cached(self.host, run.task, data.val.store)
                 score = {"lr": one.lr, "val_accuracy": run.val_accuracy[-1]}
-                results.append(score | self._loss(cached, data))
+                results.append(score | self._fit_of_answers(cached, data))
         return results
 
     def _one_by_one(
@@ -231,14 +231,15 @@ class Trials:
                 continue
             curve = [epoch["val_accuracy"] for epoch in result.history]
             score = {"lr": rate, "val_accuracy": curve[-1], "curve": curve}
-            results.append(score | self._loss(setup.tuned, setup.data))
+            results.append(score | self._fit_of_answers(setup.tuned, setup.data))
             status = "stopped" if len(curve) < settings.epochs else status
         return results, status
 
-    def _loss(self, tuned: nn.Module, data: Data) -> dict[str, float]:
-        """Cross-entropy of a trained model on the validation split, after a temperature of its own."""
+    def _fit_of_answers(self, tuned: nn.Module, data: Data) -> dict[str, Any]:
+        """How well a trained model's probabilities fit the validation split, and at which temperature."""
         logits, labels = collect_logits(tuned, data.val, self.settings.batch_size, data.collate)
-        return {"cross_entropy": calibrated_loss(logits, labels)}
+        calibration = judge(tuned.get_submodule("task"), logits, labels)
+        return {"cross_entropy": calibrated_loss(logits, labels), **calibration.to_dict()}
 
     def _score(self, results: list[dict[str, Any]], status: str) -> Row:
         alive = [t for t in results if t["val_accuracy"] is not None]
@@ -251,6 +252,7 @@ class Trials:
             "val_accuracy": top["val_accuracy"],
             "lr": top["lr"],
             "cross_entropy": top["cross_entropy"],
+            **Calibration.from_dict(top).to_dict(),
             "standard_error": noise,
             "trials": results,
         }

@@ -43,7 +43,7 @@ class Prediction:
 
     Attributes:
         label: The most probable class; its number where the task has no names.
-        probability: Of that class.
+        probability: Of that class, at the task's temperature (`Task.probabilities`).
         probabilities: Of all classes, in the order of `labels`, `c` on the CPU.
         labels: Names of all classes.
     """
@@ -295,26 +295,28 @@ class Predictor:
                 *(x.to(device) for x in batch.args),
                 **{name: value.to(device) for name, value in batch.kwargs.items()},
             )
-        # In float32: in half precision probabilities are coarse and do not sum to one.
-        chances = {task: values.float().softmax(-1).cpu() for task, values in logits.items()}
+        chances = {name: self.tasks[name].probabilities(z).cpu() for name, z in logits.items()}
+        # Of the logits: two of them may round to one probability.
+        best = {name: z.argmax(-1).cpu() for name, z in logits.items()}
         # `batch.inputs` and not `chunk`: files that were skipped have no answer.
         for row, given in enumerate(batch.inputs):
             if batch.words is None:
-                yield Answer(given, self._predictions(chances, row))
+                yield Answer(given, self._predictions(chances, best, row))
                 continue
             words = (
-                Answer(given[word], self._predictions(chances, (row, token)))
+                Answer(given[word], self._predictions(chances, best, (row, token)))
                 for word, token in batch.words[row].items()
             )
             yield Answer(given, {}, tuple(words))
 
-    def _predictions(self, chances: Mapping[str, Tensor], place: Any) -> dict[str, Prediction]:
+    def _predictions(
+        self, chances: Mapping[str, Tensor], best: Mapping[str, Tensor], place: Any
+    ) -> dict[str, Prediction]:
         predictions = {}
         for task, values in chances.items():
             # `b c` by input, or `b n c` by input and token.
-            own, labels = values[place], self.labels[task]
-            best = int(own.argmax())
-            predictions[task] = Prediction(labels[best], float(own[best]), own, labels)
+            own, labels, top = values[place], self.labels[task], int(best[task][place])
+            predictions[task] = Prediction(labels[top], float(own[top]), own, labels)
         return predictions
 
 

@@ -51,7 +51,7 @@ from restuning.task.folder import (
     write_folder,
 )
 from restuning.task.same_backbone import refuse_other_backbone
-from restuning.task.task import Task, refuse_other_sizes
+from restuning.task.task import Task, check_temperature, refuse_other_sizes
 
 FORMAT = 2
 """Raised when an older library could not read what a newer one writes. Format 1 is read as well."""
@@ -412,6 +412,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     weights = folder / "weights.safetensors"
     try:
         task, side = description["task"], description["task"]["side"]
+        temperature = check_temperature(task.get("temperature", 1.0))
         return {
             "method": task["method"],
             "backbone": description["backbone"]["name"],
@@ -420,6 +421,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
             "side network": side and side["kind"],
             "head": task["head"],
             "labels": task["labels"],
+            **({"temperature": temperature} if temperature != 1 else {}),
             "preprocessing": description["preprocessing"],
             "bytes": weights.stat().st_size if weights.exists() else None,
             "written by": description.get("library"),

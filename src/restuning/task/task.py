@@ -15,6 +15,9 @@ from restuning.bypass import from_spec as side_from_spec
 from restuning.sites import Needs, Pool, Readout, Sites, resolve_readout, resolve_tokens
 from restuning.tuners import Tuner, from_spec
 
+OCTAVES = 10
+"""Doublings of a temperature, up and down from 1: beyond them probabilities are 0 and 1, or all alike."""
+
 
 class Task(nn.Module):
     """Tuners inside the backbone (inline) or a side network (bypass), and a head.
@@ -30,6 +33,8 @@ class Task(nn.Module):
         pool: Readout this task uses ("cls", "mean", "last", "all", "own"), None for the host's.
         method: Name of the method that built it.
         labels: Class names, in the order of the logits.
+        temperature: What logits are divided by where `probabilities` are made of them; 1 where
+            nothing was fitted. Logits themselves know nothing of it.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Task(nn.Module):
         pool: str | None = None,
         method: str = "custom",
         labels: list[str] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if side is not None and (tuners or weights):
@@ -60,6 +66,7 @@ class Task(nn.Module):
         )
         self.head = head
         self.pool, self.method, self.labels = pool, method, labels
+        self.temperature = temperature
 
     @classmethod
     def inline(
@@ -112,6 +119,19 @@ class Task(nn.Module):
         return cls(side=bypass, head=head, **settings)
 
     @property
+    def temperature(self) -> float:
+        """See the class.
+
+        Raises:
+            FormatError: It is set to what is no number from 1/1024 to 1024.
+        """
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature = check_temperature(value)
+
+    @property
     def inline_tuners(self) -> dict[str, Tuner]:
         """Tuners by site name."""
         return {name: cast(Tuner, self.tuners[name.replace(".", "_")]) for name in self.sites}
@@ -144,6 +164,14 @@ class Task(nn.Module):
         # A backbone in bf16 gives features that a head in fp32 cannot multiply.
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """`softmax(logits / temperature)` over the last axis, in float32.
+
+        Args:
+            logits: This task's, `... c`.
+        """
+        return to_probabilities(logits, self.temperature)
+
     def take_prepared(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Take out of named inputs what training hands in beside the taps (`SideNetwork.prepare`)."""
         names = () if self.side is None else self.side.prepared_taps
@@ -162,6 +190,8 @@ class Task(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this task again without its weights, as JSON."""
+        # Only where there is one: other files are what they always were.
+        fitted = {"temperature": self.temperature} if self.temperature != 1 else {}
         return {
             "method": self.method,
             "tuners": {name: tuner.spec() for name, tuner in self.inline_tuners.items()},
@@ -170,6 +200,7 @@ class Task(nn.Module):
             "head": [self.head.in_features, self.head.out_features] if self.head else None,
             "pool": self.pool,
             "labels": self.labels,
+            **fitted,
         }
 
     @classmethod
@@ -190,6 +221,7 @@ class Task(nn.Module):
                 pool=spec["pool"],
                 method=spec["method"],
                 labels=spec["labels"],
+                temperature=spec.get("temperature", 1.0),
             )
         except MALFORMED as error:
             raise FormatError(
@@ -197,6 +229,30 @@ class Task(nn.Module):
                 found=f"{type(error).__name__}: {error}"[:300],
                 fix="restore task.json from where it was saved",
             ) from None
+
+
+def to_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """`softmax(logits / temperature)` over the last axis, in float32."""
+    # In half precision probabilities are coarse and do not sum to one.
+    return (logits.float() / temperature).softmax(-1)
+
+
+def check_temperature(value: Any) -> float:
+    """A temperature, if it is one.
+
+    Raises:
+        FormatError: It is no number from 1/1024 to 1024.
+    """
+    highest = 2**OCTAVES
+    if not fits(value, float) or not 1 / highest <= value <= highest:
+        raise FormatError(
+            "the temperature of a task is no number in its range",
+            where="temperature",
+            found=repr(value)[:200],
+            fix=f"give a number from 1/{highest} to {highest}, 1 for none; of a file, restore task.json "
+            "from where it was saved",
+        )
+    return float(value)
 
 
 def refuse_other_sizes(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

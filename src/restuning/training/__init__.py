@@ -1,5 +1,9 @@
 """Training: one loop that survives being killed, and evaluation."""
 
+from restuning.training.calibrate import Calibration as Calibration
+from restuning.training.calibrate import calibrate as calibrate
+from restuning.training.calibrate import calibration_error as calibration_error
+from restuning.training.calibrate import fit_temperature as fit_temperature
 from restuning.training.classification import FitResult as FitResult
 from restuning.training.evaluate import evaluate as evaluate
 from restuning.training.evaluate_task import evaluate_task as evaluate_task

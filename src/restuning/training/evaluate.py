@@ -30,6 +30,7 @@ def evaluate(
     workers: int = 0,
     accelerator: Accelerator | None = None,
     between: Callable[[], None] | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Accuracy, mean cross entropy (without label smoothing) and count, of examples or of tokens.
 
@@ -43,6 +44,7 @@ def evaluate(
         workers: Processes that load data.
         accelerator: Given by a run in several processes: each takes a share, all get the result.
         between: Called before every batch; may raise to stop.
+        watch: Shown the logits (`n c`) and labels (`n`) of every batch.
 
     Raises:
         TrainingError: The data set is empty or a label is outside the classes.
@@ -60,6 +62,8 @@ def evaluate(
     for logits, labels in iterate_logits(
         tuned, dataset, batch_size, collate, rows=share, workers=workers, between=between
     ):
+        if watch is not None:
+            watch(logits, labels)
         loss, hits = score(logits, labels)
         sums += torch.stack([loss, hits.to(loss.dtype), loss.new_tensor(len(labels))])
     if accelerator is not None and world > 1:

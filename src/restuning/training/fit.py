@@ -11,6 +11,7 @@ from torch import nn
 
 from restuning._errors import TrainingError
 from restuning.host import Extractor
+from restuning.task import Task
 from restuning.training.classification import CURVES, Classification, FitResult
 from restuning.training.log import check_trackers, draw_curves
 from restuning.training.loop import run_to_end
@@ -28,7 +29,7 @@ def fit(
     resume: bool = True,
     progress: bool | Literal["force"] = True,
 ) -> FitResult:
-    """Train `tuned.task` and leave it in eval mode with its final weights.
+    """Train `tuned.task` and leave it in eval mode with its final weights, and temperature 1.
 
     Killed at any moment and started again with the same arguments, it goes on from its last
     checkpoint and ends with the same weights as if it had not been; a finished run returns its
@@ -106,6 +107,9 @@ def _run(
     objective: Classification, *, resume: bool, progress: bool | Literal["force"]
 ) -> FitResult:
     out = objective.out
+    if isinstance(objective.task, Task):
+        # One that it has was fitted to answers of other weights.
+        objective.task.temperature = 1.0
     result = FitResult(**run_to_end(objective, out, resume=resume, progress=progress))
     # A finished run whose picture was deleted gets it back: the history has all that it shows.
     curves = out / CURVES

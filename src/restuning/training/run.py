@@ -31,6 +31,7 @@ from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
 from restuning.task import Task, Tuned, check_savable, save
 from restuning.training.beforehand import OF_A_RUN, check_beforehand, read_once
+from restuning.training.calibrate import LEFT_OUT_ROWS, Calibration, calibrate, scales_itself
 from restuning.training.checkpoint import is_finished
 from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
@@ -238,6 +239,7 @@ class Recipe:
         options: Options of this method; they win over those of all methods.
         head: A head to start from; None for a new one.
         begin: Gives the new task other first weights.
+        calibration: That of another run, for one that leaves no held-out answers to fit it to.
     """
 
     method: str
@@ -245,6 +247,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     head: nn.Linear | None = None
     begin: Callable[[Task], None] | None = None
+    calibration: Calibration | None = None
 
     def build(self, inputs: Inputs) -> Task:
         """A new task on the backbone's device, with the first weights of the seed.
@@ -335,6 +338,17 @@ class Setup:
         if split is None:
             return None
         return evaluate(self.tuned, split, batch_size, self.data.collate)["accuracy"]
+
+    def calibrate(self, batch_size: int, other: Calibration | None = None) -> Calibration:
+        """Fit the temperature of the trained task on the validation split.
+
+        Args:
+            batch_size: Inputs of one forward.
+            other: What is taken where that split was trained on, or is not there.
+        """
+        if self.data.val is None:
+            return other or Calibration(on=LEFT_OUT_ROWS if scales_itself(self.task) else None)
+        return calibrate(self.tuned, self.data.val, batch_size, self.data.collate)
 
 
 @dataclass(frozen=True)
@@ -448,6 +462,10 @@ def run_task(
         if start is not None:
             log(f"  zero-shot: {start:.1%} on validation, before any training")
         result = setup.fit(settings, out, resume=resume, progress=progress)
+        calibration = from_main(lambda: setup.calibrate(batch, recipe.calibration))
+        task.temperature = calibration.temperature
+        if calibration.temperature != 1:
+            log(f"  {calibration.describe()}")
 
         def conclude() -> dict[str, Any]:
             # The one look at the test split, when nothing is left to be decided.
@@ -458,6 +476,7 @@ def run_task(
                 "test_accuracy": tested,
                 "zero_shot_val_accuracy": start,
                 **measurements(setup, result, settings),
+                **calibration.to_dict(),
                 "accuracy_on": measured_on(shares),
                 **origin(inputs, setup),
                 "settings": settings.to_dict(),

@@ -174,7 +174,8 @@ def test_an_array_of_another_type_or_shape_is_refused_though_its_sha256_fits(sto
 
 
 def test_labels_that_no_class_has_are_refused(store):
-    data = Data("noise", None, None, None, ["a", "b", "c", "d", "e"], "image", collate_batch)
+    splits = [range(12), range(4), None]
+    data = Data("noise", *splits, ["a", "b", "c", "d", "e"], "image", collate_batch)
     Stored(Store(store), 0.0, 1).data(data, final=False)
     with pytest.raises(StoreError, match="class 4, and noise has 4"):
         Stored(Store(store), 0.0, 1).data(replace(data, labels=["a", "b", "c", "d"]), final=True)

@@ -74,6 +74,19 @@ def test_a_store_covers_less_of_its_data_and_a_copy_of_them(opened, tiny, pets, 
     assert opened(load_data(str(tmp_path / "elsewhere" / "pets"), tiny[0])).seconds == 0
 
 
+def test_a_store_with_more_splits_than_the_data_gives_those_of_the_data(opened, tiny, pets):
+    data = load_data(str(pets), tiny[0])
+    store = opened(data)
+    for missing in ("val", "test"):
+        given = store.data(data.with_splits(**{missing: None}), final=False)
+        assert getattr(given, missing) is None
+        assert len(given.train) == len(data.train)
+    both = store.data(data, final=True)
+    assert len(both.train) == len(data.train) + len(data.val)
+    alone = store.data(data.with_splits(val=None), final=True)
+    assert len(alone.train) == len(data.train)
+
+
 def test_stored_features_are_known_as_the_images_are(opened, tiny, pets):
     data = load_data(str(pets), tiny[0])
     stored = opened(data).data(data, final=False)

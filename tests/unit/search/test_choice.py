@@ -87,6 +87,28 @@ def test_a_row_tells_how_well_its_probabilities_fit(world, whole):
         assert row["cross_entropy"] == by_rate[row["lr"]]
 
 
+def test_a_row_has_the_temperature_of_the_rate_that_it_is_scored_by(whole):
+    for row in whole.rows:
+        (trial,) = (t for t in row["trials"] if t["lr"] == row["lr"])
+        assert (row["temperature"], row["val_ece"]) == (trial["temperature"], trial["val_ece"])
+        assert row["calibrated_on"] == (
+            "rows left out of training" if row["method"] == "ridge" else "validation"
+        )
+    ridge = next(row for row in whole.rows if row["method"] == "ridge")
+    assert ridge["temperature"] == 1
+
+
+def test_a_choice_hands_on_the_temperature_of_the_trial_that_was_taken(whole):
+    for row in whole.rows:
+        told = replace(whole, method=row["method"]).calibration
+        assert told.temperature == row["temperature"]
+        assert told.on in ("validation of the trial", "rows left out of training")
+    # Of a folder of before trials had one.
+    old = [{k: v for k, v in row.items() if k not in told.to_dict()} for row in whole.rows]
+    assert replace(whole, rows=old).calibration.on is None
+    assert replace(whole, rows=old).calibration.temperature == 1
+
+
 @pytest.mark.parametrize(
     ("memory", "again"), [pytest.param(None, False, marks=pytest.mark.slow), (2**34, True)]
 )

@@ -61,6 +61,8 @@ def test_a_result_that_was_edited_is_refused(tmp_path, old, new):
         {"seed": 1},
         {"setting": {"lr": 1e-2}},
         {"setting": {}},
+        {"temperature": 0},
+        {"val_ece_uncalibrated": 2},
     ],
 )
 def test_a_result_of_values_that_no_run_has_is_refused(tmp_path, values):
@@ -154,7 +156,8 @@ def test_a_choice_takes_the_weights_that_its_trial_ended_with_and_no_others(tmp_
 @pytest.mark.parametrize(
     "values",
     [{"epochs": 0}, {"epochs": None}, {"form": 1}, {"accumulate": "1"}, {"status": "begun"}]
-    + [{"status": "left out", "why": None}, {"val_accuracy": 2}],
+    + [{"status": "left out", "why": None}, {"val_accuracy": 2}]
+    + [{"temperature": 0}, {"temperature": "2"}, {"val_ece": 2}, {"calibrated_on": 1}],
 )
 def test_a_row_of_a_choice_that_is_none_is_refused(tmp_path, values):
     choice = ChoiceFolder(tmp_path, {})

@@ -4,18 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from restuning import RestuningError
 from restuning.search import Budget, format_bytes, rule
 from restuning.search.budget import format_minutes
-from restuning.search.rule import calibrated_loss
 
-ROUNDED = 0.03
-"""The grid of temperatures ends somewhere; the best of these draws lie well inside it."""
 PRINTED = 0.005
 """The docstring of `rule.find_highest` gives two decimals."""
 accuracies = st.floats(0, 1)
@@ -60,16 +55,6 @@ def test_with_many_examples_accuracy_decides_alone():
             row(0.79, noise) | {"cross_entropy": 0.5},
         ]
         assert (rule.choose(rows) is rows[1]) == wins
-
-
-@given(st.integers(0, 10**6), st.integers(-8, 8))
-def test_loudness_changes_no_calibrated_loss(seed, quarters):
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (60,), generator=draw)
-    logits = torch.randn(60, 3, generator=draw) + 2 * F.one_hot(labels, 3)
-    loss = calibrated_loss(logits, labels)
-    assert loss <= float(F.cross_entropy(logits, labels))
-    assert calibrated_loss(2 ** (quarters / 4) * logits, labels) == pytest.approx(loss, rel=ROUNDED)
 
 
 @pytest.mark.parametrize(("margin", "printed"), [(0.0, 0.17), (1.0, 0.51)])

@@ -12,7 +12,7 @@ from restuning import FitSettings, Host, RestuningError, load, methods
 from restuning._errors import TrainingError
 from restuning.data import load_data
 from restuning.features import Cached, StoreOptions
-from restuning.search.sweep import parse_grid, sweep
+from restuning.search.sweep import TRIED, SweepRun, parse_grid, sweep
 from restuning.training import evaluate, fit
 from restuning.training.parallel_runs import stack_signature, train_in_parallel
 from restuning.training.run import open_inputs
@@ -150,6 +150,23 @@ def test_a_sweep_chooses_on_validation_and_tests_the_choice_over_seeds(world, tm
     found = evaluate(Cached(host, task, kept.store), fed.test, collate=fed.collate)["accuracy"]
     assert found == pytest.approx(report["final"]["test_accuracy"][0])
     assert json.loads((tmp_path / "sweep.json").read_text())["best"] == report["best"]
+
+
+def test_final_tasks_of_a_sweep_have_the_temperature_of_their_setting_and_seed(world, tmp_path):
+    report = run(world, tmp_path)
+    setting = tuple(report["best"]["setting"].items())
+    seen = set()
+    for seed in (0, 1):
+        name = SweepRun(setting, seed).name
+        tried, final = (
+            json.loads((tmp_path / kind / f"{name}.json").read_text()) for kind in (TRIED, "final")
+        )
+        task = load(tmp_path / "final" / f"seed-{seed}.task", world[0].host)
+        assert task.temperature == tried["temperature"] == final["temperature"] != 1
+        assert tried["calibrated_on"] == "validation"
+        assert final["calibrated_on"] == "validation of the trial"
+        seen.add(task.temperature)
+    assert len(seen) == 2, "each seed its own"
 
 
 def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(world, tmp_path):

@@ -33,6 +33,8 @@ from restuning._files import seal
 from restuning.backbones import load as loaders
 from restuning.serve import Answer, Prediction, Predictor, file_texts
 from restuning.task import WeightsFile
+from restuning.training import calibration_error
+from restuning.training.evaluate import collect_logits
 from zoo import folders
 
 LABELS = ["ant", "bee", "cat"]
@@ -478,3 +480,62 @@ def test_a_task_is_tested_by_one_call_and_several_are_refused(tiny, tmp_path):
 def test_weights_are_refused_for_a_backbone_that_is_loaded(tiny, pets, tmp_path):
     with pytest.raises(BackboneError, match="taken as it is"):
         Predictor.load(pets, backbone=tiny, weights=tmp_path / "other.safetensors")
+
+
+def test_answers_have_the_temperature_of_their_own_task(tiny, photos, tmp_path):
+    host, temperatures = tiny.host(), {"cold": 0.25, "plain": 1.0, "warm": 4.0}
+    tasks = {}
+    for name, temperature in temperatures.items():
+        torch.manual_seed(0)
+        # One inside the backbone, the others in a bank.
+        method = "res-tuning" if name == "warm" else "linear"
+        task = methods.build(method, host, num_classes=len(LABELS))
+        task.labels, task.temperature = LABELS, temperature
+        torch.nn.init.normal_(task.head.weight)
+        tasks[name] = task
+    predictor = Predictor(tiny, tasks, host=host)
+    prepared = torch.stack([predictor.inputs.preprocessing.image(f) for f in photos[0]])
+    answers = predictor(photos[0])
+    for name, task in tasks.items():
+        with torch.no_grad():
+            logits = Tuned(host, task)(prepared)
+        ours = torch.stack([answer[name].probabilities for answer in answers])
+        theirs = (logits / temperatures[name]).softmax(1)
+        torch.testing.assert_close(ours, theirs, atol=OTHER_BATCH, rtol=0)
+        assert [a[name].label for a in answers] == [LABELS[i] for i in logits.argmax(1)]
+        assert [a[name].top(1)[0].probability for a in answers] == [
+            a[name].probability for a in answers
+        ]
+    sure = [[answer[name].probability for name in temperatures][:2] for answer in answers]
+    assert all(cold > plain for cold, plain in sure)
+
+
+def test_a_label_is_that_of_the_logits_where_probabilities_round_to_one_number(tiny):
+    host = tiny.host()
+    task = methods.build("linear", host, num_classes=2)
+    torch.nn.init.zeros_(task.head.weight)
+    task.head.bias.data = torch.tensor([0.0, 1e-6])
+    task.temperature = 1000.0
+    (answer,) = Predictor(tiny, {"x": task}, host=host)(np.zeros((32, 32, 3), np.uint8))
+    assert answer.label == "1"
+
+
+def test_a_test_of_a_task_tells_what_its_probabilities_are_worth(tiny, tmp_path):
+    data, host = load_data("digits", tiny), tiny.host()
+    task = methods.build("linear", host, num_classes=data.num_classes)
+    task.labels = data.labels
+    path = save(task, host, tmp_path / "digits.task", backbone="restuning-tiny")
+    plain = evaluate_task(Predictor.load(path), "digits")
+    assert (plain["ece"], plain["nll"]) == (plain["ece_uncalibrated"], plain["loss"])
+    task.temperature = 0.5
+    save(task, host, path, backbone="restuning-tiny")
+    told = evaluate_task(Predictor.load(path), "digits")
+    for name in ("accuracy", "loss", "count", "ece_uncalibrated"):
+        assert told[name] == plain[name]
+    assert told["temperature"] == 0.5
+    logits, labels = collect_logits(Tuned(host, task), data.test, 64, data.collate)
+    chances = task.probabilities(logits)
+    error = calibration_error(chances.amax(1), chances.argmax(1) == labels)
+    assert told["ece"] == pytest.approx(error, abs=OTHER_BATCH)
+    nll = torch.nn.functional.nll_loss(chances.log(), labels)
+    assert told["nll"] == pytest.approx(float(nll), abs=OTHER_BATCH)

@@ -12,9 +12,10 @@ from torch import nn
 
 from awake import tiny_vit
 from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
+from restuning._errors import FormatError
 from restuning._files import seal
 from restuning.bypass import Ridge
-from restuning.task import Task, describe, push_to_hub
+from restuning.task import Task, describe, push_to_hub, summarise
 from restuning.tuners import ResAdapter
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -112,6 +113,54 @@ def test_a_truncated_weights_file_is_named(host, tmp_path):
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(RestuningError, match=r"weights\.safetensors"):
         load(path, host)
+
+
+NO_TEMPERATURE = (0, 0.0, -1.5, "2.0", "NaN", True, None, [2.0], {"x": 1}, 1e9, 1e-9, 1e308)
+
+
+@pytest.mark.parametrize("value", NO_TEMPERATURE)
+def test_a_temperature_that_is_none_is_refused_in_words(host, tmp_path, value):
+    task = methods.build("linear", host, num_classes=3)
+    path = save(task, host, tmp_path / "t.task")
+    rewrite(path, task={**describe(path)["task"], "temperature": value})
+    for read in (lambda: load(path, host), lambda: summarise(path)):
+        with pytest.raises(FormatError, match=r"temperature[\s\S]*restore task\.json") as error:
+            read()
+        assert repr(value) in str(error.value)
+    with pytest.raises(FormatError, match="temperature"):
+        task.temperature = value
+    assert task.temperature == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_temperature_that_is_no_number_is_neither_set_nor_read(host, tmp_path, value):
+    task = methods.build("linear", host, num_classes=3)
+    path = save(task, host, tmp_path / "t.task")
+    with pytest.raises(FormatError, match="temperature"):
+        task.temperature = value
+    description = json.loads((path / "task.json").read_text())
+    description["task"]["temperature"] = value
+    (path / "task.json").write_text(json.dumps(description))
+    for read in (lambda: load(path, host), lambda: summarise(path)):
+        with pytest.raises(FormatError, match=r"task\.json"):
+            read()
+
+
+def test_a_temperature_that_was_edited_is_noticed_by_the_seal(host, tmp_path):
+    task = methods.build("linear", host, num_classes=3)
+    task.temperature = 2.0
+    path = save(task, host, tmp_path / "t.task")
+    file = path / "task.json"
+    file.write_text(file.read_text().replace('"temperature": 2.0', '"temperature": 2.5'))
+    with pytest.raises(FormatError):
+        load(path, host)
+
+
+def test_what_a_task_folder_says_of_itself_names_a_temperature_that_is_not_1(host, tmp_path):
+    task = methods.build("linear", host, num_classes=3)
+    assert "temperature" not in summarise(save(task, host, tmp_path / "t.task"))
+    task.temperature = 2.0
+    assert summarise(save(task, host, tmp_path / "t.task"))["temperature"] == 2.0
 
 
 def test_a_newer_format_is_refused(host, tmp_path):

@@ -10,14 +10,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from restuning._errors import TrainingError
+from restuning.task.task import to_probabilities
 
 
 def predict_probabilities(tuned: nn.Module, data: Any, collate: Any = None) -> Tensor:
-    """Compute the probabilities of all classes for every input, `n c`, in eval mode."""
+    """Compute the probabilities of all classes for every input, `n c`, in eval mode.
+
+    At the temperature of the task; a rival that is none has 1.
+    """
     tuned.eval()
+    temperature = getattr(getattr(tuned, "task", None), "temperature", 1.0)
     with torch.no_grad():
-        # In float32: probabilities of bf16 logits would not add up to 1.
-        parts = [tuned(x).float().softmax(1) for x, _ in DataLoader(data, 64, collate_fn=collate)]
+        parts = [
+            to_probabilities(tuned(x), temperature)
+            for x, _ in DataLoader(data, 64, collate_fn=collate)
+        ]
     return torch.cat(parts)
 
 
