@@ -255,3 +255,13 @@ def test_signs_that_are_turned_together_are_noticed(change):
     change(numbers)
     with pytest.raises(BackboneChangedError, match="other values"):
         snapshot.check_values()
+
+
+def test_a_backbone_with_a_tensor_of_no_numbers_is_watched_as_any_other():
+    # As of a sharded tensor, of which a process may hold no rows.
+    model = tiny_vit()
+    model.register_buffer("nothing", torch.empty(0))
+    host = Host(model, X[:1])
+    written(model)
+    with pytest.raises(BackboneChangedError):
+        host.features(X)

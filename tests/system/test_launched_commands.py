@@ -43,7 +43,16 @@ def assert_same_run(ours, theirs):
     assert one["val_accuracy"] == two["val_accuracy"]
     weights = [load_file(run / "shades.task/weights.safetensors") for run in (ours, theirs)]
     for name, weight in weights[0].items():
-        assert torch.allclose(weight, weights[1][name], atol=SUM_ORDER), name
+        one, two = (without_key_bias(name, w) for w in (weight, weights[1][name]))
+        assert torch.allclose(one, two, atol=SUM_ORDER), name
+
+
+def without_key_bias(name, weight):
+    """A softmax does not change with the bias of keys: its gradient is rounding, which AdamW makes steps of."""
+    if not name.endswith("qkv/bias"):
+        return weight
+    query, _, value = weight.chunk(3)
+    return torch.cat([query, value])
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,8 @@ def _sum(tensor: Tensor) -> Tensor:
     columns = _sum_columns(words[:rows].view(-1, COLUMNS)) if rows else ()
     # A sum in which the place counts, by odd numbers: even ones would shift high bits out.
     numbers = torch.cat([rest, rest >> 32, raw[whole:].long(), *columns])
-    return (numbers * torch.arange(1, 2 * len(numbers), 2, device=raw.device)).sum()
+    # Of a sharded tensor a process may have nothing.
+    return (numbers * (2 * torch.arange(len(numbers), device=raw.device) + 1)).sum()
 
 
 def _sum_columns(words: Tensor) -> Tensor:
