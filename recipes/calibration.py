@@ -7,7 +7,7 @@ on the training split, and its temperature fitted to the validation split; then 
 `--method auto` is, with the same temperature. Test splits say what it is worth. `ridge` is given one as
 well, to see whether it needs one, and 30 validation examples drawn ten times say what a small split does
 with and without `doubt`. With `--auto TASKS` the whole of `--method auto` is tested as well. Writes
-`recipes/calibration.json`; 20 minutes on one CPU core, and 5 a task of `--auto`.
+`recipes/calibration.json`; some half an hour on one CPU core.
 """
 
 from __future__ import annotations

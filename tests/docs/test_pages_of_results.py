@@ -1,5 +1,6 @@
 """Pages of results are what the committed results say."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -19,6 +20,25 @@ def test_a_page_is_drawn_from_the_results(drawn, page):
 def test_the_tables_of_the_shared_tasks_are_drawn_from_the_results():
     text = SHARED["PAGE"].read_text(encoding="utf-8")
     assert SHARED["drawn"](text) == text
+
+
+def test_the_table_of_calibration_says_what_the_recipe_measured():
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "recipes" / "calibration.json").read_text(encoding="utf-8"))
+
+    def cells(method, plain, with_it):
+        one, other = found["means"][method][plain], found["means"][method][with_it]
+        shares = f"{100 * one['ece']:.1f} % | {100 * other['ece']:.1f} %"
+        return f" | {shares} | {one['nll']:.2f} | {other['nll']:.2f} |"
+
+    for method in found["means"]:
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{method}`")]
+        assert any(row.endswith(cells(method, "as it is", "fitted")) for row in rows), method
+        if method != "ridge":
+            both = cells(method, "on both, as it is", "on both, fitted before")
+            assert any(row.endswith(both) for row in rows), method
+    (auto,) = (row for row in found["auto"] if row["task"] == "cifar100")
+    assert f"from {100 * auto['ece_uncalibrated']:.1f} to {100 * auto['ece']:.1f} %" in text
 
 
 def test_every_result_belongs_to_an_ablation():
