@@ -2,7 +2,8 @@
 
     python recipes/calibration.py
 
-Tasks of 1000 images from `RESTUNING_DATA` on ViT-Ti at 112 px, from stored features. Each method is trained
+Tasks of 1000 images from `RESTUNING_DATA` on ViT-Ti at 112 px, smaller than the backbone's own size, from
+stored features. Each method is trained
 on the training split, and its temperature fitted to the validation split; then on both, as the final run of
 `--method auto` is, with the same temperature. Test splits say what it is worth. `ridge` is given one as
 well, to see whether it needs one, and 30 validation examples drawn ten times say what a small split does
