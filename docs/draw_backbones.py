@@ -64,7 +64,7 @@ x_(L-1) are the streams' means over their grid, x_L is that feature, and a learn
 64 channels where that is smaller) takes the state from one width to the next. Keeping one mean
 instead of all tokens would be *exact* only for affine tuners, since mean(h(x)) = h(mean(x)) needs
 that; with Res-Adapters it is another function of the backbone, chosen because every tap then costs
-one vector, linear probing stays its start (lambda_L near 1, tuners no change), and a store holds a
+one vector, linear probing stays within it (lambda_L = 1, tuners no change), and a store holds a
 few kilobytes an image. A plain ViT with a mean readout keeps all tokens, as in the paper. Tuners
 that mix tokens (`ConvAdapter`) run inside the backbone, or in a bypass with `pool="mean"`, which
 resamples the grid by average pooling.

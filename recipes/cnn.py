@@ -6,8 +6,8 @@ Backbone: MobileNetV2 at width 0.35 with ImageNet weights (`weights/mobilenetv2_
 `$RESTUNING_DATA`; 1.7 million parameters), at 112 px, a quarter of the cost of their 224
 (smaller than the backbone's own size; being redrawn at it). Tasks: the shared ones with at most 500 test images, 1000 training images each, in VTAB-1K lists. Both methods
 train from features stored once and have four settings: linear probing four learning rates, the bypass
-two and two forms, plain (starts near linear probing, lambda_L = 0.95) and residual (adds what its
-tuners change to the backbone's own feature). Chosen by the mean of three seeds on the 200 validation images, then trained on all 1000 and
+two and two forms, plain and residual (adds what its tuners change to the backbone's own feature). The
+committed figures are from when the plain form started near linear probing, lambda_L = 0.95. Chosen by the mean of three seeds on the 200 validation images, then trained on all 1000 and
 tested once. A killed run goes on where it was.
 
 About 5 minutes of one CPU core; writes `recipes/cnn.json` and the table in `docs/backbones.md`

@@ -15,6 +15,7 @@ import restuning
 from awake import tiny_vit
 from restuning import Host, SiteNotReachedError, Tuned, methods
 from restuning._errors import RecomputedError, WrongTaskError
+from restuning.bypass import STARTING_LAMBDA
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -171,7 +172,34 @@ def test_class_token_alone_gives_what_all_tokens_give(host):
     assert torch.allclose(tuned(X), whole, atol=1e-6)
 
 
-def test_a_bypass_starts_at_the_linear_probe_as_its_last_gate_closes(host):
+SIDES = ("res-tuning-bypass", "bypass-horizontal", "bypass-vertical")
+ROUNDING = 1e-6
+"""Of a dozen sums in fp32 of values near 1."""
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_a_bypass_starts_as_the_mean_of_its_taps_that_its_lambdas_say(host, name):
+    task = methods.build(name, host, num_classes=4)
+    taps = host.features(X, keep=task.needs(host.readout_rule))
+    lambdas = [1.0, *[STARTING_LAMBDA] * (len(task.side.taps) - 1)]
+    shares = [
+        lam * (1 - STARTING_LAMBDA) ** (len(lambdas) - 1 - n) for n, lam in enumerate(lambdas)
+    ]
+    assert sum(shares) == pytest.approx(1)
+    mean = sum(share * taps[tap] for share, tap in zip(shares, task.side.taps, strict=True))
+    with torch.no_grad():
+        torch.testing.assert_close(task.side(taps), mean, atol=ROUNDING, rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_a_residual_bypass_starts_as_the_backbone_itself(host, name):
+    task = methods.build(name, host, num_classes=4, residual=True)
+    taps = host.features(X, keep=task.needs(host.readout_rule))
+    with torch.no_grad():
+        assert torch.equal(task.side(taps), taps[task.side.taps[-1]])
+
+
+def test_a_bypass_is_the_linear_probe_as_its_last_gate_closes(host):
     task = methods.build("res-tuning-bypass", host, num_classes=4)
     probe = methods.build("linear", host, num_classes=4)
     probe.head.load_state_dict(task.head.state_dict())

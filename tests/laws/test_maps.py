@@ -8,6 +8,7 @@ from torch import nn
 from awake import wake
 from restuning import Host, NoSitesError, Task, Tuned, Tuner, methods
 from restuning._errors import ProjectionsError, TunerShapeError
+from restuning.bypass import STARTING_LAMBDA
 from restuning.tuners import ConvAdapter, ResAdapter, ResPrefix
 
 CONSTANT_TOLERANCE = 1e-4
@@ -242,7 +243,18 @@ def test_streams_folded_into_the_batch_are_pooled_by_input():
         assert torch.allclose(both[tap][:1], one[tap], atol=1e-4)
 
 
-def test_a_bypass_on_a_hierarchy_starts_at_the_linear_probe_as_its_last_gate_closes():
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet18", STARTING_LAMBDA), ("mobilenetv2_035", 0.5)]
+)
+def test_a_bypass_starts_half_way_to_a_feature_of_another_width(name, last):
+    """The state comes to it through a map that is drawn at random; resnet18's needs none."""
+    side = methods.build("res-tuning-bypass", Host(cnn(name), X[:1]), num_classes=4).side
+    lambdas = side.gate.sigmoid().tolist()
+    assert lambdas == pytest.approx([*[STARTING_LAMBDA] * (len(lambdas) - 1), last])
+    assert (side.dims[-1] == side.dims[-2]) == (last == STARTING_LAMBDA)
+
+
+def test_a_bypass_on_a_hierarchy_is_the_linear_probe_as_its_last_gate_closes():
     host = Host(cnn("resnet18"), X[:1])
     task = methods.build("res-tuning-bypass", host, num_classes=4)
     probe = methods.build("linear", host, num_classes=4)

@@ -1,6 +1,6 @@
 """Side networks on detached taps: taps in, a feature out, no gradient towards the taps."""
 
-from restuning.bypass.bypass import LAST_GATE as LAST_GATE
+from restuning.bypass.bypass import STARTING_LAMBDA as STARTING_LAMBDA
 from restuning.bypass.bypass import Bypass as Bypass
 from restuning.bypass.bypass import Plan as Plan
 from restuning.bypass.mixing import MixingBypass as MixingBypass

@@ -6,6 +6,7 @@ An ordinary `nn.Module` that never sees a host. Its needs follow from its tuners
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,9 +24,10 @@ from restuning.sites import Needs, Site, Sites, resolve_tokens
 from restuning.tuners import Tuner, at_time, in_own_precision, real_tokens
 
 Plan = Callable[[Site], "Tuner | None"]
-LAST_GATE = 3.0
-"""Start of the last lambda's logit: sigmoid(3) = 0.95, close to the linear probe (lambda_L = 1)
-with a gradient left for the vertical path."""
+STARTING_LAMBDA = 0.25
+"""Lambda of every layer at the start (`recipes/bypass_start.py`). Of 12 layers the last tap then counts
+0.25 and the six before it 0.62 together. Nearer to 1 the vertical path hardly learns; nearer to 0 the last
+tap, which linear probing reads alone, is lost among the others."""
 
 
 @side_network("bypass")
@@ -52,9 +54,10 @@ class Bypass(SideNetwork):
     form of its own, not a short cut: mean(h(x)) = h(mean(x)) holds only for affine h.
 
     Cost: with 24 Res-Adapters of rank 10 on ViT-B/16, 387,312 parameters and 12 lambdas.
-    Start: lambda 0.5 as a neutral choice (the paper's is not known), the last one 0.95 (0.5 if
-    residual, where it is not needed to stay close to the backbone); with
-    tuners that start as no change this is linear probing to within 5 % of the vertical state.
+    Start: lambda `STARTING_LAMBDA` in every layer (the paper's is not known). With tuners that start as no
+    change the state is then a mean of the taps, `sum_l lambda_l prod_{k>l} (1 - lambda_k) x_l` with
+    lambda_0 = 1. It is 0.5 where residual, since the backbone's own stream is then added whole, and in a
+    last layer whose tap is of another width, since the state comes there through a map drawn at random.
     Reference: arXiv 2310.19859 section 3, Fig. 3(c). The authors' released code has no lambda.
     """
 
@@ -82,7 +85,9 @@ class Bypass(SideNetwork):
         self.horizontal = nn.ModuleList(_or_identity(t) for t in horizontal)
         self.vertical = nn.ModuleList(_or_identity(t) for t in vertical)
         # The logit of lambda: a step of any size leaves lambda between 0 and 1.
-        self.gate = nn.Parameter(torch.zeros(layers))
+        # A residual bypass adds only what its tuners changed, so no lambda has to weigh the taps.
+        start = 0.5 if residual else STARTING_LAMBDA
+        self.gate = nn.Parameter(torch.full((layers,), math.log(start / (1 - start))))
         self.resample = nn.ModuleDict(
             {
                 str(layer): Resample(dims[layer], dims[layer + 1])
@@ -90,9 +95,9 @@ class Bypass(SideNetwork):
                 if dims[layer] != dims[layer + 1]
             }
         )
-        # A residual bypass adds only what its tuners changed, which no lambda has to keep small.
-        if not residual:
-            nn.init.constant_(self.gate[-1:], LAST_GATE)
+        # The state comes to x_L through a map drawn at random, beside which x_L must be seen.
+        if str(layers - 1) in self.resample:
+            nn.init.zeros_(self.gate[-1:])
 
     @classmethod
     def plan(
