@@ -131,7 +131,7 @@ def main() -> None:
     report = {
         "command": f"python recipes/bypass_start.py{asked}",
         "backbone": NAME,
-        "size": loaded.own_size,
+        "size": max(loaded.own_size or (0,)),
         "seeds": args.seeds,
         "versions": {
             "restuning": restuning.__version__,
