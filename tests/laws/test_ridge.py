@@ -8,13 +8,15 @@ from hypothesis import given, settings
 
 from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
-from restuning._errors import NoSitesError, TunerShapeError
+from restuning._errors import TunerShapeError
 from restuning.bypass import Ridge
-from restuning.bypass.ridge import PENALTIES
+from restuning.bypass.ridge import INTERCEPT, PENALTIES, find_gradient
 from zoo.table import NOT_YET, ZOO
 
 CLOSED_TOLERANCE = 1e-4
 """Solved in double, kept in single precision, and logits are tens."""
+EXACT = 1e-9
+"""The same sums in double, in another order."""
 SAME_TOLERANCE = 1e-5
 """Products of other batch sizes round elsewhere."""
 
@@ -88,6 +90,54 @@ def test_answers_to_rows_left_out_are_no_better_than_chance_on_random_labels():
     assert float((seen == labels).float().mean()) > 0.6
 
 
+def in_blocks(count, width, classes, **options):
+    taps = [f"block.{k}" for k in range(count)]
+    blocks = [("mean", tap) for tap in taps]
+    return Ridge(taps, [width] * count, classes, grid=False, blocks=blocks, **options)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_weights_of_blocks_learn_nothing_from_random_labels(classes):
+    """They are drawn together: 55 free weights would answer 70 of 100 left out of two classes right."""
+    draw = torch.Generator().manual_seed(3)
+    inputs = torch.randn(400, 55 * 8, generator=draw)
+    labels = torch.randint(classes, (400,), generator=draw)
+    left_out = in_blocks(55, 8, classes, weighted=True).fit(inputs, labels)
+    share = float((left_out.argmax(1) == labels).float().mean())
+    # Five standard deviations of 400 throws.
+    assert abs(share - 1 / classes) < 5 * (1 / classes * (1 - 1 / classes) / 400) ** 0.5
+
+
+def test_the_block_that_tells_has_most_of_the_weight():
+    draw = torch.Generator().manual_seed(1)
+    told, labels = drawn(300, 8, 4)
+    noise = torch.randn(300, 9 * 8, generator=draw)
+    inputs = torch.cat([noise[:, :32], told, noise[:, 32:]], 1)
+    alike, weighted = (in_blocks(10, 8, 4, weighted=w) for w in (False, True))
+    answers = [each.fit(inputs, labels) for each in (alike, weighted)]
+    losses = [float(F.cross_entropy(a, labels)) for a in answers]
+    assert losses[1] < losses[0]
+    sizes = weighted.weight.square().sum(0).view(10, 8).sum(1)
+    assert int(sizes.argmax()) == 4
+
+
+def test_the_gradient_of_weights_is_that_of_autograd():
+    inputs, labels = drawn(30, 24, 3)
+    z = ((inputs - inputs.mean(0)) / inputs.std(0) / 8**0.5).double()
+    truth = F.one_hot(labels, 3).double()
+    blocks = torch.stack([(b @ b.mT).flatten() for b in z.split(8, 1)])
+    logs = torch.tensor([-1.0, 0.5, 0.2], dtype=torch.double, requires_grad=True)
+    scale = torch.tensor([0.7], dtype=torch.double, requires_grad=True)
+    kernel = (logs.exp() @ blocks).view(30, 30) + INTERCEPT + torch.eye(30)
+    inverse = torch.linalg.inv(kernel)
+    left_out = truth - inverse @ (truth - truth.mean(0)) / inverse.diagonal()[:, None]
+    exact = torch.autograd.grad(F.cross_entropy(scale.exp() * left_out, labels), [logs, scale])
+    with torch.no_grad():
+        found = find_gradient(blocks, logs, scale, truth)
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=EXACT, rtol=EXACT)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(2, 30),
@@ -130,13 +180,9 @@ def test_every_tap_needs_a_width():
 
 
 @pytest.mark.parametrize("name", sorted(set(ZOO) - set(NOT_YET)))
-def test_it_runs_on_any_backbone_of_images_and_reads_what_training_reads(name):
+def test_it_runs_on_any_backbone_and_reads_what_training_reads(name):
     model, args, kwargs = ZOO[name][0]()
     host = Host(wake(model), *args, **kwargs)
-    if not host.images:
-        with pytest.raises(NoSitesError, match="takes no images"):
-            methods.build("ridge", host, num_classes=3)
-        return
     task = methods.build("ridge", host, num_classes=3)
     with torch.no_grad():
         task.side.weight.normal_()

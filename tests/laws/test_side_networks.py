@@ -24,7 +24,8 @@ from restuning.bypass import (
     side_network,
 )
 from restuning.bypass.side_network import _REGISTRY
-from restuning.sites import take_one_token
+from restuning.host.parts import compute_part
+from restuning.sites import PARTS, is_stream, split_tap, take_one_token
 from restuning.tuners import LowRankAttention, ResAdapter, Tuner
 
 WIDTH, TOKENS, ROWS, CLASSES = 48, 17, 5, 3
@@ -42,7 +43,9 @@ def adapter():
 
 def streams(rows=ROWS):
     draw = torch.Generator().manual_seed(1)
-    return {name: torch.randn(rows, TOKENS, WIDTH, generator=draw) for name in TAPS}
+    taps = {name: torch.randn(rows, TOKENS, WIDTH, generator=draw) for name in TAPS}
+    # Parts of taps are taps like others to who reads them.
+    return taps | {f"{n}/{part}": compute_part(part, t) for n, t in taps.items() for part in PARTS}
 
 
 def maps(rows=ROWS):
@@ -107,7 +110,7 @@ def test_it_knows_its_kind_its_taps_and_its_tuners(sample):
     assert isinstance(network, SideNetwork)
     assert kinds()[network.kind] is type(network)
     assert set(network.taps) <= set(taps)
-    assert set(network.needs("cls").taps) <= set(network.taps)
+    assert {split_tap(name)[0] for name in network.needs("cls").taps} <= set(network.taps)
     assert all(isinstance(t, Tuner) for t in network.tuners)
     assert all(name in dict(network.named_parameters()) for name in network.lambda_names)
 
@@ -150,7 +153,7 @@ def test_what_it_says_it_needs_is_enough(sample, pool):
     needs = network.needs(pool)
     few = {name: taps[name] for name in needs.taps}
     if needs.tokens in ("cls", "last"):
-        few = {name: take_one_token(tap, needs.tokens) for name, tap in few.items()}
+        few = {n: take_one_token(t, needs.tokens) if is_stream(n) else t for n, t in few.items()}
     if pool == "cls":
         torch.testing.assert_close(
             answer(network, few), answer(network, taps), atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE

@@ -14,7 +14,7 @@ from restuning.data.identity import combine, describe_reading, label_digests
 from restuning.features.store import Store
 from restuning.features.views import draw_view
 from restuning.host import Extractor
-from restuning.sites import Needs, Tokens, covers_tokens, take_one_token
+from restuning.sites import Needs, Tokens, covers_tokens, is_stream, take_one_token
 from restuning.task import Task
 
 
@@ -134,6 +134,7 @@ class Cached(nn.Module):
                 fix="build one for this method: `restuning cache`",
             )
         self._last = host.sites.taps[-1]
+        self._names = needs.taps
         self._tokens: Tokens = needs.tokens if store.key.tokens == "all" else "all"
 
     def forward(self, **inputs: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class Cached(nn.Module):
 
     def taps(self, **stored: Tensor) -> Mapping[str, Tensor]:
         """What the task reads of stored taps."""
-        if self.task.side is None:
+        if self._names == ("last",):
             stored = {"last": stored[self._last]}
         return select_tokens(stored, self._tokens)
 
@@ -152,7 +153,7 @@ def select_tokens(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Te
     """The tokens that are needed of stored taps, of which all or just those were kept."""
     if tokens not in ("cls", "last"):
         return taps
-    return {name: take_one_token(tap, tokens) for name, tap in taps.items()}
+    return {n: take_one_token(tap, tokens) if is_stream(n) else tap for n, tap in taps.items()}
 
 
 def covers(store: Store, needs: Needs, last: str) -> bool:

@@ -15,7 +15,7 @@ from restuning._errors import StoreError
 from restuning.bypass.pooling import pool_patches
 from restuning.features.codec import BYTES, check_dtype, check_precision
 from restuning.host import Engine, Extractor
-from restuning.sites import Needs, Tokens
+from restuning.sites import Needs, Tokens, is_stream
 
 SCHEMA = 1
 """Raised when stores of an older library can no longer be read."""
@@ -229,7 +229,8 @@ def pool_taps(taps: Mapping[str, Tensor], side: int, last: str) -> Mapping[str, 
     """Taps as they are stored: patches pooled in squares, but for the last tap."""
     if side == 1:
         return taps
-    return {n: tap if n == last else pool_patches(tap, side) for n, tap in taps.items()}
+    whole = {n for n in taps if n == last or not is_stream(n)}
+    return {n: tap if n in whole else pool_patches(tap, side) for n, tap in taps.items()}
 
 
 def _check_tokens(value: Any) -> Tokens:

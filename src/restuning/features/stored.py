@@ -23,7 +23,7 @@ from restuning.features.manifest import MANIFEST, damaged
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
-from restuning.sites import IN_WORDS, Needs, covers_tokens, resolve_tokens
+from restuning.sites import FEATURE, IN_WORDS, Needs, covers_tokens, is_stream, resolve_tokens
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
@@ -124,8 +124,9 @@ def reason_not_storable(task: Task, augment: str) -> str:
 
 def taps_to_store(host: Extractor, needs: Needs) -> Needs:
     """What to store: every tap where that is one token each, so that methods share a store."""
+    more = [name for name in needs.taps if name != "last" and name not in host.sites.taps]
     return (
-        Needs(host.sites.taps, needs.tokens)
+        Needs((*host.sites.taps, *more), needs.tokens)
         if needs.tokens != "all"
         else Needs(
             tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps),
@@ -308,6 +309,10 @@ def _parse_needs(host: Extractor, tokens: str) -> Needs:
     """Every tap, with the tokens that `auto`, `cls`, ... `all/2` stand for."""
     if tokens == "auto":
         tokens = resolve_tokens(host.readout_rule.pool)
+        if tokens == "all" and not host.images:
+            # Texts differ in length: what their tokens say together does not, and is small.
+            parts = (f"{tap}/tokens" for tap in host.sites.taps)
+            return Needs((*host.sites.taps, *parts, f"{FEATURE}/mean"), "cls")
     kind, slash, side = tokens.partition("/")
     if kind not in IN_WORDS or (slash and not (kind == "all" and side.isdigit() and int(side))):
         raise StoreError(
@@ -326,8 +331,10 @@ def _describe(key: StoreKey) -> str:
         else f" (patches {key.pool_patches} x {key.pool_patches} together)"
     )
     computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
+    streams = [tap.name for tap in key.taps if is_stream(tap.name)]
+    parts = "" if len(streams) == len(key.taps) else " and what all say together"
     return (
-        f"{len(key.taps)} taps, {IN_WORDS[key.tokens]}{merging}, {key.dtype}{computed}{views}, "
+        f"{len(streams)} taps, {IN_WORDS[key.tokens]}{parts}{merging}, {key.dtype}{computed}{views}, "
         f"{key.bytes_per_row:,} bytes an input"
     )
 

@@ -116,6 +116,7 @@ class OnTaps(Cached):
         nn.Module.__init__(self)
         self.host, self.task = host, task
         self._last, self._tokens = host.sites.taps[-1], "all"
+        self._names = task.needs(host.readout_rule).taps
 
 
 @contextmanager

@@ -16,8 +16,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from restuning._errors import PlacementError, ProjectionsError, SiteNotReachedError
+from restuning.host.parts import compute_part
 from restuning.host.side_by_side import SideBySide
 from restuning.sites import (
+    FEATURE,
     AttentionInputs,
     Features,
     LentProjections,
@@ -26,7 +28,9 @@ from restuning.sites import (
     Sites,
     average_tokens,
     first_tensor,
+    is_stream,
     read_vector,
+    split_tap,
     take_one_token,
 )
 from restuning.tuners import Tuner
@@ -97,11 +101,19 @@ class Call:
         self.streams: dict[str, Tensor] = {}
         self.deltas: dict[str, Tensor] = {}
         self.taps: dict[str, Tensor] = {}
+        # By the tap that they are made of: of one tap itself and parts may be wanted.
+        self.wanted: dict[str, list[tuple[str, str]]] = {}
+        for name in needs.taps:
+            tap, part = split_tap(name)
+            # The feature is made of the last stream.
+            tap = last if tap == FEATURE else tap
+            self.wanted.setdefault(tap, []).append((name, part))
         self.attention: dict[str, AttentionInputs] = {}
         self.counts: dict[str, int] = {}
         self.reached: set[str] = set()
         self.rows = self.appended = 0
         self.real_tokens: Tensor | None = None
+        self.feature_mask: Tensor | None = None
         self.time: Tensor | None = None
         # Appended tokens count as well: the masks that attentions are given must be made longer.
         self.lends_projections = any(t.needs_view or t.appends for t in tuners.values())
@@ -135,13 +147,29 @@ class Call:
         return F.pad(own, (0, self.appended), value=True) if appended else own
 
     def keep(self, tap: str, stream: Tensor, channels_first: bool = False) -> None:
-        """Keep a tap with channels last, only the tokens that are needed."""
+        """Keep what is wanted of a tap, with channels last: its tokens, parts, or what the feature is of."""
         if channels_first:
             stream = stream.movedim(1, -1)
         # Before appended tokens are cut off: the mask is fitted to the stream's whole length.
         mask = self.mask(stream)
         if self.appended:
             stream = stream[:, : -self.appended]
+        for name, part in self.wanted[tap]:
+            if not part:
+                self.taps[name] = self._keep_tokens(tap, stream, mask)
+            elif split_tap(name)[0] == FEATURE:
+                # The feature is made of it at the end, with the readout that the forward ran with.
+                self.taps[name], self.feature_mask = stream, mask
+            else:
+                self.taps[name] = compute_part(part, self._unfold(stream), mask)
+
+    def _unfold(self, stream: Tensor) -> Tensor:
+        """Windows or patches that are folded into the batch (MobileViT) as tokens of one input."""
+        if not self.inputs or stream.shape[0] == self.inputs:
+            return stream
+        return stream.reshape(self.inputs, -1, stream.shape[-1])
+
+    def _keep_tokens(self, tap: str, stream: Tensor, mask: Tensor | None) -> Tensor:
         if self.needs.tokens in ("cls", "last"):
             stream = take_one_token(stream, self.needs.tokens, mask)
             # A slice would hold the whole stream in memory; a copy of one token lets it go.
@@ -151,31 +179,32 @@ class Call:
             # Windows or patches folded into the batch (MobileViT) are tokens of one input.
             stream = stream.reshape(self.inputs or stream.shape[0], -1, stream.shape[-1])
             stream = average_tokens(stream, mask).unsqueeze(1)
-        self.taps[tap] = stream
+        return stream
 
     def keep_own_feature(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:
-        """Under tokens "pool" the last tap is the backbone's own feature, `b 1 d`.
+        """Make the backbone's own feature, `b 1 d`: what is asked for as such, and under "pool" the last tap.
 
         Args:
             output: The backbone's.
             rule: How its feature is read.
             readout: The same rule as a function of the last stream and its mask.
         """
-        for tap in ("last", self.last) if self.needs.tokens == "pool" else ():
+        pooled = ("last", self.last) if self.needs.tokens == "pool" else ()
+        for name in [n for n in self.needs.taps if split_tap(n)[0] == FEATURE]:
+            stream, pool = self.taps[name], split_tap(name)[1]
+            self.taps[name] = readout(stream, pool=pool, mask=self.feature_mask).unsqueeze(1)
+        for tap in pooled:
             if tap in self.taps:
                 stream = self.taps[tap]
-                vector = (
-                    read_vector(output)
-                    if rule.pool == "own"
-                    else readout(stream, mask=self.mask(stream))
-                )
+                mask = self.mask(stream)
+                vector = read_vector(output) if rule.pool == "own" else readout(stream, mask=mask)
                 assert vector is not None
                 self.taps[tap] = vector.unsqueeze(1)
 
     def features(self, readout: Callable[..., Tensor]) -> Features:
         """What was kept, with the readout on loan and the mask of the last stack."""
         # An encoder's mask does not fit its decoder: the readout belongs to the last tap's stack.
-        last = next(reversed(self.taps.values()), None)
+        last = next((t for name, t in reversed(self.taps.items()) if is_stream(name)), None)
         mask = None if last is None or self.needs.tokens != "all" else self.mask(last)
         return Features(self.taps, readout, mask, self.time)
 

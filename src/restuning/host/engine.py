@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from restuning._errors import EngineError
 from restuning.host.extractor import Extractor
+from restuning.host.parts import compute_part
 from restuning.sites import (
+    FEATURE,
     IN_WORDS,
     Features,
     Needs,
@@ -21,6 +23,8 @@ from restuning.sites import (
     Sites,
     Tokens,
     covers_tokens,
+    is_stream,
+    split_tap,
     take_one_token,
 )
 
@@ -87,7 +91,15 @@ class Engine(Extractor):
             NoSitesError: A tap has no such name.
         """
         needs = self.resolve_needs(keep, self.tokens)
-        if not covers_tokens(self.tokens, needs.tokens):
+        whole = [name for name in needs.taps if is_stream(name)]
+        parts = [name for name in needs.taps if split_tap(name)[1]]
+        if parts and self.tokens != "all":
+            raise EngineError(
+                "the engine gives other tokens than the task reads",
+                found=f"{IN_WORDS[self.tokens]} were exported, {parts[0]} is made of all tokens",
+                fix="export it again with --tokens all",
+            )
+        if whole and not covers_tokens(self.tokens, needs.tokens):
             raise EngineError(
                 "the engine gives other tokens than the task reads",
                 found=f"{IN_WORDS[self.tokens]} were exported, {IN_WORDS[needs.tokens]} are wanted",
@@ -105,9 +117,19 @@ class Engine(Extractor):
             if attention_mask is not None and attention_mask.dim() == 2
             else None
         )
-        taps = {tap: streams[self.sites.taps[-1] if tap == "last" else tap] for tap in needs.taps}
-        if self.tokens == "all" and needs.tokens in ("cls", "last"):
-            taps = {tap: take_one_token(value, needs.tokens, mask) for tap, value in taps.items()}
+        last = self.sites.taps[-1]
+        taps: dict[str, Tensor] = {}
+        for name in needs.taps:
+            tap, part = split_tap(name)
+            if tap == FEATURE:
+                taps[name] = self.readout(streams[last], part, mask).unsqueeze(1)
+                continue
+            stream = streams[last if tap == "last" else tap]
+            if part:
+                stream = compute_part(part, stream, mask)
+            elif self.tokens == "all" and needs.tokens in ("cls", "last"):
+                stream = take_one_token(stream, needs.tokens, mask)
+            taps[name] = stream
         return Features(taps, self.readout, mask if needs.tokens == "all" else None)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import NoSitesError
-from restuning.sites import Features, Needs, Readout, Sites, Tokens, parse_pool
+from restuning.sites import (
+    FEATURE,
+    PARTS,
+    POOLS,
+    Features,
+    Needs,
+    Readout,
+    Sites,
+    Tokens,
+    parse_pool,
+    split_tap,
+)
 
 
 class Extractor(nn.Module, ABC):
@@ -121,8 +132,16 @@ class Extractor(nn.Module, ABC):
         taps = self.sites.taps
         needs = keep if isinstance(keep, Needs) else Needs(tuple(keep or taps), tokens)
         for tap in needs.taps:
-            if tap != "last" and tap not in taps:
-                raise NoSitesError("no such tap", where=tap, fix=f"taps are block.0 to {taps[-1]}")
+            name, part = split_tap(tap)
+            known = POOLS if name == FEATURE else ("", *PARTS) if name in taps else ()
+            if tap == "last" or part in known:
+                continue
+            raise NoSitesError(
+                "no such tap",
+                where=tap,
+                fix=f"taps are {taps[0]} to {taps[-1]}, their parts {', '.join(PARTS)} "
+                f"({taps[-1]}/tokens), and {FEATURE}/mean",
+            )
         return needs
 
 

@@ -123,7 +123,7 @@ class SaveStream:
                 else:
                     delta = (wide + delta).to(x.dtype) if wide is not x else x + delta
                 x, changed = delta, True
-            if self.stem in call.needs.taps:
+            if self.stem in call.wanted:
                 assert self.first is not None
                 call.keep(self.stem, x, self.first.enters_channels_first(x))
         for site in self.sites:
@@ -234,7 +234,7 @@ class AddDelta:
             if site.op in ("block", "stage"):
                 names = (site.name, "last") if site.name == call.last else (site.name,)
                 for tap in names:
-                    if tap in call.needs.taps:
+                    if tap in call.wanted:
                         stream = take_stream(output, site.part)
                         assert stream is not None
                         call.keep(tap, stream, site.channels_first)

@@ -30,10 +30,14 @@ from restuning.sites.stages import StageFinder as StageFinder
 from restuning.sites.stages import vary_example as vary_example
 from restuning.sites.sums import first_tensor as first_tensor
 from restuning.sites.sums import take_stream as take_stream
+from restuning.sites.taps import FEATURE as FEATURE
 from restuning.sites.taps import IN_WORDS as IN_WORDS
+from restuning.sites.taps import PARTS as PARTS
 from restuning.sites.taps import Features as Features
 from restuning.sites.taps import Needs as Needs
 from restuning.sites.taps import Tokens as Tokens
 from restuning.sites.taps import covers_tokens as covers_tokens
+from restuning.sites.taps import is_stream as is_stream
 from restuning.sites.taps import resolve_readout as resolve_readout
 from restuning.sites.taps import resolve_tokens as resolve_tokens
+from restuning.sites.taps import split_tap as split_tap

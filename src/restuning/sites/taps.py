@@ -20,14 +20,37 @@ IN_WORDS: dict[str, str] = {
     "pool": "pooled",
 }
 
+FEATURE = "feature"
+"""Among taps, `feature/mean` is the frozen readout of the last stream with that pooling, `b 1 D`."""
+
+PARTS: dict[str, str] = {
+    "patches": "mean, largest values and deviation of patches",
+    "tokens": "mean, largest values and deviation of tokens",
+    "places": "means along rows and columns",
+}
+"""What may be read of a tap in place of its tokens, as `block.3/patches`, `b k d`: a few numbers a
+channel that are small to store. Tokens are normalised first (no parameters)."""
+
+
+def split_tap(name: str) -> tuple[str, str]:
+    """The tap and the part that a name stands for, as of `block.3/patches`; a whole tap has no part."""
+    tap, _, part = name.partition("/")
+    return tap, part
+
+
+def is_stream(name: str) -> bool:
+    """Whether a name stands for tokens of a tap, and not for a part of it or for the feature."""
+    return "/" not in name
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a task reads of the backbone: which taps, and which tokens of them.
 
     Attributes:
-        taps: `block.0` ... `block.L`.
-        tokens: "cls" (the class token only), "last" (the last real token only), "all", or "pool":
+        taps: `block.0` ... `block.L`, parts of them (`PARTS`) as
+            `block.3/patches`, or the frozen feature as `feature/mean`.
+        tokens: Of whole taps: "cls" (the class token only), "last" (the last real token only), "all", or "pool":
             one vector a tap, the mean over its tokens, and for the last tap the backbone's own
             feature.
         pool_patches: With "all", patches are read as means of squares of this many by this many.

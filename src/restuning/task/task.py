@@ -12,7 +12,7 @@ from restuning._errors import MALFORMED, FormatError, NoSitesError
 from restuning._files import fits
 from restuning.bypass import Bypass, Plan, SideNetwork
 from restuning.bypass import from_spec as side_from_spec
-from restuning.sites import Needs, Pool, Readout, Sites, resolve_readout, resolve_tokens
+from restuning.sites import FEATURE, Needs, Pool, Readout, Sites, resolve_readout, resolve_tokens
 from restuning.tuners import Tuner, from_spec
 
 OCTAVES = 10
@@ -141,6 +141,10 @@ class Task(nn.Module):
         pool = self.pool or readout.pool
         if self.side is not None:
             return self.side.needs(pool)
+        beside = not self.inline_tuners and not len(self.weights)
+        if beside and pool == "mean":
+            # One vector an input, which a store keeps of texts of any length as well.
+            return Needs((f"{FEATURE}/{pool}",), "cls")
         return Needs(("last",), resolve_tokens(pool))
 
     def forward(
@@ -159,6 +163,8 @@ class Task(nn.Module):
         lent = resolve_readout(taps, readout)
         if self.side is not None:
             feature = self.side.feature(taps, lent, self.pool)
+        elif "last" not in taps and (name := f"{FEATURE}/{self.pool or 'mean'}") in taps:
+            feature = taps[name][:, 0]
         else:
             feature = lent(taps["last"], pool=self.pool)
         # A backbone in bf16 gives features that a head in fp32 cannot multiply.

@@ -129,9 +129,10 @@ def _draw_views(
 
 def _select_taps(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The taps, and of them the tokens, that a task reads."""
-    if task.side is None:
+    needs = task.needs(host.readout_rule)
+    if needs.taps == ("last",):
         taps = {"last": taps[host.sites.taps[-1]]}
-    return select_tokens(taps, task.needs(host.readout_rule).tokens)
+    return select_tokens(taps, needs.tokens)
 
 
 class _StackedRuns:

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from restuning._errors import TunerShapeError
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
+from restuning.tuners.grid import count_tokens_before_grid
 from restuning.tuners.token_mixing import normalise
 from restuning.tuners.view import FrozenAttention
-
-MOST_PREFIX_TOKENS = 6
-"""Class, distillation and up to four register tokens stand before the grid in known families."""
 
 
 @tuner("conv_adapter")
@@ -99,21 +97,3 @@ class ConvAdapter(Tuner):
     def _convolve(self, grid: Tensor) -> Tensor:
         """`b h w r -> b h w r`."""
         return self.depthwise(grid.movedim(-1, 1)).movedim(1, -1)
-
-
-def count_tokens_before_grid(tokens: int, prefix: int | None = None) -> int:
-    """How many tokens stand before a square grid: the number given, or the fewest that leave one.
-
-    Raises:
-        TunerShapeError: The rest forms no square.
-    """
-    counts = range(MOST_PREFIX_TOKENS + 1) if prefix is None else [prefix]
-    for count in counts:
-        rest = tokens - count
-        if rest >= 0 and math.isqrt(rest) ** 2 == rest:
-            return count
-    raise TunerShapeError(
-        "tokens form no square grid",
-        found=f"{tokens} tokens, {counts[0]} to {counts[-1]} of them before the grid",
-        fix="set prefix to the number of class and register tokens",
-    )

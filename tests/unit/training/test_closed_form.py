@@ -69,11 +69,24 @@ def test_rows_carry_the_answer_they_would_have_had_if_left_out(world):
     assert torch.equal(taps[name], train.beside[name][rows])
     assert torch.equal(train[5][0][name], taps[name][0])
     assert not torch.allclose(taps[name], task.side({n: t for n, t in taps.items() if n != name}))
-    # Left out, a row is answered without its label: other labels of it change nothing there.
+
+
+def test_left_out_a_row_is_answered_without_its_label(world):
+    """Other labels of it change nothing there: of blocks that count alike, for weights are of all rows."""
+    host, data, kept = world
+    plain = kept.data(data, final=False).train
+
+    def alike():
+        task = made(host)
+        task.side.weighted = False
+        return task
+
+    train = solved(host, kept, alike(), plain)
+    name = made(host).side.name
     other = StoredFeatures(kept.store, ["train"], 2)
     other.labels = other.labels.clone()
     other.labels[5] = (other.labels[5] + 1) % CLASSES
-    again = solved(host, kept, made(host), other)
+    again = solved(host, kept, alike(), other)
     ratio = again.beside[name][5] / train.beside[name][5]
     # Up to the one scale that all rows share.
     assert float((ratio / ratio.median() - 1).abs().max()) < 1e-3
@@ -115,8 +128,9 @@ def test_two_classifiers_that_would_hand_in_their_answers_under_one_name_are_ref
     train = kept.data(data, final=False).train
     one = made(host)
     other = copy.deepcopy(one)
-    # The same taps, hence the same name, read without a class token: other answers.
-    other.side = Ridge(one.side.taps, one.side.dims, CLASSES, token=None)
+    # The same taps, hence the same name, read without their tokens: other answers.
+    blocks = [block for block in one.side.blocks if block[0] != "token"]
+    other.side = Ridge(one.side.taps, one.side.dims, CLASSES, blocks=blocks)
     with pytest.raises(TrainingError, match="under one name") as error:
         solved(host, kept, [one, other], train)
     assert error.value.found == one.side.name
