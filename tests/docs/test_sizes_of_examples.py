@@ -14,8 +14,8 @@ from restuning.training.own_size import MEASURED
 
 ROOT = Path(__file__).parents[2]
 ASKS = re.compile(
-    # Of `NAME@160` and `PIXELS`, which explain how to ask, none is a size of a model.
-    r"--(?:image-)?size[ =]\d+|timm:(?!NAME)[\w.]+@\d+|\bat 112 px|\bSIZE = 112"
+    # Of `NAME@160` and `PIXELS`, which explain how to ask, none is a size of a model; `_224@224` is its own.
+    r"--(?:image-)?size[ =]\d+|timm:(?!NAME|\w+_(\d+)@\1\b)[\w.]+@\d+|\bat 112 px|\bSIZE = 112"
 )
 """What asks for an image size, and what says that figures are at a smaller one."""
 
