@@ -29,6 +29,7 @@ from restuning._errors import (
     require,
 )
 from restuning._files import (
+    Claim,
     digest_file,
     expand_home,
     read_json,
@@ -548,6 +549,10 @@ def load(
     for _ in range(_TRIES):
         with suppress(_ReplacedMeanwhileError):
             return _load(folder, host, str(path), any_backbone)
+    # Others save it faster than it is read: they wait for this one now, as for each other.
+    with suppress(_ReplacedMeanwhileError, OSError), Claim.of_folder(folder):
+        return _load(folder, host, str(path), any_backbone)
+    # A file system without locks.
     raise FormatError(
         "a task is replaced again and again while it is read",
         where=str(path),
@@ -555,8 +560,8 @@ def load(
     )
 
 
-_TRIES = 10
-"""Of reading a task that another process saves meanwhile."""
+_TRIES = 3
+"""Of reading a task that another process saves meanwhile, before it is made to wait."""
 
 
 class _ReplacedMeanwhileError(Exception):
@@ -666,7 +671,8 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
         HubError: Not logged in, not allowed, or the hub cannot be reached.
     """
     path = _task_in(expand_home(path))
-    description = describe(path)
+    # Before anything is made there.
+    describe(path)
     hub = require("huggingface_hub", "hub", "pushing a task")
     api = hub.HfApi()
     try:
@@ -675,8 +681,11 @@ def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> 
             folder = Path(aside) / "task"
             folder.mkdir()
             # These and nothing else: what lies or is linked beside them is nobody's business.
-            for file in files_of(path):
-                shutil.copyfile(file, folder / file.name)
+            with Claim.of_folder(path):
+                # Nobody saves over it meanwhile.
+                description = describe(path)
+                for file in files_of(path):
+                    shutil.copyfile(file, folder / file.name)
             take_usual_names(folder, description)
             if stored := WeightsFile.from_description(description):
                 # Folders of this machine are nobody's business; name and digest tell the file.

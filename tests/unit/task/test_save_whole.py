@@ -15,12 +15,14 @@ from restuning import Host, RestuningError, Tuned, load, methods, save
 from restuning import task as tasks
 from restuning._errors import DivergedError, FormatError
 from restuning._files import seal
-from restuning.task import check_savable, find_task, folder
+from restuning.task import check_savable, find_task, folder, save_and_load
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 FILES = {"task.json", "weights.safetensors", "README.md"}
 ENOUGH = 40
 """More system calls than a save makes of one kind."""
+WAIT = 0.5
+"""Seconds that a save, which takes hundredths, is given while it should wait."""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,26 @@ def test_a_process_that_is_killed_at_any_rename_leaves_a_whole_task(host, tmp_pa
         if status == 0:
             break
     assert seen == {1, 2}
+
+
+def test_a_reader_who_is_overtaken_every_time_makes_the_others_wait(host, tmp_path, monkeypatch):
+    path = save(task_of(host, 1), host, tmp_path / "t.task")
+    real, writers = save_and_load.find_weights, []
+
+    def overtake(folder, description):
+        writer = threading.Thread(
+            target=save, args=(task_of(host, 2 - len(writers) % 2), host, path)
+        )
+        writers.append(writer)
+        writer.start()
+        writer.join(WAIT if len(writers) > save_and_load._TRIES else None)
+        return real(folder, description)
+
+    monkeypatch.setattr(save_and_load, "find_weights", overtake)
+    read(host, path)
+    assert len(writers) == save_and_load._TRIES + 1
+    assert writers[-1].is_alive()
+    writers[-1].join()
 
 
 def test_whoever_reads_while_others_save_finds_a_whole_task(host, tmp_path):
