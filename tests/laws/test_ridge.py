@@ -17,6 +17,8 @@ CLOSED_TOLERANCE = 1e-4
 """Solved in double, kept in single precision, and logits are tens."""
 EXACT = 1e-9
 """The same sums in double, in another order."""
+BESIDE_TOLERANCE = 1e-4
+"""A norm over other batches of rows rounds elsewhere, and weights are drawn large."""
 SAME_TOLERANCE = 1e-5
 """Products of other batch sizes round elsewhere."""
 
@@ -192,6 +194,25 @@ def test_it_runs_on_any_backbone_and_reads_what_training_reads(name):
     torch.testing.assert_close(logits, exact, atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE)
     handed = dict(taps) | {task.side.name: torch.ones(len(logits), 3)}
     assert torch.equal(task(handed, host.readout), torch.ones(len(logits), 3))
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - set(NOT_YET)))
+def test_beside_a_task_that_reads_all_tokens_it_answers_as_alone(name):
+    """A bank then keeps all tokens, of which it must find its own: the last one of a decoder, say."""
+    model, args, kwargs = ZOO[name][0]()
+    host = Host(wake(model), *args, **kwargs)
+    for pool in {"mean", "cls", "last", host.readout_rule.pool} - {"own"}:
+        task = methods.build("ridge", host, num_classes=3, pool=pool).eval()
+        with torch.no_grad():
+            task.side.weight.normal_(generator=torch.Generator().manual_seed(0))
+        linear = methods.build("linear", host, num_classes=3, pool="mean").eval()
+        bank = Bank({"ridge": task, "linear": linear})
+        answers = bank(host.features(*args, keep=bank.keep, **kwargs))
+        for name_of, each in (("ridge", task), ("linear", linear)):
+            alone = Tuned(host, each)(*args, **kwargs)
+            torch.testing.assert_close(
+                answers[name_of], alone, atol=SAME_TOLERANCE, rtol=BESIDE_TOLERANCE
+            )
 
 
 def test_it_is_saved_loaded_and_answers_in_a_bank(tmp_path):

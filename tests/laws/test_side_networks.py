@@ -31,6 +31,12 @@ from restuning.tuners import LowRankAttention, ResAdapter, Tuner
 WIDTH, TOKENS, ROWS, CLASSES = 48, 17, 5, 3
 """As of `tiny_vit`: a class token and a grid of 4 x 4."""
 TAPS = ["block.0", "block.1", "block.2", "block.3"]
+BLOCKS = [
+    ["token", "block.1"],
+    ["deviation", "block.2"],
+    ["places", "block.3"],
+    ["mean", "block.3"],
+]
 SAME_TOLERANCE = 1e-5
 """Products of other sizes round elsewhere."""
 BF16_TOLERANCE = 0.1
@@ -68,7 +74,7 @@ SAMPLES = {
         ),
         streams,
     ),
-    "ridge": (lambda: Ridge(TAPS[1:], [WIDTH] * 3, CLASSES), streams),
+    "ridge": (lambda: Ridge(TAPS[1:], [WIDTH] * 3, CLASSES, blocks=BLOCKS, weighted=True), streams),
     "unet": (
         lambda: UNetBypass(
             list(maps()), [8, 8, 4], [ResAdapter(8, rank=2), None, None], [None, None]

@@ -10,6 +10,7 @@ from restuning._errors import StoreError
 from restuning.features.key import StoreKey
 from restuning.features.manifest import MANIFEST
 from restuning.features.store import Store, default_root, stores
+from restuning.sites import count_taps
 
 MIB = 2**20
 
@@ -55,7 +56,8 @@ def _mib(size: int) -> float:
 
 def _form(key: StoreKey) -> str:
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
-    return f"{len(key.taps)} taps, {key.form}, {key.dtype}{views}"
+    taps = count_taps([tap.name for tap in key.taps])
+    return f"{taps}, {key.form}, {key.dtype}{views}"
 
 
 def describe_store(path: str | Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from restuning.features.manifest import MANIFEST, damaged
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
-from restuning.sites import FEATURE, IN_WORDS, Needs, covers_tokens, is_stream, resolve_tokens
+from restuning.sites import FEATURE, IN_WORDS, Needs, count_taps, covers_tokens, resolve_tokens
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
@@ -331,10 +331,9 @@ def _describe(key: StoreKey) -> str:
         else f" (patches {key.pool_patches} x {key.pool_patches} together)"
     )
     computed = "" if key.precision == "fp32" else f" (computed in {key.precision})"
-    streams = [tap.name for tap in key.taps if is_stream(tap.name)]
-    parts = "" if len(streams) == len(key.taps) else " and what all say together"
+    taps = count_taps([tap.name for tap in key.taps])
     return (
-        f"{len(streams)} taps, {IN_WORDS[key.tokens]}{parts}{merging}, {key.dtype}{computed}{views}, "
+        f"{taps}, {IN_WORDS[key.tokens]}{merging}, {key.dtype}{computed}{views}, "
         f"{key.bytes_per_row:,} bytes an input"
     )
 

@@ -164,10 +164,8 @@ class Call:
                 self.taps[name] = compute_part(part, self._unfold(stream), mask)
 
     def _unfold(self, stream: Tensor) -> Tensor:
-        """Windows or patches that are folded into the batch (MobileViT) as tokens of one input."""
-        if not self.inputs or stream.shape[0] == self.inputs:
-            return stream
-        return stream.reshape(self.inputs, -1, stream.shape[-1])
+        """Places of a map, windows and patches folded into the batch (MobileViT) as tokens, `b n d`."""
+        return stream.reshape(self.inputs or stream.shape[0], -1, stream.shape[-1])
 
     def _keep_tokens(self, tap: str, stream: Tensor, mask: Tensor | None) -> Tensor:
         if self.needs.tokens in ("cls", "last"):
@@ -176,9 +174,7 @@ class Call:
             stream = stream if stream.requires_grad or mask is not None else stream.clone()
         # The last tap is needed whole: the backbone's own feature is made of it at the end.
         elif self.needs.tokens == "pool" and tap not in ("last", self.last):
-            # Windows or patches folded into the batch (MobileViT) are tokens of one input.
-            stream = stream.reshape(self.inputs or stream.shape[0], -1, stream.shape[-1])
-            stream = average_tokens(stream, mask).unsqueeze(1)
+            stream = average_tokens(self._unfold(stream), mask).unsqueeze(1)
         return stream
 
     def keep_own_feature(self, output: Any, rule: Readout, readout: Callable[..., Tensor]) -> None:

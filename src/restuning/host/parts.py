@@ -19,20 +19,18 @@ def compute_part(part: str, stream: Tensor, mask: Tensor | None = None) -> Tenso
 
     Args:
         part: One of `sites.PARTS`.
-        stream: `b n d`, or maps `b h w d`.
+        stream: `b n d`, or maps `b h w d`, whose places are tokens.
         mask: Which tokens are real, `b n`; None where all are.
 
     Raises:
         TunerShapeError: There is no grid where one is asked for.
     """
     # In single precision: sums of squares of half precision lose what they are for.
-    normed = F.layer_norm(stream.float(), stream.shape[-1:])
-    if normed.dim() == 4:
-        normed = normed.flatten(1, 2)
+    normed = F.layer_norm(stream.float(), stream.shape[-1:]).flatten(1, -2)
     if part != "tokens":
         normed = normed[:, count_tokens_before_grid(normed.shape[1]) :]
     if part == "places":
-        # Rows first, then columns, each a row of the result: `b 2*7 d`.
+        # Means over rows first, then over columns, each bin a row of the result: `b 2*7 d`.
         found = average_profiles(normed).unflatten(1, (2, -1, BINS)).mT.flatten(1, 2)
     else:
         found = _describe_tokens(normed, None if part == "patches" else mask)

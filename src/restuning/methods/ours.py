@@ -14,7 +14,7 @@ from restuning.task import Task
 from restuning.tuners import ConvAdapter, LowRankAttention, ResAdapter, Tuner
 
 PLACES = 3
-"""Layers whose rows and columns a classifier in closed form reads: of 13 no more is gained (`docs/mixing.md`)."""
+"""Layers whose rows and columns a classifier in closed form reads: they are most of what it stores."""
 
 WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
 """Chosen on the validation splits of three tasks; see `docs/mixing.md`."""
@@ -46,12 +46,16 @@ def _make_classifier(host: Extractor, options: Options, classes: int, pool: str)
     if options.get("layers"):
         read = _pick_layers(host, options)
     names, dims = [s.name for s in read], [s.dim for s in read]
-    # Where the backbone pools by itself its last tap is the feature, as wide as that.
-    blocks = [("vector" if own else "token", name) for name in names]
+    # A token of its own is one of a class or a text: where images are read by their mean there is none.
+    token: Token | None = None if own or (host.images and pool == "mean") else "cls"
+    token = "last" if pool == "last" else token
+    one = "vector" if own else "token" if token else ""
+    blocks = [(one, name) for name in names if one]
     parts = [(part, n) for n in names for part in ("mean", "largest", "deviation")]
-    grid = host.images and not own
+    # Maps, windows and hierarchies have no grid of tokens, whatever they are asked to be read by.
+    grid = host.images and host.readout_rule.pool != "own"
     if own:
-        # Parts are of the maps before the feature.
+        # Where the backbone pools by itself its last tap is the feature, as wide as that, and has no parts.
         parts = [block for block in parts if block[1] != names[-1]]
         dims[-1] = host.dim
     elif grid:
@@ -60,7 +64,7 @@ def _make_classifier(host: Extractor, options: Options, classes: int, pool: str)
         names,
         dims,
         classes,
-        token=None if own else "last" if pool == "last" else "cls",
+        token=token,
         grid=grid,
         blocks=[*blocks, *parts],
         weighted=True,

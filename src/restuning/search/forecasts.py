@@ -13,7 +13,7 @@ from restuning.backbones import Backbone, load_backbone
 from restuning.features.stored import taps_to_store
 from restuning.host import Host
 from restuning.search.sweep import TOGETHER
-from restuning.sites import IN_WORDS, Needs
+from restuning.sites import IN_WORDS, Needs, count_taps, is_stream
 from restuning.task import Task
 from restuning.training.defaults import find_default
 from restuning.training.own_size import note_smaller_size
@@ -123,8 +123,10 @@ class Forecaster:
 
 
 def _describe_needs(needs: Needs) -> str:
-    tokens = IN_WORDS[needs.tokens]
-    return f"{len(needs.taps)} taps, {tokens}" if len(needs.taps) > 1 else f"last tap, {tokens}"
+    tokens, names = IN_WORDS[needs.tokens], needs.taps
+    if not any(map(is_stream, names)):
+        return "the frozen feature" if len(names) == 1 else count_taps(names)
+    return f"{count_taps(names)}, {tokens}" if len(names) > 1 else f"last tap, {tokens}"
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from restuning.sites.taps import PARTS as PARTS
 from restuning.sites.taps import Features as Features
 from restuning.sites.taps import Needs as Needs
 from restuning.sites.taps import Tokens as Tokens
+from restuning.sites.taps import count_taps as count_taps
 from restuning.sites.taps import covers_tokens as covers_tokens
 from restuning.sites.taps import is_stream as is_stream
 from restuning.sites.taps import resolve_readout as resolve_readout

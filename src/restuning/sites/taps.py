@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -41,6 +41,17 @@ def split_tap(name: str) -> tuple[str, str]:
 def is_stream(name: str) -> bool:
     """Whether a name stands for tokens of a tap, and not for a part of it or for the feature."""
     return "/" not in name
+
+
+def count_taps(names: Sequence[str]) -> str:
+    """How many taps are kept, in words: `13 taps`, `13 taps and 15 parts of them`, `1 part of taps`."""
+    whole = sum(map(is_stream, names))
+    parts = len(names) - whole
+    taps = f"{whole} tap{'' if whole == 1 else 's'}"
+    if not parts:
+        return taps
+    more = f"{parts} part{'' if parts == 1 else 's'} of"
+    return f"{taps} and {more} them" if whole else f"{more} taps"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,3 +71,20 @@ def shades(tmp_path_factory):
             pixels = rng.integers(low, low + 120, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number:02}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A few digits, loaded already."""
+    digits = load_data("digits", restuning.load_backbone("restuning-tiny"))
+    return replace(
+        digits,
+        train=Subset(digits.train, range(96)),
+        val=Subset(digits.val, range(48)),
+        test=Subset(digits.test, range(48)),
+    )

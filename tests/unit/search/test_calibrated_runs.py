@@ -1,36 +1,17 @@
 """Runs end with the temperature that fits answers to what was not trained on, and say where it is from."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.data import Subset
 
 import restuning
-from restuning.data import load_data
 from restuning.search.train import train
 from restuning.task import describe
 from restuning.training import run as runs
 from restuning.training.evaluate import collect_logits
 
 HOW = {"epochs": 2, "batch_size": 32, "lr": 3e-2}
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    return tmp_path_factory.mktemp("stores")
-
-
-@pytest.fixture(scope="module")
-def few():
-    digits = load_data("digits", restuning.load_backbone("restuning-tiny"))
-    return replace(
-        digits,
-        train=Subset(digits.train, range(96)),
-        val=Subset(digits.val, range(48)),
-        test=Subset(digits.test, range(48)),
-    )
 
 
 def probabilities(run, data):

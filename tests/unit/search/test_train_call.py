@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Subset
 from typer.testing import CliRunner
 
 import restuning
 from restuning import FitSettings, RestuningError
 from restuning._errors import BackboneError, DataError, TrainingError, UnknownNameError
 from restuning.cli.app import app
-from restuning.data import load_data
 from restuning.features import StoreOptions, build_store
 from restuning.search.sweep import SweepRequest, run_sweep
 from restuning.search.train import train
@@ -23,23 +21,6 @@ from restuning.training.run import Source
 
 CLOCK = {"seconds", "peak_memory_bytes", "forecast", "features", "memory_measure"}
 """Figures that no two runs share; where features lie differs as well."""
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    return tmp_path_factory.mktemp("stores")
-
-
-@pytest.fixture(scope="module")
-def few():
-    """A few digits, loaded already."""
-    digits = load_data("digits", restuning.load_backbone("restuning-tiny"))
-    return replace(
-        digits,
-        train=Subset(digits.train, range(96)),
-        val=Subset(digits.val, range(48)),
-        test=Subset(digits.test, range(48)),
-    )
 
 
 def same(one, other):
