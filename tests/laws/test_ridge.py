@@ -10,7 +10,7 @@ from awake import tiny_vit, wake
 from restuning import Bank, Host, Tuned, load, methods, save
 from restuning._errors import TunerShapeError
 from restuning.bypass import Ridge
-from restuning.bypass.ridge import INTERCEPT, PENALTIES, find_gradient
+from restuning.bypass.solution import INTERCEPT, PENALTIES, find_gradient
 from zoo.table import NOT_YET, ZOO
 
 CLOSED_TOLERANCE = 1e-4
@@ -159,15 +159,25 @@ def test_any_number_of_rows_features_and_classes_gives_finite_answers(
     assert fitted.bias.isfinite().all()
 
 
-def test_of_more_rows_than_are_solved_for_the_rest_is_answered_as_new_rows_are(monkeypatch):
-    monkeypatch.setattr("restuning.bypass.ridge.MOST_ROWS", 60)
+def test_rows_beyond_those_that_are_kept_count_and_are_left_out_as_well(monkeypatch):
+    """By solving anew without each row: all of them are in the solution, whichever are kept."""
+    monkeypatch.setattr("restuning.bypass.sums.KEPT", 60)
     inputs, labels = drawn(100, 8, 3)
     fitted = ridge([4], classes=3)
     answers = fitted.fit(inputs, labels)
-    as_new = F.linear(inputs, fitted.weight, fitted.bias)
-    same = (answers - as_new).abs().amax(1) < 1e-6
-    assert int(same.sum()) == 40
-    assert answers.isfinite().all()
+    assert fitted.sums.products is not None
+    assert len(fitted.sums.kept_rows().keys) == 60
+    scale = 1 / (inputs.double().std(0) * 8**0.5)
+    z, spread = inputs.double() * scale, []
+    for penalty in PENALTIES:
+        out = []
+        for row in range(100):
+            others = torch.arange(100) != row
+            weight, bias = plainly(z[others], labels[others], 3, penalty)
+            out.append(z[row] @ weight + bias)
+        ratio = answers.double() / torch.stack(out)
+        spread.append(float((ratio - ratio.median()).abs().max()) / float(ratio.median().abs()))
+    assert min(spread) < CLOSED_TOLERANCE
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0]), torch.tensor([0, 3]), torch.tensor([-1, 0])])

@@ -22,6 +22,10 @@ from restuning.training import FitSettings
 
 def count_parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
     """Trained or solved in closed form, of them without the head, and of the backbone."""
+    if getattr(task, "solved", False):
+        # Its head passes on what is solved, and is not trained.
+        solved = task.trainable_parameters()
+        return {"trained": solved, "without_head": solved, "backbone": _count(backbone)}
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     # What is solved lies in buffers, which `parameters` does not give.
     trained += sum(m.solved_parameters for m in task.modules() if isinstance(m, SideNetwork))
@@ -29,8 +33,12 @@ def count_parameters(task: Any, backbone: nn.Module) -> dict[str, int]:
     return {
         "trained": trained,
         "without_head": trained - of_head,
-        "backbone": sum(p.numel() for p in backbone.parameters()),
+        "backbone": _count(backbone),
     }
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def describe_data(data: Data) -> dict[str, Any]:

@@ -1,38 +1,41 @@
 """A linear classifier on pooled taps, solved in closed form, and its answers to rows left out.
 
 Training takes no step. What it would have said of a training row without that row follows from the
-same solution, so what is trained after it (a head, a side network) learns from honest answers.
+same solution: that is how its penalty and scale are chosen, and what else is trained on its answers gets.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import MissingInputError, TrainingError, TunerShapeError
 from restuning.bypass.pooling import Token
-from restuning.bypass.side_network import Rows, SideNetwork, side_network
+from restuning.bypass.side_network import (
+    Rows,
+    SharedRows,
+    SideNetwork,
+    read_share,
+    side_network,
+)
+from restuning.bypass.solution import Solution, solve
+from restuning.bypass.sums import Sums, keys_of_numbers
 from restuning.sites import Needs, resolve_tokens, take_one_token
 from restuning.tuners import BINS
 
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Penalties on the squared weights that are tried; the squared length of an input is about 1."""
-SCALES = tuple(2.0 ** (k / 2) for k in range(15))
-"""Factors that are tried to turn answers between 0 and 1 into logits: from 1 to 128."""
-WEIGHED_ROWS, WEIGHT_STEPS, WEIGHT_RATE, TOGETHER, INTERCEPT = 1024, 20, 0.3, 500.0, 10.0
-"""Of the weights of blocks, see `learn_weights`. How strongly they are drawn together was chosen where random labels
-teach nothing, with an eye on six of the shared tasks, by scripts that are not kept (`docs/mixing.md`)."""
-MOST_ROWS = 8192
-"""Rows that are solved for: 0.5 GiB of products between them. Others are answered as new rows are."""
-
-
 Block = tuple[str, str]
 """What is read of a tap, and the tap: ("mean", "block.3")."""
+
+FITTED = 1024
+"""Rows that are answered at a time."""
+
+_Batch = tuple[Sequence[int], Tensor, Tensor]
+"""Numbers, labels and keys of rows."""
 
 _ROWS = {"mean": 0, "largest": 1, "deviation": 2}
 """Rows of the parts "patches" and "tokens" of a tap."""
@@ -65,10 +68,10 @@ class Ridge(SideNetwork):
 
     Attributes:
         name: Of the tap by which answers to rows left out are handed in; see `fit`.
+        sums: That it was solved from in this process; None of one that was loaded, copied or sent.
 
-    Cost: `f (C + 2) + C` numbers that are solved for and kept with the task (buffers: no gradient), f
-    about `(4 L + 42) d` for L taps; the solution takes min(n, f)^3 operations, a second for 1000 rows,
-    and the weights those of `learn_weights`.
+    Cost: `C (f + 1)` numbers that are solved for and kept with the task (buffers: no gradient), f
+    about `(4 L + 42) d` for L taps; the pass holds `Sums`, and the solution is that of `solution.solve`.
     Start: it has no answers until `prepare` has solved it, which training does first.
     Reference: not in the paper. Leave-one-out residuals of ridge regression: Allen 1974. A penalty of its
     own for each group of features: banded ridge (Nunez-Elizalde et al. 2019). Pooled features of several
@@ -85,6 +88,7 @@ class Ridge(SideNetwork):
     # one fitted to 30 examples raised it on four of five tasks (`recipes/calibration.json`, measured when all
     # blocks counted alike).
     calibrated = True
+    solved = True
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class Ridge(SideNetwork):
         self.register_buffer("weight", torch.zeros(classes, sum(self.kinds)))
         self.register_buffer("bias", torch.zeros(classes))
         self._solved = False
+        self.sums: Sums | None = None
 
     def _plan_blocks(self) -> tuple[list[Block], tuple[int, ...]]:
         """What is read in order, and how many numbers stand together and count alike."""
@@ -239,21 +244,64 @@ class Ridge(SideNetwork):
         # A file may hold a solution or none. On meta there are no numbers to look at.
         self._solved = not self.bias.is_meta and bool(self.weight.any() or self.bias.any())
 
+    def solve(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Solve for all rows in one pass, which holds `Sums` of them; `sums` then has these.
+
+        Every process of a launcher reads its share; sums are added, and all end with one solution.
+
+        Returns:
+            What the rows that are kept would be answered had each been left out, `k C`, and their labels, `k`.
+
+        Raises:
+            TunerShapeError: A label beyond the classes, or fewer than two rows.
+            TrainingError: More rows than features, and the products of these do not fit into memory.
+        """
+        solution = self.solve_sums(self._collect(rows, []))
+        return solution.left_out.to(self.weight.dtype), solution.kept.labels
+
     def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
-        """Solve for all rows, and return under `name` what each would be answered if left out."""
-        inputs, labels = [], []
-        for taps, truth in rows:
-            inputs.append(self.inputs({n: tap for n, tap in taps.items() if n != self.name}))
-            labels.append(truth)
-        return {self.name: self.fit(torch.cat(inputs), torch.cat(labels))}
+        """Solve for all rows, and return under `name` what each would be answered if left out.
 
-    @torch.no_grad()
+        Cost: of more rows than are kept (`Sums`) a second reading of them; `solve` does without.
+
+        Raises:
+            TrainingError: There are more, and they can be read once only.
+        """
+        batches: list[_Batch] = []
+        solution = self.solve_sums(self._collect(rows, batches))
+        shared = isinstance(rows, SharedRows)
+        count = len(rows) if shared else sum(len(labels) for _, labels, _ in batches)
+        answers = solution.left_out.new_zeros(count, self.classes)
+        kept = {name: n for n, name in enumerate(_names(solution.kept.labels, solution.kept.keys))}
+        others: set[int] = set()
+        for numbers, labels, keys in batches:
+            for number, name in zip(numbers, _names(labels, keys), strict=True):
+                if name in kept:
+                    answers[number] = solution.left_out[kept[name]]
+                else:
+                    others.add(number)
+        # The same answer on every process, or some would read again and wait for the others.
+        if solution.count > len(solution.kept.keys):
+            if iter(rows) is rows:
+                raise TrainingError(
+                    "rows that are not kept have to be read a second time",
+                    found=f"{solution.count:,} rows, {len(solution.kept.keys):,} of them kept, and an "
+                    "iterator that ends",
+                    fix="give what can be iterated over again, such as a list or a data set; "
+                    "Ridge.solve needs no second reading",
+                )
+            for numbers, taps, labels in read_share(rows):
+                left = [n for n, number in enumerate(numbers) if number in others]
+                if left:
+                    z = self.inputs(self._without_answers(taps))[left]
+                    at = [numbers[n] for n in left]
+                    answers[at] = solution.leave_out(z, labels[left])
+        if shared and rows.together:
+            torch.distributed.all_reduce(answers)
+        return {self.name: answers.to(self.weight.dtype)}
+
     def fit(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        r"""Solve for all rows; what each row would be answered if it were left out, `n C`.
-
-        With `U S U^T` the Gram matrix of centred inputs, answers are `m + U (S / (S + a)) U^T (y - m)`, a
-        row's own share in its answer is `h = 1/n + sum_k U_k^2 S_k / (S_k + a)`, and left out it is
-        `y - (y - answer) / (1 - h)`.
+        """Solve for all rows; what each row would be answered if it were left out, `n C`.
 
         Args:
             inputs: `n f`, of `inputs`.
@@ -262,56 +310,68 @@ class Ridge(SideNetwork):
         Raises:
             TunerShapeError: A label beyond the classes, or fewer than two rows.
         """
-        if len(labels) < 2 or int(labels.max()) >= self.classes or int(labels.min()) < 0:
+        sums, keys = self._new_sums(), keys_of_numbers(range(len(labels)))
+        sums.add(inputs, labels, keys)
+        solution = self.solve_sums(sums)
+        answers = torch.cat(
+            [
+                solution.leave_out(*part)
+                for part in zip(inputs.split(FITTED), labels.split(FITTED), strict=True)
+            ]
+        )
+        kept = {key: n for n, key in enumerate(keys.tolist())}
+        answers[[kept[key] for key in solution.kept.keys.tolist()]] = solution.left_out
+        return answers.to(self.weight.dtype)
+
+    @torch.no_grad()
+    def solve_sums(self, sums: Sums) -> Solution:
+        """Take the solution from sums that are there, of `inputs` of this network; see `solution.solve`.
+
+        Raises:
+            TunerShapeError: They are of other classes or features, or of fewer than two rows.
+        """
+        if (sums.width, sums.classes) != (sum(self.kinds), self.classes):
             raise TunerShapeError(
-                "a closed-form classifier cannot be solved",
-                found=f"{len(labels)} rows, labels "
-                f"{labels.unique().tolist()[:6]}, {self.classes} classes",
-                fix="give two rows or more and labels from 0 to classes - 1",
+                "sums of other inputs",
+                found=f"{sums.width} features and {sums.classes} classes, here {sum(self.kinds)} and "
+                f"{self.classes}",
+                fix="give sums that were made by a classifier of this spec",
             )
-        if len(labels) > MOST_ROWS:
-            # A generator of its own: the same rows whatever was drawn before.
-            draw = torch.Generator().manual_seed(0)
-            rows = torch.randperm(len(labels), generator=draw)[:MOST_ROWS].sort().values
-            left_out = self.fit(inputs[rows], labels[rows])
-            answers = F.linear(inputs, self.weight, self.bias)
-            return answers.index_copy(0, rows.to(answers.device), left_out)
-        # In double: directions down to 1e-12 of the largest are kept, below what fp32 resolves. One copy
-        # that is written in place: it is the largest thing here.
-        z = inputs.to(torch.double, copy=True)
-        centre, deviation = z.mean(0), z.std(0)
-        # So that each kind has the same squared length, however many numbers it is made of.
-        parts = torch.cat([z.new_full((k,), float(k)) for k in self.kinds])
-        # A number that never changes says nothing; dividing by its deviation would say noise.
-        scale = torch.where(deviation > 1e-6, 1 / (deviation * parts.sqrt()), 0.0)
-        z.sub_(centre).mul_(scale)
-        shares = z.new_full((len(self.kinds),), 1 / len(self.kinds))
-        if self.weighted and len(self.kinds) > 1:
-            shares = learn_weights(z, self.kinds, labels.to(z.device), self.classes)
-        share = torch.cat([shares[n].expand(k) for n, k in enumerate(self.kinds)]).sqrt()
-        z.mul_(share)
-        scale = scale * share
-        values, vectors = _decompose(z)
-        truth = F.one_hot(labels.to(z.device), self.classes).to(z.dtype)
-        middle = truth.mean(0)
-        projected = vectors.T @ (truth - middle)
-        best, chosen = math.inf, (PENALTIES[0], SCALES[0], truth)
-        for penalty in PENALTIES:
-            shrink = values / (values + penalty)
-            answers = middle + vectors @ (shrink[:, None] * projected)
-            leverage = 1 / len(z) + vectors.square() @ shrink
-            # Allen's identity: no second solution for the row that is left out.
-            left_out = truth - (truth - answers) / (1 - leverage)[:, None]
-            for tau in SCALES:
-                loss = float(F.cross_entropy(tau * left_out, labels.to(z.device)))
-                if loss < best:
-                    best, chosen = loss, (penalty, tau, left_out)
-        penalty, tau, left_out = chosen
-        solved = tau * (z.T @ (vectors @ (projected / (values + penalty)[:, None]))).T * scale
-        self._solved = True
-        self.weight.copy_(solved)
-        self.bias.copy_(tau * middle - solved @ centre)
-        return (tau * left_out).to(self.weight.dtype)
+        solution = solve(sums, self.kinds, weighted=self.weighted)
+        self.weight.copy_(solution.weight)
+        self.bias.copy_(solution.bias)
+        self._solved, self.sums = True, sums
+        return solution
+
+    def _new_sums(self) -> Sums:
+        # MPS has no double precision.
+        device = self.weight.device if self.weight.device.type != "mps" else "cpu"
+        return Sums(sum(self.kinds), self.classes, dtype=self.weight.dtype, device=device)
+
+    @torch.no_grad()
+    def _collect(self, rows: Rows, batches: list[_Batch]) -> Sums:
+        """Sums of all rows, in one reading; `batches` takes what is small of it."""
+        sums = self._new_sums()
+        known = rows.keys if isinstance(rows, SharedRows) else None
+        for numbers, taps, labels in read_share(rows):
+            keys = keys_of_numbers(numbers) if known is None else known[list(numbers)]
+            sums.add(self.inputs(self._without_answers(taps)), labels, keys)
+            batches.append((numbers, labels, keys))
+        if isinstance(rows, SharedRows) and rows.together:
+            sums.add_over_processes()
+        return sums
+
+    def _without_answers(self, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: tap for name, tap in taps.items() if name != self.name}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: without the sums, which may be gigabytes."""
+        return {**vars(self), "sums": None}
+
+
+def _names(labels: Tensor, keys: Tensor) -> list[tuple[int, int]]:
+    """Rows of one key and label have one answer."""
+    return list(zip(keys.tolist(), labels.tolist(), strict=True))
 
 
 def _check_block(block: Sequence[str], taps: Sequence[str]) -> Block:
@@ -323,81 +383,3 @@ def _check_block(block: Sequence[str], taps: Sequence[str]) -> Block:
             fix=f"give one of token, vector, places, {', '.join(_ROWS)}, of one of its taps",
         )
     return part, tap
-
-
-def learn_weights(z: Tensor, kinds: Sequence[int], labels: Tensor, classes: int) -> Tensor:
-    r"""A weight for each block of inputs, from the cross-entropy of rows left out; they sum to 1.
-
-    With `K = sum_k w_k Z_k Z_k^T` and `M = (K + c + 1)^-1` (c lets the intercept go unpenalised), the
-    answer to a row left out is `y_i - (M y)_i / M_ii`. Its cross-entropy, with answers times a scale, plus
-    `500 / (n log C)` times the variance of `log w`, is minimised over `log w` and the scale by 20 steps of Adam.
-    Drawn together so, weights learn next to nothing from random labels (`tests/laws/test_ridge.py`); free
-    ones do, and would make answers to rows left out look better than they are.
-
-    Args:
-        z: `n f`, centred, each block of squared length about 1.
-        kinds: Sizes of the blocks.
-        labels: `n`.
-        classes: C.
-
-    Cost: 20 times about `3 n^3` operations in fp32 and `blocks n^2` numbers of memory, of at most 1024 rows.
-    """
-    if len(z) > WEIGHED_ROWS:
-        draw = torch.Generator().manual_seed(0)
-        rows = torch.randperm(len(z), generator=draw)[:WEIGHED_ROWS].sort().values.to(z.device)
-        z, labels = z[rows], labels[rows]
-    rows = len(z)
-    # Of few rows and few classes there is little to learn from: a label tells log C.
-    together = TOGETHER / (rows * math.log(max(2, classes)))
-    blocks = torch.stack([(b @ b.mT).flatten() for b in z.float().split(list(kinds), 1)])
-    truth = F.one_hot(labels, classes).to(blocks.dtype)
-    # Together they weigh 1 / 0.3: a penalty of 0.3 where each has a squared length of 1.
-    logs = blocks.new_full((len(kinds),), -math.log(0.3 * len(kinds)))
-    scale = blocks.new_full((1,), math.log(23.0))
-    steps = torch.optim.Adam([logs, scale], lr=WEIGHT_RATE, betas=(0.9, 0.95))
-    for step in range(WEIGHT_STEPS):
-        logs.grad, scale.grad = find_gradient(blocks, logs, scale, truth)
-        logs.grad += 2 * together * (logs - logs.mean()) / len(kinds)
-        for group in steps.param_groups:
-            group["lr"] = WEIGHT_RATE * (1 + math.cos(math.pi * step / WEIGHT_STEPS)) / 2
-        steps.step()
-    return logs.double().softmax(0)
-
-
-def find_gradient(
-    blocks: Tensor, logs: Tensor, scale: Tensor, truth: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of the mean cross-entropy of rows left out, by `log w` and by the log of the scale.
-
-    By hand: preparation runs without a graph, and this needs one product of two `n n` where autograd
-    through an inverse needs several.
-
-    Args:
-        blocks: `B n*n`, products of rows, one a block.
-        logs: `B`.
-        scale: `1`.
-        truth: `n C`, one-hot.
-    """
-    weights, rows = logs.exp(), len(truth)
-    kernel = (weights @ blocks).view(rows, rows) + INTERCEPT
-    kernel.diagonal().add_(1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
-    solved, own = inverse @ (truth - truth.mean(0)), inverse.diagonal()
-    left_out = truth - solved / own[:, None]
-    tau = scale.exp()
-    by_answer = tau * ((tau * left_out).softmax(1) - truth) / rows
-    # From answers left out to the kernel, and from there to its weights.
-    by_own = (by_answer * solved).sum(1) / own.square()
-    by_kernel = (inverse @ (by_answer / own[:, None])) @ solved.mT - (inverse * by_own) @ inverse
-    return weights * (blocks @ by_kernel.flatten()), (by_answer * left_out).sum().view(1)
-
-
-def _decompose(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (`r`) and eigenvectors (`n r`) of `z z^T`, from the smaller of the two products."""
-    if len(z) <= z.shape[1]:
-        values, vectors = torch.linalg.eigh(z @ z.T)
-        return values.clamp(min=0), vectors
-    # If v is an eigenvector of z^T z with value s, z v / sqrt(s) is one of z z^T with the same.
-    values, turned = torch.linalg.eigh(z.T @ z)
-    nonzero = values > values[-1] * 1e-12
-    return values[nonzero], z @ (turned[:, nonzero] / values[nonzero].sqrt())

@@ -8,7 +8,7 @@ forecasts and searches then work with it: they ask for what stands here and for 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -20,6 +20,42 @@ from restuning.tuners.registry import Registry, cannot_build, construct, read_ar
 
 Rows = Iterable[tuple[Mapping[str, Tensor], Tensor]]
 """Batches of taps and labels of a training split, in its order, without augmentation."""
+
+
+class SharedRows(ABC):
+    """`Rows` of which each process of a run may read a share, and which are known by their contents.
+
+    Attributes:
+        keys: A whole number a row, which follows from its input's contents (`sums.keys_of`), `n`; None where
+            inputs have no digests.
+        together: Whether all processes of `torch.distributed` read their shares now, and wait for each other.
+    """
+
+    keys: Tensor | None
+    together: bool
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows, of all processes."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        """Batches of all rows."""
+
+    @abstractmethod
+    def share(self) -> Iterator[tuple[Sequence[int], Mapping[str, Tensor], Tensor]]:
+        """Batches of this process's share: the numbers of their rows, taps, labels."""
+
+
+def read_share(rows: Rows) -> Iterator[tuple[Sequence[int], Mapping[str, Tensor], Tensor]]:
+    """Numbers, taps and labels of the rows that this process reads: its share, or all of them."""
+    if isinstance(rows, SharedRows):
+        yield from rows.share()
+        return
+    start = 0
+    for taps, labels in rows:
+        yield range(start, start + len(labels)), taps, labels
+        start += len(labels)
 
 
 class SideNetwork(nn.Module, ABC):
@@ -42,6 +78,7 @@ class SideNetwork(nn.Module, ABC):
         lambda_names: Of parameters that mix streams, whose rate `lambda_rate` multiplies.
         calibrated: Whether its answers are scaled on rows left out of what it saw, so that no
             temperature is fitted to them.
+        solved: Whether `solve` finds all that it is: where its feature is the answer, no step is trained.
     """
 
     kind: ClassVar[str] = ""
@@ -49,6 +86,7 @@ class SideNetwork(nn.Module, ABC):
     recompute: bool = False
     lambda_names: tuple[str, ...] = ()
     calibrated: bool = False
+    solved: bool = False
 
     @abstractmethod
     def needs(self, pool: str) -> Needs:
@@ -104,6 +142,14 @@ class SideNetwork(nn.Module, ABC):
         same each time they are read.
         """
         return {}
+
+    def solve(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Of a `solved` network what `prepare` does, where nobody trains on answers to all rows.
+
+        Returns:
+            Answers to rows as if each had been left out, `k C`, and the rows' labels, `k`: of all rows or of some.
+        """
+        raise NotImplementedError(f"{self.kind} is not solved")
 
     def can_fuse(self, streams: Sequence[Tensor]) -> bool:
         """Whether `run_fused` applies to these taps.

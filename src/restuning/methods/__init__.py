@@ -10,6 +10,7 @@ from restuning.methods.named import build as build
 from restuning.methods.named import check as check
 from restuning.methods.named import check_values as check_values
 from restuning.methods.named import count_parameters as count_parameters
+from restuning.methods.named import is_solved as is_solved
 from restuning.methods.named import keep_used as keep_used
 from restuning.methods.named import names as names
 from restuning.methods.named import refuse_unused as refuse_unused

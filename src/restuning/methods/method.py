@@ -39,6 +39,7 @@ class Method:
         unused: Those of `COMMON` that change nothing of it.
         inside: Whether it runs inside the backbone, which then must be a host.
         takes_head: Whether a head that is there already can be its start.
+        solved: Whether it is solved in closed form and takes no step: epochs and rates mean nothing to it.
     """
 
     build: Callable[..., Task]
@@ -48,6 +49,7 @@ class Method:
     unused: tuple[str, ...] = ()
     inside: bool = True
     takes_head: bool = True
+    solved: bool = False
 
 
 # The authors' code starts tuners at random (Xavier). On a pretrained ViT-Ti that destroys the features:

@@ -70,6 +70,11 @@ def runs_inside(name: str) -> bool:
     return METHODS[combined.parse_combination(name)[0]].inside
 
 
+def is_solved(name: str) -> bool:
+    """Whether a method is solved in closed form and takes no step."""
+    return METHODS[combined.parse_combination(name)[0]].solved
+
+
 def keep_used(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that change anything of a method: a rank does nothing to `linear`."""
     unused = METHODS[combined.parse_combination(name)[0]].unused

@@ -146,5 +146,6 @@ ROWS: dict[str, Method] = {
         unused=("rank", "scale", "query", "drop_path", "residual"),
         inside=False,
         takes_head=False,
+        solved=True,
     ),
 }

@@ -116,6 +116,8 @@ OF_SOURCE = ("augment", "final", "skip_bad", "text", "label", "max_tokens")
 NO_FOLDER = frozenset(("", "off", "on", "no", "yes", "none", "false", "true", "auto"))
 """Words that somebody writes who means a switch: as folders they would be made without a word."""
 OF_BUDGET = ("memory", "minutes")
+OF_STEPS = ("epochs", "lr", "warmup_epochs", "clip", "ema")
+"""Settings of steps that nobody gives without a reason: the command line hands on the others always."""
 CHOSEN_BY_AUTO = ("lr", "rank", "scale", "zero", "layers", "zero_shot", "ema")
 """Settings that a choice finds by itself, or cannot use."""
 
@@ -216,6 +218,8 @@ def train(
             fix="choose without the launcher, then train the method that was chosen with it",
         )
     log = log if is_main_process() else silent
+    for line in _unused_steps([n for n in names if n != AUTO], explicit):
+        log(line)
     with alone(), on_device(device) as place:
         # With `random=True` the backbone's weights are drawn here.
         torch.manual_seed(recipes[0].settings.seed)
@@ -230,6 +234,17 @@ def train(
         if isinstance(method, str):
             return trainer.train_one(recipes[0], folder)
         return trainer.compare(recipes, folder)
+
+
+def _unused_steps(names: Sequence[str], explicit: Mapping[str, Any]) -> list[str]:
+    """A line for each method that takes no steps, where the user said something about them."""
+    given = [f"--{name.replace('_', '-')}" for name in OF_STEPS if name in explicit]
+    solved = [name for name in names if methods.is_solved(name)]
+    return [
+        f"note      unused by {name}, which is solved in closed form: {', '.join(given)}"
+        for name in solved
+        if given
+    ]
 
 
 class _Trainer:
@@ -301,9 +316,10 @@ class _Trainer:
                 log=lambda line: self.log(f"  {line}"),
             )
             warm = " more from its trial's weights" if choice.start is not None else ""
+            how = f"lr {choice.lr:g}, {choice.epochs} epochs{warm}"
+            how = "solved in closed form" if methods.is_solved(choice.method) else how
             self.log(
-                f"take  {choice.method}, lr {choice.lr:g}, {choice.epochs} epochs{warm}; the choice "
-                f"took {format_minutes(choice.seconds)}"
+                f"take  {choice.method}, {how}; the choice took {format_minutes(choice.seconds)}"
             )
             final = replace(self.source, final=True)
             inputs = replace(final.open(self.host, self.backbone), options=inputs.options)

@@ -232,7 +232,9 @@ class Trials:
             curve = [epoch["val_accuracy"] for epoch in result.history]
             score = {"lr": rate, "val_accuracy": curve[-1], "curve": curve}
             results.append(score | self._fit_of_answers(setup.tuned, setup.data))
-            status = "stopped" if len(curve) < settings.epochs else status
+            # What is solved has one review and is whole.
+            early = len(curve) < settings.epochs and not setup.task.solved
+            status = "stopped" if early else status
         return results, status
 
     def _fit_of_answers(self, tuned: nn.Module, data: Data) -> dict[str, Any]:

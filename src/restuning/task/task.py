@@ -183,16 +183,26 @@ class Task(nn.Module):
         names = () if self.side is None else self.side.prepared_taps
         return {name: inputs.pop(name) for name in names if name in inputs}
 
+    @property
+    def solved(self) -> bool:
+        """Whether its side network is solved in closed form and its head, which then learns nothing, passes that on."""
+        if self.side is None or not self.side.solved:
+            return False
+        return self.head is None or _passes_on(self.head)
+
     def trainable_parameters(self) -> int:
         """Number of parameters that are trained or solved in closed form, head included."""
         # What is solved lies in buffers, which `parameters` does not give.
         solved = 0 if self.side is None else self.side.solved_parameters
+        if self.solved:
+            return solved
         return solved + sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def tuner_parameters(self) -> int:
         """Number of parameters that are trained or solved in closed form, without the head."""
-        head = sum(p.numel() for p in self.head.parameters()) if self.head is not None else 0
-        return self.trainable_parameters() - head
+        if self.solved or self.head is None:
+            return self.trainable_parameters()
+        return self.trainable_parameters() - sum(p.numel() for p in self.head.parameters())
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this task again without its weights, as JSON."""
@@ -235,6 +245,16 @@ class Task(nn.Module):
                 found=f"{type(error).__name__}: {error}"[:300],
                 fix="restore task.json from where it was saved",
             ) from None
+
+
+def _passes_on(head: nn.Linear) -> bool:
+    """Whether a head gives what it is given."""
+    weight, bias = head.weight.detach(), head.bias
+    # Without numbers to look at, as it is built.
+    if weight.is_meta or weight.shape[0] != weight.shape[1]:
+        return weight.shape[0] == weight.shape[1]
+    same = torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
+    return same and (bias is None or not bool(bias.any()))
 
 
 def to_probabilities(logits: Tensor, temperature: float) -> Tensor:

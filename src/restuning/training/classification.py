@@ -27,7 +27,7 @@ from restuning.training.evaluate import evaluate
 from restuning.training.identity import describe_backbone, describe_classes, describe_data
 from restuning.training.log import draw_curves
 from restuning.training.objective import RunTotals, TrainingObjective
-from restuning.training.prepare import prepare_tuned
+from restuning.training.prepare import is_solved, prepare_tuned, solve_tuned
 from restuning.training.randomness import Order, batches
 from restuning.training.settings import FitSettings
 
@@ -40,13 +40,14 @@ class FitResult:
 
     Args:
         history: One entry an epoch: epoch, step, loss, accuracy, val_loss, val_accuracy, lr and
-            seconds; the val figures are None without validation data.
+            seconds; the val figures are None without validation data. Of a task that is solved
+            (`Task.solved`) one entry, epoch 0, whose loss and accuracy are those of rows left out.
         seconds: Time of training and evaluation, summed over all resumed parts.
         peak_memory_bytes: Above the start of the run, largest of its parts; None if unmeasurable.
         memory_measure: How that was measured.
         steps: Optimiser steps.
-        train_loss: Mean over the last epoch.
-        train_accuracy: Over the last epoch, counted while it trained.
+        train_loss: Mean over the last epoch; of a solved task over rows left out.
+        train_accuracy: Over the last epoch, counted while it trained; likewise.
         val_accuracy: Accuracy of the final weights; None without validation data.
         val_loss: Cross entropy of the final weights, likewise.
     """
@@ -96,9 +97,12 @@ class Classification(TrainingObjective):
         # The training split's own, which is another one where rows were prepared beside it.
         self.train_collate = collate
         self.order = Order(len(train), settings.batch_size, settings.epochs, settings.seed)
-        self.steps, self.lines = self.order.total, self.order.per_epoch
-        self.warmup = round(settings.warmup * self.order.per_epoch)
         self.task: nn.Module = tuned.get_submodule("task")
+        # Solved by `prepare`: the run ends before its first step.
+        self.solved = is_solved(self.task)
+        self.steps = 0 if self.solved else self.order.total
+        self.lines = self.order.per_epoch
+        self.warmup = round(settings.warmup * self.order.per_epoch)
         self.epoch_sums = [0.0, 0.0, 0]
         self.line_sums = [0.0, 0]
         self.watches: list[Watch] = []
@@ -113,8 +117,11 @@ class Classification(TrainingObjective):
         text = json.dumps([form, spec() if callable(spec) else None], sort_keys=True, default=str)
         # Before contents are looked at: what is trained on must be what the run is known by.
         self.watches = [Watch(split) for split in (self.train, self.val) if split is not None]
+        # No other run than one of other epochs; but none that trained a head on its answers, as versions before did.
+        steps = {"epochs": 0} if self.solved else {}
         return {
             **self.settings.identity(),
+            **steps,
             "training examples": len(self.train),
             "validation examples": 0 if self.val is None else len(self.val),
             **describe_data(self.train, self.val, self.collate),
@@ -142,6 +149,11 @@ class Classification(TrainingObjective):
 
     def prepare(self) -> None:
         """Show the training split to side networks that want to see it first."""
+        if self.solved:
+            answers, labels = solve_tuned(self.tuned, self.train, self.collate)
+            loss, hits = score(answers, labels)
+            self.epoch_sums = [loss.item(), hits.item(), len(labels)]
+            return
         self.train, self.train_collate = prepare_tuned(self.tuned, self.train, self.collate)
 
     def release(self, accelerator: Accelerator) -> None:
@@ -207,7 +219,9 @@ class Classification(TrainingObjective):
         return self._description
 
     def reviews_at(self, step: int) -> bool:
-        """After every epoch."""
+        """After every epoch; of what is solved, before the first."""
+        if self.solved:
+            return True
         return step > 0 and step % self.order.per_epoch == 0
 
     def review(self, step: int, between: Callable[[], None] | None) -> dict[str, Any]:
@@ -267,7 +281,11 @@ class Classification(TrainingObjective):
         self, epoch: int, loss: float, accuracy: float, val_accuracy: float | None = None
     ) -> None:
         words = f"epoch {epoch}/{self.settings.epochs}, loss {loss:.4f}"
-        if val_accuracy is None:
+        if self.solved:
+            words = f"solved, loss {loss:.4f} and accuracy {accuracy:.2%} of rows left out"
+            shown = "" if val_accuracy is None else f", validation accuracy {val_accuracy:.2%}"
+            self._description = words + shown
+        elif val_accuracy is None:
             self._description = f"{words}, train accuracy {accuracy:.2%}"
         else:
             self._description = f"{words}, validation accuracy {val_accuracy:.2%}"

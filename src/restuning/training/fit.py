@@ -34,7 +34,8 @@ def fit(
     Killed at any moment and started again with the same arguments, it goes on from its last
     checkpoint and ends with the same weights as if it had not been; a finished run returns its
     result at once. A side network that wants to see the split before the first step
-    (`SideNetwork.prepare`: `ridge` is solved there) is shown it. Under `accelerate launch` every
+    (`SideNetwork.prepare`) is shown it; `ridge` is solved from it, and takes no step after that
+    (`Task.solved`): `epochs`, `lr` and what else is about steps mean nothing then. Under `accelerate launch` every
     process takes its share of each batch.
 
     `out` receives `log.jsonl`, `curves.png` and `checkpoints/`, the last holding one small file

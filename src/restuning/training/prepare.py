@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from restuning._errors import TrainingError
 from restuning.bypass import SideNetwork
-from restuning.bypass.side_network import Rows
+from restuning.bypass.side_network import Rows, SharedRows
+from restuning.bypass.sums import keys_of
+from restuning.data.identity import find_samples
+from restuning.runtime.processes import count_processes, process_number
 from restuning.runtime.randomness import preserve_randomness, seed_everything
 from restuning.task import INPUT, Task
 
@@ -88,6 +93,8 @@ def prepare(
     read: Callable[..., Mapping[str, Tensor]],
     train: Any,
     collate: Callable | None = None,
+    *,
+    together: bool = False,
 ) -> tuple[Any, Callable | None]:
     """Prepare the side networks of some tasks, in place; the split and its collate to train with.
 
@@ -100,6 +107,7 @@ def prepare(
         read: Inputs to taps: `taps` of `Tuned` or `Cached`.
         train: The training split, also one that is prepared already.
         collate: Makes a batch of a list of examples.
+        together: Every process of a launcher calls this now, and reads its share where a network allows it.
 
     Raises:
         TrainingError: There is something to prepare, and the inputs change from reading to reading; or
@@ -121,6 +129,7 @@ def prepare(
             continue
         device = next((t.device for t in (*network.parameters(), *network.buffers())), None)
         rows = _Rows(train, collate or default_collate, read, device, type(network).__name__)
+        rows.together = together
         results = _prepare_network(network, rows)
         _check_rows(results, network, len(train))
         _check_names(results, network, beside)
@@ -142,6 +151,69 @@ def prepare_tuned(
     if not isinstance(task, Task) or task.side is None:
         return train, collate
 
+    read = _taps_of(tuned)
+    return prepare([task], read, train, collate, together=_in_several())
+
+
+def is_solved(task: nn.Module) -> bool:
+    """Whether a task is solved and takes no step; see `Task.solved`."""
+    return isinstance(task, Task) and task.solved
+
+
+def solve_tuned(
+    tuned: nn.Module, train: Any, collate: Callable | None = None
+) -> tuple[Tensor, Tensor]:
+    """Solve the side network of one module with `.task` that is solved whole (`Task.solved`), in place.
+
+    One pass over the split. Every process of a launcher calls this, and reads its share.
+
+    Args:
+        tuned: `Tuned` or `Cached`.
+        train: The training split.
+        collate: Makes a batch of a list of examples.
+
+    Returns:
+        Answers to rows that were left out, `k C`, and their labels, `k`; see `SideNetwork.solve`.
+
+    Raises:
+        TrainingError: The inputs change from reading to reading, or what is solved does not fit into memory.
+    """
+    task: Any = tuned.task
+    return solve_rows([task], _taps_of(tuned), train, collate, together=_in_several())
+
+
+def solve_rows(
+    tasks: Sequence[Task],
+    read: Callable[..., Mapping[str, Tensor]],
+    train: Any,
+    collate: Callable | None = None,
+    *,
+    together: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Solve tasks of one form; the arguments are those of `prepare`, the rest as of `solve_tuned`."""
+    if isinstance(train, PreparedSplit):
+        train, collate = train.rows, collate.inner if isinstance(collate, _Collate) else collate
+    first, *others = [task.side for task in tasks]
+    assert first is not None
+    device = next((t.device for t in (*first.parameters(), *first.buffers())), None)
+    rows = _Rows(train, collate or default_collate, read, device, type(first).__name__)
+    rows.together = together
+    with preserve_randomness(), torch.no_grad():
+        seed_everything("prepare")
+        answers, labels = first.solve(rows)
+    for other in others:
+        assert other is not None
+        other.load_state_dict(first.state_dict())
+    return answers, labels
+
+
+def _in_several() -> bool:
+    """Whether processes of a launcher train together."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return several and count_processes() > 1
+
+
+def _taps_of(tuned: nn.Module) -> Callable[..., Mapping[str, Tensor]]:
     def read(*args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
         taps: Any = getattr(tuned, "taps", None)
         if taps is None:
@@ -153,7 +225,7 @@ def prepare_tuned(
             )
         return taps(*args, **kwargs)
 
-    return prepare([task], read, train, collate)
+    return read
 
 
 def prepare_without_rows(tasks: Sequence[Task]) -> None:
@@ -182,7 +254,7 @@ def with_stand_ins(
     return prepared, prepared.collate(collate)
 
 
-class _Rows:
+class _Rows(SharedRows):
     """Taps and labels of a split in its order, read anew by every iteration."""
 
     def __init__(
@@ -190,16 +262,37 @@ class _Rows:
     ) -> None:
         self.train, self.collate, self.read = train, collate, read
         self.device, self.network = device, network
+        self.together = False
+
+    @cached_property
+    def keys(self) -> Tensor | None:
+        """Of the contents of inputs, where those are known one by one."""
+        samples = find_samples(self.train)
+        return None if samples is None else keys_of(samples.inputs)
+
+    def __len__(self) -> int:
+        return len(self.train)
 
     def __iter__(self) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        return ((taps, labels) for _, taps, labels in self._read(0, 1))
+
+    def share(self) -> Iterator[tuple[Sequence[int], Mapping[str, Tensor], Tensor]]:
+        """As many batches as others have, each as one process alone would read it."""
+        if self.together:
+            return self._read(process_number(), count_processes())
+        return self._read(0, 1)
+
+    def _read(
+        self, first: int, every: int
+    ) -> Iterator[tuple[Sequence[int], Mapping[str, Tensor], Tensor]]:
         if not getattr(self.train, "whole_batches", False):
             refuse_changing(self.train, self.network)
-        for start in range(0, len(self.train), ROWS):
-            indices = list(range(start, min(start + ROWS, len(self.train))))
-            inputs, labels = self._batch(indices)
+        for start in range(first * ROWS, len(self.train), every * ROWS):
+            indices = range(start, min(start + ROWS, len(self.train)))
+            inputs, labels = self._batch(list(indices))
             inputs = _move(inputs, self.device)
             taps = self.read(**inputs) if isinstance(inputs, Mapping) else self.read(inputs)
-            yield taps, labels
+            yield indices, taps, labels
 
     def _batch(self, indices: list[int]) -> tuple[Any, Tensor]:
         # Whole batches are asked for their plain view, so that mirrored ones do no harm.

@@ -442,10 +442,7 @@ def run_task(
     out, settings = Path(out), recipe.settings
     task = recipe.build(inputs)
     task.labels = inputs.data.labels
-    log(
-        f"{recipe.method}  {task.trainable_parameters():,} trainable parameters, "
-        f"{task.tuner_parameters():,} without the head; {settings.epochs} epochs, lr {settings.lr}"
-    )
+    log(f"{recipe.method}  {describe_size(task, settings)}")
     # All that the end needs, before anything takes time.
     check_beforehand(inputs.data, out, OF_A_RUN)
     check_trackers(settings.track)
@@ -491,22 +488,37 @@ def run_task(
         return Run(recipe.method, task, out, from_main(conclude))
 
 
+def describe_size(task: Task, settings: FitSettings) -> str:
+    """How much of a task is learned, and how, in words."""
+    learned = task.trainable_parameters()
+    if task.solved:
+        return (
+            f"{learned:,} numbers solved in closed form from one pass; no epochs, no learning rate"
+        )
+    return (
+        f"{learned:,} trainable parameters, {task.tuner_parameters():,} without the head; "
+        f"{settings.epochs} epochs, lr {settings.lr}"
+    )
+
+
 def measurements(setup: Setup, result: FitResult, settings: FitSettings) -> dict[str, Any]:
     """Sizes, memory and time of a run, and beside them what shapes alone foretold."""
     task, data = setup.task, setup.data
-    foretold = forecast_run(
-        FinishedRun(
-            setup.tuned,
-            data.train,
-            data.val,
-            data.collate,
-            settings.batch_size,
-            settings.accumulate,
-            settings.epochs,
-            settings.precision,
-            settings.ema is not None,
+    foretold = {"not_made": "solved in closed form: there are no steps"}
+    if not getattr(task, "solved", False):
+        foretold = forecast_run(
+            FinishedRun(
+                setup.tuned,
+                data.train,
+                data.val,
+                data.collate,
+                settings.batch_size,
+                settings.accumulate,
+                settings.epochs,
+                settings.precision,
+                settings.ema is not None,
+            )
         )
-    )
     return {
         "trainable_parameters": task.trainable_parameters(),
         "tuner_parameters": task.tuner_parameters(),

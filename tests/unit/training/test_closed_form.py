@@ -293,6 +293,67 @@ def test_a_running_mean_of_weights_starts_at_the_solution(world, tmp_path):
     )
 
 
+def test_it_takes_no_step_and_its_figures_are_of_rows_left_out(world, tmp_path):
+    host, data, kept = world
+    task = made(host)
+    assert task.solved
+    settings = FitSettings(epochs=7, lr=5.0)
+    fed = kept.data(data, final=False)
+    plain = StoredFeatures(kept.store, ["train"], 1)
+    tuned = Cached(host, task, kept.store)
+    how = {"settings": settings, "out": tmp_path, "collate": fed.collate, "progress": False}
+    result = fit(tuned, plain, fed.val, **how)
+    assert result.steps == 0
+    assert [entry["epoch"] for entry in result.history] == [0]
+    assert torch.equal(task.head.weight, torch.eye(CLASSES))
+    answers, labels = task.side.solve([plain.gather(range(ROWS), [0] * ROWS)])
+    order = task.side.sums.kept_rows().labels
+    assert torch.equal(order, labels)
+    assert result.train_accuracy == pytest.approx(
+        float((answers.argmax(1) == labels).float().mean())
+    )
+    assert result.val_accuracy == evaluate(tuned, fed.val, 64, fed.collate)["accuracy"]
+    assert task.trainable_parameters() == task.tuner_parameters() == task.side.solved_parameters
+    # A finished run is there at once, without another pass.
+    again = made(host)
+    fit(Cached(host, again, kept.store), plain, fed.val, **how)
+    assert again.side.sums is None
+    assert torch.equal(again.side.weight, task.side.weight)
+
+
+def test_a_head_of_ones_own_on_its_answers_is_trained(world, tmp_path):
+    """As in tasks of before: what it is trained on are answers to rows left out."""
+    host, data, kept = world
+    task = made(host)
+    with torch.no_grad():
+        task.head.weight.mul_(0.5)
+    assert not task.solved
+    fed = kept.data(data, final=False)
+    before = task.head.weight.detach().clone()
+    tuned = Cached(host, task, kept.store)
+    result = fit(tuned, fed.train, settings=FAST, out=tmp_path, collate=fed.collate, progress=False)
+    assert result.steps > 0
+    assert not torch.equal(task.head.weight, before)
+
+
+def test_a_folder_with_a_run_that_trained_a_head_is_not_gone_on_with(world, tmp_path):
+    host, data, kept = world
+    fed = kept.data(data, final=False)
+
+    def run(task):
+        tuned = Cached(host, task, kept.store)
+        how = {"settings": FAST, "out": tmp_path, "collate": fed.collate, "progress": False}
+        return fit(tuned, fed.train, **how)
+
+    trained = made(host)
+    with torch.no_grad():
+        trained.head.bias.add_(0.1)
+    run(trained)
+    with pytest.raises(TrainingError, match="other settings") as told:
+        run(made(host))
+    assert "epochs" in told.value.found
+
+
 def test_a_head_that_is_there_already_is_refused_and_not_dropped(world):
     host, _, _ = world
     with pytest.raises(UnknownNameError, match="cannot start from a head"):
