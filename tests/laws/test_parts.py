@@ -6,10 +6,11 @@ import torch.nn.functional as F  # noqa: N812
 
 import restuning
 from restuning import Needs, Tuned, load_data, methods
-from restuning._errors import NoSitesError, TunerShapeError
-from restuning.features import Cached, StoreOptions, open_or_build
+from restuning._errors import NoSitesError, StoreError, TunerShapeError
+from restuning.features import Cached, StoreOptions, build_store, open_or_build
 from restuning.host.parts import compute_part
 from restuning.sites import count_taps
+from restuning.training.run import open_inputs, with_pool
 
 TOLERANCE = 1e-6
 """Sums in another order."""
@@ -71,6 +72,14 @@ def test_half_precision_is_summed_in_single():
     assert torch.equal(told, compute_part("patches", stream.float()).bfloat16())
 
 
+@pytest.mark.parametrize(("part", "place"), [("cls", 0), ("last", 2)])
+def test_one_token_is_a_part_as_it_is(part, place):
+    stream, mask = drawn(2, 5, 8), torch.tensor([[1, 1, 1, 0, 0]] * 2, dtype=torch.bool)
+    assert torch.equal(compute_part(part, stream, mask)[:, 0], stream[:, place])
+    whole = compute_part(part, stream)
+    assert torch.equal(whole[:, 0], stream[:, 0 if part == "cls" else -1])
+
+
 def test_where_there_is_no_grid_patches_are_refused():
     with pytest.raises(TunerShapeError, match="no square grid"):
         compute_part("patches", drawn(1, 24, 8))
@@ -89,6 +98,11 @@ def test_taps_and_parts_are_counted_apart():
     assert count_taps(["block.0", "block.1"]) == "2 taps"
     assert count_taps(["block.0", "block.0/tokens", "feature/mean"]) == "1 tap and 2 parts of them"
     assert count_taps(["feature/mean"]) == "1 part of taps"
+    assert count_taps(["block.1", "block.0/cls"]) == "1 tap and one token of 1 more"
+    assert (
+        count_taps(["block.1", "block.0/cls", "block.0/tokens"])
+        == "1 tap, one token of 1 more and 1 part of them"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +137,19 @@ def test_texts_of_any_length_are_stored_and_answered_as_live(reviews, name):
     inputs, _ = data.collate([data.test[i] for i in range(len(data.test))])
     live = Tuned(host, task)(**inputs)
     close(Cached(host, task, stored.store)(**taps), live, STORED_TOLERANCE)
+
+
+def test_a_cache_of_texts_serves_what_reads_parts_of_them(reviews, tmp_path):
+    backbone, data, root = reviews
+    lines = []
+    options = StoreOptions(tmp_path, progress=False, log=lines.append)
+    build_store(root / "reviews.csv", backbone, options=options)
+    (said,) = (line for line in lines if line.startswith("serves"))
+    assert {"linear", "ridge"} <= set(said.replace(",", "").split())
+    host = backbone.host()
+    inputs = with_pool(open_inputs(host, backbone, data, options), {})
+    for name in ("linear", "ridge"):
+        task = methods.build(name, host, num_classes=2, **inputs.options)
+        assert inputs.open_store(task).seconds == 0
+    with pytest.raises(StoreError, match="texts have different lengths"):
+        build_store(root / "reviews.csv", backbone, tokens="all", options=options)

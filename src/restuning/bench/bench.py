@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from restuning._files import read_json, write_json
 from restuning.backbones import Backbone, load_backbone
 from restuning.bench import rivals
 from restuning.bench.chosen import choose_entry, describe_choice, find_setting
+from restuning.bench.entries import is_detached
 from restuning.bench.facts import (
     count_memory,
     count_parameters,
@@ -41,7 +44,7 @@ from restuning.features import Stored, StoreOptions
 from restuning.features.stored import reason_not_storable
 from restuning.host import Host, weights_digest
 from restuning.runtime.hub import named_in
-from restuning.search import AUTO, Choice
+from restuning.search import AUTO, CANDIDATES, Choice
 from restuning.task import Task, Tuned
 from restuning.training import FitSettings
 from restuning.training.run import Inputs, Setup
@@ -89,15 +92,22 @@ class Bench:
         folder: Of the grid: results below `runs`, all else below `work`.
         stores: Where feature stores lie; None for the grid's own folder.
         keep: Keep every final run's task folder below `work/tasks`.
+        entries: Columns of the grid: one pass over a task's data stores what all of them read.
 
     Raises:
         BackboneError: It cannot be loaded.
     """
 
     def __init__(
-        self, protocol: GridProtocol, folder: Path, stores: Path | None = None, keep: bool = False
+        self,
+        protocol: GridProtocol,
+        folder: Path,
+        stores: Path | None = None,
+        keep: bool = False,
+        entries: Sequence[Entry] = (),
     ) -> None:
         self.protocol, self.folder, self.keep = protocol, folder, keep
+        self.entries = tuple(entries)
         self.work = folder / WORK
         self.stores = stores or self.work / "features"
         # Weights that a backbone draws afresh must be the same in every process of a grid.
@@ -215,18 +225,21 @@ class Bench:
             entry, choice = choose_entry(
                 run, self.protocol, self._inputs(data), self.work / "choices" / run.name
             )
-        layers = self.host.sites.layers
-        # `first-1/3` and the like mean numbers only now that the backbone is known.
-        options = {
-            name: layer_numbers(value, layers) if name in ("layers", "taps") else value
-            for name, value in self.protocol.options_for(entry, setting).items()
-        }
+        options = self._options(entry, setting)
         settings = self.protocol.settings_for(setting, run.seed)
         if choice is not None:
             settings = choice.settings(settings)
             words, chosen = describe_choice(choice)
             setting = tuple(words.items())
         return ResolvedRun(entry, setting, options, settings, chosen, choice)
+
+    def _options(self, entry: Entry, setting: Setting) -> dict[str, Any]:
+        """The options of a method; `first-1/3` and the like mean numbers now that the backbone is known."""
+        layers = self.host.sites.layers
+        return {
+            name: layer_numbers(value, layers) if name in ("layers", "taps") else value
+            for name, value in self.protocol.options_for(entry, setting).items()
+        }
 
     def _set_up(
         self, run: GridRun, resolved: ResolvedRun, data: LoadedTask
@@ -295,14 +308,31 @@ class Bench:
         needs = task.needs(self.host.readout_rule)
         # Methods that read the same share a store, so it is built once for all their runs.
         if needs not in data.stores:
-            cpu = time.process_time()
+            wall, cpu = time.perf_counter(), time.process_time()
+            there = inputs.open_store(task, build=False)
+            if there is None:
+                inputs.store_once([lambda: task, *self._forms(data)])
             data.stores[needs] = stored = inputs.open_store(task)
-            if stored is not None and stored.seconds:
+            if stored is not None and there is None:
                 # Beside the store: whichever process built it, every run that reads it is charged
                 # for it.
-                took = {"seconds": stored.seconds, "cpu": time.process_time() - cpu}
+                took = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
                 write_json(self._seconds_file(stored), took, sealed=True)
         return data.stores[needs]
+
+    def _forms(self, data: LoadedTask) -> Iterator[Callable[[], Task]]:
+        """What makes a task of each column and setting that is trained beside the backbone."""
+        for entry in filter(is_detached, self.entries):
+            if entry.method == AUTO:
+                entries = [Entry(entry.label, each.method) for each in CANDIDATES]
+                tried = [(one, ()) for one in entries if is_detached(one)]
+            else:
+                tried = [(entry, setting) for setting in self.protocol.candidates(entry)]
+            for one, setting in tried:
+                yield partial(self._build_form, one, setting, data.apart.num_classes)
+
+    def _build_form(self, entry: Entry, setting: Setting, classes: int) -> Any:
+        return self.build(entry, classes, self._options(entry, setting)).task
 
     def _inputs(self, data: LoadedTask, final: bool = False) -> Inputs:
         """A task's data before the backbone; for a final run train and val are one split."""

@@ -54,8 +54,9 @@ def describe_store(stored: Stored | None) -> dict[str, Any] | None:
         return None
     key = stored.store.key
     return {
-        "tokens": key.tokens,
-        "taps": len(key.taps),
+        # What was read: a store may hold more, for other columns.
+        "tokens": stored.store.form.partition("/")[0],
+        "taps": len(stored.store.columns),
         "dtype": key.dtype,
         "precision": key.precision,
         "bytes": stored.store.bytes,

@@ -158,7 +158,9 @@ def take_runs(job: Job, number: int, listen: Listener) -> None:
     if not unfinished:
         return
     unfinished = _rotate(unfinished, number)
-    bench = Bench(job.protocol, job.folder, job.stores, job.keep)
+    # Of all runs, so that every process stores the same.
+    entries = list({run.entry.label: run.entry for run in job.runs}.values())
+    bench = Bench(job.protocol, job.folder, job.stores, job.keep, entries)
     detached = any(is_detached(run.entry) for run in unfinished)
     # One of several processes speaks for all.
     if number == 0 and (note := note_smaller_size(bench.backbone, detached=detached)):

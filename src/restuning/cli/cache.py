@@ -62,7 +62,8 @@ def cache(
         str,
         option(
             FEATURES,
-            "auto (what the readout needs), cls, last, pool, all, all/2 (patches 2 x 2)",
+            "auto (what methods of one token a tap read), cls, last, pool, all (what all of them read), "
+            "all/2 (patches 2 x 2)",
         ),
     ] = "auto",
     views: Annotated[
@@ -73,7 +74,11 @@ def cache(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Compute a data set's features once. Run it in several terminals to share the work."""
+    """Compute a data set's features once, for every method that trains beside the backbone.
+
+    The line `serves` names those that need no pass of their own afterwards. Run it in several terminals to
+    share the work.
+    """
     if what not in VERBS:
         from restuning.backbones import add_quantization
         from restuning.data import DataOptions

@@ -24,6 +24,7 @@ from restuning.features.stored import Stored as Stored
 from restuning.features.stored import StoreOptions as StoreOptions
 from restuning.features.stored import build_store as build_store
 from restuning.features.stored import open_or_build as open_or_build
+from restuning.features.stored import store_once as store_once
 from restuning.features.views import VIEWS as VIEWS
 from restuning.features.views import view_names as view_names
 from restuning.features.views import view_of as view_of

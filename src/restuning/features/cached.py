@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from torch.utils.data import Dataset
 from restuning._errors import StoreError
 from restuning.data import Contents
 from restuning.data.identity import combine, describe_reading, label_digests
-from restuning.features.store import Store
+from restuning.features.store import Store, lacks
 from restuning.features.views import draw_view
 from restuning.host import Extractor
-from restuning.sites import Needs, Tokens, covers_tokens, is_stream, take_one_token
+from restuning.sites import ONE_TOKEN, Needs, is_stream, take_one_token
 from restuning.task import Task
 
 
@@ -61,17 +62,14 @@ class StoredFeatures(Dataset):
         """
         key = self.store.key
         identity = key.data.get("identity")
-        form = (key.preprocessing, key.views[: self.views], key.dtype, key.precision, key.form)
+        # Of what is read and not of all that is kept: a run goes on from a store that holds more.
+        views = key.views[: self.views]
+        form = (key.preprocessing, views, key.dtype, key.precision, self.store.form)
         reading = describe_reading("stored features", *form)
         if key.known_by_contents and isinstance(identity, Mapping):
-            parts = [(str(identity[s]["inputs"]), str(identity[s]["labels"])) for s in self.splits]
-        else:
-            labels = combine(label_digests(self.labels.tolist()))
-            parts = [(self.store.digest(s), labels) for s in self.splits]
-        if len(parts) == 1:
-            return Contents(*parts[0], reading)
-        inputs, labels = (combine(column) for column in zip(*parts, strict=True))
-        return Contents(inputs, labels, reading)
+            return contents_of_splits(identity, self.splits, reading)
+        labels = combine(label_digests(self.labels.tolist()))
+        return _join([(self.store.digest(s), labels) for s in self.splits], reading)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:
         """One input's taps (without a batch axis) and its label."""
@@ -123,19 +121,9 @@ class Cached(nn.Module):
         super().__init__()
         self.host, self.task = host, task
         refuse_other_backbone(host, store)
-        needs = task.needs(host.readout_rule)
-        if not covers(store, needs, host.sites.taps[-1]):
-            raise StoreError(
-                "the store lacks what the task needs",
-                where=str(store.path),
-                found=f"{len(store.key.taps)} taps, tokens {store.key.form}; wanted "
-                f"{', '.join(needs.taps[:4])}{' ...' if len(needs.taps) > 4 else ''}, "
-                f"tokens {needs.form}",
-                fix="build one for this method: `restuning cache`",
-            )
-        self._last = host.sites.taps[-1]
-        self._names = needs.taps
-        self._tokens: Tokens = needs.tokens if store.key.tokens == "all" else "all"
+        self._last, self._needs = host.sites.taps[-1], task.needs(host.readout_rule)
+        if store.key.find(self._needs, self._last) is None:
+            raise lacks(store.path, store.key, self._needs)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Logits, `b c`, of stored taps and what was prepared beside them."""
@@ -144,24 +132,45 @@ class Cached(nn.Module):
 
     def taps(self, **stored: Tensor) -> Mapping[str, Tensor]:
         """What the task reads of stored taps."""
-        if self._names == ("last",):
-            stored = {"last": stored[self._last]}
-        return select_tokens(stored, self._tokens)
+        return select_taps(stored, self._needs, self._last)
 
 
-def select_tokens(taps: Mapping[str, Tensor], tokens: Tokens) -> Mapping[str, Tensor]:
-    """The tokens that are needed of stored taps, of which all or just those were kept."""
-    if tokens not in ("cls", "last"):
-        return taps
-    return {n: take_one_token(tap, tokens) if is_stream(n) else tap for n, tap in taps.items()}
+def select_taps(stored: Mapping[str, Tensor], needs: Needs, last: str) -> dict[str, Tensor]:
+    """What is needed of stored taps, of which all tokens or just those were kept.
+
+    Args:
+        stored: Taps by the names that they are kept under.
+        needs: Of a task.
+        last: Name of the last tap, which needs may call "last".
+    """
+    found = {}
+    for name in needs.taps:
+        tap = last if name == "last" else name
+        value = stored[tap] if tap in stored else stored[f"{tap}/{needs.tokens}"]
+        single = is_stream(name) and needs.tokens in ONE_TOKEN
+        found[name] = take_one_token(value, needs.tokens) if single else value
+    return found
 
 
-def covers(store: Store, needs: Needs, last: str) -> bool:
-    """Whether a store holds all that is needed."""
-    names = {last if tap == "last" else tap for tap in needs.taps}
-    return names <= {tap.name for tap in store.key.taps} and covers_tokens(
-        store.key.tokens, needs.tokens, store.key.pool_patches, needs.pool_patches
-    )
+def contents_of_splits(
+    identity: Mapping[str, Any], splits: Sequence[str], reading: str = ""
+) -> Contents:
+    """What stored features of some splits, one after the other, are known by.
+
+    Args:
+        identity: `Data.contents` of the data set that they are of.
+        splits: Names of them.
+        reading: As of `Contents`.
+    """
+    parts = [(str(identity[split]["inputs"]), str(identity[split]["labels"])) for split in splits]
+    return _join(parts, reading)
+
+
+def _join(parts: Sequence[tuple[str, str]], reading: str) -> Contents:
+    if len(parts) == 1:
+        return Contents(*parts[0], reading)
+    inputs, labels = (combine(column) for column in zip(*parts, strict=True))
+    return Contents(inputs, labels, reading)
 
 
 def refuse_other_backbone(host: Extractor, store: Store) -> None:

@@ -7,9 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,7 @@ from restuning.features.writing import (
 )
 from restuning.host import Extractor
 from restuning.runtime.processes import is_main_process
-from restuning.sites import Needs
+from restuning.sites import Needs, is_stream
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 512
@@ -72,6 +73,7 @@ def forecast(
     root: Path,
     example: Mapping[str, Any] | Any,
     batch_size: int = 32,
+    lent: Mapping[str, Store] = MappingProxyType({}),
 ) -> Forecast:
     """Size and time of building a store, before anything is written.
 
@@ -81,7 +83,13 @@ def forecast(
         root: Where stores lie.
         example: One input, batch 1.
         batch_size: Of the extraction.
+        lent: As for `build`.
     """
+    rows = sum(
+        n * (len(key.views) if split == "train" else 1)
+        for split, n in key.splits.items()
+        if split not in lent
+    )
     # A few inputs are enough: a forward of a whole batch, twice, is a cost of its own.
     batch_size = min(batch_size, TIMED)
 
@@ -96,10 +104,10 @@ def forecast(
             compute_taps(host, key, {k: repeat(v) for k, v in example.items()})
         else:
             compute_taps(host, key, *map(repeat, example))
-    seconds = (time.perf_counter() - start) / batch_size * key.rows
+    seconds = (time.perf_counter() - start) / batch_size * rows
     # The root may be made later; its disk is that of the nearest folder that is there.
     there = next(p for p in [root, *root.absolute().parents] if p.exists())
-    return Forecast(key.rows, key.rows * key.bytes_per_row, shutil.disk_usage(there).free, seconds)
+    return Forecast(rows, key.rows * key.bytes_per_row, shutil.disk_usage(there).free, seconds)
 
 
 def build(
@@ -113,6 +121,7 @@ def build(
     collate: Callable | None = None,
     progress: bool = True,
     check: Callable[[str, int, int], None] = lambda split, start, stop: None,
+    lent: Mapping[str, Store] = MappingProxyType({}),
 ) -> Store:
     """Compute what is missing of a store and open it.
 
@@ -130,6 +139,7 @@ def build(
         progress: A bar on a terminal.
         check: Called with a split and a range of its inputs when they were read, before their
             features are kept; raises where they are no longer those of the key.
+        lent: Stores that hold some splits already, by split: those are copied, and no forward is made.
 
     Raises:
         StoreError: The disk is full or cannot be written, features are not finite, or the folder
@@ -182,7 +192,10 @@ def build(
         for wait in (False, True):
             for (split, view), dataset in splits.items():
                 shards = [s for s in plan if (s.split, s.view) == (split, view)]
-                writer.write(shards, dataset, wait)
+                if split in lent:
+                    writer.copy(shards, lent[split], wait)
+                else:
+                    writer.write(shards, dataset, wait)
     # One of several writers finishes; the others find the manifest there.
     claim = Claim.take(folder / "manifest.lock", wait=True)
     try:
@@ -212,7 +225,8 @@ def compute_taps(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, T
 
 
 def _needs(key: StoreKey) -> Needs:
-    return Needs(tuple(tap.name for tap in key.taps), key.tokens)
+    # A forward gives whole patches; they are pooled after it.
+    return replace(key.needs, pool_patches=1)
 
 
 def open_finished(folder: Path, key: StoreKey) -> Store:
@@ -278,6 +292,22 @@ class _Writer:
     advance: Callable[[int], None]
     check: Callable[[str, int, int], None]
 
+    def copy(self, shards: list[Shard], store: Store, wait: bool) -> None:
+        """Take the shards that nobody has written or claimed from a store of the same values."""
+        store = store.only(self.key.needs)
+        for shard in shards:
+            claim = self._claim(shard, wait)
+            if claim is None:
+                continue
+            try:
+                at = range(shard.start, shard.stop)
+                rows = store.rows(shard.split, shard.view, at)
+                labels = store.labels(shard.split)[shard.start : shard.stop].tolist()
+                write_shard(self.folder, self.key, shard, rows, labels)
+                self.advance(len(at))
+            finally:
+                claim.give_back()
+
     def write(self, shards: list[Shard], dataset: Any, wait: bool) -> None:
         """Compute the shards that nobody has written or claimed; `wait` for claims of others."""
         claims: dict[Shard, Claim] = {}
@@ -322,20 +352,25 @@ class _Writer:
     ) -> Iterator[list[int]]:
         # The loader asks a little ahead of the forwards, so claims are few and short.
         for shard in shards:
-            if is_written(self.folder, shard):
-                continue
-            claim = Claim.take(self.folder / f"{shard.name}.lock", wait=wait)
+            claim = self._claim(shard, wait)
             if claim is None:
-                continue
-            # Its owner may have finished while we waited.
-            if is_written(self.folder, shard):
-                claim.give_back()
                 continue
             claims[shard] = claim
             for start in range(shard.start, shard.stop, self.batch_size):
                 stop = min(start + self.batch_size, shard.stop)
                 queue.append((shard, stop))
                 yield list(range(start, stop))
+
+    def _claim(self, shard: Shard, wait: bool) -> Claim | None:
+        """A shard that is not written yet; None where it is, or is another's."""
+        if is_written(self.folder, shard):
+            return None
+        claim = Claim.take(self.folder / f"{shard.name}.lock", wait=wait)
+        # Its owner may have finished while we waited.
+        if claim is not None and is_written(self.folder, shard):
+            claim.give_back()
+            return None
+        return claim
 
     def _taps(self, inputs: Any) -> Mapping[str, Tensor]:
         device = self.host.device
@@ -348,7 +383,7 @@ class _Writer:
 def _count(lost: Lost, taps: Mapping[str, Tensor], key: StoreKey, last: str) -> None:
     """Add what merging takes from a batch."""
     for tap in key.taps:
-        if tap.name != last:
+        if tap.name != last and is_stream(tap.name):
             before, now = (
                 lost.get(tap.name, (0.0, 0.0)),
                 measure_pooling_loss(taps[tap.name], key.pool_patches),

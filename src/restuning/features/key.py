@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from restuning._errors import StoreError
 from restuning.bypass.pooling import pool_patches
 from restuning.features.codec import BYTES, check_dtype, check_precision
 from restuning.host import Engine, Extractor
-from restuning.sites import Needs, Tokens, is_stream
+from restuning.sites import ONE_TOKEN, Needs, Tokens, covers_tokens, is_stream
 
 SCHEMA = 1
 """Raised when stores of an older library can no longer be read."""
@@ -31,6 +31,19 @@ class Tap:
     @property
     def numel(self) -> int:
         """Values of one input."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Values of a row that are read together: where they start, and their shape for one input."""
+
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many they are."""
         return math.prod(self.shape)
 
 
@@ -88,7 +101,7 @@ class StoreKey:
     @property
     def form(self) -> str:
         """The tokens as users write them; see `Needs`."""
-        return Needs((), self.tokens, self.pool_patches).form
+        return self.needs.form
 
     @property
     def values_per_row(self) -> int:
@@ -114,6 +127,61 @@ class StoreKey:
             places[tap.name] = slice(at, at + tap.numel)
             at += tap.numel
         return places
+
+    @property
+    def needs(self) -> Needs:
+        """All that is kept, as what it would serve."""
+        return Needs(tuple(tap.name for tap in self.taps), self.tokens, self.pool_patches)
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """All of a row, by tap."""
+        slices = self.slices
+        return {tap.name: Column(slices[tap.name].start, tap.shape) for tap in self.taps}
+
+    def find(self, needs: Needs, last: str = "") -> dict[str, Column] | None:
+        """Where what is needed stands in a row, by tap; None where not all of it is there.
+
+        Args:
+            needs: Of a task.
+            last: Name of the last tap, which needs may call "last".
+        """
+        there, found = self.columns, {}
+        for name in needs.taps:
+            tap = last if name == "last" else name
+            whole, single = there.get(tap), there.get(f"{tap}/{needs.tokens}")
+            if whole is not None and is_stream(tap):
+                stored, wanted = (
+                    (self.tokens, self.pool_patches),
+                    (needs.tokens, needs.pool_patches),
+                )
+                has = covers_tokens(stored[0], wanted[0], stored[1], wanted[1])
+                whole = self._pick(whole, needs.tokens) if has else None
+            column = single if whole is None else whole
+            if column is None:
+                return None
+            found[tap] = column
+        return found
+
+    def _pick(self, whole: Column, tokens: str) -> Column:
+        """One token of all, where that is enough; of a map everything, of which one is taken later."""
+        if self.tokens != "all" or tokens not in ONE_TOKEN or len(whole.shape) != 2:
+            return whole
+        count, width = whole.shape
+        return Column(whole.start + (count - 1) * width * (tokens == "last"), (1, width))
+
+    def restrict(self, split: str) -> StoreKey:
+        """The key of a store of one split alone."""
+        identity = self.data["identity"]
+        if isinstance(identity, Mapping):
+            others = self.splits.keys() - {split}
+            identity = {name: value for name, value in identity.items() if name not in others}
+        return replace(
+            self,
+            data={**self.data, "identity": identity},
+            splits={split: self.splits[split]},
+            views=self.views if split == "train" else ("plain",),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the manifest."""
@@ -205,15 +273,9 @@ def store_key(
             found=precision,
             fix="leave --precision (--cache-precision) out",
         )
-    if isinstance(example, Mapping):
-        taps = host.features(keep=needs, **example)
-    else:
-        taps = host.features(*example, keep=needs)
-    # Shapes come from a forward, so that no rule about networks has to foretell them.
-    taps = pool_taps(taps, needs.pool_patches, host.sites.taps[-1])
     return StoreKey(
         {"name": backbone, **host.fingerprint(), "all weights": host.digest()},
-        tuple(Tap(name, tuple(value.shape[1:])) for name, value in taps.items()),
+        measure_taps(host, needs, example),
         needs.tokens,
         check_dtype(dtype),
         dict(data.preprocessing),
@@ -223,6 +285,19 @@ def store_key(
         precision,
         needs.pool_patches,
     )
+
+
+def measure_taps(
+    host: Extractor, needs: Needs, example: Mapping[str, Any] | Sequence[Any]
+) -> tuple[Tap, ...]:
+    """What a store would keep of one input, by name and shape; arguments as for `store_key`."""
+    # Shapes come from a forward, so that no rule about networks has to foretell them.
+    if isinstance(example, Mapping):
+        taps = host.features(keep=needs, **example)
+    else:
+        taps = host.features(*example, keep=needs)
+    taps = pool_taps(taps, needs.pool_patches, host.sites.taps[-1])
+    return tuple(Tap(name, tuple(taps[name].shape[1:])) for name in needs.taps)
 
 
 def pool_taps(taps: Mapping[str, Tensor], side: int, last: str) -> Mapping[str, Tensor]:

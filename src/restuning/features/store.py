@@ -7,7 +7,7 @@ repaired in silence and never used in part.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from restuning._errors import StoreError
 from restuning._files import cache_root, sha256_of_file
 from restuning.data.digests import digest_files
 from restuning.features.codec import decode, disk_type, read_array
+from restuning.features.key import Column, StoreKey
 from restuning.features.manifest import KEY, MANIFEST, Shard, damaged, read_manifest
+from restuning.sites import Needs, count_taps
 
 IN_MEMORY = 2 * 2**30
 """Decoded bytes of a split that are held in memory; above, rows are read from the files."""
@@ -71,6 +73,8 @@ class Store:
 
     Attributes:
         key: What its values depend on.
+        columns: What is read of a row, in order: all of it, or what `only` was asked for.
+        form: Which tokens are read, as `Needs.form`.
         manifest: The whole manifest, with the error report of its dtype.
 
     Raises:
@@ -88,8 +92,45 @@ class Store:
         self._shards, self._labels, self._files = read.shards, read.labels, read.files
         if verify:
             self._compare(digest_files([self.path / name for name in self._files]))
+        self._read_only(self.key.columns, self.key.form)
+
+    def _read_only(self, columns: Mapping[str, Column], form: str) -> None:
+        self.columns, self.form = dict(columns), form
+        runs: list[slice] = []
+        for column in self.columns.values():
+            stop = column.start + column.numel
+            if runs and runs[-1].stop == column.start:
+                runs[-1] = slice(runs[-1].start, stop)
+            else:
+                runs.append(slice(column.start, stop))
+        self._runs = runs
         self._in_memory: dict[tuple[str, int], Tensor] = {}
         self._maps: dict[str, tuple[np.ndarray, Any]] = {}
+
+    def only(self, needs: Needs, last: str = "") -> Store:
+        """The same store, of which no more is read and held in memory than is needed.
+
+        Args:
+            needs: Of a task.
+            last: Name of the last tap, which needs may call "last".
+
+        Raises:
+            StoreError: It lacks some of it.
+        """
+        columns = self.key.find(needs, last)
+        if columns is None:
+            raise lacks(self.path, self.key, needs)
+        # By hand: copying it by `copy` would open the folder again.
+        narrow = object.__new__(Store)
+        narrow.__dict__ |= self.__dict__
+        # Of all tokens the store's own form: it may keep patches pooled.
+        narrow._read_only(columns, self.key.form if needs.tokens == "all" else needs.form)
+        return narrow
+
+    @property
+    def values_per_row(self) -> int:
+        """Values that are read of one input."""
+        return sum(column.numel for column in self.columns.values())
 
     @property
     def bytes(self) -> int:
@@ -144,9 +185,9 @@ class Store:
             StoreError: A file is gone, or a value is not finite.
         """
         whole = self._in_memory.get((split, view))
-        if whole is None and self.key.splits[split] * self.key.values_per_row * 4 <= IN_MEMORY:
+        if whole is None and self.key.splits[split] * self.values_per_row * 4 <= IN_MEMORY:
             parts = [self._decode(shard) for shard in self._shards[(split, view)]]
-            whole = torch.cat(parts) if parts else torch.empty(0, self.key.values_per_row)
+            whole = torch.cat(parts) if parts else torch.empty(0, self.values_per_row)
             self._refuse_not_finite(whole)
             self._in_memory[(split, view)] = whole
         at = torch.as_tensor(indices, dtype=torch.long)
@@ -163,9 +204,11 @@ class Store:
 
     def taps(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows as taps, `b r` to `b n d` each (views, no copies)."""
+        columns = self.columns.values()
+        parts = rows.split([column.numel for column in columns], 1)
         return {
-            tap.name: rows[:, part].unflatten(1, tap.shape)
-            for tap, part in zip(self.key.taps, self.key.slices.values(), strict=True)
+            name: part.unflatten(1, column.shape)
+            for name, column, part in zip(self.columns, columns, parts, strict=True)
         }
 
     def _read(self, split: str, view: int, at: np.ndarray) -> Tensor:
@@ -174,18 +217,25 @@ class Store:
         starts = np.array([shard.start for shard in shards])
         which = np.searchsorted(starts, at, side="right") - 1
         shards_open = [self._open(shard) for shard in shards]
-        raw = np.empty((len(at), self.key.values_per_row), disk_type(self.key.dtype))
+        raw = np.empty((len(at), self.values_per_row), disk_type(self.key.dtype))
         places = zip(which.tolist(), (at - starts[which]).tolist(), strict=True)
         for place, (shard, row) in enumerate(places):
-            raw[place] = shards_open[shard][0][row]
+            raw[place] = self._pick(shards_open[shard][0][row])
         scales = None
         if self.key.dtype == "int8":
-            scales = np.stack([shards_open[shard][1] for shard in which.tolist()])
+            scales = np.stack([self._pick(shards_open[shard][1]) for shard in which.tolist()])
         return decode(raw, self.key.dtype, scales)
 
     def _decode(self, shard: Shard) -> Tensor:
         raw, scales = self._open(shard)
-        return decode(np.array(raw), self.key.dtype, scales)
+        scales = None if scales is None else self._pick(scales)
+        return decode(np.array(self._pick(raw)), self.key.dtype, scales)
+
+    def _pick(self, values: np.ndarray) -> np.ndarray:
+        """What is read of rows, or of one."""
+        if len(self._runs) == 1:
+            return values[..., self._runs[0]]
+        return np.concatenate([values[..., run] for run in self._runs], -1)
 
     def _open(self, shard: Shard) -> tuple[np.ndarray, Any]:
         """A shard's memory map and its scales, opened once."""
@@ -212,12 +262,24 @@ class Store:
 
     def __reduce__(self) -> tuple:
         """A worker process opens the folder itself."""
-        return _reopen, (self.path, self.key.digest)
+        return _reopen, (self.path, self.key.digest, self.columns, self.form)
 
 
-def _reopen(path: Path, digest: str) -> Store:
+def lacks(path: Path, key: StoreKey, needs: Needs) -> StoreError:
+    """The error for a store that has not all that is needed."""
+    return StoreError(
+        "the store lacks what the task needs",
+        where=str(path),
+        found=f"{count_taps([tap.name for tap in key.taps])}, tokens {key.form}; wanted "
+        f"{', '.join(needs.taps[:4])}{' ...' if len(needs.taps) > 4 else ''}, tokens {needs.form}",
+        fix="build one for this method: `restuning cache`",
+    )
+
+
+def _reopen(path: Path, digest: str, columns: Mapping[str, Column], form: str) -> Store:
     # Its contents were compared in the process that sent it here.
     store = Store(path, verify=False)
     if store.key.digest != digest:
         raise damaged(path, "another store has taken its place")
+    store._read_only(columns, form)
     return store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,19 +11,22 @@ from typing import Any
 
 import torch
 
-from restuning._errors import StoreError
+from restuning import methods
+from restuning._errors import EngineError, RestuningError, StoreError
 from restuning.backbones import Backbone, choose_device, load_backbone, refuse_for_loaded
 from restuning.data import Data, DataOptions, load_data
 from restuning.data.data import collate_batch
 from restuning.data.identity import Watch
 from restuning.features.cached import StoredFeatures
+from restuning.features.codec import BYTES
 from restuning.features.extract import build, forecast, open_finished, place
-from restuning.features.key import DataKey, StoreKey, store_key
+from restuning.features.key import DataKey, StoreKey, measure_taps, store_key
 from restuning.features.manifest import MANIFEST, damaged
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
-from restuning.sites import FEATURE, IN_WORDS, Needs, count_taps, covers_tokens, resolve_tokens
+from restuning.runtime.randomness import preserve_randomness
+from restuning.sites import IN_WORDS, Needs, count_taps, is_stream, resolve_tokens, unite_needs
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
@@ -122,18 +125,9 @@ def reason_not_storable(task: Task, augment: str) -> str:
     return ""
 
 
-def taps_to_store(host: Extractor, needs: Needs) -> Needs:
-    """What to store: every tap where that is one token each, so that methods share a store."""
-    more = [name for name in needs.taps if name != "last" and name not in host.sites.taps]
-    return (
-        Needs((*host.sites.taps, *more), needs.tokens)
-        if needs.tokens != "all"
-        else Needs(
-            tuple(host.sites.taps[-1] if t == "last" else t for t in needs.taps),
-            "all",
-            needs.pool_patches,
-        )
-    )
+def taps_to_store(host: Extractor, *several: Needs) -> Needs:
+    """What to store for the needs of some tasks, by the backbone's own names of taps; see `unite_needs`."""
+    return unite_needs(several, host.sites.taps)
 
 
 def key_for(
@@ -198,18 +192,20 @@ def open_or_build(
     Raises:
         StoreError: It cannot be built, or one that is there is damaged.
     """
-    if data.kind != "image" and needs.tokens == "all":
+    if not _can_be_stored(data, needs):
         return None
+    host.resolve_needs(needs)
+    needs = taps_to_store(host, needs)
     root, log = options.folder, options.log
     splits = {"train": data.train, "val": data.val, "test": data.test}
     splits = {name: split for name, split in splits.items() if split is not None}
     # Before contents are looked at: what is read later must be what the key says.
     watches = {name: Watch(split) for name, split in splits.items()}
-    key = key_for(host, backbone, data, taps_to_store(host, needs), options)
+    key = key_for(host, backbone, data, needs, options)
     store = _find_covering(root, key)
     if store is not None:
         log(f"{_describe(store.key)}: reused {store.path}")
-        return Stored(store, 0.0, options.views)
+        return Stored(store.only(needs), 0.0, options.views)
     for path in _find_of_before(root, key):
         log(
             f"{path} may be of these data: it is of before data were known by their contents, and "
@@ -219,11 +215,11 @@ def open_or_build(
     if options.limit is not None and size > options.limit:
         log(f"not stored: {size / 2**30:.1f} GiB (`restuning cache` builds it)")
         return None
+    lent = _find_lent(root, key)
     example = backbone.kwargs or backbone.example
-    log(
-        f"{_describe(key)}: building {place(root, key)}: "
-        f"{forecast(host, key, root, example, options.batch_size)}"
-    )
+    foretold = forecast(host, key, root, example, options.batch_size, lent)
+    copied = f"; {' and '.join(lent)} from a store that is there" if lent else ""
+    log(f"{_describe(key)}: building {place(root, key)}: {foretold}{copied}")
     started = time.perf_counter()
     parts: dict[tuple[str, int], Any] = {
         ("train", number): view_of(view, data.train, augmented)
@@ -240,13 +236,69 @@ def open_or_build(
         collate=data.collate,
         progress=options.progress,
         check=lambda split, start, stop: watches[split].check(start, stop),
+        lent=lent,
     )
     if shares := store.manifest.get("merged away"):
         log(
             f"merged away: {min(shares.values()):.0%} to {max(shares.values()):.0%} of the variance of "
             "patches inside an image, by tap"
         )
-    return Stored(store, time.perf_counter() - started, options.views)
+    return Stored(store.only(needs), time.perf_counter() - started, options.views)
+
+
+def store_once(
+    host: Extractor,
+    backbone: Backbone,
+    data: Data,
+    several: Iterable[Needs],
+    options: StoreOptions = StoreOptions(),
+) -> None:
+    """Make one pass over a data set for all that several tasks read and no store holds yet.
+
+    `open_or_build` then finds for each what it needs. What cannot be stored is left out; so is, largest
+    first, what would make the store larger than `options.limit`.
+
+    Args:
+        host: The frozen backbone.
+        backbone: What it was made of.
+        data: The data set, without augmentation, its splits apart.
+        several: Needs of the tasks.
+        options: Where the store lies, how it is computed and kept.
+
+    Raises:
+        StoreError: It cannot be built, or one that is there is damaged.
+    """
+    wanted = []
+    for needs in dict.fromkeys(several):
+        with suppress(EngineError):
+            # Who reads it is told; here it must not keep others from theirs.
+            host.resolve_needs(needs)
+            wanted += [taps_to_store(host, needs)] if _can_be_stored(data, needs) else []
+    if len(wanted) < 2:
+        # What one reads it stores by itself.
+        return
+    example = backbone.kwargs or backbone.example
+    key = key_for(host, backbone, data, wanted[0], options)
+    wanted = [n for n in wanted if _find_covering(options.folder, key, n) is None]
+    # One forward does not give both.
+    for pooled in (False, True):
+        group = [n for n in wanted if (n.tokens == "pool") == pooled]
+        while len(group) > 1:
+            united = taps_to_store(host, *group)
+            size = sum(tap.numel for tap in measure_taps(host, united, example))
+            if options.limit is None or size * BYTES[key.dtype] * key.rows <= options.limit:
+                open_or_build(host, backbone, data, united, options)
+                break
+            group.remove(max(group, key=_weigh))
+
+
+def _weigh(needs: Needs) -> tuple[bool, float]:
+    return needs.tokens == "all", len(needs.taps) / needs.pool_patches**2
+
+
+def _can_be_stored(data: Data, needs: Needs) -> bool:
+    # Texts differ in length.
+    return data.kind == "image" or needs.tokens != "all" or not any(map(is_stream, needs.taps))
 
 
 def build_store(
@@ -260,15 +312,16 @@ def build_store(
     options: StoreOptions = StoreOptions(),
     reading: DataOptions | None = None,
 ) -> Stored:
-    """Build a store of all taps of a data set, or go on with one: all that `restuning cache` does.
+    """Build a store of a data set for many methods, or go on with one: all that `restuning cache` does.
 
     Args:
         data: As `load_data` takes it.
         backbone: By name (see `load_backbone`), or one that is loaded.
         weights: File of its weights, without a hub.
         random: Random weights of the backbone, from seed 0.
-        tokens: What is kept of each tap: "auto" (what the readout needs), "cls", "last", "pool",
-            "all", or "all/2" for patches two by two.
+        tokens: What is kept: "auto" (what methods read that read one token a tap, or nothing but
+            parts; "all" where the readout reads all tokens of images); "cls", "last" or "pool" of
+            every tap; "all" (all tokens, and the parts that methods read), "all/2" (patches two by two).
         device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
         options: Where the store lies, how it is computed and kept.
         reading: How the data set is read; None for the defaults of `DataOptions`.
@@ -285,7 +338,12 @@ def build_store(
         file = None if weights is None else Path(weights)
         backbone = load_backbone(backbone, weights=file, random=random)
     host = backbone.host()
-    needs = _parse_needs(host, tokens)
+    if not _are_tokens(tokens):
+        raise StoreError(
+            "no such tokens",
+            found=tokens,
+            fix="give auto, cls, last, pool, all, or all/2 for patches two by two",
+        )
     augmented = None
     if options.views > 2:
         augmented = load_data(data, backbone, replace(reading, augment="timm")).train
@@ -295,6 +353,9 @@ def build_store(
         host.to(place)
         plain = load_data(data, backbone, replace(reading, augment="none", final=False))
         options.log(f"data  {plain.describe()}")
+        pool = choose_pool(backbone, plain) or host.readout_rule.pool
+        read = read_by_methods(host, pool)
+        needs = _parse_needs(host, tokens, pool, read)
         stored = open_or_build(host, backbone, plain, needs, options, augmented=augmented)
     if stored is None:
         raise StoreError(
@@ -302,25 +363,53 @@ def build_store(
             where=plain.name,
             fix="give --tokens cls or last, or train live",
         )
+    last = host.sites.taps[-1]
+    held = [name for name, one in read.items() if stored.store.key.find(one, last)]
+    options.log(f"serves  {', '.join(held) or 'no method by its name (--tokens auto does)'}")
     return stored
 
 
-def _parse_needs(host: Extractor, tokens: str) -> Needs:
-    """Every tap, with the tokens that `auto`, `cls`, ... `all/2` stand for."""
-    if tokens == "auto":
-        tokens = resolve_tokens(host.readout_rule.pool)
-        if tokens == "all" and not host.images:
-            # Texts differ in length: what their tokens say together does not, and is small.
-            parts = (f"{tap}/tokens" for tap in host.sites.taps)
-            return Needs((*host.sites.taps, *parts, f"{FEATURE}/mean"), "cls")
+def _are_tokens(tokens: str) -> bool:
     kind, slash, side = tokens.partition("/")
-    if kind not in IN_WORDS or (slash and not (kind == "all" and side.isdigit() and int(side))):
-        raise StoreError(
-            "no such tokens",
-            found=tokens,
-            fix="give auto, cls, last, pool, all, or all/2 for patches two by two",
-        )
-    return Needs(host.sites.taps, kind, int(side) if slash else 1)  # type: ignore[arg-type]
+    pooled = kind == "all" and side.isdigit() and int(side) > 0
+    return pooled if slash else kind in ("auto", *IN_WORDS)
+
+
+def _parse_needs(host: Extractor, tokens: str, pool: str, read: Mapping[str, Needs]) -> Needs:
+    """What `auto`, `cls`, ... `all/2` stand for, where methods of that readout read `read`."""
+    small = [needs for needs in read.values() if needs.tokens != "all"]
+    # Where the readout takes all tokens of an image so does the bypass of the paper, and they can be stored.
+    if tokens == "auto" and small and not (host.images and resolve_tokens(pool) == "all"):
+        return taps_to_store(host, *small)
+    kind, _, side = ("all" if tokens == "auto" else tokens).partition("/")
+    taps = Needs(host.sites.taps, kind, int(side or 1))  # type: ignore[arg-type]
+    if kind != "all":
+        return taps
+    # What is made of all tokens is small beside them.
+    return taps_to_store(host, taps, *(needs for needs in small if needs.tokens != "pool"))
+
+
+def choose_pool(backbone: Backbone, data: Data) -> str | None:
+    """The readout that data ask for; None for the one that was found in the backbone."""
+    # Every word of a tagged text is answered; else its one vector is what the authors make of it.
+    return "all" if data.kind == "tags" else backbone.pool
+
+
+def read_by_methods(host: Extractor, pool: str) -> dict[str, Needs]:
+    """What each method that trains from stored features reads of a backbone, by its name.
+
+    Args:
+        host: The frozen backbone.
+        pool: Readout of all of them, one of `POOLS`.
+    """
+    found = {}
+    for name in methods.names():
+        # A backbone may have no place for a method.
+        with suppress(RestuningError), preserve_randomness(devices=False):
+            if not methods.runs_inside(name):
+                task = methods.build(name, host, num_classes=2, pool=pool)
+                found[name] = task.needs(host.readout_rule)
+    return found
 
 
 def _describe(key: StoreKey) -> str:
@@ -350,28 +439,47 @@ def _find_of_before(root: Path, key: StoreKey) -> list[Path]:
     return found
 
 
-def _find_covering(root: Path, key: StoreKey) -> Store | None:
-    """A finished store with at least these taps, tokens and views, kept the same way."""
+def _find_covering(root: Path, key: StoreKey, needs: Needs | None = None) -> Store | None:
+    """A finished store with at least what is needed, of these data and views, kept the same way.
+
+    Args:
+        root: Folder of all stores.
+        key: Of a store of the data.
+        needs: What is needed; None for all that the key names.
+    """
+    needs = key.needs if needs is None else needs
     exact = place(root, key)
-    if (exact / MANIFEST).exists():
+    if (exact / MANIFEST).exists() and key.find(needs) is not None:
         return open_finished(exact, key)
-    wide = {tap.name for tap in key.taps}
+    for path, theirs in _list_of_same_kind(root, key):
+        same = theirs.covers_data(key) and key.splits.items() <= theirs.splits.items()
+        same = same and theirs.views[: len(key.views)] == key.views
+        if same and theirs.find(needs) is not None:
+            return Store(path)
+    return None
+
+
+def _find_lent(root: Path, key: StoreKey) -> dict[str, Store]:
+    """By split, finished stores that hold these values of it, where none holds those of all splits."""
+    # What int8 keeps depends on the rows beside; what pooling takes from patches is counted in a forward.
+    if key.dtype == "int8" or key.pool_patches > 1:
+        return {}
+    apart = {split: key.restrict(split) for split in key.splits}
+    found = {split: _find_covering(root, one) for split, one in apart.items()}
+    return {split: store for split, store in found.items() if store is not None}
+
+
+def _list_of_same_kind(root: Path, key: StoreKey) -> Iterator[tuple[Path, StoreKey]]:
+    """Finished stores of the same backbone whose values are computed and kept the same way."""
     for path in stores(root):
         try:
             # Only what it says of itself: there may be many.
-            store = Store(path, verify=False)
+            theirs = Store(path, verify=False).key
         except StoreError:
             continue
-        theirs = store.key
         # As they are written: one that was read has lists where another has tuples.
         written, wanted = theirs.to_dict(), key.to_dict()
-        same = all(
+        if all(
             written[f] == wanted[f] for f in ("backbone", "dtype", "precision", "preprocessing")
-        )
-        same = same and theirs.covers_data(key) and key.splits.items() <= theirs.splits.items()
-        enough = wide <= {t.name for t in theirs.taps} and covers_tokens(
-            theirs.tokens, key.tokens, theirs.pool_patches, key.pool_patches
-        )
-        if same and enough and theirs.views[: len(key.views)] == key.views:
-            return Store(path)
-    return None
+        ):
+            yield path, theirs

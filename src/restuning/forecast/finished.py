@@ -130,7 +130,7 @@ def _bytes_in_memory(dataset: Any, example: Any) -> int:
     one = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
     if isinstance(dataset, StoredFeatures):
         # All splits and views that are drawn from, each as a whole.
-        row = dataset.store.key.values_per_row * 4
+        row = dataset.store.values_per_row * 4
         held = [len(dataset.store.labels(s)) * row for s in dataset.splits]
         return sum(
             size * (dataset.views if split == "train" else 1)

@@ -115,8 +115,7 @@ class OnTaps(Cached):
     def __init__(self, host: Host, task: Task) -> None:
         nn.Module.__init__(self)
         self.host, self.task = host, task
-        self._last, self._tokens = host.sites.taps[-1], "all"
-        self._names = task.needs(host.readout_rule).taps
+        self._last, self._needs = host.sites.taps[-1], task.needs(host.readout_rule)
 
 
 @contextmanager

@@ -91,20 +91,6 @@ class Engine(Extractor):
             NoSitesError: A tap has no such name.
         """
         needs = self.resolve_needs(keep, self.tokens)
-        whole = [name for name in needs.taps if is_stream(name)]
-        parts = [name for name in needs.taps if split_tap(name)[1]]
-        if parts and self.tokens != "all":
-            raise EngineError(
-                "the engine gives other tokens than the task reads",
-                found=f"{IN_WORDS[self.tokens]} were exported, {parts[0]} is made of all tokens",
-                fix="export it again with --tokens all",
-            )
-        if whole and not covers_tokens(self.tokens, needs.tokens):
-            raise EngineError(
-                "the engine gives other tokens than the task reads",
-                found=f"{IN_WORDS[self.tokens]} were exported, {IN_WORDS[needs.tokens]} are wanted",
-                fix=f"export it again with --tokens {needs.tokens}",
-            )
         inputs = self._name_inputs(args, kwargs)
         device = next(iter(inputs.values())).device
         with torch.no_grad():
@@ -131,6 +117,30 @@ class Engine(Extractor):
                 stream = take_one_token(stream, needs.tokens, mask)
             taps[name] = stream
         return Features(taps, self.readout, mask if needs.tokens == "all" else None)
+
+    def resolve_needs(self, keep: Needs | Sequence[str] | None, tokens: Tokens = "all") -> Needs:
+        """What to keep, checked; see `Extractor`.
+
+        Raises:
+            EngineError: It holds other tokens than are wanted.
+            NoSitesError: A tap has no such name.
+        """
+        needs = super().resolve_needs(keep, tokens)
+        whole = [name for name in needs.taps if is_stream(name)]
+        parts = [name for name in needs.taps if split_tap(name)[1]]
+        if parts and self.tokens != "all":
+            raise EngineError(
+                "the engine gives other tokens than the task reads",
+                found=f"{IN_WORDS[self.tokens]} were exported, {parts[0]} is made of all tokens",
+                fix="export it again with --tokens all",
+            )
+        if whole and not covers_tokens(self.tokens, needs.tokens):
+            raise EngineError(
+                "the engine gives other tokens than the task reads",
+                found=f"{IN_WORDS[self.tokens]} were exported, {IN_WORDS[needs.tokens]} are wanted",
+                fix=f"export it again with --tokens {needs.tokens}",
+            )
+        return needs
 
     def fingerprint(self) -> dict[str, Any]:
         """Those of the network it was made of and of its own file: engines round differently."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from restuning.sites import ONE_TOKEN, take_one_token
 from restuning.sites.readout import fit_mask
 from restuning.tuners import BINS, average_profiles, count_tokens_before_grid
 
@@ -15,7 +16,7 @@ def compute_part(part: str, stream: Tensor, mask: Tensor | None = None) -> Tenso
 
     "tokens": mean, largest value and deviation of each channel over real tokens. "patches": the same over
     the grid, without what stands before it. "places": the means along rows and along columns of the grid,
-    7 bins each.
+    7 bins each. "cls" and "last": the first or the last real token, as it is.
 
     Args:
         part: One of `sites.PARTS`.
@@ -25,6 +26,9 @@ def compute_part(part: str, stream: Tensor, mask: Tensor | None = None) -> Tenso
     Raises:
         TunerShapeError: There is no grid where one is asked for.
     """
+    if part in ONE_TOKEN:
+        # A slice would hold the whole stream in memory; a copy of one token lets it go.
+        return take_one_token(stream, part, mask).clone()
     # In single precision: sums of squares of half precision lose what they are for.
     normed = F.layer_norm(stream.float(), stream.shape[-1:]).flatten(1, -2)
     if part != "tokens":

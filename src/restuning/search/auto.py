@@ -106,7 +106,7 @@ def choose_method(
     """Choose a method, its rate and its epochs on validation; nothing of a test split is read.
 
     Candidates are tried from the cheapest on. Detached methods are trained from features that are
-    stored once, the rates of one together; then methods inside the backbone. Each trial is a whole
+    stored in one pass for all of them, the rates of one together; then methods inside the backbone. Each trial is a whole
     run, so that none looks better for needing less, but is ended early where it clearly loses
     (`rule.is_lost`). `rule.choose` says which is taken. Where epochs are dear the final run
     goes on from the trial's weights, shrunk, with `candidates.MORE` of its epochs on both splits
@@ -163,7 +163,7 @@ def choose_method(
         "the class names": describe_classes(data.labels),
     }
     folder = ChoiceFolder(out, identity, resume)
-    trials = Trials(inputs, tested, settings, budget, folder, log)
+    trials = Trials(inputs, tested, settings, budget, folder, log, candidates)
     rows: list[Row] = []
     for candidate in candidates:
         # The rows before say what is to be beaten, and how much of the budget is gone.

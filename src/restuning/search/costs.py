@@ -141,7 +141,8 @@ class Costs:
         final = -(-self.inputs // batch) * candidate.epochs(self.settings.epochs) * step
         final += self.tested * forward
         if detached:
-            return trial, final + self.features_seconds()
+            # Its features of both splits are those of the trial.
+            return trial, final
         # Inside the backbone every epoch's validation runs the backbone as well; from a store it is
         # nothing beside the steps.
         return trial + settings.epochs * val * forward, final

@@ -327,11 +327,16 @@ def sweep(
     folder = SearchFolder(out, identity, file="grid.json", what="this folder holds another sweep")
     run = _Sweep(inputs, method, settings, options, folder, on_progress)
     started = time.perf_counter()
-    stored = _open_store(inputs, Recipe(method, settings, options))
-    search, final = stored.data(plain, final=False), stored.data(plain, final=True)
     combinations = [
         tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
+    # One pass for all settings, also where some read more than others.
+    forms = dict.fromkeys(
+        tuple((name, value) for name, value in each if name not in RATES) for each in combinations
+    )
+    recipes = [Recipe(method, settings, {**options, **dict(form)}) for form in forms]
+    stored = _open_store(inputs, recipes)
+    search, final = stored.data(plain, final=False), stored.data(plain, final=True)
     # Seed by seed: runs of one seed meet the same batches and can be stacked.
     runs = [SweepRun(setting, seed) for seed in seeds for setting in combinations]
     run.train(runs, search, TRIED)
@@ -430,15 +435,15 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _open_store(inputs: Inputs, recipe: Recipe) -> Stored:
+def _open_store(inputs: Inputs, recipes: Sequence[Recipe]) -> Stored:
     """The store that all runs of a sweep train from."""
-    task = recipe.build(inputs)
+    task, *others = (recipe.build(inputs) for recipe in recipes)
     reason = reason_not_storable(task, inputs.augment)
-    stored = None if reason else inputs.open_store(task)
+    stored = None if reason else inputs.open_store(task, *others)
     if stored is None:
         raise TrainingError(
             "a sweep trains from stored features",
-            where=recipe.method,
+            where=recipes[0].method,
             found=reason
             or "features that cannot be stored: texts of different lengths, all "
             "tokens, or more bytes than the limit",

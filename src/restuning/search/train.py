@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
@@ -34,6 +35,7 @@ from restuning.training.run import (
     Source,
     default_folder,
     folder_name,
+    refuse_other_run,
     run_task,
     silent,
     with_pool,
@@ -283,6 +285,7 @@ class _Trainer:
         out = out or default_folder(self.data, "comparison")
         check_beforehand(self.data, out, (FILE, PICTURE))
         with hold_folder(out):
+            self._store_once(inputs, recipes, out)
             runs = [
                 run_task(inputs, each, out / folder_name(each.method), **self.how)
                 for each in recipes
@@ -322,7 +325,12 @@ class _Trainer:
                 f"take  {choice.method}, {how}; the choice took {format_minutes(choice.seconds)}"
             )
             final = replace(self.source, final=True)
-            inputs = replace(final.open(self.host, self.backbone), options=inputs.options)
+            # From the splits of the choice, whose features are stored already.
+            inputs = replace(
+                final.open(self.host, self.backbone),
+                options=inputs.options,
+                load_plain=lambda: plain,
+            )
             # `begin` gives it the trial's weights, where the choice says that it goes on from them.
             chosen = Recipe(
                 choice.method,
@@ -339,6 +347,16 @@ class _Trainer:
             for folder in (run.folder, run.task_folder):
                 write_json(folder / CHOICE, choice.to_dict())
             return replace(run, choice=choice)
+
+    def _store_once(self, inputs: Inputs, recipes: Sequence[Recipe], out: Path) -> None:
+        """One pass over the data for all methods; first the folders of their runs are looked at."""
+        if self.resume:
+            for each in recipes:
+                task = each.build_form(inputs)
+                task.labels = inputs.data.labels
+                folder = out / folder_name(each.method)
+                from_main(partial(refuse_other_run, inputs, task, each.settings, folder))
+        inputs.store_once(partial(each.build_form, inputs) for each in recipes)
 
     def _inputs(self, recipe: Recipe, data: Data | None = None) -> Inputs:
         inputs = self.source.open(self.host, self.backbone, self.data if data is None else data)

@@ -45,6 +45,7 @@ class Trials:
         budget: Limits of the whole choice.
         folder: Keeps the rows that are decided.
         log: Receives a line for each trial.
+        candidates: That will be tried, in order: features are stored in one pass for all of them.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Trials:
         budget: Budget,
         folder: ChoiceFolder,
         log: Log,
+        candidates: Sequence[Candidate] = (),
     ) -> None:
+        self.candidates = candidates
         self.inputs, self.host, self.settings = inputs, inputs.host, settings
         self.budget, self.folder, self.log = budget, folder, log
         self.costs = Costs(inputs.host, inputs.data, tested, settings)
@@ -167,7 +170,11 @@ class Trials:
             if stored is None and self.budget.seconds is not None and not decided:
                 needed = spent() + self.costs.features_seconds()
                 _refuse(self.budget.refuses_time(needed))
-            stored = stored or inputs.open_store(task)
+            if stored is None:
+                # The first that lacks features pays for a pass that serves all others.
+                others = [c for c in self.candidates if self.folder.read(c.method) is None]
+                inputs.store_once([lambda: task, *(partial(self._build, c) for c in others)])
+                stored = inputs.open_store(task)
         except EngineError as error:
             raise LeftOutError(error.what) from None
         if stored is None:

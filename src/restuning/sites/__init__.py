@@ -32,6 +32,7 @@ from restuning.sites.sums import first_tensor as first_tensor
 from restuning.sites.sums import take_stream as take_stream
 from restuning.sites.taps import FEATURE as FEATURE
 from restuning.sites.taps import IN_WORDS as IN_WORDS
+from restuning.sites.taps import ONE_TOKEN as ONE_TOKEN
 from restuning.sites.taps import PARTS as PARTS
 from restuning.sites.taps import Features as Features
 from restuning.sites.taps import Needs as Needs
@@ -42,3 +43,4 @@ from restuning.sites.taps import is_stream as is_stream
 from restuning.sites.taps import resolve_readout as resolve_readout
 from restuning.sites.taps import resolve_tokens as resolve_tokens
 from restuning.sites.taps import split_tap as split_tap
+from restuning.sites.taps import unite_needs as unite_needs

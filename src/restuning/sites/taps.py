@@ -23,13 +23,17 @@ IN_WORDS: dict[str, str] = {
 FEATURE = "feature"
 """Among taps, `feature/mean` is the frozen readout of the last stream with that pooling, `b 1 D`."""
 
+ONE_TOKEN = ("cls", "last")
+"""Parts that are one token as it is. Where a store holds all tokens of some taps, it holds these of others."""
+
 PARTS: dict[str, str] = {
     "patches": "mean, largest values and deviation of patches",
     "tokens": "mean, largest values and deviation of tokens",
     "places": "means along rows and columns",
+    **{token: IN_WORDS[token] for token in ONE_TOKEN},
 }
 """What may be read of a tap in place of its tokens, as `block.3/patches`, `b k d`: a few numbers a
-channel that are small to store. Tokens are normalised first (no parameters)."""
+channel that are small to store. Tokens are normalised first (no parameters), but for `ONE_TOKEN`."""
 
 
 def split_tap(name: str) -> tuple[str, str]:
@@ -44,10 +48,14 @@ def is_stream(name: str) -> bool:
 
 
 def count_taps(names: Sequence[str]) -> str:
-    """How many taps are kept, in words: `13 taps`, `13 taps and 15 parts of them`, `1 part of taps`."""
+    """How many taps are kept, in words: `13 taps`, `13 taps and 15 parts of them`, `1 part of taps`,
+    `6 taps, one token of 7 more and 15 parts of them`.
+    """
     whole = sum(map(is_stream, names))
-    parts = len(names) - whole
+    single = sum(split_tap(n)[1] in ONE_TOKEN and split_tap(n)[0] != FEATURE for n in names)
+    parts = len(names) - whole - single
     taps = f"{whole} tap{'' if whole == 1 else 's'}"
+    taps += f"{',' if parts else ' and'} one token of {single} more" if single else ""
     if not parts:
         return taps
     more = f"{parts} part{'' if parts == 1 else 's'} of"
@@ -96,6 +104,42 @@ def covers_tokens(
     if stored_patches not in (1, needed_patches):
         return needed == "cls"
     return stored == needed or (stored == "all" and needed in ("cls", "last"))
+
+
+def unite_needs(several: Sequence[Needs], taps: Sequence[str]) -> Needs:
+    """What one forward keeps for several tasks, each thing once, in an order that is not that of `several`.
+
+    Where some read all tokens of a tap, it is kept whole, and of taps of which others read one token, that
+    is a part (`block.3/cls`). Needs that all read the same tokens stay as they are.
+
+    Args:
+        several: Of the tasks; either all of them read pooled vectors or none.
+        taps: Of the backbone, in order.
+    """
+
+    def names(needs: Needs) -> list[str]:
+        return [taps[-1] if name == "last" else name for name in needs.taps]
+
+    # What reads nothing but parts can be kept beside any tokens.
+    kinds: set[Tokens] = {n.tokens for n in several if any(map(is_stream, n.taps))}
+    kinds = kinds or {several[0].tokens}
+    tokens = "all" if "all" in kinds else min(kinds)
+    sides = {n.pool_patches for n in several if n.tokens == "all"}
+    # Whole patches can be pooled at any time, and pooled ones in one way only.
+    side = sides.pop() if len(sides) == 1 else 1
+    whole = {name for n in several if n.tokens == tokens for name in names(n)}
+    found = set()
+    for needs in several:
+        has = covers_tokens(tokens, needs.tokens, side, needs.pool_patches)
+        for name in names(needs):
+            apart = is_stream(name) and needs.tokens != tokens and not (has and name in whole)
+            found.add(f"{name}/{needs.tokens}" if apart else name)
+
+    def order(name: str) -> tuple[bool, int, str]:
+        tap, part = split_tap(name)
+        return not is_stream(name), taps.index(tap) if tap in taps else len(taps), part
+
+    return Needs(tuple(sorted(found, key=order)), tokens, side)
 
 
 class Features(dict[str, Tensor]):

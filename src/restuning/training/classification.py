@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +22,13 @@ from restuning.training.batch import (
     split_batch,
 )
 from restuning.training.evaluate import evaluate
-from restuning.training.identity import describe_backbone, describe_classes, describe_data
+from restuning.training.identity import (
+    describe_backbone,
+    describe_classes,
+    describe_data,
+    describe_form,
+    describe_settings,
+)
 from restuning.training.log import draw_curves
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.prepare import is_solved, prepare_tuned, solve_tuned
@@ -111,22 +115,15 @@ class Classification(TrainingObjective):
 
     def identity(self) -> dict[str, Any]:
         """The settings that matter, data, class names and backbone, and a digest of the task's form."""
-        # Shapes and types, not values: those change while the run goes on.
-        form = {n: [list(t.shape), str(t.dtype)] for n, t in self.task.state_dict().items()}
-        spec = getattr(self.task, "spec", None)
-        text = json.dumps([form, spec() if callable(spec) else None], sort_keys=True, default=str)
         # Before contents are looked at: what is trained on must be what the run is known by.
         self.watches = [Watch(split) for split in (self.train, self.val) if split is not None]
-        # No other run than one of other epochs; but none that trained a head on its answers, as versions before did.
-        steps = {"epochs": 0} if self.solved else {}
         return {
-            **self.settings.identity(),
-            **steps,
+            **describe_settings(self.settings, self.task),
             "training examples": len(self.train),
             "validation examples": 0 if self.val is None else len(self.val),
             **describe_data(self.train, self.val, self.collate),
             "the backbone": describe_backbone(self.tuned),
-            "the method's form": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "the method's form": describe_form(self.task),
             # Last, for it may be long.
             "the class names": describe_classes(getattr(self.task, "labels", None)),
         }

@@ -5,6 +5,8 @@ The names are those that an error gives them, where two runs that meet in one fo
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +14,10 @@ from torch import nn
 
 from restuning._errors import warn
 from restuning.data.digests import Tell, digest_value, quiet
-from restuning.data.identity import combine, describe_reading, identify
+from restuning.data.identity import Contents, combine, describe_reading, identify
 from restuning.host import Extractor
+from restuning.training.prepare import is_solved
+from restuning.training.settings import FitSettings
 
 NAMES = 20
 """Classes up to which their names are written out; of more, a digest is."""
@@ -36,17 +40,14 @@ def describe_data(
 
     Cost: as `identify`.
     """
-    described: dict[str, str | None] = {}
     to_dict = getattr(collate, "to_dict", None)
     batches = to_dict() if callable(to_dict) else None
-    for name, split in (("training", train), ("validation", val)):
-        contents = None if split is None else identify(split, tell)
-        described |= {
-            f"the {name} data": contents and contents.inputs[:DIGITS],
-            f"the labels of the {name} data": contents and contents.labels[:DIGITS],
-            f"the reading of the {name} data": contents
-            and describe_reading(contents.reading, batches)[:DIGITS],
-        }
+    both = [None if split is None else identify(split, tell) for split in (train, val)]
+    described = describe_contents(*both)
+    for name, contents in zip(("training", "validation"), both, strict=True):
+        described[f"the reading of the {name} data"] = (
+            contents and describe_reading(contents.reading, batches)[:DIGITS]
+        )
         if contents is not None and contents.assumed:
             described[f"assumed of the {name} data"] = contents.assumed
             warn(
@@ -56,6 +57,33 @@ def describe_data(
                 "contents are",
             )
     return described
+
+
+def describe_contents(train: Contents | None, val: Contents | None) -> dict[str, str | None]:
+    """Digests of the contents of both splits, as `describe_data` names them."""
+    described: dict[str, str | None] = {}
+    for name, contents in (("training", train), ("validation", val)):
+        described |= {
+            f"the {name} data": contents and contents.inputs[:DIGITS],
+            f"the labels of the {name} data": contents and contents.labels[:DIGITS],
+        }
+    return described
+
+
+def describe_settings(settings: FitSettings, task: nn.Module) -> dict[str, Any]:
+    """The settings that matter for a task."""
+    # No other run than one of other epochs; but none that trained a head on its answers, as versions before did.
+    steps = {"epochs": 0} if is_solved(task) else {}
+    return {**settings.identity(), **steps}
+
+
+def describe_form(task: nn.Module) -> str:
+    """Digest of the shapes and types of a task's weights, and of how it is built."""
+    # Not of values: those change while the run goes on.
+    form = {n: [list(t.shape), str(t.dtype)] for n, t in task.state_dict().items()}
+    spec = getattr(task, "spec", None)
+    text = json.dumps([form, spec() if callable(spec) else None], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def describe_classes(labels: Sequence[str] | None) -> list[str] | str | None:

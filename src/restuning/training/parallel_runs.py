@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from restuning._errors import TrainingError
 from restuning.features import StoredFeatures
-from restuning.features.cached import select_tokens
+from restuning.features.cached import select_taps
 from restuning.host import Extractor
 from restuning.runtime.randomness import preserve_randomness, seed_everything
 from restuning.task import Task
@@ -151,10 +151,7 @@ def _draw_views(
 
 def _select_taps(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The taps, and of them the tokens, that a task reads."""
-    needs = task.needs(host.readout_rule)
-    if needs.taps == ("last",):
-        taps = {"last": taps[host.sites.taps[-1]]}
-    return select_tokens(taps, needs.tokens)
+    return select_taps(taps, task.needs(host.readout_rule), host.sites.taps[-1])
 
 
 class _StackedRuns:

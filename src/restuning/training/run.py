@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,25 +21,40 @@ import torch
 from torch import nn
 
 from restuning import methods
-from restuning._errors import DataError
+from restuning._errors import DataError, RestuningError
 from restuning._files import hold_folder, write_json
 from restuning._version import __version__
 from restuning.backbones import Backbone
 from restuning.data import LONGEST_TEXT, Data, load_data
-from restuning.features import Cached, Stored, StoreOptions, open_or_build
-from restuning.features.stored import BY_ITSELF, VIEWS_OF, reason_not_storable
+from restuning.features import Cached, Stored, StoreOptions, open_or_build, store_once
+from restuning.features.cached import contents_of_splits
+from restuning.features.stored import (
+    BY_ITSELF,
+    VIEWS_OF,
+    choose_pool,
+    reason_not_storable,
+    taps_to_store,
+)
 from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
+from restuning.sites import Needs
 from restuning.task import Task, Tuned, check_savable, save
 from restuning.training.beforehand import OF_A_RUN, check_beforehand, read_once
 from restuning.training.calibrate import LEFT_OUT_ROWS, Calibration, calibrate, scales_itself
-from restuning.training.checkpoint import is_finished
+from restuning.training.checkpoint import is_finished, read_newest
 from restuning.training.classification import FitResult
 from restuning.training.evaluate import evaluate
 from restuning.training.fit import fit, fit_until
-from restuning.training.identity import describe_data
+from restuning.training.identity import (
+    describe_classes,
+    describe_contents,
+    describe_data,
+    describe_form,
+    describe_host,
+    describe_settings,
+)
 from restuning.training.log import check_trackers
-from restuning.training.loop import CHECKPOINTS
+from restuning.training.loop import CHECKPOINTS, check_same_run
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone, from_main
 
@@ -160,11 +176,12 @@ class Inputs:
         """Without augmentation, splits apart."""
         return self.load_plain()
 
-    def open_store(self, task: Task, *, build: bool = True) -> Stored | None:
+    def open_store(self, task: Task, *others: Task, build: bool = True) -> Stored | None:
         """The store that a task trains from.
 
         Args:
             task: Whose taps and tokens are stored.
+            others: That train from the same rows: other settings of its method.
             build: Whether one is built that is not there yet.
 
         Returns:
@@ -176,9 +193,33 @@ class Inputs:
         if self.store is None or reason_not_storable(task, self.augment):
             return None
         needs = task.needs(self.host.readout_rule)
+        if others:
+            more = [other.needs(self.host.readout_rule) for other in others]
+            alike = [each for each in more if (each.tokens == "pool") == (needs.tokens == "pool")]
+            needs = taps_to_store(self.host, needs, *alike)
         # A limit of nothing opens what is there and builds nothing.
         options = self.store if build else replace(self.store, limit=0, log=silent)
         return open_or_build(self.host, self.backbone, self.plain, needs, options)
+
+    def store_once(self, build: Iterable[Callable[[], Task]]) -> None:
+        """Make one pass over the data for all tasks of a command; `open_store` finds what it left.
+
+        Args:
+            build: Make the tasks. One that cannot be made, or does not train from a store, asks for nothing.
+
+        Raises:
+            StoreError: It cannot be written, or one that is there is damaged.
+        """
+        if self.store is None:
+            return
+        needs: list[Needs] = []
+        for make in build:
+            # Whoever trains it is told why.
+            with suppress(RestuningError):
+                task = make()
+                if not reason_not_storable(task, self.augment):
+                    needs.append(task.needs(self.host.readout_rule))
+        store_once(self.host, self.backbone, self.plain, needs, self.store)
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
@@ -224,8 +265,7 @@ def open_inputs(
 def with_pool(inputs: Inputs, options: Mapping[str, Any]) -> Inputs:
     """The inputs with options of every method, and among them the readout that the data ask for."""
     backbone, data = inputs.backbone, inputs.data
-    # Every word of a tagged text is answered; else its one vector is what the authors make of it.
-    pool = options.get("pool") or ("all" if data.kind == "tags" else backbone.pool)
+    pool = options.get("pool") or choose_pool(backbone, data)
     return replace(inputs, options={**options, "pool": pool} if pool else dict(options))
 
 
@@ -269,6 +309,10 @@ class Recipe:
         if self.begin is not None:
             self.begin(task)
         return task
+
+    def build_form(self, inputs: Inputs) -> Task:
+        """A task of this form, for what it reads: without the weights that it would be given."""
+        return replace(self, head=None, begin=None).build(inputs)
 
 
 @dataclass
@@ -448,6 +492,8 @@ def run_task(
     check_trackers(settings.track)
     folder = task_folder(out, inputs.data.name)
     from_main(lambda: check_savable(task, inputs.host, folder, **saved_with(inputs)))
+    if resume:
+        from_main(lambda: refuse_other_run(inputs, task, settings, out))
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
     with hold_folder(out):
@@ -501,6 +547,47 @@ def describe_size(task: Task, settings: FitSettings) -> str:
     )
 
 
+def refuse_other_run(inputs: Inputs, task: Task, settings: FitSettings, out: Path) -> None:
+    """Refuse a folder that holds another run, before features are stored for this one.
+
+    Training compares once more, and with all that it then knows. A run through the backbone does so first of
+    all, and is not looked at here.
+
+    Args:
+        inputs: Data in front of a backbone.
+        task: New, with the names of its classes.
+        settings: How it is trained.
+        out: Folder of the run.
+
+    Raises:
+        TrainingError: It was begun with other settings, data, class names, or another backbone or form.
+    """
+    if inputs.store is None or reason_not_storable(task, inputs.augment):
+        return
+    begun = read_newest(out / CHECKPOINTS, warn=False)
+    if begun is None:
+        return
+    before, plain, data = begun.state["run"], inputs.plain, inputs.data
+    known, joined = plain.contents(), inputs.final and plain.val is not None
+    now = describe_contents(
+        contents_of_splits(known, ["train", "val"] if joined else ["train"]),
+        None if inputs.final or plain.val is None else contents_of_splits(known, ["val"]),
+    )
+    if any(before.get(name) != value for name, value in now.items()):
+        # One whose features were too many to store was trained on the inputs.
+        live = describe_data(data.train, data.val, data.collate)
+        now = {name: value for name, value in now.items() if before.get(name) != live[name]}
+    now |= {
+        **describe_settings(settings, task),
+        "the backbone": describe_host(inputs.host),
+        "the method's form": describe_form(task),
+        "the class names": describe_classes(task.labels),
+    }
+    # What it does not say of itself is for training to judge.
+    now = {name: value for name, value in now.items() if name in before}
+    check_same_run({name: before[name] for name in now}, now, out)
+
+
 def measurements(setup: Setup, result: FitResult, settings: FitSettings) -> dict[str, Any]:
     """Sizes, memory and time of a run, and beside them what shapes alone foretold."""
     task, data = setup.task, setup.data
@@ -541,7 +628,8 @@ def origin(inputs: Inputs, setup: Setup) -> dict[str, Any]:
         features = {
             "store": str(stored.store.path),
             "digest": key.digest,
-            "tokens": key.tokens,
+            # What was read: a store may hold more, for other methods.
+            "tokens": stored.store.form.partition("/")[0],
             "dtype": key.dtype,
             "precision": key.precision,
             "views": stored.views,

@@ -110,6 +110,19 @@ def test_runs_that_have_results_are_not_made_again_and_failures_only_when_asked(
     assert open_grid(job.folder, job.protocol, job.runs, retry=True) == [job.runs[1]]
 
 
+def test_columns_read_of_one_store_what_each_needs(done):
+    job, results = done(methods="linear,ridge,mixing-bypass")
+    read = {run.entry.label: result["features"] for run, result in results}
+    assert len({each["digest"] for each in read.values()}) == 1
+    assert {label: each["tokens"] for label, each in read.items()} == {
+        "linear": "cls",
+        "ridge": "cls",
+        "mixing-bypass": "all",
+    }
+    assert read["linear"]["taps"] == 1
+    assert all(result["seconds"]["features"] > 0 for _, result in results)
+
+
 @pytest.mark.slow
 def test_every_rival_is_trained_tested_and_counted_alike(done):
     names = "ssf,convpass,side-tuning,lst,res-tuning-after-norm,houlsby,bitfit,full,vpt-shallow"
