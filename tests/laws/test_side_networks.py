@@ -14,6 +14,7 @@ from restuning._errors import FormatError, UnknownNameError
 from restuning.bench.rivals.beside import Ladder
 from restuning.bypass import (
     Bypass,
+    Ensemble,
     MixingBypass,
     Pooling,
     Ridge,
@@ -80,6 +81,14 @@ SAMPLES = {
             list(maps()), [8, 8, 4], [ResAdapter(8, rank=2), None, None], [None, None]
         ),
         maps,
+    ),
+    "ensemble": (
+        lambda: Ensemble(
+            [SAMPLES["ridge"][0](), *[SAMPLES["mixing"][0]() for _ in range(2)]],
+            [None, *[WIDTH + Pooling(8).features] * 2],
+            CLASSES,
+        ),
+        streams,
     ),
     "ladder": (lambda: Ladder(TAPS, WIDTH, 4, 3), streams),
 }
@@ -165,7 +174,8 @@ def test_what_it_says_it_needs_is_enough(sample, pool):
             answer(network, few), answer(network, taps), atol=SAME_TOLERANCE, rtol=SAME_TOLERANCE
         )
     else:
-        assert network(few).shape == network(taps).shape
+        made, whole = (network.feature(each, readout, pool) for each in (few, taps))
+        assert made.shape == whole.shape
 
 
 def test_a_row_is_answered_alike_whatever_stands_beside_it(sample):
@@ -269,7 +279,7 @@ def test_a_task_with_it_is_counted_saved_loaded_and_banked(sample, tmp_path):
     x = torch.randn(2, 3, 32, 32)
     head = wake(network.widen(nn.Linear(WIDTH, CLASSES)), seed=3)
     task = Task(side=network, head=head, pool="cls")
-    trained = sum(p.numel() for p in task.parameters())
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     assert task.trainable_parameters() == trained + network.solved_parameters
     logits = Tuned(host, task).eval()(x)
     assert logits.shape == (2, CLASSES)

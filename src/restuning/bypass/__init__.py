@@ -3,6 +3,7 @@
 from restuning.bypass.bypass import STARTING_LAMBDA as STARTING_LAMBDA
 from restuning.bypass.bypass import Bypass as Bypass
 from restuning.bypass.bypass import Plan as Plan
+from restuning.bypass.ensemble import Ensemble as Ensemble
 from restuning.bypass.mixing import MixingBypass as MixingBypass
 from restuning.bypass.pooling import Pooling as Pooling
 from restuning.bypass.ridge import Ridge as Ridge

@@ -151,6 +151,17 @@ class SideNetwork(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.kind} is not solved")
 
+    def conclude(self, rows: Rows, readout: Callable[..., Tensor], pool: str | None) -> None:
+        """Called by training once after the last step, with the training split; it may set buffers.
+
+        An ensemble weighs its parts here. What it does must follow from weights and rows alone.
+
+        Args:
+            rows: As for `prepare`, with what that returned beside each row.
+            readout: The backbone's frozen norm and pooling, on loan.
+            pool: The task's; None for the backbone's own.
+        """
+
     def can_fuse(self, streams: Sequence[Tensor]) -> bool:
         """Whether `run_fused` applies to these taps.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from restuning._errors import NoSitesError
-from restuning.bypass import MixingBypass, Pooling, Ridge
+from restuning.bypass import Ensemble, MixingBypass, Pooling, Ridge, SideNetwork
 from restuning.bypass.pooling import Token
 from restuning.host import Extractor
+from restuning.methods import bypasses
 from restuning.methods.method import Method, Options
 from restuning.sites import Site
 from restuning.task import Task
@@ -19,16 +20,19 @@ PLACES = 3
 WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
 """Chosen on the validation splits of three tasks; see `docs/mixing.md`."""
 
+NETWORKS, MEMBER_TAPS, MEMBER_WIDTH = 2, 3, 48
+"""Of an ensemble: networks that are trained beside the closed form, the taps that each reads and its width. Half the
+taps and less than half the rank of `mixing-bypass` are three steps in the time of one."""
 
 _TOKEN: dict[str, Token] = {"cls": "cls", "last": "last", "all": "all"}
 
 
-def _pick_layers(host: Extractor, options: Options) -> list[Site]:
-    """The layers that are read: those of the options, else six evenly; the last among them."""
+def _pick_layers(host: Extractor, options: Options, count: int = TAPS) -> list[Site]:
+    """The layers that are read: those of the options, else some evenly; the last among them."""
     stack = host.sites.last_stack
     blocks = list(stack.pick("block").values())
     # A set: of a backbone with fewer layers than taps each is read once.
-    evenly = {max(1, round(len(blocks) * k / TAPS)) for k in range(1, TAPS + 1)}
+    evenly = {max(1, round(len(blocks) * k / count)) for k in range(1, count + 1)}
     # Layers of a decoder are numbered on from the encoder's.
     first = blocks[0].layer - 1
     layers = options.get("layers") or [first + number for number in sorted(evenly)]
@@ -85,11 +89,26 @@ def _no_head(name: str) -> NoSitesError:
     )
 
 
+def _no_tokens(name: str) -> NoSitesError:
+    return NoSitesError(
+        "a classifier in closed form answers once an input",
+        where=name,
+        found='pool="all"',
+        fix="use linear, res-tuning-bypass or mixing-bypass",
+    )
+
+
 def _build_mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     if head is None:
         raise _no_head("mixing-bypass")
-    read = _pick_layers(host, options)
-    width, rank = options.get("width", WIDTH), options.get("rank", RANK)
+    usual = {"width": WIDTH, "rank": RANK, "drop_path": DROP_PATH}
+    bypass = _make_mixing(host, {**usual, **options}, TAPS)
+    return Task(side=bypass, head=bypass.widen(head))
+
+
+def _make_mixing(host: Extractor, options: Options, taps: int) -> MixingBypass:
+    read = _pick_layers(host, options, taps)
+    width, rank = options["width"], options["rank"]
 
     def tuners() -> list[Tuner]:
         near: Tuner = (
@@ -102,16 +121,54 @@ def _build_mixing(host: Extractor, head: nn.Linear | None, options: Options) -> 
 
     pool = options.get("pool") or host.readout_rule.pool
     # A width of its own, narrower than the backbone's: what is trained and kept is small.
-    bypass = MixingBypass(
+    return MixingBypass(
         [s.name for s in read],
         [s.dim for s in read],
         [tuners() for _ in read],
         Pooling(width, token=_TOKEN.get(pool), grid=host.images),
-        drop_path=options.get("drop_path", DROP_PATH),
+        drop_path=options["drop_path"],
         # `merge` is how method strings and results of before write it.
         pool_patches=options.get("pool_patches", options.get("merge", 1)),
     )
-    return Task(side=bypass, head=bypass.widen(head))
+
+
+def _build_ensemble(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+    if head is None:
+        raise _no_head("ensemble")
+    pool = options.get("pool") or host.readout_rule.pool
+    if pool == "all":
+        raise _no_tokens("ensemble")
+    classes = head.out_features
+    parts: list[SideNetwork] = [_make_classifier(host, {}, classes, pool)]
+    widths: list[int | None] = [None]
+    for _ in range(NETWORKS):
+        network, width = _make_member(host, head, options, pool)
+        parts.append(network)
+        widths.append(width)
+    ensemble = Ensemble(parts, widths, classes)
+    return Task(side=ensemble, head=ensemble.widen(head))
+
+
+def _make_member(
+    host: Extractor, head: nn.Linear, options: Options, pool: str
+) -> tuple[SideNetwork, int]:
+    """A network that is trained, and the width of its feature."""
+    if pool == "own":
+        # Maps and hierarchies: one vector a tap, on which the paper's bypass runs.
+        side = bypasses.ROWS["res-tuning-bypass"].build(host, head, options).side
+        assert side is not None
+        return side, head.in_features
+    width = options.get("width", MEMBER_WIDTH)
+    usual = {
+        "width": width,
+        "rank": width,
+        "drop_path": 0.0,
+        "pool_patches": 2 if host.images else 1,
+    }
+    mixing = _make_mixing(host, {**usual, **options}, MEMBER_TAPS)
+    # Small enough to keep what it saved: computing it again would cost a third of a step.
+    mixing.recompute = False
+    return mixing, mixing.widen(head).in_features
 
 
 def _build_ridge(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
@@ -119,12 +176,7 @@ def _build_ridge(host: Extractor, head: nn.Linear | None, options: Options) -> T
         raise _no_head("ridge")
     pool = options.get("pool") or host.readout_rule.pool
     if pool == "all":
-        raise NoSitesError(
-            "a classifier in closed form answers once an input",
-            where="ridge",
-            found='pool="all"',
-            fix="use linear, res-tuning-bypass or mixing-bypass",
-        )
+        raise _no_tokens("ridge")
     bypass = _make_classifier(host, options, head.out_features, pool)
     return Task(side=bypass, head=bypass.widen(head))
 
@@ -147,5 +199,14 @@ ROWS: dict[str, Method] = {
         inside=False,
         takes_head=False,
         solved=True,
+    ),
+    "ensemble": Method(
+        _build_ensemble,
+        "the closed form and two small networks on pooled patches, weighed by answers to rows left out",
+        "docs/mixing.md",
+        takes=("width", "heads", "pool_patches"),
+        unused=("scale", "query", "residual"),
+        inside=False,
+        takes_head=False,
     ),
 }

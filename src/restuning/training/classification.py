@@ -31,7 +31,7 @@ from restuning.training.identity import (
 )
 from restuning.training.log import draw_curves
 from restuning.training.objective import RunTotals, TrainingObjective
-from restuning.training.prepare import is_solved, prepare_tuned, solve_tuned
+from restuning.training.prepare import conclude_tuned, is_solved, prepare_tuned, solve_tuned
 from restuning.training.randomness import Order, batches
 from restuning.training.settings import FitSettings
 
@@ -223,6 +223,8 @@ class Classification(TrainingObjective):
 
     def review(self, step: int, between: Callable[[], None] | None) -> dict[str, Any]:
         """The epoch's means, and the figures of validation."""
+        if step == self.steps:
+            conclude_tuned(self.tuned, self.train, self.train_collate)
         loss, hits, count = self.epoch_sums
         entry: dict[str, Any] = {
             "epoch": step // self.order.per_epoch,

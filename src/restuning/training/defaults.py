@@ -32,6 +32,7 @@ DEFAULTS = {
     "bypass-horizontal": Default(30, 3e-3),
     "bypass-vertical": Default(30, 3e-3),
     "mixing-bypass": Default(30, 5e-3),
+    "ensemble": Default(48, 5e-3),
     # Of a run's record alone: it is solved and takes no step.
     "ridge": Default(1, 1e-3),
     "full": Default(20, 2e-4),

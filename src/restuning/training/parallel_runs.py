@@ -30,7 +30,7 @@ from restuning.training.optimiser import (
     parameter_groups,
     set_rates,
 )
-from restuning.training.prepare import prepare, solve_rows
+from restuning.training.prepare import conclude, prepare, solve_rows
 from restuning.training.randomness import Order
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone
@@ -110,9 +110,17 @@ def train_in_parallel(
             each_epoch(len(history), accuracy)
             last, sums = sums / len(train), torch.zeros_like(sums)
     diverged = runs.divergence_steps()
+    finished = runs.tasks()
+    for number, task in enumerate(finished):
+        if diverged[number] is not None:
+            continue
+        if conclude(task, host, lambda **taps: _select_taps(host, tasks[0], taps), train) and val:
+            # The last figure is of what the run leaves, as that of `fit` is.
+            history[-1][number] = evaluate_stored(host, task, val)
+            task.eval()
     return [
         ParallelRun(task, [e[k] for e in history if e], float(last[k]), diverged[k])
-        for k, task in enumerate(runs.tasks())
+        for k, task in enumerate(finished)
     ]
 
 
@@ -164,12 +172,16 @@ class _StackedRuns:
         self.device = host.device
         self.template = tasks[0]
         modules: list[nn.Module] = [t.to(self.device).train() for t in tasks]
+        # First, for stacking forgets which of them are not trained: a fixed lambda, a head that passes on.
+        trained = {n for n, p in self.template.named_parameters() if p.requires_grad}
         weights, self.buffers = stack_module_state(modules)
+        whole = {n: w.detach().clone() for n, w in weights.items()}
         self.weights: dict[str, Tensor] = {
-            n: w.detach().clone().requires_grad_() for n, w in weights.items()
+            n: whole[n].requires_grad_() for n in whole if n in trained
         }
+        self.buffers = {**self.buffers, **{n: whole[n] for n in whole if n not in trained}}
         self.stacked: dict[Tensor, Tensor] = {
-            p: self.weights[n] for n, p in self.template.named_parameters()
+            p: whole[n] for n, p in self.template.named_parameters()
         }
         # The slices of one run share memory with the stack, so one optimiser serves all rates.
         self.slices = [[w.detach()[k] for w in self.weights.values()] for k in range(len(tasks))]
@@ -212,6 +224,8 @@ class _StackedRuns:
         return (
             side is not None
             and self.template.head is not None
+            # Of a tap of which parts alone are read there is no stream.
+            and all(name in taps for name in side.taps)
             and side.can_fuse([taps[name] for name in side.taps])
         )
 
@@ -293,7 +307,9 @@ class _StackedRuns:
 
 def stack_signature(task: Task) -> Any:
     """Tasks with equal signatures can be trained in parallel."""
-    return tuple((n, tuple(w.shape)) for n, w in task.state_dict().items()), repr(task)
+    shapes = tuple((n, tuple(w.shape)) for n, w in task.state_dict().items())
+    # What one trains and another keeps as it is cannot be one stack.
+    return shapes, tuple(n for n, p in task.named_parameters() if p.requires_grad), repr(task)
 
 
 def evaluate_stored(host: Extractor, task: Task, data: StoredFeatures) -> float:

@@ -228,6 +228,56 @@ def _taps_of(tuned: nn.Module) -> Callable[..., Mapping[str, Tensor]]:
     return read
 
 
+def conclude_tuned(tuned: nn.Module, train: Any, collate: Callable | None = None) -> None:
+    """Let the side network of one module with `.task` end what it trained; see `conclude`.
+
+    Args:
+        tuned: `Tuned` or `Cached`.
+        train: The split that it was trained on, as `prepare_tuned` gave it.
+        collate: Likewise.
+    """
+    task: Any = getattr(tuned, "task", None)
+    if isinstance(task, Task):
+        host: Any = getattr(tuned, "host", None)
+        conclude(task, host, _taps_of(tuned), train, collate)
+
+
+def conclude(
+    task: Task,
+    host: Any,
+    read: Callable[..., Mapping[str, Tensor]],
+    train: Any,
+    collate: Callable | None = None,
+) -> bool:
+    """Let a side network end what it trained, in place (`SideNetwork.conclude`); whether it had anything to end.
+
+    Args:
+        task: Trained.
+        host: Lends its readout.
+        read: Inputs to taps.
+        train: The split that it was trained on, as `prepare` gave it.
+        collate: Likewise.
+    """
+    side = task.side
+    if side is None or type(side).conclude is SideNetwork.conclude:
+        return False
+
+    def read_prepared(*args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
+        beside = task.take_prepared(kwargs)
+        taps = read(*args, **kwargs)
+        # Features bear more than their taps, which a new mapping would lose.
+        assert isinstance(taps, dict)
+        taps.update(beside)
+        return taps
+
+    device = next((t.device for t in (*side.parameters(), *side.buffers())), None)
+    rows = _Rows(train, collate or default_collate, read_prepared, device, type(side).__name__)
+    with preserve_randomness(), torch.no_grad():
+        seed_everything("conclude")
+        side.conclude(rows, host.readout, task.pool)
+    return True
+
+
 def prepare_without_rows(tasks: Sequence[Task]) -> None:
     """Prepare the side networks of some tasks, in place, where there are no rows of taps to show them.
 

@@ -71,7 +71,10 @@ def small():
     return Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
 
 
-ALWAYS_SO = ("linear", "full", "bitfit", "mixing-bypass", "ridge", "vpt-deep", "vpt-shallow")
+ALWAYS_SO = (
+    *("linear", "full", "bitfit", "mixing-bypass", "ridge", "ensemble"),
+    *("vpt-deep", "vpt-shallow"),
+)
 """They have no tuners to start, or start them in one way only."""
 
 

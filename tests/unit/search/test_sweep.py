@@ -94,6 +94,38 @@ def test_lambdas_go_further_at_a_rate_of_their_own(world):
     assert heads[1] == pytest.approx(heads[0], rel=0.5)
 
 
+def test_what_is_not_trained_alone_is_not_trained_in_parallel(world):
+    """A fixed lambda, or the head of an ensemble, which passes answers on."""
+    inputs, kept = world
+    host, data = inputs.host, inputs.data
+    fed = kept.data(data, final=False)
+    each = [FitSettings(lr=rate, **RUN) for rate in (1e-2, 3e-2)]
+    runs = train_in_parallel(host, [made(host, gate=0.3) for _ in each], each, fed.train, None)
+    fixed = made(host, gate=0.3).side.gate
+    for one in runs:
+        assert torch.equal(one.task.side.gate, fixed)
+        assert not torch.equal(one.task.head.weight, made(host).head.weight)
+    assert stack_signature(made(host, gate=0.3)) != stack_signature(made(host))
+
+
+def test_an_ensemble_is_weighed_in_parallel_as_alone(world, tmp_path):
+    inputs, _ = world
+    host, data = inputs.host, inputs.data
+    kept = inputs.open_store(made(host, method="ensemble"))
+    fed = kept.data(data, final=False)
+    each = [FitSettings(lr=rate, **RUN) for rate in (1e-3, 3e-3)]
+    runs = train_in_parallel(
+        host, [made(host, method="ensemble") for _ in each], each, fed.train, fed.val
+    )
+    passed = made(host, method="ensemble").head.weight
+    for one in runs:
+        assert torch.equal(one.task.head.weight, passed)
+        assert one.task.side.weight.tolist() != made(host, method="ensemble").side.weight.tolist()
+        cached = Cached(host, one.task, kept.store)
+        score = evaluate(cached, fed.val, 32, fed.collate)
+        assert score["accuracy"] == pytest.approx(one.val_accuracy[-1])
+
+
 def test_a_run_that_diverges_does_so_alone(world):
     inputs, kept = world
     host, data = inputs.host, inputs.data

@@ -1,0 +1,361 @@
+"""Several side networks that answer together, weighed by their answers to rows that they did not see.
+
+A closed form is best where classes are natural things and is solved in seconds; networks that mix tokens
+are best where labels say where or how many. Which it is, rows left out tell; so nobody has to choose.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from restuning._errors import TunerShapeError
+from restuning._torch import is_transformed
+from restuning.bypass.side_network import Rows, SideNetwork, from_spec, side_network
+from restuning.sites import ONE_TOKEN, Features, Needs, resolve_readout, unite_needs
+from restuning.tuners.registry import construct
+
+SHARES = 6
+"""Shares that training rows are cut into, of which a trained network is shown all but one: enough rows to
+weigh by (a third of them for two networks), and few that a network misses."""
+WEIGHT_STEPS = 100
+"""At most, of L-BFGS; a handful of weights takes ten to thirty."""
+
+
+@side_network("ensemble")
+class Ensemble(SideNetwork):
+    r"""`sum_k w_k a_k`: logits of several side networks, each with a head of its own, weighed.
+
+    The k-th trained network is not shown the k-th of six shares of the training rows (drawn once,
+    by row number). After the last step its answers to that share, beside those that a closed form gives to
+    rows left out, tell what each is worth: weights `w >= 0` have the lowest cross-entropy there. Networks
+    of one form have a weight together, which they share equally: trained on other rows, they also
+    steady each other.
+
+    A training step hands every row to one of the trained networks, in turn, so that two of them cost as
+    much as one; each makes as many steps as there are, on its part of the batch.
+
+    Args:
+        parts: Side networks. Those that are solved (`SideNetwork.solved`) answer by themselves.
+        widths: Of their features, in order; None for those that are solved.
+        classes: C.
+
+    Shape:
+        taps: mapping of name to what `needs` names; `feature` returns the logits, `b C`.
+
+    Attributes:
+        name: Of the tap by which the share of a row is handed in; see `prepare`.
+
+    Cost: a step as one of the trained networks; inference all of them. After training one forward of
+    each on a sixth of the rows.
+    Start: networks of equal weight, heads as `widen` of each starts them on a head of zeros.
+    Reference: not in the paper. Weights on answers left out: stacked generalisation, Wolpert 1992,
+    with non-negative weights (Breiman 1996).
+
+    Raises:
+        TunerShapeError: Numbers of parts and widths do not agree, none is trained, or two are solved alike.
+    """
+
+    weight: Tensor
+    # Its weights are found by the cross-entropy of rows left out, a temperature among them.
+    calibrated = True
+
+    def __init__(
+        self,
+        parts: Sequence[SideNetwork],
+        widths: Sequence[int | None],
+        classes: int,
+    ) -> None:
+        super().__init__()
+        solved = [part.solved for part in parts]
+        if all(solved) or [width is None for width in widths] != solved:
+            raise TunerShapeError(
+                "an ensemble needs side networks that are trained, and the width of each feature",
+                found=f"{len(parts)} networks, {sum(solved)} of them solved, widths {list(widths)}",
+                fix="give as many of both, None for one that is solved in closed form",
+            )
+        beside = [name for part in parts for name in part.prepared_taps]
+        if len(set(beside)) < len(beside):
+            raise TunerShapeError(
+                "an ensemble holds two networks that prepare one thing",
+                found=max(beside, key=beside.count),
+                fix="give one of them",
+            )
+        self.parts = nn.ModuleList(parts)
+        self.widths, self.classes = tuple(widths), classes
+        self.heads = nn.ModuleList(
+            nn.Identity() if width is None else nn.Linear(width, classes) for width in widths
+        )
+        for head in self.heads:
+            if isinstance(head, nn.Linear):
+                # What it says comes from what it learns: a random head says noise of every row.
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+        names = dict.fromkeys(name for part in parts for name in part.taps)
+        # The one that all end at last.
+        self.taps = (*(n for n in names if n != parts[-1].taps[-1]), parts[-1].taps[-1])
+        forms = len(self._forms())
+        self.register_buffer("weight", self._share_equally(torch.full((forms,), 1 / forms)))
+
+    @property
+    def _networks(self) -> list[SideNetwork]:
+        return [part for part in self.parts if isinstance(part, SideNetwork)]
+
+    @property
+    def _trained(self) -> list[int]:
+        """Numbers of the parts that are trained by steps."""
+        return [k for k, width in enumerate(self.widths) if width is not None]
+
+    def _forms(self) -> list[list[int]]:
+        """Numbers of parts, those of one form together."""
+        forms: dict[str, list[int]] = {}
+        for number, part in enumerate(self._networks):
+            forms.setdefault(json.dumps(part.spec(), sort_keys=True), []).append(number)
+        return list(forms.values())
+
+    def _share_equally(self, weights: Tensor) -> Tensor:
+        """Weights of forms as weights of parts."""
+        found = torch.zeros(len(self.parts))
+        for weight, form in zip(weights.tolist(), self._forms(), strict=True):
+            found[form] = weight / len(form)
+        return found
+
+    @property
+    def recompute(self) -> bool:  # type: ignore[override]
+        """Whether parts compute again in the backward pass what they do not keep."""
+        return any(part.recompute for part in self._networks)
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        for part in self._networks:
+            part.recompute = value
+
+    @property
+    def lambda_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of its parts."""
+        return tuple(
+            f"parts.{number}.{name}"
+            for number, part in enumerate(self._networks)
+            for name in part.lambda_names
+        )
+
+    @property
+    def solved_parameters(self) -> int:
+        """Those of its parts, and a weight for each."""
+        return len(self.parts) + sum(part.solved_parameters for part in self._networks)
+
+    @property
+    def name(self) -> str:
+        """Name of the tap under which the share of a row is handed in."""
+        return f"share of {len(self.parts)} networks"
+
+    @property
+    def prepared_taps(self) -> Mapping[str, tuple[int, ...]]:
+        """What its parts prepare, and the share that a row is of."""
+        parts = {n: shape for part in self._networks for n, shape in part.prepared_taps.items()}
+        return {**parts, self.name: (1,)}
+
+    def needs(self, pool: str) -> Needs:
+        """What its parts read, each thing once."""
+        return unite_needs([part.needs(pool) for part in self._networks], self.taps)
+
+    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """Logits, with the readout that came with the features."""
+        return self.feature(taps, resolve_readout(taps, None), None)
+
+    def feature(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
+    ) -> Tensor:
+        """The logits; while training those of one network a row, in turn."""
+        if self.training and self.name in taps:
+            return self._answer_in_turn(taps, readout, pool)
+        answers = [self._answer(k, taps, readout, pool) for k in range(len(self.parts))]
+        # Added one by one: a stack of all would be as large again.
+        total = self.weight[0] * answers[0]
+        for weight, answer in zip(self.weight[1:], answers[1:], strict=True):
+            total = total + weight * answer
+        return total
+
+    def _answer(
+        self,
+        number: int,
+        taps: Mapping[str, Tensor],
+        readout: Callable[..., Tensor],
+        pool: str | None,
+    ) -> Tensor:
+        """Logits of one part, `b C`."""
+        part, head = self._networks[number], self.heads[number]
+        feature = part.feature(_name_as_read(taps, part), readout, pool)
+        if isinstance(head, nn.Linear):
+            feature = head(feature.to(head.weight.dtype))
+        return feature
+
+    def _answer_in_turn(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
+    ) -> Tensor:
+        """Logits of the network whose turn a row is; zeros where it is nobody's."""
+        turn = self._take_turns(taps[self.name][:, 0].long())
+        answers = torch.zeros(len(turn), self.classes, device=turn.device)
+        for place, number in enumerate(self._trained):
+            mine = turn == place
+            if is_transformed():
+                # Rows cannot be counted inside a transform: all are answered, and some taken.
+                every = self._answer(number, taps, readout, pool)
+                answers = torch.where(mine.unsqueeze(1), every, answers)
+                continue
+            rows = mine.nonzero()[:, 0]
+            # Never none: all parameters take part in every step, or processes would wait for each other.
+            some = rows if len(rows) else rows.new_zeros(1)
+            logits = self._answer(number, _take_rows(taps, some), readout, pool)
+            logits = logits if len(rows) else 0 * logits
+            # Autocast leaves them in half precision.
+            answers = answers.index_add(0, some, logits.to(answers.dtype))
+        return answers
+
+    def _take_turns(self, share: Tensor) -> Tensor:
+        """Whose turn each row is, by place among the trained; -1 for nobody's."""
+        shown = [
+            [place for place, (_, held) in enumerate(self._held.items()) if held != number]
+            for number in range(SHARES)
+        ]
+        longest = max(map(len, shown))
+        table = torch.tensor(
+            [(row * longest)[:longest] if row else [-1] * longest for row in shown],
+            device=share.device,
+        )
+        count = torch.tensor([max(1, len(row)) for row in shown], device=share.device)
+        # By place in the batch, which is another one in each epoch.
+        place = torch.arange(len(share), device=share.device)
+        return table[share, place % count[share]]
+
+    @property
+    def _held(self) -> dict[int, int]:
+        """The share that a trained part is not shown, by its number: its place among those of its form."""
+        held = {n: place for form in self._forms() for place, n in enumerate(form)}
+        return {n: held[n] % SHARES for n in self._trained}
+
+    def widen(self, head: nn.Linear) -> nn.Linear:
+        """A head of the same classes that passes the logits on, and is not trained."""
+        passed = nn.Linear(self.classes, head.out_features)
+        nn.init.eye_(passed.weight)
+        nn.init.zeros_(passed.bias)
+        return passed.requires_grad_(False)
+
+    def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
+        """What its parts prepare; and for every row its share, 0 to 5."""
+        beside: dict[str, Tensor] = {}
+        for part in self._networks:
+            if part.prepared_taps:
+                beside |= part.prepare(_RowsOfPart(rows, part))
+        count = sum(len(labels) for _, labels in rows)
+        # A generator of its own: the same shares whatever was drawn before.
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0)) % SHARES
+        return {**beside, self.name: drawn.float().unsqueeze(1)}
+
+    @torch.no_grad()
+    def conclude(self, rows: Rows, readout: Callable[..., Tensor], pool: str | None) -> None:
+        """Weigh the parts by their answers to rows that they were not shown."""
+        forms = self._forms()
+        trained = [len(form) for form in forms if self.widths[form[0]] is not None]
+        # Shares that a network of every form was not shown; what is solved leaves out each row.
+        places = range(min([*trained, SHARES]))
+        was_training = self.training
+        self.eval()
+        answers: list[list[Tensor]] = [[] for _ in forms]
+        truth = []
+        for taps, labels in rows:
+            share = taps[self.name][:, 0].long()
+            for place in places:
+                held = (share == place).nonzero()[:, 0]
+                if not len(held):
+                    continue
+                left_out = _take_rows(taps, held)
+                for found, form in zip(answers, forms, strict=True):
+                    number = form[min(place, len(form) - 1)]
+                    found.append(self._answer(number, left_out, readout, pool).float())
+                truth.append(labels.to(held.device)[held])
+        if truth:
+            logits = torch.stack([torch.cat(found) for found in answers])
+            self.weight.copy_(self._share_equally(find_weights(logits, torch.cat(truth))))
+        self.train(was_training)
+
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build it again, as JSON."""
+        return {
+            **self._kind_of_spec(),
+            "parts": [part.spec() for part in self._networks],
+            "widths": list(self.widths),
+            "classes": self.classes,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Ensemble:
+        """Build an ensemble from its `spec`."""
+        parts = [from_spec(each) for each in spec["parts"]]
+        arguments = {**spec, "parts": parts}
+        del arguments["kind"]
+        return construct(cls, arguments, "side network")
+
+
+class _RowsOfPart:
+    """The rows of a training split as one part reads them, read anew by every iteration."""
+
+    def __init__(self, rows: Rows, part: SideNetwork) -> None:
+        self.rows, self.part = rows, part
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        for taps, labels in self.rows:
+            yield _name_as_read(taps, self.part), labels
+
+
+def _name_as_read(taps: Mapping[str, Tensor], part: SideNetwork) -> Mapping[str, Tensor]:
+    """The taps under the names that a part has for them: one token of a tap is a part of it beside whole ones."""
+    single = [(name, f"{name}/{token}") for name in part.taps for token in ONE_TOKEN]
+    more = {n: taps[one] for n, one in single if n not in taps and one in taps}
+    if not more:
+        return taps
+    if isinstance(taps, Features):
+        return Features({**taps, **more}, taps.readout, taps.mask, taps.time)
+    return {**taps, **more}
+
+
+def _take_rows(taps: Mapping[str, Tensor], rows: Tensor) -> Mapping[str, Tensor]:
+    if isinstance(taps, Features):
+        return taps.select(lambda tap: tap[rows])
+    return {name: tap[rows] for name, tap in taps.items()}
+
+
+def find_weights(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""The weights `w >= 0` of sums of logits with the lowest cross-entropy, `m`.
+
+    A weight is kept near `1 / m` by `(w - 1 / m)^2 / n`: of a few rows, which any large weight would fit,
+    little is believed.
+
+    Args:
+        logits: `m n C`.
+        labels: `n`.
+    """
+    logits = logits.double()
+    even = 1 / len(logits)
+    # Of logarithms, so that no weight is negative.
+    logs = logits.new_full((len(logits),), math.log(even)).requires_grad_()
+    steps = torch.optim.LBFGS([logs], max_iter=WEIGHT_STEPS, line_search_fn="strong_wolfe")
+
+    def find_loss() -> Tensor:
+        with torch.enable_grad():
+            steps.zero_grad()
+            weights = logs.exp()
+            total = torch.einsum("m,mnc->nc", weights, logits)
+            loss = F.cross_entropy(total, labels)
+            loss = loss + (weights - even).square().sum() / len(labels)
+            loss.backward()
+        return loss
+
+    steps.step(find_loss)
+    return logs.detach().exp().float()
