@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from restuning.host import Host as Host
     from restuning.host import find_sites as find_sites
     from restuning.search.train import train as train
+    from restuning.search.update import update as update
     from restuning.serve import Predictor as Predictor
     from restuning.sites import Branch as Branch
     from restuning.sites import Features as Features
@@ -92,6 +93,7 @@ _ROOMS = {
         "find_sites",
     ),
     "search.train": ("train",),
+    "search.update": ("update",),
     "serve": ("Predictor",),
     "sites": (
         "Branch",

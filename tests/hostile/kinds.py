@@ -105,6 +105,43 @@ def read_predictor(folder: Path, variant: int) -> Any:
     return prediction.label, prediction.probabilities.tolist()
 
 
+def make_sums(folder: Path, variant: int) -> None:
+    import torch
+
+    from restuning import Task
+    from restuning.bypass import Ridge
+    from restuning.task import save
+    from restuning.training.sums_file import KeptSums, describe_sums, write_sums
+
+    name = host().sites.taps[-1]
+    side = Ridge([name], [host().dim], 3, blocks=[("token", name)])
+    draw = torch.Generator().manual_seed(variant)
+    labels = torch.arange(12) % 3
+    side.fit(torch.randn(12, host().dim, generator=draw), labels)
+    head = side.widen(torch.nn.Linear(1, 3))
+    task = Task(side=side, head=head, method="ridge", labels=["a", "b", f"c{variant}"])
+    place = folder / "shades.task"
+    preprocessing = backbone().preprocessing.to_dict()
+    about = {
+        **describe_sums(task, host().digest(), preprocessing),
+        "accuracy": 0.5,
+        "updates": variant,
+    }
+    inputs = [bytes([variant, number]) * 16 for number in range(12)]
+    write_sums(place, task, KeptSums(side.sums, inputs, labels.tolist(), about))
+    save(task, host(), place, backbone="restuning-tiny", preprocessing=preprocessing)
+
+
+def read_sums(folder: Path, variant: int) -> Any:
+    import restuning
+    from restuning.training import sums_file
+
+    task = restuning.load(folder / "shades.task", host())
+    kept = sums_file.read_sums(folder / "shades.task", task)
+    weight = task.side.solve_sums(kept.sums).weight
+    return [weight.tolist(), [each.hex() for each in kept.inputs], kept.labels, dict(kept.about)]
+
+
 # ------------------------------------------------------------------ stores
 
 STORED = (("fp32", "cls"), ("int8", "cls"), ("fp32", "all"), ("bf16", "cls"))
@@ -589,6 +626,7 @@ def read_latents(folder: Path, variant: int) -> Any:
 KINDS = {
     "task": Kind(make_task, read_task, 850, 8),
     "task with the backbone it names": Kind(make_task, read_predictor, 150, 2),
+    "sums of a task": Kind(make_sums, read_sums, 100, 3),
     "store": Kind(make_store, read_store, 240, 8),
     "unfinished store": Kind(make_unfinished, read_unfinished, 60, 2),
     "sweep": Kind(make_sweep, read_sweep, 60, 3),

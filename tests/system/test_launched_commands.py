@@ -57,7 +57,11 @@ def without_key_bias(name, weight):
 
 @pytest.mark.parametrize(
     "method",
-    ["linear", *[pytest.param(m, marks=pytest.mark.slow) for m in ("res-tuning-bypass", "full")]],
+    [
+        "linear",
+        "ridge",
+        *[pytest.param(m, marks=pytest.mark.slow) for m in ("res-tuning-bypass", "full")],
+    ],
 )
 def test_a_run_of_two_processes_is_one_folder_and_the_run_of_one(shades, tmp_path, method):
     for place in ("one", "two"):

@@ -101,6 +101,26 @@ def test_a_csv_is_learned_evaluated_and_predicted(encoder, reviews, tmp_path, me
     assert "good" in run("predict", "a good film", "--task", task)
 
 
+def test_a_solved_task_on_texts_is_updated_with_other_texts_and_a_class_of_their_own(
+    encoder, reviews, tmp_path
+):
+    out, command = tmp_path / "run", ("train", reviews, "--backbone", f"hf:{encoder}", *COLUMNS)
+    run(*command, "--method", "ridge", "--max-tokens", 6, "--no-cache", "--out", out)
+    more = tmp_path / "more.csv"
+    lines = [f"in paris {word},place" for word in ("good", "bad", "film", "the", "very")]
+    more.write_text("\n".join(["review,verdict", *lines, *lines[:1]]))
+    said = json.loads(run("update", out, more, *COLUMNS, "--json"))
+    assert said["rows"]["now"] == said["rows"]["before"] + 5
+    assert (said["new classes"], said["skipped"]) == (["place"], 1)
+    answer = run("predict", "in paris film", "--task", out, "--json")
+    labels = {each["label"] for each in json.loads(answer)["predictions"]}
+    assert labels <= {"good", "bad", "place"}
+    more.write_text("\n".join(["review,verdict", *lines]))
+    table = run("update", out, more, *COLUMNS, "--remove")
+    assert "classes without examples now: place" in table
+    assert "accuracy of rows left out" in table
+
+
 def test_tagged_words_are_learned_and_predicted_word_by_word(encoder, tmp_path):
     text = "\n\n".join("\n".join(f"{w} {t}" for w, t in s) for s in TAGGED * 8)
     (tmp_path / "names.conll").write_text(text)

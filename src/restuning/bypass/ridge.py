@@ -69,6 +69,7 @@ class Ridge(SideNetwork):
     Attributes:
         name: Of the tap by which answers to rows left out are handed in; see `fit`.
         sums: That it was solved from in this process; None of one that was loaded, copied or sent.
+        left_out_accuracy: Of the kept rows of these.
 
     Cost: `C (f + 1)` numbers that are solved for and kept with the task (buffers: no gradient), f
     about `(4 L + 42) d` for L taps; the pass holds `Sums`, and the solution is that of `solution.solve`.
@@ -117,6 +118,7 @@ class Ridge(SideNetwork):
         self.register_buffer("bias", torch.zeros(classes))
         self._solved = False
         self.sums: Sums | None = None
+        self.left_out_accuracy: float | None = None
 
     def _plan_blocks(self) -> tuple[list[Block], tuple[int, ...]]:
         """What is read in order, and how many numbers stand together and count alike."""
@@ -340,7 +342,7 @@ class Ridge(SideNetwork):
         solution = solve(sums, self.kinds, weighted=self.weighted)
         self.weight.copy_(solution.weight)
         self.bias.copy_(solution.bias)
-        self._solved, self.sums = True, sums
+        self._solved, self.sums, self.left_out_accuracy = True, sums, solution.accuracy
         return solution
 
     def _new_sums(self) -> Sums:

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("restuning.cli.train", "Train a task on a frozen backbone"),
     "predict": ("restuning.cli.predict", "Label images or texts with one task or many"),
     "eval": ("restuning.cli.evaluate", "Test a task on a data set"),
+    "update": ("restuning.cli.update", "Add examples to a solved task, or take some out"),
     "plan": ("restuning.cli.plan", "Forecast memory, time and batch size of training"),
     "cache": ("restuning.cli.cache", "Compute a data set's features once"),
     "sweep": ("restuning.cli.sweep", "Train a grid of settings from features computed once"),

@@ -62,7 +62,8 @@ LABEL_DIGITS = 9
 MOST_CLASSES = 1_000_000
 """Beyond, one damaged label would ask for as many names."""
 
-_LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+"""Files of the VTAB-1K layout, by split."""
 
 Samples = dict[str, list[tuple[Path, int]]]
 """Path and label of each image, by split."""
@@ -70,7 +71,7 @@ Samples = dict[str, list[tuple[Path, int]]]
 
 def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) -> Data:
     """A folder in either layout; see `load_data`."""
-    listed = (path / _LISTS["train"]).exists()
+    listed = (path / LISTS["train"]).exists()
     left_out: LeftOut = {}
     splits, labels = _read_vtab_lists(path) if listed else _find_class_folders(path, left_out)
     if options.skip_bad:
@@ -115,10 +116,10 @@ def _name(file: Path, folder: Path) -> str:
 
 def _find_class_folders(path: Path, left_out: LeftOut) -> tuple[Samples, list[str]]:
     """Samples of every split, and the names of the classes; `left_out` takes what is passed over."""
-    folders = _list_classes(path, left_out)
+    folders = list_classes(path, left_out)
     splits = find_splits([p.name for p in folders], str(path))
     # Folders of images alone, beside others, are classes: `bus`, `car` and `train`.
-    inside = {key: _list_classes(path / name, {}) for key, name in splits.items()}
+    inside = {key: list_classes(path / name, {}) for key, name in splits.items()}
     classes_too = len(folders) > len(splits) and not any(inside.values())
     if splits and not classes_too:
         return _find_in_splits(path, splits, folders, left_out)
@@ -156,13 +157,13 @@ def _find_in_splits(
         left_out.setdefault(BESIDE, []).extend(others)
     base = path / splits["train"]
     samples: Samples = {}
-    samples["train"], labels = _list_images(base, _list_classes(base, left_out), left_out)
+    samples["train"], labels = _list_images(base, list_classes(base, left_out), left_out)
     warn_of_look_alikes(labels, str(base))
     for key in ("val", "test"):
         if key not in splits:
             continue
         own = path / splits[key]
-        folders = _list_classes(own, left_out)
+        folders = list_classes(own, left_out)
         extra = {p.name for p in folders} - set(labels)
         if extra:
             raise DataError(
@@ -175,7 +176,7 @@ def _find_in_splits(
     return samples, labels
 
 
-def _list_classes(path: Path, left_out: LeftOut) -> list[Path]:
+def list_classes(path: Path, left_out: LeftOut) -> list[Path]:
     """Folders of a folder that may be classes: not what earlier runs left, nor a way back."""
     folders, above = [], list_above(path) | {locate(path)}
     for name, entry in sorted(list_entries(path).items()):
@@ -341,12 +342,12 @@ def _require_inside(file: Path, name: str, line: int, homes: dict[Path, bool]) -
 
 
 def _read_vtab_lists(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
-    splits = {k: read_list(path / v) for k, v in _LISTS.items() if (path / v).exists()}
+    splits = {k: read_list(path / v) for k, v in LISTS.items() if (path / v).exists()}
     for key, samples in splits.items():
         if not samples:
             raise DataError(
                 "an empty list of images",
-                where=str(path / _LISTS[key]),
+                where=str(path / LISTS[key]),
                 fix="write lines of `images/xxx.jpg label`, or remove the file",
             )
     highest = max((y for s in splits.values() for _, y in s), default=-1)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ import torch
 from torch import nn
 
 from restuning import methods
-from restuning._errors import DataError, RestuningError
+from restuning._errors import DataError, RestuningError, TrainingError, warn
 from restuning._files import hold_folder, write_json
 from restuning._version import __version__
 from restuning.backbones import Backbone
+from restuning.bypass import Ridge
 from restuning.data import LONGEST_TEXT, Data, load_data
+from restuning.data.digests import Tell, quiet
+from restuning.data.identity import Samples, concatenate, find_samples
+from restuning.data.labelled import find_labels
 from restuning.features import Cached, Stored, StoreOptions, open_or_build, store_once
 from restuning.features.cached import contents_of_splits
 from restuning.features.stored import (
@@ -55,7 +59,17 @@ from restuning.training.identity import (
 )
 from restuning.training.log import check_trackers
 from restuning.training.loop import CHECKPOINTS, check_same_run
+from restuning.training.prepare import solve_tuned
 from restuning.training.settings import FitSettings
+from restuning.training.sums_file import (
+    KeptSums,
+    describe_sums,
+    find_updated,
+    reason_not_kept,
+    remove_other_sums,
+    sums_of,
+    write_sums,
+)
 from restuning.training.together import alone, from_main
 
 Log = Callable[[str], None]
@@ -342,6 +356,9 @@ class Setup:
         else:
             data = stored.data(inputs.plain, final=inputs.final)
             tuned = Cached(inputs.host, task, stored.store)
+            # A store does not say of which inputs its rows are, one by one; the plain data do.
+            splits = [inputs.plain.train, inputs.plain.val]
+            data.train.sample_digests = partial(_digest_samples, splits[: 1 + inputs.final])
         return cls(tuned, data, stored)
 
     @property
@@ -377,6 +394,10 @@ class Setup:
             collate=data.collate,
         )
 
+    def solve(self) -> None:
+        """Solve a task that is solved in closed form once more, for the sums of it; see `solve_tuned`."""
+        solve_tuned(self.tuned, self.data.train, self.data.collate)
+
     def accuracy(self, split: Any, batch_size: int) -> float | None:
         """Accuracy on a split of `data`; None where there is no such split."""
         if split is None:
@@ -393,6 +414,13 @@ class Setup:
         if self.data.val is None:
             return other or Calibration(on=LEFT_OUT_ROWS if scales_itself(self.task) else None)
         return calibrate(self.tuned, self.data.val, batch_size, self.data.collate)
+
+
+def _digest_samples(splits: Sequence[Any], tell: Tell = quiet) -> Samples | None:
+    """Digests of the inputs of splits, one after the other; None where they are not known one by one."""
+    parts = [find_samples(split, tell) for split in splits if split is not None]
+    known = [part for part in parts if part is not None]
+    return concatenate(known) if len(known) == len(parts) else None
 
 
 @dataclass(frozen=True)
@@ -497,6 +525,8 @@ def run_task(
     setup = Setup.open(inputs, task)
     data, batch = setup.data, settings.batch_size
     with hold_folder(out):
+        if resume:
+            from_main(lambda: _refuse_updated(folder))
         # A run that ended here has nothing to lose.
         if not (resume and is_finished(out / CHECKPOINTS)):
             from_main(lambda: read_once(data.val, data.test))
@@ -505,6 +535,8 @@ def run_task(
         if start is not None:
             log(f"  zero-shot: {start:.1%} on validation, before any training")
         result = setup.fit(settings, out, resume=resume, progress=progress)
+        if from_main(lambda: _lacks_sums(setup, folder)):
+            setup.solve()
         calibration = from_main(lambda: setup.calibrate(batch, recipe.calibration))
         task.temperature = calibration.temperature
         if calibration.temperature != 1:
@@ -527,11 +559,69 @@ def run_task(
                 **(facts or {}),
                 **surroundings(inputs.host),
             }
+            # Before the task, which at every moment has the sums that it was solved from.
+            _keep_sums(setup, inputs, folder, log)
             write_run(Run(recipe.method, task, out, metrics), inputs, call)
+            remove_other_sums(folder, task)
             return metrics
 
         # One process tests, forecasts and writes; all return the same run.
         return Run(recipe.method, task, out, from_main(conclude))
+
+
+def _find_inputs(setup: Setup) -> Samples | None:
+    """Digests of the training inputs, one by one."""
+    samples = find_samples(setup.data.train)
+    return samples if samples is None or all(len(d) == 32 for d in samples.inputs) else None
+
+
+def _lacks_sums(setup: Setup, folder: Path) -> bool:
+    """Whether a task that is solved has neither its sums in this process nor beside its folder."""
+    task = setup.task
+    if not isinstance(task, Task) or not isinstance(task.side, Ridge) or task.side.sums is not None:
+        return False
+    samples = _find_inputs(setup)
+    reason = reason_not_kept(task, len(setup.data.train), samples and len(samples.inputs))
+    return not reason and not sums_of(folder, task).exists()
+
+
+def _keep_sums(setup: Setup, inputs: Inputs, folder: Path, log: Log) -> None:
+    """Leave the sums of a solved task beside its folder, for `restuning update`; without room for them a warning."""
+    task = setup.task
+    if not isinstance(task, Task) or not isinstance(task.side, Ridge) or task.side.sums is None:
+        return
+    sums, samples = task.side.sums, _find_inputs(setup)
+    reason = reason_not_kept(task, sums.count, samples and len(samples.inputs))
+    if reason or samples is None:
+        log(f"  not kept for `restuning update`: {reason}")
+        return
+    key = None if setup.stored is None else setup.stored.store.key
+    about = {
+        **describe_sums(task, inputs.host.digest(), inputs.preprocessing or {}),
+        "accuracy": task.side.left_out_accuracy,
+        "updates": 0,
+        # Rows of a coarse store are a little other than those that an update computes.
+        "stored": [key.dtype, key.precision] if key is not None else None,
+    }
+    labels = find_labels(setup.data.train)
+    try:
+        path = write_sums(folder, task, KeptSums(sums, samples.inputs, labels, about))
+    except TrainingError as error:
+        # The task is there all the same.
+        warn("the sums of a task are not kept", where=error.where, found=error.found, fix=error.fix)
+        return
+    log(f"  kept for `restuning update`: {path.name}, {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def _refuse_updated(folder: Path) -> None:
+    """Refuse to write a run's own task over one that was updated since."""
+    if (path := find_updated(folder)) is not None:
+        raise TrainingError(
+            "the task of this run was updated since it was trained",
+            where=str(folder),
+            found=f"{path.name}, left by `restuning update`",
+            fix="give another --out, or --no-resume to start over without the updates",
+        )
 
 
 def describe_size(task: Task, settings: FitSettings) -> str:
