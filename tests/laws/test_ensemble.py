@@ -1,5 +1,7 @@
 """An ensemble: no network sees its share, what a network says of that share decides what it weighs."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -72,9 +74,32 @@ def test_while_it_trains_a_network_is_not_shown_its_share_and_together_they_see_
         tuned(**inputs)
     closed, *networks = (torch.cat(each) if each else torch.empty(0) for each in asked.values())
     assert not len(closed)
+    assert [len(shares) for shares in networks] == [3 * ROWS // 2] * 2
     for place, shares in enumerate(networks):
         assert set(shares.tolist()) == set(range(SHARES)) - {place}
-    assert sum(map(len, networks)) == 3 * ROWS
+
+
+@pytest.mark.parametrize("networks", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 64])
+def test_rows_are_dealt_once_and_never_to_who_may_not_see_them(host, rows, networks):
+    closed, network, _ = made(host).side.parts
+    width = network.widen(torch.nn.Linear(host.dim, CLASSES)).in_features
+    parts = [closed, *(copy.deepcopy(network) for _ in range(networks))]
+    side = Ensemble(parts, [None] + [width] * networks, CLASSES)
+    generator = torch.Generator().manual_seed(rows)
+    missed = 0
+    for _ in range(20):
+        share = torch.randint(SHARES, (rows,), generator=generator)
+        dealt, shown = side._deal(share)
+        assert dealt.shape == shown.shape == (networks, -(-rows // networks))
+        seen = [dealt[n][shown[n]].tolist() for n in range(networks)]
+        for number, own in enumerate(seen):
+            assert all(share[row] != number for row in own)
+        together = sum(seen, [])
+        assert len(set(together)) == len(together)
+        missed += rows - len(together)
+    # One network alone is never shown its share; of several another one takes nearly all of it.
+    assert missed == 0 or networks == 1 or missed < 20 * rows / SHARES / 2
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])

@@ -16,7 +16,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
-from restuning._torch import is_transformed
 from restuning.bypass.side_network import Rows, SideNetwork, from_spec, side_network
 from restuning.sites import ONE_TOKEN, Features, Needs, resolve_readout, unite_needs
 from restuning.tuners.registry import construct
@@ -38,7 +37,7 @@ class Ensemble(SideNetwork):
     of one form have a weight together, which they share equally: trained on other rows, they also
     steady each other.
 
-    A training step hands every row to one of the trained networks, in turn, so that two of them cost as
+    A training step deals the rows of its batch out to the trained networks, so that two of them cost as
     much as one; each makes as many steps as there are, on its part of the batch.
 
     Args:
@@ -172,7 +171,7 @@ class Ensemble(SideNetwork):
     def feature(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
-        """The logits; while training those of one network a row, in turn."""
+        """The logits; while training those of one network a row."""
         if self.training and self.name in taps:
             return self._answer_in_turn(taps, readout, pool)
         answers = [self._answer(k, taps, readout, pool) for k in range(len(self.parts))]
@@ -199,40 +198,54 @@ class Ensemble(SideNetwork):
     def _answer_in_turn(
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
-        """Logits of the network whose turn a row is; zeros where it is nobody's."""
-        turn = self._take_turns(taps[self.name][:, 0].long())
-        answers = torch.zeros(len(turn), self.classes, device=turn.device)
-        for place, number in enumerate(self._trained):
-            mine = turn == place
-            if is_transformed():
-                # Rows cannot be counted inside a transform: all are answered, and some taken.
-                every = self._answer(number, taps, readout, pool)
-                answers = torch.where(mine.unsqueeze(1), every, answers)
-                continue
-            rows = mine.nonzero()[:, 0]
-            # Never none: all parameters take part in every step, or processes would wait for each other.
-            some = rows if len(rows) else rows.new_zeros(1)
-            logits = self._answer(number, _take_rows(taps, some), readout, pool)
-            logits = logits if len(rows) else 0 * logits
+        """Logits of the network that a row was dealt to; zeros where it was dealt to none."""
+        share = taps[self.name][:, 0].long()
+        answers = torch.zeros(len(share), self.classes, device=share.device)
+        for number, rows, shown in zip(self._trained, *self._deal(share), strict=True):
+            logits = self._answer(number, _take_rows(taps, rows), readout, pool)
             # Autocast leaves them in half precision.
-            answers = answers.index_add(0, some, logits.to(answers.dtype))
+            logits = torch.where(shown.unsqueeze(1), logits.to(answers.dtype), 0.0)
+            answers = answers.index_add(0, rows, logits)
         return answers
 
-    def _take_turns(self, share: Tensor) -> Tensor:
-        """Whose turn each row is, by place among the trained; -1 for nobody's."""
-        shown = [
-            [place for place, (_, held) in enumerate(self._held.items()) if held != number]
-            for number in range(SHARES)
+    def _deal(self, share: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of a batch that each trained network answers, `k n`, and which of them it is shown.
+
+        Of `b` rows each network is dealt `n = b / k`, rounded up: numbers that no row decides, so that a step
+        takes the same time and memory whatever is in it, and all parameters take part in each. Rows that one may not
+        see are dealt first, to another; the rest in the order of the batch. What finds no place (one batch in
+        thousands has so many rows of one share) is shown to nobody.
+        """
+        held = list(self._held.values())
+        networks, count = len(held), len(share)
+        size = -(-count // networks)
+        # For each share the next network that may see it, where one may not; `networks` where all may.
+        others = [
+            next(
+                (p % networks for p in range(at + 1, at + networks) if held[p % networks] != s),
+                None,
+            )
+            if s in held and (at := held.index(s)) >= 0
+            else None
+            for s in range(SHARES)
         ]
-        longest = max(map(len, shown))
-        table = torch.tensor(
-            [(row * longest)[:longest] if row else [-1] * longest for row in shown],
-            device=share.device,
-        )
-        count = torch.tensor([max(1, len(row)) for row in shown], device=share.device)
-        # By place in the batch, which is another one in each epoch.
-        place = torch.arange(len(share), device=share.device)
-        return table[share, place % count[share]]
+        to = torch.tensor([networks if p is None else p for p in others], device=share.device)[
+            share
+        ]
+        ones = F.one_hot(to, networks + 1)
+        turn = (ones.cumsum(0) * ones).sum(1) - 1
+        first = (to < networks) & (turn < size)
+        places = networks * size
+        place = torch.where(first, to * size + turn, places)
+        taken = share.new_zeros(places + 1).scatter(0, place, 1)[:places]
+        # The rest of the rows in order, to the rest of the places in order.
+        rank = first.long().argsort(stable=True).argsort()
+        place = torch.where(first, place, taken.argsort(stable=True)[rank])
+        rows = share.new_zeros(places).scatter(0, place, torch.arange(count, device=share.device))
+        dealt = share.new_zeros(places).scatter(0, place, 1).bool()
+        own = torch.tensor(held, device=share.device).repeat_interleave(size)
+        shown = dealt & (share[rows] != own)
+        return rows.view(networks, size), shown.view(networks, size)
 
     @property
     def _held(self) -> dict[int, int]:
