@@ -12,7 +12,7 @@ from torch import Tensor
 from restuning._errors import DataError, TrainingError
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_taps_if_memory_is_free
-from restuning.search.candidates import CANDIDATES, MORE, SHRINK, Candidate
+from restuning.search.candidates import CANDIDATES, MORE, NOT_ASKED, SHRINK, Candidate
 from restuning.search.choice_folder import ChoiceFolder
 from restuning.search.trial import Row, Trials
 from restuning.task import Task
@@ -99,7 +99,7 @@ def choose_method(
     out: str | Path,
     *,
     budget: Budget | None = None,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    candidates: Sequence[Candidate] | None = None,
     resume: bool = True,
     log: Log = silent,
 ) -> Choice:
@@ -123,7 +123,8 @@ def choose_method(
         settings: Base of every run; `epochs` are those of a final run inside the backbone.
         out: Folder of the choice.
         budget: None for no limits.
-        candidates: Methods to try, cheapest first.
+        candidates: Methods to try, cheapest first; None for `CANDIDATES`, of which what trains through the
+            backbone is tried where a budget of time is given.
         resume: False starts over.
         log: Receives a line for each candidate.
 
@@ -132,7 +133,7 @@ def choose_method(
             choice.
         DataError: There is no validation split.
 
-    Cost: with the final run 1.4 to 2.0 runs of LoRA (`recipes/shared_tasks`).
+    Cost: one pass over the data, a trial of each method and the final run of one.
     """
     budget, out = budget or Budget(), Path(out)
     tested = 0 if inputs.data.test is None else len(inputs.data.test)
@@ -147,6 +148,9 @@ def choose_method(
             found="none",
             fix="draw some: with_validation(data)",
         )
+    given = CANDIDATES if candidates is None else candidates
+    asked = candidates is not None or budget.seconds is not None
+    candidates = [each for each in given if asked or not each.on_request]
     identity = {
         "train": len(data.train),
         "val": len(data.val),
@@ -168,6 +172,7 @@ def choose_method(
     for candidate in candidates:
         # The rows before say what is to be beaten, and how much of the budget is gone.
         rows.append(trials.row(candidate, rows))
+    rows += [_leave_out(each, settings) for each in given if each not in candidates]
     winner = rule.choose(rows)
     if winner is None:
         raise TrainingError(
@@ -199,3 +204,17 @@ def choose_method(
         budget,
         start,
     )
+
+
+def _leave_out(candidate: Candidate, settings: FitSettings) -> Row:
+    """The row of a method that nobody asked for."""
+    return {
+        "method": candidate.method,
+        "status": "left out",
+        "why": NOT_ASKED,
+        "epochs": candidate.epochs(settings.epochs),
+        "goes_on": candidate.warm_start,
+        "trial_epochs": candidate.trial_epochs(settings.epochs),
+        "seconds": 0.0,
+        "cpu_seconds": 0.0,
+    }

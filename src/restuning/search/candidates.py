@@ -40,12 +40,15 @@ class Candidate:
         times: Its epochs for each one of a method inside the backbone.
         warm_start: Whether its final run starts from the weights of its trial (`MORE`) and not anew, which is
             for those whose epochs are dear.
+        on_request: Whether it is tried only where a budget of time is given: what trains through the backbone
+            takes many times as long as all others together.
     """
 
     method: str
     rates: tuple[float, ...]
     times: int
     warm_start: bool = False
+    on_request: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, under the names that folders of choices have had from the start."""
@@ -70,9 +73,11 @@ CANDIDATES = (
     Candidate("linear", (5e-3, 3e-2), DETACHED_TIMES),
     Candidate("res-tuning-bypass", (5e-3, 2e-2), DETACHED_TIMES),
     Candidate("ridge", (1e-3,), 1),
-    Candidate("mixing-bypass", (5e-3,), DETACHED_TIMES, warm_start=True),
-    Candidate("res-tuning", (5e-3,), 1, warm_start=True),
+    Candidate("ensemble", (5e-3,), 3),
+    Candidate("res-tuning", (5e-3,), 1, warm_start=True, on_request=True),
 )
 """Cheapest first. Rates are those of `recipes/shared_tasks`: two where parallel runs cost next to nothing, one
 where that rate was chosen on the validation splits of several tasks. What is solved in closed form
-needs few epochs more."""
+takes no epochs. An ensemble has a mixing bypass in it, which is not tried alone."""
+
+NOT_ASKED = "trains through the backbone, which takes long: give a budget of time (--minutes) to have it tried"

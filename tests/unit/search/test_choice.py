@@ -14,13 +14,16 @@ from restuning._errors import DataError, FormatError, TrainingError
 from restuning.data import load_data
 from restuning.features import StoreOptions
 from restuning.search import CANDIDATES, Budget, Candidate, choose_method, rule
-from restuning.search.candidates import SHRINK
+from restuning.search.candidates import NOT_ASKED, SHRINK
 from restuning.search.costs import Costs
 from restuning.training import run as runs
 from restuning.training.checkpoint import read
 from restuning.training.run import open_inputs
 
-LINEAR, BYPASS, RIDGE, MIXING, INSIDE = CANDIDATES
+LINEAR, BYPASS, RIDGE, _, INSIDE = CANDIDATES
+MIXING = Candidate("mixing-bypass", (5e-3,), 4, warm_start=True)
+LEFT_OUT = ("ridge", "ensemble")
+"""They scale their answers on rows left out."""
 CLOCK = ("seconds", "cpu_seconds")
 
 
@@ -38,7 +41,7 @@ def memory(whole, method):
 
 def test_every_candidate_is_tried_and_one_is_taken_without_the_test_split(whole):
     assert [row["method"] for row in whole.rows] == [c.method for c in CANDIDATES]
-    assert all(row["status"] in ("tried", "stopped") for row in whole.rows)
+    assert all(row["status"] in ("tried", "stopped") for row in whole.rows[:-1])
     top = rule.choose(whole.rows)
     assert (whole.method, whole.lr, whole.epochs) == (top["method"], top["lr"], top["epochs"])
     assert [row["method"] for row in whole.rows if row["why"] == "taken"] == [whole.method]
@@ -46,8 +49,17 @@ def test_every_candidate_is_tried_and_one_is_taken_without_the_test_split(whole)
     assert json.loads(json.dumps(whole.to_dict()))["method"] == whole.method
 
 
+def test_what_trains_through_the_backbone_is_tried_where_a_budget_of_time_asks_for_it(
+    world, whole, tmp_path, known_costs
+):
+    assert reasons(whole) == {"res-tuning": NOT_ASKED}
+    found = world.choose(tmp_path, budget=Budget(None, 1e4))
+    assert reasons(found) == {}
+    assert found.rows[-1]["method"] == "res-tuning"
+
+
 def test_every_rate_is_tried_and_trials_that_are_not_gone_on_from_are_whole_runs(whole):
-    for row, candidate in zip(whole.rows, CANDIDATES, strict=True):
+    for row, candidate in zip(whole.rows[:-1], CANDIDATES[:-1], strict=True):
         assert [t["lr"] for t in row["trials"]] == list(candidate.rates)
         assert row["val_accuracy"] == max(t["val_accuracy"] for t in row["trials"])
     for candidate in CANDIDATES:
@@ -81,25 +93,25 @@ def test_a_final_run_goes_on_from_the_weights_of_the_trial_that_was_taken(world,
 
 def test_a_row_tells_how_well_its_probabilities_fit(world, whole):
     classes = world.data.num_classes
-    for row in whole.rows:
+    for row in whole.rows[:-1]:
         assert 0 < row["cross_entropy"] < 1.1 * math.log(classes)
         by_rate = {t["lr"]: t["cross_entropy"] for t in row["trials"]}
         assert row["cross_entropy"] == by_rate[row["lr"]]
 
 
 def test_a_row_has_the_temperature_of_the_rate_that_it_is_scored_by(whole):
-    for row in whole.rows:
+    for row in whole.rows[:-1]:
         (trial,) = (t for t in row["trials"] if t["lr"] == row["lr"])
         assert (row["temperature"], row["val_ece"]) == (trial["temperature"], trial["val_ece"])
         assert row["calibrated_on"] == (
-            "rows left out of training" if row["method"] == "ridge" else "validation"
+            "rows left out of training" if row["method"] in LEFT_OUT else "validation"
         )
-    ridge = next(row for row in whole.rows if row["method"] == "ridge")
-    assert ridge["temperature"] == 1
+    scaled = [row["temperature"] for row in whole.rows[:-1] if row["method"] in LEFT_OUT]
+    assert scaled == [1, 1]
 
 
 def test_a_choice_hands_on_the_temperature_of_the_trial_that_was_taken(whole):
-    for row in whole.rows:
+    for row in whole.rows[:-1]:
         told = replace(whole, method=row["method"]).calibration
         assert told.temperature == row["temperature"]
         assert told.on in ("validation of the trial", "rows left out of training")
@@ -156,16 +168,20 @@ def test_a_budget_of_memory_that_fits_nothing_tried_is_refused_with_what_is_need
 def test_a_detached_method_stays_where_memory_leaves_out_those_inside(world, whole, tmp_path):
     forward = Costs(world.host, world.data, 0, FitSettings(epochs=1, batch_size=32)).forward()
     budget = Budget(max(forward.total_bytes, memory(whole, "linear")) + 2**20)
-    assert budget.memory < memory(whole, "mixing-bypass")
     found = world.choose(tmp_path, candidates=(LINEAR, MIXING), budget=budget)
     assert found.method == "linear"
     assert reasons(found)["mixing-bypass"].startswith("needs ")
     assert "MiB of memory, budget" in reasons(found)["mixing-bypass"]
 
 
+def test_the_memory_of_every_candidate_is_known_beforehand(whole):
+    assert all(row["memory_bytes"] > 0 for row in whole.rows[:-1])
+
+
 @pytest.mark.slow
 def test_a_batch_inside_the_backbone_that_does_not_fit_is_run_in_pieces(world, whole, tmp_path):
-    budget = Budget(int(0.7 * memory(whole, "res-tuning")))
+    free = world.choose(tmp_path / "free", candidates=(INSIDE,), budget=Budget(2**36))
+    budget = Budget(int(0.7 * memory(free, "res-tuning")))
     found = world.choose(tmp_path, candidates=(INSIDE,), budget=budget)
     assert found.accumulate > 1
     assert memory(found, "res-tuning") <= budget.memory
@@ -181,7 +197,11 @@ def test_a_budget_below_one_forward_is_refused_in_words(world, tmp_path):
 @pytest.fixture
 def known_costs(monkeypatch):
     """Times by method in place of measured ones."""
-    times = {"linear": (1.0, 2.0), "mixing-bypass": (50.0, 100.0), "res-tuning": (1.0, 10.0)}
+    times = {
+        **dict.fromkeys(("linear", "res-tuning-bypass", "ridge", "ensemble"), (1.0, 2.0)),
+        "mixing-bypass": (50.0, 100.0),
+        "res-tuning": (1.0, 10.0),
+    }
     monkeypatch.setattr(
         Costs, "run_seconds", lambda self, tuned, fed, settings, one, detached: times[one.method]
     )
