@@ -12,7 +12,6 @@ from pathlib import Path
 
 from restuning._files import read_json
 from restuning.bench.report import Summary, summarise, words
-from restuning.search import CANDIDATES
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
@@ -21,6 +20,8 @@ FIRST = ("cifar100", "rsscn7", "dsprites_like_loc")
 GRIDS = {"epochs_10": 10, "closed_form": 5, "epochs_40": 40, "auto": 10}
 SEEDS = 3
 AUTO, LORA = "auto", "lora"
+TRIED = ("linear", "res-tuning-bypass", "ridge", "mixing-bypass", "res-tuning")
+"""The candidates of the runs in `auto/`."""
 
 
 def cell(summary: Summary, task: str, label: str) -> str:
@@ -134,7 +135,7 @@ def drawn(text: str) -> str:
     head = [
         "task",
         "seed",
-        *[each.method for each in CANDIDATES],
+        *TRIED,
         "taken",
         "test",
         "best by hindsight",
