@@ -340,8 +340,9 @@ class Ridge(SideNetwork):
                 fix="give sums that were made by a classifier of this spec",
             )
         solution = solve(sums, self.kinds, weighted=self.weighted)
-        self.weight.copy_(solution.weight)
-        self.bias.copy_(solution.bias)
+        # Rounded where they are: not every device that a task runs on knows double precision.
+        self.weight.copy_(solution.weight.to(self.weight.dtype))
+        self.bias.copy_(solution.bias.to(self.bias.dtype))
         self._solved, self.sums, self.left_out_accuracy = True, sums, solution.accuracy
         return solution
 
