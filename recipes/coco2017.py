@@ -2,15 +2,18 @@
 
     python recipes/coco2017.py --coco DIR --pipeline DIR [--method res-tuning-bypass]
 
+It prints the FID of ours beside the published one; `--method none` judges the pipeline as it is, which
+says how far apart the two ways of judging are.
+
 Needs what cannot be shipped, and says so without it:
   COCO2017   train2017.zip (18 GB), val2017.zip (0.8 GB) and annotations_trainval2017.zip from
              https://cocodataset.org, unpacked into --coco
   weights    a folder that holds Stable Diffusion v1.5 as diffusers keeps it
   Inception  of FID, and CLIP for the CLIP score, fetched at first use
 
-The paper prints FID 15.48 for v1.5 itself, 14.85 full, 14.50 LoRA, 13.96 Res-Tuning and 14.89 for
-the bypass. Batch, learning rate, epochs, resolution, guidance, sampler and the number of images are
-not printed: those below are ours, and every result holds its whole protocol. Expected hardware: one
+The published figures are those of `recipes/paper/published.json`. Batch, learning rate, epochs,
+resolution, guidance, sampler and the number of images are not printed: those below are ours, and every
+result holds its whole protocol. Expected hardware: one
 GPU of 24 GB for the bypass at 512 pixels and batch 16 (`benchmarks/diffusion.py` counts it).
 """
 
@@ -19,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,14 @@ from restuning.diffusion import (
 )
 
 RANKS = {"res-tuning-bypass": 64, "res-tuning[mha=adapter,ffn=adapter]": 50, "adapter": 100}
+PUBLISHED = Path(__file__).parent / "paper" / "published.json"
+ROWS = {
+    "none": "SD v1.5",
+    "adapter": "Adapter",
+    "res-tuning[mha=adapter,ffn=adapter]": "Res-Tuning",
+    "res-tuning-bypass": "Res-Tuning-Bypass",
+}
+"""The published row of each method that has one."""
 
 
 def coco(folder: Path, split: str, limit: int | None = None) -> Pairs:
@@ -81,8 +92,29 @@ def _bytes(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def main() -> None:
-    """Train, generate, judge."""
+def beside_published(method: str, scores: dict[str, float], parameters: int | None) -> str:
+    """Ours / published, for FID (lower is better) and the trained parameters; `-` where there is none."""
+    table = json.loads(PUBLISHED.read_text(encoding="utf-8"))["coco2017"]
+    row = table["rows"].get(ROWS.get(method, ""), [None] * len(table["columns"]))
+    fid, size = (row[table["columns"].index(name)] for name in ("FID", "params M"))
+    ours = scores.get("FID")
+    both = ours is not None and fid is not None
+    verdict = f", {'reached' if round(ours, 2) <= fid else 'MISSED'}" if both else ""
+    shown = "-" if parameters is None else f"{parameters / 1e6:.2f}"
+    return (
+        f"ours / published, {method}\n"
+        f"FID                   {_figure(ours)} / {_figure(fid)}{verdict}\n"
+        f"trained parameters, M {shown} / {_figure(size)}\n"
+        f"Published: {table['source']}."
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--pipeline", type=Path, required=True)
@@ -95,7 +127,12 @@ def main() -> None:
     parser.add_argument("--sample-steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--clip", default="openai/clip-vit-base-patch16")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, generate, judge."""
+    args = read_arguments(arguments)
     lacking = missing(args)
     if lacking:
         sys.exit("this recipe needs files that are not here:\n  " + "\n  ".join(lacking))
@@ -166,6 +203,11 @@ def main() -> None:
     result["restuning"] = restuning.__version__
     (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["scores"], indent=1))
+    print(
+        beside_published(
+            args.method, result["scores"], None if task is None else task.trainable_parameters()
+        )
+    )
 
 
 if __name__ == "__main__":

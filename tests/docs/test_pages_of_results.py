@@ -1,7 +1,9 @@
 """Pages of results are what the committed results say."""
 
 import json
+import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ABLATIONS = runpy.run_path(str(ROOT / "recipes" / "ablations" / "page.py"))
 BEYOND = runpy.run_path(str(ROOT / "recipes" / "beyond.py"))
+PAPER = runpy.run_path(str(ROOT / "recipes" / "paper" / "claims.py"))
 SHARED = runpy.run_path(str(ROOT / "recipes" / "shared_tasks" / "page.py"))
 
 
@@ -20,6 +23,42 @@ def test_a_page_is_drawn_from_the_results(drawn, page):
 def test_the_tables_of_the_shared_tasks_are_drawn_from_the_results():
     text = SHARED["PAGE"].read_text(encoding="utf-8")
     assert SHARED["drawn"](text) == text
+
+
+def test_the_tables_of_the_paper_s_claims_are_drawn_from_the_results():
+    text = PAPER["PAGE"].read_text(encoding="utf-8")
+    assert PAPER["drawn"](text) == text
+
+
+def test_a_claim_is_held_missed_in_part_or_not_shown_and_its_section_is_there():
+    text = PAPER["PAGE"].read_text(encoding="utf-8")
+    sections = {
+        re.sub(r"[^\w -]", "", line[3:]).lower().replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("## ")
+    }
+    for claim, _, _, _, verdict in PAPER["claims"]():
+        assert claim[claim.index("#") + 1 : -1] in sections, claim
+        assert verdict.partition(":")[0] in ("held", "held in part", "MISSED", "not shown"), claim
+
+
+def test_no_figure_of_ours_is_typed_into_the_page_of_the_paper_s_claims():
+    text = re.sub(r"```.*?```", "", PAPER["PAGE"].read_text(encoding="utf-8"), flags=re.S)
+    for mark in PAPER["TABLES"]:
+        text = re.sub(f"<!-- {mark} -->.*<!-- end of {mark} -->", "", text, flags=re.S)
+    assert "| --- |" not in text
+    # Versions, links and names of models aside, a result has a decimal point.
+    text = re.sub(r"`[^`]*`|arXiv 2310\.19859|\([^)]*\)|v1\.5", "", text)
+    assert re.findall(r"\d+\.\d+", text) == []
+
+
+def test_every_command_of_the_paper_s_own_settings_parses():
+    text = PAPER["PAGE"].read_text(encoding="utf-8")
+    commands = re.findall(r"^python (recipes/\S+)(.*)$", text, re.M)
+    assert {name for name, _ in commands} == {"recipes/paper/suites.py", "recipes/coco2017.py"}
+    for name, arguments in commands:
+        read = runpy.run_path(str(ROOT / name))["read_arguments"]
+        assert read(shlex.split(arguments))
 
 
 def test_the_table_of_calibration_says_what_the_recipe_measured():
