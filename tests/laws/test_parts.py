@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 import restuning
 from restuning import Needs, Tuned, load_data, methods
 from restuning._errors import NoSitesError, StoreError, TunerShapeError
+from restuning.bypass import Ridge
 from restuning.features import Cached, StoreOptions, build_store, open_or_build
 from restuning.host.parts import compute_part
 from restuning.sites import count_taps
@@ -120,14 +121,15 @@ def reviews(tmp_path_factory):
     return backbone, load_data(root / "reviews.csv", backbone), root
 
 
-@pytest.mark.parametrize("name", ["linear", "ridge"])
+@pytest.mark.parametrize("name", ["linear", "ridge", "ensemble"])
 def test_texts_of_any_length_are_stored_and_answered_as_live(reviews, name):
     backbone, data, root = reviews
     host = backbone.host()
     task = methods.build(name, host, num_classes=2, pool="mean").eval()
-    if name == "ridge":
-        with torch.no_grad():
-            task.side.weight.normal_(generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for closed in (part for part in task.modules() if isinstance(part, Ridge)):
+            # Of about the size that a solution has.
+            closed.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     needs = task.needs(host.readout_rule)
     stored = open_or_build(host, backbone, data, needs, StoreOptions(root / "stores"))
     assert stored is not None
@@ -145,10 +147,10 @@ def test_a_cache_of_texts_serves_what_reads_parts_of_them(reviews, tmp_path):
     options = StoreOptions(tmp_path, progress=False, log=lines.append)
     build_store(root / "reviews.csv", backbone, options=options)
     (said,) = (line for line in lines if line.startswith("serves"))
-    assert {"linear", "ridge"} <= set(said.replace(",", "").split())
+    assert {"linear", "ridge", "ensemble"} <= set(said.replace(",", "").split())
     host = backbone.host()
     inputs = with_pool(open_inputs(host, backbone, data, options), {})
-    for name in ("linear", "ridge"):
+    for name in ("linear", "ridge", "ensemble"):
         task = methods.build(name, host, num_classes=2, **inputs.options)
         assert inputs.open_store(task).seconds == 0
     with pytest.raises(StoreError, match="texts have different lengths"):

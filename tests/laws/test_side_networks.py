@@ -10,7 +10,7 @@ from torch import nn
 
 from awake import tiny_vit, wake
 from restuning import Bank, Host, MultiTask, Needs, Task, Tuned, load, save
-from restuning._errors import FormatError, UnknownNameError
+from restuning._errors import FormatError, TunerShapeError, UnknownNameError
 from restuning.bench.rivals.beside import Ladder
 from restuning.bypass import (
     Bypass,
@@ -26,7 +26,7 @@ from restuning.bypass import (
 )
 from restuning.bypass.side_network import _REGISTRY
 from restuning.host.parts import compute_part
-from restuning.sites import PARTS, is_stream, split_tap, take_one_token
+from restuning.sites import FEATURE, PARTS, is_stream, split_tap, take_one_token
 from restuning.tuners import LowRankAttention, ResAdapter, Tuner
 
 WIDTH, TOKENS, ROWS, CLASSES = 48, 17, 5, 3
@@ -52,7 +52,8 @@ def streams(rows=ROWS):
     draw = torch.Generator().manual_seed(1)
     taps = {name: torch.randn(rows, TOKENS, WIDTH, generator=draw) for name in TAPS}
     # Parts of taps are taps like others to who reads them.
-    return taps | {f"{n}/{part}": compute_part(part, t) for n, t in taps.items() for part in PARTS}
+    parts = {f"{n}/{part}": compute_part(part, t) for n, t in taps.items() for part in PARTS}
+    return taps | parts | {f"{FEATURE}/{pool}": taps[TAPS[-1]][:, :1] for pool in ("cls", "mean")}
 
 
 def maps(rows=ROWS):
@@ -72,6 +73,15 @@ SAMPLES = {
             [WIDTH] * 3,
             [[LowRankAttention(8, rank=4, heads=2)] for _ in range(3)],
             Pooling(8),
+        ),
+        streams,
+    ),
+    "mixing of parts": (
+        lambda: MixingBypass(
+            [f"{tap}/tokens" for tap in TAPS[1:]],
+            [WIDTH] * 3,
+            [[LowRankAttention(8, rank=4, heads=2)] for _ in range(3)],
+            Pooling(8, token=None, grid=False),
         ),
         streams,
     ),
@@ -108,7 +118,7 @@ def awake(network):
     return network.eval()
 
 
-@pytest.fixture(params=sorted(kinds()))
+@pytest.fixture(params=sorted({*kinds(), *SAMPLES}))
 def sample(request):
     where = "tests/laws/test_side_networks.py"
     assert request.param in SAMPLES, f"give {where} a sample of {request.param}"
@@ -125,7 +135,8 @@ def test_it_knows_its_kind_its_taps_and_its_tuners(sample):
     assert isinstance(network, SideNetwork)
     assert kinds()[network.kind] is type(network)
     assert set(network.taps) <= set(taps)
-    assert {split_tap(name)[0] for name in network.needs("cls").taps} <= set(network.taps)
+    read = {split_tap(name)[0] for name in network.needs("cls").taps}
+    assert read <= {split_tap(name)[0] for name in network.taps}
     assert all(isinstance(t, Tuner) for t in network.tuners)
     assert all(name in dict(network.named_parameters()) for name in network.lambda_names)
 
@@ -165,6 +176,10 @@ def test_an_argument_it_does_not_have_is_refused(sample):
 @pytest.mark.parametrize("pool", ["cls", "mean", "all"])
 def test_what_it_says_it_needs_is_enough(sample, pool):
     network, taps = sample
+    if pool == "all" and getattr(network, "in_parts", False):
+        with pytest.raises(TunerShapeError, match="every token"):
+            network.needs(pool)
+        return
     needs = network.needs(pool)
     few = {name: taps[name] for name in needs.taps}
     if needs.tokens in ("cls", "last"):

@@ -19,7 +19,7 @@ from restuning._torch import is_transformed
 from restuning.bypass import pooling
 from restuning.bypass.pooling import Pooling
 from restuning.bypass.side_network import SideNetwork, side_network
-from restuning.sites import Needs
+from restuning.sites import FEATURE, Needs, is_stream, resolve_tokens, split_tap
 from restuning.tuners import Tuner, from_spec, real_tokens
 from restuning.tuners.registry import construct
 
@@ -33,7 +33,9 @@ class MixingBypass(SideNetwork):
     parts of the feature stand side by side (`docs/mixing.md`).
 
     Args:
-        taps: Names of those that are read, in order; the last is the backbone's last stream.
+        taps: Names of those that are read, in order; the last is the backbone's last stream. Or parts of
+            taps (`block.3/tokens`), whose few rows then are the tokens: those of texts differ in number,
+            what they say together does not. The frozen feature is read beside them.
         dims: Their widths.
         tuners: For every tap, its tuners of width w.
         pool: Of the last state, of width w.
@@ -88,6 +90,7 @@ class MixingBypass(SideNetwork):
                 fix="give every tap a list of tuners, all of one dim",
             )
         self.taps, self.dims, self.drop_path = tuple(taps), tuple(dims), drop_path
+        self.in_parts = not is_stream(self.taps[-1])
         self.pool_patches = pool_patches
         self.width = widths.pop()
         self.enter = nn.ModuleList(nn.Linear(dim, self.width) for dim in dims)
@@ -106,16 +109,29 @@ class MixingBypass(SideNetwork):
         return [t for t in row if isinstance(t, Tuner)]
 
     def needs(self, pool: str) -> Needs:
-        """All tokens of its taps.
+        """All tokens of its taps; or parts of taps, and the frozen feature or the token that it is read from.
 
         Raises:
-            TunerShapeError: The readout leaves one vector ("own": maps and hierarchies).
+            TunerShapeError: The readout leaves one vector ("own": maps and hierarchies), or of parts of taps
+                every token ("all").
         """
         if pool == "own":
             raise TunerShapeError(
                 "a mixing bypass reads streams of tokens",
                 found="a backbone read by its own vector",
                 fix='use res-tuning-bypass, or pool="mean" where the last stream has tokens',
+            )
+        if self.in_parts:
+            if pool == "all":
+                raise TunerShapeError(
+                    "parts of taps have no answer for every token",
+                    found='pool="all"',
+                    fix="let it read whole taps",
+                )
+            tokens, (last, _) = resolve_tokens(pool), split_tap(self.taps[-1])
+            whole = tokens == "all"
+            return Needs(
+                (*self.taps, f"{FEATURE}/{pool}" if whole else last), "cls" if whole else tokens
             )
         # Stores may keep taps with their patches pooled: a fourth of the bytes at 2.
         return Needs(self.taps, "all", self.pool_patches)
@@ -129,7 +145,8 @@ class MixingBypass(SideNetwork):
             pooling.pool_patches(stream, self.pool_patches if stream.shape[1] == whole else 1)
             for stream in (taps[name].detach() for name in self.taps)
         ]
-        mask = getattr(taps, "mask", None)
+        # Parts of taps know of no padding.
+        mask = None if self.in_parts else getattr(taps, "mask", None)
         # s_0 = 0 broadcasts to the first tap, whose number of tokens is not known before.
         state = torch.zeros((), dtype=self.pool.value.weight.dtype, device=streams[0].device)
         # A transform of functions (vmap, grad) cannot run a part again.
@@ -162,9 +179,19 @@ class MixingBypass(SideNetwork):
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
         """The backbone's feature and the side network's own, side by side; see the class."""
-        frozen = readout(taps[self.taps[-1]].detach(), pool=pool)
-        pooled = self.pool(self(taps), getattr(taps, "mask", None))
+        mask = None if self.in_parts else getattr(taps, "mask", None)
+        frozen = self._read_frozen(taps, readout, pool)
+        pooled = self.pool(self(taps), mask)
         return torch.cat([frozen.to(pooled.dtype), pooled], -1)
+
+    def _read_frozen(
+        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
+    ) -> Tensor:
+        """The backbone's own feature, `b d_K`; beside parts of taps it may be one of them."""
+        last, _ = split_tap(self.taps[-1])
+        if not self.in_parts or last in taps:
+            return readout(taps[last].detach(), pool=pool)
+        return taps[f"{FEATURE}/{pool or 'mean'}"][:, 0].detach()
 
     def widen(self, head: nn.Linear) -> nn.Linear:
         """A head that reads both parts and answers as this one, which reads the first, does."""

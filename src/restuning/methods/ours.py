@@ -106,7 +106,10 @@ def _build_mixing(host: Extractor, head: nn.Linear | None, options: Options) -> 
     return Task(side=bypass, head=bypass.widen(head))
 
 
-def _make_mixing(host: Extractor, options: Options, taps: int) -> MixingBypass:
+def _make_mixing(
+    host: Extractor, options: Options, taps: int, *, parts: bool = False
+) -> MixingBypass:
+    """One that reads so many taps whole; or of each what its tokens say together, which stores keep of any text."""
     read = _pick_layers(host, options, taps)
     width, rank = options["width"], options["rank"]
 
@@ -120,12 +123,13 @@ def _make_mixing(host: Extractor, options: Options, taps: int) -> MixingBypass:
         return [near, far]
 
     pool = options.get("pool") or host.readout_rule.pool
+    token = None if parts else _TOKEN.get(pool)
     # A width of its own, narrower than the backbone's: what is trained and kept is small.
     return MixingBypass(
-        [s.name for s in read],
+        [f"{s.name}/tokens" if parts else s.name for s in read],
         [s.dim for s in read],
         [tuners() for _ in read],
-        Pooling(width, token=_TOKEN.get(pool), grid=host.images),
+        Pooling(width, token=token, grid=host.images),
         drop_path=options["drop_path"],
         # `merge` is how method strings and results of before write it.
         pool_patches=options.get("pool_patches", options.get("merge", 1)),
@@ -159,13 +163,12 @@ def _make_member(
         assert side is not None
         return side, head.in_features
     width = options.get("width", MEMBER_WIDTH)
-    usual = {
-        "width": width,
-        "rank": width,
-        "drop_path": 0.0,
-        "pool_patches": 2 if host.images else 1,
-    }
-    mixing = _make_mixing(host, {**usual, **options}, MEMBER_TAPS)
+    usual = {"width": width, "rank": width, "drop_path": 0.0}
+    if host.images:
+        mixing = _make_mixing(host, {"pool_patches": 2, **usual, **options}, MEMBER_TAPS)
+    else:
+        # Of texts a few rows a tap, so that twice as many cost less.
+        mixing = _make_mixing(host, {**usual, **options}, TAPS, parts=True)
     # Small enough to keep what it saved: computing it again would cost a third of a step.
     mixing.recompute = False
     return mixing, mixing.widen(head).in_features
