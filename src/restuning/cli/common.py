@@ -60,6 +60,19 @@ class Command(TyperCommand):
         super().__init__(*args, **more)
         self.examples = (epilog or "").splitlines()
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; one value given twice is refused, where the last would win without a word."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for given in order:
+                # Members by name, as in `chosen_by_file`. A switch says the same however often.
+                takes_one = not (given.multiple or getattr(given, "is_flag", False))
+                if takes_one and given.nargs == 1 and order.count(given) > 1:
+                    ctx.fail(
+                        f"{given.opts[0]} takes one value and is given {order.count(given)} times."
+                    )
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, then the examples."""
         super().format_help(ctx, formatter)

@@ -63,6 +63,7 @@ app = group("Train a task.")
     "--text review --label verdict",
     "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 "
     "--zero-shot 'a photo of a {}, a pet.'",
+    "restuning train photos/ --method ridge --method ensemble",
     "restuning train photos/ --method auto --memory 2GiB --minutes 10",
     "restuning train photos/ --config runs/x/settings.json --seed 1",
     "restuning train digits --method 'res-tuning[mha=prompt,ffn=adapter]' --epochs 30",
@@ -82,10 +83,11 @@ def train(
     quantize: Quantize = None,
     device: Device = None,
     method: Annotated[
-        str | None,
+        list[str] | None,
         option(
             METHOD,
-            "One method, or auto; without it linear, res-tuning and res-tuning-bypass are compared",
+            "One method, or auto; several (--method A --method B) are compared, without it linear, "
+            "res-tuning and res-tuning-bypass",
             autocompletion=complete_method,
         ),
     ] = None,
@@ -144,7 +146,7 @@ def train(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Train a task on a frozen backbone; without --method compare three methods."""
+    """Train a task on a frozen backbone; several methods, or none named, are compared."""
     from restuning.backbones import add_quantization
     from restuning.features import StoreOptions
     from restuning.features.stored import BY_ITSELF
@@ -159,11 +161,12 @@ def train(
             "this one begins anew and ends otherwise",
             err=True,
         )
+    names = method or list(COMPARED)
     result = train_tasks(
         data,
         backbone=add_quantization(backbone, quantize),
         weights=weights,
-        method=list(COMPARED) if method is None else method,
+        method=names[0] if len(names) == 1 else names,
         out=out,
         device=device,
         resume=not no_resume,
@@ -216,7 +219,7 @@ def train(
     screen.print(add_heading("left in", str(result.folder)), soft_wrap=True)
     if as_json:
         # A list only where several methods were compared.
-        show_json(rows if method is None else rows[0])
+        show_json(rows if len(names) > 1 else rows[0])
 
 
 def tells_only_the_end_of_a_choice(config: Path) -> bool:

@@ -200,6 +200,19 @@ def train(
     _check_names(explicit)
     _check_class_names(explicit)
     names = [method] if isinstance(method, str) else list(method)
+    if AUTO in names and not isinstance(method, str):
+        raise TrainingError(
+            f"{AUTO} tries several methods itself and is not compared with others",
+            where=f"--method {' --method '.join(names)}",
+            fix=f"give --method {AUTO} alone; in a grid (`restuning bench run`) it is an entry like any other",
+        )
+    if len(set(names)) < len(names):
+        raise TrainingError(
+            "a method is compared with itself",
+            where="method",
+            found=", ".join(names),
+            fix="name each once; several seeds are `restuning sweep` or `restuning bench run`",
+        )
     for name in names:
         methods.check(name, (AUTO,) if isinstance(method, str) else ())
     if not names:

@@ -37,7 +37,7 @@ def test_keys_are_the_names_of_options(write):
         "batch_size": 8,
         "final": True,
         "precision": "no",
-        "method": "res-tuning[mha=prompt]",
+        "method": ["res-tuning[mha=prompt]"],
     }
     assert {name: found[name] for name in expected} == expected
     assert list(found["track"]) == ["tensorboard"]
@@ -126,7 +126,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 )
 def test_a_file_executes_nothing(write, tmp_path, tag):
     mark = tmp_path / "executed"
-    file = write(f'method: !!{tag} ["touch {mark}"]\n')
+    file = write(f'precision: !!{tag} ["touch {mark}"]\n')
     with pytest.raises(FormatError):
         parsed("train", "digits", "--config", file)
     assert not mark.exists()

@@ -196,3 +196,20 @@ def test_names_with_brackets_are_printed_as_they_are(capsys, monkeypatch):
     text = capsys.readouterr().out
     for name in ("res-tuning[ffn=adapter]", "[bold]", "[red]title"):
         assert name in text
+
+
+def takes_one(parameter):
+    many = parameter.multiple or getattr(parameter, "is_flag", False) or parameter.nargs != 1
+    return parameter.param_type_name == "option" and not many and parameter.name != "help"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_one_value_given_twice_is_refused_by_every_command(name):
+    """The last would win without a word."""
+    for each in parsers(name):
+        words = [name] if each.name == name else [name, each.name]
+        for option in filter(takes_one, each.params):
+            given = [word for value in "12" for word in (option.opts[0], value)]
+            result = CliRunner().invoke(app, [*words, *given])
+            assert result.exit_code == 2, (words, option.name, result.output)
+            assert "is given 2 times" in " ".join(result.output.split()), (words, option.name)
