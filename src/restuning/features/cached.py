@@ -15,7 +15,7 @@ from restuning.data.identity import combine, describe_reading, label_digests
 from restuning.features.store import Store, lacks
 from restuning.features.views import draw_view
 from restuning.host import Extractor
-from restuning.sites import ONE_TOKEN, Needs, is_stream, take_one_token
+from restuning.sites import FEATURE, ONE_TOKEN, Needs, split_tap, take_one_token
 from restuning.task import Task
 
 
@@ -145,10 +145,13 @@ def select_taps(stored: Mapping[str, Tensor], needs: Needs, last: str) -> dict[s
     """
     found = {}
     for name in needs.taps:
-        tap = last if name == "last" else name
-        value = stored[tap] if tap in stored else stored[f"{tap}/{needs.tokens}"]
-        single = is_stream(name) and needs.tokens in ONE_TOKEN
-        found[name] = take_one_token(value, needs.tokens) if single else value
+        tap, part = split_tap(last if name == "last" else name)
+        token = part or needs.tokens
+        # One token is kept as a part of its tap, or in the tap that is kept whole.
+        names = (f"{tap}/{token}", tap) if part else (tap, f"{tap}/{token}")
+        value = stored[names[0] if names[0] in stored else names[1]]
+        single = token in ONE_TOKEN and tap != FEATURE
+        found[name] = take_one_token(value, token) if single else value
     return found
 
 

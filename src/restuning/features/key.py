@@ -15,7 +15,7 @@ from restuning._errors import StoreError
 from restuning.bypass.pooling import pool_patches
 from restuning.features.codec import BYTES, check_dtype, check_precision
 from restuning.host import Engine, Extractor
-from restuning.sites import ONE_TOKEN, Needs, Tokens, covers_tokens, is_stream
+from restuning.sites import ONE_TOKEN, Needs, Tokens, covers_tokens, is_stream, split_tap
 
 SCHEMA = 1
 """Raised when stores of an older library can no longer be read."""
@@ -158,10 +158,20 @@ class StoreKey:
                 has = covers_tokens(stored[0], wanted[0], stored[1], wanted[1])
                 whole = self._pick(whole, needs.tokens) if has else None
             column = single if whole is None else whole
+            column = self._find_one_token(tap) if column is None else column
             if column is None:
                 return None
             found[tap] = column
         return found
+
+    def _find_one_token(self, name: str) -> Column | None:
+        """One token of a tap that is asked for as a part (`block.3/cls`), where the tap is there whole."""
+        tap, part = split_tap(name)
+        whole = self.columns.get(tap)
+        if part not in ONE_TOKEN or whole is None or len(whole.shape) != 2:
+            return None
+        has = self.tokens == "all" and covers_tokens("all", part, self.pool_patches)
+        return self._pick(whole, part) if has else None
 
     def _pick(self, whole: Column, tokens: str) -> Column:
         """One token of all, where that is enough; of a map everything, of which one is taken later."""

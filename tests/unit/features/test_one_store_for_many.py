@@ -9,6 +9,7 @@ from store_script import Noise, host_and_key
 import restuning
 from restuning import Needs, load_data, methods
 from restuning._errors import StoreError
+from restuning.bypass import Ridge
 from restuning.features import (
     DTYPES,
     Cached,
@@ -202,7 +203,9 @@ def test_splits_that_a_store_holds_are_not_computed_again(tiny, few, tmp_path, f
             assert torch.equal(stored.store.labels(split), anew.store.labels(split))
 
 
-@pytest.mark.parametrize(("tokens", "left_out"), [("auto", {"mixing-bypass"}), ("all", set())])
+@pytest.mark.parametrize(
+    ("tokens", "left_out"), [("auto", {"mixing-bypass", "ensemble"}), ("all", set())]
+)
 def test_a_cache_serves_what_it_says(tiny, few, tmp_path, forwards, monkeypatch, tokens, left_out):
     monkeypatch.setattr("restuning.features.stored.load_data", lambda *given: few)
     lines = []
@@ -225,8 +228,11 @@ def test_a_task_on_a_whole_store_takes_of_it_what_it_reads(tiny, few, tmp_path):
     store = Store(stores(tmp_path)[0])
     rows, _ = StoredFeatures(store, ["test"]).gather(range(6), [0] * 6)
     images = torch.stack([few.test[i][0] for i in range(6)])
-    for name in ("linear", "res-tuning-bypass", "mixing-bypass"):
+    for name in ("linear", "res-tuning-bypass", "mixing-bypass", "ensemble"):
         torch.manual_seed(0)
         task = methods.build(name, host, num_classes=10).eval()
+        for closed in (part for part in task.modules() if isinstance(part, Ridge)):
+            # Of about the size that a solution has.
+            torch.nn.init.normal_(closed.weight, std=0.1)
         live = restuning.Tuned(host, task)(images)
         torch.testing.assert_close(Cached(host, task, store)(**rows), live, atol=1e-5, rtol=1e-4)

@@ -168,5 +168,5 @@ def test_what_an_engine_cannot_give_keeps_no_other_from_a_pass_of_its_own(few, t
     )
     status = {row["method"]: row["status"] for row in found.rows}
     assert status["linear"] == status["res-tuning-bypass"] == "tried"
-    assert status["ridge"] == status["mixing-bypass"] == "left out"
+    assert status["ridge"] == status["ensemble"] == "left out"
     assert passes.of(few.train, few.val) == {1.0}

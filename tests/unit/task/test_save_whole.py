@@ -144,7 +144,7 @@ def test_a_process_that_is_killed_at_any_rename_leaves_a_whole_task(host, tmp_pa
 
 def test_a_reader_who_is_overtaken_every_time_makes_the_others_wait(host, tmp_path, monkeypatch):
     path = save(task_of(host, 1), host, tmp_path / "t.task")
-    real, writers = save_and_load.find_weights, []
+    real, writers, waited = save_and_load.find_weights, [], []
 
     def overtake(folder, description):
         writer = threading.Thread(
@@ -153,13 +153,13 @@ def test_a_reader_who_is_overtaken_every_time_makes_the_others_wait(host, tmp_pa
         writers.append(writer)
         writer.start()
         writer.join(WAIT if len(writers) > save_and_load._TRIES else None)
+        waited.append(writer.is_alive())
         return real(folder, description)
 
     monkeypatch.setattr(save_and_load, "find_weights", overtake)
     read(host, path)
-    assert len(writers) == save_and_load._TRIES + 1
-    assert writers[-1].is_alive()
     writers[-1].join()
+    assert waited == [False] * save_and_load._TRIES + [True]
 
 
 def test_whoever_reads_while_others_save_finds_a_whole_task(host, tmp_path):
