@@ -16,6 +16,7 @@ from restuning.bench import (
 from restuning.bench.report import write_report
 from restuning.bench.studies.load_trained import load_trained
 from restuning.search import CANDIDATES
+from restuning.search.candidates import NOT_ASKED
 
 NAMES = [c.method for c in CANDIDATES]
 
@@ -71,7 +72,7 @@ def test_the_cost_of_a_choice_is_part_of_the_cost_of_training(made):
 def test_an_entry_may_have_a_budget(made):
     rows = {row["method"]: row for row in made[1]["tight"]["chosen"]["rows"]}
     assert rows["linear"]["status"] == "tried"
-    assert rows["mixing-bypass"]["why"].startswith("needs ")
+    assert rows["res-tuning"]["why"] == NOT_ASKED
     assert made[1]["tight"]["chosen"]["budget"]["memory"] == 11 * 2**20
 
 

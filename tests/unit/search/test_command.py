@@ -53,7 +53,7 @@ def test_a_person_sees_every_candidate_and_why(trained):
     lines = " ".join(told.split())
     assert "no validation split: 4 of 20 training examples are held out" in lines
     assert all(candidate.method in told for candidate in CANDIDATES)
-    assert "budget 11 MiB" in lines
+    assert "left out: trains through the backbone" in lines
     assert "within" in lines or "behind" in lines or "ahead" in lines or "equal" in lines
     assert "take " in told
     without_paths = [line for line in told.splitlines() if str(folder.parent) not in line]
