@@ -116,8 +116,11 @@ class Stored:
         )
 
 
-def reason_not_storable(task: Task, augment: str) -> str:
+def reason_not_storable(task: Any, augment: str) -> str:
     """Why a task cannot train from a store exactly; empty if it can."""
+    if not isinstance(task, Task):
+        # A rival of another kind, which reads images itself.
+        return "it is no task on features of the backbone"
     if task.side is None and (task.inline_tuners or len(task.weights)):
         return "its tuners are inside the backbone"
     if augment not in VIEWS_OF:
@@ -404,11 +407,13 @@ def read_by_methods(host: Extractor, pool: str) -> dict[str, Needs]:
     """
     found = {}
     for name in methods.names():
-        # A backbone may have no place for a method.
+        # A backbone may have no place for a method, and an engine not what it reads.
         with suppress(RestuningError), preserve_randomness(devices=False):
             if not methods.runs_inside(name):
                 task = methods.build(name, host, num_classes=2, pool=pool)
-                found[name] = task.needs(host.readout_rule)
+                needs = task.needs(host.readout_rule)
+                host.resolve_needs(needs)
+                found[name] = needs
     return found
 
 

@@ -12,7 +12,7 @@ from restuning._errors import TrainingError, UnknownNameError
 from restuning.bypass import Ridge
 from restuning.data import load_data
 from restuning.features import Cached, StoredFeatures, StoreOptions, open_or_build
-from restuning.training import evaluate, fit, fit_until
+from restuning.training import evaluate, fit
 from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.prepare import PreparedSplit, prepare
 
@@ -216,24 +216,25 @@ def test_a_collate_of_ones_own_is_used_on_images(world, tmp_path):
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
 
 
-@pytest.mark.slow
-def test_a_run_on_images_that_was_stopped_goes_on_as_if_it_had_not_been(world, tmp_path):
+def test_a_run_on_images_that_was_stopped_goes_on_as_if_it_had_not_been(
+    world, tmp_path, monkeypatch
+):
     host, data, _ = world
-    settings = FitSettings(epochs=3, lr=5e-3, checkpoint_every=1, batch_size=32)
 
-    def run(folder, stop=lambda history: False):
+    def run(folder):
         task = made(host)
-        fit_until(stop, Tuned(host, task), data.train, settings=settings, out=tmp_path / folder)
+        fit(Tuned(host, task), data.train, settings=FAST, out=tmp_path / folder, progress=False)
         return task.state_dict()
 
     whole = run("whole")
-    with pytest.raises(KeyboardInterrupt):
-        run("halves", stop=_interrupt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ridge, "solve", _interrupt)
+        run("halves")
     halves = run("halves")
     assert all(torch.equal(whole[n], halves[n]) for n in whole)
 
 
-def _interrupt(history):
+def _interrupt(*given):
     raise KeyboardInterrupt
 
 
