@@ -158,10 +158,10 @@ def beside(ours: str, theirs: float | None) -> str:
 
 
 def verdict(ours: float | None, theirs: float | None) -> str:
-    """Whether ours reaches the published figure, to the digit that ours is shown with."""
+    """Whether ours reaches the published figure, to the digit that is printed."""
     if ours is None or theirs is None:
         return "-"
-    return "reached" if round(100 * ours, 1) >= round(theirs, 1) else "MISSED"
+    return "reached" if round(100 * ours, 2) >= theirs else "MISSED"
 
 
 def tabulate(summary: Summary, table: str, labels: Sequence[str]) -> str:
@@ -269,7 +269,10 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="default runs/paper/SUITE")
     parser.add_argument("--show", action="store_true", help="train nothing, show what is there")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.ablation and args.suite != "cifar100":
+        parser.error("--ablation draws tables of CIFAR-100: give cifar100")
+    return args
 
 
 def carry_out(args: argparse.Namespace) -> str:

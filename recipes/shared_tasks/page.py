@@ -40,6 +40,13 @@ def mean(summary: Summary, tasks: tuple[str, ...], label: str) -> str:
     return words.format_percent(statistics.mean(summary.cells[task, label].mean for task in tasks))
 
 
+def costs(summary: Summary, tasks: list[str], label: str) -> list[str]:
+    """Processor time of training and memory of a step."""
+    seconds = summary.cost(label, tasks, lambda run: run["seconds"].get("train_cpu"))
+    memory = summary.cost(label, tasks, lambda run: run.get("memory", {}).get("step_bytes"))
+    return [words.format_seconds(seconds), words.format_size(memory)]
+
+
 def rows() -> list[list[str]]:
     """One a method and grid."""
     found = []
@@ -49,8 +56,6 @@ def rows() -> list[list[str]]:
         summary = summarise(HERE / folder)
         for label in summary.labels:
             tasks = [task for task in TASKS if (task, label) in summary.cells]
-            seconds = summary.cost(label, tasks, lambda run: run["seconds"].get("train_cpu"))
-            memory = summary.cost(label, tasks, lambda run: run.get("memory", {}).get("step_bytes"))
             found.append(
                 [
                     label,
@@ -58,8 +63,7 @@ def rows() -> list[list[str]]:
                     *(cell(summary, task, label) for task in TASKS),
                     mean(summary, FIRST, label),
                     mean(summary, TASKS, label),
-                    words.format_seconds(seconds),
-                    words.format_size(memory),
+                    *costs(summary, tasks, label),
                 ]
             )
     return found
@@ -74,15 +78,12 @@ def own_size() -> list[list[str]]:
             tasks = [task for task in TASKS if (task, label) in summary.cells]
             if not tasks:
                 continue
-            seconds = summary.cost(label, tasks, lambda run: run["seconds"].get("train_cpu"))
-            memory = summary.cost(label, tasks, lambda run: run.get("memory", {}).get("step_bytes"))
             found.append(
                 [
                     label,
                     *(cell(summary, task, label) for task in TASKS),
                     mean(summary, TASKS, label),
-                    words.format_seconds(seconds),
-                    words.format_size(memory),
+                    *costs(summary, tasks, label),
                 ]
             )
     return found

@@ -20,14 +20,21 @@ def test_a_page_is_drawn_from_the_results(drawn, page):
     assert drawn["page"]() == (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
+def blanked(text):
+    """A page without its tables, each of which must be drawn again."""
+    blank = re.sub(r"(<!-- ([\w ]+) -->\n).*?(<!-- end of \2 -->)", r"\1\3", text, flags=re.DOTALL)
+    assert blank != text
+    return blank
+
+
 def test_the_tables_of_the_shared_tasks_are_drawn_from_the_results():
     text = SHARED["PAGE"].read_text(encoding="utf-8")
-    assert SHARED["drawn"](text) == text
+    assert SHARED["drawn"](blanked(text)) == text
 
 
 def test_the_tables_of_the_paper_s_claims_are_drawn_from_the_results():
     text = PAPER["PAGE"].read_text(encoding="utf-8")
-    assert PAPER["drawn"](text) == text
+    assert PAPER["drawn"](blanked(text)) == text
 
 
 def test_a_claim_is_held_missed_in_part_or_not_shown_and_its_section_is_there():
@@ -48,7 +55,7 @@ def test_no_figure_of_ours_is_typed_into_the_page_of_the_paper_s_claims():
         text = re.sub(f"<!-- {mark} -->.*<!-- end of {mark} -->", "", text, flags=re.S)
     assert "| --- |" not in text
     # Versions, links and names of models aside, a result has a decimal point.
-    text = re.sub(r"`[^`]*`|arXiv 2310\.19859|\([^)]*\)|v1\.5", "", text)
+    text = re.sub(r"`[^`]*`|arXiv 2310\.19859|\]\([^)]*\)|v1\.5", "", text)
     assert re.findall(r"\d+\.\d+", text) == []
 
 

@@ -61,3 +61,12 @@ def test_whole_runs_and_many_tasks_are_those_of_their_benchmarks():
 def test_the_commands_beside_the_figures_are_those_that_measured_them():
     for name in ("step-cpu", "whole-run-cpu", "many-tasks-cpu"):
         assert re.sub(r"\s+", " ", README).count(f"`{result(name)['command']}`") == 1
+
+
+def test_means_at_the_backbone_s_own_size_are_those_of_the_shared_tasks():
+    rows = runpy.run_path(str(ROOT / "recipes" / "shared_tasks" / "page.py"))["own_size"]()
+    mean = {line[0]: line[-3] for line in rows}
+    said = re.sub(r"\s+", " ", README)
+    assert f"linear probing {mean['linear']} %" in said
+    for name in ("ridge", "res-tuning-bypass", "ensemble"):
+        assert f"`{name}` {mean[name]} %" in said

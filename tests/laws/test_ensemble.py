@@ -1,20 +1,21 @@
 """An ensemble: no network sees its share, what a network says of that share decides what it weighs."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, TensorDataset
 
 from awake import tiny_vit
-from restuning import FitSettings, Host, Tuned, methods
+from restuning import FitSettings, Host, Tuned, load, methods, save
 from restuning._errors import TunerShapeError
 from restuning.bypass import Ensemble
 from restuning.bypass.ensemble import SHARES, find_weights
-from restuning.training import fit
+from restuning.training import fit, fit_until
 from restuning.training.evaluate import collect_logits
-from restuning.training.prepare import prepare_tuned
+from restuning.training.prepare import conclude_tuned, prepare_tuned
 
 ROWS, CLASSES = 60, 3
 SAME_TOLERANCE = 1e-5
@@ -102,6 +103,52 @@ def test_rows_are_dealt_once_and_never_to_who_may_not_see_them(host, rows, netwo
     assert missed == 0 or networks == 1 or missed < 20 * rows / SHARES / 2
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_of_many_small_batches_every_network_is_dealt_its_part(host, rows):
+    """As of a batch in pieces, or over processes."""
+    side, draw = made(host).side, torch.Generator().manual_seed(0)
+    torch.manual_seed(1)
+    seen = [torch.zeros(SHARES, dtype=torch.long) for _ in range(2)]
+    for _ in range(600):
+        share = torch.randint(SHARES, (rows,), generator=draw)
+        for number, (dealt, shown) in enumerate(zip(*side._deal(share), strict=True)):
+            seen[number] += share[dealt[shown]].bincount(minlength=SHARES)
+    counts = [int(each.sum()) for each in seen]
+    assert max(counts) < 1.2 * min(counts)
+    for number, each in enumerate(seen):
+        assert {n for n, count in enumerate(each.tolist()) if count} == set(range(SHARES)) - {
+            number
+        }
+
+
+def test_the_same_input_twice_is_of_one_share(host, shades):
+    twice = ConcatDataset([shades, shades])
+    side = made(host).side
+    train, _ = prepare_tuned(Tuned(host, made(host)), twice)
+    share = train.beside[side.name][:, 0]
+    assert torch.equal(share[:ROWS], share[ROWS:])
+
+
+def test_a_run_that_is_ended_early_is_weighed_as_well(host, shades, tmp_path):
+    task = made(host)
+    before = task.side.weight.clone()
+    fit_until(
+        lambda history: True, Tuned(host, task), shades, shades, settings=SETTINGS, out=tmp_path
+    )
+    assert not torch.equal(task.side.weight, before)
+
+
+def test_its_head_is_not_trained_nor_counted_whether_it_is_built_or_loaded(host, tmp_path):
+    task = made(host)
+    trained = sum(p.numel() for p in task.side.parameters()) + task.side.solved_parameters
+    with torch.no_grad():
+        task.side.parts[0].weight.normal_()
+    loaded = load(save(task, host, tmp_path / "a.task"), host)
+    for each in (task, loaded):
+        assert not any(p.requires_grad for p in each.head.parameters())
+        assert each.trainable_parameters() == each.tuner_parameters() == trained
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_every_parameter_has_a_gradient_however_small_the_batch(host, shades, rows):
     """Processes that train together wait for all of them."""
@@ -139,6 +186,32 @@ def test_trained_it_weighs_its_parts_and_a_run_that_ended_before_that_goes_on_as
     fit(Tuned(host, again), shades, shades, settings=SETTINGS, out=tmp_path / "part")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_with_a_running_mean_the_weights_are_those_of_the_mean(host, shades, tmp_path):
+    task = made(host)
+    before = task.side.weight.clone()
+    tuned = Tuned(host, task)
+    fit(tuned, shades, shades, settings=replace(SETTINGS, ema=0.5), out=tmp_path)
+    weighed = task.side.weight.clone()
+    assert not torch.equal(weighed, before)
+    train, collate = prepare_tuned(tuned, shades)
+    conclude_tuned(tuned, train, collate)
+    torch.testing.assert_close(task.side.weight, weighed, atol=1e-4, rtol=1e-4)
+
+
+def test_while_it_prepares_rows_are_read_once(host, shades, monkeypatch):
+    """Live each reading is a pass of the backbone."""
+    seen = []
+    forward = Host.features
+
+    def count(self, x, *args, **kwargs):
+        seen.append(len(x))
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(Host, "features", count)
+    prepare_tuned(Tuned(host, made(host)), shades)
+    assert sum(seen) == ROWS
 
 
 def test_labels_that_say_nothing_are_not_learned_by_heart(host, tmp_path):

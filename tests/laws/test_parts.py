@@ -10,7 +10,7 @@ from restuning._errors import NoSitesError, StoreError, TunerShapeError
 from restuning.bypass import Ridge
 from restuning.features import Cached, StoreOptions, build_store, open_or_build
 from restuning.host.parts import compute_part
-from restuning.sites import count_taps
+from restuning.sites import FEATURE, count_taps, unite_needs
 from restuning.training.run import open_inputs, with_pool
 
 TOLERANCE = 1e-6
@@ -139,6 +139,28 @@ def test_texts_of_any_length_are_stored_and_answered_as_live(reviews, name):
     inputs, _ = data.collate([data.test[i] for i in range(len(data.test))])
     live = Tuned(host, task)(**inputs)
     close(Cached(host, task, stored.store)(**taps), live, STORED_TOLERANCE)
+
+
+def test_a_network_on_parts_of_texts_answers_alike_whatever_else_is_kept(reviews):
+    """Its frozen feature is the mean over tokens, also where another network reads one of them."""
+    backbone, data, _ = reviews
+    host = backbone.host()
+    task = methods.build("ensemble", host, num_classes=2, pool="mean").eval()
+    with torch.no_grad():
+        for tensor in (*task.parameters(), *task.buffers()):
+            tensor.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    inputs, _ = data.collate([data.test[i] for i in range(len(data.test))])
+    needs = task.needs(host.readout_rule)
+    every = Needs(host.sites.taps, "all")
+    alone, beside = (
+        host.features(keep=each, **inputs)
+        for each in (needs, unite_needs([needs, every], host.sites.taps))
+    )
+    close(task(alone, host.readout), task(beside, host.readout), STORED_TOLERANCE)
+    network = task.side.parts[1]
+    linear = host.features(keep=Needs((f"{FEATURE}/mean",), "cls"), **inputs)
+    frozen = network._read_frozen(alone, host.readout, "mean")
+    close(frozen, linear[f"{FEATURE}/mean"][:, 0], STORED_TOLERANCE)
 
 
 def test_a_cache_of_texts_serves_what_reads_parts_of_them(reviews, tmp_path):

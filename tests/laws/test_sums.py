@@ -342,3 +342,24 @@ def test_processes_read_a_share_each_and_all_end_with_the_solution_of_one(
         left = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for ours, theirs in ((left["weight"], alone.weight), (left["answers"], answers)):
             assert float((ours - theirs).abs().max()) <= EQUAL * float(theirs.abs().max())
+
+
+def test_beside_products_a_row_that_should_be_kept_and_is_not_was_not_added():
+    rows, labels = drawn()
+    made = of(rows, labels, FEW)
+    made.kept_rows()
+    stranger = torch.tensor([made.bound - 1])
+    with pytest.raises(TunerShapeError, match="not in"):
+        made.remove(rows[:1] + 1, labels[:1], stranger)
+    assert made.count == len(rows)
+
+
+def test_without_a_kept_row_nothing_is_chosen():
+    rows, labels = drawn()
+    made = of(rows, labels, FEW)
+    made.remove(*(each.clone() for each in made.kept_rows()))
+    assert made.count == len(rows) - FEW
+    with pytest.raises(TunerShapeError, match="penalty and scale"):
+        solve(made, KINDS, weighted=False)
+    with pytest.raises(TunerShapeError, match="penalty and scale"):
+        solve(made, KINDS, weighted=True)

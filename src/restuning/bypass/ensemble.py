@@ -16,7 +16,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
-from restuning.bypass.side_network import Rows, SideNetwork, from_spec, side_network
+from restuning.bypass.side_network import (
+    Rows,
+    SharedRows,
+    SideNetwork,
+    from_spec,
+    pass_on,
+    side_network,
+)
 from restuning.sites import ONE_TOKEN, Features, Needs, resolve_readout, unite_needs
 from restuning.tuners.registry import construct
 
@@ -64,6 +71,7 @@ class Ensemble(SideNetwork):
     weight: Tensor
     # Its weights are found by the cross-entropy of rows left out, a temperature among them.
     calibrated = True
+    answers = True
 
     def __init__(
         self,
@@ -220,27 +228,27 @@ class Ensemble(SideNetwork):
         networks, count = len(held), len(share)
         size = -(-count // networks)
         # For each share the next network that may see it, where one may not; `networks` where all may.
-        others = [
-            next(
-                (p % networks for p in range(at + 1, at + networks) if held[p % networks] != s),
-                None,
-            )
-            if s in held and (at := held.index(s)) >= 0
-            else None
-            for s in range(SHARES)
-        ]
-        to = torch.tensor([networks if p is None else p for p in others], device=share.device)[
-            share
-        ]
+        others = []
+        for number in range(SHARES):
+            at = held.index(number) if number in held else networks
+            after = (p % networks for p in range(at + 1, at + networks))
+            allowed = (p for p in after if held[p] != number)
+            others.append(networks if at == networks else next(allowed, networks))
+        to = torch.tensor(others, device=share.device)[share]
         ones = F.one_hot(to, networks + 1)
         turn = (ones.cumsum(0) * ones).sum(1) - 1
         first = (to < networks) & (turn < size)
         places = networks * size
         place = torch.where(first, to * size + turn, places)
         taken = share.new_zeros(places + 1).scatter(0, place, 1)[:places]
-        # The rest of the rows in order, to the rest of the places in order.
+        # The rest of the rows in order, to the rest of the places: those of networks in turn, and where some stay
+        # empty, as of a batch of one, beginning with one that is drawn.
+        order = torch.arange(places, device=share.device)
+        if places > count:
+            drawn = torch.randint(networks, (), device=share.device)
+            order = (order - drawn * size) % places
         rank = first.long().argsort(stable=True).argsort()
-        place = torch.where(first, place, taken.argsort(stable=True)[rank])
+        place = torch.where(first, place, (taken * places + order).argsort()[rank])
         rows = share.new_zeros(places).scatter(0, place, torch.arange(count, device=share.device))
         dealt = share.new_zeros(places).scatter(0, place, 1).bool()
         own = torch.tensor(held, device=share.device).repeat_interleave(size)
@@ -254,21 +262,26 @@ class Ensemble(SideNetwork):
         return {n: held[n] % SHARES for n in self._trained}
 
     def widen(self, head: nn.Linear) -> nn.Linear:
-        """A head of the same classes that passes the logits on, and is not trained."""
-        passed = nn.Linear(self.classes, head.out_features)
-        nn.init.eye_(passed.weight)
-        nn.init.zeros_(passed.bias)
-        return passed.requires_grad_(False)
+        """A head of the same classes that passes the logits on."""
+        return pass_on(self.classes, head.out_features)
 
     def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
         """What its parts prepare; and for every row its share, 0 to 5."""
         beside: dict[str, Tensor] = {}
         for part in self._networks:
             if part.prepared_taps:
-                beside |= part.prepare(_RowsOfPart(rows, part))
-        count = sum(len(labels) for _, labels in rows)
+                shared = isinstance(rows, SharedRows)
+                beside |= part.prepare(_RowsOfPart(rows, part) if shared else rows)
+        # Other rows are read once more to be counted.
+        known = isinstance(rows, SharedRows)
+        count = len(rows) if known else sum(len(labels) for _, labels in rows)
         # A generator of its own: the same shares whatever was drawn before.
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0)) % SHARES
+        if isinstance(rows, SharedRows) and rows.keys is not None:
+            # What stands there twice is of one share: else it would be shown and left out.
+            _, same = rows.keys.unique(return_inverse=True)
+            first = torch.full((count,), count).scatter_reduce(0, same, torch.arange(count), "amin")
+            drawn = drawn[first[same]]
         return {**beside, self.name: drawn.float().unsqueeze(1)}
 
     @torch.no_grad()
@@ -291,8 +304,9 @@ class Ensemble(SideNetwork):
                 left_out = _take_rows(taps, held)
                 for found, form in zip(answers, forms, strict=True):
                     number = form[min(place, len(form) - 1)]
-                    found.append(self._answer(number, left_out, readout, pool).float())
-                truth.append(labels.to(held.device)[held])
+                    # On the CPU: in double precision, which not every device has, a row is little work.
+                    found.append(self._answer(number, left_out, readout, pool).float().cpu())
+                truth.append(labels.cpu()[held.cpu()])
         if truth:
             logits = torch.stack([torch.cat(found) for found in answers])
             self.weight.copy_(self._share_equally(find_weights(logits, torch.cat(truth))))
@@ -316,15 +330,22 @@ class Ensemble(SideNetwork):
         return construct(cls, arguments, "side network")
 
 
-class _RowsOfPart:
-    """The rows of a training split as one part reads them, read anew by every iteration."""
+class _RowsOfPart(SharedRows):
+    """The rows of a training split as one part reads them."""
 
-    def __init__(self, rows: Rows, part: SideNetwork) -> None:
+    def __init__(self, rows: SharedRows, part: SideNetwork) -> None:
         self.rows, self.part = rows, part
+        self.keys, self.together = rows.keys, rows.together
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
-        for taps, labels in self.rows:
-            yield _name_as_read(taps, self.part), labels
+        return ((_name_as_read(taps, self.part), labels) for taps, labels in self.rows)
+
+    def share(self) -> Iterator[tuple[Sequence[int], Mapping[str, Tensor], Tensor]]:
+        for numbers, taps, labels in self.rows.share():
+            yield numbers, _name_as_read(taps, self.part), labels
 
 
 def _name_as_read(taps: Mapping[str, Tensor], part: SideNetwork) -> Mapping[str, Tensor]:

@@ -188,10 +188,13 @@ class MixingBypass(SideNetwork):
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
         """The backbone's own feature, `b d_K`; beside parts of taps it may be one of them."""
+        # What was asked for and not what else is there: of a tap another network may read one token.
+        if self.in_parts and resolve_tokens(pool) == "all":
+            own = {name for name in taps if split_tap(name)[0] == FEATURE}
+            name = f"{FEATURE}/{pool}" if pool else next(iter(own), f"{FEATURE}/mean")
+            return taps[name][:, 0].detach()
         last, _ = split_tap(self.taps[-1])
-        if not self.in_parts or last in taps:
-            return readout(taps[last].detach(), pool=pool)
-        return taps[f"{FEATURE}/{pool or 'mean'}"][:, 0].detach()
+        return readout(taps[last].detach(), pool=pool)
 
     def widen(self, head: nn.Linear) -> nn.Linear:
         """A head that reads both parts and answers as this one, which reads the first, does."""

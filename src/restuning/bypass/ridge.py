@@ -20,6 +20,7 @@ from restuning.bypass.side_network import (
     Rows,
     SharedRows,
     SideNetwork,
+    pass_on,
     read_share,
     side_network,
 )
@@ -223,10 +224,7 @@ class Ridge(SideNetwork):
 
     def widen(self, head: nn.Linear) -> nn.Linear:
         """A head of the same classes that starts by passing the logits on."""
-        passed = nn.Linear(self.classes, head.out_features)
-        nn.init.eye_(passed.weight)
-        nn.init.zeros_(passed.bias)
-        return passed
+        return pass_on(self.classes, head.out_features)
 
     def _check_solved(self) -> None:
         # Read off the numbers: so it is right after any way of loading them, and in old files.

@@ -58,6 +58,14 @@ def read_share(rows: Rows) -> Iterator[tuple[Sequence[int], Mapping[str, Tensor]
         start += len(labels)
 
 
+def pass_on(classes: int, outputs: int) -> nn.Linear:
+    """A head that passes the logits of a side network on."""
+    head = nn.Linear(classes, outputs)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class SideNetwork(nn.Module, ABC):
     """`taps -> state`, and `feature = readout(state)`, which a task's head reads.
 
@@ -78,6 +86,7 @@ class SideNetwork(nn.Module, ABC):
         lambda_names: Of parameters that mix streams, whose rate `lambda_rate` multiplies.
         calibrated: Whether its answers are scaled on rows left out of what it saw, so that no
             temperature is fitted to them.
+        answers: Whether its feature is the answer, so that a task's head passes it on (`pass_on`) and is not trained.
         solved: Whether `solve` finds all that it is: where its feature is the answer, no step is trained.
     """
 
@@ -86,6 +95,7 @@ class SideNetwork(nn.Module, ABC):
     recompute: bool = False
     lambda_names: tuple[str, ...] = ()
     calibrated: bool = False
+    answers: bool = False
     solved: bool = False
 
     @abstractmethod
@@ -152,7 +162,9 @@ class SideNetwork(nn.Module, ABC):
         raise NotImplementedError(f"{self.kind} is not solved")
 
     def conclude(self, rows: Rows, readout: Callable[..., Tensor], pool: str | None) -> None:
-        """Called by training once after the last step, with the training split; it may set buffers.
+        """Called by training after the last step, with the training split; it may set buffers.
+
+        Also after an epoch where the run may end, so it must be possible to go on, and conclude again.
 
         An ensemble weighs its parts here. What it does must follow from weights and rows alone.
 

@@ -76,7 +76,7 @@ def solve(sums: Sums, kinds: Sequence[int], *, weighted: bool) -> Solution:
         weighted: Learn a weight for each block (`learn_weights`), on the rows with the lowest keys.
 
     Raises:
-        TunerShapeError: Fewer than two rows.
+        TunerShapeError: Fewer than two rows, or none that is kept to choose on.
 
     Cost: of n rows that are held `min(n, f)^3` operations, a second for 1000; beyond, `f^3 / 3` and `k f^2` for each
         of eight penalties, k the rows that are kept, and three matrices `f f` in double.
@@ -88,6 +88,8 @@ def solve(sums: Sums, kinds: Sequence[int], *, weighted: bool) -> Solution:
             fix="give two rows or more",
         )
     kept, centre, count = sums.kept_rows(), sums.mean, sums.count
+    if not len(kept.rows):
+        raise _cannot_choose(f"{count} rows, and of those that are kept all were taken out")
     counts = sums.counts.to(sums.device, torch.double)
     middle = counts / count
     if sums.products is None:
@@ -123,6 +125,8 @@ def solve(sums: Sums, kinds: Sequence[int], *, weighted: bool) -> Solution:
             loss = float(F.cross_entropy(tau * left_out, kept.labels))
             if loss < best:
                 best, chosen = loss, (penalty, tau, left_out)
+    if math.isinf(best):
+        raise _cannot_choose("rows that are not finite")
     penalty, tau, left_out = chosen
     weight = tau * problem.weights(penalty).T * scale
 
@@ -142,6 +146,14 @@ def solve(sums: Sums, kinds: Sequence[int], *, weighted: bool) -> Solution:
         kept,
         tau * left_out,
         leave_out,
+    )
+
+
+def _cannot_choose(found: str) -> TunerShapeError:
+    return TunerShapeError(
+        "penalty and scale of a closed-form classifier cannot be chosen",
+        found=found,
+        fix="train on all data anew",
     )
 
 

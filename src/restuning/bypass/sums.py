@@ -39,9 +39,8 @@ class KeptRows(NamedTuple):
 class Sums:
     r"""Per class `n_c` and `sum x_i`, and `sum (x_i - m) (x_i - m)^T` or the rows themselves.
 
-    While there are no more rows than features (or than `kept`), the rows are held: they are smaller than
-    their products. Beyond, the products are, in double precision, and beside them the `kept` rows with the
-    lowest keys: which these are depends on no order and no sharding. Products are about the mean of what is
+    While there are no more rows than features (or than `kept`), the rows are held. Beyond, the products are, in
+    double precision, and beside them the `kept` rows with the lowest keys: which these are depends on no order and no sharding. Products are about the mean of what is
     in (Chan, Golub and LeVeque 1983), so that nothing cancels where means are large; centring by the final
     mean, division by deviations and weights of blocks are diagonal scalings that follow later.
 
@@ -177,7 +176,7 @@ class Sums:
             keys: As they were added.
 
         Raises:
-            TunerShapeError: One was not added.
+            TunerShapeError: One was not added, as far as the rows that are kept tell.
         """
         rows, labels, keys = self._check(rows, labels, keys)
         if not len(rows):
@@ -185,7 +184,9 @@ class Sums:
         kept = self.kept_rows()
         places = _find_each(kept, labels, keys)
         found = [n for n, place in enumerate(places) if place is not None]
-        missing = len(rows) - len(found) if self.products is None else 0
+        # Beside products all rows of lower keys than the bound are kept, and others may be.
+        lower = keys < self.bound if self.products is not None else torch.ones_like(keys).bool()
+        missing = int(lower.sum()) - int(lower[found].sum())
         gone = torch.bincount(labels.cpu(), minlength=self.classes)
         if missing or bool((gone > self.counts).any()):
             raise TunerShapeError(
@@ -251,9 +252,8 @@ class Sums:
             self.products = _sum_over_processes(self.products)
             self.sums = sums
             self._compact()
-            least = torch.tensor(self.bound, device=self.device)
-            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-            self.bound = int(least)
+            bounds = _gather(torch.tensor([self.bound], device=self.device))
+            self.bound = min(int(bound) for bound in bounds)
         else:
             self.sums = _sum_over_processes(self.sums)
         self.counts = counts

@@ -19,7 +19,7 @@ from restuning.data.listing import CORRUPT, LeftOut, find_images, merge_left_out
 from restuning.data.load import load_data
 from restuning.data.splits import find_splits
 from restuning.data.text_files import read_csv
-from restuning.data.texts import TABLES, TAGGED, find_files
+from restuning.data.texts import TABLES, TAGGED, find_files, require_tokenizer
 from restuning.data.tokens import TextBatch
 
 if TYPE_CHECKING:
@@ -71,14 +71,10 @@ def load_labelled(
         return _from_data(name)
     path = expand_home(name)
     if find_files(path, TAGGED):
-        raise DataError(
-            "tagged words are not labelled as a whole",
-            where=name,
-            fix="give texts with a label each, or images",
-        )
+        raise _tags(name)
     files = find_files(path, TABLES)
     if "whole" in files:
-        collate = TextBatch(_tokenizer(name, backbone), options.max_tokens)
+        collate = TextBatch(require_tokenizer(name, backbone), options.max_tokens)
         pairs = read_csv(files["whole"], options.text, options.label)
         found = trim_labels([label for _, label in pairs], str(path))
         names = sorted(set(found), key=lambda y: (len(y), y))
@@ -141,11 +137,7 @@ def find_labels(split: Any) -> list[int]:
 
 def _from_data(data: Data) -> Labelled:
     if data.kind == "tags":
-        raise DataError(
-            "tagged words are not labelled as a whole",
-            where=data.name,
-            fix="give texts with a label each, or images",
-        )
+        raise _tags(data.name)
     return _known(
         data.train,
         list(data.labels),
@@ -176,12 +168,9 @@ def _known(
     )
 
 
-def _tokenizer(where: str, backbone: Backbone) -> Any:
-    if backbone.tokenizer is None:
-        raise DataError(
-            "text needs a language backbone",
-            where=where,
-            found=f"backbone {backbone.name}",
-            fix="give images",
-        )
-    return backbone.tokenizer
+def _tags(where: str) -> DataError:
+    return DataError(
+        "tagged words are not labelled as a whole",
+        where=where,
+        fix="give texts with a label each, or images",
+    )

@@ -45,7 +45,7 @@ def find_files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 def from_csv(path: Path, files: dict[str, Path], backbone: Backbone, options: DataOptions) -> Data:
     """A csv file, or those of a folder, as `find_files` found them."""
-    collate = TextBatch(_require_tokenizer(path, backbone), options.max_tokens)
+    collate = TextBatch(require_tokenizer(path, backbone), options.max_tokens)
     rows = {k: read_csv(file, options.text, options.label) for k, file in files.items()}
     _refuse_empty(files, rows)
     trimmed = iter(trim_labels([y for pairs in rows.values() for _, y in pairs], str(path)))
@@ -71,7 +71,7 @@ def from_conll(
     A word a line, its tag in the last column; an empty line ends a sentence. Columns are separated
     by tabs in a line that has one, else by spaces.
     """
-    collate = TagBatch(_require_tokenizer(path, backbone), options.max_tokens)
+    collate = TagBatch(require_tokenizer(path, backbone), options.max_tokens)
     rows = {k: _read_sentences(file) for k, file in files.items()}
     _refuse_empty(files, rows)
     if "whole" in rows:
@@ -143,7 +143,12 @@ def _split_columns(line: str) -> list[str]:
     return columns if any(columns) else []
 
 
-def _require_tokenizer(path: Path, backbone: Backbone) -> Any:
+def require_tokenizer(path: str | Path, backbone: Backbone) -> Any:
+    """The tokenizer of a language backbone.
+
+    Raises:
+        DataError: It is none.
+    """
     if backbone.tokenizer is None:
         raise DataError(
             "text needs a language backbone",

@@ -147,10 +147,10 @@ def select_taps(stored: Mapping[str, Tensor], needs: Needs, last: str) -> dict[s
     for name in needs.taps:
         tap, part = split_tap(last if name == "last" else name)
         token = part or needs.tokens
-        # One token is kept as a part of its tap, or in the tap that is kept whole.
-        names = (f"{tap}/{token}", tap) if part else (tap, f"{tap}/{token}")
-        value = stored[names[0] if names[0] in stored else names[1]]
+        # As a part first: beside it the tap may be there as another token, or pooled.
+        own = f"{tap}/{token}"
         single = token in ONE_TOKEN and tap != FEATURE
+        value = stored[own] if own in stored or (part and not single) else stored[tap]
         found[name] = take_one_token(value, token) if single else value
     return found
 

@@ -466,8 +466,8 @@ def _find_covering(root: Path, key: StoreKey, needs: Needs | None = None) -> Sto
 
 def _find_lent(root: Path, key: StoreKey) -> dict[str, Store]:
     """By split, finished stores that hold these values of it, where none holds those of all splits."""
-    # What int8 keeps depends on the rows beside; what pooling takes from patches is counted in a forward.
-    if key.dtype == "int8" or key.pool_patches > 1:
+    # What int8 keeps depends on the rows beside; what rounding and what pooling take is counted in a forward.
+    if key.dtype != "fp32" or key.pool_patches > 1:
         return {}
     apart = {split: key.restrict(split) for split in key.splits}
     found = {split: _find_covering(root, one) for split, one in apart.items()}

@@ -437,7 +437,7 @@ def _is_count(value: Any) -> bool:
 
 def _open_store(inputs: Inputs, recipes: Sequence[Recipe]) -> Stored:
     """The store that all runs of a sweep train from."""
-    task, *others = (recipe.build(inputs) for recipe in recipes)
+    task, *others = (recipe.build_form(inputs) for recipe in recipes)
     reason = reason_not_storable(task, inputs.augment)
     stored = None if reason else inputs.open_store(task, *others)
     if stored is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from restuning import methods
 from restuning._errors import DivergedError, EngineError, RestuningError
 from restuning.data import Data
 from restuning.features import Cached
@@ -56,7 +57,7 @@ class Trials:
         budget: Budget,
         folder: ChoiceFolder,
         log: Log,
-        candidates: Sequence[Candidate] = (),
+        candidates: Sequence[Candidate],
     ) -> None:
         self.candidates = candidates
         self.inputs, self.host, self.settings = inputs, inputs.host, settings
@@ -172,7 +173,13 @@ class Trials:
                 _refuse(self.budget.refuses_time(needed))
             if stored is None:
                 # The first that lacks features pays for a pass that serves all others.
-                others = [c for c in self.candidates if self.folder.read(c.method) is None]
+                others = [
+                    each
+                    for each in self.candidates
+                    if self.folder.read(each.method) is None
+                    and each.method != task.method
+                    and not methods.runs_inside(each.method)
+                ]
                 inputs.store_once([lambda: task, *(partial(self._build, c) for c in others)])
                 stored = inputs.open_store(task)
         except EngineError as error:

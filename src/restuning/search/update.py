@@ -23,6 +23,7 @@ from restuning.serve import Predictor
 from restuning.serve.inputs import TextInputs
 from restuning.task import Task, Tuned, describe, find_task, save
 from restuning.training.batch import move
+from restuning.training.prepare import refuse_changing
 from restuning.training.run import Log, silent
 from restuning.training.sums_file import (
     KeptSums,
@@ -191,9 +192,11 @@ class _Change:
         new = [name for name in given.names if name not in self.names]
         names = self.names + new
         there = dict(zip(self.kept.inputs, self.kept.labels, strict=True))
+        before = set(there)
         take: list[int] = []
         skipped: list[int] = []
         other: list[str] = []
+        twice: list[str] = []
         for n, (digest, label) in enumerate(zip(given.inputs, given.labels, strict=True)):
             number = names.index(given.names[label])
             if digest not in there:
@@ -201,6 +204,8 @@ class _Change:
                 take.append(n)
             elif there[digest] == number:
                 skipped.append(n)
+            elif digest not in before:
+                twice.append(f"{given.shown(n)} as {names[number]} and as {names[there[digest]]}")
             else:
                 other.append(f"{given.shown(n)} as {names[number]}, in as {names[there[digest]]}")
         if other:
@@ -208,6 +213,12 @@ class _Change:
                 "examples are in already under another class",
                 found=f"{len(other)}: {'; '.join(other[:NAMED])}",
                 fix="take them out first, as what they are in as: `restuning update TASK DATA --remove`",
+            )
+        if twice:
+            raise DataError(
+                "examples are given twice, under two classes",
+                found=f"{len(twice)}: {'; '.join(twice[:NAMED])}",
+                fix="leave each in the class that it is of",
             )
         self._tell_skipped(skipped)
         if not take:
@@ -287,7 +298,7 @@ class _Change:
         if skipped:
             named = ", ".join(self.given.shown(n) for n in skipped[:NAMED])
             more = " ..." if len(skipped) > NAMED else ""
-            self.log(f"skipped, in already: {len(skipped)} examples ({named}{more})")
+            self.log(f"skipped, in already or given twice: {len(skipped)} examples ({named}{more})")
 
     def _solve(
         self, names: list[str], inputs: Sequence[bytes], labels: Sequence[int]
@@ -377,6 +388,9 @@ def _load(
             found="; ".join(differences(said, theirs))[:500],
             fix="give the name or path of the data",
         )
+    if isinstance(data, Data) and data.kind == "image":
+        # A path is read plainly; of images that are loaded only looking twice tells.
+        refuse_changing(given.examples, Ridge.kind)
     if not len(given.labels):
         raise DataError("there is nothing to update with", found="no examples", fix="give some")
     return given

@@ -65,6 +65,9 @@ class Task(nn.Module):
             {n.replace(".", "/"): nn.Parameter(w) for n, w in (weights or {}).items()}
         )
         self.head = head
+        if head is not None and side is not None and side.answers:
+            # Here and not where it is built: also of a task that is loaded it is not trained.
+            head.requires_grad_(False)
         self.pool, self.method, self.labels = pool, method, labels
         self.temperature = temperature
 
@@ -202,7 +205,8 @@ class Task(nn.Module):
         """Number of parameters that are trained or solved in closed form, without the head."""
         if self.solved or self.head is None:
             return self.trainable_parameters()
-        return self.trainable_parameters() - sum(p.numel() for p in self.head.parameters())
+        head = sum(p.numel() for p in self.head.parameters() if p.requires_grad)
+        return self.trainable_parameters() - head
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this task again without its weights, as JSON."""

@@ -223,7 +223,8 @@ class Classification(TrainingObjective):
 
     def review(self, step: int, between: Callable[[], None] | None) -> dict[str, Any]:
         """The epoch's means, and the figures of validation."""
-        if step == self.steps:
+        # Also before, where these figures decide whether the run goes on: it may end here.
+        if step == self.steps or self.stop is not None:
             conclude_tuned(self.tuned, self.train, self.train_collate)
         loss, hits, count = self.epoch_sums
         entry: dict[str, Any] = {

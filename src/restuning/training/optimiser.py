@@ -156,7 +156,10 @@ class Ema:
 
     @contextmanager
     def swap_in(self, module: nn.Module) -> Iterator[None]:
-        """The module carries the mean inside the block and its own weights after it."""
+        """The module carries the mean inside the block and its own weights after it.
+
+        What is set inside the block (`SideNetwork.conclude`) is of the mean and stays with it.
+        """
         trained = {n: t.detach().clone() for n, t in module.state_dict().items()}
         self.copy_to(module)
         try:
@@ -164,4 +167,5 @@ class Ema:
         finally:
             with torch.no_grad():
                 for name, tensor in module.state_dict().items():
+                    self.mean[name].copy_(tensor)
                     tensor.copy_(trained[name])

@@ -6,6 +6,7 @@ Nothing is shared between the runs but the features they read, so that one that 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -308,8 +309,10 @@ class _StackedRuns:
 def stack_signature(task: Task) -> Any:
     """Tasks with equal signatures can be trained in parallel."""
     shapes = tuple((n, tuple(w.shape)) for n, w in task.state_dict().items())
-    # What one trains and another keeps as it is cannot be one stack.
-    return shapes, tuple(n for n, p in task.named_parameters() if p.requires_grad), repr(task)
+    # What one trains and another keeps as it is cannot be one stack, and all run through the modules of one: with
+    # its readout, taps and chances.
+    trained = tuple(n for n, p in task.named_parameters() if p.requires_grad)
+    return shapes, trained, repr(task), json.dumps(task.spec(), sort_keys=True, default=str)
 
 
 def evaluate_stored(host: Extractor, task: Task, data: StoredFeatures) -> float:

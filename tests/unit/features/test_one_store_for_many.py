@@ -221,6 +221,27 @@ def test_a_cache_serves_what_it_says(tiny, few, tmp_path, forwards, monkeypatch,
     assert not forwards
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_last_token_is_read_as_such_beside_other_tokens_of_its_tap(tiny, few, tmp_path, side):
+    backbone, host = tiny
+    tasks = {
+        pool: methods.build("linear", host, num_classes=10, pool=pool).eval()
+        for pool in ("cls", "last")
+    }
+    every = Needs((host.sites.taps[-1],), "all", side)
+    needs = [*(task.needs(host.readout_rule) for task in tasks.values()), every]
+    images = torch.stack([few.test[i][0] for i in range(6)])
+    for several in (needs[:2], needs):
+        options = StoreOptions(tmp_path / str(len(several)), progress=False)
+        store_once(host, backbone, few, several, options)
+        store = Store(stores(options.root)[0])
+        rows, _ = StoredFeatures(store, ["test"]).gather(range(6), [0] * 6)
+        for task in tasks.values():
+            live = restuning.Tuned(host, task)(images)
+            stored = Cached(host, task, store)(**rows)
+            torch.testing.assert_close(stored, live, atol=1e-5, rtol=1e-4)
+
+
 def test_a_task_on_a_whole_store_takes_of_it_what_it_reads(tiny, few, tmp_path):
     backbone, host = tiny
     options = StoreOptions(tmp_path, progress=False)

@@ -126,6 +126,25 @@ def test_an_ensemble_is_weighed_in_parallel_as_alone(world, tmp_path):
         assert score["accuracy"] == pytest.approx(one.val_accuracy[-1])
 
 
+@pytest.mark.parametrize("method", ["linear", "res-tuning-bypass"])
+def test_settings_that_read_other_tokens_are_each_trained_as_alone(world, tmp_path, method):
+    """One store has both, and neither is read or stacked for the other."""
+    together = run(world, tmp_path / "both", {"pool": ["cls", "last"]}, seeds=(0,), method=method)
+    for place, pool in enumerate(("cls", "last")):
+        alone = run(world, tmp_path / pool, {"pool": [pool]}, seeds=(0,), method=method)
+        (one,), both = alone["settings"], together["settings"][place]
+        assert both["setting"]["pool"] == pool
+        assert both["mean"] == pytest.approx(one["mean"])
+    assert stack_signature(made(world[0].host, pool="cls")) != stack_signature(
+        made(world[0].host, pool="last")
+    )
+
+
+def test_what_is_left_out_by_chance_is_part_of_what_is_stacked(world):
+    host = world[0].host
+    assert stack_signature(made(host, drop_path=0.1)) != stack_signature(made(host, drop_path=0.4))
+
+
 def test_a_run_that_diverges_does_so_alone(world):
     inputs, kept = world
     host, data = inputs.host, inputs.data

@@ -19,6 +19,7 @@ from restuning._errors import (
     UnknownNameError,
     WrongBackboneError,
 )
+from restuning.data import DataOptions, load_data
 from restuning.training.sums_file import find_updated, read_sums, sums_of
 
 ROUNDED = 2e-4
@@ -95,6 +96,18 @@ def test_what_is_added_is_as_if_it_had_been_there_from_the_start(world, run, tmp
     assert len(list(run.glob("*.sums-*"))) == 1
     answer = restuning.Predictor.load(run)(world / "more" / "grey" / "4-00.png")[0]
     assert answer.label in again.labels
+
+
+def test_images_that_are_read_at_random_are_refused(world, run):
+    backbone = load_backbone("restuning-tiny")
+    data = load_data(world / "union", backbone, DataOptions(augment="timm"))
+    refused(run, data, error=TrainingError, match="inputs that stay the same")
+
+
+def test_what_is_given_twice_is_told_apart_from_what_is_in(world, run, tmp_path):
+    draw(tmp_path / "twice", "grey", 3, 11)
+    shutil.copytree(tmp_path / "twice/grey", tmp_path / "twice/light")
+    refused(run, tmp_path / "twice", match="given twice, under two classes")
 
 
 def test_what_is_taken_out_was_never_there(world, run, tmp_path):
