@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 SIDE = 256
@@ -35,4 +37,33 @@ def make(folder: Path, train: int, test: int, classes: int) -> Path:
             number += 1
         if count:
             (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def make_tars(folder: Path, tars: int, images: int, classes: int) -> Path:
+    """Write tars as webdataset does, of such images, with their labels in `.cls`.
+
+    Args:
+        folder: Where to.
+        tars: How many.
+        images: Of all together.
+        classes: Labels 0 ... classes - 1, in turns.
+    """
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(tars):
+        with tarfile.open(folder / f"shots-{number:04d}.tar", "w") as tar:
+            for place in range(number * images // tars, (number + 1) * images // tars):
+                coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+                image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                stream = io.BytesIO()
+                image.save(stream, "JPEG", quality=90)
+                label = str(place % classes).encode()
+                for ending, content in (("jpg", stream.getvalue()), ("cls", label)):
+                    member = tarfile.TarInfo(f"{place:07d}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
     return folder

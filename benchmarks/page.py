@@ -20,6 +20,7 @@ PLOTS = DOCS / "benchmarks"
 OURS, OTHERS = "#1f6f8b", "#b9c2c9"
 ORDER = (
     "step",
+    "lora",
     "overhead",
     "whole-run",
     "store",
@@ -28,6 +29,7 @@ ORDER = (
     "many-tasks",
     "sweep",
     "growth",
+    "soak",
 )
 ELSEWHERE = ("forecast", "grid", "seven-billion", "engines", "diffusion")
 """Results that `docs/planning.md`, `docs/engines.md` and `docs/diffusion.md` are about."""
@@ -215,7 +217,7 @@ def section(stem: str, result: Mapping[str, Any]) -> list[str]:
     for name, reason in (result.get("not_measured") or {}).items():
         lines.append(f"- {name}: not measured ({reason})")
     if result.get("notes"):
-        lines += ["", *result["notes"]]
+        lines += ["", *result["notes"], ""]
     return lines
 
 

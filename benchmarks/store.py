@@ -30,7 +30,7 @@ def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
     from restuning import Needs
     from restuning.features import DataKey, Store, place, store_key
     from restuning.features import store as of_store
-    from restuning.features.extract import _plan, _prepare
+    from restuning.features.extract import cut, prepare, shard_rows
     from restuning.features.writing import finish, write_shard
 
     example = torch.zeros(1, 3, 224, 224, device=args.device)
@@ -43,8 +43,8 @@ def reads(args: Any, host: Any, root: Path) -> dict[str, Any]:
         dtype="fp16",
     )
     folder = place(root, key)
-    _prepare(folder, key)
-    plan = _plan(key, BATCH)
+    prepare(folder, key)
+    plan = cut(key, shard_rows(key, BATCH))
     plain = np.lib.format.open_memmap(
         root / "plain.npy", "w+", np.float16, (args.rows, key.values_per_row)
     )

@@ -25,7 +25,7 @@ def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) 
 
     from restuning import Needs
     from restuning.features import DataKey, Store, place, store_key
-    from restuning.features.extract import _plan, _prepare
+    from restuning.features.extract import cut, prepare, shard_rows
     from restuning.features.writing import finish, write_shard
 
     key = store_key(
@@ -36,8 +36,8 @@ def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) 
         backbone=name,
     )
     folder = place(root, key)
-    _prepare(folder, key)
-    plan = _plan(key, BATCH)
+    prepare(folder, key)
+    plan = cut(key, shard_rows(key, BATCH))
     for shard in plan:
         rows = torch.randn(shard.stop - shard.start, key.values_per_row)
         labels = [i % CLASSES for i in range(shard.start, shard.stop)]

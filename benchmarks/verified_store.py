@@ -39,7 +39,7 @@ def make(root: Path, mib: int) -> Path:
     import torch
 
     from restuning.features import StoreKey, Tap, place
-    from restuning.features.extract import _plan, _prepare
+    from restuning.features.extract import cut, prepare, shard_rows
     from restuning.features.writing import finish, write_shard
 
     taps = tuple(Tap(f"block.{n}", (1, 768)) for n in range(13))
@@ -55,8 +55,8 @@ def make(root: Path, mib: int) -> Path:
         {"train": rows},
     )
     folder = place(root, key)
-    _prepare(folder, key)
-    plan = _plan(key, 32)
+    prepare(folder, key)
+    plan = cut(key, shard_rows(key, 32))
     for shard in plan:
         values = torch.randn(shard.stop - shard.start, key.values_per_row)
         write_shard(folder, key, shard, values, [0] * len(values))

@@ -32,9 +32,9 @@ ELSEWHERE = {
 """Page of the site: the file of the repository that it shows."""
 
 GROUPS = {
-    "Training and answering": ("search", "serve", "training", "forecast"),
+    "Training and answering": ("search", "serve", "training", "integrations", "forecast"),
     "Models and data": ("backbones", "data", "features", "methods"),
-    "The core": ("task", "host", "bypass", "tuners", "sites"),
+    "The core": ("task", "problems", "host", "bypass", "tuners", "sites"),
     "More": ("diffusion", "bench"),
 }
 """How the menu groups the rooms; one that is not named here stands in the last group."""

@@ -26,9 +26,16 @@ Drawn by `python recipes/beyond.py` from committed JSON; how each is run stands 
 """
 
 
+OLDER = (
+    "These runs are at 112 px, smaller than the backbone's own size ([which costs](images.md#size) methods that "
+    "leave the backbone as it is), and of `ridge` before it read all taps, weighed them and had a discriminant "
+    "([how](mixing.md))."
+)
+
+
 def robustness() -> str:
     """Accuracy under corruptions and attacks, over all tasks and on each."""
-    return f"{tabulate_robustness(KEPT).markdown()}\n{under_attack().markdown()}"
+    return f"{tabulate_robustness(KEPT).markdown()}\n{OLDER}\n\n{under_attack().markdown()}"
 
 
 def under_attack() -> Table:

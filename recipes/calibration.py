@@ -30,7 +30,7 @@ import restuning
 from restuning.backbones import Backbone
 from restuning.bench.measure import describe_hardware, read_versions
 from restuning.features import StoreOptions
-from restuning.task.task import to_probabilities
+from restuning.problems import to_probabilities
 from restuning.training import calibration_error, fit_temperature
 from restuning.training.defaults import settings_for
 from restuning.training.evaluate import collect_logits

@@ -8,6 +8,7 @@ nothing else, unlike the one that runs the tests.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -22,6 +23,7 @@ IMPORTED = (
     "torch.distributed",
     "torch.nn.parallel",
     "timm",
+    "torchmetrics.classification",
     "restuning.cli.app",
     "restuning.diffusion",
     "restuning.features",
@@ -55,7 +57,9 @@ class Child:
         return self.returncode
 
     def send_signal(self, number):
-        os.kill(self._process.pid, number)
+        # It may have ended since anybody looked.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     def kill(self):
         self._process.kill()

@@ -74,11 +74,11 @@ def table_of_starts() -> Table:
         accuracy = [words.format_percent(mean) for mean in (*means, statistics.mean(means))]
         lines.append([name, settings, *accuracy])
     return Table(
-        "start: Where do the lambdas of a bypass start?",
+        "start: Where do the lambdas of a bypass start, and how fast do they learn?",
         f"Test accuracy in %, {report['backbone']} at {report['size']} px, {report['seeds']} seeds, class "
         "tokens stored; settings were chosen on validation images, all 1000 are trained on and the last "
-        "checkpoint is tested once. Before, lambda started at 0.5 and at 0.95 in the last layer; now at "
-        f"0.25 in every one. `{report['command']}`",
+        "checkpoint is tested once. Before, lambda started at 0.5 and at 0.95 in the last layer and learned at the common rate; now at "
+        f"0.25 in every one, and at ten times the rate. `{report['command']}`",
         ["", "epochs, rate", *tasks, "mean"],
         lines,
     )

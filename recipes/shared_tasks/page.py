@@ -16,10 +16,13 @@ from restuning.bench.report import Summary, summarise, words
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
 TASKS = ("cifar100", "caltech101", "rsscn7", "elpv", "dsprites_like_loc", "count_like")
+OTHERS = ("cifar10", "flowers12", "pacs_sketch", "sign_digits", "brain_mri", "track_curve")
 FIRST = ("cifar100", "rsscn7", "dsprites_like_loc")
 GRIDS = {"epochs_10": 10, "closed_form": 5, "epochs_40": 40, "auto": 10}
 OWN_SIZE = ("detached_224", "inside_224")
 """Grids at 224 px, the size that the backbone was trained at."""
+CONVOLUTIONS = ("mobilenet_224",)
+"""The same of a convolutional network."""
 SEEDS = 3
 AUTO, LORA = "auto", "lora"
 TRIED = ("linear", "res-tuning-bypass", "ridge", "mixing-bypass", "res-tuning")
@@ -69,21 +72,32 @@ def rows() -> list[list[str]]:
     return found
 
 
-def own_size() -> list[list[str]]:
-    """One a method at 224 px; epochs as each of them has by default, ten inside the backbone."""
+def own_size(
+    folders: tuple[str, ...], tasks: tuple[str, ...], means: tuple[tuple[str, ...], ...], cost: bool
+) -> list[list[str]]:
+    """One a method at 224 px; epochs as each of them has by default, ten inside the backbone.
+
+    Args:
+        folders: Of grids.
+        tasks: That have a column.
+        means: Tasks of which each mean is.
+        cost: Whether costs are told.
+    """
     found = []
-    for folder in OWN_SIZE:
+    for folder in folders:
+        if not any((HERE / folder / "runs").rglob("final*.json")):
+            continue
         summary = summarise(HERE / folder)
         for label in summary.labels:
-            tasks = [task for task in TASKS if (task, label) in summary.cells]
-            if not tasks:
+            own = [task for task in tasks if (task, label) in summary.cells]
+            if not own:
                 continue
             found.append(
                 [
                     label,
-                    *(cell(summary, task, label) for task in TASKS),
-                    mean(summary, TASKS, label),
-                    *costs(summary, tasks, label),
+                    *(cell(summary, task, label) for task in tasks),
+                    *(mean(summary, each, label) for each in means),
+                    *(costs(summary, own, label) if cost else ()),
                 ]
             )
     return found
@@ -159,7 +173,15 @@ def drawn(text: str) -> str:
     head = ["method", "epochs", *TASKS, "mean of 3", "mean of 6", "CPU", "step"]
     text = filled(text, "table", head, rows())
     head = ["method", *TASKS, "mean of 6", "CPU", "step"]
-    text = filled(text, "own size", head, own_size())
+    text = filled(text, "own size", head, own_size(OWN_SIZE, TASKS, (TASKS,), cost=True))
+    head, both = ["method", *OTHERS, "mean of 6", "mean of all 12"], (OTHERS, TASKS + OTHERS)
+    text = filled(text, "other tasks", head, own_size(OWN_SIZE[:1], OTHERS, both, cost=False))
+    head = ["method", *TASKS, "mean of 6"]
+    text = filled(text, "convolutions", head, own_size(CONVOLUTIONS, TASKS, (TASKS,), cost=False))
+    head = ["method", *OTHERS, "mean of 6", "mean of all 12"]
+    text = filled(
+        text, "convolutions on others", head, own_size(CONVOLUTIONS, OTHERS, both, cost=False)
+    )
     head = [
         "task",
         "seed",

@@ -4,6 +4,7 @@ Names are imported when they are first used: `import restuning` alone does not i
 `restuning --help` answers at once.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
     from restuning.bypass import UNetBypass as UNetBypass
     from restuning.bypass import side_network as side_network
     from restuning.data import load_data as load_data
+    from restuning.features.embeddings import embed as embed
+    from restuning.features.embeddings import retrieve as retrieve
     from restuning.host import Engine as Engine
     from restuning.host import Extractor as Extractor
     from restuning.host import Host as Host
     from restuning.host import find_sites as find_sites
     from restuning.search.train import train as train
     from restuning.search.update import update as update
+    from restuning.serve import Client as Client
     from restuning.serve import Predictor as Predictor
+    from restuning.serve import export_tasks as export_tasks
     from restuning.sites import Branch as Branch
     from restuning.sites import Features as Features
     from restuning.sites import Layer as Layer
@@ -46,17 +51,25 @@ if TYPE_CHECKING:
     from restuning.task import Task as Task
     from restuning.task import Tuned as Tuned
     from restuning.task import describe as describe
+    from restuning.task import export_peft as export_peft
+    from restuning.task import import_peft as import_peft
     from restuning.task import load as load
+    from restuning.task import merge as merge
     from restuning.task import push_to_hub as push_to_hub
     from restuning.task import save as save
+    from restuning.training import BestCheckpoint as BestCheckpoint
+    from restuning.training import Callback as Callback
+    from restuning.training import EarlyStopping as EarlyStopping
     from restuning.training import FitSettings as FitSettings
     from restuning.training import evaluate as evaluate
     from restuning.training import evaluate_task as evaluate_task
     from restuning.training import fit as fit
     from restuning.tuners import ConvAdapter as ConvAdapter
+    from restuning.tuners import ConvLora as ConvLora
     from restuning.tuners import DropPath as DropPath
     from restuning.tuners import FilmAdapter as FilmAdapter
     from restuning.tuners import FrozenAttention as FrozenAttention
+    from restuning.tuners import Lora as Lora
     from restuning.tuners import ResAdapter as ResAdapter
     from restuning.tuners import ResPrefix as ResPrefix
     from restuning.tuners import ResPrompt as ResPrompt
@@ -86,6 +99,10 @@ _ROOMS = {
         "side_network",
     ),
     "data": ("load_data",),
+    "features.embeddings": (
+        "embed",
+        "retrieve",
+    ),
     "host": (
         "Engine",
         "Extractor",
@@ -94,7 +111,11 @@ _ROOMS = {
     ),
     "search.train": ("train",),
     "search.update": ("update",),
-    "serve": ("Predictor",),
+    "serve": (
+        "Client",
+        "Predictor",
+        "export_tasks",
+    ),
     "sites": (
         "Branch",
         "Features",
@@ -114,11 +135,17 @@ _ROOMS = {
         "Task",
         "Tuned",
         "describe",
+        "export_peft",
+        "import_peft",
         "load",
+        "merge",
         "push_to_hub",
         "save",
     ),
     "training": (
+        "BestCheckpoint",
+        "Callback",
+        "EarlyStopping",
         "FitSettings",
         "evaluate",
         "evaluate_task",
@@ -126,9 +153,11 @@ _ROOMS = {
     ),
     "tuners": (
         "ConvAdapter",
+        "ConvLora",
         "DropPath",
         "FilmAdapter",
         "FrozenAttention",
+        "Lora",
         "ResAdapter",
         "ResPrefix",
         "ResPrompt",
@@ -142,6 +171,10 @@ _ROOMS = {
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = ["__version__", "methods", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+# A library says nothing by itself: whoever wants its log gives the logger `restuning` a handler and a level.
+logging.getLogger("restuning").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -163,6 +163,31 @@ class MissingExtraError(RestuningError, ImportError):
     """Raised where an optional dependency is not installed."""
 
 
+# A server.
+
+
+class BusyError(RestuningError):
+    """Raised where a server has as many questions waiting as it keeps, or is about to end.
+
+    Attributes:
+        seconds: After which it is worth asking again.
+    """
+
+    seconds: int = 1
+
+
+class AnswerError(RestuningError):
+    """Raised where a task answers with what is no number: NaN, or infinite."""
+
+
+class ServerError(RestuningError):
+    """Raised where a server does not answer, or fails."""
+
+
+class TooLargeError(RestuningError):
+    """Raised where a question is larger than a server takes."""
+
+
 # Training and its forecast.
 
 
@@ -174,26 +199,32 @@ class DivergedError(TrainingError):
     """Raised where training diverges: the loss or a weight is NaN or infinite."""
 
 
+class CallbackError(TrainingError):
+    """Raised where a callback raises; its own error is the cause, and a checkpoint was written first."""
+
+
 class ForecastError(RestuningError):
     """Raised where a forecast cannot be made, or is asked for in terms that cannot be read."""
 
 
-def require(module: str, extra: str, purpose: str) -> ModuleType:
+def require(module: str, extra: str, purpose: str, *, package: str = "") -> ModuleType:
     """Import an optional module, or raise with the exact line that installs it.
 
     Args:
         module: The module to import, e.g. ``"transformers"``.
         extra: The extra of this package that brings it.
         purpose: What it is needed for, to complete "... needs MODULE".
+        package: What pip installs in place of that extra, as a shell takes it.
 
     Raises:
         MissingExtraError: The module is not installed.
     """
+    package = package or f"'restuning[{extra}]'"
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
             f"{purpose} needs {module.split('.')[0]}",
             found=str(error),
-            fix=f"pip install 'restuning[{extra}]'",
+            fix=f"pip install {package}",
         ) from None

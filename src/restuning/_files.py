@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import itertools
@@ -48,7 +49,7 @@ _machine = socket.gethostname().replace(".", "-")
 
 
 @contextmanager
-def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
+def replacing(path: Path, *, suffix: str = "", apart: bool = False) -> Iterator[Path]:
     """A place beside a file or folder; what is written there takes its name at the end, at once.
 
     A reader sees all of it or nothing, and what was there before stays whole if anything fails.
@@ -57,6 +58,8 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
     Args:
         path: Of the file or folder; its parent is made.
         suffix: With which the place ends, for a library that looks at it.
+        apart: In a folder of its own: what a library puts beside a file while it writes it (safetensors does) is
+            then removed with it, should the process die.
 
     Raises:
         OSError: The disk is full or cannot be written; nothing is left aside.
@@ -68,10 +71,13 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
         # And none that somebody could foresee: a link that waits there would be followed.
         f".{path.name}.{_machine}.{os.getpid()}.{next(_counter)}-{secrets.token_hex(4)}{SUFFIX}{suffix}"
     )
+    place = partial / path.name if apart else partial
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
+        if apart:
+            partial.mkdir()
+        yield place
+        sync(place)
+        place.replace(path)
         _sync(path.parent)
     finally:
         _remove(partial)
@@ -208,6 +214,70 @@ def write_json(path: Path, content: Mapping[str, Any], *, sealed: bool = False) 
             found=error.strerror or str(error),
             fix="free space; the same command goes on from here",
         ) from None
+
+
+ROWS = (".csv", ".jsonl")
+"""What files of rows are called: a table with a line of titles, and an object of JSON a line."""
+
+
+@contextmanager
+def writing_rows(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that takes one row after the other; the file has its name when all are in, and none before.
+
+    Args:
+        path: `.csv`, whose columns are those of the first row, or `.jsonl`.
+
+    Raises:
+        FormatError: Another suffix, or it cannot be written; nothing is left aside. What the body raises is raised as it is.
+    """
+    if path.suffix.lower() not in ROWS:
+        raise FormatError(
+            "rows are written as a table or as lines of JSON",
+            where=str(path),
+            found=path.suffix or "no suffix",
+            fix=f"call it {path.name or 'answers'}.csv or .jsonl",
+        )
+
+    def fail(error: OSError) -> FormatError:
+        return FormatError(
+            "rows cannot be written",
+            where=str(path),
+            found=error.strerror or str(error),
+            fix="free space, make the folder writable, or give another place",
+        )
+
+    of_body: BaseException | None = None
+    try:
+        # Names of files may be none of UTF-8.
+        how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with replacing(path) as partial, partial.open("w", **how) as file:
+            table: csv.DictWriter | None = None
+
+            def write(row: Mapping[str, Any]) -> None:
+                nonlocal table
+                try:
+                    if path.suffix.lower() != ".csv":
+                        file.write(json.dumps(_as_json(row), ensure_ascii=False) + "\n")
+                        return
+                    if table is None:
+                        table = csv.DictWriter(file, list(row), lineterminator="\n")
+                        table.writeheader()
+                    table.writerow(row)
+                except OSError as error:
+                    raise fail(error) from None
+
+            try:
+                yield write
+            except BaseException as error:
+                of_body = error
+                raise
+            # Closed before it takes its name.
+            file.close()
+    except OSError as error:
+        # Such as of an input that cannot be read.
+        if error is of_body:
+            raise
+        raise fail(error) from None
 
 
 JSON_BYTES = 64 * 2**20
@@ -347,10 +417,10 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = _as_json(content)
     plain.pop(SEAL, None)
-    return {**plain, SEAL: _digest_of_json(plain)}
+    return {**plain, SEAL: digest_of_json(plain)}
 
 
-def _digest_of_json(content: Mapping[str, Any]) -> str:
+def digest_of_json(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -375,7 +445,7 @@ def _parse_json(text: str | bytes, sealed: bool = False) -> Any:
         raise ValueError("lists or objects too deep inside of each other") from None
     _check_values(content)
     has_seal = isinstance(content, dict) and (sealed or SEAL in content)
-    if has_seal and content.pop(SEAL, None) != _digest_of_json(content):
+    if has_seal and content.pop(SEAL, None) != digest_of_json(content):
         raise ValueError("its contents do not match their sha256")
     return content
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from commands import restuning
 from diffusion.small import sampled, stable_diffusion, unet
-from restuning import Host, load, load_backbone, methods
-from restuning._errors import DivergedError, TrainingError, UnknownNameError
+from restuning import Callback, EarlyStopping, Host, load, load_backbone, methods
+from restuning._errors import DivergedError, RestuningWarning, TrainingError, UnknownNameError
 from restuning.diffusion import (
     DenoiserSettings,
     DenoiserTraining,
@@ -62,10 +62,11 @@ def settings(**more):
     )
 
 
-def trained(out, tasks, host, resume=True, draw=None, **more):
+def trained(out, tasks, host, resume=True, draw=None, callbacks=(), **more):
     objective = Objective("epsilon", linear_alphas(), min_snr=5.0)
+    how = {"draw": draw, "callbacks": callbacks}
     return train_denoiser(
-        DenoiserTraining(host, tasks, data(), objective, settings(**more), out, draw=draw),
+        DenoiserTraining(host, tasks, data(), objective, settings(**more), out, **how),
         resume=resume,
     )
 
@@ -279,3 +280,52 @@ def test_the_command_refuses_what_is_not_there_without_a_traceback(tmp_path, mon
             main()
         assert stopped.value.code == 1
         assert "do:" in capsys.readouterr().err
+
+
+def test_callbacks_and_trackers_are_told_of_the_losses_and_pictures_of_a_denoiser(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Steps(Callback):
+        def __init__(self):
+            self.told, self.ends = [], 0
+
+        def on_step(self, record):
+            self.told.append((record.step, record.loss))
+
+        def on_end(self, record):
+            self.ends += 1
+
+    def draw(step):
+        file = tmp_path / f"{step}.png"
+        Image.new("RGB", (8, 8)).save(file)
+        return file
+
+    backbone, steps = host(), Steps()
+    result = trained(
+        tmp_path,
+        {"style": fresh(backbone)},
+        backbone,
+        draw=draw,
+        callbacks=[steps],
+        track="tensorboard",
+    )
+    assert [step for step, _ in steps.told] == list(range(1, 13))
+    assert steps.told[-1][1] == pytest.approx(result["loss"]["style"])
+    assert steps.ends == 1
+    events = EventAccumulator(str(tmp_path / "restuning"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss/style")] == [10]
+    assert events.Tags()["images"] == ["samples"]
+
+
+def test_what_a_denoiser_cannot_tell_a_callback_is_said(tmp_path):
+    class Epochs(Callback):
+        def on_epoch(self, record):
+            raise AssertionError
+
+    backbone = host()
+    with pytest.raises(TrainingError, match="EarlyStopping"):
+        trained(tmp_path, {"a": fresh(backbone)}, backbone, callbacks=[EarlyStopping(1)])
+    with pytest.warns(RestuningWarning, match="never called"):
+        trained(tmp_path, {"a": fresh(backbone)}, backbone, callbacks=[Epochs()], steps=1)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"text", "clip", "diffusion"}
-"""Pages on backbones of a hub: `test_text.py`, `test_clip.py` and `test_diffusion.py` run them."""
-LONG = {"bench", "choosing", "engines"}
+ELSEWHERE = {"text", "audio", "clip", "diffusion", "serving", "hub"}
+"""Pages on backbones of a hub, or that need a server: `test_text.py`, `test_audio_page.py` and so on run them."""
+LONG = {"bench", "choosing", "control", "deploying", "engines", "trainer"}
 """Pages whose code trains many times, or exports."""
 PAGES = [
     p

@@ -23,6 +23,7 @@ STATED = "smaller than the backbone's own"
 ABLATIONS = {
     "README.md": "the table of the shared tasks",
     "docs/backbones.md": "of `recipes/cnn.py`",
+    "docs/beyond.md": "its JSON of robustness is at 112 px",
     "docs/choosing.md": "the table of the shared tasks",
     "docs/draw_backbones.py": "draws that of `recipes/cnn.py`",
     "docs/engines.md": "of `recipes/int8.py`",
@@ -30,6 +31,7 @@ ABLATIONS = {
     "docs/mixing.md": "how it was chosen",
     "docs/tutorial.md": "the table of `recipes/calibration.py`",
     "docs/paper_recipes.md": "of `recipes/paper`",
+    "recipes/beyond.py": "its JSON of robustness is at 112 px",
     "recipes/calibration.py": "its JSON is at 112 px",
     "recipes/cnn.py": "its JSON is at 112 px",
     "recipes/int8.py": "its JSON is at 112 px",

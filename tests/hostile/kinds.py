@@ -105,6 +105,26 @@ def read_predictor(folder: Path, variant: int) -> Any:
     return prediction.label, prediction.probabilities.tolist()
 
 
+def make_peft(folder: Path, variant: int) -> None:
+    import torch
+
+    from restuning import export_peft, methods
+
+    torch.manual_seed(variant)
+    options = {"targets": ("qkv", "down")[variant % 2], "rank": 2 + variant, "alpha": 4.0}
+    task = methods.build("lora", host(), zero=False, layers=[1, 2], **options)
+    task.inline_tuners[task.sites[0]].alpha = 3.0
+    export_peft(task, host(), folder)
+
+
+def read_peft(folder: Path, variant: int) -> Any:
+    import restuning
+
+    task = restuning.import_peft(folder, host())
+    weights = {name: tensor.tolist() for name, tensor in task.state_dict().items()}
+    return (task.spec(), weights), restuning.Tuned(host(), task).eval()(images()).tolist()
+
+
 def make_sums(folder: Path, variant: int) -> None:
     import torch
 
@@ -626,6 +646,7 @@ def read_latents(folder: Path, variant: int) -> Any:
 KINDS = {
     "task": Kind(make_task, read_task, 850, 8),
     "task with the backbone it names": Kind(make_task, read_predictor, 150, 2),
+    "LoRA of PEFT": Kind(make_peft, read_peft, 100, 4, identified=True),
     "sums of a task": Kind(make_sums, read_sums, 100, 3),
     "store": Kind(make_store, read_store, 240, 8),
     "unfinished store": Kind(make_unfinished, read_unfinished, 60, 2),

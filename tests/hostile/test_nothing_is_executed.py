@@ -306,7 +306,7 @@ def test_what_the_user_types_wins_over_the_file_and_is_the_users_choice(tmp_path
         named.append((name, naming_file()))
         raise RestuningError("enough")
 
-    monkeypatch.setattr("restuning.search.train.load_backbone", loaded)
+    monkeypatch.setattr("restuning.search.train.take_backbone", loaded)
     (tmp_path / "options.json").write_text(json.dumps({"backbone": "hf:a/b", "epochs": 1}))
     line = ["train", "digits", "--method", "linear", "--config", tmp_path / "options.json"]
     restuning(*line, cwd=tmp_path)

@@ -70,7 +70,7 @@ def test_a_bank_of_maps_answers_as_each_task_alone(make):
     }
     together = MultiTask(host, tasks)
     assert together.forwards == 1
-    assert together.bank.keep.tokens == "pool"
+    assert together.keep.tokens == "pool"
     with torch.no_grad():
         answers = together(X)
         for name, task in tasks.items():

@@ -12,7 +12,7 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 SAME = 1e-5
 SLOW = [
     pytest.param(n, marks=pytest.mark.slow)
-    for n in ("res-tuning", "prefix", "vpt-shallow", "linear", "full", "bitfit")
+    for n in ("res-tuning", "prefix", "vpt-shallow", "linear", "full", "bitfit", "lora")
 ]
 NAMES = ["res-tuning-bypass", *SLOW]
 
@@ -37,7 +37,7 @@ def test_fullgraph_forward_and_backward_equal_eager(host, name):
     assert all((a - b).abs().max() < SAME * (1 + b.abs().max()) for a, b in zip(ours, theirs))  # noqa: B905
 
 
-@pytest.mark.parametrize("name", ["res-tuning-bypass", SLOW[0]])
+@pytest.mark.parametrize("name", ["res-tuning-bypass", SLOW[0], SLOW[-1]])
 def test_twelve_tasks_share_one_graph(host, name):
     counter = torch._dynamo.testing.CompileCounter()
 

@@ -12,7 +12,8 @@ from awake import tiny_vit
 from restuning import FitSettings, Host, Tuned, load, methods, save
 from restuning._errors import TunerShapeError
 from restuning.bypass import Ensemble
-from restuning.bypass.ensemble import SHARES, find_weights
+from restuning.bypass.ensemble import SHARES
+from restuning.bypass.stacking import find_weights
 from restuning.training import fit, fit_until
 from restuning.training.evaluate import collect_logits
 from restuning.training.prepare import conclude_tuned, prepare_tuned

@@ -44,8 +44,8 @@ def of(rows, labels, kept, batch=17, keys=None):
 
 def assert_one_solution(ours, theirs, weighted=True):
     one, other = (solve(each, KINDS, weighted=weighted) for each in (ours, theirs))
-    assert (one.penalty, one.tau, one.count) == (other.penalty, other.tau, other.count)
-    for name in ("weight", "bias", "shares", "left_out"):
+    assert (one.penalty, one.shrinkage, one.count) == (other.penalty, other.shrinkage, other.count)
+    for name in ("weight", "bias", "shares", "answers", "left_out"):
         a, b = getattr(one, name), getattr(other, name)
         assert float((a - b).abs().max()) <= EQUAL * max(1.0, float(b.abs().max())), name
 
@@ -75,9 +75,8 @@ def test_products_say_what_the_rows_themselves_say(weighted):
     formed._form_products()
     assert_one_solution(held, formed, weighted)
     one, other = (solve(each, KINDS, weighted=weighted) for each in (held, formed))
-    for each in (one, other):
-        again = each.leave_out(each.kept.rows, each.kept.labels)
-        assert float((again - each.left_out).abs().max()) <= EQUAL * float(again.abs().max())
+    again = [each.leave_out(each.kept.rows, each.kept.labels) for each in (one, other)]
+    assert float((again[0] - again[1]).abs().max()) <= EQUAL * float(again[0].abs().max())
 
 
 def test_rows_that_are_kept_are_those_with_the_lowest_keys_of_all():

@@ -14,7 +14,7 @@ from restuning.tuners import read_real_tokens, read_timestep
 THREADS = 4
 FAILING = 0.1
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-OWN = {"vpt-deep": {}, "ridge": None, "ensemble": None}
+OWN = {"vpt-deep": {}, "ridge": None, "ensemble": None, "knn": None}
 """Options by method; None where a task answers nothing before it is fitted."""
 
 

@@ -93,7 +93,7 @@ def test_the_head_starts_at_the_models_own_zero_shot_logits(named, kind):
     head = backbone.text.head(NAMES, TEMPLATE)
     theirs = own_logits(named(kind), images(), [TEMPLATE.replace("{}", w) for w in WORDS])
     assert theirs.std() > 1e-3, "all classes alike would prove nothing"
-    for method in ("linear", "res-tuning", "res-tuning-bypass", "bypass-vertical"):
+    for method in ("linear", "res-tuning", "res-tuning-bypass", "bypass-vertical", "ridge"):
         task = methods.build(method, host, len(NAMES), head=head)
         ours = Tuned(host, task).eval()(images())
         error = (ours - theirs).abs().max() / backbone.text.scale

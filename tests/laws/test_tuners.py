@@ -11,7 +11,9 @@ from restuning import DropPath, ResAdapter, ResPrefix, ResPrompt, Scaled, Sum, T
 from restuning.tuners import (
     ContextAdapter,
     ConvAdapter,
+    ConvLora,
     FilmAdapter,
+    Lora,
     LowRankAttention,
     at_time,
     from_spec,
@@ -28,6 +30,8 @@ SAMPLES = {
     "low_rank_attention": lambda: LowRankAttention(16, rank=4, heads=2),
     "context_adapter": lambda: ContextAdapter(16, rank=3),
     "film_adapter": lambda: FilmAdapter(16, rank=3, zero=False),
+    "lora": lambda: Lora(16, rank=3, zero=False),
+    "conv_lora": lambda: ConvLora(16, rank=3, kernel=[3], padding=[1], zero=False),
     "drop_path": lambda: DropPath(ResAdapter(16, rank=3), 0.5),
 }
 OTHER_SHAPE = {"stem_prompt"}  # appends tokens, is no delta
@@ -136,6 +140,7 @@ def test_zero_start_is_no_change():
     x = torch.randn(2, 5, 16)
     assert not ResAdapter(16, zero=True)(x).any()
     assert not ResPrefix(16, zero=True, query="stream")(x).any()
+    assert not Lora(16)(x).any()
 
 
 @pytest.mark.parametrize("form", ["none", "scalar", "channel", "gate"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassCalibrationError
 
+from restuning.problems.reliability import BINS
 from restuning.training import calibration_error
-from restuning.training.calibrate import BINS
 
 SUMS = 1e-6
 """torchmetrics adds up in float32."""

@@ -1,6 +1,7 @@
 """What is computed once, at the command line: `cache`, `train` from a store, `sweep`, many tasks."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -90,6 +91,25 @@ def test_patches_are_merged_where_that_is_asked_for_and_the_loss_is_told(photos,
         assert "all/2 for patches" in done.stderr
 
 
+def test_an_option_that_a_verb_does_not_read_is_refused_typed_or_in_a_file(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("shard_size: 8KB\n")
+    for arguments, words in (
+        (("ls", "--backbone", "restuning-tiny"), "--backbone: `cache ls` takes none"),
+        (("ls", "digits"), "'digits': `cache ls` takes none"),
+        (("merge", "digits", "--dtype", "fp16"), "--dtype: `cache merge` takes none"),
+        (("export", "digits", "--views", "2"), "--views: `cache export` takes none"),
+        (("verify", "digits", "--to", "parquet"), "--to: `cache verify` takes none"),
+        (("merge", "digits", "--config", file), "--shard-size: `cache merge` takes none"),
+        (("digits", "more"), "'more': `cache DATA` takes none"),
+        (("digits", "--out", tmp_path), "--out: `cache DATA` takes none"),
+    ):
+        done = restuning("cache", *arguments, "--store", tmp_path)
+        assert done.returncode == 2
+        told = re.sub(r"[\s│╭╮╰╯─]+", " ", done.stderr)
+        assert words in told
+
+
 def test_training_takes_the_store_by_itself_and_says_so(stored, trained):
     out, words = trained
     assert words.count("reused") == 2  # linear and the bypass; Res-Tuning runs in the backbone
@@ -156,7 +176,8 @@ def test_a_sweep_leaves_a_table_a_picture_and_tasks_that_eval_confirms(photos, s
         (["sweep", "digits", "--grid", "lr"], "not a grid"),
         (["sweep", "digits", "--grid", "lr=1", "--method", "res-tuning"], "inside the backbone"),
         (["predict", "x.png", "--tasks", "a.task,c.task"], "no task here"),
-        (["predict", "x.png", "--tasks", "a.task,b/a.task"], "no such folder, and the hub"),
+        (["predict", "x.png", "--tasks", "a.task,b/a.task"], "two tasks have one name"),
+        (["predict", "x.png", "--tasks", "b/c.task"], "no task here: b/c.task"),
     ],
 )
 def test_a_mistake_about_features_is_answered_in_words(arguments, words, tmp_path):

@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 import pytest
-from killed import MARKS, PATIENCE, ended, kill_when, started
+from killed import MARKS, PATIENCE, ended, started, try_to_kill
 from PIL import Image
 from safetensors.numpy import load_file
 
 from commands import restuning
 
-KILLS = 30
+KILLS, TRIES = 30, 10
 CLOCKS = {"seconds", "peak_memory_bytes", "forecast", "built_seconds", "choice"}
 """What is measured of a run, and differs from one to the next; `choice` has times inside."""
 
@@ -89,15 +89,27 @@ def timed(command):
 
 def test_a_run_that_is_solved_and_killed_once_ends_as_one_that_was_not(shades, tmp_path):
     ridge = train("ridge", "--epochs", 2)
-    whole, folder = (ridge(shades, tmp_path / name) for name in ("whole", "killed"))
-    assert restuning(*whole).returncode == 0
-    kill_when(started(*folder), (tmp_path / "killed/run/checkpoints").exists)
-    assert restuning(*folder).returncode == 0
-    assert end_of(tmp_path / "killed") == end_of(tmp_path / "whole")
+    assert restuning(*ridge(shades, tmp_path / "whole")).returncode == 0
+    # It ends soon after: on a busy machine before anybody has looked.
+    for number in range(TRIES):
+        folder = tmp_path / f"killed {number}"
+        killed, _ = try_to_kill(
+            started(*ridge(shades, folder)), (folder / "run/checkpoints").exists
+        )
+        if killed:
+            break
+    else:
+        pytest.fail(f"it ended before it was killed, {TRIES} times")
+    assert restuning(*ridge(shades, folder)).returncode == 0
+    assert end_of(folder) == end_of(tmp_path / "whole")
 
 
 @SLOW
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize(
+    "kind",
+    # Two minutes by itself; the choice trains inside the backbone and is killed as well.
+    [pytest.param(k, marks=pytest.mark.longer if k == "live inline" else ()) for k in COMMANDS],
+)
 def test_thirty_kills_leave_no_trace_in_the_end(kind, shades, tmp_path):
     command = COMMANDS[kind]
     whole = timed(command(shades, tmp_path / "whole"))

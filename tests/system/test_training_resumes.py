@@ -100,3 +100,24 @@ def lines_or_none(out):
         return (out / "log.jsonl").read_text().splitlines()
     except OSError:
         return []
+
+
+EARLY = ("epochs=30", "lr=0.3", "early_stopping=2", "keep_best=true", 'monitor="loss"')
+
+
+@posix
+@pytest.mark.slow
+def test_a_killed_run_that_stops_early_leaves_the_best_weights_of_an_unbroken_one(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    status, errors = finish(start(whole, "0", *EARLY))
+    assert status == 0, errors
+    epochs = [line for line in lines(whole) if "val_loss" in line]
+    assert len(epochs) < 30
+    process = start(broken, SLEEP, *EARLY)
+    # In the epochs without a new best, whose number and weights must not be lost.
+    wait_for_steps(broken, process, steps=epochs[-2]["step"] - 2)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    status, errors = finish(start(broken, "0", *EARLY))
+    assert status == 0, errors
+    assert_as_unbroken(broken, whole)

@@ -54,7 +54,8 @@ def refused(*args):
 
 
 @pytest.mark.parametrize(
-    "method", ["linear", pytest.param("res-tuning", marks=pytest.mark.slow), "res-tuning-bypass"]
+    "method",
+    ["linear", pytest.param("res-tuning", marks=pytest.mark.slow), "res-tuning-bypass", "ridge"],
 )
 def test_training_starts_at_zero_shot_and_the_task_is_answered_later(place, tmp_path, method):
     (tmp_path / "prompts.txt").write_text("a photo of a {}.\n\na picture of the {}\n")

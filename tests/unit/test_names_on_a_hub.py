@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_hub import at_hub
 
 from restuning import RestuningError, load_backbone, methods, save
 from restuning._files import SEAL
 from restuning.runtime import hub
-from restuning.task import describe, find_task, load, push_to_hub
+from restuning.task import HubTask, describe, find_task, load, push_to_hub
 
 
 @pytest.fixture
@@ -120,32 +121,24 @@ def task(tiny, tmp_path):
 def test_a_link_out_of_a_task_folder_is_neither_read_nor_pushed(
     tiny, task, tmp_path, monkeypatch, name
 ):
-    from types import SimpleNamespace
-
+    pytest.importorskip("huggingface_hub", reason="needs the extra hub")
     (task / name).rename(tmp_path / "elsewhere")
     (task / name).symlink_to(tmp_path / "elsewhere")
-    pushed = []
-
-    class Api:
-        def create_repo(self, *_, **__):
-            pass
-
-        def upload_folder(self, folder_path, repo_id):
-            pushed.extend(sorted(p.name for p in Path(folder_path).iterdir()))
-
-    client = SimpleNamespace(HfApi=Api, errors=SimpleNamespace(HfHubHTTPError=OSError))
-    monkeypatch.setattr("restuning.task.save_and_load.require", lambda *_: client)
-    with pytest.raises(RestuningError, match="a link that leaves its folder"):
-        push_to_hub(task, "somebody/x")
-    if name != "README.md":
+    with at_hub(monkeypatch, tmp_path / "cache") as server:
         with pytest.raises(RestuningError, match="a link that leaves its folder"):
-            load(task, tiny)
-    (task / name).unlink()
-    (tmp_path / "elsewhere").rename(task / name)
-    # What else lies there, linked or not, stays here.
-    (task / "diary.txt").symlink_to("/etc/hostname")
-    push_to_hub(task, "somebody/x")
-    assert pushed == ["README.md", "task.json", "weights.safetensors"]
+            push_to_hub(task, "someone/x")
+        # Nothing is made there for a task that is refused.
+        assert server.repositories == {}
+        if name != "README.md":
+            with pytest.raises(RestuningError, match="a link that leaves its folder"):
+                load(task, tiny)
+        (task / name).unlink()
+        (tmp_path / "elsewhere").rename(task / name)
+        # What else lies there, linked or not, stays here.
+        (task / "diary.txt").symlink_to("/etc/hostname")
+        push_to_hub(task, "someone/x")
+        pushed = sorted(server.repositories["someone/x"].files())
+    assert pushed == [".gitattributes", "README.md", "task.json", "weights.safetensors"]
 
 
 def test_links_inside_of_it_and_to_the_whole_folder_are_followed(tiny, task, tmp_path):
@@ -159,6 +152,71 @@ def test_links_inside_of_it_and_to_the_whole_folder_are_followed(tiny, task, tmp
         file.rename(home / "blobs" / file.name)
         (home / "snapshots" / "0" / file.name).symlink_to(Path("../../blobs") / file.name)
     assert load(home / "snapshots" / "0", tiny).method == "linear"
+    # A task in a folder of its repository, and a blob that repositories share.
+    inner = home / "snapshots" / "1" / "pets"
+    inner.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for file in list((home / "blobs").iterdir()):
+        (inner / file.name).symlink_to(Path("../../../blobs") / file.name)
+    weights = home / "blobs" / "weights.safetensors"
+    weights.rename(tmp_path / "blobs" / "0")
+    weights.symlink_to("../../blobs/0")
+    assert load(inner, tiny).method == "linear"
+    # A folder that only looks like one of the cache has no such right.
+    odd = tmp_path / "x" / "snapshots" / "0"
+    odd.mkdir(parents=True)
+    (tmp_path / "x" / "blobs").mkdir()
+    for file in (home / "blobs").iterdir():
+        (odd / file.name).symlink_to(tmp_path / "blobs" / "0")
+    with pytest.raises(RestuningError, match="a link that leaves its folder"):
+        describe(odd)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "revision"),
+    [
+        ("user/pets", "user/pets", None),
+        ("user/pets@v1", "user/pets", "v1"),
+        ("user/zoo/pets@refs/pr/1", "user/zoo/pets", "refs/pr/1"),
+        (Path("user/zoo/pets"), "user/zoo/pets", None),
+    ],
+)
+def test_a_name_of_a_hub_is_repository_task_and_revision(name, place, revision):
+    named = HubTask.read(name)
+    assert named is not None and (named.place, named.revision) == (place, revision)
+    assert named.name == "pets"
+    assert HubTask.read(str(named)) == named
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pets", "/user/pets", "./user/pets", "~/pets", "../user/pets", "a/b/c/d", "runs/x/pets.task"]
+    + ["user/pets.task", "user/", "user//pets", "hf:user/pets", "restuning-tiny", "a b/c", "C:\\a"],
+)
+def test_what_is_a_path_or_a_backbone_is_no_name_of_a_hub(name):
+    assert HubTask.read(name) is None
+
+
+@pytest.mark.parametrize("revision", ["../x", "a/../../b", "", "/x", "a\\b", ".x", "v 1"])
+def test_what_is_no_revision_is_refused_before_it_becomes_a_path(revision):
+    for name, beside in ((f"user/pets@{revision}", None), ("user/pets", revision)):
+        with pytest.raises(RestuningError, match="not a revision"):
+            HubTask.read(name, beside)
+
+
+@pytest.mark.parametrize("name", ["runs/photo/pet.task", "runs/photos/pets", "runs/pets"])
+def test_what_begins_with_a_folder_that_is_here_is_a_path(attempts, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    with pytest.raises(RestuningError, match="no such folder"):
+        find_task(name)
+    assert attempts == []
+
+
+def test_a_name_in_a_file_is_looked_for_in_the_cache_alone(attempts):
+    with hub.named_in("grid.json"), pytest.raises(RestuningError, match="named by grid.json"):
+        find_task("user/pets@main")
+    assert attempts == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")

@@ -133,6 +133,27 @@ def test_a_writer_that_is_killed_before_the_rename_leaves_the_old_file_and_the_n
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_what_a_library_leaves_beside_a_file_goes_with_the_process_that_died(tmp_path):
+    process = child(
+        """
+        with replacing(Path(sys.argv[1]), apart=True) as aside:
+            aside.write_text("half")
+            (aside.parent / ".tmpLIBRARY").write_text("half")
+            time.sleep(600)
+        """,
+        tmp_path / "a",
+    )
+    until(lambda: any(tmp_path.rglob(".tmpLIBRARY")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with _files.replacing(tmp_path / "a", apart=True) as aside:
+        aside.write_text("whole")
+        (aside.parent / ".tmpLIBRARY").write_text("half")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "whole"
+
+
 def test_what_another_machine_left_long_ago_is_removed_and_what_is_fresh_is_not(tmp_path):
     old, fresh = (tmp_path / f".a.elsewhere.{n}.0.partial" for n in (1, 2))
     for file in (old, fresh):

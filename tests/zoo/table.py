@@ -34,6 +34,17 @@ def of_hf(cls, config, image=True, **kwargs):
     return make
 
 
+def of_sounds(cls, config, shape, **kwargs):
+    def make():
+        model = getattr(hf, cls)(getattr(hf, config)(**kwargs))
+        given = {"input_values": torch.randn(1, *shape)}
+        # Samples have a mask, frames of one length have none.
+        mask = {"attention_mask": torch.ones(1, *shape, dtype=torch.long)}
+        return model, (), given | (mask if len(shape) == 1 else {})
+
+    return make
+
+
 def tv_vit():
     model = tv.VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=5)
     model.heads = torch.nn.Identity()
@@ -46,6 +57,17 @@ def tv_swin():
     return model, (torch.randn(1, 3, 64, 64),), {}
 
 
+AST = {**SIZES, "patch_size": 8, "frequency_stride": 8, "time_stride": 8}
+WAVES = {
+    **SIZES,
+    "conv_dim": [8, 16],
+    "conv_stride": [8, 8],
+    "conv_kernel": [16, 8],
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
 # name: (maker, layers, whether the projections are proved)
 ZOO = {
@@ -113,6 +135,12 @@ ZOO = {
         2,
         True,
     ),
+    "hf ast": (
+        of_sounds("ASTModel", "ASTConfig", **AST, max_length=48, num_mel_bins=16, shape=(48, 16)),
+        2,
+        True,
+    ),
+    "hf wav2vec2": (of_sounds("Wav2Vec2Model", "Wav2Vec2Config", **WAVES, shape=(800,)), 2, True),
     "hf bert": (of_hf("BertModel", "BertConfig", image=False, **WORDS), 2, True),
     "hf roberta": (of_hf("RobertaModel", "RobertaConfig", image=False, **WORDS), 2, True),
     "hf llama": (of_hf("LlamaModel", "LlamaConfig", image=False, **WORDS), 2, True),

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError
-from restuning.backbones.preprocessing import Preprocessing
+from restuning.backbones.inputs import AnyPreprocessing
 from restuning.backbones.towers import TextTower
 from restuning.host import Extractor, Host
 
@@ -23,7 +23,7 @@ class Backbone:
         model: Headless, in eval mode; or an engine.
         example: One input, batch 1.
         kwargs: The example's keyword inputs (text models).
-        preprocessing: For images, else None.
+        preprocessing: For images or sounds, else None.
         tokenizer: For text, else None.
         weights: "embedded", "pretrained", "random" or a file.
         weights_file: The file, where the user gave one.
@@ -39,7 +39,7 @@ class Backbone:
     model: nn.Module
     example: tuple[Tensor, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
-    preprocessing: Preprocessing | None = None
+    preprocessing: AnyPreprocessing | None = None
     tokenizer: Any = None
     weights: str = "pretrained"
     pool: str | None = None

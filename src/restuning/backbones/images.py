@@ -8,15 +8,18 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from restuning._errors import DataError, require
+
+T = TypeVar("T")
 
 MOST_PIXELS = 89_478_485
 """Of an image that is read, by its header: Pillow's own first limit. More with `RAISED`."""
@@ -62,6 +65,9 @@ _BRANDS = (
 
 _PNG_STEPS = {"L;2": 85, "L;4": 17}
 """Of a grey of 2 and of 4 bits, in a byte."""
+
+_NUMPY = b"\x93NUMPY"
+"""A file of an array begins so."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
@@ -111,9 +117,9 @@ def read_image(source: Any, name: str = "") -> Image.Image:
     if isinstance(source, str | Path):
         name = name or str(source)
         _require_file(Path(source))
-        return _read(source, name)
+        return _read(source, name, _guard)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read(io.BytesIO(source), name or "an image in memory")
+        return _read(io.BytesIO(source), name or "an image in memory", _guard)
     if isinstance(source, Image.Image):
         name = name or str(getattr(source, "filename", "")) or "a PIL image"
         return _guard(source, name)
@@ -125,6 +131,196 @@ def read_image(source: Any, name: str = "") -> Image.Image:
         found=type(source).__name__,
         fix="give paths, PIL images, arrays `h w c` or tensors",
     )
+
+
+def read_mask(source: Any, name: str = "") -> Image.Image:
+    """A mask in PNG as its class numbers: mode L, a byte a pixel, upright as `read_image` makes images.
+
+    Of a palette the numbers are its indices, of grey its values as the file has them, whatever its bits.
+
+    Args:
+        source: A path, the bytes of a file, an array `h w` of whole numbers, or a PIL image of numbers.
+        name: What an error calls it, where it is no path.
+
+    Raises:
+        DataError: It is missing or damaged, is no PNG, has colours in place of numbers or numbers beyond 255, or
+            as `read_image`.
+    """
+    if isinstance(source, np.ndarray):
+        if source.ndim != 2 or source.dtype.kind not in "biu" or source.size == 0:
+            raise _no_mask(name, f"an array of {source.dtype}, shape {source.shape}")
+        return _to_mask(source, name)
+    if isinstance(source, Image.Image):
+        return _turn(source, _numbers_of(source, name))
+    if isinstance(source, str | Path):
+        name = name or str(source)
+        _require_file(Path(source))
+        return _read(source, name, _guard_mask)
+    if not isinstance(source, bytes):
+        raise _no_mask(name, type(source).__name__)
+    return _read(io.BytesIO(source), name or "a mask in memory", _guard_mask)
+
+
+def _guard_mask(image: Image.Image, name: str) -> Image.Image:
+    _check_size(*image.size, name)
+    if image.format != "PNG":
+        raise _no_mask(name, f"a file of {image.format}")
+    tile = getattr(image, "tile", None)
+    steps = _PNG_STEPS.get(tile[0][3], 1) if tile else 1
+    try:
+        image.load()
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from None
+    return _turn(image, _numbers_of(image, name, steps))
+
+
+def _numbers_of(image: Image.Image, name: str, steps: int = 1) -> Image.Image:
+    if image.mode not in ("P", "L", "1", "I", "I;16"):
+        raise _no_mask(name, f"mode {image.mode}, colours in place of class numbers")
+    return _to_mask(np.asarray(image).astype(np.int64) // steps, name)
+
+
+def _to_mask(numbers: np.ndarray, name: str) -> Image.Image:
+    if numbers.max() > 255 or numbers.min() < 0:
+        raise _no_mask(name, f"numbers from {numbers.min()} to {numbers.max()}")
+    return Image.fromarray(numbers.astype(np.uint8))
+
+
+def read_depth(source: Any, name: str = "") -> Image.Image:
+    """A depth map: mode F, a number a pixel, upright as `read_image` makes images; 0 where it is unknown.
+
+    A PNG of 16 bits has its values as they are; a `.npy` file or an array of floats its own, NaN being unknown.
+
+    Args:
+        source: A path, the bytes of a file, or an array `h w`.
+        name: What an error calls it, where it is no path.
+
+    Raises:
+        DataError: It is missing or damaged, is neither, or has a number below zero or infinity.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_depths(source, name or "an array")
+    if isinstance(source, str | Path):
+        name = name or str(source)
+        _require_file(Path(source))
+        with open(source, "rb") as file:
+            numpy = file.read(len(_NUMPY)) == _NUMPY
+        if not numpy:
+            return _read(Path(source), name, _guard_depth)
+        return _from_depths(_load_array(source, name), name)
+    if not isinstance(source, bytes):
+        raise _no_depth(name, type(source).__name__)
+    name = name or "a depth map in memory"
+    if source[: len(_NUMPY)] == _NUMPY:
+        return _from_depths(_load_array(io.BytesIO(source), name), name)
+    return _read(io.BytesIO(source), name, _guard_depth)
+
+
+def _load_array(source: Any, name: str) -> np.ndarray:
+    try:
+        # Mapped where it is a file: what the header says is looked at before it is read.
+        mapped = None if isinstance(source, io.BytesIO) else "r"
+        return np.load(source, mmap_mode=mapped, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise _unreadable(name, error) from None
+
+
+def _from_depths(numbers: np.ndarray, name: str) -> Image.Image:
+    if numbers.ndim != 2 or numbers.dtype.kind not in "fu" or numbers.size == 0:
+        raise _no_depth(name, f"an array of {numbers.dtype}, shape {numbers.shape}")
+    _check_size(numbers.shape[1], numbers.shape[0], name)
+    with np.errstate(over="ignore"):
+        made = np.nan_to_num(np.array(numbers), nan=0.0, posinf=np.inf, neginf=-np.inf)
+        made = made.astype(np.float32)
+    wrong = (made < 0) | np.isinf(made)
+    if wrong.any():
+        y, x = (int(each[0]) for each in wrong.nonzero())
+        raise DataError(
+            "a depth is below zero, or infinite",
+            where=name,
+            found=f"{numbers[y, x]:g} at row {y}, column {x}",
+            fix="correct it, or write 0 or NaN where it is unknown",
+        )
+    return Image.fromarray(made)
+
+
+def _guard_depth(image: Image.Image, name: str) -> Image.Image:
+    _check_size(*image.size, name)
+    if image.format != "PNG" or not image.mode.startswith("I"):
+        raise _no_depth(name, f"a file of {image.format}, mode {image.mode}")
+    try:
+        image.load()
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from None
+    return _turn(image, _from_depths(np.asarray(image).astype(np.float32), name))
+
+
+def _no_depth(name: str, found: str) -> DataError:
+    return DataError(
+        "a depth map that is neither a PNG of 16 bits nor an array of floats `h w`",
+        where=name,
+        found=found,
+        fix="save it as a grey PNG of 16 bits, or with numpy.save as float32 (.npy)",
+    )
+
+
+def _no_mask(name: str, found: str) -> DataError:
+    return DataError(
+        "a mask that has no class numbers from 0 to 255",
+        where=name,
+        found=found,
+        fix="save it as PNG, grey or with a palette, whose pixels are the numbers of classes",
+    )
+
+
+def read_format(source: bytes, name: str = "") -> tuple[str, int, int]:
+    """The format (as Pillow names it), width and height that an image's header says; nothing is decoded.
+
+    Args:
+        source: The bytes of a file.
+        name: What an error calls it.
+
+    Raises:
+        DataError: It is no image that is read.
+        MissingExtraError: Its kind is read by a library that is not installed.
+    """
+    return _read(
+        io.BytesIO(source),
+        name or "an image in memory",
+        lambda image, _: (str(image.format), *image.size),
+    )
+
+
+class Measured(NamedTuple):
+    """What a header says of an image.
+
+    Attributes:
+        size: Width and height as `read_image` would give it: upright.
+        before: As the file has it, where the file's notes (EXIF) turn or mirror it; None where they do not.
+    """
+
+    size: tuple[int, int]
+    before: tuple[int, int] | None
+
+
+def measure(path: Path) -> Measured:
+    """Width and height of an image that `read_image` would give, by its header.
+
+    Raises:
+        DataError: As `read_image`, as far as the header tells.
+        MissingExtraError: Likewise.
+    """
+    _require_file(path)
+    return _read(path, str(path), _measure)
+
+
+def _measure(image: Image.Image, name: str) -> Measured:
+    _check_size(*image.size, name)
+    before = None if _noted_turn(image) is None else image.size
+    if image.format == "TIFF":
+        # Later Pillows turn it when they decode it.
+        image.load()
+    return Measured(_turn(image, Image.new("1", image.size)).size, before)
 
 
 @cache
@@ -176,10 +372,10 @@ def _require_file(path: Path) -> None:
         )
 
 
-def _read(source: Any, name: str) -> Image.Image:
-    """From a path or a stream of bytes."""
+def _read(source: Any, name: str, use: Callable[[Image.Image, str], T]) -> T:
+    """What is made of an image that is open, from a path or a stream of bytes."""
     try:
-        return _open(source, name)
+        return _open(source, name, use)
     except UnidentifiedImageError:
         # Known by contents: suffixes lie, and bytes have none.
         if not _is_heif(source):
@@ -189,12 +385,12 @@ def _read(source: Any, name: str) -> Image.Image:
     # Registers itself with Pillow, which then opens such files as all others.
     require("pillow_heif", "heif", f"{name}, an image of HEIC or AVIF,").register_heif_opener()
     try:
-        return _open(source, name)
+        return _open(source, name, use)
     except _DAMAGED as error:
         raise _unreadable(name, error) from None
 
 
-def _open(source: Any, name: str) -> Image.Image:
+def _open(source: Any, name: str, use: Callable[[Image.Image, str], T]) -> T:
     _allow_more_pixels()
     try:
         # Of the formats that are read alone, whatever the file is called.
@@ -204,7 +400,7 @@ def _open(source: Any, name: str) -> Image.Image:
         pixels = "".join(filter(str.isdigit, str(error).partition("pixels")[0]))
         raise _too_many(name, str(error), pixels) from None
     with opened as image:
-        return _guard(image, name)
+        return use(image, name)
 
 
 def _guard(image: Image.Image, name: str) -> Image.Image:
@@ -433,17 +629,20 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
 
 def _turn(image: Image.Image, made: Image.Image) -> Image.Image:
     """Put `made` upright by what `image` notes."""
+    turned = getattr(image, "tag_v2", None) is not None and _turns_tiff()
+    how = None if turned else _noted_turn(image)
+    return made if how is None else made.transpose(how)
+
+
+def _noted_turn(image: Image.Image) -> Image.Transpose | None:
+    """What would put an image upright as it is in its file; of a TIFF asked before it is decoded."""
     tags = getattr(image, "tag_v2", None)
     try:
-        if tags is None:
-            noted = image.getexif().get(_ORIENTATION)
-        else:
-            noted = None if _turns_tiff() else tags.get(_ORIENTATION)
+        noted = (image.getexif() if tags is None else tags).get(_ORIENTATION)
     except _DAMAGED:
         # Notes that cannot be read say nothing, and the pixels are whole.
-        noted = None
-    how = _TRANSPOSED.get(noted) if isinstance(noted, int) else None
-    return made if how is None else made.transpose(how)
+        return None
+    return _TRANSPOSED.get(noted) if isinstance(noted, int) else None
 
 
 @cache

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from restuning._errors import BackboneError, EngineError, UnknownNameError, require
-from restuning.backbones.backbone import Backbone
+from restuning.backbones.audio_preprocessing import read_feature_extractor
+from restuning.backbones.backbone import Backbone, refuse_for_loaded
 from restuning.backbones.diffusion import load_text_to_image
 from restuning.backbones.engines.open import OPENERS, open_described
 from restuning.backbones.model_class import choose_class
@@ -120,6 +121,21 @@ def load_backbone(
         compiled=COMPILE in variants,
         weights_file=file,
     )
+
+
+def take_backbone(
+    given: str | Backbone, *, weights: str | Path | None = None, random: bool | None = False
+) -> Backbone:
+    """A backbone by name (`load_backbone`), or one that is loaded, as it is.
+
+    Raises:
+        BackboneError: It is loaded, and `weights` or `random` say how it should be.
+        RestuningError: As `load_backbone`.
+    """
+    if isinstance(given, Backbone):
+        refuse_for_loaded(given, weights=weights, random=random)
+        return given
+    return load_backbone(given, weights=weights, random=bool(random))
 
 
 def _load_network(name: str, plain: str, weights: Path | None, random: bool) -> Backbone:
@@ -236,7 +252,8 @@ def _at_own_size(backbone: Backbone) -> Backbone:
     images are prepared to 224.
     """
     prepared = backbone.preprocessing
-    return backbone if prepared is None else replace(backbone, own_size=prepared.size)
+    sized = isinstance(prepared, Preprocessing)
+    return replace(backbone, own_size=prepared.size) if sized else backbone
 
 
 def _load_timm(name: str, fetch: bool, weights: Path | None) -> Backbone:
@@ -255,7 +272,9 @@ def _load_timm(name: str, fetch: bool, weights: Path | None) -> Backbone:
     digits = size.isascii() and size.isdigit() and len(size) <= SIZE_DIGITS
     if size and not (digits and int(size)):
         raise UnknownNameError(
-            "not an image size", where=f"{name}@{size}", fix="write pixels, e.g. @160"
+            "not an image size",
+            where=f"{name}@{size}",
+            fix="write the pixels of a side, e.g. @160: images are made square",
         )
     pixels = int(size) if size else None
     with explain_hub_errors(name):
@@ -366,6 +385,12 @@ def _load_hf(name: str, fetch: bool, weights: Path | None) -> Backbone:
             model = build()
         if takes == "text":
             return Backbone("", model, (), **load_text_parts(hf, name, model))
+        if takes == "audio":
+            audio = read_feature_extractor(hf, name, config)
+            # Of speech recognition (Whisper) what hears; what writes is of no use to a sound's answer.
+            whole: Any = model
+            model = whole.get_encoder() if config.is_encoder_decoder else whole
+            return Backbone("", model, (), audio.example(), audio)
     half = (0.5, 0.5, 0.5)
     preprocessing = image_preprocessing(hf, name, getattr(config, "image_size", None), (half, half))
     example = torch.zeros(1, 3, *preprocessing.size)

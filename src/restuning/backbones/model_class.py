@@ -1,4 +1,4 @@
-"""Which class of transformers loads a model, and what that class takes: an image or a text."""
+"""Which class of transformers loads a model, and what that class takes: an image, a text or a sound."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Any
 
 from restuning._errors import BackboneError
 
-_TAKES = {"pixel_values": "image", "input_ids": "text"}
+_TAKES = {
+    "pixel_values": "image",
+    "input_ids": "text",
+    "input_values": "audio",
+    "input_features": "audio",
+}
 """What a model takes, by the name of its main input."""
 
 _OTHERS = {
-    "input_values": "sound",
-    "input_features": "sound",
     "audio_mel": "sound",
     "audio_values": "sound",
     "pixel_values_videos": "videos",
@@ -26,7 +29,7 @@ the model of the same weights that sees all of them, in their order."""
 
 
 def choose_class(hf: Any, config: Any, name: str) -> tuple[Any, Any, str]:
-    """The class that loads a model without its head, that class's config, and "image" or "text".
+    """The class that loads a model without its head, that class's config, and "image", "text" or "audio".
 
     Told by the name of the main input of the class (`main_input_name`), since configs of image
     models need not have an `image_size` and those of others may. Of a model of an image and a text
@@ -34,7 +37,7 @@ def choose_class(hf: Any, config: Any, name: str) -> tuple[Any, Any, str]:
     plain ViT of its weights.
 
     Raises:
-        BackboneError: It takes neither, or both.
+        BackboneError: It takes none of these.
     """
     if config.model_type in _UNMASKED:
         plain = getattr(hf, _UNMASKED[config.model_type])
@@ -63,10 +66,11 @@ def choose_class(hf: Any, config: Any, name: str) -> tuple[Any, Any, str]:
     if not takes:
         other = _OTHERS.get(main, "") if isinstance(main, str) else ""
         raise BackboneError(
-            "a backbone takes an image or a text",
+            "a backbone takes an image, a text or a sound",
             where=f"hf:{name}",
             found=f"{cls.__name__}, whose main input is {main}" + (f": {other}" if other else ""),
-            fix="use a model of images (pixel_values) or of texts (input_ids)",
+            fix="use a model of images (pixel_values), of texts (input_ids) or of sounds (input_values, "
+            "input_features)",
         )
     encodes = config.is_encoder_decoder and type(config) in hf.MODEL_FOR_TEXT_ENCODING_MAPPING
     if takes == "text" and encodes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,10 +115,50 @@ class Preprocessing:
 
     def resize_and_crop(self, image: Image.Image) -> Tensor:
         """One image as `3 h w`, resized and cropped, bytes."""
-        image = _as_read(image)
+        image = self._fit(_as_read(image), _FILTERS[self.interpolation])
+        # A copy: Pillow's own memory is read-only, of which torch warns.
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def mask(self, mask: Image.Image) -> Tensor:
+        """A mask of class numbers (`read_mask`) as `h w` in uint8, resized and cropped as its image is; 255 where nothing is.
+
+        To the nearest pixel: between two classes lies no third.
+        """
+        # Pillow adds zeros where an image is too small. One more of each makes that 255, which comes back as it was.
+        shifted = Image.fromarray(np.asarray(mask) + np.uint8(1))
+        fitted = self._fit(shifted, Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(fitted) - np.uint8(1))
+
+    def depth(self, depth: Image.Image) -> Tensor:
+        """A depth map (`read_depth`) as `h w` in float32, resized and cropped as its image is; 0 where nothing is.
+
+        To the nearest pixel: between two distances, and between one and none, lies no third.
+        """
+        return torch.from_numpy(np.array(self._fit(depth, Image.Resampling.NEAREST)))
+
+    def whole(self) -> Preprocessing:
+        """The same for the whole of every image, whatever its shape, with nothing cut off."""
+        return replace(self, squash=True, crop=1.0, resize=None)
+
+    def seen(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what is left of an image, in its own pixels; beyond it where black is added."""
+        resized, corner = self._place(width, height)
+        (x, y), (h, w) = (s / r for s, r in zip((width, height), resized, strict=True)), self.size
+        left, top = corner
+        return round(left * x), round(top * y), round((left + w) * x), round((top + h) * y)
+
+    def _fit(self, image: Image.Image, how: Image.Resampling) -> Image.Image:
+        resized, (left, top) = self._place(*image.size)
+        if image.size != resized:
+            image = image.resize(resized, how)
+        height, width = self.size
+        return image.crop((left, top, left + width, top + height))
+
+    def _place(self, width_from: int, height_from: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height that an image is resized to, and the corner from which it is cropped."""
         height, width = self.size
         if self.resize is not None:
-            return self._resize_as_said(image, self.resize)
+            return self._place_as_said(width_from, height_from, self.resize)
         # The centre crop is what is left of a larger image, so that is what is resized to.
         # Sizes and corners are rounded as timm rounds them: its weights were trained so.
         to = math.floor(height / self.crop), math.floor(width / self.crop)
@@ -126,36 +166,31 @@ class Preprocessing:
             resized = width, height
         elif height == width:
             # The shorter side is given, the longer follows.
-            short = min(image.size)
+            short = min(width_from, height_from)
             width_to, height_to = (
-                to[0] if s == short else int(to[0] * s / short) for s in image.size
+                to[0] if s == short else int(to[0] * s / short) for s in (width_from, height_from)
             )
             resized = width_to, height_to
         else:
             # Enough of both sides to crop from.
-            scale = max(to[0] / image.height, to[1] / image.width)
-            resized = round(image.width * scale), round(image.height * scale)
-        if image.size != resized:
-            image = image.resize(resized, _FILTERS[self.interpolation])
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        image = image.crop((left, top, left + width, top + height))
-        # A copy: Pillow's own memory is read-only, of which torch warns.
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            scale = max(to[0] / height_from, to[1] / width_from)
+            resized = round(width_from * scale), round(height_from * scale)
+        return resized, (round((resized[0] - width) / 2), round((resized[1] - height) / 2))
 
-    def _resize_as_said(self, image: Image.Image, resize: tuple[int, ...]) -> Tensor:
+    def _place_as_said(
+        self, width_from: int, height_from: int, resize: tuple[int, ...]
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
         height, width = self.size
         if len(resize) == 1:
-            short = min(image.size)
+            short = min(width_from, height_from)
             resize = tuple(
                 resize[0] if s == short else int(resize[0] * s / short)
-                for s in (image.height, image.width)
+                for s in (height_from, width_from)
             )
-        if resize and image.size != resize[::-1]:
-            image = image.resize((resize[1], resize[0]), _FILTERS[self.interpolation])
+        height_to, width_to = resize or (height_from, width_from)
         # Towards zero, also where the image is smaller.
-        left, top = int((image.width - width) / 2), int((image.height - height) / 2)
-        image = image.crop((left, top, left + width, top + height))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        corner = int((width_to - width) / 2), int((height_to - height) / 2)
+        return (width_to, height_to), corner
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Bytes `*b 3 h w` to normalised floats."""

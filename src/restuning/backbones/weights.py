@@ -72,6 +72,7 @@ def _refuse_other_depth(model: nn.Module, path: Path) -> None:
 
 def _load_transformers(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Transformers renames keys between a file and a model, so it loads its own files."""
+    tensors = _take_encoder(model, tensors)
     try:
         kind: Any = type(model)
         made, report = kind.from_pretrained(
@@ -88,6 +89,16 @@ def _load_transformers(model: nn.Module, tensors: dict[str, Tensor], path: Path)
     for each in (model, made):
         take_out_poolers(each, report)
     model.load_state_dict(made.state_dict())
+
+
+def _take_encoder(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a file of speech recognition (Whisper) the half that hears, where that is all there is of the model."""
+    own = model.state_dict().keys()
+    for prefix in ("encoder.", "model.encoder."):
+        inner = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        if own and own <= inner.keys():
+            return inner
+    return tensors
 
 
 def refuse_missing(report: Any, where: str) -> None:

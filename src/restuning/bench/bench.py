@@ -93,6 +93,7 @@ class Bench:
         stores: Where feature stores lie; None for the grid's own folder.
         keep: Keep every final run's task folder below `work/tasks`.
         entries: Columns of the grid: one pass over a task's data stores what all of them read.
+        track: Trackers, by name, that are told of every training.
 
     Raises:
         BackboneError: It cannot be loaded.
@@ -105,8 +106,9 @@ class Bench:
         stores: Path | None = None,
         keep: bool = False,
         entries: Sequence[Entry] = (),
+        track: Sequence[str] = (),
     ) -> None:
-        self.protocol, self.folder, self.keep = protocol, folder, keep
+        self.protocol, self.folder, self.keep, self.track = protocol, folder, keep, track
         self.entries = tuple(entries)
         self.work = folder / WORK
         self.stores = stores or self.work / "features"
@@ -139,7 +141,16 @@ class Bench:
         # A run that goes on from a checkpoint has no whole time of training to tell.
         resumed = (folder / "checkpoints").exists()
         cpu = time.process_time()
-        fitted = setup.fit(settings, folder, val=False, progress=False)
+        about = {
+            "run": run.name,
+            "task": run.task.name,
+            "method": run.entry.label,
+            "backbone": self.protocol.backbone,
+            "stage": run.stage,
+        }
+        # Of no setting that a result is known by.
+        told = replace(settings, track=self.track)
+        fitted = setup.fit(told, folder, val=False, progress=False, about=about)
         # A machine shared with others slows the clock on the wall, not this one.
         cpu = time.process_time() - cpu
         split = setup.data.test if final else setup.data.val
@@ -274,7 +285,7 @@ class Bench:
             # Let go before the next are decoded: two tasks' images need not fit in memory together.
             self.loaded = None
             images = self.work / "images"
-            data = load_data(task.source, self.backbone)
+            data = load_data(task.source, self.backbone, task.options)
             apart = decode_once(data, self.backbone, images)
             refuse_other_source(self.folder, f"the data of {task.name}", apart.identity, task.name)
             if apart.test is None:

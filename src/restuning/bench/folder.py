@@ -68,6 +68,14 @@ def open_grid(
                 k for k, v in choices.items() if k in known_choices and known_choices[k] != v
             ]
             if changed:
+                before = [k for k in changed if _is_of_before(known_choices[k], choices[k])]
+                if before:
+                    raise TrainingError(
+                        "results of this grid are of what a method was before",
+                        where=str(folder),
+                        found=f"{before[0]}: the method lora, which was PEFT's own and is ours since",
+                        fix="use --methods peft-lora, which is PEFT's, or another --out",
+                    )
                 raise TrainingError(
                     "this grid chooses between other settings",
                     where=str(folder),
@@ -136,8 +144,16 @@ def refuse_other_source(folder: Path, name: str, value: str, of_task: str = "") 
 
 def _list_choices(protocol: GridProtocol, run: GridRun) -> list[dict[str, Any]]:
     method = {"options": dict(run.entry.options), "method": run.entry.method}
+    if run.entry.method in REVISIONS:
+        method[REVISION] = REVISIONS[run.entry.method]
     choices = [{**dict(setting), **method} for setting in protocol.candidates(run.entry)]
     return json.loads(json.dumps(choices))
+
+
+def _is_of_before(then: Any, now: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether choices differ in nothing but a method's revision."""
+    plain = [{name: value for name, value in each.items() if name != REVISION} for each in now]
+    return any(REVISION in each for each in now) and then == plain
 
 
 def read_grid(folder: Path) -> dict[str, Any]:
@@ -239,6 +255,10 @@ def task_folder(folder: Path, run: GridRun) -> Path:
 
 FORMAT = 1
 """Raised when a reader of today could not read what is written tomorrow."""
+
+REVISION = "revision"
+REVISIONS = {"lora": 2}
+"""Methods whose name meant something else in earlier grids: `lora` was PEFT's, which is `peft-lora` now."""
 
 GRID = "grid.json"
 NAME = "run"

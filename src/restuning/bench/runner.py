@@ -47,7 +47,7 @@ class Job:
     """What a worker process is given.
 
     Attributes:
-        protocol, folder, stores, keep: Of the `Bench`.
+        protocol, folder, stores, keep, track: Of the `Bench`.
         runs: All runs of the grid, in order.
         threads: Of torch, for this process.
     """
@@ -58,6 +58,7 @@ class Job:
     stores: Path | None = None
     keep: bool = False
     threads: int = 1
+    track: tuple[str, ...] = ()
 
 
 def run_grid(job: Job, jobs: int = 1, listen: Listener = lambda event: None) -> int:
@@ -160,7 +161,7 @@ def take_runs(job: Job, number: int, listen: Listener) -> None:
     unfinished = _rotate(unfinished, number)
     # Of all runs, so that every process stores the same.
     entries = list({run.entry.label: run.entry for run in job.runs}.values())
-    bench = Bench(job.protocol, job.folder, job.stores, job.keep, entries)
+    bench = Bench(job.protocol, job.folder, job.stores, job.keep, entries, job.track)
     detached = any(is_detached(run.entry) for run in unfinished)
     # One of several processes speaks for all.
     if number == 0 and (note := note_smaller_size(bench.backbone, detached=detached)):

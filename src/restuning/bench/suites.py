@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,9 +11,12 @@ from pathlib import Path
 
 from restuning._errors import DataError, FormatError, UnknownNameError
 from restuning._files import expand_home, read_json
-from restuning.data import may_be_data
+from restuning.data import DataOptions, may_be_data
 from restuning.data.data import name_of
 from restuning.data.splits import SPLIT_NAMES, find_splits
+from restuning.data.tables import PARQUET
+from restuning.data.texts import TABLES
+from restuning.problems import SingleLabel
 
 LISTS = ("train800.txt", "val200.txt", "test.txt")
 """What makes a folder a task: the community's VTAB-1K lists (lines `images/xxx.jpg label`)."""
@@ -28,12 +32,23 @@ class SuiteTask:
     Attributes:
         name: Of its folder, and in tables.
         group: "natural", "specialized", "structured", "fine-grained" or "" where it is not told.
-        source: What `load_data` takes: a folder, or a name such as `digits`.
+        source: What `load_data` takes: a folder, a table, or a name such as `digits`.
+        label, image: Of a table its column of classes and that of images; None of other data, and where the column
+            of images is found by its name.
     """
 
     name: str
     group: str
     source: str
+    label: str | None = None
+    image: str | None = None
+
+    @property
+    def options(self) -> DataOptions:
+        """How `load_data` reads it."""
+        if self.label is None:
+            return DataOptions()
+        return DataOptions(label=self.label, problem=SingleLabel.kind, image=self.image)
 
 
 @dataclass(frozen=True)
@@ -85,18 +100,32 @@ FOLDERS = {"vtab-1k": "vtab-1k", "fgvc": "fgvc", "shared": "vtab"}
 """Where suites lie below `$RESTUNING_DATA`; `cifar100` comes from torchvision."""
 
 
-def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
+def find_tasks(
+    where: str, chosen: Sequence[str] = (), label: str | None = None, image: str | None = None
+) -> list[SuiteTask]:
     """The tasks of a suite or a folder, or a single data set by its name.
 
     Args:
         where: A suite (`vtab-1k`, `fgvc`, `shared`: folders below `$RESTUNING_DATA`; `cifar100`),
-            a folder of task folders, one task folder, or a data set's name (`digits`, ...).
+            a folder of task folders, one task folder, a table of images, or a data set's name (`digits`, ...).
         chosen: Names to keep, in this order; empty for all.
+        label: Of a table its column of classes, "label" without; several, with commas, are a task each.
+        image: Of a table its column of images, where its name does not say so.
 
     Raises:
-        DataError: No task is there.
+        DataError: No task is there, or columns are named of what is no table.
         UnknownNameError: There is no such suite or data set, or a chosen task is not there.
     """
+    tasks = _find_columns(where, label, image)
+    if tasks is not None:
+        return _choose(tasks, chosen)
+    if label is not None or image is not None:
+        raise DataError(
+            "only a table says its columns",
+            where="--label" if label is not None else "--image",
+            found=where,
+            fix="give a csv or parquet file, or leave it out",
+        )
     if where == "cifar100":
         return [SuiteTask("cifar100", _N, "torchvision:CIFAR100")]
     root = find_place(where)
@@ -129,7 +158,34 @@ def find_tasks(where: str, chosen: Sequence[str] = ()) -> list[SuiteTask]:
             "folders below train/, val/ and test/ (docs/bench.md)",
         )
     named = {name_of(p): p for p in folders}
-    tasks = {name: SuiteTask(name, _find_group(p), str(p)) for name, p in named.items()}
+    return _choose({n: SuiteTask(n, _find_group(p), str(p)) for n, p in named.items()}, chosen)
+
+
+def _find_columns(where: str, label: str | None, image: str | None) -> dict[str, SuiteTask] | None:
+    """A task for each column of classes of a table; None of other data."""
+    path = expand_home(where) if where.strip() else None
+    table = path is not None and path.is_file() and path.suffix.lower() in (*TABLES, *PARQUET)
+    if path is None or not table:
+        return None
+    columns = [each.strip() for each in (label or "label").split(",") if each.strip()]
+    # A part of paths and of tables, which a column's name need not be.
+    names = [re.sub(r"[^\w.-]+", "_", each) for each in columns]
+    if not names or len(set(names)) < len(names):
+        raise DataError(
+            "columns of classes have one name",
+            where="--label",
+            found=", ".join(columns),
+            fix="name each once",
+        )
+    own = name_of(path)
+    called = [own] if len(names) == 1 else [f"{own}-{name}" for name in names]
+    return {
+        name: SuiteTask(name, "", where, column, image)
+        for name, column in zip(called, columns, strict=True)
+    }
+
+
+def _choose(tasks: dict[str, SuiteTask], chosen: Sequence[str]) -> list[SuiteTask]:
     for name in chosen:
         if name not in tasks:
             near = get_close_matches(name, tasks, n=3)

@@ -7,7 +7,6 @@ are best where labels say where or how many. Which it is, rows left out tell; so
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
+from restuning._registry import construct
 from restuning.bypass.side_network import (
     Rows,
     SharedRows,
@@ -24,14 +24,13 @@ from restuning.bypass.side_network import (
     pass_on,
     side_network,
 )
+from restuning.bypass.stacking import find_weights
+from restuning.problems import Problem, SingleLabel
 from restuning.sites import ONE_TOKEN, Features, Needs, resolve_readout, unite_needs
-from restuning.tuners.registry import construct
 
 SHARES = 6
 """Shares that training rows are cut into, of which a trained network is shown all but one: enough rows to
 weigh by (a third of them for two networks), and few that a network misses."""
-WEIGHT_STEPS = 100
-"""At most, of L-BFGS; a handful of weights takes ten to thirty."""
 
 
 @side_network("ensemble")
@@ -53,16 +52,17 @@ class Ensemble(SideNetwork):
         classes: C.
 
     Shape:
-        taps: mapping of name to what `needs` names; `feature` returns the logits, `b C`.
+        taps: mapping of name to what `needs` names; `feature` returns the logits, `b C`; `b h w C` of parts that answer at
+            every place of one grid.
 
     Attributes:
         name: Of the tap by which the share of a row is handed in; see `prepare`.
+        left_out: Once it was concluded in this process: answers to rows as if they were left out, and their targets.
 
     Cost: a step as one of the trained networks; inference all of them. After training one forward of
     each on a sixth of the rows.
     Start: networks of equal weight, heads as `widen` of each starts them on a head of zeros.
-    Reference: not in the paper. Weights on answers left out: stacked generalisation, Wolpert 1992,
-    with non-negative weights (Breiman 1996).
+    Reference: not in the paper. Weights on answers left out: `stacking.find_weights`.
 
     Raises:
         TunerShapeError: Numbers of parts and widths do not agree, none is trained, or two are solved alike.
@@ -80,6 +80,8 @@ class Ensemble(SideNetwork):
         classes: int,
     ) -> None:
         super().__init__()
+        self._problem: Problem = SingleLabel()
+        self.left_out: tuple[Tensor, Tensor] | None = None
         solved = [part.solved for part in parts]
         if all(solved) or [width is None for width in widths] != solved:
             raise TunerShapeError(
@@ -132,6 +134,28 @@ class Ensemble(SideNetwork):
         for weight, form in zip(weights.tolist(), self._forms(), strict=True):
             found[form] = weight / len(form)
         return found
+
+    @property
+    def problem(self) -> Problem:  # type: ignore[override]
+        """What its task answers; its parts are told."""
+        return self._problem
+
+    @problem.setter
+    def problem(self, value: Problem) -> None:
+        self._problem = value
+        for part in self._networks:
+            part.problem = value
+
+    @property
+    def weighs(self) -> bool:
+        """Whether all its parts do."""
+        return all(part.weighs for part in self._networks)
+
+    def weigh(self, weights: Tensor | None) -> None:
+        """As every side network; its parts are told."""
+        super().weigh(weights)
+        for part in self._networks:
+            part.weigh(weights)
 
     @property
     def recompute(self) -> bool:  # type: ignore[override]
@@ -196,7 +220,7 @@ class Ensemble(SideNetwork):
         readout: Callable[..., Tensor],
         pool: str | None,
     ) -> Tensor:
-        """Logits of one part, `b C`."""
+        """Logits of one part, `b C`, or `b h w C` where it answers at every place."""
         part, head = self._networks[number], self.heads[number]
         feature = part.feature(_name_as_read(taps, part), readout, pool)
         if isinstance(head, nn.Linear):
@@ -208,12 +232,16 @@ class Ensemble(SideNetwork):
     ) -> Tensor:
         """Logits of the network that a row was dealt to; zeros where it was dealt to none."""
         share = taps[self.name][:, 0].long()
-        answers = torch.zeros(len(share), self.classes, device=share.device)
+        answers: Tensor | None = None
         for number, rows, shown in zip(self._trained, *self._deal(share), strict=True):
             logits = self._answer(number, _take_rows(taps, rows), readout, pool)
             # Autocast leaves them in half precision.
-            logits = torch.where(shown.unsqueeze(1), logits.to(answers.dtype), 0.0)
+            shown = shown.view(-1, *[1] * (logits.ndim - 1))
+            logits = torch.where(shown, logits.float(), 0.0)
+            if answers is None:
+                answers = logits.new_zeros(len(share), *logits.shape[1:])
             answers = answers.index_add(0, rows, logits)
+        assert answers is not None
         return answers
 
     def _deal(self, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,8 +321,8 @@ class Ensemble(SideNetwork):
         places = range(min([*trained, SHARES]))
         was_training = self.training
         self.eval()
-        answers: list[list[Tensor]] = [[] for _ in forms]
-        truth = []
+        answers, truth = [], []
+        problem = self.problem
         for taps, labels in rows:
             share = taps[self.name][:, 0].long()
             for place in places:
@@ -302,15 +330,31 @@ class Ensemble(SideNetwork):
                 if not len(held):
                     continue
                 left_out = _take_rows(taps, held)
-                for found, form in zip(answers, forms, strict=True):
-                    number = form[min(place, len(form) - 1)]
-                    # On the CPU: in double precision, which not every device has, a row is little work.
-                    found.append(self._answer(number, left_out, readout, pool).float().cpu())
-                truth.append(labels.cpu()[held.cpu()])
+                numbers = [form[min(place, len(form) - 1)] for form in forms]
+                # On the CPU: in double precision, which not every device has, a row is little work.
+                each = [
+                    self._answer(number, left_out, readout, pool).float().cpu()
+                    for number in numbers
+                ]
+                # Those of all parts side by side, so that of all the same is taken.
+                thin = self.problem.thin(torch.cat(each, -1), labels.cpu()[held.cpu()])
+                if thin is not None:
+                    problem, logits, targets = thin
+                    answers.append(logits)
+                    truth.append(targets)
         if truth:
-            logits = torch.stack([torch.cat(found) for found in answers])
-            self.weight.copy_(self._share_equally(find_weights(logits, torch.cat(truth))))
+            # Targets of the problem itself are what error bars are of.
+            whole, targets = problem == self.problem, torch.cat(truth)
+            logits = torch.stack(torch.cat(answers).chunk(len(forms), -1))
+            weights = find_weights(logits, targets, problem, self.class_weights)
+            self.weight.copy_(self._share_equally(weights))
+            total = torch.einsum("m,m...->...", weights, logits)
+            self.left_out = (total, targets) if whole else None
         self.train(was_training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: without answers to rows."""
+        return {**vars(self), "left_out": None}
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build it again, as JSON."""
@@ -363,33 +407,3 @@ def _take_rows(taps: Mapping[str, Tensor], rows: Tensor) -> Mapping[str, Tensor]
     if isinstance(taps, Features):
         return taps.select(lambda tap: tap[rows])
     return {name: tap[rows] for name, tap in taps.items()}
-
-
-def find_weights(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""The weights `w >= 0` of sums of logits with the lowest cross-entropy, `m`.
-
-    A weight is kept near `1 / m` by `(w - 1 / m)^2 / n`: of a few rows, which any large weight would fit,
-    little is believed.
-
-    Args:
-        logits: `m n C`.
-        labels: `n`.
-    """
-    logits = logits.double()
-    even = 1 / len(logits)
-    # Of logarithms, so that no weight is negative.
-    logs = logits.new_full((len(logits),), math.log(even)).requires_grad_()
-    steps = torch.optim.LBFGS([logs], max_iter=WEIGHT_STEPS, line_search_fn="strong_wolfe")
-
-    def find_loss() -> Tensor:
-        with torch.enable_grad():
-            steps.zero_grad()
-            weights = logs.exp()
-            total = torch.einsum("m,mnc->nc", weights, logits)
-            loss = F.cross_entropy(total, labels)
-            loss = loss + (weights - even).square().sum() / len(labels)
-            loss.backward()
-        return loss
-
-    steps.step(find_loss)
-    return logs.detach().exp().float()

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from restuning._errors import TunerShapeError
+from restuning._registry import construct
 from restuning._torch import is_transformed
 from restuning.bypass import pooling
+from restuning.bypass.finer import Finer
 from restuning.bypass.pooling import Pooling
 from restuning.bypass.side_network import SideNetwork, side_network
 from restuning.sites import FEATURE, Needs, is_stream, resolve_tokens, split_tap
 from restuning.tuners import Tuner, from_spec, real_tokens
-from restuning.tuners.registry import construct
 
 
 @side_network("mixing")
@@ -38,13 +39,13 @@ class MixingBypass(SideNetwork):
             what they say together does not. The frozen feature is read beside them.
         dims: Their widths.
         tuners: For every tap, its tuners of width w.
-        pool: Of the last state, of width w.
+        pool: Of the last state, of width w; or a `Finer`, for an answer at every place.
         drop_path: Chance to leave out a tuner's delta of a sample while training.
         pool_patches: Read patches as means of squares of this many by this many
             (`pooling.pool_patches`): a fourth of the patches at 2. The readout still takes the last tap whole.
 
     Shape:
-        taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all".
+        taps: mapping of name to `b n d_k`. `feature` returns `b d_K+f`; `b n d_K+f` for pool "all"; of a `Finer` its own.
 
     Attributes:
         recompute: Compute each tap's tuners again in the backward pass instead of keeping what they
@@ -52,7 +53,8 @@ class MixingBypass(SideNetwork):
 
     Cost: `sum_k d_k w` parameters beside the tuners' and the pooling's, and a head of f more inputs; a
     step holds one state of width w a tap, and what the tuners of a single tap save.
-    Start: with `widen(head)` exactly linear probing, whatever the tuners.
+    Start: with `widen(head)` exactly linear probing, whatever the tuners; with a `Finer` a new head on what is drawn
+        at random.
     Reference: not in the paper. Side networks on detached features: Ladder Side-Tuning (Sung et al.
     2022), LAST (Tang et al. 2024). Chosen on validation; see `docs/mixing.md`.
 
@@ -68,17 +70,19 @@ class MixingBypass(SideNetwork):
         taps: Sequence[str],
         dims: Sequence[int],
         tuners: Sequence[Sequence[Tuner]],
-        pool: Pooling,
+        pool: Pooling | Finer,
         drop_path: float = 0.0,
         pool_patches: int = 1,
     ) -> None:
         super().__init__()
-        if pool_patches < 1 or (pool_patches > 1 and (not pool.grid or pool.token == "all")):
+        several = isinstance(pool, Finer) or pool.token == "all"
+        grid = isinstance(pool, Finer) or pool.grid
+        if pool_patches < 1 or (pool_patches > 1 and (several or not grid)):
             raise TunerShapeError(
                 "patches cannot be pooled here",
                 found=f"pool_patches={pool_patches}"
-                + (", an answer for every token" if pool.token == "all" else "")
-                + ("" if pool.grid else ", no grid of patches"),
+                + (", an answer for every token" if several else "")
+                + ("" if grid else ", no grid of patches"),
                 fix="give a whole number from 1 where an image has one answer, else leave pool_patches out",
             )
         widths = {t.dim for row in tuners for t in row}
@@ -113,7 +117,7 @@ class MixingBypass(SideNetwork):
 
         Raises:
             TunerShapeError: The readout leaves one vector ("own": maps and hierarchies), or of parts of taps
-                every token ("all").
+                every token ("all", "grid").
         """
         if pool == "own":
             raise TunerShapeError(
@@ -122,10 +126,10 @@ class MixingBypass(SideNetwork):
                 fix='use res-tuning-bypass, or pool="mean" where the last stream has tokens',
             )
         if self.in_parts:
-            if pool == "all":
+            if pool in ("all", "grid"):
                 raise TunerShapeError(
                     "parts of taps have no answer for every token",
-                    found='pool="all"',
+                    found=f'pool="{pool}"',
                     fix="let it read whole taps",
                 )
             tokens, (last, _) = resolve_tokens(pool), split_tap(self.taps[-1])
@@ -148,7 +152,7 @@ class MixingBypass(SideNetwork):
         # Parts of taps know of no padding.
         mask = None if self.in_parts else getattr(taps, "mask", None)
         # s_0 = 0 broadcasts to the first tap, whose number of tokens is not known before.
-        state = torch.zeros((), dtype=self.pool.value.weight.dtype, device=streams[0].device)
+        state = torch.zeros((), dtype=next(self.enter.parameters()).dtype, device=streams[0].device)
         # A transform of functions (vmap, grad) cannot run a part again.
         transformed = is_transformed()
         again = self.recompute and torch.is_grad_enabled() and not transformed
@@ -179,6 +183,8 @@ class MixingBypass(SideNetwork):
         self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
     ) -> Tensor:
         """The backbone's feature and the side network's own, side by side; see the class."""
+        if isinstance(self.pool, Finer):
+            return self.pool(self(taps), [taps[name].detach() for name in self.taps])
         mask = None if self.in_parts else getattr(taps, "mask", None)
         frozen = self._read_frozen(taps, readout, pool)
         pooled = self.pool(self(taps), mask)
@@ -197,7 +203,9 @@ class MixingBypass(SideNetwork):
         return readout(taps[last].detach(), pool=pool)
 
     def widen(self, head: nn.Linear) -> nn.Linear:
-        """A head that reads both parts and answers as this one, which reads the first, does."""
+        """A head that reads both parts and answers as this one, which reads the first, does; of a `Finer` a new one."""
+        if isinstance(self.pool, Finer):
+            return self.pool.make_head(head.out_features)
         wide = nn.Linear(head.in_features + self.pool.features, head.out_features)
         with torch.no_grad():
             # Zero towards the side network's part: it has no say until it has learned something.
@@ -212,7 +220,7 @@ class MixingBypass(SideNetwork):
             "taps": list(self.taps),
             "dims": list(self.dims),
             "tuners": [[t.spec() for t in self._tap_tuners(n)] for n in range(len(self.taps))],
-            "pool": {"token": self.pool.token, "grid": self.pool.grid},
+            "pool": self.pool.spec(),
             "drop_path": self.drop_path,
             "pool_patches": self.pool_patches,
         }
@@ -222,7 +230,11 @@ class MixingBypass(SideNetwork):
         """Build a bypass from its `spec`."""
         arguments = {**spec, "tuners": [[from_spec(s) for s in row] for row in spec["tuners"]]}
         pooling_spec = {**spec["pool"], "width": arguments["tuners"][0][0].dim}
-        arguments["pool"] = construct(Pooling, pooling_spec, "pooling")
+        if "factor" in pooling_spec:
+            pooling_spec["dims"] = spec["dims"]
+            arguments["pool"] = construct(Finer, pooling_spec, "pooling")
+        else:
+            arguments["pool"] = construct(Pooling, pooling_spec, "pooling")
         # Files of format 1 say `merge`, and those of before it was an option say nothing.
         merge = arguments.pop("merge", 1)
         arguments.setdefault("pool_patches", merge)

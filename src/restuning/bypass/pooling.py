@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
+from restuning._grid import count_tokens_before_grid
 from restuning.sites import average_tokens, take_one_token
-from restuning.tuners import BINS, average_profiles, count_tokens_before_grid
+from restuning.tuners import BINS, average_profiles
 
 Token = Literal["cls", "last", "all"]
 
@@ -69,7 +70,7 @@ class Pooling(nn.Module):
             side = math.isqrt(rest.shape[1])
             # Attended like the values, coordinates give the mean place that a query looks at.
             values = torch.cat(
-                [values, _make_coordinates(side, values).expand(len(values), -1, -1)], -1
+                [values, _make_coordinates(side, values).expand(values.shape[0], -1, -1)], -1
             )
             parts.append(F.dropout(average_profiles(self.profile(rest)), DROPOUT, self.training))
         # `b n 8` weights over tokens, times `b n v`: eight vectors an input.
@@ -80,6 +81,10 @@ class Pooling(nn.Module):
         if self.token == "all":
             return torch.cat([state, together.unsqueeze(1).expand(-1, state.shape[1], -1)], -1)
         return torch.cat([take_one_token(state, self.token, mask)[:, 0], together], 1)
+
+    def spec(self) -> dict[str, Any]:
+        """What it is built from, beside the width."""
+        return {"token": self.token, "grid": self.grid}
 
 
 def pool_patches(stream: Tensor, side: int) -> Tensor:

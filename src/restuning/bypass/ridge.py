@@ -6,7 +6,7 @@ same solution: that is how its penalty and scale are chosen, and what else is tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,18 +15,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import MissingInputError, TrainingError, TunerShapeError
+from restuning.bypass.closed_form import ClosedForm
 from restuning.bypass.pooling import Token
-from restuning.bypass.side_network import (
-    Rows,
-    SharedRows,
-    SideNetwork,
-    pass_on,
-    read_share,
-    side_network,
-)
+from restuning.bypass.side_network import Rows, SharedRows, read_share, side_network
 from restuning.bypass.solution import Solution, solve
 from restuning.bypass.sums import Sums, keys_of_numbers
-from restuning.sites import Needs, resolve_tokens, take_one_token
+from restuning.sites import FEATURE, Needs, parse_pool, resolve_tokens, take_one_token
 from restuning.tuners import BINS
 
 Block = tuple[str, str]
@@ -43,15 +37,28 @@ _ROWS = {"mean": 0, "largest": 1, "deviation": 2}
 
 
 @side_network("ridge")
-class Ridge(SideNetwork):
-    r"""`tau (W z + b)` with `W, b = argmin sum_i |W z_i + b - y_i|^2 + a |W|^2`, y one-hot.
+class Ridge(ClosedForm):
+    r"""`u x + v D(x)` of `x = W z + b` with `W, b = argmin sum_i |W z_i + b - y_i|^2 + a |W|^2`, y one-hot.
+
+    D is the linear discriminant of what x would be of rows left out: it tells classes that lie between others, which
+    are the largest x nowhere (`bypass/discriminant.py`). All of it is linear, and kept as one map of z.
 
     z is made of blocks, each of one tap with tokens normalised (no parameters): a token, the mean, the
     largest values or the deviation of the others, or on a grid the means along rows and columns (7 bins
     each; a mean forgets where things are). Each number is divided by its deviation and each block by its
     size; with `weighted`, block k is multiplied by `sqrt(w_k)`, w the weights with the lowest
-    cross-entropy of rows left out (`learn_weights`). The penalty a and the scale tau have the lowest
-    cross-entropy of rows left out as well; no validation split is read.
+    cross-entropy of rows left out (`learn_weights`). The penalty a, u, v and the discriminant have the lowest
+    cross-entropy of rows left out as well; no validation split is read. Of another problem than one class of several
+    (`restuning.problems`, which the task says) y are its columns and its loss stands in the place of cross-entropy:
+    0 and 1 for each label, or standardised numbers, whose scale u is 1; and there is no discriminant.
+
+    With weights of classes (`weigh`) each row counts `w_{y_i}` times in the sum that is minimised, in the discriminant and in
+    the losses that choose: as if it were there so often. Of several labels each would ask for a solution of its own, and
+    they are refused.
+
+    Where a head made of the names of the classes is its start (`start_from`), what that answers is one more block of z, and is
+    added to the rest with a weight of its own, which rows left out decide as well. Before it is solved it answers what
+    that head does.
 
     Args:
         taps: Names of those that are read, in order.
@@ -63,6 +70,7 @@ class Ridge(SideNetwork):
             (a tap that is one vector already). None for what files of before had: token and mean of every
             tap, and the places of the middle one, these three kinds counting alike.
         weighted: Whether each block has a weight of its own.
+        start: Readout and width of the feature that a head of class names reads; None for no such head.
 
     Shape:
         taps: mapping of name to what `needs` names; answers `b C`.
@@ -84,13 +92,12 @@ class Ridge(SideNetwork):
         TrainingError: It is asked before it is solved.
     """
 
-    weight: Tensor
-    bias: Tensor
-    # By tau. A temperature on top changed its cross-entropy on test splits by less than 1 % on average, and
+    start_weight: Tensor
+    start_bias: Tensor
+    # By u and v. A temperature on top changed its cross-entropy on test splits by less than 1 % on average, and
     # one fitted to 30 examples raised it on four of five tasks (`recipes/calibration.json`, measured when all
     # blocks counted alike).
     calibrated = True
-    solved = True
 
     def __init__(
         self,
@@ -102,6 +109,7 @@ class Ridge(SideNetwork):
         grid: bool = True,
         blocks: Sequence[Sequence[str]] | None = None,
         weighted: bool = False,
+        start: Sequence[str | int] | None = None,
     ) -> None:
         super().__init__()
         if not len(taps) == len(dims) > 0:
@@ -114,15 +122,38 @@ class Ridge(SideNetwork):
         self.token: Token | None = token
         self.grid, self.weighted = grid, weighted
         self.blocks = None if blocks is None else [_check_block(b, self.taps) for b in blocks]
+        self.start: tuple[str, int] | None = None
+        if start is not None:
+            if len(start) != 2 or not isinstance(start[1], int) or start[1] < 1:
+                raise TunerShapeError(
+                    "a closed-form classifier starts from a head on one feature",
+                    found=f"start={list(start)}",
+                    fix="give its readout and its width",
+                )
+            self.start = parse_pool(str(start[0])), start[1]
+            self.register_buffer("start_weight", torch.zeros(classes, self.start[1]))
+            self.register_buffer("start_bias", torch.zeros(classes))
         self._read, self.kinds = self._plan_blocks()
         self.register_buffer("weight", torch.zeros(classes, sum(self.kinds)))
         self.register_buffer("bias", torch.zeros(classes))
-        self._solved = False
         self.sums: Sums | None = None
         self.left_out_accuracy: float | None = None
 
+    @torch.no_grad()
+    def start_from(self, head: nn.Linear) -> None:
+        """Take a head of this `start`'s width as what is known before any row; it is copied."""
+        self.start_weight.copy_(head.weight)
+        self.start_bias.copy_(head.bias)
+        # What it answers is the last block of z: passed on, it is the answer before the solution.
+        self.weight.zero_()[:, -self.classes :] = torch.eye(self.classes)
+        self.bias.zero_()
+
     def _plan_blocks(self) -> tuple[list[Block], tuple[int, ...]]:
         """What is read in order, and how many numbers stand together and count alike."""
+        read, sizes = self._plan_parts()
+        return read, sizes if self.start is None else (*sizes, self.classes)
+
+    def _plan_parts(self) -> tuple[list[Block], tuple[int, ...]]:
         width = dict(zip(self.taps, self.dims, strict=True))
         if self.blocks is not None:
             sizes = (2 * BINS * width[t] if p == "places" else width[t] for p, t in self.blocks)
@@ -133,11 +164,6 @@ class Ridge(SideNetwork):
         kinds = [sum(self.dims)] * (2 if self.token else 1)
         kinds += [2 * BINS * width[middle]] if self.grid else []
         return [*tokens, *[("mean", tap) for tap in self.taps], *places], tuple(kinds)
-
-    @property
-    def solved_parameters(self) -> int:
-        """How many weights and biases are solved for."""
-        return self.weight.numel() + self.bias.numel()
 
     @property
     def name(self) -> str:
@@ -156,11 +182,14 @@ class Ridge(SideNetwork):
             del spec["blocks"]
         if not self.weighted:
             del spec["weighted"]
+        if self.start is None:
+            del spec["start"]
         return spec
 
     def needs(self, pool: str) -> Needs:
         """The parts of taps that its blocks are of, and one token or vector of each where it reads that."""
         names = tuple(dict.fromkeys(self._name_of(block) for block in self._read))
+        names += () if self.start is None else (f"{FEATURE}/{self.start[0]}",)
         own = resolve_tokens(pool) == "pool"
         return Needs(names, "pool" if own else "last" if self.token == "last" else "cls")
 
@@ -179,20 +208,25 @@ class Ridge(SideNetwork):
             MissingInputError: A part that it reads is not among the taps.
         """
         # A bank may hand in all tokens, where another task reads them.
-        mask, parts = getattr(taps, "mask", None), []
-        for block in self._read:
-            name = self._name_of(block)
-            if name not in taps:
-                raise MissingInputError(
-                    "a classifier in closed form reads parts of taps",
-                    where=name,
-                    found=f"{len(taps)} taps without it: {', '.join(list(taps)[:3])} ...",
-                    fix="keep what the task needs: "
-                    "host.features(x, keep=task.needs(host.readout_rule))",
-                )
-            value = taps[name].detach().to(self.weight.dtype)
-            parts.append(self._read_block(block[0], value, mask))
+        mask = getattr(taps, "mask", None)
+        parts = [
+            self._read_block(block[0], self._take(taps, self._name_of(block)), mask)
+            for block in self._read
+        ]
+        if self.start is not None:
+            feature = self._take(taps, f"{FEATURE}/{self.start[0]}").flatten(1)
+            parts.append(F.linear(feature, self.start_weight, self.start_bias))
         return torch.cat(parts, -1)
+
+    def _take(self, taps: Mapping[str, Tensor], name: str) -> Tensor:
+        if name not in taps:
+            raise MissingInputError(
+                "a classifier in closed form reads parts of taps",
+                where=name,
+                found=f"{len(taps)} taps without it: {', '.join(list(taps)[:3])} ...",
+                fix="keep what the task needs: host.features(x, keep=task.needs(host.readout_rule))",
+            )
+        return taps[name].detach().to(self.weight.dtype)
 
     def _read_block(self, part: str, value: Tensor, mask: Tensor | None) -> Tensor:
         if part == "token":
@@ -213,36 +247,8 @@ class Ridge(SideNetwork):
         """
         if self.name in taps:
             return taps[self.name].to(self.weight.dtype)
-        self._check_solved()
+        self.check_solved()
         return F.linear(self.inputs(taps), self.weight, self.bias)
-
-    def feature(
-        self, taps: Mapping[str, Tensor], readout: Callable[..., Tensor], pool: str | None
-    ) -> Tensor:
-        """The feature is the logits themselves, which the head weighs."""
-        return self(taps)
-
-    def widen(self, head: nn.Linear) -> nn.Linear:
-        """A head of the same classes that starts by passing the logits on."""
-        return pass_on(self.classes, head.out_features)
-
-    def _check_solved(self) -> None:
-        # Read off the numbers: so it is right after any way of loading them, and in old files.
-        # The bias alone would do: it is zero of no data that have labels.
-        if not self._solved and not bool(self.weight.any() or self.bias.any()):
-            raise TrainingError(
-                "a classifier in closed form was asked before it was solved",
-                where=self.kind,
-                found="weights that are all zero",
-                fix="train its task with restuning.fit, which solves it first, or load one that "
-                "was trained; a loop of your own calls restuning.training.prepare before",
-            )
-        self._solved = True
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        # A file may hold a solution or none. On meta there are no numbers to look at.
-        self._solved = not self.bias.is_meta and bool(self.weight.any() or self.bias.any())
 
     def solve(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Solve for all rows in one pass, which holds `Sums` of them; `sums` then has these.
@@ -250,14 +256,15 @@ class Ridge(SideNetwork):
         Every process of a launcher reads its share; sums are added, and all end with one solution.
 
         Returns:
-            What the rows that are kept would be answered had each been left out, `k C`, and their labels, `k`.
+            What the rows that are kept would be answered had each been left out, `k C`, and their labels, `k`, or
+            targets.
 
         Raises:
             TunerShapeError: A label beyond the classes, or fewer than two rows.
             TrainingError: More rows than features, and the products of these do not fit into memory.
         """
         solution = self.solve_sums(self._collect(rows, []))
-        return solution.left_out.to(self.weight.dtype), solution.kept.labels
+        return solution.left_out.to(self.weight.dtype), solution.targets
 
     def prepare(self, rows: Rows) -> Mapping[str, Tensor]:
         """Solve for all rows, and return under `name` what each would be answered if left out.
@@ -295,7 +302,7 @@ class Ridge(SideNetwork):
                 if left:
                     z = self.inputs(self._without_answers(taps))[left]
                     at = [numbers[n] for n in left]
-                    answers[at] = solution.leave_out(z, labels[left])
+                    answers[at] = solution.leave_out(z, self._targets(labels)[left])
         if shared and rows.together:
             torch.distributed.all_reduce(answers)
         return {self.name: answers.to(self.weight.dtype)}
@@ -310,6 +317,7 @@ class Ridge(SideNetwork):
         Raises:
             TunerShapeError: A label beyond the classes, or fewer than two rows.
         """
+        labels = self._targets(labels)
         sums, keys = self._new_sums(), keys_of_numbers(range(len(labels)))
         sums.add(inputs, labels, keys)
         solution = self.solve_sums(sums)
@@ -330,24 +338,45 @@ class Ridge(SideNetwork):
         Raises:
             TunerShapeError: They are of other classes or features, or of fewer than two rows.
         """
-        if (sums.width, sums.classes) != (sum(self.kinds), self.classes):
+        columns = not self.problem.one_hot
+        if (sums.width, sums.classes, sums.columns) != (sum(self.kinds), self.classes, columns):
             raise TunerShapeError(
                 "sums of other inputs",
                 found=f"{sums.width} features and {sums.classes} classes, here {sum(self.kinds)} and "
                 f"{self.classes}",
                 fix="give sums that were made by a classifier of this spec",
             )
-        solution = solve(sums, self.kinds, weighted=self.weighted)
+        solution = solve(
+            sums,
+            self.kinds,
+            weighted=self.weighted,
+            problem=self.problem,
+            started=self.start is not None,
+        )
         # Rounded where they are: not every device that a task runs on knows double precision.
         self.weight.copy_(solution.weight.to(self.weight.dtype))
         self.bias.copy_(solution.bias.to(self.bias.dtype))
-        self._solved, self.sums, self.left_out_accuracy = True, sums, solution.accuracy
+        self.marked_solved, self.sums, self.left_out_accuracy = True, sums, solution.accuracy
         return solution
 
+    @property
+    def weighs(self) -> bool:
+        """Of one class of several, where a row has one weight for all columns."""
+        return self.problem.one_hot
+
     def _new_sums(self) -> Sums:
-        # MPS has no double precision.
-        device = self.weight.device if self.weight.device.type != "mps" else "cpu"
-        return Sums(sum(self.kinds), self.classes, dtype=self.weight.dtype, device=device)
+        return Sums(
+            sum(self.kinds),
+            self.classes,
+            dtype=self.weight.dtype,
+            device=self.device_of_sums,
+            columns=not self.problem.one_hot,
+            weights=self.class_weights,
+        )
+
+    def _targets(self, labels: Tensor) -> Tensor:
+        """Labels as sums take them."""
+        return labels if self.problem.one_hot else self.problem.columns(labels, self.classes)
 
     @torch.no_grad()
     def _collect(self, rows: Rows, batches: list[_Batch]) -> Sums:
@@ -356,6 +385,7 @@ class Ridge(SideNetwork):
         known = rows.keys if isinstance(rows, SharedRows) else None
         for numbers, taps, labels in read_share(rows):
             keys = keys_of_numbers(numbers) if known is None else known[list(numbers)]
+            labels = self._targets(labels)
             sums.add(self.inputs(self._without_answers(taps)), labels, keys)
             batches.append((numbers, labels, keys))
         if isinstance(rows, SharedRows) and rows.together:
@@ -370,9 +400,10 @@ class Ridge(SideNetwork):
         return {**vars(self), "sums": None}
 
 
-def _names(labels: Tensor, keys: Tensor) -> list[tuple[int, int]]:
+def _names(labels: Tensor, keys: Tensor) -> list[tuple[int, Any]]:
     """Rows of one key and label have one answer."""
-    return list(zip(keys.tolist(), labels.tolist(), strict=True))
+    named = labels.tolist() if labels.ndim == 1 else map(tuple, labels.tolist())
+    return list(zip(keys.tolist(), named, strict=True))
 
 
 def _check_block(block: Sequence[str], taps: Sequence[str]) -> Block:

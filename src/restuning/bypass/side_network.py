@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from restuning._errors import MALFORMED, FormatError
+from restuning._errors import MALFORMED, FormatError, TrainingError
+from restuning._registry import Registry, cannot_build, construct, read_arguments
+from restuning.problems import Problem, SingleLabel
 from restuning.sites import Needs
 from restuning.tuners import Tuner, from_json, to_json
-from restuning.tuners.registry import Registry, cannot_build, construct, read_arguments
 
 Rows = Iterable[tuple[Mapping[str, Tensor], Tensor]]
 """Batches of taps and labels of a training split, in its order, without augmentation."""
@@ -88,6 +89,9 @@ class SideNetwork(nn.Module, ABC):
             temperature is fitted to them.
         answers: Whether its feature is the answer, so that a task's head passes it on (`pass_on`) and is not trained.
         solved: Whether `solve` finds all that it is: where its feature is the answer, no step is trained.
+        solving: Of one that is solved, in place of how it is trained: "solved in closed form from one pass".
+        problem: What its task answers, which sets it: whoever solves or weighs does so for its loss.
+        class_weights: What training weighs the loss by (`weigh`); None of what weighs all alike. It is no part of the `spec`.
     """
 
     kind: ClassVar[str] = ""
@@ -97,6 +101,9 @@ class SideNetwork(nn.Module, ABC):
     calibrated: bool = False
     answers: bool = False
     solved: bool = False
+    solving: str = "solved in closed form from one pass"
+    problem: Problem = SingleLabel()
+    class_weights: Tensor | None = None
 
     @abstractmethod
     def needs(self, pool: str) -> Needs:
@@ -137,6 +144,10 @@ class SideNetwork(nn.Module, ABC):
         """How many numbers `prepare` solves for: they count among those that are trained."""
         return 0
 
+    def describe_found(self) -> str:
+        """What a solution chose and keeps, in words; empty where there is nothing to be told."""
+        return ""
+
     @property
     def prepared_taps(self) -> Mapping[str, tuple[int, ...]]:
         """The names under which `prepare` returns tensors, and the shape that each has for one row."""
@@ -160,6 +171,31 @@ class SideNetwork(nn.Module, ABC):
             Answers to rows as if each had been left out, `k C`, and the rows' labels, `k`: of all rows or of some.
         """
         raise NotImplementedError(f"{self.kind} is not solved")
+
+    @property
+    def solves(self) -> bool:
+        """Whether it finds numbers by the targets of rows beside the steps: in closed form, or when it concludes."""
+        return self.solved or type(self).conclude is not SideNetwork.conclude
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the numbers that it finds by targets, if it does, can be found with weights of classes."""
+        return not self.solves
+
+    def weigh(self, weights: Tensor | None) -> None:
+        """Called by training before `prepare`, with what it weighs the loss by (`Problem.balance`); None weighs all alike.
+
+        Raises:
+            TrainingError: It finds numbers by targets (`solves`) and does not weigh them (`weighs`).
+        """
+        if weights is not None and not self.weighs:
+            raise TrainingError(
+                "this is solved in closed form without weights of classes",
+                where="class_weights",
+                found=f"{self.kind}, problem {self.problem.kind}",
+                fix="leave out --class-weights, or choose a method that is trained by steps alone",
+            )
+        self.class_weights = weights
 
     def conclude(self, rows: Rows, readout: Callable[..., Tensor], pool: str | None) -> None:
         """Called by training after the last step, with the training split; it may set buffers.

@@ -28,7 +28,7 @@ class KeptRows(NamedTuple):
 
     Attributes:
         rows: `k f`.
-        labels, keys: `k`.
+        labels, keys: `k`; labels `k C` where targets are columns.
     """
 
     rows: Tensor
@@ -50,11 +50,16 @@ class Sums:
         kept: Rows that are kept beside products; None for `KEPT`.
         dtype: Of rows that are held.
         device: Where everything lies; rows are brought there.
+        columns: Whether targets are C numbers a row in place of one class, such as 0 and 1 for each label. Rows can
+            then be added and not taken out again.
+        weights: How much a row of each class counts, `C`, above 0; None for all alike. Rows can be added and not taken
+            out again, and are not written down: with other rows the weights of classes would be others.
 
     Attributes:
-        counts: Rows of each class, `C`.
-        sums: Sums of their rows, `C f`, in double.
-        products: `f f` in double, or None while all rows are held.
+        counts: Rows of each class, `C`; of columns their sums and the number of rows, `C + 1` in double.
+        sums: Sums of their rows, `C f`, in double; of columns those of rows times columns, and of rows. Both are as if all rows
+            counted alike.
+        products: `f f` in double, of rows as much as they count, or None while all rows are held.
         bound: The largest key that is kept beside products.
 
     Cost: of each row `f` operations while rows are held, `f^2` beyond; the larger of `max(kept, f) f` numbers
@@ -73,12 +78,24 @@ class Sums:
         kept: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        columns: bool = False,
+        weights: Tensor | None = None,
     ) -> None:
-        self.width, self.dtype = width, dtype
+        if weights is not None and (
+            columns or weights.shape != (classes,) or not (weights > 0).all()
+        ):
+            raise TunerShapeError(
+                "rows are weighed by their class",
+                found=f"weights {tuple(weights.shape)}, {classes} {'columns' if columns else 'classes'}",
+                fix="give a number above 0 for each class, or none",
+            )
+        self.width, self.dtype, self.columns = width, dtype, columns
+        self.weights = None if weights is None else weights.to(device, torch.double)
         self.kept = KEPT if kept is None else kept
         self.device = torch.device(device)
-        self.counts = torch.zeros(classes, dtype=torch.long)
-        self.sums = torch.zeros(classes, width, dtype=torch.double, device=self.device)
+        own = classes + columns
+        self.counts = torch.zeros(own, dtype=torch.double if columns else torch.long)
+        self.sums = torch.zeros(own, width, dtype=torch.double, device=self.device)
         self.products: Tensor | None = None
         self.bound = MOST_KEYS
         self._pieces: list[KeptRows] = []
@@ -86,17 +103,51 @@ class Sums:
     @property
     def classes(self) -> int:
         """C."""
-        return len(self.counts)
+        return len(self.counts) - self.columns
 
     @property
     def count(self) -> int:
         """Rows that are in."""
-        return int(self.counts.sum())
+        return self._count(self.counts)
+
+    def _count(self, counts: Tensor) -> int:
+        return int(counts[-1]) if self.columns else int(counts.sum())
+
+    @property
+    def total(self) -> float:
+        """What all rows count together: their number, or the sum of their weights."""
+        return self._total(self.counts)
+
+    def _total(self, counts: Tensor) -> float:
+        if self.weights is None:
+            return self._count(counts)
+        return float(self.weights.cpu() @ counts.double())
 
     @property
     def mean(self) -> Tensor:
-        """Of all rows, `f` in double."""
-        return self.sums.sum(0) / max(1, self.count)
+        """Of all rows as much as they count, `f` in double."""
+        return self._mean(self.sums, self.counts)
+
+    def _mean(self, sums: Tensor, counts: Tensor) -> Tensor:
+        if self.weights is not None:
+            return self.weights @ sums / (self._total(counts) or 1)
+        return (sums[-1] if self.columns else sums.sum(0)) / max(1, self._count(counts))
+
+    @property
+    def totals(self) -> Tensor:
+        """Sums of one-hot labels or of columns over rows, as much as they count, `C` in double."""
+        plain = self.counts[: self.classes].to(self.device, torch.double)
+        return plain if self.weights is None else plain * self.weights
+
+    @property
+    def with_targets(self) -> Tensor:
+        """Sums over rows of one-hot labels or columns times the row, as much as they count, `C f` in double."""
+        plain = self.sums[: self.classes]
+        return plain if self.weights is None else plain * self.weights[:, None]
+
+    def weigh(self, labels: Tensor) -> Tensor | None:
+        """How much rows of these classes count, `n` in double; None where all count alike."""
+        return None if self.weights is None else self.weights[labels]
 
     @property
     def most(self) -> int:
@@ -120,7 +171,7 @@ class Sums:
 
         Args:
             rows: `b f`.
-            labels: `b`, from 0 to C - 1.
+            labels: `b`, from 0 to C - 1; of columns `b C`.
             keys: `b`, from `keys_of` or `keys_of_numbers`; None for those of the rows' own bytes.
         """
         rows, labels, keys = self._check(rows, labels, keys)
@@ -129,7 +180,7 @@ class Sums:
         if self.products is None and self.count + len(rows) > self.most:
             self._form_products()
         if self.products is not None:
-            self._add_products(rows)
+            self._add_products(rows, labels)
         self._add_counts(rows, labels, 1)
         candidates = keys <= self.bound
         self._pieces.append(KeptRows(rows[candidates], labels[candidates], keys[candidates]))
@@ -149,6 +200,12 @@ class Sums:
                 f"{self.width}, {self.classes}, {self.kept}",
                 fix="add sums of one classifier",
             )
+        if not _same_weights(self.weights, other.weights):
+            raise TunerShapeError(
+                "sums of rows that count otherwise cannot be added",
+                found="other weights of classes",
+                fix="weigh all rows alike, or make the sums again with the same weights",
+            )
         if other.products is None:
             self.add(*other.kept_rows())
             return
@@ -156,7 +213,7 @@ class Sums:
             self._form_products()
         assert self.products is not None
         apart = (other.mean - self.mean.to(other.device)).to(self.device)
-        share = self.count * other.count / max(1, self.count + other.count)
+        share = self.total * other.total / ((self.total + other.total) or 1)
         self.products.add_(other.products.to(self.device)).addr_(apart, apart, alpha=share)
         self.counts += other.counts
         self.sums += other.sums.to(self.device)
@@ -178,6 +235,9 @@ class Sums:
         Raises:
             TunerShapeError: One was not added, as far as the rows that are kept tell.
         """
+        if self.columns:
+            raise _only_classes()
+        self._refuse_weighed()
         rows, labels, keys = self._check(rows, labels, keys)
         if not len(rows):
             return
@@ -213,6 +273,9 @@ class Sums:
         Raises:
             TunerShapeError: A class that has rows would be lost.
         """
+        if self.columns:
+            raise _only_classes()
+        self._refuse_weighed()
         old = [n for n in order if n is not None]
         lost = set(self.counts.nonzero().flatten().tolist()) - set(old)
         if lost or len(set(old)) < len(old):
@@ -238,31 +301,36 @@ class Sums:
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
-        counts = _sum_over_processes(self.counts.to(self.device, copy=True)).cpu()
-        total = int(counts.sum())
+        counts = sum_over_processes(self.counts.to(self.device, copy=True)).cpu()
+        total = self._count(counts)
         formed = torch.tensor(float(self.products is not None), device=self.device)
-        if total > self.most or bool(_sum_over_processes(formed) > 0):
+        if total > self.most or bool(sum_over_processes(formed) > 0):
             if self.products is None:
                 self._form_products()
             assert self.products is not None
-            sums = _sum_over_processes(self.sums.clone())
+            sums = sum_over_processes(self.sums.clone())
             # All about one centre first.
-            apart = self.mean - sums.sum(0) / max(1, total)
-            self.products.addr_(apart, apart, alpha=self.count)
-            self.products = _sum_over_processes(self.products)
+            apart = self.mean - self._mean(sums, counts)
+            self.products.addr_(apart, apart, alpha=self.total)
+            self.products = sum_over_processes(self.products)
             self.sums = sums
             self._compact()
-            bounds = _gather(torch.tensor([self.bound], device=self.device))
+            bounds = gather(torch.tensor([self.bound], device=self.device))
             self.bound = min(int(bound) for bound in bounds)
         else:
-            self.sums = _sum_over_processes(self.sums)
+            self.sums = sum_over_processes(self.sums)
         self.counts = counts
         kept = self.kept_rows()
-        self._pieces = [KeptRows(*each) for each in zip(*(_gather(t) for t in kept), strict=True)]
+        self._pieces = [KeptRows(*each) for each in zip(*(gather(t) for t in kept), strict=True)]
         self._compact()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that it holds, by name, on the CPU: what `from_tensors` takes."""
+        """All that it holds, by name, on the CPU: what `from_tensors` takes.
+
+        Raises:
+            TunerShapeError: Rows are weighed.
+        """
+        self._refuse_weighed()
         kept = self.kept_rows()
         named = {
             "counts": self.counts,
@@ -313,6 +381,14 @@ class Sums:
 
     # Of the parts.
 
+    def _refuse_weighed(self) -> None:
+        if self.weights is not None:
+            raise TunerShapeError(
+                "sums of rows that are weighed by their class are neither changed nor written down",
+                found="with other rows the weights of classes would be others",
+                fix="solve again with the rows that are to be in",
+            )
+
     @property
     def _held(self) -> int:
         return sum(len(piece.keys) for piece in self._pieces)
@@ -320,13 +396,21 @@ class Sums:
     def _check(
         self, rows: Tensor, labels: Tensor, keys: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if rows.dim() != 2 or rows.shape[1] != self.width or labels.shape != rows.shape[:1]:
+        wanted = (len(rows), self.classes) if self.columns else (len(rows),)
+        if rows.dim() != 2 or rows.shape[1] != self.width or labels.shape != wanted:
             raise TunerShapeError(
                 "rows do not fit these sums",
                 found=f"rows {tuple(rows.shape)}, labels {tuple(labels.shape)}",
-                fix=f"give `b {self.width}` and `b`",
+                fix=f"give `b {self.width}` and `b{f' {self.classes}' if self.columns else ''}`",
             )
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+        if self.columns:
+            if not bool(labels.isfinite().all()):
+                raise TunerShapeError(
+                    "a linear map in closed form cannot be solved",
+                    found="targets that are not finite",
+                    fix="give numbers",
+                )
+        elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise TunerShapeError(
                 "a closed-form classifier cannot be solved",
                 found=f"labels {labels.unique().tolist()[:6]}, {self.classes} classes",
@@ -334,13 +418,21 @@ class Sums:
             )
         rows = rows.detach().to(self.device, self.dtype)
         keys = keys_of_rows(rows) if keys is None else keys
-        if keys.shape != labels.shape:
+        if keys.shape != labels.shape[:1]:
             raise TunerShapeError(
                 "each row has a key", found=f"{len(labels)} rows, {len(keys)} keys"
             )
-        return rows, labels.to(self.device, torch.long), keys.to(self.device, torch.long)
+        kind = torch.double if self.columns else torch.long
+        return rows, labels.to(self.device, kind), keys.to(self.device, torch.long)
 
     def _add_counts(self, rows: Tensor, labels: Tensor, sign: int) -> None:
+        if self.columns:
+            # A column of ones counts rows, and its product with them is their sum.
+            columns = torch.cat([labels, labels.new_ones(len(labels), 1)], 1)
+            self.counts += sign * columns.sum(0).cpu()
+            for part, own in zip(rows.split(TOGETHER), columns.split(TOGETHER), strict=True):
+                self.sums.addmm_(own.T, part.double(), alpha=sign)
+            return
         self.counts += sign * torch.bincount(labels.cpu(), minlength=self.classes)
         for part, names in zip(rows.split(TOGETHER), labels.split(TOGETHER), strict=True):
             self.sums.index_add_(0, names, part.double(), alpha=sign)
@@ -351,23 +443,26 @@ class Sums:
         centre = self.mean
         self.products = torch.zeros(self.width, self.width, dtype=torch.double, device=self.device)
         for piece in self._pieces:
-            for part in piece.rows.split(TOGETHER):
+            parts = zip(piece.rows.split(TOGETHER), piece.labels.split(TOGETHER), strict=True)
+            for part, labels in parts:
                 z = part.double() - centre
-                self.products.addmm_(z.T, z)
+                self.products.addmm_(_weighed(z, self.weigh(labels)).T, z)
         self._compact()
 
-    def _add_products(self, rows: Tensor) -> None:
+    def _add_products(self, rows: Tensor, labels: Tensor) -> None:
         """Of new rows, about the mean that is then; called before they are counted."""
         assert self.products is not None
-        count, mean = self.count, self.mean
-        for part in rows.split(TOGETHER):
-            own = part.double().mean(0)
+        total, mean = self.total, self.mean
+        for part, names in zip(rows.split(TOGETHER), labels.split(TOGETHER), strict=True):
+            weights = self.weigh(names)
+            size = len(part) if weights is None else float(weights.sum())
+            own = part.double().mean(0) if weights is None else weights @ part.double() / size
             # A new tensor: the rows are the caller's.
             z = part.double() - own
-            self.products.addmm_(z.T, z)
-            apart, both = own - mean, count + len(z)
-            self.products.addr_(apart, apart, alpha=count * len(z) / both)
-            mean, count = mean + apart * (len(z) / both), both
+            self.products.addmm_(_weighed(z, weights).T, z)
+            apart, both = own - mean, total + size
+            self.products.addr_(apart, apart, alpha=total * size / both)
+            mean, total = mean + apart * (size / both), both
 
     def _remove_products(self, rows: Tensor) -> None:
         assert self.products is not None
@@ -395,9 +490,13 @@ class Sums:
             return
         empty = torch.zeros(0, dtype=torch.long, device=self.device)
         rows = torch.zeros(0, self.width, dtype=self.dtype, device=self.device)
-        pieces = self._pieces or [KeptRows(rows, empty, empty)]
+        none = rows.new_zeros(0, self.classes, dtype=torch.double) if self.columns else empty
+        pieces = self._pieces or [KeptRows(rows, none, empty)]
         labels, keys = (torch.cat([p[n] for p in pieces]) for n in (1, 2))
-        order = labels.argsort(stable=True)
+        # Rows of one key and other numbers have the same input: their order changes nothing.
+        order = torch.arange(len(keys), device=self.device)
+        if not self.columns:
+            order = labels.argsort(stable=True)
         order = order[keys[order].argsort(stable=True)]
         if self.products is not None:
             order = order[keys[order] <= self.bound]
@@ -481,16 +580,19 @@ def _in_order(piece: KeptRows) -> bool:
     if len(piece.keys) < 2:
         return True
     step = piece.keys.diff()
+    if piece.labels.ndim == 2:
+        return not bool((step < 0).any())
     same = (step == 0) & (piece.labels.diff() < 0)
     return not bool((step < 0).any() or same.any())
 
 
-def _sum_over_processes(tensor: Tensor) -> Tensor:
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
     torch.distributed.all_reduce(tensor)
     return tensor
 
 
-def _gather(tensor: Tensor) -> Iterator[Tensor]:
+def gather(tensor: Tensor) -> Iterator[Tensor]:
     """A tensor of every process; their lengths may differ."""
     world = torch.distributed.get_world_size()
     lengths = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(world)]
@@ -501,6 +603,24 @@ def _gather(tensor: Tensor) -> Iterator[Tensor]:
     parts = [torch.zeros_like(padded) for _ in range(world)]
     torch.distributed.all_gather(parts, padded)
     return (part[: int(n)] for part, n in zip(parts, lengths, strict=True))
+
+
+def _weighed(rows: Tensor, weights: Tensor | None) -> Tensor:
+    return rows if weights is None else rows * weights[:, None]
+
+
+def _same_weights(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.cpu(), other.cpu())
+
+
+def _only_classes() -> TunerShapeError:
+    return TunerShapeError(
+        "rows are taken out of sums of classes only",
+        found="targets of several columns",
+        fix="solve again without them",
+    )
 
 
 def _malformed(found: str) -> FormatError:

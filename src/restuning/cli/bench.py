@@ -20,10 +20,12 @@ from restuning.cli.common import (
     BatchSize,
     CacheDtype,
     Clip,
+    ImageColumn,
     Json,
     LabelSmoothing,
     Precision,
     StoreFolder,
+    Track,
     WeightDecay,
     Weights,
     command,
@@ -36,6 +38,7 @@ from restuning.cli.common import (
     show_rows,
 )
 from restuning.cli.config import Config
+from restuning.cli.speech import is_quiet
 from restuning.cli.visible import make_visible
 
 if TYPE_CHECKING:
@@ -66,11 +69,19 @@ def _names(text: str | None) -> list[str]:
     "restuning bench run vtab/ --tasks cifar100,elpv --methods linear,lora,res-tuning "
     "--backbone timm:vit_tiny_patch16_224 --epochs 20 --precision bf16 "
     "--set lr=1e-3,5e-3 --jobs 2 --out grid",
+    "restuning bench run table.csv --image path --label species,season --methods linear,ridge --out grid",
     name="run",
 )
 def run(
-    suite: Annotated[str, typer.Argument(help="Folder of tasks, one task, or a data set's name")],
+    suite: Annotated[
+        str, typer.Argument(help="Folder of tasks, one task, a table, or a data set's name")
+    ],
     out: Annotated[Path, option(OUTPUT, "Folder; the same folder goes on")],
+    label: Annotated[
+        str | None,
+        option(DATA, "Of a table its column of classes, default label; several are a task each"),
+    ] = None,
+    image: ImageColumn = None,
     tasks: Tasks = None,
     methods: Annotated[
         str, option(METHOD, "NAME, NAME:option=value or LABEL=NAME:..., with commas")
@@ -113,6 +124,7 @@ def run(
     threads: Annotated[int, option(OUTPUT, "Of each process", min=1)] = 1,
     keep: Annotated[bool, option(OUTPUT, "Keep the trained tasks", "--keep")] = False,
     retry: Annotated[bool, option(OUTPUT, "Make failed runs again", "--retry")] = False,
+    track: Track = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -130,6 +142,7 @@ def run(
     from restuning.bench.studies.ablations import ablation_entries
     from restuning.runtime.hub import naming_file
     from restuning.training import FitSettings
+    from restuning.training.trackers import check_installed, check_track
 
     settings = FitSettings(
         epochs=epochs,
@@ -151,10 +164,12 @@ def run(
         naming_file() or None,
     )
     entries = ablation_entries(ablation) if ablation else _parse_methods(methods)
-    runs = list_runs(protocol, find_tasks(suite, _names(tasks)), entries, seeds)
+    found = find_tasks(suite, _names(tasks), label, image)
+    runs = list_runs(protocol, found, entries, seeds)
+    check_installed(check_track(track or ()))
     # Refuses a folder that was begun under another protocol, before anything is trained.
     left = open_grid(out, protocol, runs, retry)
-    job = Job(protocol, out, runs, store, keep, threads)
+    job = Job(protocol, out, runs, store, keep, threads, tuple(track or ()))
     screen = messages(as_json)
     screen.print(
         Text.assemble(
@@ -212,6 +227,8 @@ def report(
 def robust(
     suite: Annotated[str, typer.Argument(help="As for run")],
     folder: Annotated[Path, typer.Argument(help="Of a grid that was run with --keep")],
+    label: Annotated[str | None, option(DATA, "As for run")] = None,
+    image: ImageColumn = None,
     tasks: Tasks = None,
     methods: Annotated[str, option(METHOD, "As for run")] = DEFAULT_METHODS,
     seeds: Annotated[int, option(METHOD, "Final runs of every method and task", min=1)] = 1,
@@ -237,7 +254,7 @@ def robust(
     protocol = read_protocol(folder, weights, backbone)
     worker = Bench(protocol, folder)
     for run in list_runs(
-        protocol, find_tasks(suite, _names(tasks)), _parse_methods(methods), seeds
+        protocol, find_tasks(suite, _names(tasks), label, image), _parse_methods(methods), seeds
     ):
         if run.stage == "final":
             figures = robustness(worker, run, images)
@@ -331,7 +348,7 @@ def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
         TimeElapsedColumn(),
         TextColumn("{task.fields[now]}", markup=False),
     )
-    bar = Progress(*columns, console=screen, disable=not screen.is_terminal)
+    bar = Progress(*columns, console=screen, disable=is_quiet() or not screen.is_terminal)
     now: dict[int, str] = {}
     with bar:
         line = bar.add_task("", total=left, now="")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,9 @@ from rich.table import Table
 from rich.text import Text as Styled
 from typer.core import TyperCommand
 
+from restuning._durations import tell_time
 from restuning.cli.config import chosen_by_file
+from restuning.cli.speech import speaking
 from restuning.cli.visible import make_visible
 from restuning.runtime.processes import is_main_process
 
@@ -59,6 +63,10 @@ class Command(TyperCommand):
     def __init__(self, *args: Any, epilog: str | None = None, **more: Any) -> None:
         super().__init__(*args, **more)
         self.examples = (epilog or "").splitlines()
+        # A server has one of its own, which is about requests.
+        self.speaks = not any(each.name == "quiet" for each in self.params)
+        if self.speaks:
+            self.params += make_switches()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments; one value given twice is refused, where the last would win without a word."""
@@ -80,8 +88,42 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a backbone that a file of options names is opened as a file's choice."""
-        with chosen_by_file(ctx):
+        said = {name: bool(ctx.meta.get(f"restuning.{name}")) for name in ("quiet", "verbose")}
+        if all(said.values()):
+            ctx.fail("--quiet and --verbose are each other's contrary.")
+        with chosen_by_file(ctx), speaking(**said) if self.speaks else nullcontext():
             return super().invoke(ctx)
+
+
+QUIET = "Say the result alone, and warnings"
+VERBOSE = "Say what the library logs, too"
+
+
+@cache
+def make_switches() -> list[Any]:
+    """`--quiet` and `--verbose` of every command, whose own function is not told of them."""
+
+    def say(
+        quiet: Annotated[bool, switch(QUIET, "quiet")] = False,
+        verbose: Annotated[bool, switch(VERBOSE, "verbose")] = False,
+    ) -> None:
+        pass
+
+    # typer alone knows how its options are made of such lines.
+    said = typer.Typer(add_completion=False)
+    said.command()(say)
+    made = typer.main.get_command(said).params
+    return [each for each in made if each.name in ("quiet", "verbose")]
+
+
+def switch(help: str, name: str) -> Any:  # noqa: A002 (typer's word)
+    """A switch that is kept beside a command's options."""
+
+    def keep(ctx: typer.Context, value: bool) -> bool:
+        ctx.meta[f"restuning.{name}"] = value
+        return value
+
+    return option(OUTPUT, help, f"--{name}", callback=keep, expose_value=False)
 
 
 def show_examples(examples: list[str]) -> None:
@@ -125,6 +167,7 @@ METHODS = (
     "bypass-vertical",
     "mixing-bypass",
     "ridge",
+    "knn",
     "prefix",
     "vpt-deep",
     "vpt-shallow",
@@ -176,15 +219,79 @@ def option(panel: str, help: str, *names: str, **more: Any) -> Any:  # noqa: A00
 
 
 DataName = Annotated[
-    str, typer.Argument(help="digits, a folder, a csv, a conll, torchvision:NAME or hf:NAME")
+    str,
+    typer.Argument(
+        help="digits, a folder of images or sounds, a csv, a conll, torchvision:NAME or hf:NAME"
+    ),
 ]
 Augment = Annotated[
     str, option(DATA, "Of training images: none, flip, timm (crops too), timm:POLICY")
 ]
 Text = Annotated[str, option(DATA, "Text column of a csv")]
-Label = Annotated[str, option(DATA, "Label column of a csv")]
+Label = Annotated[
+    str,
+    option(
+        DATA,
+        "Label column of a csv or table; several, with commas, are a task each; of tars cls, txt or a "
+        "field of json",
+    ),
+]
+ImageColumn = Annotated[
+    str | None, option(DATA, "Column of a table that holds images or their paths", "--image")
+]
+AudioColumn = Annotated[
+    str | None, option(DATA, "Column of a table that holds sounds or their paths", "--audio")
+]
+Seconds = Annotated[
+    float | None,
+    option(
+        DATA, "Of a sound, what is read from its beginning; default: what the backbone takes, or 10"
+    ),
+]
+ProblemName = Annotated[
+    str | None,
+    option(
+        DATA,
+        "What a column holds: single-label, multi-label, regression, segmentation or depth, or COLUMN=KIND with commas; "
+        "default: found from its cells. Of classes also embedding: the answer is a vector",
+        "--problem",
+    ),
+]
+ClassesFile = Annotated[
+    str | None,
+    option(
+        DATA,
+        "Of masks: file of the names of classes, a line each; default: classes.txt beside the data",
+    ),
+]
+InTiles = Annotated[
+    bool,
+    option(
+        DATA,
+        "Read images that are larger than those of training as overlapping windows of their size; of tasks on pixels",
+        "--tiles",
+    ),
+]
+WindowSide = Annotated[
+    int | None,
+    option(
+        DATA,
+        "Of --tiles: side of a window in pixels of an image; default: as training images",
+        min=1,
+    ),
+]
+Whole = Annotated[
+    bool,
+    option(DATA, "Resize images whole, cropping nothing, as masks and depths ask for", "--whole"),
+]
+Dimensions = Annotated[
+    int | None,
+    option(
+        DATA, "Of --problem embedding; default: as many as there are classes, 512 at most", min=1
+    ),
+]
 MaxTokens = Annotated[int, option(DATA, "Tokens of a text that are read", min=1)]
-SkipBad = Annotated[bool, option(DATA, "Leave corrupt images out, and count them", "--skip-bad")]
+SkipBad = Annotated[bool, option(DATA, "Leave corrupt files out, and count them", "--skip-bad")]
 Workers = Annotated[int, option(DATA, "Processes that load data; 0: none beside this one", min=0)]
 
 BackboneName = Annotated[
@@ -221,12 +328,24 @@ Rank = Annotated[
 ]
 
 ForwardBatch = Annotated[int, option(BACKBONE, "Inputs of one forward", "--batch-size", min=1)]
-BatchSize = Annotated[int, option(OPTIMISER, "Examples of one step", min=1)]
+BatchSize = Annotated[int, option(OPTIMISER, "Examples of one step; train: 64, of masks 8", min=1)]
 Epochs = Annotated[
     int | None, option(OPTIMISER, "Passes over the training data; default: the method's", min=1)
 ]
 WeightDecay = Annotated[float, option(OPTIMISER, "Not on biases, scales and lambda")]
 LabelSmoothing = Annotated[float, option(OPTIMISER, "Share of the target given to other classes")]
+ClassWeights = Annotated[
+    str | None,
+    option(
+        OPTIMISER,
+        "balanced: weigh the loss inversely by how often a class is there; default: all alike",
+        "--class-weights",
+    ),
+]
+BalancedSampling = Annotated[
+    bool,
+    option(OPTIMISER, "Take as many examples of each class in an epoch", "--balanced-sampling"),
+]
 Clip = Annotated[float | None, option(OPTIMISER, "Largest gradient norm; default: none")]
 Precision = Annotated[str, option(OPTIMISER, "Autocast: no, bf16, fp16")]
 Accumulate = Annotated[int, option(OPTIMISER, "Pieces a batch is run in", min=1)]
@@ -241,6 +360,15 @@ CachePrecision = Annotated[str, option(FEATURES, "What they are computed in: fp3
 Out = Annotated[Path | None, option(OUTPUT, "Folder of the run; the same folder goes on with it")]
 CheckpointEvery = Annotated[int, option(OUTPUT, "Steps between checkpoints", min=1)]
 NoResume = Annotated[bool, option(OUTPUT, "Start over", "--no-resume")]
+Track = Annotated[
+    list[str] | None,
+    option(
+        OUTPUT,
+        "Tell a tracker of the run: tensorboard, wandb, mlflow, comet_ml, aim, clearml, dvclive, swanlab or trackio; "
+        "may be given again",
+    ),
+]
+NoReport = Annotated[bool, option(OUTPUT, "Leave no report.html", "--no-report")]
 Json = Annotated[bool, option(OUTPUT, "Print JSON for a program to read", "--json")]
 
 
@@ -270,15 +398,8 @@ def size_in_words(value: int | None) -> str:
 
 
 def time_in_words(seconds: float | None) -> str:
-    """Seconds as ms, s, min or h."""
-    if seconds is None:
-        return ""
-    if seconds < 1:
-        return f"{seconds * 1e3:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours:.0f} h {rest / 60:02.0f} min" if hours else f"{rest / 60:.1f} min"
+    """Seconds as ms, s, min or h; nothing of None."""
+    return "" if seconds is None else tell_time(seconds)
 
 
 def show_json(value: Any) -> None:
@@ -327,3 +448,10 @@ class RowStream:
         shown = [(make_visible(str(cells.get(name, ""))), w) for name, w in self.widths.items()]
         padded = [f"{cell:<{width}}" for cell, width in shown]
         console.print("  ".join(padded).rstrip(), style=style, soft_wrap=True)
+
+
+def read_tiles(tiles: bool, window: int | None) -> bool | int:
+    """`--tiles` and `--window` as a predictor takes them."""
+    if window is not None and not tiles:
+        raise typer.BadParameter("give --tiles as well", param_hint="--window")
+    return window or tiles

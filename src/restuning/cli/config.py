@@ -85,7 +85,7 @@ def chosen_by_file(ctx: Any) -> Iterator[None]:
     said = {name for name, source in sources.items() if source and source.name == "DEFAULT_MAP"}
     for name in said - {"backbone"}:
         value = str(ctx.params[name])
-        if value.startswith(REFUSED[name]):
+        if value.startswith(REFUSED[name]) or "://" in value:
             raise FormatError(
                 "a file of options does not choose what is fetched, executed or removed",
                 where=f"{file}: {name}",

@@ -8,20 +8,32 @@ from typing import Annotated
 import typer
 
 from restuning.cli.common import (
+    OUTPUT,
     AnyBackbone,
+    AudioColumn,
+    ClassesFile,
     Device,
     ForwardBatch,
+    ImageColumn,
+    InTiles,
     Json,
     Label,
+    ProblemName,
     Random,
     Revision,
     SkipBad,
     TaskBackbone,
     Text,
     Weights,
+    Whole,
+    WindowSide,
+    add_heading,
     command,
     group,
     open_console,
+    option,
+    read_tiles,
+    show_facts,
     show_json,
     show_rows,
 )
@@ -29,10 +41,14 @@ from restuning.cli.predict import open_predictor
 
 app = group("Test a task.")
 
+MOST_OUTPUTS = 40
+"""Classes, or numbers, up to which each has a row on the screen."""
+
 
 @command(
     app,
     "restuning eval runs/x/digits.task digits",
+    "restuning eval runs/x/digits.task digits --out runs/x/eval",
     "restuning eval reviews.task new.csv --text review --label verdict --json",
     name="eval",
 )
@@ -42,6 +58,13 @@ def evaluate(
     skip_bad: SkipBad = False,
     text: Text = "text",
     label: Label = "label",
+    image: ImageColumn = None,
+    audio: AudioColumn = None,
+    problem: ProblemName = None,
+    classes: ClassesFile = None,
+    whole: Whole = False,
+    tiles: InTiles = False,
+    window: WindowSide = None,
     revision: Revision = None,
     backbone: TaskBackbone = None,
     weights: Weights = None,
@@ -49,13 +72,36 @@ def evaluate(
     any_backbone: AnyBackbone = False,
     batch_size: ForwardBatch = 64,
     device: Device = None,
+    out: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "Folder for report.html, eval.json, predictions.csv and outputs.csv (figures of each class)",
+            "--out",
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None, option(OUTPUT, "Form of predictions in --out: csv (default) or jsonl")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a saved task on the test split of a data set, and how far its probabilities are off."""
+    """Accuracy (or other figures) of a saved task on a test split, and how far its probabilities are off."""
     from restuning.data import DataOptions
-    from restuning.training import evaluate_task
+    from restuning.task import find_origin
+    from restuning.training.evaluate_task import judge_task, load_for
+    from restuning.training.report_again import check_place, write_evaluation
 
-    predictor = open_predictor(
+    if tiles and out is not None:
+        raise typer.BadParameter("there is no page about images in windows", param_hint="--out")
+    if rows not in (None, "csv", "jsonl"):
+        raise typer.BadParameter("give csv or jsonl", param_hint="--rows")
+    if out is not None:
+        check_place(out, rows or "csv")
+    elif rows is not None:
+        raise typer.BadParameter(
+            "predictions are written into --out FOLDER: give it as well", param_hint="--rows"
+        )
+    predictor, folders = open_predictor(
         [task],
         random,
         revision=revision,
@@ -63,19 +109,62 @@ def evaluate(
         weights=weights,
         device=device,
         any_backbone=any_backbone,
+        batch_size=batch_size,
+        tiles=read_tiles(tiles, window),
     )
-    options = DataOptions(skip_bad=skip_bad, text=text, label=label)
-    result = {"task": str(task), **evaluate_task(predictor, data, options, batch_size)}
+    options = DataOptions(
+        skip_bad=skip_bad,
+        text=text,
+        label=label,
+        image=image,
+        audio=audio,
+        problem=problem,
+        classes=classes,
+        whole=whole,
+    )
+    origin = find_origin(next(iter(folders.values())))
+    if tiles:
+        from restuning.training.evaluate_tiles import evaluate_in_tiles
+
+        loaded = load_for(predictor, data, options)[1]
+        result = {
+            "task": origin or str(task),
+            "data": loaded.name,
+            **evaluate_in_tiles(predictor, loaded),
+        }
+        show_json(result) if as_json else show_facts(result, f"{task} on {data}, in windows")
+        return
+    found = judge_task(predictor, data, options, batch_size)
+    result = {"task": origin or str(task), **found.result}
+    if out is not None:
+        call = {"data": data, "text": text, "label": label, "image": image, "audio": audio}
+        write_evaluation(found, result, out, next(iter(folders.values())), call, rows or "csv")
     if as_json:
         show_json(result)
         return
     left_out = result.pop("left out", "")
     # A row of all of them is wider than a terminal; what a temperature did is told below it.
-    told = {name: result.pop(name) for name in ("nll", "ece_uncalibrated", "temperature")}
+    names = ("nll", "ece_uncalibrated", "temperature")
+    told = {name: result.pop(name) for name in names if name in result}
+    first = ("task", "data", "method", found.task.problem.metric, "loss", "count", "ece")
+    more = {name: result.pop(name) for name in list(result) if name not in first}
     show_rows([result], f"{task} on {data}")
-    if told["temperature"] != 1:
+    if more:
+        show_rows([more], "more figures")
+    each = found.judged.breakdown
+    if each is not None and len(each.names) <= MOST_OUTPUTS:
+        from restuning.report.page import tell_figure
+
+        shown = [
+            {n: v if n == "name" else tell_figure(v, n in each.shares) for n, v in row.items()}
+            for row in each.rows()
+        ]
+        show_rows(shown, each.noun or found.task.problem.noun)
+    if told.get("temperature", 1) != 1:
         before, after = told["ece_uncalibrated"], result["ece"]
         words = f"calibration error (ece) {before:.1%} without it, {after:.1%} with it"
         open_console().print(f"temperature {told['temperature']:.3g}: {words}", soft_wrap=True)
+    if out is not None:
+        open_console().print(add_heading("left in", str(out)), soft_wrap=True)
     if left_out:
         open_console().print(f"left out: {left_out}", soft_wrap=True)

@@ -22,6 +22,7 @@ from restuning.cli.common import (
     Json,
     NoResume,
     Precision,
+    Track,
     command,
     complete_method,
     group,
@@ -31,7 +32,8 @@ from restuning.cli.common import (
     show_rows,
 )
 from restuning.cli.config import Config
-from restuning.cli.report import log_to
+from restuning.cli.results import log_to
+from restuning.cli.speech import is_quiet
 
 app = group("Tune a text-to-image pipeline.")
 
@@ -84,6 +86,7 @@ def train_image_generation(
     sample_steps: Annotated[int, option(OUTPUT, "Denoiser calls of a sample", min=1)] = 25,
     guidance: Annotated[float, option(OUTPUT, "Classifier-free guidance of a sample")] = 7.5,
     no_resume: NoResume = False,
+    track: Track = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -102,6 +105,7 @@ def train_image_generation(
         seed=seed,
         checkpoint_every=checkpoint_every,
         sample_every=sample_every,
+        track=tuple(track or ()),
     )
     request = PipelineRequest(
         data,
@@ -121,6 +125,7 @@ def train_image_generation(
         store=store,
         device=device,
         resume=not no_resume,
+        progress=not is_quiet(),
         log=log_to(messages(as_json)),
     )
     row = {**tuned.metrics, "task": str(tuned.task_folder)}

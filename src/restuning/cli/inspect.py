@@ -10,6 +10,7 @@ import typer
 from restuning.cli.common import (
     Json,
     Random,
+    Revision,
     Weights,
     command,
     complete_backbone,
@@ -24,33 +25,52 @@ app = group("Look at backbones, tasks and methods.")
 Name = Annotated[str, typer.Argument(help="Backbone", autocompletion=complete_backbone)]
 
 
-@command(app, "restuning sites timm:swin_tiny_patch4_window7_224 --random")
+@command(
+    app,
+    "restuning sites timm:swin_tiny_patch4_window7_224 --random",
+    "restuning sites timm:vit_tiny_patch16_224 --random --linear",
+)
 def sites(
-    name: Name, weights: Weights = None, random: Random = False, as_json: Json = False
+    name: Name,
+    weights: Weights = None,
+    random: Random = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Linear maps and convolutions inside the blocks")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Where a backbone can be tuned, and how each place was proved."""
     from restuning.backbones import load_backbone
 
-    rows = load_backbone(name, weights=weights, random=random).host().sites.rows()
+    found = load_backbone(name, weights=weights, random=random).host().sites
+    rows = found.linear.rows() if linear else found.rows()
     if as_json:
         show_json(rows)
     else:
-        show_rows(rows, f"sites of {name}")
+        show_rows(rows, f"{'linear ' if linear else ''}sites of {name}")
 
 
-@command(app, "restuning info pets.task", "restuning info restuning-tiny")
+@command(
+    app,
+    "restuning info pets.task",
+    "restuning info restuning-tiny",
+    "restuning info user/pets --revision v1",
+)
 def info(
-    name: Annotated[str, typer.Argument(help="Task folder or backbone")],
+    name: Annotated[str, typer.Argument(help="Task folder, a task's name on the hub, or backbone")],
+    revision: Revision = None,
     weights: Weights = None,
     random: Random = False,
     as_json: Json = False,
 ) -> None:
-    """What a task folder or a backbone is."""
+    """What a task folder, a task on a hub or a backbone is; of a hub also the commit."""
     from restuning.backbones import load_backbone
-    from restuning.task import summarise
+    from restuning.task import HubTask, summarise
 
-    if Path(name).is_dir():
-        facts = summarise(name)
+    if Path(name).is_dir() or HubTask.read(name):
+        facts = summarise(name, revision)
+    elif revision is not None:
+        raise typer.BadParameter(f"{name} is no task on a hub", param_hint="--revision")
     else:
         facts = load_backbone(name, weights=weights, random=random).summarise()
     if as_json:

@@ -12,23 +12,29 @@ from rich.table import Table
 from restuning.cli.common import (
     METHOD,
     OPTIMISER,
+    AudioColumn,
     Augment,
     BackboneName,
     BatchSize,
     CacheDtype,
     CachePrecision,
+    ClassesFile,
     DataName,
     Device,
     Epochs,
+    ImageColumn,
     Json,
     Label,
     Out,
+    ProblemName,
     Quantize,
     Random,
+    Seconds,
     SkipBad,
     StoreFolder,
     Text,
     Weights,
+    Whole,
     add_heading,
     command,
     complete_method,
@@ -38,7 +44,8 @@ from restuning.cli.common import (
     show_json,
 )
 from restuning.cli.config import Config
-from restuning.cli.report import log_to
+from restuning.cli.results import log_to
+from restuning.cli.speech import is_quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,6 +77,12 @@ def sweep_command(
     skip_bad: SkipBad = False,
     text: Text = "text",
     label: Label = "label",
+    image: ImageColumn = None,
+    audio: AudioColumn = None,
+    seconds: Seconds = None,
+    problem: ProblemName = None,
+    classes: ClassesFile = None,
+    whole: Whole = False,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
@@ -96,6 +109,12 @@ def sweep_command(
         skip_bad=skip_bad,
         text=text,
         label=label,
+        image=image,
+        audio=audio,
+        seconds=seconds,
+        problem=problem,
+        classes=classes,
+        whole=whole,
         store=StoreOptions(store, cache_dtype, cache_precision, log=log_to(screen)),
     )
     request = SweepRequest(
@@ -126,7 +145,7 @@ def show_progress(console: Console) -> Iterator[OnProgress]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[best]}", markup=False),
         console=console,
-        disable=not console.is_terminal,
+        disable=is_quiet() or not console.is_terminal,
     )
     with bar:
         line = bar.add_task("", total=None, best="")
@@ -140,18 +159,21 @@ def show_progress(console: Console) -> Iterator[OnProgress]:
 def show_sweep(report: dict[str, Any], console: Console) -> None:
     """One row a setting, the best first and the chosen one in bold, and a sentence."""
     from restuning.search.sweep import setting_in_words
+    from restuning.training.run import metric_of, show_figure
 
     table = Table(title=f"{report['arms']} runs, {report['seconds']:.1f} s", title_justify="left")
     names = list(report["settings"][0]["setting"])
-    for name in [*names, "val accuracy", "± std", "lost to NaN", "parameters"]:
+    metric = metric_of(report)
+    shown = metric.replace("_", " ")
+    for name in [*names, f"val {shown}", "± std", "lost to NaN", "parameters"]:
         table.add_column(name, justify="right", no_wrap=True)
     # A setting that lost all its runs to NaN has no mean; it goes last.
     for row in sorted(report["settings"], key=lambda r: -(r["mean"] or 0)):
         best = row == report["best"]
         cells = [
             *[str(v) for v in row["setting"].values()],
-            "-" if row["mean"] is None else f"{row['mean']:.2%}",
-            f"{row['std']:.2%}",
+            show_figure(metric, row["mean"]),
+            show_figure(metric, row["std"]),
             str(row["died"]),
             f"{row['trainable_parameters']:,}",
         ]
@@ -161,8 +183,13 @@ def show_sweep(report: dict[str, Any], console: Console) -> None:
     if final["mean"] is not None:
         console.print(
             f"chosen on val: {setting_in_words(report['best']['setting'])}; trained on train and val, test "
-            f"accuracy {final['mean']:.2%} ± {final['std']:.2%} over {len(report['seeds'])} seeds"
+            f"{shown} {show_figure(metric, final['mean'])} ± {show_figure(metric, final['std'])} over {len(report['seeds'])} seeds"
         )
+        averaged = report["average"].get(f"test_{metric}")
+        if averaged is not None:
+            console.print(
+                f"their mean as one task, final/average.task: test {shown} {show_figure(metric, averaged)}"
+            )
     else:
         console.print(
             f"chosen on val: {setting_in_words(report['best']['setting'])}; there is no test split to "

@@ -12,34 +12,44 @@ from restuning.cli.common import (
     FEATURES,
     METHOD,
     OPTIMISER,
-    OUTPUT,
     Accumulate,
+    AudioColumn,
     Augment,
     BackboneName,
+    BalancedSampling,
     BatchSize,
     CacheDtype,
     CachePrecision,
     CheckpointEvery,
+    ClassesFile,
+    ClassWeights,
     Clip,
     DataName,
     Device,
+    Dimensions,
     Ema,
     Epochs,
+    ImageColumn,
     Json,
     Label,
     LabelSmoothing,
     MaxTokens,
+    NoReport,
     NoResume,
     Out,
     Precision,
+    ProblemName,
     Quantize,
     Random,
     Rank,
+    Seconds,
     SkipBad,
     StoreFolder,
     Text,
+    Track,
     WeightDecay,
     Weights,
+    Whole,
     Workers,
     add_heading,
     command,
@@ -50,7 +60,8 @@ from restuning.cli.common import (
     show_json,
 )
 from restuning.cli.config import Config, read_config
-from restuning.cli.report import log_to, show_choice, show_result
+from restuning.cli.results import log_to, show_choice, show_columns, show_result
+from restuning.cli.speech import is_quiet
 
 app = group("Train a task.")
 
@@ -63,7 +74,9 @@ app = group("Train a task.")
     "--text review --label verdict",
     "restuning train pets/ --backbone hf:openai/clip-vit-base-patch32 "
     "--zero-shot 'a photo of a {}, a pet.'",
+    "restuning train sounds/ --backbone hf:MIT/ast-finetuned-audioset-10-10-0.4593 --method ridge",
     "restuning train photos/ --method ridge --method ensemble",
+    "restuning train table.csv --image path --label species,age,tags --method ridge",
     "restuning train photos/ --method auto --memory 2GiB --minutes 10",
     "restuning train photos/ --config runs/x/settings.json --seed 1",
     "restuning train digits --method 'res-tuning[mha=prompt,ffn=adapter]' --epochs 30",
@@ -74,7 +87,14 @@ def train(
     final: Annotated[bool, option(DATA, "Train on train and val together", "--final")] = False,
     text: Text = "text",
     label: Label = "label",
+    image: ImageColumn = None,
+    audio: AudioColumn = None,
+    problem: ProblemName = None,
+    classes: ClassesFile = None,
+    whole: Whole = False,
+    dimensions: Dimensions = None,
     max_tokens: MaxTokens = 256,
+    seconds: Seconds = None,
     skip_bad: SkipBad = False,
     workers: Workers = 0,
     backbone: BackboneName = "restuning-tiny",
@@ -105,6 +125,11 @@ def train(
         str | None,
         option(METHOD, "Readout: cls, mean, last, own; default: as the backbone does"),
     ] = None,
+    targets: Annotated[
+        str | None,
+        option(METHOD, "Of lora: what the maps are for, e.g. q+v, qkv+down, all; default qkv"),
+    ] = None,
+    alpha: Annotated[float | None, option(METHOD, "Of lora: default the rank")] = None,
     zero_shot: Annotated[
         list[str] | None,
         option(
@@ -117,21 +142,41 @@ def train(
         Path | None, option(METHOD, "File of class names for --zero-shot, a line each")
     ] = None,
     epochs: Epochs = None,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize | None = None,
     lr: Annotated[
         float | None,
         option(
             OPTIMISER, "Highest learning rate; default: the method's", "--lr", "--learning-rate"
         ),
     ] = None,
-    lambda_rate: Annotated[float, option(OPTIMISER, "Of the bypass's lambda, times lr")] = 1.0,
+    lambda_rate: Annotated[
+        float | None,
+        option(OPTIMISER, "Of a bypass's lambdas, times lr; default: the method's, 10 or 1"),
+    ] = None,
     weight_decay: WeightDecay = 1e-4,
     warmup_epochs: Annotated[float | None, option(OPTIMISER, "Default: a tenth of epochs")] = None,
     label_smoothing: LabelSmoothing = 0.0,
+    class_weights: ClassWeights = None,
+    balanced_sampling: BalancedSampling = False,
     precision: Precision = "no",
     accumulate: Accumulate = 1,
     clip: Clip = None,
     ema: Ema = None,
+    early_stopping: Annotated[
+        int | None,
+        option(
+            OPTIMISER, "End after so many epochs no better on validation; default: never", min=1
+        ),
+    ] = None,
+    keep_best: Annotated[
+        bool,
+        option(
+            OPTIMISER, "Leave the weights that were best on validation, not the last", "--keep-best"
+        ),
+    ] = False,
+    monitor: Annotated[
+        str, option(OPTIMISER, "What both of these follow: metric (accuracy, ...) or loss")
+    ] = "metric",
     seed: Annotated[int, option(OPTIMISER, "Of weights, order and augmentation")] = 0,
     no_cache: Annotated[
         bool, option(FEATURES, "Run the backbone in every epoch", "--no-cache")
@@ -142,7 +187,8 @@ def train(
     out: Out = None,
     no_resume: NoResume = False,
     checkpoint_every: CheckpointEvery = 100,
-    track: Annotated[list[str] | None, option(OUTPUT, "tensorboard, wandb")] = None,
+    track: Track = None,
+    no_report: NoReport = False,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -150,7 +196,7 @@ def train(
     from restuning.backbones import add_quantization
     from restuning.features import StoreOptions
     from restuning.features.stored import BY_ITSELF
-    from restuning.search import Comparison
+    from restuning.search import Columns, Comparison
     from restuning.search.train import train as train_tasks
     from restuning.training.defaults import COMPARED
 
@@ -161,8 +207,10 @@ def train(
             "this one begins anew and ends otherwise",
             err=True,
         )
-    names = method or list(COMPARED)
-    result = train_tasks(
+    # Several columns of a table are a task each, by one method.
+    unasked = ["ensemble"] if "," in label else list(COMPARED)
+    names = method or unasked
+    result: Any = train_tasks(
         data,
         backbone=add_quantization(backbone, quantize),
         weights=weights,
@@ -178,11 +226,16 @@ def train(
         weight_decay=weight_decay,
         warmup_epochs=warmup_epochs,
         label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        balanced_sampling=balanced_sampling,
         precision=precision,
         accumulate=accumulate,
         clip=clip,
         drop_path=drop_path,
         ema=ema,
+        early_stopping=early_stopping,
+        keep_best=keep_best,
+        monitor=monitor,
         seed=seed,
         workers=workers,
         checkpoint_every=checkpoint_every,
@@ -190,12 +243,21 @@ def train(
         rank=rank,
         scale=scale,
         pool=pool,
+        targets=targets,
+        alpha=alpha,
         augment=augment,
         final=final,
         skip_bad=skip_bad,
         text=text,
         label=label,
+        image=image,
+        problem=problem,
+        classes=classes,
+        whole=whole,
+        dimensions=dimensions,
         max_tokens=max_tokens,
+        audio=audio,
+        seconds=seconds,
         # Up to a few GiB features are stored unasked; `restuning cache` builds larger stores.
         store=False
         if no_cache
@@ -205,8 +267,15 @@ def train(
         class_names=class_names,
         memory=memory,
         minutes=minutes,
-        progress=True,
+        report=not no_report,
+        progress=not is_quiet(),
     )
+    if isinstance(result, Columns):
+        show_columns(result.rows(), screen)
+        screen.print(add_heading("left in", str(result.folder)), soft_wrap=True)
+        if as_json:
+            show_json(result.metrics)
+        return
     if isinstance(result, Comparison):
         rows: list[dict[str, Any]] = result.rows()
     else:

@@ -9,7 +9,9 @@ import typer
 
 from restuning.cli.common import (
     DATA,
+    AudioColumn,
     Device,
+    ImageColumn,
     Json,
     Label,
     SkipBad,
@@ -23,7 +25,7 @@ from restuning.cli.common import (
     show_json,
     show_rows,
 )
-from restuning.cli.report import log_to
+from restuning.cli.results import log_to
 
 app = group("Update a task.")
 
@@ -32,6 +34,7 @@ app = group("Update a task.")
     app,
     "restuning update runs/photos/photos.task more/",
     "restuning update runs/photos/photos.task wrong/ --remove",
+    "restuning update runs/species table.csv --image path --label species",
     "restuning update runs/reviews/reviews.task new.csv --text review --label verdict",
 )
 def update(
@@ -39,12 +42,14 @@ def update(
         Path, typer.Argument(help="Task folder of method ridge, or its run folder, with its sums")
     ],
     data: Annotated[
-        str, typer.Argument(help="A folder with a folder a class (one is enough), or a csv")
+        str, typer.Argument(help="A folder with a folder a class (one is enough), a csv or a table")
     ],
     remove: Annotated[
         bool, option(DATA, "Take these examples out of the task", "--remove")
     ] = False,
     text: Text = "text",
+    image: ImageColumn = None,
+    audio: AudioColumn = None,
     label: Label = "label",
     skip_bad: SkipBad = False,
     backbone: TaskBackbone = None,
@@ -66,6 +71,8 @@ def update(
         device=device,
         batch_size=batch_size,
         text=text,
+        image=image,
+        audio=audio,
         label=label,
         skip_bad=skip_bad,
         log=log_to(screen),

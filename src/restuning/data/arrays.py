@@ -1,8 +1,9 @@
-"""Images in memory: scikit-learn's digits and torchvision's data sets by name."""
+"""Images in memory: the digits that come with the package, and torchvision's data sets by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,14 +61,12 @@ class _Pool:
         )
 
 
-def from_sklearn(preprocessing: Preprocessing, options: DataOptions) -> Data:
-    """scikit-learn's 1797 real handwritten digits, 8 x 8 pixels, in fixed splits."""
-    from sklearn.datasets import load_digits
-
-    raw: Any = load_digits()
-    # Pixels of scikit-learn have values from 0 to 16.
-    images = [Image.fromarray((x * 255 / 16).astype(np.uint8)) for x in raw.images]
-    labels = raw.target.tolist()
+def read_digits(preprocessing: Preprocessing, options: DataOptions) -> Data:
+    """The 1797 real handwritten digits of `digits/`, 8 x 8 pixels, in fixed splits."""
+    with np.load(Path(__file__).parent / "digits" / "digits.npz") as raw:
+        # Pixels have values from 0 to 16.
+        images = [Image.fromarray((x * (255 / 16)).astype(np.uint8)) for x in raw["images"]]
+        labels = raw["labels"].tolist()
     splits = split_by_class(labels, (0.5, 0.15), SPLIT_SEED)
     pool = _Pool(images, labels, splits, [str(d) for d in range(10)])
     return pool.to_data("digits", preprocessing, options)

@@ -30,9 +30,10 @@ from restuning.data.identity import (
     label_digests,
 )
 from restuning.data.listing import CORRUPT, say_left_out
+from restuning.problems import Problem, SingleLabel
 
 CACHED_PIXELS = 300_000_000
-"""Values kept decoded in memory (1.2 GB in fp32); beyond, images are decoded each time."""
+"""Values kept decoded in memory (1.2 GB in fp32); beyond, images and sounds are decoded each time."""
 
 LONGEST_TEXT = 256
 """Tokens of a text that are read, where the backbone takes as many."""
@@ -49,8 +50,15 @@ class DataOptions:
         augment: Training images: "none", "flip", "timm", "timm:POLICY".
         skip_bad: Leave corrupt images out and count them.
         final: Train on train and val together (after settings were chosen on val).
-        text, label: Columns of a csv.
+        text, label: Columns of a csv; of a table several columns of answers, in a list or with commas.
+        image, audio: Column of a table that holds images or sounds, or their paths.
+        problem: Kind of answer that a column holds ("single-label", "multi-label", "regression", "segmentation", "depth"), or
+            `COLUMN=KIND` with commas; None to find it from the cells.
+        classes: Names of the classes of masks, or a file of them, a line each; None for `classes.txt` beside the data.
+        whole: Resize every image whole to the backbone's size, whatever its shape, and crop nothing, as masks and depths ask for.
+        dimensions: Of `problem="embedding"`, which classes of any data set may be asked for; None for `Embedding.of`'s.
         max_tokens: Tokens of a text that are read; 256, or what the backbone takes if less.
+        seconds: Of a sound, what is read from its beginning; None for what the backbone takes, or 10.
         root: Where torchvision data sets lie.
     """
 
@@ -58,8 +66,15 @@ class DataOptions:
     skip_bad: bool = False
     final: bool = False
     text: str = "text"
-    label: str = "label"
+    label: str | Sequence[str] = "label"
+    image: str | None = None
+    problem: str | None = None
+    classes: str | Sequence[str] | None = None
+    whole: bool = False
+    dimensions: int | None = None
     max_tokens: int = LONGEST_TEXT
+    audio: str | None = None
+    seconds: float | None = None
     root: str | Path = "data"
 
 
@@ -70,12 +85,17 @@ class Data:
     Attributes:
         name: What it is called in tables and folders.
         train, val, test: Map-style data sets of `(x, label)`; None where absent.
-        labels: Class names, in the order of the labels.
-        kind: "image", "text", or "tags" (a label for every word).
+        labels: Names of what is answered: of classes in the order of their numbers, of labels or numbers in that of
+            the targets' columns.
+        kind: "image", "audio", "text", or "tags" (a label for every word).
         collate: Samples to a batch; None for torch's default.
         left_out: Names of what was passed over, by reason: corrupt files (`skip_bad`), files that are no
             images, folders of earlier runs.
-        notes: What a task file stores beside: "preprocessing" of texts.
+        notes: What a task file stores beside: "preprocessing" of texts and sounds.
+        problem: What kind of answer is asked, and so what a label is (`restuning.problems`); one class of several
+            by default.
+        beside: Whether labels are kept beside stored features and not in them, so that one store serves several
+            columns of a table.
     """
 
     name: str
@@ -87,6 +107,8 @@ class Data:
     collate: Callable[[Sequence[Any]], Any] | None = None
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    problem: Problem = field(default_factory=SingleLabel)
+    beside: bool = False
 
     # By hand: `identity` is no field, so that `dataclasses.replace` neither reads all data for it
     # nor hands on that of other splits.
@@ -102,12 +124,18 @@ class Data:
         left_out: dict[str, list[str]] | None = None,
         identity: str = "",
         notes: dict[str, Any] | None = None,
+        problem: Problem | None = None,
+        beside: bool | None = None,
     ) -> None:
+        self.problem = SingleLabel() if problem is None else problem
+        self.beside = self.problem.beside if beside is None else beside
         self.name, self.labels, self.kind = name, labels, kind
         self.train, self.val, self.test = train, val, test
         self.collate, self.left_out = collate, {} if left_out is None else left_out
         self.notes = {} if notes is None else notes
         self._given = identity
+        # What was found of a column of a table unasked, in words.
+        self.assumed = ""
 
     @property
     def identity(self) -> str:
@@ -121,8 +149,8 @@ class Data:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.labels)
+        """Numbers that a head answers with: of classes how many there are."""
+        return self.problem.outputs(self.labels)
 
     @property
     def skipped(self) -> int:
@@ -156,21 +184,21 @@ class Data:
         )
         said = say_left_out(self.left_out)
         left_out = f"; left out: {said}" if said else ""
-        return f"{self.name}: {sizes}, {self.num_classes} classes{left_out}"
+        return f"{self.name}: {sizes}, {self.problem.describe(self.labels)}{left_out}"
 
 
-class ImageDataset(Dataset, ABC):
-    """Images with labels, transformed when asked for, and kept in memory if they are few.
+class MediaDataset(Dataset, ABC):
+    """Images or sounds with labels, transformed when asked for, and kept in memory if they are few.
 
     Args:
-        transform: Image to tensor.
+        transform: What `read` gives to a tensor.
         keep: Keep transformed tensors in memory (only where the transform has no randomness).
 
     Attributes:
         in_memory: Tensors that were asked for, by index; None where they are not kept.
     """
 
-    def __init__(self, transform: Callable[[Image.Image], Tensor], keep: bool) -> None:
+    def __init__(self, transform: Callable[[Any], Tensor], keep: bool) -> None:
         self.transform = transform
         self.in_memory: dict[int, Tensor] | None = {} if keep else None
         self._made_of: Sequence[bytes] | None = None
@@ -184,19 +212,19 @@ class ImageDataset(Dataset, ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of examples."""
 
     @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """One image, before the transform."""
+    def read(self, index: int) -> Any:
+        """One input, decoded, before the transform."""
 
     @abstractmethod
     def label(self, index: int) -> int:
-        """Its label, without decoding the image."""
+        """Its label, without decoding the input."""
 
     @abstractmethod
     def sample_digests(self, tell: Tell = quiet) -> Samples:
-        """Digests of images and labels, in order; `tell` hears of much reading."""
+        """Digests of inputs and labels, in order; `tell` hears of much reading."""
 
     def forget_changed(self, inputs: Sequence[bytes]) -> None:
         """Forget tensors in memory that were made of other bytes, or of bytes that nobody has seen."""
@@ -207,17 +235,33 @@ class ImageDataset(Dataset, ABC):
         self._made_of = inputs
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One image and its label."""
+        """One input and its label."""
         if self.in_memory is not None and index in self.in_memory:
             return self.in_memory[index], self.label(index)
-        tensor = self.transform(self.image(index))
-        # The first images fill what is allowed; the rest is decoded in every epoch.
+        tensor = self.transform(self.read(index))
+        self.hold(index, tensor)
+        return tensor, self.label(index)
+
+    def hold(self, index: int, tensor: Tensor) -> None:
+        """Keep a tensor in memory, where tensors are kept and there is room."""
+        # The first inputs fill what is allowed; the rest is decoded in every epoch.
         if (
             self.in_memory is not None
             and (len(self.in_memory) + 1) * tensor.numel() <= CACHED_PIXELS
         ):
             self.in_memory[index] = tensor
-        return tensor, self.label(index)
+
+
+class ImageDataset(MediaDataset):
+    """Images with labels."""
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """One image, before the transform."""
+
+    def read(self, index: int) -> Image.Image:
+        """The same."""
+        return self.image(index)
 
 
 class ImageFiles(ImageDataset):

@@ -24,6 +24,7 @@ from restuning.data.identity import (
     describe_reading,
     label_digests,
 )
+from restuning.problems import SingleLabel
 
 
 class DecodedImages(Dataset):
@@ -99,12 +100,19 @@ def decode_once(data: Data, backbone: Backbone, root: Path) -> Data:
         DataError: No images, or there is no room for them.
     """
     preprocessing = backbone.preprocessing
-    if preprocessing is None or data.kind != "image":
+    if not isinstance(data.problem, SingleLabel):
+        raise DataError(
+            "a grid compares methods on one class an image",
+            where=data.name,
+            found=data.problem.kind,
+            fix="use `restuning train`",
+        )
+    if not isinstance(preprocessing, Preprocessing) or data.kind != "image":
         raise DataError(
             "a grid trains on images",
             where=data.name,
-            found=f"{data.kind}s",
-            fix="use `restuning train` for texts",
+            found="sounds" if data.kind == "audio" else f"{data.kind}s",
+            fix="use `restuning train` for these",
         )
 
     def split(name: str) -> DecodedImages | None:

@@ -1,4 +1,4 @@
-"""Images on disk: class folders and the VTAB-1K list layout."""
+"""Images and sounds on disk: class folders and the VTAB-1K list layout."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 from restuning._errors import DataError, FormatError, warn
 from restuning._files import read_json
-from restuning.backbones.images import image_suffixes
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
     DataOptions,
     ImageFiles,
-    drop_unreadable,
     name_of,
     split_by_class,
 )
@@ -24,11 +22,9 @@ from restuning.data.listing import (
     BACK,
     BESIDE,
     CORRUPT,
-    LOOSE,
     NEEDS_EXTRA,
     OURS,
     LeftOut,
-    find_images,
     is_folder,
     is_ours,
     list_above,
@@ -37,14 +33,21 @@ from restuning.data.listing import (
     merge_left_out,
     why_left_out,
 )
+from restuning.data.media import (
+    IMAGES,
+    Media,
+    describe_inputs,
+    drop_corrupt,
+    media_of,
+    open_files,
+    refuse_mixed,
+)
+from restuning.data.sounds import Sounds
 from restuning.data.splits import SPLIT_NAMES, find_splits
 from restuning.data.text_files import read_text, split_lines
 
 if TYPE_CHECKING:
-    from restuning.backbones import Preprocessing
-
-USUAL = ".jpg, .png, .webp, .tif and what else Pillow reads"
-"""Suffixes of images, in words."""
+    from restuning.backbones.inputs import AnyPreprocessing
 
 _SPLIT = "|".join([*(name for names in SPLIT_NAMES.values() for name in names), "eval"])
 _LIKE_SPLIT = re.compile(rf"({_SPLIT})([\W_\d].*)?$", re.IGNORECASE)
@@ -66,47 +69,50 @@ LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 """Files of the VTAB-1K layout, by split."""
 
 Samples = dict[str, list[tuple[Path, int]]]
-"""Path and label of each image, by split."""
+"""Path and label of each input, by split."""
 
 
-def from_folder(path: Path, preprocessing: Preprocessing, options: DataOptions) -> Data:
+def from_folder(path: Path, preprocessing: AnyPreprocessing, options: DataOptions) -> Data:
     """A folder in either layout; see `load_data`."""
+    media = media_of(preprocessing)
     listed = (path / LISTS["train"]).exists()
     left_out: LeftOut = {}
-    splits, labels = _read_vtab_lists(path) if listed else _find_class_folders(path, left_out)
+    splits, labels = (
+        _read_vtab_lists(path) if listed else _find_class_folders(path, media, left_out)
+    )
     if options.skip_bad:
         before = {labels[y] for _, y in splits["train"]}
         for key, samples in splits.items():
-            splits[key], bad = drop_unreadable(samples)
+            splits[key], bad = drop_corrupt(samples, preprocessing)
             left_out.setdefault(CORRUPT, []).extend(bad)
             if bad and not splits[key]:
                 raise DataError(
-                    "a split whose images are all corrupt",
+                    f"a split whose {media.nouns} are all corrupt",
                     where=f"{path}, {key}",
-                    found=f"{len(bad)} images such as {_name(bad[0], path)}",
+                    found=f"{len(bad)} {media.nouns} such as {_name(bad[0], path)}",
                     fix="restore some, or take them out",
                 )
         gone = sorted(before - {labels[y] for _, y in splits["train"]})
         if gone:
             raise DataError(
-                "classes whose training images are all corrupt",
+                f"classes whose training {media.nouns} are all corrupt",
                 where=str(path),
                 found=", ".join(gone[:5]),
                 fix="restore some, or take the classes out",
             )
     train = splits["train"] + (splits.get("val", []) if options.final else [])
-    plain = preprocessing.transform("none")
 
-    def part(key: str) -> ImageFiles | None:
-        return ImageFiles(splits[key], plain, keep=True) if splits.get(key) else None
+    def part(key: str) -> ImageFiles | Sounds | None:
+        return open_files(splits[key], preprocessing) if splits.get(key) else None
 
     return Data(
         name_of(path),
-        ImageFiles(train, preprocessing.transform(options.augment), keep=options.augment == "none"),
+        open_files(train, preprocessing, options.augment),
         None if options.final else part("val"),
         part("test"),
         labels,
         left_out={why: [_name(p, path) for p in paths] for why, paths in left_out.items()},
+        **describe_inputs(preprocessing),
     )
 
 
@@ -114,16 +120,16 @@ def _name(file: Path, folder: Path) -> str:
     return os.path.relpath(file, folder)
 
 
-def _find_class_folders(path: Path, left_out: LeftOut) -> tuple[Samples, list[str]]:
+def _find_class_folders(path: Path, media: Media, left_out: LeftOut) -> tuple[Samples, list[str]]:
     """Samples of every split, and the names of the classes; `left_out` takes what is passed over."""
-    folders = list_classes(path, left_out)
+    folders = list_classes(path, left_out, media)
     splits = find_splits([p.name for p in folders], str(path))
     # Folders of images alone, beside others, are classes: `bus`, `car` and `train`.
-    inside = {key: list_classes(path / name, {}) for key, name in splits.items()}
+    inside = {key: list_classes(path / name, {}, media) for key, name in splits.items()}
     classes_too = len(folders) > len(splits) and not any(inside.values())
     if splits and not classes_too:
-        return _find_in_splits(path, splits, folders, left_out)
-    samples, labels = _list_images(path, folders, left_out)
+        return _find_in_splits(path, splits, folders, media, left_out)
+    samples, labels = _list_files(path, folders, media, left_out)
     _warn_of_names(path, labels)
     # One folder a class and no parts: they are drawn once, the same for everybody.
     drawn = split_by_class([y for _, y in samples], (0.7, 0.1), SPLIT_SEED)
@@ -134,7 +140,7 @@ def _find_class_folders(path: Path, left_out: LeftOut) -> tuple[Samples, list[st
 
 
 def _find_in_splits(
-    path: Path, splits: dict[str, str], folders: list[Path], left_out: LeftOut
+    path: Path, splits: dict[str, str], folders: list[Path], media: Media, left_out: LeftOut
 ) -> tuple[Samples, list[str]]:
     others = [p for p in folders if p.name not in splits.values()]
     # What could be a split and is neither validation nor test by its name is asked about.
@@ -157,26 +163,28 @@ def _find_in_splits(
         left_out.setdefault(BESIDE, []).extend(others)
     base = path / splits["train"]
     samples: Samples = {}
-    samples["train"], labels = _list_images(base, list_classes(base, left_out), left_out)
+    samples["train"], labels = _list_files(
+        base, list_classes(base, left_out, media), media, left_out
+    )
     warn_of_look_alikes(labels, str(base))
     for key in ("val", "test"):
         if key not in splits:
             continue
         own = path / splits[key]
-        folders = list_classes(own, left_out)
+        folders = list_classes(own, left_out, media)
         extra = {p.name for p in folders} - set(labels)
         if extra:
             raise DataError(
                 "classes that training does not have",
                 where=str(own),
                 found=", ".join(sorted(extra)[:5]),
-                fix="give them training images",
+                fix=f"give them training {media.nouns}",
             )
-        samples[key], _ = _list_images(own, folders, left_out, labels)
+        samples[key], _ = _list_files(own, folders, media, left_out, labels)
     return samples, labels
 
 
-def list_classes(path: Path, left_out: LeftOut) -> list[Path]:
+def list_classes(path: Path, left_out: LeftOut, media: Media = IMAGES) -> list[Path]:
     """Folders of a folder that may be classes: not what earlier runs left, nor a way back."""
     folders, above = [], list_above(path) | {locate(path)}
     for name, entry in sorted(list_entries(path).items()):
@@ -189,8 +197,9 @@ def list_classes(path: Path, left_out: LeftOut) -> list[Path]:
                     found=os.readlink(each),
                     fix="restore it, or take the link out",
                 )
-            loose = each.suffix.lower() in image_suffixes()
-            left_out.setdefault(LOOSE if loose else why_left_out(each), []).append(each)
+            loose = each.suffix.lower() in media.suffixes()
+            why = why_left_out(each) if media is IMAGES else media.other
+            left_out.setdefault(media.loose if loose else why, []).append(each)
         elif is_ours(list_entries(each)):
             left_out.setdefault(OURS, []).append(each)
         elif entry.is_symlink() and locate(each) in above:
@@ -200,32 +209,37 @@ def list_classes(path: Path, left_out: LeftOut) -> list[Path]:
     return folders
 
 
-def _list_images(
-    path: Path, folders: list[Path], left_out: LeftOut, labels: list[str] | None = None
+def _list_files(
+    path: Path,
+    folders: list[Path],
+    media: Media,
+    left_out: LeftOut,
+    labels: list[str] | None = None,
 ) -> tuple[list[tuple[Path, int]], list[str]]:
-    """Images of class folders, and the classes; a folder of nothing but earlier runs is none."""
+    """Images or sounds of class folders, and the classes; a folder of nothing but earlier runs is none."""
     found: dict[str, list[Path]] = {}
     for folder in folders:
-        images, others = find_images(folder)
+        files, others = media.find(folder)
+        refuse_mixed(media, others, str(folder))
         merge_left_out(left_out, others)
-        if images or not others.get(OURS):
-            found[folder.name] = images
+        if files or not others.get(OURS):
+            found[folder.name] = files
     labels = sorted(found) if labels is None else labels
     if len(labels) < 2:
         raise DataError(
-            "a folder of images needs a folder for each class",
+            f"a folder of {media.nouns} needs a folder for each class",
             where=str(path),
             found=f"{len(labels)} folders",
-            fix="lay it out as CLASS/image.jpg, optionally below train/, val/ and test/",
+            fix=f"lay it out as CLASS/{media.example}, optionally below train/, val/ and test/",
         )
-    empty = [name for name, images in found.items() if not images]
+    empty = [name for name, files in found.items() if not files]
     _warn_of_splits_inside(path, folders, found)
     if empty or not found:
         raise DataError(
-            "class folders without images",
+            f"class folders without {media.nouns}",
             where=str(path),
             found=", ".join(empty[:5]) or "none",
-            fix=f"put images there ({USUAL}), or remove the folders"
+            fix=f"put {media.nouns} there ({media.usual}), or remove the folders"
             + _say_extra(left_out.get(NEEDS_EXTRA, [])),
         )
     places = {name: y for y, name in enumerate(labels)}

@@ -275,7 +275,9 @@ def _find_image_column(table: Any, name: str) -> str:
 
 def _find_label_column(table: Any, name: str, options: DataOptions) -> str:
     features = table.features
-    chosen = next((c for c in (options.label, *LABEL_COLUMNS) if c in features), None)
+    # A name that was given and is not there is no wish for another column.
+    usual = LABEL_COLUMNS if options.label == DataOptions().label else ()
+    chosen = next((c for c in (str(options.label), *usual) if c in features), None)
     if chosen is None:
         raise DataError(
             "no label column",

@@ -7,7 +7,7 @@ and whatever they are called.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ def label_digests(labels: Iterable[Any]) -> list[bytes]:
     digests = []
     for label in labels:
         if isinstance(label, (Tensor, np.ndarray, np.generic)):
-            label = label.tolist()
+            # Of a mask its bytes: a list of so many numbers takes long to make.
+            label = label.tolist() if label.ndim < 2 else label
         if type(label) is not int:
             digests.append(digest_value(label))
         else:
@@ -184,15 +185,49 @@ def find_samples(dataset: Any, tell: Tell = quiet) -> Samples | None:
 
 def list_files(dataset: Any) -> list[Path] | None:
     """The files that a data set gives one example each of; None of others."""
+    return _list_each(dataset, "files")
+
+
+def list_ids(dataset: Any) -> list[str] | None:
+    """What a data set itself calls its examples, where that is no file of each (`shard/KEY` in tars); None of others."""
+    return _list_each(dataset, "ids")
+
+
+def _list_each(dataset: Any, attribute: str) -> list[Any] | None:
     if isinstance(dataset, Subset):
-        files = list_files(dataset.dataset)
-        return None if files is None else [files[int(i)] for i in dataset.indices]
+        whole = _list_each(dataset.dataset, attribute)
+        return None if whole is None else [whole[int(i)] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        parts = [list_files(part) for part in dataset.datasets]
+        parts = [_list_each(part, attribute) for part in dataset.datasets]
         known = [part for part in parts if part is not None]
-        return [file for part in known for file in part] if len(known) == len(parts) else None
-    files = getattr(dataset, "files", None)
-    return list(files) if isinstance(files, (list, tuple)) and len(files) == len(dataset) else None
+        return [each for part in known for each in part] if len(known) == len(parts) else None
+    each = getattr(dataset, attribute, None)
+    return list(each) if isinstance(each, (list, tuple)) and len(each) == len(dataset) else None
+
+
+def is_decoded(dataset: Any) -> bool:
+    """Whether examples are made of files each time they are asked for, also of files in tars."""
+    if isinstance(dataset, ConcatDataset):
+        return all(map(is_decoded, dataset.datasets))
+    if callable(getattr(dataset, "fetch", None)) or list_files(dataset) is not None:
+        return True
+    # Of views, subsets and splits without targets.
+    inner = getattr(dataset, "dataset", None) or getattr(dataset, "split", None)
+    return inner is not None and is_decoded(inner)
+
+
+def _list_checks(dataset: Any) -> list[Callable[..., object]]:
+    """What compares data that lie in a few large files with what they were."""
+    if isinstance(dataset, ConcatDataset):
+        return [check for part in dataset.datasets for check in _list_checks(part)]
+    if isinstance(dataset, Subset):
+        # Of other rows than the whole has: all is compared.
+        return [lambda start, stop, own=own: own() for own in _list_checks(dataset.dataset)]
+    check = getattr(dataset, "check_unchanged", None)
+    if callable(check):
+        return [check]
+    inner = getattr(dataset, "split", None)
+    return [] if inner is None else _list_checks(inner)
 
 
 class Watch:
@@ -207,6 +242,7 @@ class Watch:
     def __init__(self, dataset: Any) -> None:
         self.files = list_files(dataset) or []
         self.before = digest_files(self.files)
+        self.checks = _list_checks(dataset)
 
     def check(self, start: int = 0, stop: int | None = None) -> None:
         """Compare the files of some examples, or of all.
@@ -216,6 +252,8 @@ class Watch:
 
         Cost: a `stat` a file.
         """
+        for check in self.checks:
+            check(start, stop)
         now = digest_files(self.files[start:stop])
         for file, old, new in zip(
             self.files[start:stop], self.before[start:stop], now, strict=True

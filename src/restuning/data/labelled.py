@@ -6,18 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
-
 from restuning._errors import DataError
 from restuning._files import expand_home
-from restuning.data.data import Data, DataOptions, ImageDataset, ImageFiles, drop_unreadable
+from restuning.data.data import Data, DataOptions
 from restuning.data.folders import LISTS, list_classes
 from restuning.data.identity import find_samples
 from restuning.data.labels import trim_labels
-from restuning.data.listing import CORRUPT, LeftOut, find_images, merge_left_out
+from restuning.data.listing import CORRUPT, LeftOut, merge_left_out
 from restuning.data.load import load_data
+from restuning.data.media import (
+    IMAGES,
+    describe_inputs,
+    drop_corrupt,
+    media_of,
+    open_files,
+    refuse_mixed,
+)
 from restuning.data.splits import find_splits
+from restuning.data.tables import find_table, load_rows
+from restuning.data.targets import list_targets
 from restuning.data.text_files import read_csv
 from restuning.data.texts import TABLES, TAGGED, find_files, require_tokenizer
 from restuning.data.tokens import TextBatch
@@ -73,9 +80,12 @@ def load_labelled(
     if find_files(path, TAGGED):
         raise _tags(name)
     files = find_files(path, TABLES)
+    if find_table(path, backbone, options) and path.is_file():
+        data, shown = load_rows(path, backbone, options)
+        return _known(data.train, list(data.labels), shown, data.collate, data.left_out, data.notes)
     if "whole" in files:
         collate = TextBatch(require_tokenizer(name, backbone), options.max_tokens)
-        pairs = read_csv(files["whole"], options.text, options.label)
+        pairs = read_csv(files["whole"], options.text, str(options.label))
         found = trim_labels([label for _, label in pairs], str(path))
         names = sorted(set(found), key=lambda y: (len(y), y))
         rows = [(text, names.index(label)) for (text, _), label in zip(pairs, found, strict=True)]
@@ -89,50 +99,44 @@ def load_labelled(
         )
     plain = path.is_dir() and not files and not (path / LISTS["train"]).exists()
     left_out: LeftOut = {}
-    folders = list_classes(path, left_out) if plain else []
+    media = IMAGES if backbone.preprocessing is None else media_of(backbone.preprocessing)
+    folders = list_classes(path, left_out, media) if plain else []
     if not plain or find_splits([each.name for each in folders], str(path)):
         return _from_data(load_data(name, backbone, options))
     if backbone.preprocessing is None:
         raise DataError("a text backbone needs text", where=name, fix="give a csv file")
     samples = []
     for each in folders:
-        images, others = find_images(each)
+        found, others = media.find(each)
+        refuse_mixed(media, others, str(each))
         merge_left_out(left_out, others)
-        samples += [(image, each.name) for image in images]
+        samples += [(file, each.name) for file in found]
     names = sorted({label for _, label in samples})
     if not names:
         raise DataError(
-            "a folder of images needs a folder for each class",
+            f"a folder of {media.nouns} needs a folder for each class",
             where=name,
-            found=f"{len(folders)} folders, no image in them",
-            fix="lay it out as CLASS/image.jpg; one class is enough",
+            found=f"{len(folders)} folders, none of {media.nouns}",
+            fix=f"lay it out as CLASS/{media.example}; one class is enough",
         )
-    numbered = [(image, names.index(label)) for image, label in samples]
+    numbered = [(file, names.index(label)) for file, label in samples]
     if options.skip_bad:
-        numbered, bad = drop_unreadable(numbered)
+        numbered, bad = drop_corrupt(numbered, backbone.preprocessing)
         left_out.setdefault(CORRUPT, []).extend(bad)
+    how = describe_inputs(backbone.preprocessing)
     return _known(
-        ImageFiles(numbered, backbone.preprocessing.transform("none")),
+        open_files(numbered, backbone.preprocessing),
         names,
         lambda n: str(numbered[n][0]),
-        None,
+        how.get("collate"),
         {why: [str(each) for each in files] for why, files in left_out.items()},
-        {},
+        how.get("notes", {}),
     )
 
 
 def find_labels(split: Any) -> list[int]:
     """The labels of a split, without decoding its images where it says them otherwise."""
-    if isinstance(labels := getattr(split, "labels", None), Tensor):
-        return labels.tolist()
-    if isinstance(split, ConcatDataset):
-        return [label for part in split.datasets for label in find_labels(part)]
-    if isinstance(split, Subset):
-        whole = find_labels(split.dataset)
-        return [whole[int(n)] for n in split.indices]
-    if isinstance(split, ImageDataset):
-        return [split.label(n) for n in range(len(split))]
-    return [int(split[n][1]) for n in range(len(split))]
+    return list(map(int, list_targets(split)))
 
 
 def _from_data(data: Data) -> Labelled:
@@ -161,7 +165,7 @@ def _known(
         raise DataError(
             "these examples are not known by their contents, so nobody can tell which of them are in already",
             found=type(examples).__name__,
-            fix="give a folder of images, a csv, or a list of pairs",
+            fix="give a folder of images or sounds, a csv, or a list of pairs",
         )
     return Labelled(
         examples, names, find_labels(examples), samples.inputs, shown, collate, left_out, notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from restuning._errors import warn
 
@@ -59,4 +59,27 @@ def warn_of_untrained(names: Sequence[str], trained: Iterable[int], where: str) 
             where=where,
             found=f"{len(without)} of {len(names)}, such as {', '.join(without[:3])}",
             fix="number classes from 0 without gaps, or give examples of them",
+        )
+
+
+def warn_of_unjudged(names: Sequence[str], there: Mapping[str, set[int]], where: str) -> None:
+    """Of classes that are trained and that no example of another split has, which figures of that split say nothing of.
+
+    Args:
+        names: Of all classes.
+        there: By "train", "val" and "test", as far as there are: the classes that an example has.
+        where: Of what.
+    """
+    missing = {
+        split: [names[y] for y in sorted(there["train"] - found)]
+        for split, found in there.items()
+        if split != "train"
+    }
+    told = [f"{split}: {', '.join(own[:3])}" for split, own in missing.items() if own]
+    if told:
+        warn(
+            "classes that a split has no example of: its figures say nothing of them",
+            where=where,
+            found="; ".join(told),
+            fix="give more examples of them, or make the splits by hand: train/, val/ and test/",
         )

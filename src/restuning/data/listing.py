@@ -1,12 +1,13 @@
-"""Which files of a folder are images, and what is passed over: named, or known to be nobody's data."""
+"""Which files of a folder are images or sounds, and what is passed over: named, or known to be nobody's data."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from restuning._errors import DataError
+from restuning.backbones.audio import AUDIO_SUFFIXES
 from restuning.backbones.images import AVIF_SUFFIXES, HEIF_SUFFIXES, image_suffixes
 
 LITTER = frozenset(
@@ -30,9 +31,13 @@ OUR_FILES = (
 
 # A line each: who makes pages of the names does not see a tuple's.
 NO_IMAGE = "no image"
+NO_SOUND = "no sound"
+LOOSE_SOUND = "loose sound"
 NEEDS_EXTRA = "needs an extra"
 CORRUPT = "corrupt"
 OURS, BACK, LOOSE, BESIDE = "ours", "back", "loose", "beside"
+NO_PAIR = "no pair"
+NO_PAIR_OF_DEPTH = "no pair of depth"
 
 _IN_WORDS = {
     CORRUPT: ("corrupt file", "corrupt files"),
@@ -41,8 +46,12 @@ _IN_WORDS = {
         "file that needs `pip install 'restuning[heif]'`",
         "files that need `pip install 'restuning[heif]'`",
     ),
+    NO_SOUND: ("file that is no sound", "files that are no sounds"),
     LOOSE: ("image in no class folder", "images in no class folder"),
+    LOOSE_SOUND: ("sound in no class folder", "sounds in no class folder"),
     BESIDE: ("folder beside the splits", "folders beside the splits"),
+    NO_PAIR: ("mask without an image", "masks without an image"),
+    NO_PAIR_OF_DEPTH: ("depth map without an image", "depth maps without an image"),
     OURS: ("folder of an earlier run", "folders of earlier runs"),
     BACK: ("link back to a folder above it", "links back to folders above them"),
 }
@@ -67,7 +76,22 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
     Raises:
         DataError: A folder cannot be read.
     """
-    images: list[Path] = []
+    return _find_files(folder, image_suffixes(), why_left_out)
+
+
+def find_sounds(folder: Path) -> tuple[list[Path], LeftOut]:
+    """Sound files of a folder, as `find_images` finds images.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    return _find_files(folder, AUDIO_SUFFIXES, lambda file: NO_SOUND)
+
+
+def _find_files(
+    folder: Path, suffixes: Collection[str], why: Callable[[Path], str]
+) -> tuple[list[Path], LeftOut]:
+    found: list[Path] = []
     left_out: LeftOut = {}
     above = list_above(folder)
     seen = {locate(folder)}
@@ -82,7 +106,7 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
         # In their order, so that of two ways to one folder always the same is taken.
         for name, entry in sorted(entries.items()):
             path = here / name
-            # Not `is_file`: a link to an image that is gone must be missed by name, not left out.
+            # Not `is_file`: a link to a file that is gone must be missed by name, not left out.
             if is_folder(entry):
                 place = locate(path)
                 if entry.is_symlink() and place in above | _between(here, folder):
@@ -90,12 +114,12 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
                 elif place not in seen:
                     seen.add(place)
                     folders.append(path)
-            elif path.suffix.lower() in image_suffixes():
-                images.append(path)
+            elif path.suffix.lower() in suffixes:
+                found.append(path)
             else:
-                left_out.setdefault(why_left_out(path), []).append(path)
+                left_out.setdefault(why(path), []).append(path)
         waiting += reversed(folders)
-    return sorted(images), {why: sorted(paths) for why, paths in left_out.items()}
+    return sorted(found), {why: sorted(paths) for why, paths in left_out.items()}
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

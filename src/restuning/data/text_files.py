@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from restuning._errors import DataError
@@ -125,7 +126,16 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         DataError: It cannot be read.
     """
-    return [line for line in split_lines(read_text(file)) if line.strip()]
+    return [line for _, line in read_numbered_lines(file)]
+
+
+def read_numbered_lines(file: Path) -> list[tuple[int, str]]:
+    """Likewise, each with its number in the file, from 1: empty lines count.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return [(n, line) for n, line in enumerate(split_lines(read_text(file)), 1) if line.strip()]
 
 
 def read_csv(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
@@ -137,12 +147,34 @@ def read_csv(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
         DataError: Unreadable, without the columns or with one of them twice, a row has more or
             fewer cells than there are columns, or a label is missing.
     """
-    content = read_text(file)
-    header, separator = _read_header(file, content, [c for c in (text, label) if c is not None])
-    at = header.index(text)
-    label_at = None if label is None else header.index(label)
-    reader = _open_reader(content, separator)
     rows: list[tuple[str, str]] = []
+    for line, cells in read_cells(file, [c for c in (text, label) if c is not None]):
+        answer = "" if label is None else cells[label]
+        if label is not None and not answer.strip():
+            raise DataError(
+                "a text has no label",
+                where=f"{file}, line {line}",
+                found=cells[text][:60],
+                fix="give it one, or remove the line",
+            )
+        rows.append((cells[text], answer))
+    return rows
+
+
+def read_cells(file: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The number of the line that each row of a csv begins in, and its cells by column.
+
+    Args:
+        file: With a header.
+        wanted: Columns that must be there, each once.
+
+    Raises:
+        DataError: As `read_csv`, but that no cell is asked for.
+    """
+    content = read_text(file)
+    header, separator = _read_header(file, content, list(wanted))
+    places = [header.index(name) for name in wanted]
+    reader = _open_reader(content, separator)
     line = 1
     try:
         next(reader)
@@ -152,15 +184,7 @@ def read_csv(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
             # Blank lines are no rows.
             if len(row) > 1 or (row and row[0].strip()):
                 _check_row(file, line, row, header)
-                answer = "" if label_at is None else row[label_at]
-                if label_at is not None and not answer.strip():
-                    raise DataError(
-                        "a text has no label",
-                        where=f"{file}, line {line}",
-                        found=row[at][:60],
-                        fix="give it one, or remove the line",
-                    )
-                rows.append((row[at], answer))
+                yield line, {name: row[at] for name, at in zip(wanted, places, strict=True)}
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -169,7 +193,24 @@ def read_csv(file: Path, text: str, label: str | None) -> list[tuple[str, str]]:
             found=str(error)[:200],
             fix='write a quote inside of a quoted cell twice (""), and close every quote',
         ) from None
-    return rows
+
+
+def writes_decimal_commas(file: Path, wanted: Sequence[str]) -> bool:
+    """Whether cells are separated by semicolons, as Excel does where the comma is the decimal point.
+
+    Raises:
+        DataError: As `read_cells`.
+    """
+    return _read_header(file, read_text(file), list(wanted))[1] == ";"
+
+
+def list_columns(file: Path) -> list[str]:
+    """The names of the columns of a csv, as far as its header says them.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return _read_header(file, read_text(file), [])[0]
 
 
 def _open_reader(content: str, separator: str):  # noqa: ANN202 (csv names no type of its readers)
@@ -189,6 +230,9 @@ def _read_header(file: Path, content: str, wanted: list[str]) -> tuple[list[str]
             continue
         headers[separator] = [cell.strip() for cell in row]
     fits = [s for s, header in headers.items() if all(w in header for w in wanted)]
+    if not wanted:
+        # Nothing says which of them it is but how many columns each makes.
+        fits = sorted(headers, key=lambda s: -len(headers[s]))
     if not fits:
         columns = max(headers.values(), key=len, default=[])
         raise DataError(

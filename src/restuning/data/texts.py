@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from restuning.data.labels import trim_labels
 from restuning.data.splits import find_splits
 from restuning.data.text_files import read_csv, read_text, split_lines
 from restuning.data.tokens import TagBatch, TextBatch
+from restuning.problems import Tokens
 
 if TYPE_CHECKING:
     from restuning.backbones import Backbone
@@ -46,8 +47,8 @@ def find_files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 def from_csv(path: Path, files: dict[str, Path], backbone: Backbone, options: DataOptions) -> Data:
     """A csv file, or those of a folder, as `find_files` found them."""
     collate = TextBatch(require_tokenizer(path, backbone), options.max_tokens)
-    rows = {k: read_csv(file, options.text, options.label) for k, file in files.items()}
-    _refuse_empty(files, rows)
+    rows = {k: read_csv(file, options.text, str(options.label)) for k, file in files.items()}
+    refuse_empty(files, rows)
     trimmed = iter(trim_labels([y for pairs in rows.values() for _, y in pairs], str(path)))
     rows = {k: [(text, next(trimmed)) for text, _ in pairs] for k, pairs in rows.items()}
     if "whole" in rows:
@@ -73,7 +74,7 @@ def from_conll(
     """
     collate = TagBatch(require_tokenizer(path, backbone), options.max_tokens)
     rows = {k: _read_sentences(file) for k, file in files.items()}
-    _refuse_empty(files, rows)
+    refuse_empty(files, rows)
     if "whole" in rows:
         whole = rows["whole"]
         # Sentences hold several classes each, so there is nothing to divide evenly.
@@ -91,7 +92,12 @@ def from_conll(
     return _build_data(path, splits, labels, collate, options.final)
 
 
-def _refuse_empty(files: dict[str, Path], rows: dict[str, list[Any]]) -> None:
+def refuse_empty(files: dict[str, Path], rows: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a split whose file holds no row.
+
+    Raises:
+        DataError: One does.
+    """
     for split, file in files.items():
         if not rows[split]:
             raise DataError(
@@ -192,4 +198,5 @@ def _build_data(
         collate.kind,
         collate,
         notes={"preprocessing": collate.to_dict()},
+        problem=Tokens() if collate.kind == "tags" else None,
     )

@@ -27,6 +27,7 @@ class TextBatch:
         tokenizer: The backbone's.
         longest: Tokens of a text that are read. 256 is what nobody asked for, and read as no more than
             the backbone takes.
+        table: Whether they were read as columns of a table (`data/tables.py`), whose splits are drawn row by row.
 
     Attributes:
         kind: Of the data set it collates.
@@ -37,7 +38,7 @@ class TextBatch:
 
     kind = "text"
 
-    def __init__(self, tokenizer: Any, longest: int = LONGEST_TEXT) -> None:
+    def __init__(self, tokenizer: Any, longest: int = LONGEST_TEXT, *, table: bool = False) -> None:
         if longest < 1:
             raise DataError(
                 "texts need a token", found=f"max_tokens={longest}", fix="give 1 or more"
@@ -49,7 +50,7 @@ class TextBatch:
                 found=f"max_tokens={longest}, and it takes {most}",
                 fix=f"give {most} or less",
             )
-        self.tokenizer, self.longest = tokenizer, longest
+        self.tokenizer, self.longest, self.table = tokenizer, longest, table
 
     @property
     def limit(self) -> int:
@@ -81,11 +82,13 @@ class TextBatch:
     def __call__(self, samples: Sequence[tuple[str, int]]) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of `(text, label)`."""
         texts, labels = zip(*samples, strict=True)
-        return dict(self.tokens(texts)), torch.tensor(labels)
+        stacked = isinstance(labels[0], Tensor)
+        return dict(self.tokens(texts)), torch.stack(labels) if stacked else torch.tensor(labels)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for a task file and the key of a store."""
-        return {"kind": self.kind, "max_tokens": self.limit}
+        table = {"table": True} if self.table else {}
+        return {"kind": self.kind, "max_tokens": self.limit, **table}
 
 
 class TagBatch(TextBatch):
@@ -137,7 +140,8 @@ def make_text_batch(tokenizer: Any, values: Mapping[str, Any]) -> TextBatch:
     kind = TagBatch if values.get("kind") == "tags" else TextBatch
     longest = int(values.get("max_tokens", LONGEST_TEXT))
     # Files from before positions were counted may hold more than the backbone takes.
-    return kind(tokenizer, min(longest, _most_tokens(tokenizer) or longest))
+    longest = min(longest, _most_tokens(tokenizer) or longest)
+    return kind(tokenizer, longest, table=values.get("table") is True)
 
 
 def _most_tokens(tokenizer: Any) -> int | None:

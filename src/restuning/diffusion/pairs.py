@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restuning._errors import DataError, FormatError, require
+from restuning._errors import DataError, FormatError
 from restuning._files import parse_json
 from restuning.data import read_image
+from restuning.data.tables import open_parquet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -166,18 +167,9 @@ def _parse_row(root: Path, row: Any, where: str) -> tuple[Path, str]:
 
 
 def _read_parquet(files: list[Path]) -> Pairs:
-    parquet = require("pyarrow.parquet", "diffusion", "reading parquet")
     names, captions, sources = [], [], []
     for file in files:
-        try:
-            table = parquet.read_table(file)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                "a parquet file cannot be read",
-                where=str(file),
-                found=str(error)[:200],
-                fix="restore it from where it came from",
-            ) from None
+        table = open_parquet(file, "diffusion", "reading parquet")
         text = next((c for c in CAPTION_COLUMNS if c in table.column_names), None)
         image = next((c for c in IMAGE_COLUMNS if c in table.column_names), None)
         if text is None or image is None:

@@ -28,7 +28,7 @@ class DenoiserSettings(LoopSettings):
         accumulate: Pieces a batch is run in.
         checkpoint_every: Steps between two checkpoints.
         sample_every: Steps between two sample grids and task folders; None for one at the end.
-        track: "tensorboard", "wandb", or both.
+        track: Trackers that are told of the run, as of `FitSettings`.
 
     Raises:
         TrainingError: A value is out of its range.

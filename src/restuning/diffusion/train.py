@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from restuning._errors import TrainingError
+from restuning._errors import TrainingError, warn
 from restuning.diffusion.batch import draw_batch
 from restuning.diffusion.encode import EncodedPairs
 from restuning.diffusion.objective import NoisyBatch, Objective
@@ -22,11 +22,13 @@ from restuning.diffusion.tuned_denoiser import TunedDenoiser
 from restuning.host import Host
 from restuning.runtime.randomness import preserve_randomness
 from restuning.task import Task, check_savable, save
+from restuning.training.callbacks import Callback, Callbacks
 from restuning.training.identity import describe_host
 from restuning.training.loop import LOG_EVERY, run_to_end
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.prepare import prepare_without_rows
 from restuning.training.randomness import Order
+from restuning.training.trackers import check_installed
 
 Piece = tuple[NoisyBatch, Mapping[str, Tensor]]
 """Noised samples and their conditions."""
@@ -45,7 +47,9 @@ class DenoiserTraining:
         out: Folder of the run: `log.jsonl`, `checkpoints/`, `NAME.task`, `samples/`.
         fixed: Further inputs of the denoiser.
         backbone: Name written into the task folders.
-        draw: Called with the step where sample grids are due, with the weights that would be left now.
+        draw: Called with the step where sample grids are due, with the weights that would be left now; may give the
+            file of a picture, which trackers show.
+        callbacks: Told what the run does: `on_step` and `on_end`, since there are no epochs and no validation.
     """
 
     host: Host
@@ -56,7 +60,8 @@ class DenoiserTraining:
     out: Path | str
     fixed: Mapping[str, Any] | None = None
     backbone: str = ""
-    draw: Callable[[int], None] | None = None
+    draw: Callable[[int], Path | None] | None = None
+    callbacks: Sequence[Callback] = ()
 
 
 def train_denoiser(
@@ -89,6 +94,20 @@ def train_denoiser(
     """
     if len(training.data) == 0:
         raise TrainingError("there is nothing to train on", found="no images")
+    check_installed(training.settings.track)
+    if blind := [type(each).__name__ for each in training.callbacks if each.needs_validation]:
+        raise TrainingError(
+            "a denoiser has no validation that could be followed",
+            where=", ".join(blind),
+            fix="leave it out, and judge samples: `sample_every`",
+        )
+    if Callbacks(training.callbacks).may_end:
+        warn(
+            "a denoiser has steps and no epochs",
+            where="callbacks",
+            found="a callback with `on_epoch`, which is never called",
+            fix="write `on_step`, which is given `record.epoch` as well",
+        )
     objective = Denoising(training)
     return run_to_end(objective, Path(training.out), resume=resume, progress=progress)
 
@@ -102,6 +121,9 @@ class Denoising(TrainingObjective):
 
     def __init__(self, training: DenoiserTraining) -> None:
         self.training = training
+        self.callbacks = Callbacks(training.callbacks)
+        self.about = {"backbone": training.backbone, "tasks": ", ".join(training.tasks)}
+        self.drawn: Path | None = None
         self.settings: DenoiserSettings = training.settings
         settings = training.settings
         self.out, self.steps, self.warmup = Path(training.out), settings.steps, settings.warmup
@@ -131,6 +153,7 @@ class Denoising(TrainingObjective):
             "objective": training.objective.kind,
             "min_snr": training.objective.min_snr,
             "tasks": json.dumps(specs, sort_keys=True),
+            **self.callbacks.identity(),
         }
 
     def place(self, accelerator: Accelerator) -> None:
@@ -150,6 +173,14 @@ class Denoising(TrainingObjective):
             yield draw_batch(
                 training.data, training.objective, self.settings, self.order, step, rank, world
             )
+
+    def mean_loss(self, figures: Sequence[float], examples: int) -> float:
+        """The mean over tasks as well."""
+        return sum(figures) / len(figures) / examples
+
+    def pictures(self) -> dict[str, Path]:
+        """The newest grid of samples."""
+        return {} if self.drawn is None else {"samples": self.drawn}
 
     def split(self, batch: Piece) -> Sequence[Piece]:
         """Rows of a batch, in as many pieces as `accumulate` says."""
@@ -234,4 +265,4 @@ class Denoising(TrainingObjective):
         if training.draw is not None:
             # A caller's sampler may draw; training must not depend on whether it does.
             with preserve_randomness():
-                training.draw(step)
+                self.drawn = training.draw(step)

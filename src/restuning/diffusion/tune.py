@@ -19,8 +19,10 @@ from restuning.diffusion.settings import DenoiserSettings
 from restuning.diffusion.train import DenoiserTraining, train_denoiser
 from restuning.host import Host
 from restuning.task import Task
+from restuning.training.callbacks import Callback
 from restuning.training.device import on_device
-from restuning.training.run import Log, silent
+from restuning.training.run import Log, log_line
+from restuning.training.trackers import check_installed
 
 BYPASS_RANK, INSIDE_RANK = 64, 50
 """Defaults of a bypass and of tuners inside, the latter the paper's 2.5 M on Stable Diffusion v1.5."""
@@ -97,7 +99,9 @@ def tune_pipeline(
     store: str | Path | None = None,
     device: str | torch.device | None = None,
     resume: bool = True,
-    log: Log = silent,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    log: Log = log_line,
 ) -> TunedPipeline:
     """Encode images and captions, train, draw and save: all `restuning train-image-generation` does.
 
@@ -111,7 +115,9 @@ def tune_pipeline(
         store: Where latents are kept; None for a folder `latents` beside `out`.
         device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
         resume: False starts over.
-        log: Receives a line for each thing that is decided.
+        progress: A bar on a terminal, and lines elsewhere.
+        callbacks: As of `DenoiserTraining`.
+        log: Receives a line for each thing that is decided; by itself Python's logger `restuning` does.
 
     Raises:
         UnknownNameError: No such method.
@@ -121,6 +127,7 @@ def tune_pipeline(
     """
     # Before images are encoded, which may take hours.
     methods.check(request.method)
+    check_installed(request.settings.track)
     out, settings = Path(out), request.settings
     pairs = load_pairs(request.data)
     with on_device(device) as place:
@@ -140,7 +147,7 @@ def tune_pipeline(
         # Each caption once, in their order.
         prompts = request.samples.prompts or list(dict.fromkeys(pairs.captions))[:CAPTIONS_DRAWN]
 
-        def draw(step: int) -> None:
+        def draw(step: int) -> Path:
             # The pipeline as it is above the tuned one, both from the same noise.
             rows = [
                 parts.generate(
@@ -152,7 +159,9 @@ def tune_pipeline(
                 )
                 for used in (None, task)
             ]
-            save_grid(torch.cat(rows), out / "samples" / f"step-{step:06d}.png", len(prompts))
+            file = out / "samples" / f"step-{step:06d}.png"
+            save_grid(torch.cat(rows), file, len(prompts))
+            return file
 
         training = DenoiserTraining(
             host,
@@ -164,8 +173,9 @@ def tune_pipeline(
             parts.fixed,
             backbone=f"diffusers:{request.pipeline}",
             draw=draw,
+            callbacks=callbacks,
         )
-        result = train_denoiser(training, resume=resume)
+        result = train_denoiser(training, resume=resume, progress=progress)
     metrics = {
         "method": request.method,
         "parameters": task.tuner_parameters(),

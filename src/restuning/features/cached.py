@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from restuning._errors import StoreError
 from restuning.data import Contents
 from restuning.data.identity import combine, describe_reading, label_digests
 from restuning.features.store import Store, lacks
-from restuning.features.views import draw_view
+from restuning.features.views import FLIP, draw_view
 from restuning.host import Extractor
-from restuning.sites import FEATURE, ONE_TOKEN, Needs, split_tap, take_one_token
+from restuning.sites import FEATURE, ONE_TOKEN, Features, Needs, split_tap, take_one_token
 from restuning.task import Task
 
 
@@ -28,6 +28,8 @@ class StoredFeatures(Dataset):
         store: Opened.
         splits: Put one after the other ("train", then "val" for a final run).
         views: How many of the training split's views are drawn from; 1 is the image itself.
+        targets: Of all rows, in place of the labels that are stored, `n` or `n ...`.
+        mirror: Targets of mirror images, which the second view is of; None where they are the same.
 
     Raises:
         StoreError: No such split or view.
@@ -35,7 +37,14 @@ class StoredFeatures(Dataset):
 
     whole_batches = True
 
-    def __init__(self, store: Store, splits: Sequence[str], views: int = 1) -> None:
+    def __init__(
+        self,
+        store: Store,
+        splits: Sequence[str],
+        views: int = 1,
+        targets: Tensor | None = None,
+        mirror: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         for split in splits:
             if split not in store.key.splits:
                 raise StoreError("no such split in the store", where=str(store.path), found=split)
@@ -48,7 +57,8 @@ class StoredFeatures(Dataset):
             )
         self.store, self.splits, self.views = store, tuple(splits), views
         self.places = [(s, i) for s in splits for i in range(store.key.splits[s])]
-        self.labels = torch.cat([store.labels(s) for s in splits])
+        self.targets, self.mirror = targets, mirror
+        self.labels = torch.cat([store.labels(s) for s in splits]) if targets is None else targets
 
     def __len__(self) -> int:
         """Number of inputs."""
@@ -67,14 +77,25 @@ class StoredFeatures(Dataset):
         form = (key.preprocessing, views, key.dtype, key.precision, self.store.form)
         reading = describe_reading("stored features", *form)
         if key.known_by_contents and isinstance(identity, Mapping):
-            return contents_of_splits(identity, self.splits, reading)
-        labels = combine(label_digests(self.labels.tolist()))
+            return contents_of_splits(self._with_targets(identity), self.splits, reading)
+        labels = combine(label_digests(self.labels))
         return _join([(self.store.digest(s), labels) for s in self.splits], reading)
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:
+    def _with_targets(self, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The contents of the splits, with the targets that stand in place of stored labels."""
+        if self.targets is None:
+            return identity
+        sizes = [self.store.key.splits[split] for split in self.splits]
+        told = dict(identity)
+        for split, own in zip(self.splits, self.targets.split(sizes), strict=True):
+            told[split] = {**identity[split], "labels": combine(label_digests(own))}
+        return told
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Any]:
         """One input's taps (without a batch axis) and its label."""
         taps, labels = self.gather([index], [self.view()])
-        return {name: tap[0] for name, tap in taps.items()}, int(labels[0])
+        target = int(labels[0]) if labels.ndim == 1 else labels[0]
+        return {name: tap[0] for name, tap in taps.items()}, target
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """A whole batch of plain views."""
@@ -88,7 +109,7 @@ class StoredFeatures(Dataset):
         self, indices: Sequence[int], views: Sequence[int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Taps and labels of a batch."""
-        at = torch.as_tensor(list(indices))
+        labels = self._labels_of(indices, views)
         # Rows lie in files by split and view: each group is read at once, then put in order.
         groups: dict[tuple[str, int], list[int]] = {}
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
@@ -100,9 +121,22 @@ class StoredFeatures(Dataset):
             for (split, view), positions in groups.items()
         ]
         if len(parts) == 1:
-            return self.store.taps(parts[0]), self.labels[at]
+            return self.store.taps(parts[0]), labels
         order = torch.tensor([p for positions in groups.values() for p in positions])
-        return self.store.taps(torch.cat(parts)[order.argsort()]), self.labels[at]
+        return self.store.taps(torch.cat(parts)[order.argsort()]), labels
+
+    def _labels_of(self, indices: Sequence[int], views: Sequence[int]) -> Tensor:
+        labels = self.labels[torch.as_tensor(list(indices))]
+        if self.mirror is None or FLIP not in views:
+            return labels
+        flipped = [
+            place
+            for place, (index, view) in enumerate(zip(indices, views, strict=True))
+            if view == FLIP and self.places[index][0] == "train"
+        ]
+        if flipped:
+            labels[flipped] = self.mirror(labels[flipped])
+        return labels
 
 
 class Cached(nn.Module):
@@ -130,9 +164,9 @@ class Cached(nn.Module):
         prepared = self.task.take_prepared(inputs)
         return self.task({**self.taps(**inputs), **prepared}, self.host.readout)
 
-    def taps(self, **stored: Tensor) -> Mapping[str, Tensor]:
-        """What the task reads of stored taps."""
-        return select_taps(stored, self._needs, self._last)
+    def taps(self, **stored: Tensor) -> Features:
+        """What the task reads of stored taps, with the readout."""
+        return Features(select_taps(stored, self._needs, self._last), self.host.readout)
 
 
 def select_taps(stored: Mapping[str, Tensor], needs: Needs, last: str) -> dict[str, Tensor]:

@@ -7,37 +7,38 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
-from restuning.bypass.pooling import measure_pooling_loss
-from restuning.features.key import StoreKey, pool_taps
+from restuning.features.compute import Writer, compute_taps
+from restuning.features.key import StoreKey
 from restuning.features.manifest import KEY, MANIFEST, Shard, read_entry, read_key
+from restuning.features.stages import Stages
 from restuning.features.store import Store
-from restuning.features.writing import (
-    Lost,
-    explain_write_errors,
-    finish,
-    is_written,
-    write_shard,
-)
+from restuning.features.writing import explain_write_errors, finish, is_written
 from restuning.host import Extractor
 from restuning.runtime.processes import is_main_process
-from restuning.sites import Needs, is_stream
+from restuning.runtime.shown import draws_bars
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 512
 """The most a killed process loses: 512 forwards, about a minute of one CPU core on ViT-S."""
 
+MANY = 1000
+"""Files of the usual size from which a store has larger ones unasked."""
+
+LARGE_BYTES = 256 * 10**6
+"""Of a file of such a store: 10 million class tokens of ViT-B in fp16 are 780 files and not 20,000."""
+
+MOST_ROWS = 2**19
+"""Of a shard of any size: their labels stand in one JSON file, of which no more is read."""
 
 TIMED = 4
 """Inputs of the forward that a forecast times."""
@@ -117,11 +118,13 @@ def build(
     splits: Mapping[tuple[str, int], Any],
     *,
     batch_size: int = 32,
-    workers: int = 0,
+    workers: int | None = 0,
     collate: Callable | None = None,
     progress: bool = True,
     check: Callable[[str, int, int], None] = lambda split, start, stop: None,
     lent: Mapping[str, Store] = MappingProxyType({}),
+    shard_bytes: int | None = None,
+    stages: Stages | None = None,
 ) -> Store:
     """Compute what is missing of a store and open it.
 
@@ -134,12 +137,16 @@ def build(
         root: Where stores lie; the store is `root/DATA-DIGEST`.
         splits: Data sets of `(input, label)` by split and number of the view.
         batch_size: Inputs of one forward.
-        workers: Processes that read and decode inputs.
+        workers: Processes that read and decode inputs; None for as many as `choose_workers` says.
         collate: Samples to a batch.
         progress: A bar on a terminal.
         check: Called with a split and a range of its inputs when they were read, before their
             features are kept; raises where they are no longer those of the key.
         lent: Stores that hold some splits already, by split: those are copied, and no forward is made.
+        shard_bytes: Of one file of values, as they are kept; None for at most `SHARD_BYTES` and
+            `SHARD_ROWS`, and for `LARGE_BYTES` where these would be more than `MANY` files. A process holds the rows of one in fp32 until it is written, and a killed
+            one loses them.
+        stages: Receives where the time went.
 
     Raises:
         StoreError: The disk is full or cannot be written, features are not finite, or the folder
@@ -148,8 +155,32 @@ def build(
     folder = place(root, key)
     if (folder / MANIFEST).exists():
         return open_finished(folder, key)
-    _prepare(folder, key)
-    plan = _plan(key, batch_size)
+    prepare(folder, key)
+    plan = cut(key, shard_rows(key, batch_size, shard_bytes))
+    missing = count_missing(folder, key, plan)
+    with show_progress(key.rows, key.rows - missing, progress) as shown:
+        stages = Stages() if stages is None else stages
+        writer = Writer(
+            host, key, folder, batch_size, workers, collate, shown, check, stages, claimed=True
+        )
+        # First what nobody has claimed, then what others had claimed and may have left behind.
+        for wait in (False, True):
+            for (split, view), dataset in splits.items():
+                shards = [s for s in plan if (s.split, s.view) == (split, view)]
+                if split in lent:
+                    writer.copy(shards, lent[split], wait)
+                else:
+                    writer.write(shards, dataset, wait)
+    finish_once(folder, key, plan)
+    return open_finished(folder, key)
+
+
+def count_missing(folder: Path, key: StoreKey, plan: list[Shard]) -> int:
+    """Rows that are still to be computed of some shards.
+
+    Raises:
+        StoreError: One that is there is damaged, or there is no room for the rest.
+    """
     missing = 0
     for shard in plan:
         if is_written(folder, shard):
@@ -165,6 +196,12 @@ def build(
             f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free",
             fix="free space, choose --store elsewhere, or a smaller --dtype",
         )
+    return missing
+
+
+@contextmanager
+def show_progress(rows: int, done: int, shown: bool) -> Iterator[Callable[[int, Stages], None]]:
+    """A bar on a terminal that names the bottleneck; what it gives receives rows that were computed."""
     # Imported here: most who read stores never build one.
     from rich.console import Console
     from rich.progress import (
@@ -177,26 +214,22 @@ def build(
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("features"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not (progress and console.is_terminal and is_main_process()),
+        disable=not (shown and draws_bars(console) and is_main_process()),
     )
     with bar:
-        line = bar.add_task("", total=key.rows, completed=key.rows - missing)
-        advance = partial(bar.advance, line)
-        writer = _Writer(host, key, folder, batch_size, workers, collate, advance, check)
-        # First what nobody has claimed, then what others had claimed and may have left behind.
-        for wait in (False, True):
-            for (split, view), dataset in splits.items():
-                shards = [s for s in plan if (s.split, s.view) == (split, view)]
-                if split in lent:
-                    writer.copy(shards, lent[split], wait)
-                else:
-                    writer.write(shards, dataset, wait)
-    # One of several writers finishes; the others find the manifest there.
+        line = bar.add_task("features", total=rows, completed=done)
+        yield lambda more, stages: bar.update(
+            line, advance=more, description=f"features (most time: {stages.bottleneck})"
+        )
+
+
+def finish_once(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
+    """Write the manifest; of several writers one does, and the others find it there."""
     claim = Claim.take(folder / "manifest.lock", wait=True)
     try:
         if not (folder / MANIFEST).exists():
@@ -207,26 +240,11 @@ def build(
     finally:
         if claim is not None:
             claim.give_back()
-    return open_finished(folder, key)
 
 
 def place(root: Path, key: StoreKey) -> Path:
     """The folder of a store."""
     return Path(root) / f"{key.data['name']}-{key.digest[:12]}"
-
-
-def compute_taps(host: Extractor, key: StoreKey, *inputs: Any) -> Mapping[str, Tensor]:
-    """The taps of one batch (a tensor, or a mapping by keyword) that a store keeps, not pooled yet."""
-    device = host.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=key.precision == "bf16"):
-        if inputs and isinstance(inputs[0], Mapping):
-            return host.features(keep=_needs(key), **inputs[0])
-        return host.features(*inputs, keep=_needs(key))
-
-
-def _needs(key: StoreKey) -> Needs:
-    # A forward gives whole patches; they are pooled after it.
-    return replace(key.needs, pool_patches=1)
 
 
 def open_finished(folder: Path, key: StoreKey) -> Store:
@@ -250,7 +268,12 @@ def _refuse_other(folder: Path, there: StoreKey, wanted: StoreKey) -> None:
         )
 
 
-def _prepare(folder: Path, key: StoreKey) -> None:
+def prepare(folder: Path, key: StoreKey) -> None:
+    """Make the folder of a store, or go on with it.
+
+    Raises:
+        StoreError: It holds another store, or cannot be written.
+    """
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(folder / KEY):
@@ -259,145 +282,22 @@ def _prepare(folder: Path, key: StoreKey) -> None:
             write_bytes(folder / KEY, json.dumps(key.to_dict(), indent=1).encode())
 
 
-def _plan(key: StoreKey, batch_size: int) -> list[Shard]:
-    rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, key.bytes_per_row)))
-    # Whole batches, so that a shard's values do not depend on who computes it.
-    rows = max(batch_size, rows // batch_size * batch_size)
+def shard_rows(key: StoreKey, batch_size: int, shard_bytes: int | None = None) -> int:
+    """Rows of one shard: whole batches, so that a shard's values do not depend on who computes it."""
+    row = max(1, key.bytes_per_row)
+    rows = min(SHARD_ROWS, SHARD_BYTES // row)
+    if shard_bytes is None and key.rows > MANY * max(batch_size, rows):
+        shard_bytes = LARGE_BYTES
+    if shard_bytes is not None:
+        rows = min(MOST_ROWS, shard_bytes // row)
+    return max(batch_size, rows // batch_size * batch_size)
+
+
+def cut(key: StoreKey, rows: int) -> list[Shard]:
+    """All shards of a store, where one has so many rows."""
     return [
         Shard(split, view, start, min(start + rows, count))
         for split, count in key.splits.items()
         for view in range(len(key.views) if split == "train" else 1)
         for start in range(0, count, rows)
     ]
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Computes shards and writes them, each claimed by one process.
-
-    Attributes:
-        host, key: What is computed.
-        folder: Of the store.
-        batch_size, workers, collate: As for `build`.
-        advance: Receives the number of rows that were computed.
-        check: As for `build`.
-    """
-
-    host: Extractor
-    key: StoreKey
-    folder: Path
-    batch_size: int
-    workers: int
-    collate: Callable | None
-    advance: Callable[[int], None]
-    check: Callable[[str, int, int], None]
-
-    def copy(self, shards: list[Shard], store: Store, wait: bool) -> None:
-        """Take the shards that nobody has written or claimed from a store of the same values."""
-        store = store.only(self.key.needs)
-        for shard in shards:
-            claim = self._claim(shard, wait)
-            if claim is None:
-                continue
-            try:
-                at = range(shard.start, shard.stop)
-                rows = store.rows(shard.split, shard.view, at)
-                labels = store.labels(shard.split)[shard.start : shard.stop].tolist()
-                write_shard(self.folder, self.key, shard, rows, labels)
-                self.advance(len(at))
-            finally:
-                claim.give_back()
-
-    def write(self, shards: list[Shard], dataset: Any, wait: bool) -> None:
-        """Compute the shards that nobody has written or claimed; `wait` for claims of others."""
-        claims: dict[Shard, Claim] = {}
-        # What the loader was asked for and has not given yet: shard and row behind each batch.
-        queue: list[tuple[Shard, int]] = []
-        loader = DataLoader(
-            dataset,
-            # A generator as sampler: torch's signature says it wants more than it uses.
-            batch_sampler=cast(Any, self._batches(shards, wait, claims, queue)),
-            num_workers=self.workers,
-            collate_fn=self.collate,
-            generator=torch.Generator().manual_seed(0),
-        )
-        parts: list[Tensor] = []
-        labels: list[int] = []
-        lost: Lost = {}
-        last = self.host.sites.taps[-1]
-        try:
-            for inputs, answers in loader:
-                shard, stop = queue.pop(0)
-                taps = self._taps(inputs)
-                if self.key.pool_patches > 1:
-                    _count(lost, taps, self.key, last)
-                parts.append(_row(pool_taps(taps, self.key.pool_patches, last), self.key))
-                labels += [int(y) for y in answers]
-                self.advance(len(answers))
-                if stop == shard.stop:
-                    self.check(shard.split, shard.start, shard.stop)
-                    write_shard(self.folder, self.key, shard, torch.cat(parts), labels, lost)
-                    claims.pop(shard).give_back()
-                    parts, labels, lost = [], [], {}
-        finally:
-            for claim in claims.values():
-                claim.give_back()
-
-    def _batches(
-        self,
-        shards: list[Shard],
-        wait: bool,
-        claims: dict[Shard, Claim],
-        queue: list[tuple[Shard, int]],
-    ) -> Iterator[list[int]]:
-        # The loader asks a little ahead of the forwards, so claims are few and short.
-        for shard in shards:
-            claim = self._claim(shard, wait)
-            if claim is None:
-                continue
-            claims[shard] = claim
-            for start in range(shard.start, shard.stop, self.batch_size):
-                stop = min(start + self.batch_size, shard.stop)
-                queue.append((shard, stop))
-                yield list(range(start, stop))
-
-    def _claim(self, shard: Shard, wait: bool) -> Claim | None:
-        """A shard that is not written yet; None where it is, or is another's."""
-        if is_written(self.folder, shard):
-            return None
-        claim = Claim.take(self.folder / f"{shard.name}.lock", wait=wait)
-        # Its owner may have finished while we waited.
-        if claim is not None and is_written(self.folder, shard):
-            claim.give_back()
-            return None
-        return claim
-
-    def _taps(self, inputs: Any) -> Mapping[str, Tensor]:
-        device = self.host.device
-        if isinstance(inputs, Mapping):
-            named = {k: v.to(device) for k, v in inputs.items()}
-            return compute_taps(self.host, self.key, named)
-        return compute_taps(self.host, self.key, inputs.to(device))
-
-
-def _count(lost: Lost, taps: Mapping[str, Tensor], key: StoreKey, last: str) -> None:
-    """Add what merging takes from a batch."""
-    for tap in key.taps:
-        if tap.name != last and is_stream(tap.name):
-            before, now = (
-                lost.get(tap.name, (0.0, 0.0)),
-                measure_pooling_loss(taps[tap.name], key.pool_patches),
-            )
-            lost[tap.name] = (before[0] + now[0], before[1] + now[1])
-
-
-def _row(taps: Mapping[str, Tensor], key: StoreKey) -> Tensor:
-    for tap in key.taps:
-        if tuple(taps[tap.name].shape[1:]) != tap.shape:
-            raise StoreError(
-                "inputs of different sizes cannot share a store",
-                where=tap.name,
-                found=f"{tuple(taps[tap.name].shape[1:])}, first was {tap.shape}",
-                fix="store class tokens only, or train live (--no-cache)",
-            )
-    return torch.cat([taps[t.name].flatten(1) for t in key.taps], 1).float().cpu()

@@ -17,6 +17,9 @@ from restuning._files import read_json
 from restuning.features.key import SCHEMA, StoreKey
 
 MANIFEST = "manifest.json"
+MARKS = "share.*-of-*.json"
+"""What workers leave that write a share of a store each; see `share.py`."""
+
 KEY = "key.json"
 REBUILD = "remove it (`restuning cache rm`) and build it again: nothing of it is used"
 
@@ -92,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
             if unfinished
             else "`restuning cache DATA` builds one, `restuning cache ls` lists them",
         )
-    content = _read(file)
+    content = read_content(file)
     try:
         key = _check_key(content["key"], file)
         raw = json.dumps(content["key"], sort_keys=True).encode()
@@ -122,7 +125,7 @@ def read_key(folder: Path) -> StoreKey:
         StoreError: There is none, or it cannot be read.
     """
     file = folder / KEY
-    content = _read(file)
+    content = read_content(file)
     try:
         return _check_key(content, file)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -136,7 +139,7 @@ def read_entry(folder: Path, key: StoreKey, shard: Shard) -> dict[str, Any]:
         StoreError: It is not as it was written, or its files are not.
     """
     file = folder / f"{shard.name}.json"
-    content = _read(file)
+    content = read_content(file)
     try:
         there, files = _check_shards(key, [content])
         if there[(shard.split, shard.view)] != [shard]:
@@ -155,18 +158,23 @@ def read_entry(folder: Path, key: StoreKey, shard: Shard) -> dict[str, Any]:
     return content
 
 
-def damaged(file: Path, found: str) -> StoreError:
-    """The error for a file of a store that is not as it was written."""
-    return StoreError("a feature store is damaged", where=str(file), found=found, fix=REBUILD)
+def read_content(file: Path, *, sealed: bool = False) -> dict[str, Any]:
+    """What a file of JSON in a store's folder says, nothing of it checked but its seal, which may be wanted.
 
-
-def _read(file: Path) -> dict[str, Any]:
+    Raises:
+        StoreError: It cannot be read, or is a link.
+    """
     if file.is_symlink():
         raise damaged(file, "a link, which may lead out of the folder")
     try:
-        return read_json(file)
+        return read_json(file, sealed=sealed)
     except FormatError as error:
         raise damaged(file, error.found) from None
+
+
+def damaged(file: Path, found: str) -> StoreError:
+    """The error for a file of a store that is not as it was written."""
+    return StoreError("a feature store is damaged", where=str(file), found=found, fix=REBUILD)
 
 
 def _check_key(raw: Any, file: Path) -> StoreKey:
@@ -203,10 +211,10 @@ def _check_key(raw: Any, file: Path) -> StoreKey:
 
 def _other_batches(file: Path, there: int, wanted: int) -> StoreError:
     return StoreError(
-        "this store was begun with another batch size",
+        "this store was begun with another batch size or size of shards",
         where=str(file),
         found=f"a shard that ends at row {there}, where one would end at {wanted} now",
-        fix="give the batch size of then, or remove it (`restuning cache rm`) and begin again",
+        fix="give the --batch-size and --shard-size of then, or remove it (`restuning cache rm`) and begin again",
     )
 
 

@@ -16,6 +16,7 @@ _OURS = (
     re.escape(KEY),
     re.escape(MANIFEST),
     r"manifest\.lock",
+    r"share\.\d+-of-\d+\.json",
     r"\w[\w-]*\.labels\.npy",
     r"\w[\w-]*\.\d+\.\d{8,}\.(npy|scales\.npy|json|lock)",
 )

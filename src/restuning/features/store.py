@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,19 @@ from torch import Tensor
 
 from restuning._errors import StoreError
 from restuning._files import cache_root, sha256_of_file
+from restuning.data.data import name_of
 from restuning.data.digests import digest_files
+from restuning.data.shards import find_shards
 from restuning.features.codec import decode, disk_type, read_array
 from restuning.features.key import Column, StoreKey
-from restuning.features.manifest import KEY, MANIFEST, Shard, damaged, read_manifest
+from restuning.features.manifest import (
+    KEY,
+    MANIFEST,
+    Shard,
+    damaged,
+    read_key,
+    read_manifest,
+)
 from restuning.sites import Needs, count_taps
 
 IN_MEMORY = 2 * 2**30
@@ -37,10 +46,11 @@ def stores(root: Path) -> list[Path]:
     """Folders of finished and unfinished stores."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if _says_it_is_one(path))
+    return sorted(path for path in root.iterdir() if is_store(path))
 
 
-def _says_it_is_one(path: Path) -> bool:
+def is_store(path: Path) -> bool:
+    """Whether a folder says that it is a store, finished or not."""
     return path.is_dir() and any((path / name).exists() for name in (KEY, MANIFEST))
 
 
@@ -50,7 +60,7 @@ def find_store(name: str | Path, root: Path | None = None) -> Path:
     Raises:
         StoreError: None, or several.
     """
-    if _says_it_is_one(Path(name)):
+    if is_store(Path(name)):
         return Path(name)
     fits = [path for path in stores(root or default_root()) if path.name.startswith(str(name))]
     if len(fits) == 1:
@@ -61,6 +71,24 @@ def find_store(name: str | Path, root: Path | None = None) -> Path:
         found=", ".join(path.name for path in fits[:4]),
         fix="`restuning cache ls` lists them",
     )
+
+
+def list_of_data(name: str | Path, root: Path) -> dict[Path, StoreKey]:
+    """Stores of data of a name, finished and not.
+
+    Args:
+        name: The data as `load_data` takes them, or the whole name of a store.
+        root: Where stores lie.
+    """
+    shards = find_shards(name)
+    label = shards.name if shards else name_of(Path(str(name).partition(":")[2] or name))
+    found: dict[Path, StoreKey] = {}
+    for path in stores(root):
+        with suppress(StoreError):
+            key = read_key(path)
+            if key.data["name"] == label or path.name == str(name):
+                found[path] = key
+    return found
 
 
 class Store:

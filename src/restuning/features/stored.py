@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,27 @@ import torch
 
 from restuning import methods
 from restuning._errors import EngineError, RestuningError, StoreError
-from restuning.backbones import Backbone, choose_device, load_backbone, refuse_for_loaded
-from restuning.data import Data, DataOptions, load_data
+from restuning.backbones import Backbone
+from restuning.data import AudioBatch, Data
 from restuning.data.data import collate_batch
 from restuning.data.identity import Watch
+from restuning.data.targets import WithoutTargets, for_store, stack_targets
 from restuning.features.cached import StoredFeatures
 from restuning.features.codec import BYTES
-from restuning.features.extract import build, forecast, open_finished, place
+from restuning.features.extract import (
+    build,
+    forecast,
+    open_finished,
+    place,
+)
 from restuning.features.key import DataKey, StoreKey, measure_taps, store_key
 from restuning.features.manifest import MANIFEST, damaged
+from restuning.features.stages import Stages
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
 from restuning.runtime.randomness import preserve_randomness
-from restuning.sites import IN_WORDS, Needs, count_taps, is_stream, resolve_tokens, unite_needs
+from restuning.sites import IN_WORDS, Needs, count_taps, is_stream, unite_needs
 from restuning.task import Task
 
 BY_ITSELF = 4 * 2**30
@@ -47,10 +54,13 @@ class StoreOptions:
         views: Of the training split that are stored: 1 the image, 2 its mirror image as well, more
             random crops.
         batch_size: Inputs of one forward while a store is built.
-        workers: Processes that read inputs meanwhile; 0 reads in this one.
+        workers: Processes that read and decode inputs meanwhile; 0 does it in this one, None takes as
+            many as cores but one where that is worth it (`choose_workers`).
         limit: Bytes above which no store is built; None for no limit.
         progress: A bar on a terminal while a store is built.
         log: Receives a line for each store that is opened or built.
+        shard_bytes: Of one file of values; None for at most 64 MiB and 512 inputs, and 256 MB of a store of more than 1,000
+            such files.
     """
 
     root: str | Path | None = None
@@ -58,10 +68,11 @@ class StoreOptions:
     precision: str = "fp32"
     views: int = 1
     batch_size: int = 32
-    workers: int = 0
+    workers: int | None = 0
     limit: int | None = None
     progress: bool = True
     log: Callable[[str], None] = lambda line: None
+    shard_bytes: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -77,11 +88,13 @@ class Stored:
         store: Opened.
         seconds: Spent on building it now; 0 if it was there.
         views: Of the training split that are drawn from.
+        stages: Where the time of building it went; None if it was there.
     """
 
     store: Store
     seconds: float
     views: int
+    stages: Stages | None = None
 
     def data(self, data: Data, *, final: bool) -> Data:
         """The same data set, with the splits that it has, and stored features in place of inputs.
@@ -94,6 +107,10 @@ class Stored:
         train = ("train", "val") if final and "val" in there else ("train",)
 
         def read(splits: Sequence[str], views: int = 1) -> StoredFeatures:
+            if data.beside:
+                targets = torch.cat([stack_targets(getattr(data, name)) for name in splits])
+                data.problem.check_targets(targets, data.num_classes)
+                return StoredFeatures(self.store, splits, views, targets, data.problem.mirror)
             rows = StoredFeatures(self.store, splits, views)
             if len(rows) and int(rows.labels.max()) >= len(data.labels):
                 found = f"class {int(rows.labels.max())}, and {data.name} has {len(data.labels)}"
@@ -113,6 +130,8 @@ class Stored:
             collate_batch,
             data.left_out,
             notes=data.notes,
+            problem=data.problem,
+            beside=data.beside,
         )
 
 
@@ -144,6 +163,7 @@ def key_for(
 
     Cost: as `store_key`, and of the data a pass over their bytes (`identify`).
     """
+    data = for_store(data)
     splits = {
         name: len(split)
         for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
@@ -195,20 +215,14 @@ def open_or_build(
     Raises:
         StoreError: It cannot be built, or one that is there is damaged.
     """
-    if not _can_be_stored(data, needs):
+    if not can_be_stored(data, needs):
         return None
-    host.resolve_needs(needs)
-    needs = taps_to_store(host, needs)
-    root, log = options.folder, options.log
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    splits = {name: split for name, split in splits.items() if split is not None}
-    # Before contents are looked at: what is read later must be what the key says.
-    watches = {name: Watch(split) for name, split in splits.items()}
-    key = key_for(host, backbone, data, needs, options)
+    work = Work.of(host, backbone, data, needs, options, augmented)
+    root, log, key = options.folder, options.log, work.key
     store = _find_covering(root, key)
     if store is not None:
-        log(f"{_describe(store.key)}: reused {store.path}")
-        return Stored(store.only(needs), 0.0, options.views)
+        log(f"{describe_key(store.key)}: reused {store.path}")
+        return Stored(store.only(key.needs), 0.0, options.views)
     for path in _find_of_before(root, key):
         log(
             f"{path} may be of these data: it is of before data were known by their contents, and "
@@ -222,31 +236,70 @@ def open_or_build(
     example = backbone.kwargs or backbone.example
     foretold = forecast(host, key, root, example, options.batch_size, lent)
     copied = f"; {' and '.join(lent)} from a store that is there" if lent else ""
-    log(f"{_describe(key)}: building {place(root, key)}: {foretold}{copied}")
-    started = time.perf_counter()
-    parts: dict[tuple[str, int], Any] = {
-        ("train", number): view_of(view, data.train, augmented)
-        for number, view in enumerate(key.views)
-    }
-    parts |= {(name, 0): split for name, split in splits.items() if name != "train"}
+    log(f"{describe_key(key)}: building {place(root, key)}: {foretold}{copied}")
+    started, stages = time.perf_counter(), Stages()
     store = build(
         host,
         key,
         root,
-        parts,
+        work.parts,
         batch_size=options.batch_size,
         workers=options.workers,
-        collate=data.collate,
+        collate=work.collate,
         progress=options.progress,
-        check=lambda split, start, stop: watches[split].check(start, stop),
+        check=work.check,
         lent=lent,
+        shard_bytes=options.shard_bytes,
+        stages=stages,
     )
     if shares := store.manifest.get("merged away"):
         log(
             f"merged away: {min(shares.values()):.0%} to {max(shares.values()):.0%} of the variance of "
             "patches inside an image, by tap"
         )
-    return Stored(store.only(needs), time.perf_counter() - started, options.views)
+    seconds = time.perf_counter() - started
+    return Stored(store.only(key.needs), seconds, options.views, stages)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A store that is to be: its key, what is read for it, and what compares that with the key."""
+
+    key: StoreKey
+    parts: Mapping[tuple[str, int], Any]
+    collate: Any
+    check: Callable[[str, int, int], None]
+
+    @classmethod
+    def of(
+        cls,
+        host: Extractor,
+        backbone: Backbone,
+        data: Data,
+        needs: Needs,
+        options: StoreOptions,
+        augmented: Any,
+    ) -> Work:
+        """Arguments as for `open_or_build`."""
+        if data.beside and augmented is not None:
+            augmented = WithoutTargets(augmented)
+        data = for_store(data)
+        host.resolve_needs(needs)
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        splits = {name: split for name, split in splits.items() if split is not None}
+        # Before contents are looked at: what is read later must be what the key says.
+        watches = {name: Watch(split) for name, split in splits.items()}
+        key = key_for(host, backbone, data, taps_to_store(host, needs), options)
+        parts: dict[tuple[str, int], Any] = {
+            ("train", number): view_of(view, data.train, augmented)
+            for number, view in enumerate(key.views)
+        }
+        parts |= {(name, 0): split for name, split in splits.items() if name != "train"}
+
+        def check(split: str, start: int, stop: int) -> None:
+            watches[split].check(start, stop)
+
+        return cls(key, parts, data.collate, check)
 
 
 def store_once(
@@ -276,7 +329,7 @@ def store_once(
         with suppress(EngineError):
             # Who reads it is told; here it must not keep others from theirs.
             host.resolve_needs(needs)
-            wanted += [taps_to_store(host, needs)] if _can_be_stored(data, needs) else []
+            wanted += [taps_to_store(host, needs)] if can_be_stored(data, needs) else []
     if len(wanted) < 2:
         # What one reads it stores by itself.
         return
@@ -299,103 +352,22 @@ def _weigh(needs: Needs) -> tuple[bool, float]:
     return needs.tokens == "all", len(needs.taps) / needs.pool_patches**2
 
 
-def _can_be_stored(data: Data, needs: Needs) -> bool:
-    # Texts differ in length.
-    return data.kind == "image" or needs.tokens != "all" or not any(map(is_stream, needs.taps))
-
-
-def build_store(
-    data: str | Path,
-    backbone: str | Backbone = "restuning-tiny",
-    *,
-    weights: str | Path | None = None,
-    random: bool = False,
-    tokens: str = "auto",
-    device: str | torch.device | None = None,
-    options: StoreOptions = StoreOptions(),
-    reading: DataOptions | None = None,
-) -> Stored:
-    """Build a store of a data set for many methods, or go on with one: all that `restuning cache` does.
-
-    Args:
-        data: As `load_data` takes it.
-        backbone: By name (see `load_backbone`), or one that is loaded.
-        weights: File of its weights, without a hub.
-        random: Random weights of the backbone, from seed 0.
-        tokens: What is kept: "auto" (what methods read that read one token a tap, or nothing but
-            parts; "all" where the readout reads all tokens of images); "cls", "last" or "pool" of
-            every tap; "all" (all tokens, and the parts that methods read), "all/2" (patches two by two).
-        device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
-        options: Where the store lies, how it is computed and kept.
-        reading: How the data set is read; None for the defaults of `DataOptions`.
-
-    Raises:
-        StoreError: No such tokens, tokens that cannot be stored, or the store cannot be written.
-        RestuningError: Names, data, weights or the device are not what they should be.
-    """
-    reading = reading or DataOptions()
-    torch.manual_seed(0)
-    if isinstance(backbone, Backbone):
-        refuse_for_loaded(backbone, weights=weights, random=random)
-    else:
-        file = None if weights is None else Path(weights)
-        backbone = load_backbone(backbone, weights=file, random=random)
-    host = backbone.host()
-    if not _are_tokens(tokens):
-        raise StoreError(
-            "no such tokens",
-            found=tokens,
-            fix="give auto, cls, last, pool, all, or all/2 for patches two by two",
-        )
-    augmented = None
-    if options.views > 2:
-        augmented = load_data(data, backbone, replace(reading, augment="timm")).train
-    place = choose_device(device)
-    # Kernels without a device of their own, as of quantised weights, go to the current one.
-    with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
-        host.to(place)
-        plain = load_data(data, backbone, replace(reading, augment="none", final=False))
-        options.log(f"data  {plain.describe()}")
-        pool = choose_pool(backbone, plain) or host.readout_rule.pool
-        read = read_by_methods(host, pool)
-        needs = _parse_needs(host, tokens, pool, read)
-        stored = open_or_build(host, backbone, plain, needs, options, augmented=augmented)
-    if stored is None:
-        raise StoreError(
-            "texts have different lengths, so all their tokens cannot be stored",
-            where=plain.name,
-            fix="give --tokens cls or last, or train live",
-        )
-    last = host.sites.taps[-1]
-    held = [name for name, one in read.items() if stored.store.key.find(one, last)]
-    options.log(f"serves  {', '.join(held) or 'no method by its name (--tokens auto does)'}")
-    return stored
-
-
-def _are_tokens(tokens: str) -> bool:
-    kind, slash, side = tokens.partition("/")
-    pooled = kind == "all" and side.isdigit() and int(side) > 0
-    return pooled if slash else kind in ("auto", *IN_WORDS)
-
-
-def _parse_needs(host: Extractor, tokens: str, pool: str, read: Mapping[str, Needs]) -> Needs:
-    """What `auto`, `cls`, ... `all/2` stand for, where methods of that readout read `read`."""
-    small = [needs for needs in read.values() if needs.tokens != "all"]
-    # Where the readout takes all tokens of an image so does the bypass of the paper, and they can be stored.
-    if tokens == "auto" and small and not (host.images and resolve_tokens(pool) == "all"):
-        return taps_to_store(host, *small)
-    kind, _, side = ("all" if tokens == "auto" else tokens).partition("/")
-    taps = Needs(host.sites.taps, kind, int(side or 1))  # type: ignore[arg-type]
-    if kind != "all":
-        return taps
-    # What is made of all tokens is small beside them.
-    return taps_to_store(host, taps, *(needs for needs in small if needs.tokens != "pool"))
+def can_be_stored(data: Data, needs: Needs) -> bool:
+    """Whether all inputs have rows of one length."""
+    # Texts differ in length; so do sounds, but where a backbone makes all of them one length.
+    fixed = isinstance(data.collate, AudioBatch) and not data.collate.audio.has_mask
+    return (
+        data.kind == "image"
+        or fixed
+        or needs.tokens != "all"
+        or not any(map(is_stream, needs.taps))
+    )
 
 
 def choose_pool(backbone: Backbone, data: Data) -> str | None:
     """The readout that data ask for; None for the one that was found in the backbone."""
-    # Every word of a tagged text is answered; else its one vector is what the authors make of it.
-    return "all" if data.kind == "tags" else backbone.pool
+    # Where every word or place is answered; else its one vector is what the authors make of it.
+    return data.problem.pool or backbone.pool
 
 
 def read_by_methods(host: Extractor, pool: str) -> dict[str, Needs]:
@@ -417,7 +389,8 @@ def read_by_methods(host: Extractor, pool: str) -> dict[str, Needs]:
     return found
 
 
-def _describe(key: StoreKey) -> str:
+def describe_key(key: StoreKey) -> str:
+    """What a store of that key keeps, in one line."""
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
     merging = (
         ""

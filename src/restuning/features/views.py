@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restuning._errors import StoreError
+from restuning.data.identity import list_files
 from restuning.runtime.randomness import preserve_randomness, seed_all
+
+FLIP = 1
+"""Number of the view of mirror images."""
 
 VIEWS = 16
 """The most views: beyond, live augmentation costs less disk for the same variety."""
@@ -31,7 +35,7 @@ class _Flipped(Dataset):
     """Mirror images of a data set of `(tensor, label)`."""
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        self.dataset, self.files = dataset, list_files(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -45,7 +49,7 @@ class _Drawn(Dataset):
     """One fixed draw of a randomly augmented data set."""
 
     def __init__(self, dataset: Any, view: str) -> None:
-        self.dataset, self.view = dataset, view
+        self.dataset, self.view, self.files = dataset, view, list_files(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -16,7 +16,7 @@ from restuning._files import replacing, seal, sha256_of_file, write_bytes
 from restuning._version import __version__
 from restuning.features.codec import encode, error_report
 from restuning.features.key import StoreKey
-from restuning.features.manifest import MANIFEST, Shard, read_entry
+from restuning.features.manifest import MANIFEST, MARKS, Shard, read_entry
 
 Lost = dict[str, tuple[float, float]]
 """By tap: squares of what merging takes from patches, and of patches around their mean."""
@@ -98,8 +98,9 @@ def finish(folder: Path, key: StoreKey, plan: list[Shard]) -> None:
         if key.pool_patches > 1:
             manifest["merged away"] = _shares(entries)
         write_bytes(folder / MANIFEST, (json.dumps(seal(manifest), indent=1) + "\n").encode())
-        # Of writers that were killed.
-        for leftover in [*folder.glob("*.lock"), *folder.glob(".*.partial")]:
+        # Of writers that were killed, and of shares: the manifest says what they said.
+        patterns = ("*.lock", ".*.partial", MARKS)
+        for leftover in [file for pattern in patterns for file in folder.glob(pattern)]:
             leftover.unlink(missing_ok=True)
 
 

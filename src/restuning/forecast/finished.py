@@ -118,7 +118,7 @@ def example_of(train: Any, collate: Any, size: int) -> Any:
             return {k: v.unsqueeze(0) for k, v in inputs.items()}
         return torch.as_tensor(inputs).unsqueeze(0)
     # Texts of a batch are as long as its longest.
-    inputs = collate([train[i] for i in range(size)])[0]
+    inputs = collate([train[i] for i in range(min(size, len(train)))])[0]
     if isinstance(inputs, Mapping):
         return {k: v[:1] for k, v in inputs.items()}
     return inputs[:1]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning.forecast.ledger import Ledger, SavedTensors
 from restuning.forecast.rates import Rates
 from restuning.forecast.shapes import expand_example, shapes_only, strip_weights
+from restuning.problems import Problem, find_problem
 
 Loss = Callable[[Any], Tensor]
 
@@ -122,7 +123,7 @@ def forecast_step(
             keyword inputs.
         batch: Inputs of a step.
         trained: What the optimiser holds; None for all that require gradients.
-        loss: Of the module's output; None for cross entropy of `b c` logits.
+        loss: Of the module's output; None for that of its task's problem, on `b c` logits.
         precision: "no", or "bf16" and "fp16" for autocast.
         pieces: Parts the batch is run in (gradient accumulation).
         device: Whose kernels are used; none such needs to be here.
@@ -149,7 +150,7 @@ def forecast_step(
     input_bytes = ledger.live - weights_bytes - optimiser_bytes
     if pieces > 1:
         inputs = _first(inputs, size)
-    measure = loss or _cross_entropy
+    measure = loss or partial(_measure, find_problem(getattr(module, "task", None)))
     before = ledger.start()
     noted, saved_bytes = SavedTensors(weights), 0
     done = [Cost(0, 0, 0)]
@@ -226,10 +227,12 @@ def call_module(module: nn.Module, inputs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-def _cross_entropy(output: Any) -> Tensor:
+def _measure(problem: Problem, output: Any) -> Tensor:
     logits = output if isinstance(output, Tensor) else _tensors(output)[0]
-    labels = torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
-    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
+    logits = logits.float()
+    # Tokens count as inputs do; of places only the problem knows.
+    logits = logits.flatten(0, -2) if logits.ndim < 4 else logits
+    return problem.loss(logits, problem.stand_in(logits)) / len(logits)
 
 
 def _adamw(parameters: Sequence[nn.Parameter], mode: Any) -> tuple[torch.optim.AdamW, list[Tensor]]:

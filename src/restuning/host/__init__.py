@@ -6,6 +6,7 @@ from restuning.host.engine import cannot_tune_inside as cannot_tune_inside
 from restuning.host.extractor import Extractor as Extractor
 from restuning.host.extractor import is_image as is_image
 from restuning.host.find_sites import find_sites as find_sites
+from restuning.host.fingerprint import ADAPTERS as ADAPTERS
 from restuning.host.fingerprint import find_device as find_device
 from restuning.host.fingerprint import fingerprint as fingerprint
 from restuning.host.fingerprint import weights_digest as weights_digest

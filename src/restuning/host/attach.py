@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from restuning.host.hooks import (
     AddBeforeGate,
     AddDelta,
     AddDeltaToReaders,
+    AddToMap,
     GatherOutputs,
     SaveStream,
 )
@@ -21,7 +22,7 @@ from restuning.host.listeners import (
     RecordPositionBias,
     RecordTimestep,
 )
-from restuning.sites import Site, Sites, returns_bias
+from restuning.sites import Sites, returns_bias
 
 
 def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str, Any]]:
@@ -39,6 +40,9 @@ def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str,
         yield "", RecordTimestep(slot, timestep)
         # Streams set side by side after the last block are answered where the model returns.
         yield "", GatherOutputs(slot)
+    # Before all others on the same module: a tuner that reads an operation's output reads it with these.
+    for path, here in _group(sites.linear, "module").items():
+        yield path, AddToMap(slot, tuple(here))
     stems = {site.enter: (tap, site) for tap, site in sites.stems.items()}
     # A model and its stacks are given masks before any of their blocks runs.
     for path in dict.fromkeys(p for stem in stems for p in enclosing_modules(stem)):
@@ -70,9 +74,9 @@ def list_hooks(slot: str, model: nn.Module, sites: Sites) -> Iterator[tuple[str,
         yield path, AddDelta(slot, tuple(here))
 
 
-def _group(sites: Sites, attribute: str) -> dict[str, list[Site]]:
+def _group(sites: Mapping[str, Any], attribute: str) -> dict[str, list[Any]]:
     """Sites by the path of one of their modules: one hook serves all sites there."""
-    groups: dict[str, list[Site]] = {}
+    groups: dict[str, list[Any]] = {}
     for site in sites.values():
         groups.setdefault(getattr(site, attribute), []).append(site)
     return groups

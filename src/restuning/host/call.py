@@ -23,6 +23,7 @@ from restuning.sites import (
     AttentionInputs,
     Features,
     LentProjections,
+    LinearSite,
     Needs,
     Readout,
     Sites,
@@ -186,16 +187,20 @@ class Call:
             readout: The same rule as a function of the last stream and its mask.
         """
         pooled = ("last", self.last) if self.needs.tokens == "pool" else ()
+
+        def read(stream: Tensor, pool: str, mask: Tensor | None) -> Tensor:
+            # Of a backbone that pools by itself no readout makes that of its last stream.
+            own = rule.pool == "own" and pool == rule.pool
+            vector = read_vector(output) if own else readout(stream, pool=pool, mask=mask)
+            assert vector is not None
+            return vector.unsqueeze(1)
+
         for name in [n for n in self.needs.taps if split_tap(n)[0] == FEATURE]:
-            stream, pool = self.taps[name], split_tap(name)[1]
-            self.taps[name] = readout(stream, pool=pool, mask=self.feature_mask).unsqueeze(1)
+            self.taps[name] = read(self.taps[name], split_tap(name)[1], self.feature_mask)
         for tap in pooled:
             if tap in self.taps:
                 stream = self.taps[tap]
-                mask = self.mask(stream)
-                vector = read_vector(output) if rule.pool == "own" else readout(stream, mask=mask)
-                assert vector is not None
-                self.taps[tap] = vector.unsqueeze(1)
+                self.taps[tap] = read(stream, rule.pool, self.mask(stream))
 
     def features(self, readout: Callable[..., Tensor]) -> Features:
         """What was kept, with the readout on loan and the mask of the last stack."""
@@ -244,7 +249,8 @@ def check_tuners(
         return
     without = sites_without_projections(tuners, sites, projections)
     if without:
-        tuner, site = tuners[without[0]], sites[without[0]]
+        tuner: Tuner = tuners[without[0]]
+        site: Any = sites.linear.get(without[0]) or sites[without[0]]
         raise ProjectionsError(
             f"{tuner.kind} needs the projections of its layer's attention",
             where=f"{site.name} ({site.module})",
@@ -262,6 +268,9 @@ def check_tuners(
                     fix="use the method vpt-deep or prefix",
                 )
             continue
+        if name in sites.linear:
+            _check_at_map(tuner, sites.linear[name])
+            continue
         site = sites[name]
         if getattr(tuner, "form", "") == "exact" and not projections[name].projections.direct:
             raise PlacementError(
@@ -270,6 +279,17 @@ def check_tuners(
                 found="a norm or LayerScale stands between W_o and the stream",
                 fix='use another form of scale: "channel", or "none"',
             )
+
+
+def _check_at_map(tuner: Tuner, site: LinearSite) -> None:
+    reads = site.dim if tuner.reads == "output" else site.dim_in
+    if (tuner.dim, tuner.dim_out) != (reads, site.dim) or tuner.appends:
+        raise PlacementError(
+            "a tuner does not fit the linear map that it stands beside",
+            where=f"{site.name} ({site.module})",
+            found=f"{tuner.kind} from {tuner.dim} to {tuner.dim_out} channels, the map from {reads} to {site.dim}",
+            fix="give its dim and out the site's dim_in and dim",
+        )
 
 
 def sites_without_projections(

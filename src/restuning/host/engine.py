@@ -17,6 +17,7 @@ from restuning.host.parts import compute_part
 from restuning.sites import (
     FEATURE,
     IN_WORDS,
+    ONE_TOKEN,
     Features,
     Needs,
     Readout,
@@ -24,6 +25,7 @@ from restuning.sites import (
     Tokens,
     covers_tokens,
     is_stream,
+    resolve_tokens,
     split_tap,
     take_one_token,
 )
@@ -127,13 +129,15 @@ class Engine(Extractor):
         """
         needs = super().resolve_needs(keep, tokens)
         whole = [name for name in needs.taps if is_stream(name)]
-        parts = [name for name in needs.taps if split_tap(name)[1]]
-        if parts and self.tokens != "all":
-            raise EngineError(
-                "the engine gives other tokens than the task reads",
-                found=f"{IN_WORDS[self.tokens]} were exported, {parts[0]} is made of all tokens",
-                fix="export it again with --tokens all",
-            )
+        for name in needs.taps:
+            wanted = _tokens_of_part(name)
+            if wanted is not None and not covers_tokens(self.tokens, wanted):
+                raise EngineError(
+                    "the engine gives other tokens than the task reads",
+                    found=f"{IN_WORDS[self.tokens]} were exported, {name} is made of "
+                    f"{IN_WORDS[wanted]}",
+                    fix=f"export it again with --tokens {wanted}",
+                )
         if whole and not covers_tokens(self.tokens, needs.tokens):
             raise EngineError(
                 "the engine gives other tokens than the task reads",
@@ -164,6 +168,14 @@ class Engine(Extractor):
                 fix=f"give {', '.join(self.inputs)}",
             )
         return inputs
+
+
+def _tokens_of_part(name: str) -> Tokens | None:
+    """What a part of a tap, or the feature, is made of; None of a whole tap."""
+    tap, part = split_tap(name)
+    if tap == FEATURE:
+        return resolve_tokens(part)
+    return (part if part in ONE_TOKEN else "all") if part else None
 
 
 def cannot_tune_inside(what: str) -> EngineError:

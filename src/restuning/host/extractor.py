@@ -79,6 +79,10 @@ class Extractor(nn.Module, ABC):
         """The fingerprint that files of an earlier form may have of the same backbone."""
         return self.fingerprint()
 
+    def apart(self) -> dict[str, Any] | None:
+        """Fingerprint and digest that files of before have of a backbone with LoRA of PEFT in it; else None."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What a task file compares beside the fingerprint, as JSON; empty where nothing is known.
 

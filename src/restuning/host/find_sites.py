@@ -44,6 +44,7 @@ def find_sites(
     """
     # Stages are a last resort: a declaration that does not hold is the user's to mend.
     finder, stages = Finder(model, declared), StageFinder(model)
+    finder.readout.sounds = "input_values" in kwargs
     first = _run_and_listen(model, finder, example, kwargs)
     try:
         found = finder.conclude(first)

@@ -7,6 +7,7 @@ them. What both mean by a backbone's weights is `weights.py`.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,13 +25,30 @@ from restuning.host.weights import (
 from restuning.sites import Sites, is_plain
 
 
-def fingerprint(model: nn.Module, sites: Sites) -> dict[str, Any]:
+def fingerprint(model: nn.Module, sites: Sites, *, merged: bool = True) -> dict[str, Any]:
     """Class, number of layers, widths, a digest of the sites and one of three tensors.
+
+    Where LoRA of PEFT is in use the weights are those with it merged into them, so that both are one
+    backbone; `adapters` then names it, and is not compared.
+
+    Args:
+        model: The backbone.
+        sites: Its sites.
+        merged: False for the weights and adapters apart, as files of before have them.
 
     Cost: a sha256 of the first, middle and last parameter by name, and of two quantised ones.
     """
     reshard(model)
-    return _fingerprint(class_name(model), sites, list_contents(model).weights)
+    contents = list_contents(model, merged=merged)
+    said = _fingerprint(class_name(model), sites, contents.weights)
+    named = Counter(list_contents(model).adapters.values())
+    if not named or not merged:
+        return said
+    return {**said, ADAPTERS: "; ".join(f"{what} on {n} maps" for what, n in sorted(named.items()))}
+
+
+ADAPTERS = "adapters"
+"""Entry of a fingerprint that is told and not compared: adapters in use that others put into the backbone."""
 
 
 def earlier_fingerprint(model: nn.Module, sites: Sites) -> dict[str, Any]:
@@ -82,17 +100,21 @@ def weights_digest(model: nn.Module) -> str:
     return _digest(weights, beside)
 
 
-def full_digest(model: nn.Module) -> str:
+def full_digest(model: nn.Module, *, merged: bool = True) -> str:
     """sha256 over all parameters and buffers that files keep, 64 hexadecimal digits.
 
-    Of each tensor its names, shape, dtype and bytes; of packed ones all parts; of layers with adapters
-    which are in use, at what scale. What a task file tells its backbone by. Buffers that a model makes
+    Of each tensor its names, shape, dtype and bytes; of packed ones all parts. LoRA in use counts as
+    merged into its weight; of layers with other adapters which are in use, at what scale. What a task file tells its backbone by. Buffers that a model makes
     by itself (positions, masks) are left out: two machines may round a sine differently.
+
+    Args:
+        model: The backbone.
+        merged: False for LoRA apart from its weights, as files of before have it.
 
     Cost: reads every weight once, about 1 s a gigabyte.
     """
     reshard(model)
-    contents = list_contents(model)
+    contents = list_contents(model, merged=merged)
     lines = [f"{n} {setting}" for n, setting in contents.adapters.items()]
     hashes: dict[str, str] = {}
     for weight in contents.weights:

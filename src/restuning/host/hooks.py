@@ -40,6 +40,12 @@ adding to y would scale the delta by the gate. There the delta goes round it:
     # AddDelta                  the block returns x without the delta, which is added once more here
 ```
 
+At a linear site one hook is enough, for it is shown what the map has read:
+
+```
+        y = W x                       # AddToMap            y = y + tuner(x), or to a part of its channels
+```
+
 A hook holds only plain data (its slot and its sites), so that a backbone with hooks can be compiled,
 copied and pickled. What changes from call to call is in the `Call` of the calling thread; a hook that
 finds none returns what it was given.
@@ -60,7 +66,7 @@ from restuning._torch import is_in_backward
 from restuning.host.call import Call, current_call, trained_slots
 from restuning.host.side_by_side import SideBySide
 from restuning.runtime.precision import HALF_PRECISION
-from restuning.sites import Features, Site, first_tensor, take_stream
+from restuning.sites import Features, LinearSite, Site, first_tensor, take_stream
 from restuning.tuners import Tuner, at_time, in_own_precision, real_tokens
 
 
@@ -215,7 +221,7 @@ class AddDelta:
         """A forward hook."""
         call: Call | None = current_call(self.slot)
         if call is None:
-            _refuse_recomputation(self)
+            _refuse_recomputation(self.slot, self.sites[0].leave)
             return output
         for site in self.sites:
             if site.calls > 1:
@@ -258,19 +264,88 @@ def _no_readout(*_: Any, **__: Any) -> Tensor:
     raise AssertionError("a bypass inside a forward makes a state, and the backbone reads it out")
 
 
-def _refuse_recomputation(hook: AddDelta) -> None:
+def _refuse_recomputation(slot: str, where: str) -> None:
     # Without a record a block would be recomputed without its tuners, and gradients would be wrong
     # without a word. Only a host that has trained tuners can meet this.
-    if torch.compiler.is_compiling() or hook.slot not in trained_slots:
+    if torch.compiler.is_compiling() or slot not in trained_slots:
         return
     if is_in_backward():
         raise RecomputedError(
             "a block was run again inside backward, without its task",
-            where=hook.sites[0].leave,
+            where=where,
             found="activation checkpointing that was switched on outside the host",
             fix="switch it off and call host.checkpoint(), which keeps the tuners; "
             "or host.release() if no task is trained any more",
         )
+
+
+@dataclass(frozen=True)
+class AddToMap:
+    """Adds tuners to what a linear map or a convolution returns; they read what it has read.
+
+    Args:
+        slot: The host's.
+        sites: Of this map: itself, and parts of its channels.
+    """
+
+    after: ClassVar[bool] = True
+    slot: str
+    sites: tuple[LinearSite, ...]
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        """A forward hook."""
+        call: Call | None = current_call(self.slot)
+        if call is None:
+            _refuse_recomputation(self.slot, self.sites[0].module)
+            return output
+        for site in self.sites:
+            tuner = call.tuners.get(site.name)
+            if tuner is not None:
+                if not args:
+                    raise _no_input(site)
+                output = add_to_map(output, args[0], tuner, call, site)
+                call.reached.add(site.name)
+        return output
+
+
+def add_to_map(y: Tensor, x: Tensor, tuner: Tuner, call: Call, site: LinearSite) -> Tensor:
+    """What a map returned, with the tuner's delta added to the channels of its site."""
+    if tuner.tells_rows and not (site.per_row and call.rows in (0, y.shape[0])):
+        raise _rows_unknown(site.name, site.module, y.shape[0], call.rows)
+    channels = slice(site.start, site.start + site.dim)
+    whole, y = y, y[..., channels] if site.part else y
+    kind = y.dtype
+    x = y if tuner.reads == "output" else x
+    x, y = in_own_precision(tuner, x), in_own_precision(tuner, y)
+    if site.kind == "conv":
+        x, y = x.movedim(1, -1), y.movedim(1, -1)
+    with (
+        real_tokens(call.mask(x, appended=True) if tuner.mixes_tokens else None),
+        at_time(call.time) if call.time is not None else nullcontext(),
+    ):
+        total = tuner.added(y, x)
+    total = (total.movedim(-1, 1) if site.kind == "conv" else total).to(kind)
+    if not site.part:
+        return total
+    return torch.cat([whole[..., : channels.start], total, whole[..., channels.stop :]], -1)
+
+
+def _no_input(site: LinearSite) -> PlacementError:
+    return PlacementError(
+        "a map with a tuner was given its input by keyword, where no hook sees it",
+        where=f"{site.name} ({site.module})",
+        found="a call without positional arguments; when sites were found its calls had them",
+        fix="leave this site out, or let the backbone call the map with its input in the first place",
+    )
+
+
+def _rows_unknown(name: str, module: str, rows: int, inputs: int) -> PlacementError:
+    return PlacementError(
+        "rows of a batch cannot be told apart at a site",
+        where=f"{name} ({module})",
+        found=f"{rows} rows of {inputs} inputs: windows or patches of an input",
+        fix="use one task at a time: host.using(task)",
+    )
 
 
 def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
@@ -278,12 +353,7 @@ def add_delta(output: Any, tuner: Tuner, call: Call, site: Site) -> Any:
     y = take_stream(output, site.part)
     assert y is not None
     if tuner.tells_rows and call.rows not in (0, y.shape[0]):
-        raise PlacementError(
-            "rows of a batch cannot be told apart at a site",
-            where=f"{site.name} ({site.leave})",
-            found=f"{y.shape[0]} rows of {call.rows} inputs: windows or patches of an input",
-            fix="use one task at a time: host.using(task)",
-        )
+        raise _rows_unknown(site.name, site.leave, y.shape[0], call.rows)
     if site.via:
         delta = call.deltas.pop(site.name)
         return change_tensor(output, lambda y: y + delta, site.part)

@@ -46,6 +46,7 @@ from restuning.host.recompute import checkpoint_blocks
 from restuning.host.side_by_side import SideBySide
 from restuning.host.snapshot import Snapshot
 from restuning.host.trained_copy import copy_with_weights
+from restuning.host.weights import list_contents
 from restuning.sites import (
     Declaration,
     Features,
@@ -379,6 +380,19 @@ class Host(Extractor):
     def earlier_fingerprint(self) -> dict[str, Any]:
         """The same as files have it that were written before wrappers were looked through."""
         return earlier_fingerprint(self.model, self.sites)
+
+    def apart(self) -> dict[str, Any] | None:
+        """Fingerprint and digest with LoRA of PEFT apart from its weights, as files of before have them.
+
+        None where no adapter is in use.
+        """
+        if not list_contents(self.model).adapters:
+            return None
+        known = self._snapshot.remember(apart=partial(full_digest, merged=False))
+        return {
+            "fingerprint": fingerprint(self.model, self.sites, merged=False),
+            "digest": known["apart"],
+        }
 
     def digest(self) -> str:
         """sha256 over all weights as they are now, 16 hexadecimal digits.

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from restuning._grid import count_tokens_before_grid
 from restuning.sites import ONE_TOKEN, take_one_token
 from restuning.sites.readout import fit_mask
-from restuning.tuners import BINS, average_profiles, count_tokens_before_grid
+from restuning.tuners import BINS, average_profiles
 
 
 def compute_part(part: str, stream: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -97,9 +97,15 @@ class Contents:
     shared: Mapping[str, str]
 
 
-def list_contents(model: nn.Module) -> Contents:
-    """Look through a backbone; nothing is read of its tensors."""
-    walk = _Walk()
+def list_contents(model: nn.Module, *, merged: bool = False) -> Contents:
+    """Look through a backbone; nothing is read of its tensors.
+
+    Args:
+        model: The backbone.
+        merged: A weight beside which LoRA is in use is what it would be with that merged into it, and
+            the adapter is not listed; of other adapters nothing is known but their own tensors.
+    """
+    walk = _Walk(merged)
     walk.enter(model, "")
     if is_offloaded(model):
         # One tensor under two names is two on `meta`: the second is no parameter of its own.
@@ -111,7 +117,8 @@ def list_contents(model: nn.Module) -> Contents:
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, merged: bool) -> None:
+        self.merged = merged
         self.weights: dict[str, Weight] = {}
         self.modules: dict[str, nn.Module] = {}
         self.adapters: dict[str, str] = {}
@@ -128,13 +135,23 @@ class _Walk:
         self._seen.add(id(module))
         if (layer := _AdaptedLayer.of(module)) is not None:
             self.enter(layer.base, name)
-            self._enter_adapters(layer, name)
+            if not (self.merged and self._put_merged(layer, name)):
+                self._enter_adapters(layer, name)
             return
         self.modules[name] = module
         self._take_own(module, name)
         for child_name, child in module.named_children():
             if not (child_name == "parametrizations" and parametrize.is_parametrized(module)):
                 self.enter(child, _join(name, child_name))
+
+    def _put_merged(self, layer: _AdaptedLayer, name: str) -> bool:
+        """Put a base's weight down as it would be with its adapters in it, if that is all there is to them."""
+        base, path = unwrap(layer.base), _join(name, "weight")
+        weight, product = self.weights.get(path), layer.product()
+        if product is None or weight is None or weight.module is not base:
+            return False
+        self.weights[path] = Weight(path, weight.kind, weight.kept, product, base)
+        return True
 
     def _enter_adapters(self, layer: _AdaptedLayer, name: str) -> None:
         for path, module in layer.used():
@@ -263,6 +280,37 @@ class _AdaptedLayer:
         """Parameters of the adapters in use that stand in no module."""
         for kind, holder in self._holders(nn.ParameterDict):
             yield from ((f"{kind}.{name}", holder[name]) for name in self.active if name in holder)
+
+    def product(self) -> Callable[[], Tensor] | None:
+        """Gives the base's weight with the adapters in use merged into it, as PEFT does, to the bit.
+
+        None where none is in use, or where that is not all that is computed (DoRA, a bias, other kinds).
+        """
+        layer = self.module
+        used = [n for n in self.active if n in getattr(layer, "lora_A", ())]
+        weight = getattr(self.base, "weight", None)
+        if not used or not isinstance(weight, Tensor) or not weight.is_floating_point():
+            return None
+        if weight.is_meta or is_composed(weight) or is_sharded(weight):
+            return None
+        # A layer of another kind has no such method; variants and biases are more than a product.
+        more = (getattr(layer, "lora_variant", {}), getattr(layer, "use_dora", {}))
+        biases = getattr(layer, "lora_bias", {})
+        if (
+            not hasattr(layer, "get_delta_weight")
+            or any(each.get(n) for each in (*more, biases) for n in used)
+            or getattr(self.base, "groups", 1) > 1
+        ):
+            return None
+
+        def merge() -> Tensor:
+            with torch.no_grad():
+                value = weight.detach().clone()
+                for name in used:
+                    value += layer.get_delta_weight(name)
+                return value
+
+        return merge
 
     def _holders(self, of: type) -> Iterator[tuple[str, Any]]:
         for kind in getattr(self.module, "adapter_layer_names", ()):

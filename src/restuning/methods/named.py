@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from math import inf
 from typing import Any
 
 from torch import nn
 
 from restuning._errors import RestuningError, UnknownNameError, warn
 from restuning.host import Extractor, Host, cannot_tune_inside
-from restuning.methods import bypasses, combined, embedded, ours, weights
+from restuning.methods import bypasses, combined, embedded, lora, ours, weights
 from restuning.methods.method import COMMON, OVER_TIME, Method, make_head
-from restuning.sites import parse_pool
+from restuning.sites import TARGETS, parse_pool
 from restuning.task import Task
 
 METHODS: dict[str, Method] = {
     name: row
-    for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, ours.ROWS, embedded.ROWS)
+    for rows in (weights.ROWS, combined.ROWS, bypasses.ROWS, ours.ROWS, embedded.ROWS, lora.ROWS)
     for name, row in rows.items()
 }
 
@@ -76,8 +77,10 @@ def is_solved(name: str) -> bool:
 
 
 def keep_used(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that change anything of a method: a rank does nothing to `linear`."""
-    unused = METHODS[combined.parse_combination(name)[0]].unused
+    """The options that change anything of a method: a rank does nothing to `linear`, targets only to `lora`."""
+    row = METHODS[combined.parse_combination(name)[0]]
+    unused = {option for other in METHODS.values() for option in other.takes}.union(row.unused)
+    unused -= set(row.takes)
     return {option: value for option, value in options.items() if option not in unused}
 
 
@@ -113,7 +116,8 @@ def build(
         host: The frozen backbone; an engine for methods that run beside it.
         num_classes: Width of a new linear head; None for no head.
         head: A head that is there already, e.g. of a text tower; it is copied. A bypass is then
-            residual, so that training starts at exactly what this head answers.
+            residual, so that training starts at exactly what this head answers; a closed form
+            counts what it answers among its inputs, and adds it with a weight that rows left out decide.
         options: `residual` (of a bypass: its state is added to the backbone's own last stream;
             the default where there is no head, for generation, or one that is given), `rank`
             (bottleneck or length),
@@ -121,6 +125,8 @@ def build(
             no parameter; of methods whose tuners may start otherwise), `query` ("mha"; "stream", the default at modulated norms), `layers` (a
             slice or numbers from 1),
             `drop_path` (probability), `pool` ("cls", "mean", "last", "all", "own").
+            Of `lora`: `targets` (roles of linear maps, see `LinearSites.pick`: "qkv" is the default),
+            `alpha` (default the rank), `rslora`, `dropout`.
             On diffusion models also: `film` (tuners of a bypass know the time step: the default),
             `time_scale` (see `FilmAdapter`), `kernel` and `form` (see `UNetBypass`).
 
@@ -159,11 +165,11 @@ def build(
             "this method answers with a solution of its own and cannot start from a head",
             where=name,
             found=f"a head of {head.out_features} classes",
-            fix="give num_classes alone, or use linear, res-tuning-bypass or mixing-bypass",
+            fix="give num_classes alone, or use linear, ridge or res-tuning-bypass",
         )
     if head is not None:
         # A head that is there answers well already: training starts at exactly its answers.
-        options = {"residual": True, **options}
+        options = {"residual": True, **options, "given_head": True}
     head = make_head(host.dim, num_classes, head)
     task = METHODS[base].build(host, head, options)
     if options.get("rank") is not None:
@@ -184,6 +190,8 @@ def check_values(options: Mapping[str, Any]) -> None:
     if options.get("pool") is not None:
         parse_pool(options["pool"])
     rank, zero, drop_path = (options.get(name) for name in ("rank", "zero", "drop_path"))
+    alpha, rslora, dropout = (options.get(name) for name in ("alpha", "rslora", "dropout"))
+    targets = options.get("targets")
     fitting = {
         # True is an int to Python.
         "rank": rank is None or (isinstance(rank, int) and not isinstance(rank, bool) and rank > 0),
@@ -191,6 +199,13 @@ def check_values(options: Mapping[str, Any]) -> None:
         "zero": zero is None or (isinstance(zero, int) and zero in (0, 1)),
         "drop_path": drop_path is None
         or (isinstance(drop_path, int | float) and 0 <= drop_path < 1),
+        "alpha": alpha is None
+        or (isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 < alpha < inf),
+        "rslora": rslora is None or (isinstance(rslora, int) and rslora in (0, 1)),
+        "dropout": dropout is None or (isinstance(dropout, int | float) and 0 <= dropout < 1),
+        "targets": targets is None
+        or bool(set(lora.parse_targets(targets)))
+        and set(lora.parse_targets(targets)) <= set(TARGETS),
     }
     for name, fits in fitting.items():
         if not fits:
@@ -206,6 +221,10 @@ VALUES = {
     "rank": "a whole number from 1",
     "zero": "true (start as no change) or false (the authors' start)",
     "drop_path": "a chance: 0 or more, below 1",
+    "alpha": "a number above 0",
+    "rslora": "true or false",
+    "dropout": "a chance: 0 or more, below 1",
+    "targets": f"roles with + between them, of {', '.join(TARGETS)}",
 }
 
 

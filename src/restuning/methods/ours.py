@@ -1,16 +1,26 @@
-"""Methods of our own: a bypass that mixes tokens, and a classifier on taps in closed form."""
+"""Methods of our own: a bypass that mixes tokens, a classifier on taps in closed form, and nearest neighbours."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from restuning._errors import NoSitesError
-from restuning.bypass import Ensemble, MixingBypass, Pooling, Ridge, SideNetwork
+from restuning.bypass import (
+    Ensemble,
+    Finer,
+    GridRidge,
+    MixingBypass,
+    Nearest,
+    Pooling,
+    Ridge,
+    SideNetwork,
+)
+from restuning.bypass.finer import PARTS
 from restuning.bypass.pooling import Token
 from restuning.host import Extractor
 from restuning.methods import bypasses
 from restuning.methods.method import Method, Options
-from restuning.sites import Site
+from restuning.sites import Site, is_hierarchy
 from restuning.task import Task
 from restuning.tuners import ConvAdapter, LowRankAttention, ResAdapter, Tuner
 
@@ -23,6 +33,9 @@ WIDTH, HEADS, RANK, TAPS, DROP_PATH = 64, 4, 128, 6, 0.1
 NETWORKS, MEMBER_TAPS, MEMBER_WIDTH = 2, 3, 48
 """Of an ensemble: networks that are trained beside the closed form, the taps that each reads and its width. Half the
 taps and less than half the rank of `mixing-bypass` are three steps in the time of one."""
+
+FEW_CLASSES = 32
+"""Up to which a classifier of patches answers 16 parts of each; of more classes 4, or it would be as large as a network."""
 
 _TOKEN: dict[str, Token] = {"cls": "cls", "last": "last", "all": "all"}
 
@@ -43,7 +56,9 @@ def _pick_layers(host: Extractor, options: Options, count: int = TAPS) -> list[S
     return read
 
 
-def _make_classifier(host: Extractor, options: Options, classes: int, pool: str) -> Ridge:
+def _make_classifier(
+    host: Extractor, options: Options, classes: int, pool: str, head: nn.Linear
+) -> Ridge:
     own = pool == "own"
     stack = host.sites.last_stack
     read = list(stack.pick("block").values())
@@ -64,7 +79,7 @@ def _make_classifier(host: Extractor, options: Options, classes: int, pool: str)
         dims[-1] = host.dim
     elif grid:
         parts += [("places", names[n]) for n in _pick_thirds(len(names))]
-    return Ridge(
+    made = Ridge(
         names,
         dims,
         classes,
@@ -72,7 +87,11 @@ def _make_classifier(host: Extractor, options: Options, classes: int, pool: str)
         grid=grid,
         blocks=[*blocks, *parts],
         weighted=True,
+        start=(pool, head.in_features) if options.get("given_head") else None,
     )
+    if made.start is not None:
+        made.start_from(head)
+    return made
 
 
 def _pick_thirds(count: int) -> list[int]:
@@ -89,25 +108,49 @@ def _no_head(name: str) -> NoSitesError:
     )
 
 
-def _no_tokens(name: str) -> NoSitesError:
+def _no_tokens(name: str, pool: str) -> NoSitesError:
+    others = {"all": "linear, res-tuning-bypass or mixing-bypass"}
     return NoSitesError(
-        "a classifier in closed form answers once an input",
+        "this method answers once an input",
         where=name,
-        found='pool="all"',
-        fix="use linear, res-tuning-bypass or mixing-bypass",
+        found=f'pool="{pool}", an answer for every {"token" if pool == "all" else "place"}',
+        fix=f"use {others.get(pool, 'ensemble, mixing-bypass, ridge, linear or res-tuning-bypass')}",
     )
+
+
+def _make_patch_classifier(host: Extractor, options: Options, classes: int) -> GridRidge:
+    read = _pick_layers(host, options)
+    parts = _count_parts(classes)
+    return GridRidge([s.name for s in read], [s.dim for s in read], classes, parts)
+
+
+def _count_parts(classes: int) -> int:
+    """Along the side of a patch, that a classifier answers."""
+    return PARTS if classes <= FEW_CLASSES else PARTS // 2
+
+
+def _refuse_maps(host: Extractor, name: str) -> None:
+    if is_hierarchy(host.sites.values()):
+        raise NoSitesError(
+            "a mixing bypass reads streams of tokens of one width",
+            where=name,
+            found="a backbone of maps or of several stages",
+            fix="use ridge, linear or res-tuning-bypass",
+        )
 
 
 def _build_mixing(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
     if head is None:
         raise _no_head("mixing-bypass")
+    if options.get("pool") == "grid":
+        _refuse_maps(host, "mixing-bypass")
     usual = {"width": WIDTH, "rank": RANK, "drop_path": DROP_PATH}
     bypass = _make_mixing(host, {**usual, **options}, TAPS)
     return Task(side=bypass, head=bypass.widen(head))
 
 
 def _make_mixing(
-    host: Extractor, options: Options, taps: int, *, parts: bool = False
+    host: Extractor, options: Options, taps: int, *, parts: bool = False, factor: int = PARTS
 ) -> MixingBypass:
     """One that reads so many taps whole; or of each what its tokens say together, which stores keep of any text."""
     read = _pick_layers(host, options, taps)
@@ -124,12 +167,18 @@ def _make_mixing(
 
     pool = options.get("pool") or host.readout_rule.pool
     token = None if parts else _TOKEN.get(pool)
+    dims = [s.dim for s in read]
+    ends = (
+        Finer(width, dims, factor)
+        if pool == "grid"
+        else Pooling(width, token=token, grid=host.images)
+    )
     # A width of its own, narrower than the backbone's: what is trained and kept is small.
     return MixingBypass(
         [f"{s.name}/tokens" if parts else s.name for s in read],
-        [s.dim for s in read],
+        dims,
         [tuners() for _ in read],
-        Pooling(width, token=token, grid=host.images),
+        ends,
         drop_path=options["drop_path"],
         # `merge` is how method strings and results of before write it.
         pool_patches=options.get("pool_patches", options.get("merge", 1)),
@@ -141,9 +190,14 @@ def _build_ensemble(host: Extractor, head: nn.Linear | None, options: Options) -
         raise _no_head("ensemble")
     pool = options.get("pool") or host.readout_rule.pool
     if pool == "all":
-        raise _no_tokens("ensemble")
+        raise _no_tokens("ensemble", pool)
     classes = head.out_features
-    parts: list[SideNetwork] = [_make_classifier(host, {}, classes, pool)]
+    given = {name: options[name] for name in ("given_head",) if name in options}
+    parts: list[SideNetwork] = [
+        _make_patch_classifier(host, given, classes)
+        if pool == "grid"
+        else _make_classifier(host, given, classes, pool, head)
+    ]
     widths: list[int | None] = [None]
     for _ in range(NETWORKS):
         network, width = _make_member(host, head, options, pool)
@@ -164,7 +218,11 @@ def _make_member(
         return side, head.in_features
     width = options.get("width", MEMBER_WIDTH)
     usual = {"width": width, "rank": width, "drop_path": 0.0}
-    if host.images:
+    if pool == "grid":
+        _refuse_maps(host, "ensemble")
+        parts = _count_parts(head.out_features)
+        mixing = _make_mixing(host, {**usual, **options}, MEMBER_TAPS, factor=parts)
+    elif host.images:
         mixing = _make_mixing(host, {"pool_patches": 2, **usual, **options}, MEMBER_TAPS)
     else:
         # Of texts a few rows a tap, so that twice as many cost less.
@@ -179,9 +237,23 @@ def _build_ridge(host: Extractor, head: nn.Linear | None, options: Options) -> T
         raise _no_head("ridge")
     pool = options.get("pool") or host.readout_rule.pool
     if pool == "all":
-        raise _no_tokens("ridge")
-    bypass = _make_classifier(host, options, head.out_features, pool)
-    return Task(side=bypass, head=bypass.widen(head))
+        raise _no_tokens("ridge", pool)
+    side: Ridge | GridRidge = (
+        _make_patch_classifier(host, options, head.out_features)
+        if pool == "grid"
+        else _make_classifier(host, options, head.out_features, pool, head)
+    )
+    return Task(side=side, head=side.widen(head))
+
+
+def _build_nearest(host: Extractor, head: nn.Linear | None, options: Options) -> Task:
+    if head is None:
+        raise _no_head("knn")
+    pool = options.get("pool") or host.readout_rule.pool
+    if pool in ("all", "grid"):
+        raise _no_tokens("knn", pool)
+    side = Nearest(host.sites.taps[-1], host.dim, head.out_features, pool=pool)
+    return Task(side=side, head=side.widen(head))
 
 
 ROWS: dict[str, Method] = {
@@ -200,6 +272,14 @@ ROWS: dict[str, Method] = {
         "docs/mixing.md",
         unused=("rank", "scale", "query", "drop_path", "residual"),
         inside=False,
+        solved=True,
+    ),
+    "knn": Method(
+        _build_nearest,
+        "votes of the nearest training rows by the backbone's feature, nothing trained",
+        "Wu et al. 2018; docs/search.md",
+        unused=("rank", "scale", "query", "layers", "drop_path", "residual"),
+        inside=False,
         takes_head=False,
         solved=True,
     ),
@@ -210,6 +290,5 @@ ROWS: dict[str, Method] = {
         takes=("width", "heads", "pool_patches"),
         unused=("scale", "query", "residual"),
         inside=False,
-        takes_head=False,
     ),
 }

@@ -100,6 +100,11 @@ def is_offline() -> bool:
     return _offline.get() or bool(constants and constants.HF_HUB_OFFLINE)
 
 
+def hub_address() -> str:
+    """Of the Hugging Face hub, or of the one that `HF_ENDPOINT` names."""
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+
+
 def hub_answers(address: str = "") -> bool:
     """Whether a hub can be connected to: one attempt of 3 seconds, remembered for a minute.
 
@@ -110,7 +115,7 @@ def hub_answers(address: str = "") -> bool:
     if not address:
         if is_offline():
             return False
-        address = os.environ.get("HF_ENDPOINT") or HUB
+        address = hub_address()
     parts = urlsplit(address)
     host = parts.hostname or ""
     proxy = getproxies().get(parts.scheme or "https")

@@ -17,6 +17,8 @@ ON_THIS_MACHINE = (
 )
 """Names of torchrun and of three kinds of MPI, as Accelerate reads them."""
 
+COUNT_ON_MACHINE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
 
 def count_processes() -> int:
     """Of this run; 1 without a launcher."""
@@ -31,6 +33,11 @@ def process_number() -> int:
 def number_on_machine() -> int:
     """Of this process among those of this machine, from 0: the number of its GPU."""
     return _read(ON_THIS_MACHINE, 0) if count_processes() > 1 else 0
+
+
+def count_on_machine() -> int:
+    """Processes of this run on this machine, which share its cores; all of them where nothing is told."""
+    return max(1, _read(COUNT_ON_MACHINE, count_processes())) if count_processes() > 1 else 1
 
 
 def is_main_process() -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from restuning._errors import DataError, TrainingError
+from restuning.problems import Problem
+from restuning.problems import from_spec as problem_from_spec
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_taps_if_memory_is_free
 from restuning.search.candidates import CANDIDATES, MORE, NOT_ASKED, SHRINK, Candidate
@@ -18,6 +20,7 @@ from restuning.search.trial import Row, Trials
 from restuning.task import Task
 from restuning.training import FitSettings
 from restuning.training.calibrate import Calibration
+from restuning.training.defaults import with_own_lambda_rate
 from restuning.training.identity import describe_classes, describe_data, describe_host
 from restuning.training.run import Inputs, Log, silent
 
@@ -64,6 +67,12 @@ class Choice:
         return Calibration.from_dict(row).of_another_run()
 
     @property
+    def problem(self) -> Problem | None:
+        """With the error bars of the trial that was taken, likewise; None of one class of several."""
+        row = next(each for each in self.rows if each["method"] == self.method)
+        return problem_from_spec(row["problem"]) if "problem" in row else None
+
+    @property
     def seconds(self) -> float:
         """Wall time of features and trials; of a killed call only what its finished rows took."""
         return sum(row["seconds"] for row in self.rows)
@@ -76,6 +85,7 @@ class Choice:
     def settings(self, base: FitSettings) -> FitSettings:
         """The settings of the final run."""
         settings = replace(base, lr=self.lr, epochs=self.epochs, accumulate=self.accumulate)
+        settings = with_own_lambda_rate(settings, self.method)
         # As in its trial.
         return replace(settings, precision="no") if self.form == "stored" else settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from restuning._durations import tell_time
 from restuning._errors import TrainingError
 from restuning.forecast import parse_bytes
 from restuning.task import Task
@@ -44,6 +45,10 @@ class Budget:
             None if minutes is None else 60 * minutes,
         )
 
+    def share(self, count: int) -> Budget:
+        """That of one of so many choices, which follow one another: memory is free again, time is not."""
+        return Budget(self.memory, None if self.seconds is None else self.seconds / count)
+
     def refuses_memory(self, needed: int | None) -> str:
         """Why so much memory is refused, in words; empty where it fits or nothing is known."""
         # What no forecast can follow is not refused: a guess would leave out what may well fit.
@@ -56,7 +61,7 @@ class Budget:
         if self.seconds is None or needed <= self.seconds:
             return ""
         # Words, because they become the `why` of a candidate that is left out.
-        return f"needs {format_minutes(needed)}, budget {format_minutes(self.seconds)}"
+        return f"needs {tell_time(needed)}, budget {tell_time(self.seconds)}"
 
 
 def keep_taps_if_memory_is_free(task: Task, budget: Budget) -> None:
@@ -68,10 +73,3 @@ def keep_taps_if_memory_is_free(task: Task, budget: Budget) -> None:
 def format_bytes(size: int) -> str:
     """`3.1 GiB`, `512 MiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, round(size / 2**20))} MiB"
-
-
-def format_minutes(seconds: float) -> str:
-    """`12 min`, `1.5 min`, `20 s`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"

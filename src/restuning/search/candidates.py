@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from restuning.training.defaults import find_default
+
 MORE = 0.4
 """Share of a trial's epochs that its final run makes, from the trial's weights and on both splits.
 
@@ -52,11 +54,14 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, under the names that folders of choices have had from the start."""
+        rate = find_default(self.method).lambda_rate
         return {
             "method": self.method,
             "rates": list(self.rates),
             "times": self.times,
             "goes_on": self.warm_start,
+            # Only where it is not 1: others are what they always were.
+            **({} if rate == 1 else {"lambda_rate": rate}),
         }
 
     def trial_epochs(self, inside: int) -> int:

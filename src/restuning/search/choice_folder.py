@@ -12,6 +12,7 @@ from torch import Tensor
 from restuning._errors import FormatError
 from restuning._files import digest_file
 from restuning.search.folder import SearchFolder
+from restuning.search.rule import score_of
 from restuning.training.calibrate import has_calibration
 from restuning.training.checkpoint import FINAL, read_newest
 
@@ -57,8 +58,7 @@ class ChoiceFolder:
         if status in ("tried", "stopped"):
             valid = valid and all(_whole(row.get(name)) for name in ("epochs", "accumulate"))
             valid = valid and row.get("form") in ("stored", "live")
-            score = row.get("val_accuracy")
-            valid = valid and _number(row.get("lr")) and _number(score) and float(score or 0) <= 1
+            valid = valid and _number(row.get("lr")) and _is_score(row)
             valid = (
                 valid and isinstance(row.get("goes_on"), bool) and _number(row.get("cross_entropy"))
             )
@@ -122,6 +122,14 @@ class ChoiceFolder:
             # The one that stays is what a choice called again takes its weights from.
             if folder != self.run_folder(method, rate):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_score(row: Mapping[str, Any]) -> bool:
+    score = score_of(row)
+    if row.get("metric", "accuracy") == "accuracy":
+        return _number(score) and float(score or 0) <= 1
+    # Others may be below zero.
+    return isinstance(score, int | float) and not isinstance(score, bool) and score <= 1
 
 
 def _number(value: Any) -> bool:

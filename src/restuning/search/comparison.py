@@ -12,7 +12,7 @@ from restuning._errors import TrainingError
 from restuning._files import write_text
 from restuning.search.accuracy_axis import scale_accuracy
 from restuning.search.as_written import write_figure
-from restuning.training.run import SHORT, Run, measured_on
+from restuning.training.run import SHORT, Run, measured_on, metric_of
 
 FILE, PICTURE = "comparison.json", "comparison.png"
 MIB = 2**20
@@ -38,13 +38,13 @@ class Comparison:
 
     @property
     def best(self) -> Run:
-        """The first of those with the highest accuracy on validation.
+        """The first of those with the highest accuracy on validation, or other figure.
 
         Raises:
             TrainingError: There is no validation split to say so.
         """
         # Not on test: the figure of the best of several would then be too high.
-        if any(run.metrics["val_accuracy"] is None for run in self.runs):
+        if any(run.val_score is None for run in self.runs):
             raise TrainingError(
                 "the best of a comparison is chosen on validation data",
                 where=str(self.folder),
@@ -52,7 +52,7 @@ class Comparison:
                 fix="take one of .runs, or give data with a val split",
             )
         # `max` keeps the first of equals, and methods are named in the caller's order.
-        return max(self.runs, key=lambda run: run.metrics["val_accuracy"])
+        return max(self.runs, key=lambda run: run.val_score or 0.0)
 
     def save(self, title: str) -> None:
         """Leave `comparison.json` and `comparison.png` in the folder."""
@@ -68,7 +68,8 @@ class Comparison:
         names = [row["method"] for row in rows]
         # The same for all: they were trained on the same data.
         split = measured_on(rows[0]) if rows else "test"
-        accuracies = [_scale(row[f"{SHORT[split]}_accuracy"], 100) for row in rows]
+        metric = metric_of(rows[0]) if rows else "accuracy"
+        accuracies = [_scale(row[f"{SHORT[split]}_{metric}"], 100) for row in rows]
         panels = [
             (
                 "memory above weights (MiB)",
@@ -84,7 +85,7 @@ class Comparison:
         ]
         figure = Figure(figsize=(14, 3.6), layout="constrained")
         first, *others = figure.subplots(1, 1 + len(panels))
-        _draw_dots(first, accuracies, split)
+        _draw_dots(first, accuracies, f"{split} {metric.replace('_', ' ')}")
         for axis, (label, values, digits) in zip(others, panels, strict=True):
             # From zero: lengths of bars are compared.
             bars = axis.bar(range(len(rows)), [v or 0 for v in values], width=0.65)
@@ -105,10 +106,10 @@ def _scale(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
 
 
-def _draw_dots(axis: Any, accuracies: Sequence[float | None], split: str) -> None:
-    """Accuracies in %, as dots: methods differ by a few points, which bars from zero do not show."""
+def _draw_dots(axis: Any, accuracies: Sequence[float | None], what: str) -> None:
+    """Accuracies or other scores in %, as dots: methods differ by a few points, which bars from zero do not show."""
     shown = scale_accuracy(axis, [value for value in accuracies if value is not None], "y")
-    axis.set_title(f"{split} accuracy (%), {shown}", fontsize=10, pad=12)
+    axis.set_title(f"{what} (%), {shown}", fontsize=10, pad=12)
     axis.set_xlim(-0.5, len(accuracies) - 0.5)
     axis.grid(axis="y", alpha=0.3)
     for place, value in enumerate(accuracies):

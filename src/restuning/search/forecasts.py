@@ -9,7 +9,7 @@ from typing import Any
 
 from restuning import forecast, methods
 from restuning._errors import ForecastError, NoSitesError, PlacementError, ProjectionsError
-from restuning.backbones import Backbone, load_backbone
+from restuning.backbones import Backbone, Preprocessing, load_backbone
 from restuning.features.stored import taps_to_store
 from restuning.host import Host
 from restuning.search.sweep import TOGETHER
@@ -226,7 +226,7 @@ def forecast_methods(
         options,
         recommended,
         left_out,
-        None if prepared is None else prepared.size,
+        prepared.size if isinstance(prepared, Preprocessing) else None,
         loaded.own_size,
         note_smaller_size(loaded, detached=detached),
     )

@@ -16,14 +16,15 @@ import torch
 from restuning import methods
 from restuning._errors import FormatError, TrainingError
 from restuning._files import hold_folder, write_json
-from restuning.backbones import Backbone, load_backbone, refuse_for_loaded
+from restuning.backbones import Backbone, take_backbone
 from restuning.data import Data
 from restuning.features import Cached, Stored
 from restuning.features.stored import VIEWS_OF, reason_not_storable
+from restuning.problems import from_spec as problem_from_spec
 from restuning.search.accuracy_axis import scale_accuracy
 from restuning.search.as_written import write_figure
 from restuning.search.folder import SearchFolder
-from restuning.task import Task, check_savable, save
+from restuning.task import Task, average, check_savable, load, reason_not_averaged, save
 from restuning.training import FitSettings
 from restuning.training.beforehand import check_beforehand
 from restuning.training.calibrate import Calibration, has_calibration, judge
@@ -33,7 +34,7 @@ from restuning.training.evaluate import collect_logits
 from restuning.training.identity import describe_classes, describe_data, describe_host
 from restuning.training.own_size import note_smaller_size
 from restuning.training.parallel_runs import evaluate_stored, stack_signature, train_in_parallel
-from restuning.training.run import Inputs, Recipe, Source, default_folder, saved_with
+from restuning.training.run import METRIC, Inputs, Recipe, Source, default_folder, saved_with
 from restuning.training.together import alone
 
 RATES = {
@@ -102,16 +103,16 @@ class Sweep:
         from matplotlib.figure import Figure
 
         rows = [row for row in self.report["settings"] if row["mean"] is not None]
+        metric = self.report.get("metric", "accuracy")
+        key = f"val_{metric}"
         rows.sort(key=lambda row: row["mean"])
         figure = Figure(figsize=(7, 1.4 + 0.32 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        shown = scale_accuracy(
-            axes, [100 * value for row in rows for value in row["val_accuracy"]], "x"
-        )
+        shown = scale_accuracy(axes, [100 * value for row in rows for value in row[key]], "x")
         for place, row in enumerate(rows):
             chosen = row["setting"] == self.report["best"]["setting"]
             colour = "#d9822b" if chosen else "#2a6fbb"
-            values, mean = [100 * value for value in row["val_accuracy"]], 100 * row["mean"]
+            values, mean = [100 * value for value in row[key]], 100 * row["mean"]
             axes.axhline(place, color="#cccccc", linewidth=0.8, zorder=0)
             # What the seeds gave, and no deviation on both sides: that may end beyond 100 %.
             axes.plot([min(values), max(values)], [place, place], color=colour, linewidth=2)
@@ -130,7 +131,8 @@ class Sweep:
         labels = [setting_in_words(row["setting"]) for row in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlabel(f"validation accuracy (%), {shown}: each seed, and their mean")
+        words = metric.replace("_", " ")
+        axes.set_xlabel(f"validation {words} (%), {shown}: each seed, and their mean")
         axes.set_title(title, loc="left")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -231,11 +233,7 @@ def run_sweep(
             fix="give none or flip",
         )
     torch.manual_seed(0)
-    backbone = request.backbone
-    if isinstance(backbone, Backbone):
-        refuse_for_loaded(backbone, weights=request.weights, random=request.random)
-    else:
-        backbone = load_backbone(backbone, weights=request.weights, random=request.random)
+    backbone = take_backbone(request.backbone, weights=request.weights, random=request.random)
     host = backbone.host()
     with alone(), on_device(device) as place:
         host.to(place)
@@ -276,7 +274,8 @@ def sweep(
 
     Features are stored first. Runs of one form, seed and length then train together as one bank.
     Each result is one file in `out/arms`; a sweep that is started again goes on with those that
-    have none. The tasks of the final runs are left in `out/final/seed-N.task`.
+    have none. The tasks of the final runs are left in `out/final/seed-N.task`, and their mean, which is one task
+    (`task.average`), in `out/final/average.task`.
 
     Args:
         inputs: Data in front of a backbone, with a validation split.
@@ -291,14 +290,16 @@ def sweep(
             words.
 
     Returns:
-        As `sweep.json`: `settings` (with `val_accuracy` by seed, mean and std), `best`, and `final`
-        (test accuracy by seed, mean and std).
+        As `sweep.json`: `settings` (with `val_accuracy`, or another problem's figure, by seed, mean and std), `best`, `final`
+        (the same of the test split), and `average` (of the mean of the seeds, or why there is none).
 
     Raises:
         TrainingError: There is no validation data, features cannot be stored, the folder holds
             another sweep, or every setting lost a run to NaN.
     """
-    out, options = Path(out), {**inputs.options, **(options or {})}
+    # Where every word or place is answered, the readout is that of the problem.
+    asked = {"pool": pool} if (pool := inputs.data.problem.pool) else {}
+    out, options = Path(out), {**asked, **inputs.options, **(options or {})}
     for name, values in grid.items():
         if name not in RATES:
             methods.refuse_unused([method], {name: values})
@@ -341,13 +342,14 @@ def sweep(
     runs = [SweepRun(setting, seed) for seed in seeds for setting in combinations]
     run.train(runs, search, TRIED)
     rows = []
+    metric = plain.problem.metric
     for setting in combinations:
-        results = [read_result(folder, TRIED, SweepRun(setting, seed)) for seed in seeds]
-        values = [r["val_accuracy"] for r in results if r["died_at"] is None]
+        results = [read_result(folder, TRIED, SweepRun(setting, seed), metric) for seed in seeds]
+        values = [r[f"val_{metric}"] for r in results if r["died_at"] is None]
         rows.append(
             {
                 "setting": dict(setting),
-                "val_accuracy": values,
+                f"val_{metric}": values,
                 "mean": statistics.mean(values) if values else None,
                 "std": statistics.stdev(values) if len(values) > 1 else 0.0,
                 "died": len(results) - len(values),
@@ -368,19 +370,22 @@ def sweep(
     # Anew, on train and val together; only these read the test split.
     finals = [SweepRun(chosen, seed) for seed in seeds]
     run.train(finals, final, "final")
-    tested = [read_result(folder, "final", one) for one in finals]
-    accuracy = [r["test_accuracy"] for r in tested if r["test_accuracy"] is not None]
+    tested = [read_result(folder, "final", one, metric) for one in finals]
+    accuracy = [r[f"test_{metric}"] for r in tested if r[f"test_{metric}"] is not None]
+    alive = [one for one, each in zip(finals, tested, strict=True) if each["died_at"] is None]
     report = {
         **identity,
+        **({} if metric == METRIC else {"metric": metric}),
         "data": plain.identity,
         "backbone": inputs.host.fingerprint(),
         "settings": rows,
         "best": best,
         "final": {
-            "test_accuracy": accuracy,
+            f"test_{metric}": accuracy,
             "mean": statistics.mean(accuracy) if accuracy else None,
             "std": statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
         },
+        "average": run.average(alive, final),
         "arms": len(runs),
         "seconds": time.perf_counter() - started,
     }
@@ -389,13 +394,16 @@ def sweep(
     return report
 
 
-def read_result(folder: SearchFolder, kind: str, run: SweepRun) -> dict[str, Any]:
+def read_result(
+    folder: SearchFolder, kind: str, run: SweepRun, metric: str = METRIC
+) -> dict[str, Any]:
     """The result of one run of a sweep, checked field by field.
 
     Args:
         folder: Of the sweep.
         kind: `TRIED` or "final".
         run: Whose it is.
+        metric: Of the data's problem.
 
     Raises:
         FormatError: There is none, or it is not what this run leaves.
@@ -403,15 +411,17 @@ def read_result(folder: SearchFolder, kind: str, run: SweepRun) -> dict[str, Any
     result = folder.read(kind, run.name)
     # Through JSON, as the result has been.
     setting = json.loads(json.dumps(dict(run.setting), default=str))
-    died, accuracies = result.get("died_at", ""), ("val_accuracy", "test_accuracy")
-    wrong = [name for name in accuracies if not _is_share(result.get(name, ""))]
+    died, scores = result.get("died_at", ""), (f"val_{metric}", f"test_{metric}")
+    # Others than shares may be below zero.
+    fits = _is_share if metric == METRIC else _is_score
+    wrong = [name for name in scores if not fits(result.get(name, ""))]
     if result.get("setting") != setting or result.get("seed") != run.seed:
         wrong.append("the setting or seed of another run")
     if died is not None and not _is_count(died):
         wrong.append("died_at")
     # On training and validation data together there is none to be accurate on.
-    elif kind == TRIED and (result.get("val_accuracy") is None) != (died is not None):
-        wrong.append("val_accuracy")
+    elif kind == TRIED and (result.get(f"val_{metric}") is None) != (died is not None):
+        wrong.append(f"val_{metric}")
     if not has_calibration(result):
         wrong.append("its temperature")
     if not _is_count(result.get("trainable_parameters")):
@@ -429,6 +439,10 @@ def read_result(folder: SearchFolder, kind: str, run: SweepRun) -> dict[str, Any
 def _is_share(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return value is None or (number and 0 <= value <= 1)
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _is_count(value: Any) -> bool:
@@ -503,11 +517,13 @@ class _Sweep:
     ) -> None:
         done, total = progress
 
-        def each_epoch(epoch: int, accuracy: list[float]) -> None:
+        problem = part[0][1].problem
+
+        def each_epoch(epoch: int, scores: Sequence[float | None]) -> None:
             words = ""
-            if accuracy:
-                k = max(range(len(accuracy)), key=lambda i: accuracy[i])
-                words = f"{accuracy[k]:.2%} {part[k][0].name} (epoch {epoch})"
+            if known := [(score, k) for k, score in enumerate(scores) if score is not None]:
+                score, k = max(known, key=lambda each: each[0])
+                words = f"{problem.show(score)} {part[k][0].name} (epoch {epoch})"
             self.on_progress(done, total, words)
 
         started = time.perf_counter()
@@ -523,7 +539,7 @@ class _Sweep:
         seconds = (time.perf_counter() - started) / len(part)
         for (run, task, settings), result in zip(part, results, strict=True):
             alive = result.diverged_at is None
-            tested, calibration = None, Calibration()
+            tested, calibration, told = None, Calibration(), {}
             if kind == "final":
                 calibration = self._save(task, run)
                 if data.test is not None and alive:
@@ -532,17 +548,20 @@ class _Sweep:
                 cached = Cached(self.host, task, data.val.store)
                 answers = collect_logits(cached, data.val, settings.batch_size, data.collate)
                 calibration = judge(task, *answers)
+                if not problem.one_hot:
+                    told = {"problem": problem.with_errors(*answers).spec()}
             self.folder.write(
                 {
                     "setting": dict(run.setting),
                     "seed": run.seed,
                     "settings": settings.to_dict(),
-                    "val_accuracy": result.val_accuracy[-1]
+                    f"val_{problem.metric}": result.val_accuracy[-1]
                     if result.val_accuracy and alive
                     else None,
                     "val_by_epoch": result.val_accuracy,
-                    "test_accuracy": tested,
+                    f"test_{problem.metric}": tested,
                     **calibration.to_dict(),
+                    **told,
                     "train_loss": result.train_loss if alive else None,
                     "died_at": result.diverged_at,
                     "trainable_parameters": task.trainable_parameters(),
@@ -554,10 +573,25 @@ class _Sweep:
             )
         self.on_progress(done + len(part), total, "")
 
+    def average(self, runs: Sequence[SweepRun], data: Data) -> dict[str, Any]:
+        """Leave the mean of final tasks as one task, and test it."""
+        folders = [_final_folder(self.folder.folder, run.seed) for run in runs]
+        tasks = [load(folder, self.host) for folder in folders]
+        reason = reason_not_averaged(tasks) if tasks else "every seed was lost to NaN"
+        if reason:
+            return {"not_made": reason}
+        task = average(tasks)
+        save(task, self.host, folders[0].with_name("average.task"), **saved_with(self.inputs))
+        tested = None if data.test is None else evaluate_stored(self.host, task, data.test)
+        return {f"test_{task.problem.metric}": tested}
+
     def _save(self, task: Task, run: SweepRun) -> Calibration:
         """Leave a final task, with the temperature that its setting and seed had on validation."""
-        tried = read_result(self.folder, TRIED, run)
+        tried = read_result(self.folder, TRIED, run, task.problem.metric)
         calibration = Calibration.from_dict(tried).of_another_run()
+        if "problem" in tried:
+            # The error bars that its setting and seed had on validation.
+            task.problem = task.problem.with_errors_of(problem_from_spec(tried["problem"]))
         task.labels, task.temperature = self.inputs.data.labels, calibration.temperature
         save(
             task,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import torch
 
 from restuning import methods
-from restuning._errors import DataError, TrainingError
+from restuning._durations import tell_time
+from restuning._errors import DataError, NoSitesError, TrainingError
 from restuning._files import hold_folder, write_json
-from restuning.backbones import Backbone, load_backbone, refuse_for_loaded, with_text_tower
+from restuning.backbones import Backbone, take_backbone, with_text_tower
 from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
 from restuning.runtime.processes import count_processes, is_main_process
 from restuning.search.auto import AUTO, choose_method
-from restuning.search.budget import Budget, format_minutes
+from restuning.search.budget import Budget
 from restuning.search.candidates import CANDIDATES
+from restuning.search.columns import RUNS, Columns, name_folders
 from restuning.search.comparison import FILE, PICTURE, Comparison
 from restuning.training.beforehand import OF_A_RUN, check_beforehand
+from restuning.training.callbacks import Callback
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
 from restuning.training.own_size import note_smaller_size
@@ -35,6 +38,7 @@ from restuning.training.run import (
     Source,
     default_folder,
     folder_name,
+    log_line,
     refuse_other_run,
     run_task,
     silent,
@@ -42,6 +46,7 @@ from restuning.training.run import (
 )
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone, from_main
+from restuning.training.trackers import check_track
 from restuning.training.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
@@ -51,29 +56,8 @@ CHOICE = "choice.json"
 """In the folder of a run whose method was chosen, and in its task folder."""
 
 
-class TrainOptions(TypedDict, total=False):
-    """Everything else that `train` can be told; what is left out keeps its default.
-
-    Attributes:
-        settings: Settings of training, in place of the method's own defaults.
-        epochs, batch_size, lr, lambda_rate, weight_decay, warmup_epochs, label_smoothing,
-            precision, accumulate, clip, drop_path, ema, seed, workers, checkpoint_every, track:
-            Single settings, over those; see `FitSettings`.
-        rank, scale, zero, layers, pool: Options of the method; see `methods.build`.
-        augment: Augmentation of training images: "none", "flip", "timm", "timm:POLICY".
-        final: Train on train and val together.
-        skip_bad: Leave corrupt images out, and count them.
-        text, label: Columns of a csv.
-        max_tokens: Tokens of a text that are read.
-        store: Where feature stores lie (a folder), or `StoreOptions`; False runs the backbone in
-            every epoch.
-        random: Random weights of the backbone, from the seed.
-        zero_shot: Prompts such as "a photo of a {}." that make the first head of the class names.
-        class_names: File of class names for it, a line each.
-        memory: Limit for "auto", of everything together, such as "2GiB".
-        minutes: Limit for "auto", of the choice and the final run together.
-        progress: Bars on a terminal.
-    """
+class _Options(TypedDict, total=False):
+    """All of `TrainOptions` but the column of answers, which says what is returned."""
 
     settings: FitSettings
     epochs: int | None
@@ -83,6 +67,8 @@ class TrainOptions(TypedDict, total=False):
     weight_decay: float | None
     warmup_epochs: float | None
     label_smoothing: float | None
+    class_weights: str | None
+    balanced_sampling: bool | None
     precision: str | None
     accumulate: int | None
     clip: float | None
@@ -91,18 +77,30 @@ class TrainOptions(TypedDict, total=False):
     seed: int | None
     workers: int | None
     checkpoint_every: int | None
-    track: Sequence[str] | None
+    track: Any
+    early_stopping: int | None
+    keep_best: bool | None
+    monitor: str | None
+    callbacks: Sequence[Callback]
     rank: int | None
     scale: str | None
     zero: bool | None
     layers: Any
     pool: str | None
+    targets: str | Sequence[str] | None
+    alpha: float | None
     augment: str
     final: bool
     skip_bad: bool
     text: str
-    label: str
+    image: str | None
+    problem: str | None
+    classes: str | Path | Sequence[str] | None
+    whole: bool
+    dimensions: int | None
     max_tokens: int
+    audio: str | None
+    seconds: float | None
     store: str | Path | StoreOptions | bool | None
     random: bool
     zero_shot: str | Sequence[str] | None
@@ -110,52 +108,100 @@ class TrainOptions(TypedDict, total=False):
     memory: str | None
     minutes: float | None
     progress: bool
+    report: bool
+
+
+class TrainOptions(_Options, total=False):
+    """Everything else that `train` can be told; what is left out keeps its default.
+
+    Attributes:
+        settings: Settings of training, in place of the method's own defaults.
+        epochs, batch_size, lr, lambda_rate, weight_decay, warmup_epochs, label_smoothing: Single settings, over those; see
+            `FitSettings`.
+        class_weights, balanced_sampling: Likewise, of classes that are rare.
+        precision, accumulate, clip, drop_path, ema, seed, workers, checkpoint_every, track: Likewise.
+        early_stopping, keep_best, monitor: Likewise.
+        callbacks: Told what the training does, in this order (`restuning.Callback`); of one method.
+        rank, scale, zero, layers, pool, targets, alpha: Options of the method; see `methods.build`.
+        augment: Augmentation of training images: "none", "flip", "timm", "timm:POLICY".
+        final: Train on train and val together.
+        skip_bad: Leave corrupt images out, and count them.
+        text, image, audio, label: Columns of a csv or a table; several of `label`, in a list or with commas, are a
+            task each.
+        problem: What a column holds: "single-label", "multi-label", "regression", "segmentation" or "depth", or `COLUMN=KIND`
+            with commas; found from its cells where it is not given. "embedding" of any data of classes: the answer is a vector.
+        classes: Of masks: names of classes, or a file of them, a line each; `classes.txt` beside the data where it is not given.
+        whole: Resize images whole to the backbone's size and crop nothing; columns of a table beside one of pixels are so always.
+        dimensions: Of an embedding; as many as there are classes, 512 at most, where none are given.
+        max_tokens: Tokens of a text that are read.
+        seconds: Of a sound, what is read from its beginning; what the backbone takes, or 10, where none are given.
+        store: Where feature stores lie (a folder), or `StoreOptions`; False runs the backbone in
+            every epoch.
+        random: Random weights of the backbone, from the seed.
+        zero_shot: Prompts such as "a photo of a {}." that make the first head of the class names.
+        class_names: File of class names for it, a line each.
+        memory: Limit for "auto", of everything together, such as "2GiB".
+        minutes: Limit for "auto", of the choice and the final run together.
+        progress: Bars on a terminal.
+        report: Leave a page about each run, `report.html`: True unless it is given.
+    """
+
+    label: str | Sequence[str]
 
 
 SETTINGS = tuple(each.name for each in fields(FitSettings))
-OF_METHOD = ("rank", "scale", "zero", "layers", "pool", "drop_path")
-OF_SOURCE = ("augment", "final", "skip_bad", "text", "label", "max_tokens")
+OF_METHOD = ("rank", "scale", "zero", "layers", "pool", "drop_path", "targets", "alpha")
+OF_SOURCE = (
+    *("augment", "final", "skip_bad", "text", "label", "image", "problem", "classes", "whole"),
+    *("dimensions", "max_tokens", "audio", "seconds"),
+)
 NO_FOLDER = frozenset(("", "off", "on", "no", "yes", "none", "false", "true", "auto"))
 """Words that somebody writes who means a switch: as folders they would be made without a word."""
+ENSEMBLE, ON_MAPS = "ensemble", "ridge"
+"""What columns are trained with unasked, and what those of pixels are where a backbone of maps has no ensemble of places."""
 OF_BUDGET = ("memory", "minutes")
 OF_STEPS = ("epochs", "lr", "warmup_epochs", "clip", "ema")
 """Settings of steps that nobody gives without a reason: the command line hands on the others always."""
-CHOSEN_BY_AUTO = ("lr", "rank", "scale", "zero", "layers", "zero_shot", "ema")
+OF_IMBALANCE = ("class_weights", "balanced_sampling")
+CHOSEN_BY_AUTO = ("lr", "rank", "scale", "zero", "layers", "targets", "alpha", "zero_shot", "ema")
 """Settings that a choice finds by itself, or cannot use."""
 
 
-@overload
-def train(
-    data: str | Path | Data,
-    *,
-    backbone: str | Backbone = ...,
-    weights: str | Path | None = ...,
-    method: str = ...,
-    out: str | Path | None = ...,
-    device: str | torch.device | None = ...,
-    resume: bool = ...,
-    log: Log = ...,
-    **options: Unpack[TrainOptions],
-) -> Run: ...
+class _Call(TypedDict, total=False):
+    """What `train` takes beside its options, whatever it returns."""
+
+    backbone: str | Backbone
+    weights: str | Path | None
+    out: str | Path | None
+    device: str | torch.device | None
+    resume: bool
+    log: Log
+
+
+class _OfOne(_Call, _Options, total=False):
+    method: str
+
+
+class _OfSeveral(_Call, TrainOptions, total=False):
+    pass
 
 
 @overload
+def train(data: Any, *, label: str = ..., **options: Unpack[_OfOne]) -> Run: ...
+
+
+@overload
 def train(
-    data: str | Path | Data,
-    *,
-    backbone: str | Backbone = ...,
-    weights: str | Path | None = ...,
-    method: Sequence[str],
-    out: str | Path | None = ...,
-    device: str | torch.device | None = ...,
-    resume: bool = ...,
-    log: Log = ...,
-    **options: Unpack[TrainOptions],
-) -> Comparison: ...
+    data: Any, *, label: list[str] | tuple[str, ...], **options: Unpack[_OfOne]
+) -> Columns: ...
+
+
+@overload
+def train(data: Any, *, method: Sequence[str], **options: Unpack[_OfSeveral]) -> Comparison: ...
 
 
 def train(
-    data: str | Path | Data,
+    data: Any,
     *,
     backbone: str | Backbone = "restuning-tiny",
     weights: str | Path | None = None,
@@ -163,16 +209,16 @@ def train(
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     resume: bool = True,
-    log: Log = silent,
+    log: Log = log_line,
     **options: Unpack[TrainOptions],
-) -> Run | Comparison:
+) -> Run | Columns | Comparison:
     """Train a task on a frozen backbone, test it and save it: all that `restuning train` does.
 
     Features of the backbone are stored once and trained from wherever that is exact. Killed and
     called again with the same arguments and the same `out`, it goes on and ends the same.
 
     Args:
-        data: As `load_data` takes it (a folder, a csv, "digits", "hf:NAME" ...), or a `Data`.
+        data: As `load_data` takes it (a folder, a csv, "digits", "hf:NAME", a table ...), or a `Data`.
         backbone: By name (see `load_backbone`), or one that is loaded.
         weights: File of its weights, without a hub.
         method: A name of `methods.names()`; a list of names to compare; or "auto", the default,
@@ -182,11 +228,14 @@ def train(
         out: Folder of the run; None for `runs/DATA-METHOD-TIME`.
         device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
         resume: False starts over.
-        log: Receives a line for each thing that is decided. Nothing is printed.
+        log: Receives a line for each thing that is decided; by itself Python's logger `restuning` does, at INFO. Nothing
+            is printed.
         **options: See `TrainOptions`.
 
     Returns:
-        The run (`.metrics`, `.task`, `.folder`), or a `Comparison` (`.runs`) of several methods.
+        The run (`.metrics`, `.task`, `.folder`), or a `Comparison` (`.runs`) of several methods. Of a table whose columns
+        of answers are given in a list (of one as well), or several of them with commas, `Columns` (`.runs` by column,
+        `.metrics`), trained from one pass over the inputs where the method trains from a store.
 
     Raises:
         RestuningError: Names, data, weights or settings are not what they should be, the folder
@@ -218,6 +267,7 @@ def train(
     if not names:
         raise TrainingError("there is nothing to train", where="method", found="an empty list")
     budget = _budget(method, explicit)
+    _check_followers(method, explicit)
     if method != AUTO:
         methods.refuse_unused(names, _options(explicit))
     recipes = [_recipe(name, explicit) for name in names]
@@ -232,6 +282,7 @@ def train(
             found=f"{count_processes()} processes of a launcher",
             fix="choose without the launcher, then train the method that was chosen with it",
         )
+    batch_said = "batch_size" in explicit or "settings" in explicit
     log = log if is_main_process() else silent
     for line in _unused_steps([n for n in names if n != AUTO], explicit):
         log(line)
@@ -239,9 +290,37 @@ def train(
         # With `random=True` the backbone's weights are drawn here.
         torch.manual_seed(recipes[0].settings.seed)
         loaded = _load(backbone, weights, explicit)
-        trainer = _Trainer(source, loaded, place, resume, bool(explicit.get("progress")), log)
-        trainer.how["call"] = _call(source, loaded, weights, explicit)
         folder = None if out is None else Path(out)
+        if sources := source.columns(loaded, log):
+            if explicit.get("callbacks"):
+                raise TrainingError(
+                    "callbacks follow one run",
+                    where="callbacks",
+                    found=f"{len(sources)} columns of answers, a run each",
+                    fix="name one column; settings such as early_stopping serve several",
+                )
+            if not isinstance(method, str) or explicit.get("zero_shot"):
+                raise TrainingError(
+                    "several columns of answers are trained by one method, with new heads",
+                    where="label",
+                    found=f"{len(sources)} columns, "
+                    f"{'--zero-shot' if isinstance(method, str) else f'a list of methods: {names}'}",
+                    fix="name one method and no --zero-shot, or one column",
+                )
+
+            def trainer_of(one: Source) -> _Trainer:
+                made = _Trainer(one, loaded, place, resume, explicit, log)
+                made.how["call"] = _call(one, loaded, weights, explicit)
+                made.batch_said = batch_said
+                return made
+
+            def recipe_of(one: _Trainer) -> Recipe:
+                return one.choose_answering(recipes[0], partial(_recipe, explicit=explicit))
+
+            return _train_columns(sources, trainer_of, recipe_of, budget, folder)
+        trainer = _Trainer(source, loaded, place, resume, explicit, log)
+        trainer.how["call"] = _call(source, loaded, weights, explicit)
+        trainer.batch_said = batch_said
         if budget is not None:
             return trainer.train_chosen(recipes[0], budget, folder)
         if explicit.get("zero_shot"):
@@ -262,6 +341,50 @@ def _unused_steps(names: Sequence[str], explicit: Mapping[str, Any]) -> list[str
     ]
 
 
+def _train_columns(
+    sources: Mapping[str, Source],
+    trainer_of: Callable[[Source], _Trainer],
+    recipe_of: Callable[[_Trainer], Recipe],
+    budget: Budget | None,
+    out: Path | None,
+) -> Columns:
+    """A run for each column; one pass over the inputs serves all of them."""
+    folders = name_folders(list(sources))
+    trainers = {column: trainer_of(source) for column, source in sources.items()}
+    first = next(iter(trainers.values()))
+    out = out or default_folder(first.data, "columns")
+    from_main(lambda: out.mkdir(parents=True, exist_ok=True))
+    if budget is not None:
+        budget = budget.share(len(sources))
+    runs = {}
+    recipes = {column: recipe_of(trainer) for column, trainer in trainers.items()}
+    places = {column: out / RUNS / folders[column] for column in sources}
+    with hold_folder(out):
+        # Where all are answered at the same places the first of them stores what all read.
+        if budget is None and len({each.data.problem.pool for each in trainers.values()}) > 1:
+            _store_together(
+                [trainers[c].plan(recipes[c], places[c]) for c in sources], first.resume
+            )
+        for column, trainer in trainers.items():
+            if budget is None:
+                runs[column] = trainer.train_one(recipes[column], places[column], out)
+            else:
+                runs[column] = trainer.train_chosen(recipes[column], budget, places[column], out)
+        found = Columns.of(runs, out)
+        from_main(found.save)
+    return found
+
+
+def _store_together(runs: Sequence[tuple[Inputs, Recipe, Path]], resume: bool) -> None:
+    """One pass over the data for all runs; first their folders are looked at."""
+    if resume:
+        for inputs, recipe, folder in runs:
+            task = recipe.build_form(inputs)
+            task.labels = inputs.data.labels
+            from_main(partial(refuse_other_run, inputs, task, recipe.settings, folder))
+    runs[0][0].store_once(partial(recipe.build_form, inputs) for inputs, recipe, _ in runs)
+
+
 class _Trainer:
     """A source of data before a backbone, and how its runs are made."""
 
@@ -271,12 +394,20 @@ class _Trainer:
         backbone: Backbone,
         device: torch.device,
         resume: bool,
-        progress: bool,
+        explicit: Mapping[str, Any],
         log: Log,
     ) -> None:
         self.source, self.backbone, self.log = source, backbone, log
-        self.how: dict[str, Any] = {"resume": resume, "progress": progress, "log": log}
+        self.how: dict[str, Any] = {
+            "resume": resume,
+            "progress": bool(explicit.get("progress")),
+            "report": bool(explicit.get("report", True)),
+            "callbacks": tuple(explicit.get("callbacks", ())),
+            "log": log,
+        }
         self.resume = resume
+        # Set where the user says how many examples a step has.
+        self.batch_said = False
         self.data = source.load(backbone)
         self.host = backbone.host()
         self.host.to(device)
@@ -285,20 +416,46 @@ class _Trainer:
         """The recipe with a first head made of the names of the classes."""
         return replace(recipe, head=prompts.head(self.backbone, self.data.labels))
 
-    def train_one(self, recipe: Recipe, out: Path | None) -> Run:
+    def _suit(self, recipe: Recipe) -> Recipe:
+        """The recipe with steps of the size that the problem asks for, where nobody said one."""
+        size = self.data.problem.batch_size
+        if size is None or self.batch_said:
+            return recipe
+        return replace(recipe, settings=replace(recipe.settings, batch_size=size))
+
+    def choose_answering(self, recipe: Recipe, make: Callable[[str], Recipe]) -> Recipe:
+        """The recipe; of an ensemble that has no answer for every place of this backbone, where one is asked for, that of `ridge`."""
+        if recipe.method != ENSEMBLE or self.data.problem.pool != "grid":
+            return recipe
+        try:
+            recipe.build_form(self._inputs(recipe))
+        except NoSitesError as error:
+            self.log(f"method    {self.source.label}: {ON_MAPS}, for {ENSEMBLE} has {error.found}")
+            return make(ON_MAPS)
+        return recipe
+
+    def plan(self, recipe: Recipe, out: Path) -> tuple[Inputs, Recipe, Path]:
+        """What `train_one` would train, and where."""
+        recipe = self._suit(recipe)
+        return self._inputs(recipe), recipe, out
+
+    def train_one(self, recipe: Recipe, out: Path | None, tasks: Path | None = None) -> Run:
+        recipe = self._suit(recipe)
         inputs = self._inputs(recipe)
         self._describe(inputs, [recipe.method])
         out = out or default_folder(self.data, folder_name(recipe.method))
-        return run_task(inputs, recipe, out, **self.how)
+        return run_task(inputs, recipe, out, tasks=tasks, **self.how)
 
     def compare(self, recipes: Sequence[Recipe], out: Path | None) -> Comparison:
         """Every method in a folder of its own, then all of them in one table and picture."""
+        recipes = [self._suit(each) for each in recipes]
         inputs = self._inputs(recipes[0])
         self._describe(inputs, [each.method for each in recipes])
         out = out or default_folder(self.data, "comparison")
         check_beforehand(self.data, out, (FILE, PICTURE))
         with hold_folder(out):
-            self._store_once(inputs, recipes, out)
+            planned = [(inputs, each, out / folder_name(each.method)) for each in recipes]
+            _store_together(planned, self.resume)
             runs = [
                 run_task(inputs, each, out / folder_name(each.method), **self.how)
                 for each in recipes
@@ -307,8 +464,11 @@ class _Trainer:
             from_main(lambda: comparison.save(f"{self.data.name} on {self.backbone.name}"))
         return comparison
 
-    def train_chosen(self, recipe: Recipe, budget: Budget, out: Path | None) -> Run:
+    def train_chosen(
+        self, recipe: Recipe, budget: Budget, out: Path | None, tasks: Path | None = None
+    ) -> Run:
         """A method chosen on validation, then trained on both splits and tested once."""
+        recipe = self._suit(recipe)
         plain = with_validation(self.source.load(self.backbone, plain=True))
         inputs = self._inputs(recipe, with_validation(self.data))
         inputs = replace(inputs, load_plain=lambda: plain)
@@ -334,9 +494,7 @@ class _Trainer:
             warm = " more from its trial's weights" if choice.start is not None else ""
             how = f"lr {choice.lr:g}, {choice.epochs} epochs{warm}"
             how = "solved in closed form" if methods.is_solved(choice.method) else how
-            self.log(
-                f"take  {choice.method}, {how}; the choice took {format_minutes(choice.seconds)}"
-            )
+            self.log(f"take  {choice.method}, {how}; the choice took {tell_time(choice.seconds)}")
             final = replace(self.source, final=True)
             # From the splits of the choice, whose features are stored already.
             inputs = replace(
@@ -350,26 +508,18 @@ class _Trainer:
                 choice.settings(recipe.settings),
                 begin=choice.begin,
                 calibration=choice.calibration,
+                told=choice.problem,
             )
             facts = {"choice": choice.to_dict()}
             # What begins the choice and not what it found: the run goes on from a trial, so that the method
             # alone would be another run. Without a limit of time the same begins the same.
             began = {**recipe.settings.to_dict(), **dict.fromkeys(CHOSEN_BY_AUTO)}
             call = {**self.how["call"], **began, "method": AUTO, "options": dict(recipe.options)}
-            run = run_task(inputs, chosen, out, facts=facts, **{**self.how, "call": call})
+            how = {**self.how, "call": call, "tasks": tasks}
+            run = run_task(inputs, chosen, out, facts=facts, **how)
             for folder in (run.folder, run.task_folder):
                 write_json(folder / CHOICE, choice.to_dict())
             return replace(run, choice=choice)
-
-    def _store_once(self, inputs: Inputs, recipes: Sequence[Recipe], out: Path) -> None:
-        """One pass over the data for all methods; first the folders of their runs are looked at."""
-        if self.resume:
-            for each in recipes:
-                task = each.build_form(inputs)
-                task.labels = inputs.data.labels
-                folder = out / folder_name(each.method)
-                from_main(partial(refuse_other_run, inputs, task, each.settings, folder))
-        inputs.store_once(partial(each.build_form, inputs) for each in recipes)
 
     def _inputs(self, recipe: Recipe, data: Data | None = None) -> Inputs:
         inputs = self.source.open(self.host, self.backbone, self.data if data is None else data)
@@ -407,6 +557,38 @@ def _check_class_names(explicit: Mapping[str, Any]) -> None:
         )
 
 
+def _check_followers(method: str | Sequence[str], explicit: Mapping[str, Any]) -> None:
+    """Refuse what follows a run, where there are several, and stopping early, where a choice decides that."""
+    whole = explicit.get("settings")
+    objects = [
+        each
+        for each in check_track(explicit.get("track", getattr(whole, "track", ())))
+        if not isinstance(each, str)
+    ]
+    several = method == AUTO or not isinstance(method, str)
+    followed = ["callbacks"] * bool(explicit.get("callbacks")) + ["track"] * bool(objects)
+    if several and followed:
+        raise TrainingError(
+            "callbacks and trackers that are objects follow one run",
+            where=", ".join(followed),
+            found=f"--method {method}"
+            if isinstance(method, str)
+            else f"methods {', '.join(method)}",
+            fix="name one method; settings such as early_stopping and trackers by name serve several",
+        )
+    early = [
+        f"--{n.replace('_', '-')}"
+        for n in ("early_stopping", "keep_best")
+        if explicit.get(n, getattr(whole, n, None))
+    ]
+    if method == AUTO and early:
+        raise TrainingError(
+            "--method auto trains its choice on train and val together, which leaves nothing to follow",
+            where=" ".join(early),
+            fix="leave it out, or name a method",
+        )
+
+
 def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget | None:
     """The budget of "auto"; None of methods that are named."""
     limits = [f"--{name}" for name in OF_BUDGET if name in explicit]
@@ -419,6 +601,16 @@ def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget 
                 fix="give --method auto; `restuning plan` forecasts what one method takes",
             )
         return None
+    whole = explicit.get("settings")
+    uneven = [
+        f"--{n.replace('_', '-')}" for n in OF_IMBALANCE if explicit.get(n, getattr(whole, n, None))
+    ]
+    if uneven:
+        raise TrainingError(
+            "--method auto compares on classes as they are",
+            where=" ".join(uneven),
+            fix="name a method: `restuning train DATA --method linear --class-weights balanced`",
+        )
     fixed = [f"--{name.replace('_', '-')}" for name in CHOSEN_BY_AUTO if name in explicit]
     if fixed:
         raise TrainingError(
@@ -474,11 +666,15 @@ def _source(data: Any, explicit: Mapping[str, Any], settings: FitSettings, log: 
         progress=bool(explicit.get("progress")),
         log=lambda line: log(f"  from stored features: {line}"),
     )
+    told = {name: explicit[name] for name in OF_SOURCE if name in explicit}
+    if isinstance(told.get("classes"), Path):
+        # As a file of settings can hold it.
+        told["classes"] = str(told["classes"])
     return Source(
         str(data) if isinstance(data, Path) else data,
         cache=store is not False,
         store=options,
-        **{name: explicit[name] for name in OF_SOURCE if name in explicit},
+        **told,
     )
 
 
@@ -500,13 +696,10 @@ def _refuse_for_loaded(data: Data, explicit: Mapping[str, Any]) -> None:
 def _load(
     backbone: str | Backbone, weights: str | Path | None, explicit: Mapping[str, Any]
 ) -> Backbone:
-    if isinstance(backbone, Backbone):
-        refuse_for_loaded(backbone, weights=weights, random=explicit.get("random"))
-        return backbone
     # Class names become a head by the text tower; `hf:NAME` alone would load the image tower only.
-    name = with_text_tower(backbone) if explicit.get("zero_shot") else backbone
-    file = None if weights is None else Path(weights)
-    return load_backbone(name, weights=file, random=bool(explicit.get("random")))
+    if isinstance(backbone, str) and explicit.get("zero_shot"):
+        backbone = with_text_tower(backbone)
+    return take_backbone(backbone, weights=weights, random=explicit.get("random"))
 
 
 def _call(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from restuning import methods
 from restuning._errors import DivergedError, EngineError, RestuningError
 from restuning.data import Data
 from restuning.features import Cached
-from restuning.features.stored import Stored
+from restuning.features.stored import Stored, can_be_stored
 from restuning.forecast import StepForecast, storable
+from restuning.problems import Problem
 from restuning.search import rule
 from restuning.search.budget import Budget, keep_taps_if_memory_is_free
 from restuning.search.candidates import Candidate
@@ -25,11 +28,14 @@ from restuning.sites import Needs
 from restuning.task import Task
 from restuning.training import FitSettings
 from restuning.training.calibrate import Calibration, calibrated_loss, judge
+from restuning.training.defaults import with_own_lambda_rate
 from restuning.training.evaluate import collect_logits
 from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.run import Inputs, Log, Recipe, Setup
 
 Row = dict[str, Any]
+RESAMPLED = 50
+"""Draws of the validation split, of which the noise of a figure that is no share is known to a tenth."""
 
 
 class LeftOutError(Exception):
@@ -60,6 +66,8 @@ class Trials:
         candidates: Sequence[Candidate],
     ) -> None:
         self.candidates = candidates
+        self.problem = inputs.data.problem
+        self.key = f"val_{self.problem.metric}"
         self.inputs, self.host, self.settings = inputs, inputs.host, settings
         self.budget, self.folder, self.log = budget, folder, log
         self.costs = Costs(inputs.host, inputs.data, tested, settings)
@@ -158,6 +166,7 @@ class Trials:
             ema=None,
             warmup_epochs=None if warmup is None else min(warmup, epochs),
         )
+        settings = with_own_lambda_rate(settings, candidate.method)
         # Products of a side network are small: casting them costs more than it saves.
         return replace(settings, precision="no", accumulate=1) if detached else settings
 
@@ -185,10 +194,10 @@ class Trials:
         except EngineError as error:
             raise LeftOutError(error.what) from None
         if stored is None:
-            texts = inputs.data.kind != "image" and needs.tokens == "all"
+            kind = "sounds" if inputs.data.kind == "audio" else "texts"
             raise LeftOutError(
-                "all tokens of texts cannot be stored"
-                if texts
+                f"all tokens of {kind} cannot be stored"
+                if not can_be_stored(inputs.data, needs)
                 else "its features are too large to store (`restuning cache` builds them)"
             )
         return stored
@@ -210,10 +219,10 @@ class Trials:
             runs = train_in_parallel(self.host, tasks, part, data.train, data.val)
             for one, run in zip(part, runs, strict=True):
                 if run.diverged_at is not None:
-                    results.append({"lr": one.lr, "val_accuracy": None})
+                    results.append({"lr": one.lr, self.key: None})
                     continue
                 cached = Cached(self.host, run.task, data.val.store)
-                score = {"lr": one.lr, "val_accuracy": run.val_accuracy[-1]}
+                score = {"lr": one.lr, self.key: run.val_accuracy[-1]}
                 results.append(score | self._fit_of_answers(cached, data))
         return results
 
@@ -225,11 +234,14 @@ class Trials:
         before: Sequence[Row],
     ) -> tuple[list[dict[str, Any]], str]:
         """One rate after the other, each ended early where it clearly loses."""
-        to_beat = (rule.find_highest(before) or {}).get("val_accuracy", 0.0)
+        to_beat = rule.score_of(rule.find_highest(before) or {}) or 0.0
         results, status = [], "tried"
 
         def stop(history: list[dict[str, Any]]) -> bool:
-            curve = [epoch["val_accuracy"] for epoch in history]
+            if not self.problem.counted:
+                # Only of a share of right answers it is known how far it may go and how noisy it is.
+                return False
+            curve = [epoch[self.key] for epoch in history]
             return rule.is_lost(curve, settings.epochs, to_beat, len(setup.data.val))
 
         for rate in candidate.rates:
@@ -241,10 +253,10 @@ class Trials:
             try:
                 result = setup.fit_until(stop, at_rate, folder)
             except DivergedError:
-                results.append({"lr": rate, "val_accuracy": None})
+                results.append({"lr": rate, self.key: None})
                 continue
-            curve = [epoch["val_accuracy"] for epoch in result.history]
-            score = {"lr": rate, "val_accuracy": curve[-1], "curve": curve}
+            curve = [epoch[self.key] for epoch in result.history]
+            score = {"lr": rate, self.key: curve[-1], "curve": curve}
             results.append(score | self._fit_of_answers(setup.tuned, setup.data))
             # What is solved has one review and is whole.
             early = len(curve) < settings.epochs and not setup.task.solved
@@ -255,23 +267,44 @@ class Trials:
         """How well a trained model's probabilities fit the validation split, and at which temperature."""
         logits, labels = collect_logits(tuned, data.val, self.settings.batch_size, data.collate)
         calibration = judge(tuned.get_submodule("task"), logits, labels)
-        return {"cross_entropy": calibrated_loss(logits, labels), **calibration.to_dict()}
+        fit = calibrated_loss(logits, labels, self.problem)
+        found = {"cross_entropy": fit, **calibration.to_dict()}
+        if not self.problem.counted:
+            found["standard_error"] = _bootstrap(self.problem, logits, labels)
+            found["problem"] = self.problem.with_errors(logits, labels).spec()
+        return found
 
     def _score(self, results: list[dict[str, Any]], status: str) -> Row:
-        alive = [t for t in results if t["val_accuracy"] is not None]
+        alive = [t for t in results if t[self.key] is not None]
         if not alive:
             raise LeftOutError("its loss became NaN at every rate")
-        top: Any = max(alive, key=lambda t: t["val_accuracy"])
-        noise = rule.standard_error(top["val_accuracy"], len(self.inputs.data.val))
+        top: Any = max(alive, key=lambda t: t[self.key])
+        other: dict[str, Any] = {}
+        if self.problem.counted:
+            noise = rule.standard_error(top[self.key], len(self.inputs.data.val))
+        else:
+            noise = top["standard_error"]
+            other = {"metric": self.problem.metric, "problem": top["problem"]}
         return {
             "status": status,
-            "val_accuracy": top["val_accuracy"],
+            **other,
+            self.key: top[self.key],
             "lr": top["lr"],
             "cross_entropy": top["cross_entropy"],
             **Calibration.from_dict(top).to_dict(),
             "standard_error": noise,
             "trials": results,
         }
+
+
+def _bootstrap(problem: Problem, logits: Tensor, targets: Tensor) -> float:
+    """Standard error of a metric over examples: its deviation over `RESAMPLED` draws of as many, with replacement."""
+    draw, found = torch.Generator().manual_seed(0), []
+    for _ in range(RESAMPLED):
+        at = torch.randint(len(targets), (len(targets),), generator=draw)
+        if (score := problem.measure(logits[at], targets[at])) is not None:
+            found.append(score)
+    return statistics.stdev(found) if len(found) > 1 else 0.0
 
 
 def _refuse(why: str) -> None:
@@ -283,6 +316,6 @@ def _describe(row: Row) -> str:
     if row["status"] == "left out":
         return f"{row['method']}: left out, {row['why']}"
     early = ", ended early" if row["status"] == "stopped" else ""
-    return (
-        f"{row['method']}: {row['val_accuracy']:.1%} on validation{early}, {row['seconds']:.1f} s"
-    )
+    score, metric = rule.score_of(row) or 0.0, row.get("metric")
+    told = f"{score:.1%}" if metric is None else f"{metric.replace('_', ' ')} {score:.3f}"
+    return f"{row['method']}: {told} on validation{early}, {row['seconds']:.1f} s"

@@ -13,12 +13,13 @@ from torch.utils.data import default_collate
 
 from restuning._errors import DataError, FormatError, TrainingError
 from restuning._files import differences, hold_folder
-from restuning.backbones import Backbone, Preprocessing
+from restuning.backbones import Backbone, preprocessing_from_dict
 from restuning.bypass import Ridge, from_spec
 from restuning.bypass.sums import keys_of
 from restuning.data import Data, DataOptions, say_left_out
 from restuning.data.labelled import Labelled, load_labelled
 from restuning.data.labels import warn_of_look_alikes
+from restuning.problems import SingleLabel
 from restuning.serve import Predictor
 from restuning.serve.inputs import TextInputs
 from restuning.task import Task, Tuned, describe, find_task, save
@@ -86,6 +87,8 @@ def update(
     device: str | torch.device | None = None,
     batch_size: int = 256,
     text: str = "text",
+    image: str | None = None,
+    audio: str | None = None,
     label: str = "label",
     skip_bad: bool = False,
     log: Log = silent,
@@ -106,7 +109,7 @@ def update(
         remove: Take them out.
         backbone, weights, device: As for `Predictor.load`; by default those that the task names.
         batch_size: Inputs of one forward.
-        text, label: Columns of a csv.
+        text, image, audio, label: Columns of a csv or a table.
         skip_bad: Leave corrupt images out.
         log: Receives a line for what is left out or skipped.
 
@@ -131,7 +134,12 @@ def update(
             log(
                 f"rows of before were stored as {' from '.join(stored)}; these are computed in fp32"
             )
-        given = _load(data, opened, said, DataOptions(skip_bad=skip_bad, text=text, label=label))
+        given = _load(
+            data,
+            opened,
+            said,
+            DataOptions(skip_bad=skip_bad, text=text, label=label, image=image, audio=audio),
+        )
         if given.left_out:
             log(f"left out: {say_left_out(given.left_out)}")
         change = _Change(kept, before, given, log)
@@ -342,9 +350,10 @@ def _refuse_other_methods(folder: Path) -> None:
     side = described.get("side") or {}
     if side.get("kind") != Ridge.kind:
         raise FormatError(
-            "only a task that is solved in closed form can be updated",
+            "only a task that is solved in closed form, with one class an input, can be updated",
             where=str(folder),
-            found=f"method {described.get('method')}",
+            found=f"method {described.get('method')}, problem "
+            f"{(described.get('problem') or {}).get('kind', 'single-label')}",
             fix="train one with --method ridge, or train this one anew on all its data",
         )
 
@@ -378,8 +387,11 @@ def _load(
     if isinstance(inputs, TextInputs):
         # As many tokens as the task was trained on.
         options = replace(options, max_tokens=inputs.collate.longest)
+        if inputs.collate.table:
+            # Read as it was then.
+            options = replace(options, problem=SingleLabel.kind)
     elif said:
-        backbone = replace(backbone, preprocessing=Preprocessing.from_dict(said))
+        backbone = replace(backbone, preprocessing=preprocessing_from_dict(said))
     given = load_labelled(data if isinstance(data, Data) else str(data), backbone, options)
     theirs = given.notes.get("preprocessing")
     if theirs is not None and dict(theirs) != dict(said):
@@ -388,7 +400,7 @@ def _load(
             found="; ".join(differences(said, theirs))[:500],
             fix="give the name or path of the data",
         )
-    if isinstance(data, Data) and data.kind == "image":
+    if isinstance(data, Data) and data.kind in ("image", "audio"):
         # A path is read plainly; of images that are loaded only looking twice tells.
         refuse_changing(given.examples, Ridge.kind)
     if not len(given.labels):

@@ -15,6 +15,11 @@ from restuning.sites.find_readout import read_vector as read_vector
 from restuning.sites.linear import PACKS_ITSELF as PACKS_ITSELF
 from restuning.sites.linear import is_plain as is_plain
 from restuning.sites.linear import keep_backward as keep_backward
+from restuning.sites.linear import read_weight as read_weight
+from restuning.sites.linear_site import ROLES as ROLES
+from restuning.sites.linear_site import TARGETS as TARGETS
+from restuning.sites.linear_site import LinearSite as LinearSite
+from restuning.sites.linear_site import LinearSites as LinearSites
 from restuning.sites.projections import LentProjections as LentProjections
 from restuning.sites.projections import Projections as Projections
 from restuning.sites.readout import POOLS as POOLS
@@ -26,6 +31,7 @@ from restuning.sites.readout import take_one_token as take_one_token
 from restuning.sites.site import Site as Site
 from restuning.sites.site import Sites as Sites
 from restuning.sites.site import find_stack_starts as find_stack_starts
+from restuning.sites.site import is_hierarchy as is_hierarchy
 from restuning.sites.stages import StageFinder as StageFinder
 from restuning.sites.stages import vary_example as vary_example
 from restuning.sites.sums import first_tensor as first_tensor

@@ -25,9 +25,11 @@ from restuning.sites.attention_inputs import (
     returns_bias,
 )
 from restuning.sites.declare import Declaration
+from restuning.sites.find_linear import find_linear_sites, number_linear_sites
 from restuning.sites.find_readout import ReadoutListener
 from restuning.sites.gated import find_gated_sums
 from restuning.sites.linear import is_linear
+from restuning.sites.linear_site import LinearSite
 from restuning.sites.operations import Operations
 from restuning.sites.readout import Readout
 from restuning.sites.residual import is_residual
@@ -63,6 +65,7 @@ class _Layer:
     start: int
     kind: type[nn.Module]
     sites: list[Site]
+    linear: list[LinearSite]
 
 
 class Finder:
@@ -101,6 +104,7 @@ class Finder:
         """A module is about to run."""
         self.clock += 1
         x = first_tensor(args)
+        positional = x is not None
         if x is None:
             x = kwargs.get("hidden_states", first_tensor(kwargs))
         x = x.detach() if isinstance(x, Tensor) and x.is_floating_point() else None
@@ -110,7 +114,7 @@ class Finder:
         if path in self.candidates and x is not None and x.dim() >= 3:
             # The tensor and a copy: at the end they differ if the block overwrote it in place.
             self.open_blocks.append(_OpenBlock(path, x, x.clone()))
-        call = ModuleCall(path, module, self.clock, None)
+        call = ModuleCall(path, module, self.clock, None, positional=positional)
         call.cross = any(kwargs.get(name) is not None for name in CONTEXT)
         # A norm that is given a condition as well (adaLN) is no function of the stream alone.
         call.alone = len(args) + sum(v is not None for v in kwargs.values()) == 1
@@ -177,7 +181,13 @@ class Finder:
                 "what it reads, and no chain of stages",
                 fix="declare them: Host(model, x, sites=Sites.declare([Layer(...), ...]))",
             )
-        sites = self._number_layers()
+        layers = self._number_layers()
+        sites = [
+            replace(site, layer=number, name=f"{site.op}.{number}")
+            for number, layer in layers
+            for site in layer.sites
+        ]
+        linear = number_linear_sites((number, layer.linear) for number, layer in layers)
         stages = find_decoder_stages(self.stage_outputs, [s for s in sites if s.op == "block"])
         causal = any(
             (s.projections is not None and s.projections.causal)
@@ -191,7 +201,7 @@ class Finder:
         # What runs after the last block may prove nothing, but a readout that fits has read it.
         if sites[-1].op == "block" and readout.proof == "exact":
             sites[-1] = replace(sites[-1], proof="residual")
-        return Sites([*sites, *stages]), readout
+        return Sites([*sites, *stages], linear), readout
 
     def _check_declared(self) -> None:
         blocks = {layer.sites[-1].module for layer in self.layers}
@@ -205,8 +215,8 @@ class Finder:
                 fix="declare modules that read a stream first and return the next one",
             )
 
-    def _number_layers(self) -> list[Site]:
-        """The sites of all layers, numbered in the order in which the layers ran.
+    def _number_layers(self) -> list[tuple[int, _Layer]]:
+        """All layers, numbered in the order in which they ran.
 
         Blocks without a sum of their own count if another of their class has shown one.
         """
@@ -221,11 +231,7 @@ class Finder:
             if not any(_is_inside(path, block) for block in blocks)
         ]
         layers = sorted([*first, *self.layers], key=lambda layer: layer.start)
-        return [
-            replace(site, layer=number, name=f"{site.op}.{number}")
-            for number, layer in enumerate(layers, 1)
-            for site in layer.sites
-        ]
+        return list(enumerate(layers, 1))
 
     def _prove_chain(self, x: Tensor | None) -> None:
         """The last block's output is a stream if the next module reads just that."""
@@ -271,7 +277,8 @@ class Finder:
             s if s.op == "cross" or gated else replace(s, projections=projections)
             for s in [*sites, own_site]
         ]
-        layer = _Layer(own.start, kind, sites)
+        linear = find_linear_sites(self.model, sites, own, calls, own_site.dim)
+        layer = _Layer(own.start, kind, sites, linear)
         named = kind not in _CONTAINERS
         if (
             block.path in self.declared

@@ -28,7 +28,12 @@ _CLASS_TOKENS = re.compile(r"cls_token|class_token|class_embedding|\bcls\b", re.
 
 
 class ReadoutListener:
-    """Hears what follows the last block, and finds the readout by comparing values."""
+    """Hears what follows the last block, and finds the readout by comparing values.
+
+    Attributes:
+        sounds: Whether the backbone hears: its vector may be a mean of its first two tokens. Of images such
+            (DeiT, distilled) were always read by the vector that they return, and saved so.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -39,6 +44,7 @@ class ReadoutListener:
         self.waiting = ""
         self.pooled: list[Tensor] = []
         self.linear: list[tuple[str, Tensor, Tensor | None]] = []
+        self.sounds = False
 
     def note_block(self, output: Tensor) -> None:
         """A block has returned: whatever was heard before it is no readout."""
@@ -101,6 +107,8 @@ class ReadoutListener:
         match = _match_pooling(_as_tokens(normed, dim), seen)
         if match:
             return Readout(self.norm, match[0], dim, match[1], proof="exact")
+        if self.sounds and _is_mean_of_two(_as_tokens(normed, dim), seen):
+            return Readout(self.norm, "mean", dim, -2, proof="exact")
         if own is not None:
             return Readout(self.norm, "own", own.shape[-1], maps=first, proof="exact")
         names = [name for name, _ in self.model.named_parameters()]
@@ -196,6 +204,13 @@ def _match_pooling(tokens: Tensor, seen: list[Tensor]) -> tuple[Pool, int] | Non
             if candidate.shape == value.shape and _is_close(candidate, value):
                 return pool, skip
     return None
+
+
+def _is_mean_of_two(tokens: Tensor, seen: list[Tensor]) -> bool:
+    if tokens.dim() != 3 or tokens.shape[1] < 3:
+        return False
+    mean = tokens[:, :2].mean(1)
+    return any(value.shape == mean.shape and _is_close(mean, value) for value in seen)
 
 
 def _is_close(candidate: Tensor, value: Tensor) -> bool:

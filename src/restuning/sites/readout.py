@@ -10,10 +10,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
+from restuning._grid import to_grid
 from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites.half import is_wider, run_linear, run_norm
 
-Pool = Literal["cls", "mean", "last", "all", "own"]
+Pool = Literal["cls", "mean", "last", "all", "grid", "own"]
 POOLS: tuple[str, ...] = get_args(Pool)
 
 
@@ -34,10 +35,12 @@ class Readout:
 
     Attributes:
         norm: Path of the frozen final norm, "" for none.
-        pool: "cls", "mean", "last", "all" (no pooling, for dense tasks), or "own": the vector that
+        pool: "cls", "mean", "last", "all" (no pooling: every token), "grid" (the patches where they stand, for an
+            answer at every place of an image), or "own": the vector that
             the backbone itself returns, whatever it does after its last block. Maps and
             hierarchies are read so, and a last stream whose pooling is not one of these.
-        skip: Tokens at the start left out of a mean.
+        skip: Tokens at the start left out of a mean; -2 for a mean over the first two alone (AST's class and
+            distillation tokens).
         pool_first: Whether the backbone pools before its norm.
         dim: Width of the feature.
         proof: "exact" if it equals a value seen in the backbone's own forward, else "assumed".
@@ -59,7 +62,7 @@ class Readout:
     unit: bool = False
 
     def __call__(self, model: nn.Module, state: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`b n d` (or `b h w d`) to `b d`; `b n d` for "all".
+        """`b n d` (or `b h w d`) to `b d`; `b n d` for "all", `b h w d` for "grid".
 
         A class or last token alone (`b 1 d`) is a valid state for "cls" and "last", the backbone's
         own vector (`b 1 d`) the only one for "own".
@@ -86,6 +89,8 @@ class Readout:
                 if self.maps
                 else run_norm(norm, state)
             )
+        if self.pool == "grid":
+            return to_grid(state)
         if state.dim() == 4:
             state = state.flatten(1, 2)
         if self.pool == "all":
@@ -118,7 +123,9 @@ def take_one_token(state: Tensor, which: str, mask: Tensor | None = None) -> Ten
 
 
 def average_tokens(state: Tensor, mask: Tensor | None = None, skip: int = 0) -> Tensor:
-    """Mean over real tokens but the first `skip`, `b n d -> b d`."""
+    """Mean over real tokens but the first `skip`, or over the first `-skip` alone, `b n d -> b d`."""
+    if skip < 0:
+        return state[:, :-skip].mean(1)
     state = state[:, skip:]
     if mask is None:
         return state.mean(1)

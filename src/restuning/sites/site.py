@@ -11,6 +11,7 @@ from torch import Tensor
 
 from restuning._errors import NoSitesError
 from restuning.sites.declare import Declaration, Layer, Op
+from restuning.sites.linear_site import LinearSite, LinearSites, pick_layers
 from restuning.sites.projections import Projections
 
 Layout = Literal["b n d", "b d n", "b h w d", "b d h w"]
@@ -98,10 +99,16 @@ class Site:
 
 
 class Sites(Mapping[str, Site]):
-    """The sites of one backbone, by name, in the order of the forward."""
+    """The sites of one backbone, by name, in the order of the forward.
 
-    def __init__(self, sites: Iterable[Site]) -> None:
+    Attributes:
+        linear: Its linear sites, which are none of these: they stand inside operations, and a
+            backbone is known by the others.
+    """
+
+    def __init__(self, sites: Iterable[Site], linear: Iterable[LinearSite] = ()) -> None:
         self._sites = {site.name: site for site in sites}
+        self.linear = LinearSites(linear)
 
     def __getitem__(self, name: str) -> Site:
         """The site of a name.
@@ -177,8 +184,7 @@ class Sites(Mapping[str, Site]):
         Raises:
             NoSitesError: Nothing fits.
         """
-        numbers = range(1, self.layers + 1)
-        numbers_picked = set(numbers[layers]) if isinstance(layers, slice) else set(layers)
+        numbers_picked = pick_layers(layers, self.layers)
         picked = [
             s for s in self.values() if (not ops or s.op in ops) and s.layer in numbers_picked
         ]

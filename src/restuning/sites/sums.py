@@ -40,6 +40,7 @@ class ModuleCall:
     output: Tensor | None = None
     part: int | None = None
     alone: bool = False
+    positional: bool = True
     #: Arguments of an attention in half precision, which is run once more for its proof.
     given: tuple[tuple, dict[str, Any]] | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -62,18 +62,8 @@ class Bank(nn.Module):
             else Needs(("last",), resolve_tokens(t.pool))
             for t in tasks.values()
         ]
-        taps = dict.fromkeys(tap for need in needs for tap in need.taps)
-        kinds: set[Tokens] = {need.tokens for need in needs}
-        # One mapping of features cannot hold a tap both as one vector and as tokens.
-        if "pool" in kinds and len(kinds) > 1:
-            raise FormatError(
-                "tasks of one bank must read the backbone alike",
-                found=", ".join(f"{n}: {t.pool}" for n, t in tasks.items()),
-                fix='give tasks of readout "own" a bank of their own',
-            )
-        # All tokens have in them whatever any of the readouts takes.
-        tokens: Tokens = kinds.pop() if len(kinds) == 1 else "all"
-        self.keep = Needs(tuple(taps), tokens)
+        told = ", ".join(f"{n}: {t.pool}" for n, t in tasks.items())
+        self.keep = keep_for_all(needs, told)
         groups: dict[str, dict[str, Task]] = {}
         for name, task in tasks.items():
             groups.setdefault(_group_key(name, task), {})[name] = task
@@ -120,6 +110,28 @@ class Bank(nn.Module):
     def extra_repr(self) -> str:
         """How many tasks it holds, in how many groups."""
         return f"{len(self.names)} tasks in {len(self.groups)} groups"
+
+
+def keep_for_all(needs: Sequence[Needs], told: str = "") -> Needs:
+    """What one forward keeps for all of these; all tokens have in them whatever any readout takes.
+
+    Args:
+        needs: Of tasks, or of banks.
+        told: What reads so, for an error.
+
+    Raises:
+        FormatError: Some read pooled vectors and others tokens.
+    """
+    taps = dict.fromkeys(tap for need in needs for tap in need.taps)
+    kinds: set[Tokens] = {need.tokens for need in needs}
+    # One mapping of features cannot hold a tap both as one vector and as tokens.
+    if "pool" in kinds and len(kinds) > 1:
+        raise FormatError(
+            "tasks of one bank must read the backbone alike",
+            found=told,
+            fix='give tasks of readout "own" a bank of their own',
+        )
+    return Needs(tuple(taps), kinds.pop() if len(kinds) == 1 else "all")
 
 
 class _Alone(nn.Module):
@@ -191,10 +203,9 @@ class _Stack(nn.Module):
         head, bias = self.head, self.bias
         if pick is not None:
             head, bias = head[pick], bias[pick]
-        # Pool "all" keeps the axis of tokens: `k b n d`.
-        if feature.dim() > 3:
-            bias = bias[:, None]
-        logits = torch.einsum("k...d,kcd->k...c", feature.to(head.dtype), head) + bias[:, None]
+        # Pool "all" keeps the axis of tokens, `k b n d`, and "grid" those of places.
+        bias = bias.view(len(bias), *[1] * (feature.dim() - 2), -1)
+        logits = torch.einsum("k...d,kcd->k...c", feature.to(head.dtype), head) + bias
         return {
             n: logits[i, ..., : self.classes[m]]
             for i, (n, m) in enumerate(zip(names, members, strict=True))

@@ -155,7 +155,7 @@ class _Several(Wrapper):
 
     def __init__(self, tuners: Sequence[Tuner | None]) -> None:
         present = [t for t in tuners if t is not None]
-        if len({(t.dim, t.reads, t.needs_grid, bool(t.appends)) for t in present}) > 1:
+        if len({(t.dim, t.dim_out, t.reads, t.needs_grid, bool(t.appends)) for t in present}) > 1:
             raise FormatError(
                 "tasks cannot be used together",
                 found="tuners at one site that read different "
@@ -175,7 +175,7 @@ class _Several(Wrapper):
 
     def forward(self, x: Tensor, view: FrozenAttention | None = None) -> Tensor:
         """Compute the change alone, without the stream."""
-        return self.added(torch.zeros_like(x), x, view)
+        return self.added(x.new_zeros(*x.shape[:-1], self.dim_out), x, view)
 
 
 class _Weighted(_Several):
@@ -194,9 +194,16 @@ class _Weighted(_Several):
                 # As a scale a channel: tuners fold it into their own product, and no delta is made
                 # by itself.
                 y = tuner.added(
-                    y, x, view, None if weight == 1 else y.new_full((self.dim,), weight)
+                    y, x, view, None if weight == 1 else y.new_full((self.dim_out,), weight)
                 )
         return y
+
+
+def weighted_members(tuner: Tuner) -> list[tuple[Tuner, float]]:
+    """The tuners that a blend adds up at one site, with their weights; none of another tuner."""
+    if not isinstance(tuner, _Weighted):
+        return []
+    return list(zip(tuner.members, tuner.weights, strict=True))
 
 
 class _ByRow(_Several):

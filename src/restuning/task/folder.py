@@ -23,7 +23,12 @@ from torch import Tensor
 from restuning._errors import FormatError, warn
 from restuning._files import Claim, digest_file, refuse_special, replacing, sha256_of_file, sync
 
-DESCRIPTION, WEIGHTS, CARD = "task.json", "weights.safetensors", "README.md"
+DESCRIPTION = "task.json"
+"""The file that says what a task is."""
+WEIGHTS = "weights.safetensors"
+"""The file of its weights."""
+CARD = "README.md"
+"""The file that tells people of it."""
 SHA256 = "sha256"
 """Entry of `task.json`: of the files beside it, by name."""
 
@@ -109,14 +114,25 @@ def refuse_leaving(file: Path) -> None:
     if not file.is_symlink():
         return
     home, real = file.parent.resolve(), file.resolve()
-    cached = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
-    if not (real.is_relative_to(home) or real.is_relative_to(cached)):
+    if not any(real.is_relative_to(place) for place in (home, *_blobs_of(home))):
         raise FormatError(
             "a file of a task is a link that leaves its folder",
             where=str(file),
             found=f"a link to {os.readlink(file)}"[:300],
             fix="put the file itself there; the whole folder may be a link",
         )
+
+
+def _blobs_of(home: Path) -> list[Path]:
+    """Where the cache of a hub keeps what a folder in it links to: of the repository, and of all of them."""
+    # snapshots/COMMIT, or snapshots/COMMIT/TASK.
+    for snapshot in (home, home.parent):
+        if snapshot.parent.name == "snapshots":
+            repository = snapshot.parent.parent
+            own = [repository / "blobs"]
+            shared = repository.name.startswith("models--")
+            return [*own, repository.parent / "blobs"] if shared else own
+    return []
 
 
 def take_usual_names(path: Path, description: Mapping[str, Any]) -> None:

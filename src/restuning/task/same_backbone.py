@@ -5,12 +5,57 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from restuning._errors import FormatError, WrongBackboneError, warn
-from restuning.host import Extractor, compare_answers
+from restuning.host import ADAPTERS, Extractor, compare_answers
+
+
+class Identified:
+    """What a host's backbone is, worked out once: `load(path, Identified(host))` for one task after the other.
+
+    For who opens many tasks, or opens them while others are answered. Every `load` on a host sums all
+    of its weights again, since a write to `p.data` is counted by nobody; whoever makes this promises
+    that nobody writes so. What torch counts is still compared in every forward.
+
+    Args:
+        host: The backbone.
+
+    Raises:
+        BackboneChangedError: It is not what it was when its host was built.
+
+    Cost: reads the backbone's weights once, about 1 s a gigabyte.
+    """
+
+    def __init__(self, host: Extractor) -> None:
+        self.host = host
+        self._fingerprint, self._identity = host.fingerprint(), host.identity()
+        self._apart = host.apart()
+
+    def apart(self) -> dict[str, Any] | None:
+        """As the host answers."""
+        return self._apart
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone runs."""
+        return self.host.device
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As `Extractor.fingerprint`."""
+        return self._fingerprint
+
+    def earlier_fingerprint(self) -> dict[str, Any]:
+        """As `Extractor.earlier_fingerprint`."""
+        return self.host.earlier_fingerprint()
+
+    def identity(self) -> dict[str, Any]:
+        """As `Extractor.identity`."""
+        return self._identity
 
 
 def refuse_other_backbone(
-    said: Mapping[str, Any], host: Extractor, where: str, *, any_backbone: bool
+    said: Mapping[str, Any], host: Extractor | Identified, where: str, *, any_backbone: bool
 ) -> None:
     """Compare a backbone with what a task file says of its own, the cheapest first.
 
@@ -34,6 +79,13 @@ def refuse_other_backbone(
     """
     theirs, ours = said["fingerprint"], host.fingerprint()
     different = _difference(theirs, ours)
+    # Before LoRA of PEFT counted as merged, its tensors stood beside the weights.
+    if (
+        "digest" in said
+        and (apart := host.apart()) is not None
+        and apart["digest"] == said["digest"]
+    ):
+        different, said = "", {**said, "digest": host.identity()["digest"]}
     found = f"trained on {_in_words(theirs)}; this is {_in_words(ours)}"
     if different and "digest" not in said:
         # A wrapper of PEFT or FSDP had other names and another class then.
@@ -59,7 +111,9 @@ STRUCTURE, WEIGHTS = "backbone", "set of weights of this architecture"
 ENGINE, COMPUTATION = "engine of this backbone", "computation with the same weights"
 
 
-def _look_closer(said: Mapping[str, Any], host: Extractor, where: str) -> tuple[str, str]:
+def _look_closer(
+    said: Mapping[str, Any], host: Extractor | Identified, where: str
+) -> tuple[str, str]:
     """What differs beyond the fingerprint, and what was found; two empty texts for nothing."""
     ours = host.identity()
     if "digest" not in said or "digest" not in ours:
@@ -78,6 +132,7 @@ def _look_closer(said: Mapping[str, Any], host: Extractor, where: str) -> tuple[
             f"trained on weights {_short(said['digest'])}, these are {_short(ours['digest'])}; the "
             "structure and three tensors are the same, so a part of them differs: layers that were "
             "tuned, adapters that were merged or are in use, or statistics of BatchNorm"
+            f"{_in_use(said['fingerprint'], 'there')}{_in_use(host.fingerprint(), 'here')}"
         )
         return WEIGHTS, found
     if "answers" in said and "answers" in ours:
@@ -100,7 +155,12 @@ def _look_closer(said: Mapping[str, Any], host: Extractor, where: str) -> tuple[
     return "", ""
 
 
-def _is_own_engine(said: Mapping[str, Any], host: Extractor) -> bool:
+def _in_use(fingerprint: Mapping[str, Any], where: str) -> str:
+    """Which adapters of others are in use, in words; "" for none."""
+    return f"; {where} with adapters {fingerprint[ADAPTERS]}" if ADAPTERS in fingerprint else ""
+
+
+def _is_own_engine(said: Mapping[str, Any], host: Extractor | Identified) -> bool:
     """Whether both are one engine file, which its own digest tells."""
     engine = host.fingerprint().get("engine")
     return engine is not None and said["fingerprint"].get("engine") == engine
@@ -112,7 +172,7 @@ def _short(digest: Any) -> str:
 
 def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """What two fingerprints differ in, in words; "" for nothing."""
-    names = {n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)}
+    names = {n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)} - {ADAPTERS}
     if names - {"weights", "engine"}:
         return STRUCTURE
     if "weights" in names:
@@ -127,5 +187,5 @@ def _in_words(fingerprint: Mapping[str, Any]) -> str:
     ran = f", in {' '.join(map(str, engine.values()))}" if engine else ""
     return (
         f"{f.get('class')} ({f.get('layers')} layers, d={widths}, sites {f.get('sites')}, "
-        f"weights {f.get('weights')}{ran})"
+        f"weights {f.get('weights')}{ran}{_in_use(f, 'all')})"
     )

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,8 +23,7 @@ from restuning._errors import (
     BackboneError,
     DivergedError,
     FormatError,
-    HubError,
-    require,
+    warn,
 )
 from restuning._files import (
     Claim,
@@ -35,23 +32,21 @@ from restuning._files import (
     read_json,
     seal,
     try_writing,
-    write_text,
 )
 from restuning._version import __version__
 from restuning.host import Extractor
-from restuning.runtime.hub import hub_answers
+from restuning.task.card import write_card
 from restuning.task.folder import (
     CARD,
     DESCRIPTION,
     SHA256,
     WEIGHTS,
-    files_of,
     find_weights,
     refuse_leaving,
-    take_usual_names,
     write_folder,
 )
-from restuning.task.same_backbone import refuse_other_backbone
+from restuning.task.hub import HubTask, fetch, find_origin, is_cached
+from restuning.task.same_backbone import Identified, refuse_other_backbone
 from restuning.task.task import Task, check_temperature, refuse_other_sizes
 
 FORMAT = 2
@@ -70,6 +65,7 @@ def save(
     weights: str | Path | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
+    data: str = "",
 ) -> Path:
     """Write a task folder, whole or not at all; other files that lie in it stay.
 
@@ -90,6 +86,7 @@ def save(
         preprocessing: How images become inputs.
         results: Figures for the model card, by name; a share whose name ends in "accuracy" is
             written as percent, and None is left out.
+        data: What it was trained on, for the model card: `hf:NAME`, or a word such as the name of a folder.
 
     Raises:
         FormatError: The folder cannot be written (what was there is whole), the labels are not as
@@ -106,7 +103,7 @@ def save(
     if not _is_first():
         return path
     tensors = _tensors_of(task, description.get("shared", {}))
-    card = _write_card(path.name, task, backbone, results or {})
+    card = write_card(path.name, task, backbone, preprocessing or {}, results or {}, data)
 
     def describe_with(sha256: str) -> str:
         return json.dumps(seal({**description, SHA256: {WEIGHTS: sha256}}), indent=1) + "\n"
@@ -200,7 +197,7 @@ def _describe(
         "backbone": described,
         "preprocessing": dict(preprocessing),
     }
-    if shared := _find_shared(task):
+    if shared := find_shared(task):
         description["shared"] = shared
     try:
         # Without `default`: a number that became a text would be another preprocessing.
@@ -399,17 +396,19 @@ def describe(path: str | Path) -> dict[str, Any]:
     return _from_format1(description) if version == 1 else description
 
 
-def summarise(path: str | Path) -> dict[str, Any]:
+def summarise(path: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What a task folder says of itself, as plain values and without its weights: what `restuning info` shows.
 
     Args:
-        path: A task folder, or a run folder for the one task in it.
+        path: A task folder, a run folder for the one task in it, or a name on the hub.
+        revision: Of a name on the hub.
 
     Raises:
         FormatError: As `describe`, or a part of `task.json` is malformed.
     """
-    folder = find_task(path)
+    folder = find_task(path, revision)
     description = describe(folder)
+    fetched = find_origin(folder)
     weights = folder / "weights.safetensors"
     try:
         task, side = description["task"], description["task"]["side"]
@@ -422,10 +421,12 @@ def summarise(path: str | Path) -> dict[str, Any]:
             "side network": side and side["kind"],
             "head": task["head"],
             "labels": task["labels"],
+            **({"problem": task["problem"]["kind"]} if "problem" in task else {}),
             **({"temperature": temperature} if temperature != 1 else {}),
             "preprocessing": description["preprocessing"],
             "bytes": weights.stat().st_size if weights.exists() else None,
             "written by": description.get("library"),
+            **({"fetched": fetched} if fetched else {}),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(
@@ -463,7 +464,7 @@ def check_labels(task: Task) -> None:
             found=repr(labels)[:200],
             fix="give task.labels as names, in the order of the logits",
         )
-    if task.head is not None and len(labels) != task.head.out_features:
+    if task.head is not None and task.problem.outputs(labels) != task.head.out_features:
         raise FormatError(
             "a task has another number of labels than its head has answers",
             found=f"{len(labels)} labels, {task.head.out_features} answers",
@@ -504,7 +505,7 @@ def _read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, Ten
     }
 
 
-def _find_shared(task: Task) -> dict[str, str]:
+def find_shared(task: Task) -> dict[str, str]:
     """Names of tensors that stood before under another name, and that name.
 
     A module at two places of a task (one tuner beside two operations) gives such names.
@@ -517,21 +518,27 @@ def _find_shared(task: Task) -> dict[str, str]:
 
 
 def _share(task: Task, shared: Mapping[str, str]) -> None:
-    """Let the tensors of `_find_shared` be one again, so that they also train as one."""
+    """Let the tensors of `find_shared` be one again, so that they also train as one."""
     for name, other in shared.items():
         (place, _, attribute), (first, _, source) = name.rpartition("."), other.rpartition(".")
         setattr(task.get_submodule(place), attribute, getattr(task.get_submodule(first), source))
 
 
 def load(
-    path: str | Path, host: Extractor, *, revision: str | None = None, any_backbone: bool = False
+    path: str | Path,
+    host: Extractor | Identified,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    any_backbone: bool = False,
 ) -> Task:
-    """Read a task folder, or a repository of the Hugging Face hub (`user/name`).
+    """Read a task folder, or a task of the Hugging Face hub (`user/name`).
 
     Args:
         path: What `find_task` takes: a task folder, a run folder or a hub name.
-        host: The host it will run on.
-        revision: Of a hub name: branch, tag or commit.
+        host: The host it will run on; `Identified(host)` for many tasks, one after the other.
+        revision, token, local_files_only: Of a hub name, as for `find_task`.
         any_backbone: Accept other weights of the same shape, or another engine of the same
             backbone, whose values differ by its rounding.
 
@@ -539,13 +546,14 @@ def load(
         WrongBackboneError: It was trained on another backbone, other weights of this one, or the same
             weights computed with in another way.
         FormatError: Damaged, of another format, or its weights are not those of its description.
+        HubError: The hub refuses.
 
     Warns:
         RestuningWarning: It was saved before digests were, and three tensors could be compared only.
 
     Cost: reads the backbone's weights once a host, about 1 s a gigabyte.
     """
-    folder = find_task(path, revision)
+    folder = find_task(path, revision, token=token, local_files_only=local_files_only)
     for _ in range(_TRIES):
         with suppress(_ReplacedMeanwhileError):
             return _load(folder, host, str(path), any_backbone)
@@ -568,7 +576,7 @@ class _ReplacedMeanwhileError(Exception):
     pass
 
 
-def _load(folder: Path, host: Extractor, where: str, any_backbone: bool) -> Task:
+def _load(folder: Path, host: Extractor | Identified, where: str, any_backbone: bool) -> Task:
     description = describe(folder)
     refuse_other_backbone(description["backbone"], host, where, any_backbone=any_backbone)
     try:
@@ -595,52 +603,80 @@ def _load(folder: Path, host: Extractor, where: str, any_backbone: bool) -> Task
     return task.to(device).eval()
 
 
-def find_task(where: str | Path, revision: str | None = None) -> Path:
+def find_task(
+    where: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """The task folder that is meant.
 
     Args:
-        where: A task folder; a run folder, for the one task in it; or a repository of the Hugging
-            Face hub (`user/name`), which is fetched.
-        revision: Of a repository: branch, tag or commit.
+        where: A task folder; a run folder, for the one task in it; or a name on the Hugging Face hub, which is
+            fetched: `user/repository`, `user/repository/task` of one that holds several, either with `@revision`.
+            A folder of this name that is here is taken first.
+        revision: Of a name on the hub: branch, tag or commit; None for the newest.
+        token: For repositories that are private; None for that of the login (`hf auth login`, HF_TOKEN).
+        local_files_only: Take what was fetched before, and ask no hub.
 
     Raises:
-        FormatError: A run folder with several tasks, or no such folder and no such repository.
+        FormatError: A run folder with several tasks, or no such folder and no such task on the hub.
+        HubError: The hub refuses, or fails.
         MissingExtraError: huggingface_hub is not installed.
+
+    Warns:
+        RestuningWarning: A folder is taken though a name on the hub may be meant.
     """
-    name = str(where)
     folder = expand_home(where)
-    # `user/name` is the one form a hub takes, and looks like no other path.
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return _task_in(folder)
-    # What looks like a path more than like a repository is not asked for under a stranger's name.
-    if folder.parent.is_dir():
-        there = sorted(each.name for each in folder.parent.iterdir() if each.is_dir())
-        raise FormatError(
-            "no such folder",
+    if folder.exists():
+        _say_folder_wins(where, folder, revision)
+        return find_in_folder(folder)
+    named = HubTask.read(where, revision)
+    # A revision is of a hub alone.
+    if named is None or named.revision is None:
+        _refuse_missing(folder, named)
+    if named is None:
+        return find_in_folder(folder)
+    return fetch(named, token=token, local_files_only=local_files_only)
+
+
+def _say_folder_wins(where: str | Path, folder: Path, revision: str | None) -> None:
+    named = HubTask.read(where)
+    if revision is not None or (named and is_cached(named)):
+        warn(
+            "a folder is taken, and no task of the hub",
             where=str(folder.absolute()),
-            found=f"{folder.parent} holds {', '.join(there[:6]) or 'no folder'}",
-            fix=f"give one of these; a repository {name} of the hub is found from another folder",
+            found=f"{where} is a folder here"
+            + (f", which has no revision {revision}" if revision else ", and on the hub as well"),
+            fix=f"for that of the hub write {named.place}@{revision or 'main'}, for the folder ./{where}"
+            if named
+            else "leave the revision out",
         )
-    hub = require("huggingface_hub", "hub", "loading a task from the hub")
-    alone = not hub_answers()
-    try:
-        # Nothing but these files is taken from a stranger's repository.
-        fetched = hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(FILES), local_files_only=alone
-        )
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise FormatError(
-            "no such folder, and the hub gave no such task",
-            where=f"{folder.absolute()}{f' (at {revision})' if revision else ''}",
-            found=f"{name}: the hub does not answer, and it was not fetched before"
-            if alone
-            else f"{name}: {_first_line(error)}",
-            fix="check the path; of a name on the hub, the name and the network",
-        ) from None
-    return Path(fetched)
 
 
-def _task_in(folder: Path) -> Path:
+def _refuse_missing(folder: Path, named: HubTask | None) -> None:
+    """Refuse what looks like a path more than like a repository: it is not asked for under a stranger's name.
+
+    Raises:
+        FormatError: A folder that it begins with is here.
+    """
+    if folder.is_absolute() or folder.parts[:1] == ("..",):
+        return
+    parent = next((p for p in folder.parents if p.is_dir()), Path())
+    if parent == Path():
+        return
+    there = sorted(each.name for each in parent.iterdir() if each.is_dir())
+    also = f"; a task of the hub that is called so is {named.place}@main" if named else ""
+    raise FormatError(
+        "no such folder",
+        where=str(folder.absolute()),
+        found=f"{parent} holds {', '.join(there[:6]) or 'no folder'}",
+        fix=f"give one of these{also}",
+    )
+
+
+def find_in_folder(folder: Path) -> Path:
     """Find the task folder: the folder itself, or the only task that a run left in it."""
     if (folder / "task.json").exists() or not folder.is_dir():
         return folder
@@ -656,109 +692,3 @@ def _task_in(folder: Path) -> Path:
             fix="give one of them, or a list",
         )
     return tasks[0] if tasks else folder
-
-
-def push_to_hub(path: str | Path, repository: str, *, private: bool = False) -> str:
-    """Upload a task folder to the Hugging Face hub; returns its address.
-
-    Args:
-        path: What `save` left, or the run folder that it is in.
-        repository: `user/name`; made if it is not there.
-        private: Of a repository that is made now.
-
-    Raises:
-        MissingExtraError: huggingface_hub is not installed.
-        HubError: Not logged in, not allowed, or the hub cannot be reached.
-    """
-    path = _task_in(expand_home(path))
-    # Before anything is made there.
-    describe(path)
-    hub = require("huggingface_hub", "hub", "pushing a task")
-    api = hub.HfApi()
-    try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as aside:
-            folder = Path(aside) / "task"
-            folder.mkdir()
-            # These and nothing else: what lies or is linked beside them is nobody's business.
-            with Claim.of_folder(path):
-                # Nobody saves over it meanwhile.
-                description = describe(path)
-                for file in files_of(path):
-                    shutil.copyfile(file, folder / file.name)
-            take_usual_names(folder, description)
-            if stored := WeightsFile.from_description(description):
-                # Folders of this machine are nobody's business; name and digest tell the file.
-                description["backbone"]["weights"] = {**stored.to_dict(), "path": stored.name}
-                write_text(folder / DESCRIPTION, json.dumps(seal(description), indent=1) + "\n")
-            return str(api.upload_folder(folder_path=str(folder), repo_id=repository))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise HubError(
-            "the task was not pushed",
-            where=repository,
-            found=_first_line(error),
-            fix="log in with `hf auth login` (or set HF_TOKEN to a token that may write), and check "
-            "the name and the network; the folder here is as it was",
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-def _write_card(name: str, task: Task, backbone: str, results: Mapping[str, Any]) -> str:
-    # What was not measured (an accuracy without a test split) has no line.
-    known = {name: value for name, value in results.items() if value is not None}
-    figures = "".join(f"| {name} | {_write_figure(name, v)} |\n" for name, v in known.items())
-    base = _base_model(backbone)
-    use = _IMAGE_USE if backbone.startswith("diffusers:") else _USE
-    use = use.format(backbone=backbone.removeprefix("diffusers:"), name=name)
-    return f"""---
-library_name: restuning
-tags: [res-tuning, {"bypass" if task.side is not None else "inline"}]
-{f"base_model: {base}{chr(10)}" if base else ""}---
-# {name}
-
-A task of method `{task.method}` for the backbone `{backbone or "unknown"}`:
-{task.tuner_parameters():,} parameters without the head, {task.trainable_parameters():,} with it.
-
-```python
-{use}```
-{f"{chr(10)}| figure | value |{chr(10)}|---|---|{chr(10)}{figures}" if figures else ""}"""
-
-
-def _write_figure(name: str, value: Any) -> str:
-    """A figure as a reader takes it in: shares as percent, few digits, thousands apart."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if name.endswith("accuracy"):
-        return f"{100 * value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-_USE = """import restuning
-
-predictor = restuning.Predictor.load("{name}")
-for answer in predictor(inputs):  # paths or images, or texts for a task on texts
-    print(answer.label, answer.probability)
-"""
-
-_IMAGE_USE = """import restuning
-from restuning.backbones.diffusion import load_text_to_image
-
-parts = load_text_to_image("{backbone}")
-args, kwargs = parts.example
-host = restuning.Host(parts.denoiser, *args, **kwargs)
-task = restuning.load("{name}", host)
-with host.using(task):
-    images = parts.pipeline("a prompt").images
-"""
-
-
-def _base_model(backbone: str) -> str:
-    """The backbone's name on the hub; empty where it has none, for the hub refuses other names."""
-    source, _, name = backbone.partition(":")
-    if source in ("hf", "diffusers") and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return name
-    # timm's repositories are named after architecture and weights.
-    return f"timm/{name}" if source == "timm" and re.fullmatch(r"\w+\.\w+", name) else ""

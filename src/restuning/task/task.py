@@ -8,10 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import MALFORMED, FormatError, NoSitesError
+from restuning._errors import MALFORMED, FormatError, NoSitesError, WrongTaskError
 from restuning._files import fits
 from restuning.bypass import Bypass, Plan, SideNetwork
 from restuning.bypass import from_spec as side_from_spec
+from restuning.problems import Problem, Regression, SingleLabel
+from restuning.problems import from_spec as problem_from_spec
 from restuning.sites import FEATURE, Needs, Pool, Readout, Sites, resolve_readout, resolve_tokens
 from restuning.tuners import Tuner, from_spec
 
@@ -30,9 +32,10 @@ class Task(nn.Module):
         weights: Trained copies of backbone tensors by name with "/" for "." (full fine-tuning,
             BitFit); the backbone itself is never changed.
         head: `nn.Linear` on the feature, or None to return the backbone's own output.
-        pool: Readout this task uses ("cls", "mean", "last", "all", "own"), None for the host's.
+        pool: Readout this task uses ("cls", "mean", "last", "all", "grid", "own"), None for the host's.
         method: Name of the method that built it.
-        labels: Class names, in the order of the logits.
+        labels: Names of what the head answers, in the order of the logits: of classes, labels or numbers.
+        problem: What kind of answer it gives (`restuning.problems`); one class of several by default.
         temperature: What logits are divided by where `probabilities` are made of them; 1 where
             nothing was fitted. Logits themselves know nothing of it.
     """
@@ -48,6 +51,7 @@ class Task(nn.Module):
         method: str = "custom",
         labels: list[str] | None = None,
         temperature: float = 1.0,
+        problem: Problem | None = None,
     ) -> None:
         super().__init__()
         if side is not None and (tuners or weights):
@@ -68,8 +72,11 @@ class Task(nn.Module):
         if head is not None and side is not None and side.answers:
             # Here and not where it is built: also of a task that is loaded it is not trained.
             head.requires_grad_(False)
-        self.pool, self.method, self.labels = pool, method, labels
+        self.pool, self.method = pool, method
+        # Whatever sequence they came in: a file of the task holds a plain list.
+        self.labels = None if labels is None else [*labels]
         self.temperature = temperature
+        self.problem = SingleLabel() if problem is None else problem
 
     @classmethod
     def inline(
@@ -135,6 +142,24 @@ class Task(nn.Module):
         self._temperature = check_temperature(value)
 
     @property
+    def problem(self) -> Problem:
+        """See the class.
+
+        Raises:
+            FormatError: It is set to one of another number of outputs than the head has.
+        """
+        return self._problem
+
+    @problem.setter
+    def problem(self, value: Problem) -> None:
+        if self.head is not None:
+            value.check_outputs(self.head.out_features)
+        self._problem = value
+        if self.side is not None:
+            # What is solved or weighed in closed form is so for the loss of the problem.
+            self.side.problem = value
+
+    @property
     def inline_tuners(self) -> dict[str, Tuner]:
         """Tuners by site name."""
         return {name: cast(Tuner, self.tuners[name.replace(".", "_")]) for name in self.sites}
@@ -161,7 +186,7 @@ class Task(nn.Module):
                 `host.features(...)`.
 
         Shape:
-            Returns `b c` (`b n c` for pool "all"), or the feature where there is no head.
+            Returns `b c` (`b n c` for pool "all", `b h w c` for "grid"), or the feature where there is no head.
         """
         lent = resolve_readout(taps, readout)
         if self.side is not None:
@@ -174,12 +199,25 @@ class Task(nn.Module):
         return feature if self.head is None else self.head(feature.to(self.head.weight.dtype))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """`softmax(logits / temperature)` over the last axis, in float32.
+        """Of each class `softmax(logits / temperature)`, of several labels `sigmoid`; in float32.
 
         Args:
             logits: This task's, `... c`.
+
+        Raises:
+            WrongTaskError: It answers with numbers, which have none.
         """
-        return to_probabilities(logits, self.temperature)
+        if isinstance(self.problem, Regression):
+            raise WrongTaskError(
+                "a task that answers with numbers has no probabilities",
+                found=f"problem {self.problem.kind}",
+                fix="ask task.problem.values(logits) for the numbers",
+            )
+        return self.values(logits)
+
+    def values(self, logits: Tensor) -> Tensor:
+        """What is told of logits: a probability for each label, or numbers in their units; `... c` in float32."""
+        return self.problem.values(logits, self.temperature)
 
     def take_prepared(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Take out of named inputs what training hands in beside the taps (`SideNetwork.prepare`)."""
@@ -211,7 +249,9 @@ class Task(nn.Module):
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this task again without its weights, as JSON."""
         # Only where there is one: other files are what they always were.
-        fitted = {"temperature": self.temperature} if self.temperature != 1 else {}
+        fitted: dict[str, Any] = {"temperature": self.temperature} if self.temperature != 1 else {}
+        if self.problem != SingleLabel():
+            fitted["problem"] = self.problem.spec()
         return {
             "method": self.method,
             "tuners": {name: tuner.spec() for name, tuner in self.inline_tuners.items()},
@@ -242,6 +282,7 @@ class Task(nn.Module):
                 method=spec["method"],
                 labels=spec["labels"],
                 temperature=spec.get("temperature", 1.0),
+                problem=problem_from_spec(spec["problem"]) if "problem" in spec else None,
             )
         except MALFORMED as error:
             raise FormatError(
@@ -259,12 +300,6 @@ def _passes_on(head: nn.Linear) -> bool:
         return weight.shape[0] == weight.shape[1]
     same = torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
     return same and (bias is None or not bool(bias.any()))
-
-
-def to_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """`softmax(logits / temperature)` over the last axis, in float32."""
-    # In half precision probabilities are coarse and do not sum to one.
-    return (logits.float() / temperature).softmax(-1)
 
 
 def check_temperature(value: Any) -> float:

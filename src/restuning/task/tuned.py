@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from restuning._errors import TrainingError
+from restuning._errors import TrainingError, WrongTaskError
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.sites import Features, Needs
 from restuning.task.task import Task
 
 INPUT = "*"
 """Name of a positional input in a batch that has to carry more by name: no argument is called so."""
+
+
+_local = threading.local()
+"""Of each thread: `off`, the modules whose tasks are switched off in it."""
 
 
 class Tuned(nn.Module):
@@ -53,6 +60,48 @@ class Tuned(nn.Module):
         taps.update(prepared)
         return self.task(taps, self.host.readout)
 
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside, in this thread, its tuners and trained copies are switched off; a head stays.
+
+        What PEFT's context of this name does; other threads are not touched.
+
+        Raises:
+            WrongTaskError: A bypass with a head, which reads nothing but what its tuners make.
+        """
+        if self.task.side is not None and self.task.head is not None:
+            raise WrongTaskError(
+                "a bypass with a head cannot be switched off",
+                where=self.task.method,
+                found="a head on the side network's own feature",
+                fix="host(x) is the backbone's own output",
+            )
+        before = getattr(_local, "off", ())
+        _local.off = (*before, self)
+        try:
+            yield
+        finally:
+            # Without the attribute, as it was: a graph that was compiled before is still right.
+            if before:
+                _local.off = before
+            else:
+                del _local.off
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Parameters that are trained, and all of them with the backbone's."""
+        trained = self.task.trainable_parameters()
+        model = getattr(self.host, "model", None)
+        bare = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
+        return trained, bare + sum(p.numel() for p in self.task.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print one line of how many parameters are trained, in PEFT's words."""
+        trained, whole = self.count_parameters()
+        share = 100 * trained / max(whole, 1)
+        sys.stdout.write(
+            f"trainable params: {trained:,d} || all params: {whole:,d} || trainable%: {share:.4f}\n"
+        )
+
     def taps(self, *args: Any, **kwargs: Any) -> Features:
         """What the task reads of the backbone, for one batch.
 
@@ -71,14 +120,15 @@ class Tuned(nn.Module):
         # Refused when this was made; repeated for the type checker.
         assert isinstance(host, Host)
         headless = task.head is None and task.pool is None
-        if task.side is not None:
+        off = any(module is self for module in getattr(_local, "off", ()))
+        if task.side is not None and not off:
             side: Any = task.side
             taps, output = host.run_tuned({}, Needs(side.taps), *args, side=side, **kwargs)
             _refuse_graph(taps)
             return output
-        needs = task.needs(host.readout_rule)
-        weights = {n.replace("/", "."): w for n, w in task.weights.items()}
-        tuners = task.inline_tuners
+        needs = Needs(("last",)) if task.side is not None else task.needs(host.readout_rule)
+        weights = {n.replace("/", "."): w for n, w in task.weights.items() if not off}
+        tuners = {} if off else task.inline_tuners
         # Without either there is nothing to differentiate in the backbone.
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(tuners or weights)):
             features, output = host.run_tuned(tuners, needs, *args, weights=weights, **kwargs)

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from restuning._errors import DataError, TrainingError
 from restuning._files import try_writing
 from restuning.data import Data
-from restuning.data.data import ImageDataset
+from restuning.data.data import MediaDataset
 from restuning.training.together import from_main
 
 OF_A_RUN = ("metrics.json", "settings.json", "log.jsonl", "curves.png")
@@ -38,39 +38,44 @@ def check_beforehand(data: Data, out: Path, files: Sequence[str]) -> None:
             fix="give it examples, or leave it out: without one the validation accuracy is shown",
         )
     # By the process that writes; what stops it stops the others in words.
-    from_main(lambda: _try_files(out, files))
+    from_main(lambda: try_files(out, files))
 
 
 def read_once(*splits: Any) -> None:
-    """Read every image of splits that are read only after training has taken its time.
+    """Read every image or sound of splits that are read only after training has taken its time.
 
-    What is stored was read when it was stored; texts and tensors lie in memory. Images of a class of
+    What is stored was read when it was stored; texts and tensors lie in memory. Inputs of a class of
     the user's own are not looked at: reading them might not be free of effects.
 
     Raises:
-        DataError: An image cannot be read; it is named.
+        DataError: One cannot be read; it is named.
 
-    Cost: one decoding of each image, as an epoch of training has for each of its own.
+    Cost: one decoding of each, as an epoch of training has for each of its own.
     """
     for split in splits:
-        images, indices = split, None
-        while isinstance(images, Subset):
-            chosen = list(images.indices)
+        inputs, indices = split, None
+        while isinstance(inputs, Subset):
+            chosen = list(inputs.indices)
             indices = chosen if indices is None else [chosen[i] for i in indices]
-            images = images.dataset
-        if isinstance(images, ImageDataset):
-            for index in range(len(images)) if indices is None else indices:
-                images.image(index)
+            inputs = inputs.dataset
+        if isinstance(inputs, MediaDataset):
+            for index in range(len(inputs)) if indices is None else indices:
+                inputs.read(index)
 
 
-def _try_files(out: Path, files: Sequence[str]) -> None:
+def try_files(out: Path, files: Sequence[str]) -> None:
+    """Look whether files of these names could be written into a folder, which need not be there.
+
+    Raises:
+        TrainingError: One could not.
+    """
     for name in files:
         try:
             try_writing(out / name)
         except OSError as error:
             raise TrainingError(
-                "a result of this run could not be written",
+                "a result could not be written",
                 where=str(out / name),
                 found=error.strerror or str(error),
-                fix="free space, make the folder writable or choose another --out; nothing was trained",
+                fix="free space, make the folder writable or choose another --out; nothing was begun",
             ) from None

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from restuning._errors import FormatError
 from restuning._files import fits
-from restuning.task.task import OCTAVES, check_temperature, to_probabilities
+from restuning.problems import Problem, find_problem, to_probabilities
+from restuning.problems.reliability import calibration_error
+from restuning.task.task import OCTAVES, check_temperature
 from restuning.training.evaluate import collect_logits
 
 STEPS = 32
 """Temperatures from one to its double: neighbours are 2 % apart, which no validation split tells apart,
 and the one that is found does not hang on how a machine rounds."""
-BINS = 15
-"""Of confidences (Guo et al. 2017, and the default of torchmetrics)."""
 
 VALIDATION = "validation"
 LEFT_OUT_ROWS = "rows left out of training"
@@ -98,6 +98,8 @@ def calibrate(
 
     `restuning.train` does so at its end; after a `fit` of one's own it is one call.
 
+    Of a task that answers with numbers the error bars are set, from the same data (`Problem.with_errors`).
+
     Args:
         tuned: With `.task`, whose `temperature` is set.
         val: Map-style, yields `(input, label)`; not seen in training.
@@ -105,13 +107,16 @@ def calibrate(
         collate: Makes a batch of a list of examples.
 
     Raises:
-        TrainingError: A label is outside the classes.
+        TrainingError: Targets are none of the task's problem.
 
     Cost: one forward of the split; its logits are held in memory.
     """
     task: Any = tuned.task
-    found = judge(task, *collect_logits(tuned, val, batch_size, collate))
+    logits, targets = collect_logits(tuned, val, batch_size, collate)
+    found = judge(task, logits, targets)
     task.temperature = found.temperature
+    if (told := find_problem(task).with_errors(logits, targets)) != find_problem(task):
+        task.problem = told
     return found
 
 
@@ -123,8 +128,12 @@ def judge(task: nn.Module, logits: Tensor, labels: Tensor) -> Calibration:
     Args:
         task: Whose answers they are.
         logits: `n c`.
-        labels: `n`.
+        labels: Targets of the task's problem, one each. Where answers are no choices there is no temperature.
     """
+    choices = find_problem(task).choices(logits, labels)
+    if choices is None:
+        return Calibration()
+    logits, labels = choices
     temperature, on = fit_temperature(logits, labels), VALIDATION
     if scales_itself(task):
         temperature, on = 1.0, LEFT_OUT_ROWS
@@ -184,36 +193,20 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, doubt: float = 0.5) -> fl
     return 2 ** (-min(steps[max(0, above - 1) : above + 1], key=loss) / STEPS)
 
 
-def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
-    r"""`min_T mean_i -log softmax(z_i / T)[y_i]`: cross-entropy after the best of all temperatures.
+def calibrated_loss(logits: Tensor, labels: Tensor, problem: Problem | None = None) -> float:
+    r"""`min_T mean_i -log softmax(z_i / T)[y_i]`: the problem's loss after the best of all temperatures.
 
     Training to the end makes logits loud, which says nothing of who answers better (Guo et al. 2017). Trials
     are compared on the examples they share, so there is no `doubt`.
 
     Args:
         logits: `n c`.
-        labels: `n`.
+        labels: `n`, or targets of another problem.
+        problem: None for one class of several.
     """
+    problem = find_problem(None) if problem is None else problem
+    choices = problem.choices(logits, labels)
+    if choices is None:
+        return float(problem.loss(logits, labels)) / len(logits)
+    logits, labels = choices
     return float(F.cross_entropy(logits / fit_temperature(logits, labels, doubt=0.0), labels))
-
-
-def calibration_error(confidence: Tensor, right: Tensor) -> float:
-    r"""`sum_b n_b / n |accuracy_b - mean confidence_b|`: the expected calibration error (ECE).
-
-    Over `BINS` bins of equal width of the highest probability; a bin holds its lower bound, and 1 is in a
-    bin of its own, as in torchmetrics (Naeini et al. 2015).
-
-    Args:
-        confidence: Highest probability of each answer, `n`.
-        right: Whether it was right, `n`.
-
-    Returns:
-        From 0 (of answers told at 70 % seven of ten are right) to 1.
-    """
-    confidence = confidence.cpu()
-    bounds = torch.linspace(0, 1, BINS + 1, dtype=confidence.dtype)
-    place = torch.bucketize(confidence, bounds, right=True) - 1
-    # `n_b |accuracy_b - confidence_b|` is the sum of what each answer of the bin is off.
-    off = right.cpu().double() - confidence.double()
-    sums = torch.zeros(BINS + 1, dtype=torch.float64).index_add_(0, place, off)
-    return float(sums.abs().sum()) / len(confidence)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Snapshot:
     """What a run needs to go on.
 
     Args:
-        tensors: By name: `task.*`, `optimiser.INDEX.KEY`, `ema.*`.
+        tensors: By name: `task.*`, `optimiser.INDEX.KEY`, `ema.*`, `callback.PLACE.KEY`.
         state: Plain JSON values.
     """
 
@@ -52,20 +53,36 @@ def take(
     optimiser: torch.optim.Optimizer | None,
     mean: Mapping[str, Tensor] | None,
     state: dict[str, Any],
+    callbacks: Sequence[tuple[str, Mapping[str, Any]]] = (),
 ) -> Snapshot:
-    """Copy a run's tensors to the CPU."""
+    """Copy a run's tensors to the CPU, and those that callbacks remember."""
     tensors = {f"task.{n}": t for n, t in task.state_dict().items()}
     if optimiser is not None:
         # AdamW's step count is a tensor, too, so all that an entry holds fits into safetensors.
         for index, entry in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v for k, v in entry.items()}
     tensors |= {f"ema.{n}": t for n, t in (mean or {}).items()}
+    plain = []
+    for place, (name, own) in enumerate(callbacks):
+        held = {n: v for n, v in own.items() if isinstance(v, Tensor)}
+        tensors |= {f"callback.{place}.{n}": t for n, t in held.items()}
+        plain.append([name, {n: v for n, v in own.items() if n not in held}])
+    if plain:
+        state = {**state, "callbacks": plain}
     # A clone each: safetensors refuses tensors that share memory.
     copies = {
         n: t.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
         for n, t in tensors.items()
     }
     return Snapshot(copies, state)
+
+
+def read_callbacks(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
+    """What callbacks remember, as `take` was given it."""
+    return [
+        (name, {**own, **snapshot.part(f"callback.{place}")})
+        for place, (name, own) in enumerate(snapshot.state.get("callbacks", ()))
+    ]
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, snapshot: Snapshot) -> None:
@@ -98,7 +115,7 @@ def write(folder: Path, snapshot: Snapshot, *, final: bool = False) -> Path:
         "sha256": _digest(snapshot),
     }
     try:
-        with replacing(path) as partial:
+        with replacing(path, apart=True) as partial:
             save_file(snapshot.tensors, partial, metadata=header)
         # Only now that the new one has its name: a kill in between leaves one too many, never none.
         for old in [p for p in _list_checkpoints(folder) if p != path][0 if final else KEEP - 1 :]:
@@ -170,7 +187,7 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
         # What a killed `write` left beside: `replacing` writes under a hidden name first.
         for path in folder.glob(f".*{SUFFIX}.*partial"):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     except OSError as error:
         raise TrainingError(
             "an old checkpoint cannot be removed",

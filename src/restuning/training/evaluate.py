@@ -8,17 +8,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from restuning._errors import TrainingError
-from restuning.training.batch import (
-    IGNORED,
-    check_labels,
-    compute_logits,
-    label_range,
-    move,
-    score,
-)
+from restuning.data.loader import Loader
+from restuning.problems import find_problem
+from restuning.problems.problem import read_meter
+from restuning.training.batch import compute_logits, keep_labelled, move
 
 
 def evaluate(
@@ -31,10 +26,11 @@ def evaluate(
     accelerator: Accelerator | None = None,
     between: Callable[[], None] | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
-) -> dict[str, float]:
-    """Accuracy, mean cross entropy (without label smoothing) and count, of examples or of tokens.
+) -> dict[str, Any]:
+    """The metric of the task's problem, its mean loss (without label smoothing) and count, of examples or of tokens.
 
-    The model is left in the mode it was in. Order and batch size do not matter.
+    Of classes these are `accuracy` (and cross entropy); of others the metric has its own name, and is None
+    where it is not defined. The model is left in the mode it was in. Order and batch size do not matter.
 
     Args:
         tuned: A module with `.task` and `.host`.
@@ -44,15 +40,21 @@ def evaluate(
         workers: Processes that load data.
         accelerator: Given by a run in several processes: each takes a share, all get the result.
         between: Called before every batch; may raise to stop.
-        watch: Shown the logits (`n c`) and labels (`n`) of every batch.
+        watch: Shown the logits (`n c`) and labels (`n`, or `n c`) of every batch.
 
     Raises:
-        TrainingError: The data set is empty or a label is outside the classes.
+        TrainingError: The data set is empty, or targets are none of the problem: a label outside the
+            classes, NaN.
     """
     if len(dataset) == 0:
         raise TrainingError("there is nothing to evaluate", found="an empty data set")
     world = accelerator.num_processes if accelerator else 1
     rank = accelerator.process_index if accelerator else 0
+    problem, meter = find_problem(getattr(tuned, "task", None)), None
+    if not problem.counted and len(dataset) < world:
+        # A process without a row would have no meter to meet the others with, and they would wait for it
+        # without end: so few rows each reads all of.
+        world, rank = 1, 0
     # Shares of almost one size: a DistributedSampler would count some examples twice.
     share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
     device = find_task_device(tuned)
@@ -64,14 +66,21 @@ def evaluate(
     ):
         if watch is not None:
             watch(logits, labels)
-        loss, hits = score(logits, labels)
+        loss, hits = problem.score(logits, labels)
+        if not problem.counted:
+            if meter is None:
+                meter = problem.metrics(logits.shape[-1])[problem.metric].to(device)
+            meter.update(logits, labels)
         sums += torch.stack([loss, hits.to(loss.dtype), loss.new_tensor(len(labels))])
     if accelerator is not None and world > 1:
         total = accelerator.reduce(sums, "sum")
         assert isinstance(total, Tensor)
         sums = total
+        if meter is not None:
+            meter.sync(distributed_available=lambda: True)
     loss, correct, count = sums.tolist()
-    return {"accuracy": correct / count, "loss": loss / count, "count": int(count)}
+    figure = correct / count if problem.counted else read_meter(meter)
+    return {problem.metric: figure, "loss": loss / count, "count": int(count)}
 
 
 def iterate_logits(
@@ -84,7 +93,7 @@ def iterate_logits(
     workers: int = 0,
     between: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (`n c`, float32) and labels (`n`) batch by batch, on the task's device.
+    """Logits (`n c`, float32) and labels (`n`, or `n c` of several) batch by batch, on the task's device.
 
     In eval mode and without gradients; tokens without a label are left out. Modes are put back.
 
@@ -98,14 +107,15 @@ def iterate_logits(
         between: Called before every batch; may raise to stop.
 
     Raises:
-        TrainingError: A label is outside the classes.
+        TrainingError: Targets are none of the task's problem.
     """
     rows = range(len(dataset)) if rows is None else rows
+    problem = find_problem(getattr(tuned, "task", None))
     device = find_task_device(tuned)
-    loader = DataLoader(
+    loader = Loader(
         dataset,
+        collate,
         batch_sampler=[list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)],
-        collate_fn=collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         # Else the loader would draw from the caller's generator.
@@ -118,16 +128,13 @@ def iterate_logits(
         for inputs, labels in loader:
             if between is not None:
                 between()
-            lowest, highest = label_range(labels)
-            inputs, labels = move(inputs, labels, device)
+            problem.check_targets(labels)
+            given, (inputs, labels) = labels, move(inputs, labels, device)
             # Around the forward alone: it would else reach into the caller's loop between batches.
             with torch.no_grad():
                 logits = compute_logits(tuned, inputs)
-            check_labels(lowest, highest, logits.shape[-1])
-            if labels.ndim == 2:
-                counted = labels != IGNORED
-                logits, labels = logits[counted], labels[counted]
-            yield logits, labels
+            problem.check_targets(given, logits.shape[-1])
+            yield keep_labelled(logits, labels)
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 from torch import nn
 
-from restuning._errors import TrainingError
+from restuning._errors import TrainingError, warn
 from restuning.host import Extractor
 from restuning.task import Task
-from restuning.training.classification import CURVES, Classification, FitResult
-from restuning.training.log import check_trackers, draw_curves
+from restuning.training.callbacks import Callback, Record
+from restuning.training.log import draw_curves
 from restuning.training.loop import run_to_end
 from restuning.training.settings import FitSettings
+from restuning.training.supervised import CURVES, FitResult, Supervised
+from restuning.training.trackers import check_installed
 
 
 def fit(
@@ -28,6 +30,8 @@ def fit(
     collate: Callable | None = None,
     resume: bool = True,
     progress: bool | Literal["force"] = True,
+    callbacks: Sequence[Callback] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Train `tuned.task` and leave it in eval mode with its final weights, and temperature 1.
 
@@ -38,7 +42,7 @@ def fit(
     (`Task.solved`): `epochs`, `lr` and what else is about steps mean nothing then. Under `accelerate launch` every
     process takes its share of each batch.
 
-    `out` receives `log.jsonl`, `curves.png` and `checkpoints/`, the last holding one small file
+    `out` receives `log.jsonl`, `curves.png` (of a task that is solved none) and `checkpoints/`, the last holding one small file
     once the run is finished.
 
     Args:
@@ -51,8 +55,12 @@ def fit(
         resume: False starts over and forgets what the folder holds.
         progress: True shows a bar on a terminal and one line an epoch elsewhere, "force" a bar
             always, False nothing.
+        callbacks: Told what the run does, in this order; those that the settings ask for come after them. One that
+            is given again for another run begins anew.
+        about: Plain values that trackers are told beside the settings; `run` names it there in place of its folder.
 
     Raises:
+        CallbackError: A callback raised; a checkpoint was written first.
         BackboneChangedError: The backbone is not what it was when its host was built.
         DivergedError: A loss or a weight became NaN or infinite.
         TrainingError: A side network has to be prepared, and the inputs change each time they are
@@ -64,7 +72,8 @@ def fit(
     """
     settings = FitSettings() if settings is None else settings
     _check(tuned, train, val, settings)
-    objective = Classification(tuned, train, val, settings, Path(out), collate)
+    objective = Supervised(tuned, train, val, settings, Path(out), collate, callbacks, about)
+    _check_callbacks(objective)
     return _run(objective, resume=resume, progress=progress)
 
 
@@ -100,27 +109,55 @@ def fit_until(
     """
     settings = FitSettings() if settings is None else settings
     _check(tuned, train, val, settings)
-    objective = Classification(tuned, train, val, settings, Path(out), collate, stop)
+    objective = Supervised(tuned, train, val, settings, Path(out), collate, [_Until(stop)])
     return _run(objective, resume=resume, progress=False)
 
 
-def _run(
-    objective: Classification, *, resume: bool, progress: bool | Literal["force"]
-) -> FitResult:
+class _Until(Callback):
+    """Ends a run when a function has seen enough of its history."""
+
+    def __init__(self, stop: Callable[[list[dict[str, Any]]], bool]) -> None:
+        self.stop = stop
+
+    def on_epoch(self, record: Record) -> bool:
+        return self.stop([dict(entry) for entry in record.history])
+
+
+def _check_callbacks(objective: Supervised) -> None:
+    """Refuse callbacks that nothing would come of, or say so."""
+    blind = [type(each).__name__ for each in objective.callbacks if each.needs_validation]
+    if blind and objective.val is None:
+        raise TrainingError(
+            "there is nothing to follow without validation data",
+            where=", ".join(blind),
+            found="a run that evaluates after no epoch",
+            fix="give validation data (not --final), or leave early stopping and best weights out",
+        )
+    if objective.solved and objective.callbacks.all:
+        warn(
+            "callbacks have nothing to follow in a task that is solved in closed form",
+            where=", ".join(type(each).__name__ for each in objective.callbacks),
+            found="no steps and one review",
+            fix="`on_epoch` and `on_end` are called once; leave them out, or name a method that takes steps",
+        )
+
+
+def _run(objective: Supervised, *, resume: bool, progress: bool | Literal["force"]) -> FitResult:
     out = objective.out
     if isinstance(objective.task, Task):
         # One that it has was fitted to answers of other weights.
         objective.task.temperature = 1.0
+        objective.task.problem = objective.problem = objective.problem.without_errors()
     result = FitResult(**run_to_end(objective, out, resume=resume, progress=progress))
     # A finished run whose picture was deleted gets it back: the history has all that it shows.
     curves = out / CURVES
-    if not curves.exists() and PartialState().is_main_process:
-        draw_curves(result.history, curves)
+    if result.steps and not curves.exists() and PartialState().is_main_process:
+        draw_curves(result.history, curves, objective.problem)
     return result
 
 
 def _check(tuned: nn.Module, train: Any, val: Any, settings: FitSettings) -> None:
-    check_trackers(settings.track)
+    check_installed(settings.track)
     if not isinstance(getattr(tuned, "task", None), nn.Module):
         raise TrainingError(
             "fit trains a module with a task",

@@ -1,4 +1,4 @@
-"""Reports of a run while it goes: `log.jsonl`, a bar or plain lines, trackers, and its curves."""
+"""Reports of a run while it goes: `log.jsonl`, a bar or plain lines, and its curves."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from restuning._errors import TrainingError, require
+from restuning._errors import TrainingError
 from restuning._files import replacing
-from restuning.training.settings import LoopSettings
+from restuning.problems import Problem, SingleLabel
+from restuning.runtime.shown import draws_bars
 
 
 class LogFile:
@@ -79,7 +79,7 @@ class LogFile:
 
 
 class Progress:
-    """Where a run is, on stderr: a bar on a terminal, a plain line now and then elsewhere.
+    """Where a run is, on stderr: a bar on a terminal and in a notebook with ipywidgets, a plain line now and then elsewhere.
 
     Args:
         total: Steps.
@@ -95,7 +95,7 @@ class Progress:
         if not show:
             return
         console = Console(stderr=True, force_terminal=True if show == "force" else None)
-        if console.is_terminal:
+        if draws_bars(console):
             self._bar = RichProgress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -117,6 +117,9 @@ class Progress:
     def stop(self) -> None:
         """Leave the last state standing and give the terminal back."""
         if self._bar is not None:
+            if self._bar.console.is_jupyter:
+                # Which rich leaves there as it was at its last refresh by the clock.
+                self._bar.refresh()
             self._bar.stop()
 
     def update(self, step: int, words: str) -> None:
@@ -131,69 +134,19 @@ class Progress:
         self._step = step
 
 
-MODULES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-PROJECT = "restuning"
-
-
-def check_trackers(track: tuple[str, ...]) -> None:
-    """Fail before training, not after its first epoch.
-
-    Raises:
-        MissingExtraError: A tracker is not installed.
-    """
-    for name in track:
-        require(MODULES[name], "tracking", f"track={name!r}")
-
-
-def start_trackers(accelerator: Accelerator, settings: LoopSettings, out: Path) -> None:
-    """Open the trackers of a run.
-
-    Raises:
-        TrainingError: One refuses to start (no account, no network).
-    """
-    if not settings.track:
-        return
-    plain = {
-        k: v if isinstance(v, int | float | str | bool) else str(v)
-        for k, v in settings.to_dict().items()
-    }
-    options = {"wandb": {"name": out.name, "dir": str(out)}} if "wandb" in settings.track else {}
-    try:
-        accelerator.init_trackers(PROJECT, config=plain, init_kwargs=options)
-    except Exception as error:  # noqa: BLE001
-        # Trackers raise classes of their own, which cannot be named without importing them.
-        raise TrainingError(
-            "a tracker did not start",
-            where=", ".join(settings.track),
-            found=str(error)[:300],
-            fix="log in to it (or set WANDB_MODE=offline), or train without --track",
-        ) from None
-
-
-def track(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
-    """Send numbers to every open tracker."""
-    if accelerator.trackers:
-        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-        accelerator.log(numbers, step=step)
-
-
-def finish_trackers(accelerator: Accelerator) -> None:
-    """Close the trackers; `end_training` would take the caller's process group down, too."""
-    if accelerator.is_main_process:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-
-
 TRAIN, VALIDATION = "#0072b2", "#d55e00"
 """Two colours that stay apart for colour-blind readers; line styles differ as well."""
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
+def draw_curves(
+    history: Sequence[Mapping[str, Any]], path: Path, problem: Problem | None = None
+) -> Path:
     """Draw a run's history.
 
     Args:
         history: One entry an epoch, as `FitResult.history`.
         path: Where the picture goes.
+        problem: Whose loss and metric are shown; None for one class of several.
 
     Raises:
         TrainingError: It cannot be written.
@@ -209,10 +162,14 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
     left, right = figure.subplots(
         1, 2, gridspec_kw={"left": 0.08, "right": 0.99, "bottom": 0.15, "top": 0.97, "wspace": 0.22}
     )
+    problem = SingleLabel() if problem is None else problem
+    shown = problem.metric.replace("_", " ")
     epochs = [entry["epoch"] for entry in history]
     for axes, key, name, scale in (
-        (left, "loss", "cross entropy", 1.0),
-        (right, "accuracy", "accuracy (%)", 100.0),
+        (left, "loss", problem.loss_name, 1.0),
+        (right, problem.metric, f"{shown} (%)", 100.0)
+        if problem.percent
+        else (right, problem.metric, shown, 1.0),
     ):
         for own, label, colour, style in (
             (key, "train", TRAIN, "--"),

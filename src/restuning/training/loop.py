@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,21 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor
 
-from restuning._errors import DivergedError, RestuningError, TrainingError
+from restuning._errors import CallbackError, DivergedError, RestuningError, TrainingError
 from restuning._files import hold_folder, refuse_other
 from restuning.runtime.randomness import preserve_randomness, seed_everything
 from restuning.training import checkpoint
+from restuning.training.callbacks import Record
 from restuning.training.interrupts import Interrupts
-from restuning.training.log import LogFile, Progress, finish_trackers, start_trackers, track
+from restuning.training.log import LogFile, Progress
 from restuning.training.memory import PeakMemory
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.optimiser import Ema, build_optimiser, learning_rate, set_rates
 from restuning.training.settings import LoopSettings
-from restuning.training.together import alone
+from restuning.training.together import alone, from_main
+from restuning.training.trackers import Tracking, group_figures
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 LOG_EVERY = 10
@@ -84,12 +89,12 @@ def _run(
             loop = Loop(objective, identity, out, accelerator, interrupts)
             result = loop.open(resume)
             if result is None:
-                start_trackers(accelerator, settings, out)
                 show = progress if accelerator.is_main_process else False
                 try:
+                    loop.begin()
                     result = loop.run(Progress(objective.steps, objective.lines, show))
                 finally:
-                    finish_trackers(accelerator)
+                    loop.close()
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(error, settings) from None
         finally:
@@ -140,6 +145,14 @@ class Loop:
         # Figures of the last steps, still on the device.
         self.waiting: list[tuple[int, Tensor]] = []
         self.log: LogFile | None = None
+        self.callbacks = objective.callbacks
+        # Set where a callback failed: what is saved then is what all of them knew before it.
+        self.remembered: list[tuple[str, dict[str, Any]]] | None = None
+        self.ended: str | None = None
+        self.tracking = Tracking(accelerator, out, {}, 0)
+        self.fresh = True
+        # Whether the task carries the weights that a run would leave now.
+        self.reviewing = False
         self.seconds_before, self.peak_before = 0.0, None
         self.started = time.perf_counter()
         self.memory = PeakMemory(accelerator.device)
@@ -155,15 +168,35 @@ class Loop:
             if snapshot.state["result"] is not None:
                 return snapshot.state["result"]
             self._restore(snapshot)
+            logger.debug(
+                "%s: goes on from step %d of %d", self.out, self.step, self.objective.steps
+            )
         elif self.main:
             checkpoint.clear(self.folder)
         if self.main:
             position = 0 if snapshot is None else snapshot.state["log"]
             self.log = LogFile(self.out / "log.jsonl", position)
-        if snapshot is None:
+        self.fresh = snapshot is None
+        states = [] if snapshot is None else checkpoint.read_callbacks(snapshot)
+        # Callbacks are the main process's; the others hear what came of it.
+        from_main(lambda: self.callbacks.restore(states, self.step))
+        keys = {} if snapshot is None else snapshot.state.get("trackers", {})
+        self.tracking = Tracking(self.accelerator, self.out, keys, self.step)
+        return None
+
+    def begin(self) -> None:
+        """Open the trackers, and write the first checkpoint, which knows by what they call the run."""
+        about = {**self.settings.to_dict(), **self.objective.about, "folder": str(self.out)}
+        self.tracking.start(about)
+        if self.fresh:
             # Step 0, too: a restart then has the same first weights, seeded or not.
             self.save()
-        return None
+
+    def close(self) -> None:
+        """Close trackers and log."""
+        self.tracking.finish()
+        if self.log is not None:
+            self.log.close()
 
     def run(self, progress: Progress) -> dict[str, Any]:
         """Every step and review that is left; the result."""
@@ -175,7 +208,7 @@ class Loop:
             while True:
                 if self._review_is_due():
                     self._review(progress)
-                if self.step == self.objective.steps or self._stops():
+                if self.step == self.objective.steps or self.ended is not None:
                     self._flush()
                     return self._finish()
                 self._step(next(batches))
@@ -183,7 +216,7 @@ class Loop:
                 save = self.step % self.settings.checkpoint_every == 0
                 # A checkpoint holds the sums of every step before it, so figures must not wait past
                 # it.
-                if line or save:
+                if line or save or self.callbacks.follow_steps:
                     self._flush()
                 if line:
                     self._write_line(progress)
@@ -198,10 +231,12 @@ class Loop:
                 self._flush(exchange=False)
                 self.save()
             raise
+        except CallbackError:
+            self._flush(exchange=False)
+            self.save()
+            raise
         finally:
             progress.stop()
-            if self.log is not None:
-                self.log.close()
 
     def save(self, result: dict[str, Any] | None = None) -> None:
         """Write a checkpoint; with a result, the last one, without the optimiser."""
@@ -220,19 +255,26 @@ class Loop:
             "log": self.log.position(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "result": result,
+            **({} if self.ended is None else {"ended": self.ended}),
+            **({"trackers": known} if (known := self.tracking.known()) else {}),
         }
         unfinished = result is None
+        remembered = self.remembered
+        if remembered is None and unfinished:
+            remembered = self.callbacks.states(self.step)
         snapshot = checkpoint.take(
             self.task,
             self.optimiser if unfinished else None,
             self.ema.mean if unfinished and self.ema is not None else None,
             state,
+            remembered or (),
         )
         # A checkpoint with NaN in it would be gone on from; the last good one stays instead.
         for name, tensor in snapshot.tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise self._divergence_error(self.step, f"{name} is not finite after it")
-        checkpoint.write(self.folder, snapshot, final=not unfinished)
+        path = checkpoint.write(self.folder, snapshot, final=not unfinished)
+        logger.debug("step %d: wrote %s", self.step, path)
 
     def _restore(self, snapshot: checkpoint.Snapshot) -> None:
         state = snapshot.state
@@ -243,6 +285,7 @@ class Loop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.history = state["step"], state["history"]
         self.seconds_before, self.peak_before = state["seconds"], state["peak"]
+        self.ended = state.get("ended")
         self.objective.restore(state)
 
     def _step(self, batch: Any) -> None:
@@ -299,6 +342,10 @@ class Loop:
                 means = ", ".join(f"{figure / size:.4g}" for figure in figures)
                 raise self._divergence_error(step, f"a loss that is not finite: {means}")
             self.objective.record(figures, size)
+            # Elsewhere than between steps other processes may be at another place.
+            if exchange and self.callbacks.follow_steps:
+                self.waiting = [each for each in self.waiting if each[0] > step]
+                self._tell("on_step", self._record(step, self.objective.mean_loss(figures, size)))
         self.waiting = []
         if exchange and self.world > 1 and signal:
             # The sum of several processes' signals is none: those without one of their own end as by SIGTERM.
@@ -310,8 +357,7 @@ class Loop:
         return total
 
     def _write_line(self, progress: Progress) -> None:
-        entry = {"step": self.step, **self.objective.line(self.step)}
-        self._log(entry)
+        self._log(self._complete({"step": self.step, **self.objective.line(self.step)}))
         if not self.objective.reviews_at(self.step):
             progress.update(self.step, self.objective.describe(self.step))
 
@@ -323,27 +369,121 @@ class Loop:
         # Should validation data be random, a resumed run must still see what a whole one saw.
         seed_everything("validation", self.settings.seed, self.step, self.rank)
         between = self.interrupts.stop if self.world == 1 else None
+        before = self.objective.state()
+        self.reviewing = True
         with self.ema.swap_in(self.task) if self.ema is not None else nullcontext():
             entry = self.objective.review(self.step, between)
+            if entry is not None:
+                entry = self._complete({"step": self.step, **entry})
+                self._judge(entry, before)
+        self.reviewing = False
         if entry is not None:
-            self.history.append(self._log({"step": self.step, **entry}))
+            self.history.append(entry)
+            logger.debug("step %d: %s", self.step, self.objective.describe(self.step))
+            self._log(entry, review=True)
         progress.update(self.step, self.objective.describe(self.step))
+        self._show_pictures()
 
-    def _stops(self) -> bool:
-        """Whether the caller has seen enough; asked after a review, where a resumed run is, too."""
-        reviewed = bool(self.history) and self.history[-1]["step"] == self.step
-        return reviewed and self.objective.stops(self.history)
+    def _judge(self, entry: dict[str, Any], before: Mapping[str, Any]) -> None:
+        """Show a review to callbacks; should one fail, it is made again by the run that goes on."""
+        if not self.callbacks.all:
+            return
+        record = self._record_review(entry)
+
+        def ask() -> str | None:
+            self.remembered = self.callbacks.states(self.step)
+            ended = self.callbacks.tell("on_epoch", record)
+            self.remembered = None
+            return ended
+
+        try:
+            self.ended = from_main(ask)
+        except TrainingError:
+            self.objective.restore(before)
+            raise
+
+    def _tell(self, event: str, record: Record) -> str | None:
+        """Call the callbacks, in the main process; why the run shall end, in all of them."""
+        return from_main(lambda: self.callbacks.tell(event, record))
+
+    def _record(self, step: int, loss: float | None, **more: Any) -> Record:
+        rate = self._rate(max(0, step - 1))
+        rates = {"lr": rate}
+        if self.settings.lambda_rate != 1:
+            rates["lambda"] = rate * self.settings.lambda_rate
+        values = {
+            "epoch": (step - 1) // self.order.per_epoch + 1 if step else 0,
+            "metric": self.objective.metric,
+            "history": tuple(self.history),
+            **more,
+        }
+        return Record(
+            step,
+            self.objective.steps,
+            loss=loss,
+            rates=rates,
+            seconds=self._seconds(),
+            weights=self._copy_weights,
+            **values,
+        )
+
+    def _record_review(self, entry: Mapping[str, Any], **more: Any) -> Record:
+        """What a review found, for callbacks."""
+        found = {n.removeprefix("val_"): v for n, v in entry.items() if n.startswith("val_")}
+        # Without validation data an entry has their names all the same.
+        metrics = {} if found.get("loss") is None else found
+        values = {"history": (*self.history, entry), **more}
+        return self._record(
+            self.step, entry["loss"], epoch=entry["epoch"], metrics=metrics, **values
+        )
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        """What the run would leave now: in a review and at the end the task carries it, else a mean may be it."""
+        between = self.ema is not None and not self.reviewing
+        weights = self.ema.mean if self.ema is not None and between else self.task.state_dict()
+        return {n: t.detach().to("cpu", copy=True) for n, t in weights.items()}
+
+    def _show_pictures(self) -> None:
+        for name, file in self.objective.pictures().items():
+            if self.tracking.open and file.exists():
+                self.tracking.show(name, file, self.step)
 
     def _finish(self) -> dict[str, Any]:
         # In every process, so that all of them end.
         self._check_data()
         if self.ema is not None:
             self.ema.copy_to(self.task)
-        totals = RunTotals(self.history, self.step, self._seconds(), self._peak(), self.memory.how)
+        self.reviewing = True
+        kept = self._take_best()
+        totals = RunTotals(
+            self.history,
+            self.step,
+            self._seconds(),
+            self._peak(),
+            self.memory.how,
+            kept,
+            self.ended,
+        )
         result = self.objective.finish(totals)
+        self._show_pictures()
+        if self.callbacks.all:
+            entry = totals.left()
+            more = {"kept": kept, "history": tuple(self.history)}
+            last = self._record(self.step, None, **more)
+            self._tell("on_end", last if entry is None else self._record_review(entry, **more))
         self.save(result)
         self.accelerator.wait_for_everyone()
         return result
+
+    def _take_best(self) -> int | None:
+        """Put the best weights in the place of the last where that was asked for; their epoch."""
+        best = self.callbacks.find_best()
+        if best is None:
+            return None
+        epoch, weights = from_main(lambda: (best.best_epoch, best.weights))
+        if weights:
+            self.task.load_state_dict(weights)
+        return epoch
 
     def _check_data(self) -> None:
         try:
@@ -354,12 +494,13 @@ class Loop:
                 checkpoint.clear(self.folder)
             raise
 
-    def _log(self, entry: dict[str, Any]) -> dict[str, Any]:
-        entry |= {"lr": self._rate(self.step - 1), "seconds": self._seconds()}
+    def _complete(self, entry: dict[str, Any]) -> dict[str, Any]:
+        return {**entry, "lr": self._rate(self.step - 1), "seconds": self._seconds()}
+
+    def _log(self, entry: Mapping[str, Any], *, review: bool = False) -> None:
         if self.log is not None:
             self.log.write(entry)
-        track(self.accelerator, entry, self.step)
-        return entry
+        self.tracking.log(group_figures(entry, review=review), self.step)
 
     def _rate(self, step: int) -> float:
         return learning_rate(
@@ -416,7 +557,7 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], out: Path)
 
 @contextmanager
 def open_accelerator(
-    precision: str, out: Path, trackers: Sequence[str] = ()
+    precision: str, out: Path, trackers: Sequence[Any] = ()
 ) -> Iterator[Accelerator]:
     """Accelerate for one run; the next one may want another precision."""
     ours = not is_initialized()
@@ -435,7 +576,10 @@ def open_accelerator(
             "Accelerate cannot start",
             where=f"precision={precision!r}",
             found=str(error).splitlines()[0][:300],
-            fix='choose precision="no" or "bf16", or another device',
+            fix='choose precision="no" or "bf16", or another device'
+            if ours
+            # Such as transformers' Trainer, which leaves its own behind.
+            else "give the precision that Accelerate was started with in this process, or train in another process",
         ) from None
     try:
         if precision == "fp16" and accelerator.device.type == "cpu":

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from restuning.training.callbacks import Callbacks
 from restuning.training.randomness import Order
 from restuning.training.settings import LoopSettings
 
@@ -24,6 +26,8 @@ class RunTotals:
         seconds: Summed over all resumed parts.
         peak_memory_bytes: Above the start of the run, largest of its parts; None if unmeasurable.
         memory_measure: How that was measured.
+        kept: Epoch whose weights are left, where those are not the last.
+        ended: Why the run ended before its last step, where it did.
     """
 
     history: list[dict[str, Any]]
@@ -31,6 +35,13 @@ class RunTotals:
     seconds: float
     peak_memory_bytes: int | None
     memory_measure: str
+    kept: int | None = None
+    ended: str | None = None
+
+    def left(self) -> dict[str, Any] | None:
+        """The entry of the weights that are left; None without reviews."""
+        last = self.history[-1] if self.history else None
+        return next((e for e in self.history if e.get("epoch") == self.kept), last)
 
 
 class TrainingObjective(ABC):
@@ -61,6 +72,9 @@ class TrainingObjective(ABC):
         lines: Steps between two lines of progress where there is no terminal.
         model: The module that is called; after `place`, as Accelerate wrapped it.
         accelerator: The run's Accelerator, from `place` on.
+        callbacks: Told what the run does.
+        metric: The figure that reviews are compared by, in their entries as `val_METRIC`; "" where there is none.
+        about: Told to trackers beside the settings.
     """
 
     settings: LoopSettings
@@ -71,6 +85,9 @@ class TrainingObjective(ABC):
     lines: int
     model: nn.Module
     accelerator: Accelerator
+    callbacks: Callbacks
+    metric: str = ""
+    about: Mapping[str, Any] = {}
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -133,9 +150,13 @@ class TrainingObjective(ABC):
         """
         return None
 
-    def stops(self, history: list[dict[str, Any]]) -> bool:
-        """Whether the run may end after this review, before its last step."""
-        return False
+    def mean_loss(self, figures: Sequence[float], examples: int) -> float:
+        """The loss of one step, mean over its examples, of what `losses` gave."""
+        return figures[0] / examples
+
+    def pictures(self) -> dict[str, Path]:
+        """Pictures that the run has left by its last review, or its end, by name: trackers show them."""
+        return {}
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """Parameters whose gradients share a norm."""

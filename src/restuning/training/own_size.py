@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from restuning.backbones import Backbone
+from restuning.backbones import Backbone, Preprocessing
 
 MEASURED = {112: 38.5, 224: 60.7}
 """Test accuracy in per cent of linear probing on cifar100, by pixels, with a ViT-Ti whose own size is the last.
@@ -23,8 +23,10 @@ def note_smaller_size(backbone: Backbone, *, detached: bool) -> str:
         "" where there is nothing to say, or nothing is known.
     """
     own, prepared = backbone.own_size, backbone.preprocessing
+    if own is None or not isinstance(prepared, Preprocessing):
+        return ""
     # Weights that were drawn are for no size.
-    if not detached or own is None or prepared is None or backbone.weights == "random":
+    if not detached or backbone.weights == "random":
         return ""
     size = prepared.size
     if size[0] >= own[0] and size[1] >= own[1]:

@@ -22,8 +22,8 @@ from restuning.features import StoredFeatures
 from restuning.features.cached import select_taps
 from restuning.host import Extractor
 from restuning.runtime.randomness import preserve_randomness, seed_everything
+from restuning.sites import Features
 from restuning.task import Task
-from restuning.training.batch import score
 from restuning.training.optimiser import (
     adamw,
     find_lambdas,
@@ -46,13 +46,14 @@ class ParallelRun:
 
     Attributes:
         task: With its final weights.
-        val_accuracy: After each epoch; empty without validation data.
+        val_accuracy: After each epoch, or the metric of another problem than one class of several; empty
+            without validation data, and None where it is not defined.
         train_loss: Mean over the last epoch.
         diverged_at: Step (from 1) at which its loss was no longer finite, or None.
     """
 
     task: Task
-    val_accuracy: list[float]
+    val_accuracy: list[float | None]
     train_loss: float
     diverged_at: int | None
 
@@ -65,7 +66,7 @@ def train_in_parallel(
     train: StoredFeatures,
     val: StoredFeatures | None,
     *,
-    each_epoch: Callable[[int, list[float]], None] = lambda epoch, accuracy: None,
+    each_epoch: Callable[[int, Sequence[float | None]], None] = lambda epoch, accuracy: None,
 ) -> list[ParallelRun]:
     """Train tasks of one form at once; each ends as its own `fit` from the store would.
 
@@ -90,13 +91,26 @@ def train_in_parallel(
                 found=", ".join(differs) or "ema or mixed precision",
                 fix="train them apart",
             )
+    for one in settings:
+        if one.class_weights is not None or one.balanced_sampling:
+            raise TrainingError(
+                "runs that are made in parallel weigh all examples alike",
+                where="class_weights, balanced_sampling",
+                fix="train them apart with `restuning.fit`, or leave these settings out",
+            )
+        if one.early_stopping is not None or one.keep_best:
+            raise TrainingError(
+                "runs that are made in parallel all go to their end",
+                where="early_stopping, keep_best",
+                fix="train them apart with `restuning.fit`, or leave these settings out",
+            )
     if all(task.solved for task in tasks):
         return _solve_in_parallel(host, tasks, train, val, each_epoch)
     train, _ = prepare(tasks, lambda **taps: _select_taps(host, tasks[0], taps), train)
     runs = _StackedRuns(host, tasks, settings)
     order = Order(len(train), first.batch_size, first.epochs, first.seed)
     warmup = round(first.warmup * order.per_epoch)
-    history: list[list[float]] = []
+    history: list[list[float | None]] = []
     sums = torch.zeros(len(tasks), dtype=torch.float64, device=runs.device)
     for step in range(order.total):
         indices = order.batch(step)
@@ -130,13 +144,13 @@ def _solve_in_parallel(
     tasks: Sequence[Task],
     train: StoredFeatures,
     val: StoredFeatures | None,
-    each_epoch: Callable[[int, list[float]], None],
+    each_epoch: Callable[[int, Sequence[float | None]], None],
 ) -> list[ParallelRun]:
     """What is solved is solved once for all of them: rates and epochs change nothing."""
     for task in tasks:
         task.to(host.device)
     answers, labels = solve_rows(tasks, lambda **taps: _select_taps(host, tasks[0], taps), train)
-    loss = score(answers, labels)[0].item() / len(labels)
+    loss = tasks[0].problem.loss(answers, labels).item() / len(labels)
     accuracy = [] if val is None else [evaluate_stored(host, tasks[0], val)] * len(tasks)
     each_epoch(1, accuracy)
     return [
@@ -160,7 +174,8 @@ def _draw_views(
 
 def _select_taps(host: Extractor, task: Task, taps: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The taps, and of them the tokens, that a task reads."""
-    return select_taps(taps, task.needs(host.readout_rule), host.sites.taps[-1])
+    found = select_taps(taps, task.needs(host.readout_rule), host.sites.taps[-1])
+    return Features(found, host.readout)
 
 
 class _StackedRuns:
@@ -237,15 +252,18 @@ class _StackedRuns:
         state = side.run_fused(taps, self.stacked.__getitem__)
         feature = self.host.readout(state.flatten(0, 1), pool=self.template.pool)
         feature = feature.unflatten(0, (len(self.members), -1))
-        # `k b d` times the heads' `k c d`, in one product for all runs.
+        # `k b d` times the heads' `k c d`, in one product for all runs; tokens and places count as inputs.
         weight, bias = self.stacked[head.weight], self.stacked[head.bias]
-        return torch.baddbmm(bias.unsqueeze(1), feature, weight.mT)
+        logits = torch.baddbmm(bias.unsqueeze(1), feature.flatten(1, -2), weight.mT)
+        return logits.unflatten(1, feature.shape[1:-1])
 
     def step(
         self, taps: Mapping[str, Tensor], labels: Tensor, rates: Sequence[float], number: int
     ) -> Tensor:
         """One AdamW step of every run; their mean losses, `k`."""
-        losses = self._losses(self.logits(taps).float(), labels.to(self.device))
+        losses = self.template.problem.losses_of_several(
+            self.logits(taps).float(), labels.to(self.device), self.smoothing
+        )
         # The sum keeps runs apart: each loss depends on the weights of its own run alone.
         gradients = torch.autograd.grad(losses.sum(), list(self.weights.values()))
         losses = losses.detach()
@@ -253,14 +271,6 @@ class _StackedRuns:
         self.diverged_at += number * ((self.diverged_at == 0) & ~losses.isfinite())
         self._update([g.contiguous() for g in gradients], rates)
         return losses
-
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy of every run with its own label smoothing, `k b c -> k`."""
-        # torch's own takes one smoothing for all; this is (1 - s) of the right class, s of the mean.
-        likelihood = logits.log_softmax(-1)
-        right = likelihood.gather(-1, labels.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
-        smooth = right + self.smoothing * (likelihood.mean(-1) - right)
-        return -smooth.mean(1)
 
     @torch.no_grad()
     def _update(self, gradients: list[Tensor], rates: Sequence[float]) -> None:
@@ -282,10 +292,13 @@ class _StackedRuns:
         return [number or None for number in self.diverged_at.tolist()]
 
     @torch.no_grad()
-    def accuracy(self, data: StoredFeatures) -> list[float]:
-        """Accuracy of every run on a data set; 0 for a run that diverged."""
+    def accuracy(self, data: StoredFeatures) -> list[float | None]:
+        """The problem's metric of every run on a data set; 0 for a run that diverged."""
         # All runs go through the template's modules, so its mode is that of all.
         self.template.eval()
+        problem = self.template.problem
+        if not problem.counted:
+            return self._measure(data)
         right = torch.zeros(len(self.members))
         for start in range(0, len(data), EVALUATED):
             indices = list(range(start, min(start + EVALUATED, len(data))))
@@ -295,6 +308,20 @@ class _StackedRuns:
         self.template.train()
         alive = [step is None for step in self.divergence_steps()]
         return [float(r) / len(data) if ok else 0.0 for r, ok in zip(right, alive, strict=True)]
+
+    def _measure(self, data: StoredFeatures) -> list[float | None]:
+        """A metric that is no mean over examples, of every run."""
+        answers, targets = [], []
+        for start in range(0, len(data), EVALUATED):
+            indices = list(range(start, min(start + EVALUATED, len(data))))
+            taps, labels = data.gather(indices, [0] * len(indices))
+            answers.append(self.logits(taps).float().cpu())
+            targets.append(labels)
+        self.template.train()
+        logits, truth = torch.cat(answers, 1), torch.cat(targets)
+        alive = [step is None for step in self.divergence_steps()]
+        measure = self.template.problem.measure
+        return [measure(z, truth) if ok else 0.0 for z, ok in zip(logits, alive, strict=True)]
 
     def tasks(self) -> list[Task]:
         """The tasks with their weights."""
@@ -315,6 +342,6 @@ def stack_signature(task: Task) -> Any:
     return shapes, trained, repr(task), json.dumps(task.spec(), sort_keys=True, default=str)
 
 
-def evaluate_stored(host: Extractor, task: Task, data: StoredFeatures) -> float:
-    """Accuracy of one task on stored features."""
+def evaluate_stored(host: Extractor, task: Task, data: StoredFeatures) -> float | None:
+    """Accuracy of one task on stored features, or the metric of its problem."""
     return _StackedRuns(host, [task], [FitSettings()]).accuracy(data)[0]

@@ -386,7 +386,7 @@ def refuse_changing(train: Any, network: str) -> None:
             for draw in range(1, DRAWS):
                 seed_everything("prepare", draw, index, devices=False)
                 again = _flatten_tensors(train[index][0])
-                if any(not torch.equal(a, b) for a, b in zip(first, again, strict=True)):
+                if not all(map(_are_same, first, again)):
                     raise TrainingError(
                         "a side network is prepared from inputs that stay the same",
                         where=network,
@@ -397,9 +397,19 @@ def refuse_changing(train: Any, network: str) -> None:
                     )
 
 
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Number by number; NaN, of a pixel of which nothing is known, is the same as NaN."""
+    if not one.is_floating_point() or one.shape != other.shape:
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 def _key(network: SideNetwork) -> str:
     """Networks of one key end up equal; empty where weights of their own may tell them apart."""
     if next(network.parameters(), None) is not None:
+        return ""
+    if any(bool(tensor.any()) for tensor in network.buffers()):
+        # Such as a head of class names, or a solution of before.
         return ""
     return json.dumps(network.spec(), sort_keys=True, default=str)
 

@@ -8,11 +8,13 @@ makes a whole run of them. A benchmark or a search takes the parts and adds what
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,17 @@ from torch import nn
 
 from restuning import methods
 from restuning._errors import DataError, RestuningError, TrainingError, warn
-from restuning._files import hold_folder, write_json
+from restuning._files import expand_home, hold_folder, write_json
 from restuning._version import __version__
 from restuning.backbones import Backbone
 from restuning.bypass import Ridge
-from restuning.data import LONGEST_TEXT, Data, load_data
+from restuning.data import LONGEST_TEXT, Data, DataOptions, load_columns, load_data
 from restuning.data.digests import Tell, quiet
+from restuning.data.hub_sets import is_table
 from restuning.data.identity import Samples, concatenate, find_samples
 from restuning.data.labelled import find_labels
+from restuning.data.load import is_by_name
+from restuning.data.tables import find_table
 from restuning.features import Cached, Stored, StoreOptions, open_or_build, store_once
 from restuning.features.cached import contents_of_splits
 from restuning.features.stored import (
@@ -41,13 +46,25 @@ from restuning.features.stored import (
 )
 from restuning.forecast import FinishedRun, forecast_run
 from restuning.host import Extractor
+from restuning.problems import OfPixels, Problem, Segmentation, find_problem
+from restuning.problems import from_spec as problem_from_spec
+from restuning.problems import kinds as problem_kinds
+from restuning.problems.judged import Judged
+from restuning.problems.meters import read_meters
 from restuning.sites import Needs
 from restuning.task import Task, Tuned, check_savable, save
+from restuning.training.balance import (
+    find_groups,
+    find_weights,
+    finds_by_targets,
+    takes_weights,
+    warn_of_imbalance,
+)
 from restuning.training.beforehand import OF_A_RUN, check_beforehand, read_once
 from restuning.training.calibrate import LEFT_OUT_ROWS, Calibration, calibrate, scales_itself
+from restuning.training.callbacks import Callback
 from restuning.training.checkpoint import is_finished, read_newest
-from restuning.training.classification import FitResult
-from restuning.training.evaluate import evaluate
+from restuning.training.evaluate import collect_logits, evaluate
 from restuning.training.fit import fit, fit_until
 from restuning.training.identity import (
     describe_classes,
@@ -57,9 +74,9 @@ from restuning.training.identity import (
     describe_host,
     describe_settings,
 )
-from restuning.training.log import check_trackers
 from restuning.training.loop import CHECKPOINTS, check_same_run
 from restuning.training.prepare import solve_tuned
+from restuning.training.run_report import REPORT, describe_run, write_report
 from restuning.training.settings import FitSettings
 from restuning.training.sums_file import (
     KeptSums,
@@ -70,13 +87,20 @@ from restuning.training.sums_file import (
     sums_of,
     write_sums,
 )
+from restuning.training.supervised import FitResult
 from restuning.training.together import alone, from_main
+from restuning.training.trackers import check_installed
 
 Log = Callable[[str], None]
 
 
 def silent(line: str) -> None:
     """A log that nobody reads."""
+
+
+def log_line(line: str) -> None:
+    """The log where a caller gives none: Python's logger `restuning`, at INFO."""
+    logging.getLogger("restuning").info("%s", line)
 
 
 @dataclass(frozen=True)
@@ -88,8 +112,13 @@ class Source:
         augment: Of training images: "none", "flip", "timm", "timm:POLICY".
         final: Train on train and val together.
         skip_bad: Leave corrupt images out.
-        text, label: Columns of a csv.
+        text, image, audio, label: Columns of a csv or of a table.
+        problem: Kind of answer in a column; None to find it.
+        classes: Of masks: names of classes, or a file of them; None for that beside the data.
+        whole: Resize images whole and crop nothing.
+        dimensions: Of an embedding.
         max_tokens: Tokens of a text that are read.
+        seconds: Of a sound, what is read.
         cache: Train from stored features where that is exact.
         store: Where stores lie and how values are kept.
     """
@@ -100,8 +129,15 @@ class Source:
     final: bool = False
     skip_bad: bool = False
     text: str = "text"
-    label: str = "label"
+    label: str | Sequence[str] = "label"
+    image: str | None = None
+    problem: str | None = None
+    classes: str | Sequence[str] | None = None
+    whole: bool = False
+    dimensions: int | None = None
     max_tokens: int = LONGEST_TEXT
+    audio: str | None = None
+    seconds: float | None = None
     cache: bool = True
     store: StoreOptions = field(default_factory=lambda: StoreOptions(limit=BY_ITSELF))
 
@@ -114,15 +150,52 @@ class Source:
         """
         if isinstance(self.name, Data):
             return self._use_loaded(self.name, plain)
-        return load_data(
-            self.name,
-            backbone,
+        return load_data(self.name, backbone, self._options(plain))
+
+    def columns(self, backbone: Backbone, log: Log = silent) -> dict[str, Source]:
+        """A source for each column of answers; empty of data that are no table, and of one column outside a list.
+
+        Each names its problem, so that a run of it begins the same by itself; the log is told what was assumed.
+        """
+        options = self._options(plain=True)
+        if isinstance(self.name, Data) or is_table(self.name):
+            return {}
+        if not find_table(self.name, backbone, options):
+            return {}
+        found = load_columns(self.name, backbone, options)
+        if len(found) < 2 and isinstance(self.label, str):
+            return {}
+        for data in found.values():
+            if data.assumed:
+                log(f"problem   {data.assumed}")
+        # By itself a column of classes would not know that images are whole for another one's sake.
+        of_pixels = any(isinstance(data.problem, OfPixels) for data in found.values())
+        return {
+            column: replace(
+                self,
+                label=column,
+                problem=data.problem.kind,
+                classes=self.classes if isinstance(data.problem, Segmentation) else None,
+                whole=self.whole or of_pixels,
+            )
+            for column, data in found.items()
+        }
+
+    def _options(self, plain: bool) -> DataOptions:
+        return DataOptions(
             augment="none" if plain else self.augment,
             skip_bad=self.skip_bad,
             final=False if plain else self.final,
             text=self.text,
             label=self.label,
+            image=self.image,
+            problem=self.problem,
+            classes=self.classes,
+            whole=self.whole,
+            dimensions=self.dimensions,
             max_tokens=self.max_tokens,
+            audio=self.audio,
+            seconds=self.seconds,
         )
 
     def _use_loaded(self, data: Data, plain: bool) -> Data:
@@ -132,6 +205,17 @@ class Source:
                 where=data.name,
                 found=f"augment={self.augment!r}",
                 fix="give the name or path of the data, or load_data(..., augment=...)",
+            )
+        usual = {each.name: each.default for each in fields(self)}
+        named = ("label", "image", "audio", "problem", "classes", "whole", "dimensions", "seconds")
+        asked = [c for c in named if getattr(self, c) != usual[c]]
+        if asked:
+            raise DataError(
+                "data that are loaded already are taken as they are",
+                where=", ".join(asked),
+                found=data.name,
+                fix="give the name or path of the data, or load_data(..., "
+                f"{', '.join(f'{c}=...' for c in asked)})",
             )
         if plain or not self.final or data.val is None:
             return data
@@ -253,6 +337,7 @@ class Inputs:
             f"sites     {host.sites.summarise()}",
             f"readout   {readout}, width {rule.dim} ({proof})",
             f"data      {self.data.describe()}",
+            *([f"problem   {self.data.assumed}"] if self.data.assumed else []),
         ]
 
 
@@ -294,6 +379,7 @@ class Recipe:
         head: A head to start from; None for a new one.
         begin: Gives the new task other first weights.
         calibration: That of another run, for one that leaves no held-out answers to fit it to.
+        told: Likewise a problem, for its error bars.
     """
 
     method: str
@@ -302,6 +388,7 @@ class Recipe:
     head: nn.Linear | None = None
     begin: Callable[[Task], None] | None = None
     calibration: Calibration | None = None
+    told: Problem | None = None
 
     def build(self, inputs: Inputs) -> Task:
         """A new task on the backbone's device, with the first weights of the seed.
@@ -319,6 +406,7 @@ class Recipe:
             head=self.head,
             **{**inputs.options, **self.options},
         )
+        task.problem = inputs.data.problem
         task = task.to(inputs.host.device)
         if self.begin is not None:
             self.begin(task)
@@ -399,10 +487,22 @@ class Setup:
         solve_tuned(self.tuned, self.data.train, self.data.collate)
 
     def accuracy(self, split: Any, batch_size: int) -> float | None:
-        """Accuracy on a split of `data`; None where there is no such split."""
+        """Accuracy on a split of `data`, or the metric of its problem; None where there is no such split."""
         if split is None:
             return None
-        return evaluate(self.tuned, split, batch_size, self.data.collate)["accuracy"]
+        scores = evaluate(self.tuned, split, batch_size, self.data.collate)
+        return scores[find_problem(self.task).metric]
+
+    def judge(self, split: Any, batch_size: int) -> Judged | None:
+        """What answers to a split of `data` are worth; None without a split."""
+        if split is None:
+            return None
+        problem = find_problem(self.task)
+        judge = problem.judge(self.data.labels, getattr(self.task, "temperature", 1.0))
+        scores = evaluate(self.tuned, split, batch_size, self.data.collate, watch=judge.update)
+        judged = judge.conclude()
+        # As it was counted while training: in double precision, and in every process.
+        return replace(judged, figures={**judged.figures, problem.metric: scores[problem.metric]})
 
     def calibrate(self, batch_size: int, other: Calibration | None = None) -> Calibration:
         """Fit the temperature of the trained task on the validation split.
@@ -414,6 +514,16 @@ class Setup:
         if self.data.val is None:
             return other or Calibration(on=LEFT_OUT_ROWS if scales_itself(self.task) else None)
         return calibrate(self.tuned, self.data.val, batch_size, self.data.collate)
+
+    def told_problem(self, result: FitResult, other: Problem | None = None) -> Problem:
+        """The task's problem, with error bars of what the run left out while it trained, where it did.
+
+        Else with those of the validation split (`calibrate`), or of another run.
+        """
+        told, own = result.left.get("left_out"), find_problem(self.task)
+        if told is not None:
+            return problem_from_spec(told)
+        return own if other is None or self.data.val is not None else own.with_errors_of(other)
 
 
 def _digest_samples(splits: Sequence[Any], tell: Tell = quiet) -> Samples | None:
@@ -432,8 +542,9 @@ class Run:
         task: With its trained weights, in eval mode.
         folder: What it left: `metrics.json`, `settings.json`, `log.jsonl`, `curves.png`,
             `checkpoints/` and the task's own folder.
-        metrics: As `metrics.json`: accuracies, sizes, memory, time, settings, versions.
+        metrics: As `metrics.json`: figures, sizes, memory, time, settings, versions.
         choice: How `auto` chose the method; None of a method that was named.
+        left_in: The folder of the task, where it is not in that of the run.
     """
 
     method: str
@@ -441,21 +552,45 @@ class Run:
     folder: Path
     metrics: dict[str, Any] = field(repr=False)
     choice: Any = field(default=None, repr=False)
+    left_in: Path | None = field(default=None, repr=False)
 
     @property
     def task_folder(self) -> Path:
         """The task as `restuning.load` and `restuning predict` take it."""
-        return task_folder(self.folder, self.metrics["data"]["name"])
+        return self.left_in or task_folder(self.folder, self.metrics["data"]["name"])
 
     @property
     def test_accuracy(self) -> float | None:
-        """On the test split; None where there is none."""
-        return self.metrics["test_accuracy"]
+        """On the test split; None where there is none, or where another figure is measured."""
+        return self.metrics.get("test_accuracy")
+
+    @property
+    def metric(self) -> str:
+        """The figure that methods are compared by, in torchmetrics' words."""
+        return metric_of(self.metrics)
+
+    @property
+    def test_score(self) -> float | None:
+        """The `metric` on the test split; None where there is none."""
+        return self.metrics[f"test_{self.metric}"]
+
+    @property
+    def val_score(self) -> float | None:
+        """The `metric` on the validation split; None where there is none."""
+        return self.metrics[f"val_{self.metric}"]
 
     def row(self) -> dict[str, Any]:
         """The figures that a comparison shows."""
         # Metrics of before the validation accuracy was shown have none.
-        return {name: self.metrics.get(name) for name in ROW}
+        metric = self.metric
+        row = {name: self.metrics.get(name) for name in ROW}
+        if metric == METRIC:
+            return row
+        own = {f"{split}_{METRIC}": f"{split}_{metric}" for split in SHORT.values()}
+        return {
+            "metric": metric,
+            **{own.get(name, name): self.metrics.get(own.get(name, name)) for name in ROW},
+        }
 
 
 ROW = (
@@ -474,10 +609,35 @@ SHORT = {"test": "test", "validation": "val"}
 """Splits by the words that a reader meets, and as figures are named."""
 
 
+DATA_FROM_RUN = "data_from_run"
+"""Of `metrics.json`: from the path of the data, as the command had it, to that as seen from the folder of the run."""
+
+METRIC = "accuracy"
+"""The figure of results that name no other."""
+
+
+def metric_of(figures: Mapping[str, Any]) -> str:
+    """The figure that results are compared by: `test_METRIC` and `val_METRIC` are its values."""
+    return figures.get("metric", METRIC)
+
+
 def measured_on(figures: Mapping[str, Any]) -> str:
     """The split whose accuracy is shown: "test", or "validation" where there is no test split."""
-    only_val = figures.get("test_accuracy") is None and figures.get("val_accuracy") is not None
-    return "validation" if only_val else "test"
+    test, val = (figures.get(f"{split}_{metric_of(figures)}") for split in ("test", "val"))
+    return "validation" if test is None and val is not None else "test"
+
+
+def tell_score(figures: Mapping[str, Any], split: str) -> str:
+    """The score of a row on a split ("test" or "validation"), as people read it; "-" of none."""
+    metric = metric_of(figures)
+    return show_figure(metric, figures.get(f"{SHORT[split]}_{metric}"))
+
+
+def show_figure(metric: str, value: float | None) -> str:
+    """A value of a metric as people read it; "-" of none."""
+    # Those that are no share are no percent.
+    percent = next((p.percent for p in problem_kinds().values() if p.metric == metric), True)
+    return "-" if value is None else f"{value:.2%}" if percent else f"{value:.3f}"
 
 
 @alone()
@@ -490,7 +650,10 @@ def run_task(
     progress: bool = True,
     facts: Mapping[str, Any] | None = None,
     call: Mapping[str, Any] | None = None,
-    log: Log = silent,
+    log: Log = log_line,
+    tasks: Path | None = None,
+    report: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train, test and write down one method; the whole of a run.
 
@@ -506,7 +669,11 @@ def run_task(
         call: Goes into `settings.json` as well, over what was trained: data and backbone by name, and
             how they are read (of a method that was chosen what the choice began with), so that
             `restuning train --config settings.json` makes the same run.
-        log: Receives a line for each thing that is decided.
+        log: Receives a line for each thing that is decided; by itself Python's logger `restuning` does.
+        tasks: Where the task is left, under the name of its column of answers; None for the run's folder, under
+            that of its data.
+        report: Leave `report.html` as well.
+        callbacks: Told what the training does.
 
     Raises:
         RestuningError: As `Recipe.build`, `open_or_build` and `fit`.
@@ -516,9 +683,22 @@ def run_task(
     task.labels = inputs.data.labels
     log(f"{recipe.method}  {describe_size(task, settings)}")
     # All that the end needs, before anything takes time.
-    check_beforehand(inputs.data, out, OF_A_RUN)
-    check_trackers(settings.track)
+    check_beforehand(inputs.data, out, (*OF_A_RUN, *([REPORT] if report else [])))
+    check_installed(settings.track)
+    # Told now whether rare classes can be made to count, and where nobody asked that they should.
+    find_weights(task, inputs.data.train, settings)
+    find_groups(task, inputs.data.train, settings)
+    warn_of_imbalance(
+        task.problem,
+        inputs.data.train,
+        task.labels,
+        settings,
+        by_steps=not finds_by_targets(task),
+        weighs=takes_weights(task),
+    )
     folder = task_folder(out, inputs.data.name)
+    if tasks is not None:
+        folder = task_folder(tasks, out.name)
     from_main(lambda: check_savable(task, inputs.host, folder, **saved_with(inputs)))
     if resume:
         from_main(lambda: refuse_other_run(inputs, task, settings, out))
@@ -534,26 +714,55 @@ def run_task(
         start = None if recipe.head is None else from_main(lambda: setup.accuracy(data.val, batch))
         if start is not None:
             log(f"  zero-shot: {start:.1%} on validation, before any training")
-        result = setup.fit(settings, out, resume=resume, progress=progress)
+        about = {
+            "method": recipe.method,
+            "data": inputs.data.name,
+            "backbone": inputs.backbone.name,
+            **inputs.options,
+            **recipe.options,
+        }
+        result = setup.fit(
+            settings, out, resume=resume, progress=progress, callbacks=callbacks, about=about
+        )
+        if ending := result.describe_end():
+            log(f"  {ending}")
+        if task.solved and task.side is not None and (found := task.side.describe_found()):
+            log(f"  {found}")
         if from_main(lambda: _lacks_sums(setup, folder)):
             setup.solve()
         calibration = from_main(lambda: setup.calibrate(batch, recipe.calibration))
         task.temperature = calibration.temperature
+        task.problem = from_main(lambda: setup.told_problem(result, recipe.told))
         if calibration.temperature != 1:
             log(f"  {calibration.describe()}")
 
         def conclude() -> dict[str, Any]:
+            plain = judge_feature(inputs, batch)
+            if plain is not None:
+                told = task.problem.tell(plain[task.problem.metric])
+                log(f"  the backbone's feature as it is: {told} on the test split")
             # The one look at the test split, when nothing is left to be decided.
-            tested = setup.accuracy(data.test, batch)
-            shares = {"test_accuracy": tested, "val_accuracy": result.val_accuracy}
+            judged = setup.judge(data.test, batch)
+            figures = {} if judged is None else dict(judged.figures)
+            metric = result.metric
+            tested = figures.get(metric)
+            other = {} if metric == METRIC else {"metric": metric}
+            shares = {f"test_{metric}": tested, f"val_{metric}": result.val_score, **other}
             metrics = {
                 "method": recipe.method,
-                "test_accuracy": tested,
+                f"test_{metric}": tested,
+                "problem": task.problem.kind,
+                **other,
+                "test": figures,
+                **({} if plain is None else {"test_of_feature": plain}),
                 "zero_shot_val_accuracy": start,
                 **measurements(setup, result, settings),
+                **({"ended": result.ended} if result.ended else {}),
+                **({} if result.kept is None else {"kept_epoch": result.kept}),
                 **calibration.to_dict(),
                 "accuracy_on": measured_on(shares),
                 **origin(inputs, setup),
+                **find_data(out, call),
                 "settings": settings.to_dict(),
                 "options": {**inputs.options, **recipe.options},
                 **(facts or {}),
@@ -561,12 +770,42 @@ def run_task(
             }
             # Before the task, which at every moment has the sums that it was solved from.
             _keep_sums(setup, inputs, folder, log)
-            write_run(Run(recipe.method, task, out, metrics), inputs, call)
+            # That of a run before in this folder is about another task, and none may follow.
+            (out / REPORT).unlink(missing_ok=True)
+            write_run(Run(recipe.method, task, out, metrics, left_in=folder), inputs, call)
             remove_other_sums(folder, task)
+            if report:
+                page = describe_run(
+                    metrics,
+                    task.problem,
+                    inputs.data,
+                    judged=judged or setup.judge(data.val, batch),
+                    history=result.history,
+                    task=folder,
+                    call=call,
+                )
+                write_report(page, out / REPORT)
             return metrics
 
         # One process tests, forecasts and writes; all return the same run.
-        return Run(recipe.method, task, out, from_main(conclude))
+        return Run(recipe.method, task, out, from_main(conclude), left_in=folder)
+
+
+def judge_feature(inputs: Inputs, batch_size: int) -> dict[str, float | None] | None:
+    """Figures of the backbone's own feature on the test split, where it is an answer of the problem's kind; else None.
+
+    Cost: where no store has it, a forward of that split.
+    """
+    problem = inputs.data.problem
+    if not problem.judges_feature or inputs.data.test is None:
+        return None
+    task = Task(pool=inputs.options.get("pool") or inputs.host.readout_rule.pool, problem=problem)
+    setup = Setup.on(inputs, task, inputs.open_store(task, build=False))
+    test = setup.data.test
+    logits, labels = collect_logits(setup.tuned, test, batch_size, setup.data.collate)
+    meters = problem.metrics(logits.shape[-1])
+    meters.update(logits, labels)
+    return read_meters(meters)
 
 
 def _find_inputs(setup: Setup) -> Samples | None:
@@ -628,9 +867,10 @@ def describe_size(task: Task, settings: FitSettings) -> str:
     """How much of a task is learned, and how, in words."""
     learned = task.trainable_parameters()
     if task.solved:
-        return (
-            f"{learned:,} numbers solved in closed form from one pass; no epochs, no learning rate"
-        )
+        assert task.side is not None
+        # Of what keeps rows there are none before it has seen them.
+        numbers = f"{learned:,} numbers " if learned else ""
+        return f"{numbers}{task.side.solving}; no epochs, no learning rate"
     return (
         f"{learned:,} trainable parameters, {task.tuner_parameters():,} without the head; "
         f"{settings.epochs} epochs, lr {settings.lr}"
@@ -702,7 +942,7 @@ def measurements(setup: Setup, result: FitResult, settings: FitSettings) -> dict
         "peak_memory_bytes": result.peak_memory_bytes,
         "seconds": result.seconds,
         "seed": settings.seed,
-        "val_accuracy": result.val_accuracy,
+        f"val_{result.metric}": result.val_score,
         "train_loss": result.train_loss,
         "steps": result.steps,
         "memory_measure": result.memory_measure,
@@ -755,7 +995,7 @@ def surroundings(host: Extractor) -> dict[str, Any]:
 def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -> None:
     """Leave the task, its metrics and its settings in the run's folder, each whole or not at all."""
     metrics = run.metrics
-    split = measured_on(metrics)
+    split, metric = measured_on(metrics), metric_of(metrics)
     # The task first: whoever finds metrics.json finds what it measures.
     save(
         run.task,
@@ -763,13 +1003,35 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
         run.task_folder,
         **saved_with(inputs),
         results={
-            f"{split} accuracy": metrics[f"{SHORT[split]}_accuracy"],
+            f"{split} {metric.replace('_', ' ')}": metrics[f"{SHORT[split]}_{metric}"],
             "seed": metrics["seed"],
         },
+        data=_named_data(inputs, call),
     )
     write_json(run.folder / "metrics.json", metrics)
     trained = {"method": run.method, "options": metrics["options"], **metrics["settings"]}
     write_json(run.folder / "settings.json", {**trained, **(call or {})})
+
+
+def _named_data(inputs: Inputs, call: Mapping[str, Any] | None) -> str:
+    """What a card says of the data: the name on a hub, or a word; paths of this machine are nobody's business."""
+    given = str((call or {}).get("data", ""))
+    return given if given.startswith("hf:") else inputs.data.name
+
+
+def find_data(out: Path, call: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
+    """Where the data of a run lie as seen from its folder, of a path that hangs on the folder of the command.
+
+    What a report is made of again, wherever it is asked for.
+    """
+    data = (call or {}).get("data")
+    if not isinstance(data, str) or is_by_name(data) or expand_home(data).is_absolute():
+        return {}
+    try:
+        return {DATA_FROM_RUN: {data: Path(os.path.relpath(data, out)).as_posix()}}
+    except ValueError:
+        # On another drive.
+        return {}
 
 
 def saved_with(inputs: Inputs) -> dict[str, Any]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from restuning._errors import TrainingError
+from restuning.training.callbacks import (
+    METRIC,
+    BestCheckpoint,
+    Callback,
+    EarlyStopping,
+    check_monitor,
+)
+from restuning.training.trackers import check_track
 
 PRECISIONS = ("no", "bf16", "fp16")
-TRACKERS = ("tensorboard", "wandb")
+BALANCED = "balanced"
+"""Weights of classes, in scikit-learn's word."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +42,11 @@ class LoopSettings:
     ema: float | None = None
     seed: int = 0
     checkpoint_every: int = 100
-    track: tuple[str, ...] = ()
+    track: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        # A single name is what a command line gives.
-        track = (self.track,) if isinstance(self.track, str) else tuple(self.track)
         # The class is frozen, and this is the one moment at which it may still change itself.
-        object.__setattr__(self, "track", track)
+        object.__setattr__(self, "track", check_track(self.track))
         for name in ("batch_size", "accumulate", "checkpoint_every"):
             self._require_whole(name, least=1)
         self._require_whole("seed", least=0)
@@ -60,18 +67,24 @@ class LoopSettings:
         )
         names = ", ".join(PRECISIONS)
         self._require(self.precision in PRECISIONS, "precision", f"choose one of {names}")
-        for name in self.track:
-            if name not in TRACKERS:
-                raise _out_of_range("track", name, f"choose from {', '.join(TRACKERS)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they are written to JSON."""
-        return {**asdict(self), "track": list(self.track)}
+        """Plain values, as they are written to JSON; of trackers those that have a name, which a file can say."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "track": [each for each in self.track if isinstance(each, str)]}
 
     def identity(self) -> dict[str, Any]:
         """The settings that the resulting weights depend on."""
-        # Runs from before there was such a setting go on as what they are.
-        plain = ("lambda_rate",) if self.lambda_rate == 1 else ()
+        # Runs from before there were such settings go on as what they are.
+        usual = {
+            "lambda_rate": 1,
+            "class_weights": None,
+            "balanced_sampling": False,
+            "early_stopping": None,
+            "keep_best": False,
+            "monitor": METRIC,
+        }
+        plain = [name for name, value in usual.items() if getattr(self, name, value) == value]
         return {k: v for k, v in self.to_dict().items() if k not in (*self.WITHOUT_EFFECT, *plain)}
 
     def _require_whole(self, name: str, *, least: int) -> None:
@@ -127,6 +140,11 @@ class FitSettings(LoopSettings):
         accumulate: Pieces a batch is run in. The step is the same; the memory is less.
         clip: Largest norm of the gradient; None does not clip (a choice of ours: tuners start at
             or near zero, so gradients start small).
+        class_weights: "balanced" weighs each example's loss inversely by how often its class is in the training
+            split (of several labels each label's, see `Problem.balance`), 1 on average; None
+            weighs all alike.
+        balanced_sampling: Take as many examples of each class (or label) in every epoch, rare ones several
+            times and some of the frequent ones not at all; an epoch stays as long as it is.
         drop_path: Chance to drop a tuner's contribution. It is applied where methods are built and
             stands here so that it is recorded with the run (Adapter+ and the OSU study use 0.1).
         ema: Decay of a running mean of the weights, which is then what is evaluated and left in
@@ -134,7 +152,13 @@ class FitSettings(LoopSettings):
         seed: Order of examples, augmentation and dropout.
         workers: Processes that load data; 0 loads in this one.
         checkpoint_every: Steps between two checkpoints.
-        track: "tensorboard", "wandb", or both.
+        track: Trackers that are told of the run: names of `training.trackers.TRACKERS`, or a
+            `GeneralTracker` of Accelerate.
+        early_stopping: End after so many epochs in which validation was no better than its best; None trains
+            to the last epoch. Which weights are left is another question:
+        keep_best: Leave the weights of the epoch that was best on validation. By itself the last are left, and
+            figures of validation then choose nothing.
+        monitor: What both of them follow: "metric" (the figure of the task's problem) or "loss".
 
     Raises:
         TrainingError: A value is out of its range.
@@ -145,8 +169,13 @@ class FitSettings(LoopSettings):
     epochs: int = 20
     warmup_epochs: float | None = None
     label_smoothing: float = 0.0
+    class_weights: str | None = None
+    balanced_sampling: bool = False
     drop_path: float = 0.0
     workers: int = 0
+    early_stopping: int | None = None
+    keep_best: bool = False
+    monitor: str = METRIC
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,12 +183,31 @@ class FitSettings(LoopSettings):
         self._require_whole("workers", least=0)
         for name in ("label_smoothing", "drop_path"):
             self._require_share(name)
+        weights = self.class_weights
+        self._require(weights in (None, BALANCED), "class_weights", f'give "{BALANCED}", or none')
+        self._require(
+            isinstance(self.balanced_sampling, bool), "balanced_sampling", "give true or false"
+        )
         warmup = self.warmup_epochs
         self._require(
             warmup is None or (is_number(warmup) and 0 <= warmup <= self.epochs),
             "warmup_epochs",
             f"give 0 to {self.epochs} (all epochs)",
         )
+
+        if self.early_stopping is not None:
+            self._require_whole("early_stopping", least=1)
+        self._require(isinstance(self.keep_best, bool), "keep_best", "give true or false")
+        check_monitor(self.monitor)
+
+    def callbacks(self) -> list[Callback]:
+        """The callbacks that these settings ask for, new."""
+        found: list[Callback] = []
+        if self.early_stopping is not None:
+            found.append(EarlyStopping(self.early_stopping, self.monitor))
+        if self.keep_best:
+            found.append(BestCheckpoint(self.monitor))
+        return found
 
     @property
     def warmup(self) -> float:

@@ -95,6 +95,12 @@ def reason_not_kept(task: Task, rows: int, digests: int | None) -> str:
     """
     if not task.solved or not isinstance(task.side, Ridge):
         return "it is not solved in closed form"
+    if task.side.start is not None:
+        return "it started from a head, whose answers to new classes no update knows"
+    if not task.problem.one_hot:
+        return f"an update knows one class an input, and this is {task.problem.kind}"
+    if task.side.class_weights is not None:
+        return "classes are weighed by how many inputs they have, which an update would change"
     if digests != rows:
         return "its inputs are not known one by one"
     width, classes = sum(task.side.kinds), task.side.classes
@@ -120,7 +126,7 @@ def write_sums(folder: Path, task: Task, kept: KeptSums) -> Path:
     about = json.dumps({**kept.about, "solution": solution_digest(task)})
     header = {"format": str(FORMAT), "about": about, "sha256": _digest(about, tensors)}
     try:
-        with replacing(path) as partial:
+        with replacing(path, apart=True) as partial:
             save_file(tensors, partial, metadata=header)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
@@ -147,7 +153,7 @@ def read_sums(folder: Path, task: Task) -> KeptSums:
             found=f"no {path.name} beside it"
             + (f"; {others[0]} is of another solution" if others else ""),
             fix="give the task in the folder of its run, where `restuning train --method ridge` left both; "
-            "or train it again",
+            "or train it again, without --class-weights (with them no sums are kept: with other rows the weights are others)",
         )
     about, tensors = _read(path)
     digests = tensors.pop(_INPUTS)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from restuning.features import StoredFeatures
 from restuning.forecast.grid import BankRates
 from restuning.host import Extractor
+from restuning.problems import find_problem
 from restuning.runtime.randomness import preserve_randomness
 from restuning.task import Task
 from restuning.training import FitSettings
-from restuning.training.batch import compute_logits, move, score, split_batch
+from restuning.training.batch import compute_logits, move, split_batch
 from restuning.training.evaluate import autocast, find_task_device
 from restuning.training.parallel_runs import train_in_parallel
 from restuning.training.prepare import with_stand_ins
@@ -171,7 +172,7 @@ def measure_step(tuned: nn.Module, train: Any, settings: FitSettings, collate: A
                 inputs, labels = move(inputs, labels, device)
                 with autocast(device, settings.precision):
                     logits = compute_logits(tuned, inputs)
-                loss = score(logits, labels)[0]
+                loss = find_problem(getattr(tuned, "task", None)).loss(logits, labels)
                 loss.backward()
                 # Waits for a device that computes in its own time.
                 loss.detach().item()

@@ -21,7 +21,8 @@ from restuning.tuners.conv import ConvAdapter as ConvAdapter
 from restuning.tuners.film import FilmAdapter as FilmAdapter
 from restuning.tuners.grid import BINS as BINS
 from restuning.tuners.grid import average_profiles as average_profiles
-from restuning.tuners.grid import count_tokens_before_grid as count_tokens_before_grid
+from restuning.tuners.lora import ConvLora as ConvLora
+from restuning.tuners.lora import Lora as Lora
 from restuning.tuners.precision import in_own_precision as in_own_precision
 from restuning.tuners.prefix import ResPrefix as ResPrefix
 from restuning.tuners.prompt import ResPrompt as ResPrompt

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from restuning._errors import MALFORMED, TunerShapeError
-from restuning.tuners.registry import Registry, cannot_build, construct, read_arguments
+from restuning._registry import Registry, cannot_build, construct, read_arguments
 from restuning.tuners.view import FrozenAttention
 
 Reads = Literal["stream", "output"]
@@ -56,6 +56,11 @@ class Tuner(nn.Module, ABC):
     #: Tokens appended to the stream at the stem (VPT-shallow only).
     appends: int = 0
     dim: int
+
+    @property
+    def dim_out(self) -> int:
+        """Width of the delta: that of the stream, or what a linear map returns."""
+        return self.dim
 
     @property
     def looks_ahead(self) -> bool:

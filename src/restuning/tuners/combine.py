@@ -23,7 +23,7 @@ class Sum(Wrapper):
     """
 
     def __init__(self, *tuners: Tuner) -> None:
-        if not tuners or len({(t.dim, t.reads) for t in tuners}) != 1:
+        if not tuners or len({(t.dim, t.dim_out, t.reads) for t in tuners}) != 1:
             raise TunerShapeError(
                 "a sum needs tuners of one width that read the same place",
                 found=", ".join(f"{t.kind}: d={t.dim}, reads {t.reads}" for t in tuners) or "none",

@@ -9,9 +9,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import TunerShapeError
+from restuning._grid import count_tokens_before_grid
 from restuning.tuners._base import Tuner, tuner
 from restuning.tuners.adapter import start_bottleneck
-from restuning.tuners.grid import count_tokens_before_grid
 from restuning.tuners.token_mixing import normalise
 from restuning.tuners.view import FrozenAttention
 

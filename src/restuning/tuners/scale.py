@@ -65,7 +65,7 @@ class Scaled(Wrapper):
         if form == "scalar":
             self.scale = nn.Parameter(torch.full((), self.start))
         elif form == "channel":
-            self.scale = nn.Parameter(torch.full((self.dim,), self.start))
+            self.scale = nn.Parameter(torch.full((self.dim_out,), self.start))
         elif form == "gate":
             self.gate = nn.Linear(self.dim, 1)
 
@@ -96,7 +96,7 @@ class Scaled(Wrapper):
         """Compute the scaled delta; see the class."""
         if self.form in ("scalar", "channel"):
             # A scalar as one number a channel: tuners fold only those into their last product.
-            return self.tuner.scaled(x, view, self.scale.expand(self.dim))
+            return self.tuner.scaled(x, view, self.scale.expand(self.dim_out))
         if self.form == "gate":
             return self.tuner(x, view) * average_real_tokens(self.gate(x).sigmoid())
         if self.form == "exact":
@@ -110,7 +110,7 @@ class Scaled(Wrapper):
         # Two scales at once, or one for each sample, do not fold into a weight.
         if scale is not None or self.form in ("gate", "exact"):
             return super().added(y, x, view, scale)
-        own = self.scale.expand(self.dim) if self.form in ("scalar", "channel") else None
+        own = self.scale.expand(self.dim_out) if self.form in ("scalar", "channel") else None
         return self.tuner.added(y, x, view, own)
 
     def _exact(self, x: Tensor, view: FrozenAttention | None) -> Tensor:

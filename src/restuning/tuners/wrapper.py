@@ -26,6 +26,11 @@ class Wrapper(Tuner):
     def members(self) -> Sequence[Tuner]:
         """The tuners inside."""
 
+    @property
+    def dim_out(self) -> int:
+        """Width of each member's delta."""
+        return self.members[0].dim_out
+
     @trait
     def mixes_tokens(self) -> bool:
         """Whether any member does."""

@@ -107,6 +107,23 @@ def test_one_token_of_all_tokens_is_that_of_a_file_of_one_token(made):
     assert (narrowed - single.features(X)["block.3"]).abs().max() < SAME
 
 
+def test_parts_that_are_made_of_the_tokens_of_a_file_are_given_and_others_refused(made):
+    host, engine = made[0], open_engine("onnx", made[1]["onnx"].file)
+    of_one_token = ["feature/cls", "block.1/cls", "block.2"]
+    ours = engine.features(X, keep=of_one_token)
+    theirs = host.features(X, keep=Needs(tuple(of_one_token), "cls"))
+    for name in of_one_token:
+        assert torch.allclose(ours[name], theirs[name], atol=SAME)
+    whole = open_engine("onnx", made[1]["all"].file)
+    for of_others in ("feature/mean", "feature/last", "block.1/tokens", "block.1/last"):
+        with pytest.raises(EngineError, match=f"{of_others} is made of"):
+            engine.features(X, keep=["block.2", of_others])
+        assert of_others in whole.features(X, keep=["block.2", of_others])
+    # The vector that a backbone makes of its last stream by itself is in no tokens of that.
+    with pytest.raises(EngineError, match="--tokens pool"):
+        whole.features(X, keep=["feature/own"])
+
+
 def test_tokens_that_were_not_exported_are_refused_with_the_option_that_exports_them(made):
     with pytest.raises(EngineError, match="--tokens all"):
         _open(made, "onnx").features(X, keep=Needs(("block.1",), "all"))

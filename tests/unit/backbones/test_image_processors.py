@@ -212,25 +212,6 @@ def test_a_processor_of_another_size_than_the_model_s_is_said_in_words(tmp_path)
 
 
 OTHERS = {
-    "wav2vec2": lambda: hf.Wav2Vec2Model(
-        hf.Wav2Vec2Config(
-            **TINY, conv_dim=[8], conv_stride=[2], conv_kernel=[3], num_feat_extract_layers=1
-        )
-    ),
-    "whisper": lambda: hf.WhisperModel(
-        hf.WhisperConfig(
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            vocab_size=60,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-        )
-    ),
     "vjepa2": lambda: hf.VJEPA2Model(
         hf.VJEPA2Config(
             hidden_size=24,
@@ -247,7 +228,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_model_of_sound_or_videos_is_refused_by_its_main_input(name, tmp_path):
+def test_a_model_of_videos_is_refused_by_its_main_input(name, tmp_path):
     model = OTHERS[name]()
     model.config.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=model.main_input_name):

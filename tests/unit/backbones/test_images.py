@@ -397,6 +397,8 @@ def test_an_image_that_needs_an_extra_says_how_it_is_installed(tmp_path, monkeyp
     for source in (file, file.read_bytes()):
         with pytest.raises(MissingExtraError, match=r"pip install 'restuning\[heif\]'"):
             read_image(source)
+    with pytest.raises(MissingExtraError, match=r"pip install 'restuning\[heif\]'"):
+        images.read_format(file.read_bytes())
 
 
 def test_heic_is_read_where_its_library_is():
@@ -404,6 +406,7 @@ def test_heic_is_read_where_its_library_is():
     heif.register_heif_opener()
     found = read_image(encoded(OPAQUE, "HEIF", quality=-1, chroma=444))
     assert far(found, RGB) <= COLOURS
+    assert images.read_format(encoded(OPAQUE, "HEIF", quality=-1))[1:] == OPAQUE.size
 
 
 def png_of(bits, kind, row, transparent):

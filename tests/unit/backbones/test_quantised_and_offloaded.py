@@ -9,7 +9,20 @@ from accelerate.utils import offload_state_dict
 from torch import nn
 
 from awake import tiny_vit, wake
-from restuning import Host, RestuningError, Tuned, WrongBackboneError, load, methods, save
+from restuning import (
+    Host,
+    RestuningError,
+    Task,
+    Tuned,
+    WrongBackboneError,
+    export_peft,
+    import_peft,
+    load,
+    merge,
+    methods,
+    save,
+)
+from restuning._errors import WrongTaskError
 from restuning.backbones import add_quantization, load_backbone
 from restuning.backbones.variants import quantize, split_variants
 from restuning.host import find_device
@@ -82,6 +95,19 @@ def _step(host, method, args, kwargs):
     return task, loss.item(), grads, tuned(*args, **kwargs)
 
 
+def _unpacked(host, name):
+    """A host on a plain model with the numbers that packed weights stand for."""
+    make, args, kwargs = MODELS[name]
+    plain = make()
+    for path, module in host.model.named_modules():
+        if isinstance(module, nn.Linear):
+            with torch.no_grad():
+                made = module.forward(torch.eye(module.in_features))
+                bias = 0 if module.bias is None else module.bias
+                plain.get_submodule(path).weight.copy_((made - bias).t())
+    return Host(plain, *args, **kwargs)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", list(MODELS))
 def test_sites_of_a_quantised_backbone_are_those_of_the_plain_one(name, form):
@@ -120,15 +146,46 @@ def test_a_prefix_borrows_the_maps_of_quantised_layers(form):
     torch.manual_seed(0)
     task = methods.build("prefix", host, num_classes=3)
     out = Tuned(host, task)(*args, **kwargs)
-    # The same rounded weights in a plain model give the same answer.
-    plain = _llama()
-    for path, module in host.model.named_modules():
-        if isinstance(module, nn.Linear):
-            with torch.no_grad():
-                eye = torch.eye(module.in_features)
-                plain.get_submodule(path).weight.copy_(module.forward(eye).t())
-    theirs = Tuned(Host(plain, **kwargs), task)(*args, **kwargs)
+    theirs = Tuned(_unpacked(host, "llama"), task)(*args, **kwargs)
     assert (out - theirs).abs().max() < EXACT_PREFIX * (1 + theirs.abs().max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "targets"), [("llama", "all"), ("vit", "q+v")])
+def test_lora_beside_packed_weights_is_lora_beside_the_weights_they_stand_for(
+    form, name, targets, tmp_path
+):
+    host, args, kwargs = _host(name, form)
+    assert {s.proof for s in host.sites.linear.values()} == {"shape"}
+    plain = _unpacked(host, name)
+    torch.manual_seed(0)
+    task = methods.build("lora", host, num_classes=3, targets=targets, zero=False)
+    answers = [Tuned(each, task)(*args, **kwargs) for each in (host, plain)]
+    bare = Tuned(host, Task(head=task.head))(*args, **kwargs)
+    assert not torch.allclose(answers[0], bare, atol=1e-2)
+    gradients = [torch.autograd.grad(a.square().sum(), task.parameters()) for a in answers]
+    for ours, theirs in zip(
+        *([a, *g] for a, g in zip(answers, gradients, strict=True)), strict=True
+    ):
+        assert theirs.abs().max() > 0
+        assert (ours - theirs).abs().max() < EXACT_PREFIX * theirs.abs().max()
+    save(task, host, tmp_path / "a.task")
+    again = load(tmp_path / "a.task", _host(name, form)[0])
+    assert torch.equal(Tuned(host, again)(*args, **kwargs), answers[0])
+    with pytest.raises(WrongTaskError, match="packed"):
+        merge(task, host)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_of_peft_is_read_on_packed_weights_and_written_from_them(form, tmp_path):
+    pytest.importorskip("peft")
+    host, args, kwargs = _host("llama", form)
+    task = wake(methods.build("lora", host, targets="q+down"))
+    export_peft(task, host, tmp_path / "adapter")
+    again = import_peft(tmp_path / "adapter", host)
+    with torch.no_grad():
+        ours, theirs = (Tuned(host, t)(*args, **kwargs)[0] for t in (task, again))
+        assert torch.equal(ours, theirs) and not torch.equal(ours, host(*args, **kwargs)[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -242,6 +299,24 @@ def test_an_offloaded_backbone_answers_and_trains_as_one_in_memory(how, name, me
     assert torch.allclose(
         Tuned(plain, load(tmp_path / "a.task", plain))(*args, **kwargs), after, atol=SAME
     )
+
+
+def _neox() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = transformers.GPTNeoXConfig(**sizes, num_hidden_layers=1, vocab_size=50)
+    return wake(transformers.GPTNeoXModel(config))
+
+
+@pytest.mark.parametrize("make", [_neox, lambda: tiny_vit(depth=1)])
+def test_offloaded_a_fused_map_has_the_parts_that_it_has_in_memory(make):
+    # GPT-NeoX keeps queries, keys and values head by head: no rows of its map are all queries.
+    args, kwargs = ((), {"input_ids": IDS}) if make is _neox else ((X,), {})
+    model = make()
+    offloaded = copy.deepcopy(model)
+    cpu_offload(offloaded, execution_device="cpu")
+    here, there = (Host(m, *args, **kwargs).sites.linear for m in (model, offloaded))
+    assert list(here) == list(there)
+    assert ("q.1" in here) == (make is not _neox)
 
 
 def test_fit_and_evaluate_leave_an_offloaded_backbone_where_it_is(tmp_path):

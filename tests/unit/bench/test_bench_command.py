@@ -87,7 +87,7 @@ def test_a_whole_suite_passes_the_check_and_a_broken_one_does_not(suite, tmp_pat
 
 def test_rivals_are_listed():
     rows = json.loads(call("bench", "methods", "--json").stdout)
-    assert {"lora", "ssf", "convpass", "side-tuning", "lst", "ms-swift", "auto"} <= {
+    assert {"peft-lora", "ssf", "convpass", "side-tuning", "lst", "ms-swift", "auto"} <= {
         r["name"] for r in rows
     }
     assert all(r["source"] for r in rows)

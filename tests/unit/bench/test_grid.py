@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restuning import RestuningError
+from restuning._files import read_json, write_json
 from restuning.bench import (
     Entry,
     GridProtocol,
@@ -17,6 +18,7 @@ from restuning.bench import (
     parse_choices,
     parse_entries,
 )
+from restuning.bench.folder import read_grid
 from restuning.bench.grid import slug
 from restuning.training import FitSettings
 
@@ -127,6 +129,18 @@ def test_a_folder_takes_more_tasks_methods_and_seeds_but_no_other_choices(grid):
     grid(methods="lora", tasks=("tones",), seeds=2)
     with pytest.raises(RestuningError, match="chooses between other settings"):
         grid(choices={"": {"lr": [1.0, 2.0]}})
+
+
+def test_a_grid_of_pefts_lora_does_not_go_on_with_ours_under_its_name(grid):
+    job = grid(methods="lora")
+    description = read_json(job.folder / "grid.json")
+    # As grids of then say it.
+    description["choices"]["lora"] = [{"options": {}, "method": "lora"}]
+    write_json(job.folder / "grid.json", description, sealed=True)
+    with pytest.raises(RestuningError, match="--methods peft-lora"):
+        open_grid(job.folder, job.protocol, job.runs)
+    assert read_grid(job.folder)["choices"]["lora"]
+    grid(methods="linear,peft-lora")
 
 
 def test_a_malformed_description_of_a_grid_is_refused_in_words(grid):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from restuning import RestuningError
+from restuning._errors import RestuningWarning
 from restuning._files import write_json
 from restuning.bench.folder import pack_hits
 from restuning.bench.report import (
@@ -163,6 +164,25 @@ def test_ranks_and_the_critical_difference_are_those_of_the_textbook(folder):
     }
     # Demsar 2006, Table 5a: q_0.05 of 4 methods is 2.569; his example has 14 data sets.
     assert critical_difference(4, 14) == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), abs=1e-3)
+
+
+def test_methods_that_are_level_share_their_ranks():
+    from types import SimpleNamespace
+
+    from scipy.stats import rankdata
+
+    table = np.array([[0.5, 0.7, 0.5, 0.9], [0.3, 0.3, 0.3, 0.1]])
+    cells = {(t, n): SimpleNamespace(mean=table[t, n]) for t in range(2) for n in range(4)}
+    ranks = mean_ranks(SimpleNamespace(cells=cells), range(4), range(2))
+    assert [ranks[n] for n in range(4)] == rankdata(-table, axis=1).mean(0).tolist()
+
+
+def test_a_report_without_scipy_has_all_but_the_plot_of_ranks(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "scipy.stats", None)
+    with pytest.warns(RestuningWarning, match=r"pip install 'restuning\[bench\]'"):
+        page, _ = write_report(folder, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "Groups of tasks" in text and "Mean ranks" not in text
 
 
 def test_published_tables_are_as_printed():

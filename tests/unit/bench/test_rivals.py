@@ -21,7 +21,7 @@ VTAB_MEAN_HEAD = 38_045
 """Of ViT-B/16 over the 19 tasks of VTAB-1K; paper.md section 3."""
 
 PRINTED = {  # without a head, ViT-B/16; what is printed where stands in each docstring
-    ("lora", ()): 294_912,
+    ("peft-lora", ()): 294_912,
     ("ssf", ()): 205_824,
     ("convpass", ()): 327_552,
     ("side-tuning", ()): 9_585_630 - VTAB_MEAN_HEAD,
@@ -31,7 +31,7 @@ PRINTED = {  # without a head, ViT-B/16; what is printed where stands in each do
 }
 IN_MILLIONS = {  # printed with a head, cut or rounded to two digits
     "ssf": ((CLASSES_CIFAR, 0.28), (None, 0.24)),
-    "lora": ((0, 0.29),),
+    "peft-lora": ((0, 0.29),),
     "convpass": ((0, 0.33),),
     "side-tuning": ((CLASSES_CIFAR, 9.62), (None, 9.59)),
     "lst": ((CLASSES_CIFAR, 0.93), (None, 0.89)),
@@ -81,7 +81,7 @@ def test_houlsby_has_two_adapters_a_layer_of_the_published_form(large):
 def test_lora_is_what_peft_makes_of_the_same_model(small):
     peft = pytest.importorskip("peft")
     host, backbone = small
-    ours = rivals.build("lora", host, backbone, 5)
+    ours = rivals.build("peft-lora", host, backbone, 5)
     generator = torch.Generator().manual_seed(3)
     for name, weight in ours.task.weights.items():
         weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
@@ -138,7 +138,7 @@ def test_convpass_convolves_patches_and_the_class_token_apart():
     torch.testing.assert_close(module(x), module.up(quick_gelu(both)))
 
 
-@pytest.mark.parametrize("name", ["lora", "convpass", "res-tuning-after-norm"])
+@pytest.mark.parametrize("name", ["peft-lora", "convpass", "res-tuning-after-norm"])
 def test_rivals_that_start_as_no_change_start_so(small, name):
     host, backbone = small
     tuned = rivals.build(name, host, backbone, 5).eval()
@@ -149,7 +149,7 @@ def test_rivals_that_start_as_no_change_start_so(small, name):
 
 @pytest.mark.parametrize("name", [n for n in rivals.RIVALS if n != "ms-swift"])
 def test_a_step_trains_all_of_the_task_and_nothing_of_the_users_backbone(small, name):
-    if name == "lora":
+    if name == "peft-lora":
         pytest.importorskip("peft")
     host, backbone = small
     before = copy.deepcopy(backbone.model.state_dict())

@@ -135,3 +135,18 @@ def test_every_rival_is_trained_tested_and_counted_alike(done):
     kinds = {run.entry.label: result["features"] for run, result in results}
     assert kinds["lst"]["tokens"] == "all"
     assert all(kind is None for label, kind in kinds.items() if label != "lst")
+
+
+def test_trackers_are_told_of_every_training_and_change_no_result(grid, monkeypatch):
+    pytest.importorskip("tensorboard")
+    told = []
+    monkeypatch.setattr(
+        "accelerate.tracking.TensorBoardTracker.store_init_configuration",
+        lambda tracker, values: told.append(values),
+    )
+    job = grid()
+    plain = Bench(job.protocol, job.folder / "plain").run(job.runs[0])
+    tracked = Bench(job.protocol, job.folder, track=("tensorboard",)).run(job.runs[0])
+    assert [(each["task"], each["method"]) for each in told] == [("shades", "linear")]
+    assert told[0]["run"] == job.runs[0].name
+    assert (plain["train_loss"], plain["settings"]) == (tracked["train_loss"], tracked["settings"])

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from restuning.cli.report import log_to
+from restuning.cli.results import log_to
 
 
 def test_a_path_longer_than_the_terminal_is_not_broken():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from restuning._errors import DataError, TrainingError
 from restuning.backbones import Backbone
 from restuning.data import TagBatch, TextBatch, load_data
+from restuning.problems import IGNORED, Tokens
 from restuning.sites import average_tokens, take_one_token
-from restuning.training.batch import IGNORED, score
 from restuning.tuners import real_tokens
 from restuning.tuners.context import average_real_tokens
 from zoo import folders
@@ -64,7 +64,7 @@ def test_a_mask_of_earlier_tokens_too_counts_for_the_last():
 def test_a_text_of_labelled_tokens_counts_as_the_mean_of_them(rows):
     labels = torch.tensor(rows)
     logits = torch.randn(len(rows), 4, 3)
-    loss, hits = score(logits, labels)
+    loss, hits = Tokens().score(logits, labels)
     wanted_loss, wanted_hits = 0.0, 0.0
     for row, each in enumerate(rows):
         kept = [i for i, y in enumerate(each) if y != IGNORED]
@@ -77,7 +77,7 @@ def test_a_text_of_labelled_tokens_counts_as_the_mean_of_them(rows):
 
 def test_labels_of_texts_and_logits_of_tokens_are_refused_together():
     with pytest.raises(TrainingError, match='pool="all"'):
-        score(torch.randn(2, 5, 3), torch.tensor([0, 1]))
+        Tokens().score(torch.randn(2, 5, 3), torch.tensor([0, 1]))
 
 
 # ------------------------------------------------------------------------ words and tokens

@@ -15,6 +15,7 @@ from store_script import host_and_key
 from torch.utils.data import ConcatDataset, default_collate
 
 from restuning import load_backbone, load_data
+from restuning._errors import DataError
 from restuning._torch import tree_leaves
 from restuning.backbones import Backbone, Preprocessing
 from restuning.data import with_validation
@@ -22,6 +23,7 @@ from restuning.data.decoded import decode_once
 from restuning.features import StoredFeatures, build
 from restuning.features.views import view_of
 from restuning.runtime.randomness import seed_everything
+from restuning.training.evaluate import iterate_logits
 from restuning.training.prepare import PreparedSplit
 from restuning.training.randomness import Order, batches
 from zoo import folders
@@ -191,6 +193,33 @@ def test_stored_features_views_and_prepared_splits_are_sent_whole(tmp_path):
     for split in (features, beside, joined, view_of("flip", images, None), crops):
         assert same(looked_at(split, as_given), looked_at(sent(split), as_given))
     assert same(looked_at(with_rows, collate), looked_at(sent(with_rows), sent(collate)))
+
+
+def read_to_train(data, model):
+    list(batches(data.train, Order(len(data.train), 4, 1, seed=0), 0, 0, 1, None, 1, pin=False))
+
+
+def read_to_judge(data, model):
+    list(iterate_logits(model, data.train, 4, workers=1))
+
+
+def read_to_store(data, model):
+    host, key = host_and_key()
+    build(host, key, data.root, {("train", 0): data.train}, workers=1, progress=False)
+
+
+@pytest.mark.parametrize("read", [read_to_train, read_to_judge, read_to_store])
+def test_an_error_of_a_worker_process_is_the_error_of_one_process(read, tmp_path):
+    data = class_folders(tmp_path / "images")
+    data.root = tmp_path / "stores"
+    for path, _ in data.train.samples:
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError) as alone:
+        list(map(data.train.__getitem__, range(4)))
+    with pytest.raises(DataError) as told:
+        read(data, torch.nn.Flatten())
+    assert told.value.what == alone.value.what
+    assert "Traceback" not in str(told.value)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from restuning.features import (
     view_of,
 )
 from restuning.features.codec import decode, encode, error_report
+from restuning.features.extract import cut, shard_rows
 from restuning.features.stored import StoreOptions, open_or_build
 from restuning.training import evaluate, fit
 
@@ -362,3 +363,12 @@ def test_a_key_has_the_digest_that_the_first_release_gave_it(change, digest):
     assert StoreKey.from_dict(json.loads(json.dumps(key.to_dict()))) == StoreKey.from_dict(
         key.to_dict()
     )
+
+
+@pytest.mark.parametrize(("rows", "files"), [(512_000, 1000), (10_000_000, 782)])
+def test_a_store_of_many_files_has_larger_ones(rows, files):
+    # Class tokens of ViT-B in fp16.
+    tap = Tap("all", (9984,))
+    key = StoreKey({}, (tap,), "cls", "fp16", {}, {}, ("plain",), {"train": rows})
+    assert len(cut(key, shard_rows(key, 32))) == files
+    assert len(cut(key, shard_rows(key, 32, 10**9))) < files

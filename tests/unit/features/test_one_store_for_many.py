@@ -207,7 +207,7 @@ def test_splits_that_a_store_holds_are_not_computed_again(tiny, few, tmp_path, f
     ("tokens", "left_out"), [("auto", {"mixing-bypass", "ensemble"}), ("all", set())]
 )
 def test_a_cache_serves_what_it_says(tiny, few, tmp_path, forwards, monkeypatch, tokens, left_out):
-    monkeypatch.setattr("restuning.features.stored.load_data", lambda *given: few)
+    monkeypatch.setattr("restuning.features.named.load_data", lambda *given: few)
     lines = []
     options = StoreOptions(tmp_path, progress=False, log=lines.append)
     build_store("digits", tiny[0], tokens=tokens, options=options)

@@ -72,7 +72,7 @@ def small():
 
 
 ALWAYS_SO = (
-    *("linear", "full", "bitfit", "mixing-bypass", "ridge", "ensemble"),
+    *("linear", "full", "bitfit", "mixing-bypass", "ridge", "ensemble", "knn"),
     *("vpt-deep", "vpt-shallow"),
 )
 """They have no tuners to start, or start them in one way only."""

@@ -18,6 +18,7 @@ from restuning.search.candidates import NOT_ASKED, SHRINK
 from restuning.search.costs import Costs
 from restuning.training import run as runs
 from restuning.training.checkpoint import read
+from restuning.training.defaults import with_own_lambda_rate
 from restuning.training.run import open_inputs
 
 LINEAR, BYPASS, RIDGE, _, INSIDE = CANDIDATES
@@ -392,3 +393,11 @@ def test_a_real_error_is_not_taken_for_a_reason(world, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "fit_until", broken)
     with pytest.raises(TrainingError, match="log cannot be written"):
         world.choose(tmp_path, candidates=(MIXING,))
+
+
+def test_a_bypass_is_tried_and_trained_at_its_own_rate_of_lambdas():
+    assert with_own_lambda_rate(FitSettings(), "res-tuning-bypass").lambda_rate == 10
+    assert with_own_lambda_rate(FitSettings(lambda_rate=3.0), "res-tuning-bypass").lambda_rate == 3
+    assert with_own_lambda_rate(FitSettings(), "linear") == FitSettings()
+    told = {each.method: each.to_dict().get("lambda_rate") for each in CANDIDATES}
+    assert told["res-tuning-bypass"] == 10 and told["linear"] is None

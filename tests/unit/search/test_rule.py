@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restuning import RestuningError
+from restuning._durations import tell_time
 from restuning.search import Budget, format_bytes, rule
-from restuning.search.budget import format_minutes
 
 PRINTED = 0.005
 """The docstring of `rule.find_highest` gives two decimals."""
@@ -149,4 +149,10 @@ def test_whatever_is_written_is_read_or_refused(memory, minutes):
 @given(st.integers(1, 2**50), st.floats(0.01, 1e6))
 def test_amounts_are_told_shortly(size, seconds):
     assert len(format_bytes(size)) < 14
-    assert len(format_minutes(seconds)) < 12
+    assert len(tell_time(seconds)) < 12
+
+
+def test_a_duration_is_told_in_the_unit_that_fits():
+    told = {0.0322: "32 ms", 14: "14.0 s", 100: "1.7 min", 840: "14 min", 3599: "1 h 00 min"}
+    told |= {11_100: "3 h 05 min", 43_560: "12 h"}
+    assert {seconds: tell_time(seconds) for seconds in told} == told

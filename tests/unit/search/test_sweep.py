@@ -200,6 +200,9 @@ def test_a_sweep_chooses_on_validation_and_tests_the_choice_over_seeds(world, tm
     fed = kept.data(data, final=True)
     found = evaluate(Cached(host, task, kept.store), fed.test, collate=fed.collate)["accuracy"]
     assert found == pytest.approx(report["final"]["test_accuracy"][0])
+    mean = Cached(host, load(tmp_path / "final" / "average.task", host), kept.store)
+    found = evaluate(mean, fed.test, collate=fed.collate)["accuracy"]
+    assert found == pytest.approx(report["average"]["test_accuracy"])
     assert json.loads((tmp_path / "sweep.json").read_text())["best"] == report["best"]
 
 

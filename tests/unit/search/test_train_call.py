@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_and_called_again_ends_the_same(
     whole = train(few, out=tmp_path / "whole", **how)
     real = runs.fit
 
-    def kill(*args, resume, progress, **more):
+    def kill(*args, resume, progress, callbacks, about, **more):
         def stop(history):
             raise Killed
 
@@ -216,7 +216,7 @@ def test_data_without_a_validation_split_train_on_both_splits_where_that_is_aske
         ({"epochz": 3}, TrainingError, "did you mean epochs"),
         ({"lr": 1e-3}, TrainingError, "chooses this itself"),
         ({"zero": False}, TrainingError, "chooses this itself"),
-        ({"method": "linear", "zero": False}, UnknownNameError, "no such option"),
+        ({"method": "linear", "zero": False}, UnknownNameError, "changes nothing"),
         ({"method": ["auto", "ridge"]}, TrainingError, "not compared with others"),
         ({"method": ["ridge", "linear", "ridge"]}, TrainingError, "compared with itself"),
         ({"method": "res-tuning", "rank": 0}, UnknownNameError, "cannot have this value"),

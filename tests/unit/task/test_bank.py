@@ -101,6 +101,46 @@ def test_one_forward_answers_all_bypass_tasks_and_one_more_each_inline_task(host
     assert set(answers) == set(tasks) | set(inline)
 
 
+def test_tasks_are_added_exchanged_and_removed_without_building_the_others_again(host, tasks):
+    names = list(tasks)
+    first = MultiTask(host, {n: tasks[n] for n in names[:5]})
+    inline = methods.build("bitfit", host, num_classes=2)
+    other = copy.deepcopy(tasks[names[1]])
+    torch.nn.init.normal_(other.head.weight)
+    wanted = {n: tasks[n] for n in names if n != names[0]} | {names[1]: other, "inline": inline}
+    second = MultiTask(host, wanted, earlier=first)
+    assert second.banks[0] is first.banks[0]
+    assert len(second.banks) == second.forwards == 2
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        answers, afresh, before = second(x), MultiTask(host, wanted)(x), first(x)
+        some = second.read(host.features(x, keep=second.keep), names[1:3])
+    assert list(answers) == list(wanted)
+    for name, logits in answers.items():
+        assert torch.allclose(logits, afresh[name], atol=ALONE_TOLERANCE)
+    assert list(some) == names[1:3]
+    assert torch.allclose(some[names[2]], answers[names[2]], atol=ALONE_TOLERANCE)
+    # What answers already goes on as it was.
+    assert list(before) == names[:5]
+    assert not torch.allclose(before[names[1]], answers[names[1]], atol=ALONE_TOLERANCE)
+
+
+def test_a_task_that_was_exchanged_stays_so_whatever_is_exchanged_after_it(host, tasks):
+    """Banks of before still hold the old one of its name."""
+    names = list(tasks)[:3]
+    together = MultiTask(host, now := {n: tasks[n] for n in names})
+    for name in (names[0], "new", names[1]):
+        other = copy.deepcopy(tasks[names[2]])
+        torch.nn.init.normal_(other.head.weight)
+        now = {**now, name: other}
+        together = MultiTask(host, now, earlier=together)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        answers, afresh = together(x), MultiTask(host, now)(x)
+    for name, logits in answers.items():
+        assert torch.allclose(logits, afresh[name], atol=ALONE_TOLERANCE)
+
+
 def test_a_bank_is_immutable_and_keeps_its_copies(host, tasks, bank):
     x = torch.randn(2, 3, 32, 32)
     features = host.features(x, keep=bank.keep)

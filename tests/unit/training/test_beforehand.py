@@ -121,9 +121,10 @@ def test_a_choice_that_could_not_end_does_not_begin(name, train, tmp_path):
 def test_a_tracker_that_is_not_installed_is_told_before_features_are_stored(
     train, tmp_path, monkeypatch
 ):
-    from restuning.training import log
+    from restuning.training import trackers
 
-    monkeypatch.setitem(log.MODULES, "wandb", "no_such_module")
+    gone = replace(trackers.TRACKERS["wandb"], module="no_such_module")
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", gone)
     with pytest.raises(MissingExtraError, match="tracking"):
         train(track=("wandb",), store=tmp_path / "features")
     assert not list(tmp_path.rglob("*"))

@@ -297,12 +297,6 @@ def test_a_missing_tracker_says_how_to_install_it(tmp_path, make_tuned, points, 
         train(make_tuned(), points(), tmp_path, track=("wandb",))
 
 
-def test_tensorboard_receives_the_figures(tmp_path, make_tuned, points):
-    pytest.importorskip("tensorboard")
-    train(make_tuned(), points(), tmp_path, points(), track="tensorboard")
-    assert list(tmp_path.rglob("events.out.tfevents.*"))
-
-
 def test_the_bar_can_be_forced_and_does_not_change_the_run(tmp_path, make_tuned, points, capsys):
     one, two = make_tuned(), make_tuned()
     train(one, points(), tmp_path / "a", points())

@@ -118,7 +118,10 @@ def test_shares_make_up_the_batches_and_the_batches_the_epoch(count, size, world
         ("seed", -1),
         ("workers", -1),
         ("checkpoint_every", 0),
-        ("track", ("mlflow",)),
+        ("track", ("nothing",)),
+        ("early_stopping", 0),
+        ("keep_best", 1),
+        ("monitor", "accuracy"),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(name, value):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning._errors import EngineError, RestuningError, require
-from restuning._files import replacing
+from restuning._errors import EngineError
+from restuning.backbones.audio_preprocessing import AudioPreprocessing
 from restuning.backbones.backbone import Backbone
 from restuning.backbones.engines.description import (
     KEY,
@@ -23,15 +19,23 @@ from restuning.backbones.engines.description import (
     copy_readout,
 )
 from restuning.backbones.engines.open import open_engine
+from restuning.backbones.engines.program import (
+    RUNTIMES,
+    explain_failures,
+    input_names,
+    make_three,
+    make_two_inputs,
+    replace_when_done,
+    trace,
+    write_onnx,
+    write_pt2,
+)
 from restuning.host import Host
 from restuning.sites import IN_WORDS, Needs, resolve_tokens
 
-RUNTIMES = ("onnx", "pt2")
 TOLERANCE = 1e-3
 """Largest error of an fp32 engine's taps, relative to each tap's largest value: other kernels add in
 another order, and vision backbones have channels a hundred times larger than the rest."""
-LARGEST = 2 * 2**30 - 2**20
-"""Bytes of one ONNX file (protobuf's limit), with room for the graph itself."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ def export_engine(
             where=runtime,
             fix="use --engine onnx, or the backbone NAME+int8",
         )
+    refuse_sounds(backbone)
     host = backbone.host()
     if not isinstance(host, Host):
         raise EngineError(
@@ -125,8 +130,7 @@ def export_engine(
         )
     # A bypass reads what the readout reads; less in the file is less to compute and to copy.
     chosen: Any = resolve_tokens(host.readout_rule.pool) if tokens == "auto" else tokens
-    names = tuple(backbone.kwargs) or ("input",)
-    example = _two_inputs(backbone)
+    names, example = input_names(backbone), make_two_inputs(backbone)
     module = Taps(host, Needs(host.sites.taps, chosen), tuple(backbone.kwargs)).eval()
     rule, norm = copy_readout(host.model, host.readout_rule)
     one = [value[:1] for value in example]
@@ -146,11 +150,16 @@ def export_engine(
         # Weights that were drawn are for no size.
         None if backbone.weights == "random" else backbone.own_size,
     )
-    with _explain_failures(backbone.name):
-        program = _trace(module, example)
-        writer: Callable[..., None] = _write_onnx if runtime == "onnx" else _write_pt2
-        with _replace_when_done(out) as partial:
-            writer(program, partial, description)
+    metadata = {KEY: description.to_json()}
+    with explain_failures(backbone.name, "another --engine, or the PyTorch backbone"):
+        # Texts have any length, images one size.
+        program = trace(module, example, any_length=bool(module.names))
+        with replace_when_done(out) as partial:
+            if runtime == "pt2":
+                write_pt2(program, partial, metadata)
+            else:
+                taps, int8 = host.sites.taps, precision == "int8"
+                write_onnx(program, partial, names, taps, metadata, int8=int8)
             largest, relative = _measure_errors(partial, runtime, module, names, example)
             # Quantised taps differ by more than rounding; `Exported.relative` tells by how much.
             if precision == "fp32" and not relative <= TOLERANCE:
@@ -165,69 +174,26 @@ def export_engine(
     )
 
 
-def _two_inputs(backbone: Backbone) -> tuple[Tensor, ...]:
-    """Two inputs: one alone would fix the batch size. The second text ends in padding."""
-    noise = torch.Generator().manual_seed(0)
-    args = tuple(torch.randn(2, *x.shape[1:], generator=noise) for x in backbone.example)
-    kwargs = {name: torch.cat([x, x]) for name, x in backbone.kwargs.items()}
-    if "attention_mask" in kwargs:
-        kwargs["attention_mask"][1, -1] = 0
-    return (*args, *kwargs.values())
+def refuse_sounds(backbone: Backbone) -> None:
+    """Refuse to export a backbone of sounds, whose lengths no graph of ours describes yet.
 
-
-def _trace(module: Taps, example: tuple[Tensor, ...]) -> Any:
-    free = torch.export.Dim.DYNAMIC
-    # Texts have any length, images one size.
-    shapes = tuple(dict.fromkeys(range(x.dim() if module.names else 1), free) for x in example)
-    return torch.export.export(module, example, dynamic_shapes={"args": shapes})
-
-
-def _write_onnx(program: Any, file: Path, description: Description) -> None:
-    onnx = require("onnx", "onnx", "exporting to ONNX")
-    require("onnxscript", "onnx", "exporting to ONNX")
-    # Protocol buffers end at 2 GiB; weights beside the file would be a second file to lose.
-    size = sum(p.numel() * p.element_size() for p in program.state_dict.values())
-    if size > LARGEST:
+    Raises:
+        EngineError: It is one.
+    """
+    if isinstance(backbone.preprocessing, AudioPreprocessing):
         raise EngineError(
-            "the backbone is too large for one ONNX file",
-            where=description.backbone,
-            found=f"{size / 2**30:.1f} GiB of weights, at most 2",
-            fix="export it with --engine pt2",
+            "a backbone of sounds is not exported",
+            where=backbone.name,
+            found=backbone.preprocessing.extractor,
+            fix="serve its tasks from PyTorch: restuning serve TASK",
         )
-    made: Any = torch.onnx.export(
-        program,
-        dynamo=True,
-        verbose=False,
-        input_names=list(description.inputs),
-        output_names=list(description.sites.taps),
-    )
-    made.save(str(file), external_data=False)
-    if description.precision == "int8":
-        quantisation = require("onnxruntime.quantization", "onnx", "an int8 engine")
-        # Convolutions stay: dynamic int8 convolutions are slower than fp32 ones.
-        quantisation.quantize_dynamic(
-            str(file),
-            str(file),
-            per_channel=True,
-            weight_type=quantisation.QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            extra_options={"MatMulConstBOnly": True},
-        )
-    graph = onnx.load(str(file))
-    onnx.helper.set_model_props(graph, {KEY: description.to_json()})
-    onnx.save(graph, str(file))
-
-
-def _write_pt2(program: Any, file: Path, description: Description) -> None:
-    torch.export.save(program, file, extra_files={f"{KEY}.json": description.to_json()})
 
 
 def _measure_errors(
     file: Path, runtime: str, module: Taps, names: tuple[str, ...], example: tuple[Tensor, ...]
 ) -> tuple[float, float]:
     """Largest absolute and relative error over taps, on three inputs (the example has two)."""
-    # Another batch size than the example's: a graph that has it fixed is caught here.
-    three = [torch.cat([x, x[:1]]) for x in example]
+    three = make_three(example)
     with torch.no_grad():
         ours = module(*three)
     theirs = open_engine(runtime, file)(**dict(zip(names, three, strict=True)))
@@ -238,48 +204,3 @@ def _measure_errors(
         largest = max(largest, float(difference.abs().max()))
         relative = max(relative, float(difference.square().mean().sqrt()) / size)
     return largest, relative
-
-
-@contextmanager
-def _replace_when_done(out: Path) -> Iterator[Path]:
-    """A file beside `out` that takes its place when all went well."""
-    try:
-        # `replacing` would make a missing folder; a mistyped --out is refused.
-        out.parent.stat()
-        # torch.export.save wants this suffix.
-        with replacing(out, suffix=out.suffix or ".pt2") as partial:
-            yield partial
-    except OSError as error:
-        raise EngineError(
-            "the engine cannot be written",
-            where=str(out),
-            found=error.strerror or str(error),
-            fix="free space or choose another --out",
-        ) from None
-
-
-@contextmanager
-def _explain_failures(name: str) -> Iterator[None]:
-    """Exporters print pages and raise anything; of that, one error with the cause's first line is left."""
-    quiet = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except RestuningError:
-        raise
-    except Exception as error:  # noqa: BLE001 (runtimes and exporters raise anything)
-        # Exporters wrap the error that says something in several that do not.
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        words = (str(cause).strip().splitlines() or [""])[0]
-        raise EngineError(
-            "the backbone cannot be exported",
-            where=name,
-            found=f"{type(cause).__name__}: {words[:300]}",
-            fix="another --engine, or the PyTorch backbone",
-        ) from None
-    finally:
-        logging.disable(quiet)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from restuning._errors import require
 from restuning.bench.report.summary import Summary
 
 DRAWS = 2000
@@ -70,12 +71,10 @@ def paired_bootstrap(
 
 def mean_ranks(summary: Summary, labels: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
     """Rank of every method (1 is best, ties share), averaged over tasks."""
-    # Here: scipy comes with scikit-learn and takes half a second to import.
-    from scipy.stats import rankdata
-
     table = np.array([[summary.cells[t, n].mean for n in labels] for t in tasks])
-    # Negative, as ranks begin at the lowest.
-    ranks = rankdata(-table, axis=1)
+    this, other = table[:, :, None], table[:, None, :]
+    # Those above it, and half of those that are level with it (with itself: hence the other half).
+    ranks = 0.5 + (other > this).sum(2) + (other == this).sum(2) / 2
     return dict(zip(labels, ranks.mean(0).tolist(), strict=True))
 
 
@@ -86,9 +85,13 @@ def critical_difference(methods: int, tasks: int, alpha: float = 0.05) -> float:
         methods: Compared, k.
         tasks: Compared on, N.
         alpha: Level.
-    """
-    from scipy.stats import studentized_range
 
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
+    studentized_range = require(
+        "scipy.stats", "bench", "the critical difference of mean ranks"
+    ).studentized_range
     # Infinite degrees of freedom: Nemenyi's limit for ranks (Demsar 2006, Table 5).
     q = float(studentized_range.ppf(1 - alpha, methods, np.inf)) / math.sqrt(2)
     return q * math.sqrt(methods * (methods + 1) / (6 * tasks))

@@ -70,7 +70,7 @@ def inject_lora(model: nn.Module, host: Host, options: dict[str, Any]) -> nn.Mod
 
     Options: `rank`, `alpha` (default the rank), `targets` (names of maps with + between them).
     """
-    peft = require("peft", "rivals", "the rival lora")
+    peft = require("peft", "rivals", "the rival peft-lora")
     rank, targets = options.get("rank", LORA_RANK), options.get("targets", "qkv").split("+")
     config = peft.LoraConfig(
         r=rank, lora_alpha=options.get("alpha", rank), lora_dropout=0.0, target_modules=targets

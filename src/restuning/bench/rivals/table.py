@@ -71,7 +71,8 @@ def check(name: str, options: Mapping[str, Any]) -> None:
             where=", ".join(sorted(unknown)),
             fix=f"{name} takes {', '.join(row.takes) or 'none'}",
         )
-    check_values(options)
+    # PEFT is told names of modules, where methods are told roles.
+    check_values({option: value for option, value in options.items() if option != "targets"})
 
 
 def _inside(change: Callable[[nn.Module, Host, Options], nn.Module]) -> Callable[..., nn.Module]:
@@ -101,9 +102,9 @@ def _beside(make: Callable[[Host, int, Options], nn.Module]) -> Callable[..., nn
 
 
 RIVALS: dict[str, Rival] = {
-    "lora": Rival(
+    "peft-lora": Rival(
         _inside(inside.inject_lora),
-        "LoRA r 8 on qkv, through PEFT",
+        "LoRA r 8 on qkv through PEFT, which the method lora is equal to",
         "Hu et al. 2022; PEFT's defaults",
         ("rank", "alpha", "targets"),
     ),

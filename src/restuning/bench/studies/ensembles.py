@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from restuning._errors import TrainingError
-from restuning.task.task import to_probabilities
+from restuning.problems import to_probabilities
 
 
 def predict_probabilities(tuned: nn.Module, data: Any, collate: Any = None) -> Tensor:

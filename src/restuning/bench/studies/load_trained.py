@@ -37,12 +37,16 @@ def load_trained(bench: Bench, run: GridRun) -> tuple[nn.Module, dict[str, Any]]
         )
     # Of `auto` it is the method that was chosen.
     entry = replace(run.entry, method=result["setting"].get("method", run.entry.method))
-    tuned = bench.build(entry, result["data"]["classes"], result["options"])
-    task: Any = tuned.task
     try:
         refuse_special(file)
+        weights = load_file(file)
+        # `lora` was PEFT's before it was a method.
+        if entry.method == "lora" and any("lora_A" in name for name in weights):
+            entry = replace(entry, method="peft-lora")
+        tuned = bench.build(entry, result["data"]["classes"], result["options"])
+        task: Any = tuned.task
         # Of a rival only trained tensors were kept: the backbone's own are absent by right.
-        absent = task.load_state_dict(load_file(file), strict=False).missing_keys
+        absent = task.load_state_dict(weights, strict=False).missing_keys
     except (OSError, SafetensorError, RuntimeError) as error:
         raise FormatError(
             "kept weights cannot be read",

@@ -1,4 +1,4 @@
-"""Cross entropy over classes, of examples or of their tokens: what `fit` hands to the loop."""
+"""A task's problem, on examples or on their tokens: what `fit` hands to the loop."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from torch import Tensor, nn
 
 from restuning.data.identity import Watch
 from restuning.host import is_offloaded
-from restuning.training.batch import (
-    check_labels,
-    compute_logits,
-    label_range,
-    move,
-    score,
-    split_batch,
-)
+from restuning.problems import find_problem
+from restuning.training.balance import find_groups, find_weights
+from restuning.training.batch import compute_logits, move, split_batch
+from restuning.training.callbacks import Callback, Callbacks
 from restuning.training.evaluate import evaluate
 from restuning.training.identity import (
     describe_backbone,
@@ -45,15 +41,21 @@ class FitResult:
     Args:
         history: One entry an epoch: epoch, step, loss, accuracy, val_loss, val_accuracy, lr and
             seconds; the val figures are None without validation data. Of a task that is solved
-            (`Task.solved`) one entry, epoch 0, whose loss and accuracy are those of rows left out.
+            (`Task.solved`) one entry, epoch 0, whose loss and accuracy are those of rows left out. Of a problem
+            whose metric is another one this stands in the place of accuracy: `r2` and `val_r2`.
         seconds: Time of training and evaluation, summed over all resumed parts.
         peak_memory_bytes: Above the start of the run, largest of its parts; None if unmeasurable.
         memory_measure: How that was measured.
         steps: Optimiser steps.
-        train_loss: Mean over the last epoch; of a solved task over rows left out.
-        train_accuracy: Over the last epoch, counted while it trained; likewise.
-        val_accuracy: Accuracy of the final weights; None without validation data.
-        val_loss: Cross entropy of the final weights, likewise.
+        train_loss: Mean over the epoch of these weights, the last; of a solved task over rows left out.
+        train_accuracy: Over the last epoch, counted while it trained; likewise. None of a problem whose
+            metric is no mean over examples.
+        val_accuracy: Accuracy of the final weights; None without validation data, or of such a problem.
+        val_loss: Loss of the final weights, likewise.
+        metric: The figure of the task's problem.
+        kept: Epoch whose weights are left, where the best were asked for (`FitSettings.keep_best`): all figures above are
+            of that epoch then. None: the last.
+        ended: Why the run ended before its last epoch; None of one that did not.
     """
 
     history: list[dict[str, Any]]
@@ -62,17 +64,40 @@ class FitResult:
     memory_measure: str
     steps: int
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     val_accuracy: float | None
     val_loss: float | None
+    metric: str = "accuracy"
+    kept: int | None = None
+    ended: str | None = None
+
+    @property
+    def left(self) -> dict[str, Any]:
+        """The entry of `history` of the weights that are left."""
+        return next((e for e in self.history if e["epoch"] == self.kept), self.history[-1])
+
+    @property
+    def val_score(self) -> float | None:
+        """The metric of the final weights on validation data."""
+        return self.left[f"val_{self.metric}"]
+
+    def describe_end(self) -> str:
+        """Why the run ended early and which weights it left, in words; empty where there is nothing to say."""
+        last = self.history[-1]["epoch"]
+        ended = f"ended after epoch {last}: {self.ended}" if self.ended else ""
+        if self.kept is not None:
+            kept = f"the weights of epoch {self.kept} are left, the best on validation"
+        else:
+            kept = "the last weights are left" if ended else ""
+        return "; ".join(filter(None, (ended, kept)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are written to JSON."""
         return asdict(self)
 
 
-class Classification(TrainingObjective):
-    """Trains `tuned.task` to give labels, and evaluates it after every epoch.
+class Supervised(TrainingObjective):
+    """Trains `tuned.task` to give the answers of its problem, and evaluates it after every epoch.
 
     Args:
         tuned: With `.task` and `.host`.
@@ -81,7 +106,8 @@ class Classification(TrainingObjective):
         settings: Settings of the run.
         collate: Makes a batch of a list of examples.
         out: The run's folder, for the curves.
-        stop: As for `fit_until`; None trains to the last step.
+        callbacks: Told what the run does, before those of the settings.
+        about: Told to trackers beside the settings.
     """
 
     def __init__(
@@ -92,16 +118,28 @@ class Classification(TrainingObjective):
         settings: FitSettings,
         out: Path,
         collate: Callable | None = None,
-        stop: Callable[[list[dict[str, Any]]], bool] | None = None,
+        callbacks: Sequence[Callback] = (),
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.tuned = self.model = tuned
         self.train, self.val = train, val
         self.settings: FitSettings = settings
-        self.out, self.collate, self.stop = out, collate, stop
+        self.out, self.collate, self.about = out, collate, dict(about or {})
+        self.given = Callbacks(callbacks)
+        self.callbacks = Callbacks([*callbacks, *settings.callbacks()])
         # The training split's own, which is another one where rows were prepared beside it.
         self.train_collate = collate
-        self.order = Order(len(train), settings.batch_size, settings.epochs, settings.seed)
         self.task: nn.Module = tuned.get_submodule("task")
+        self.problem = find_problem(self.task)
+        self.metric = self.problem.metric
+        self.weights = find_weights(self.task, train, settings)
+        self.order = Order(
+            len(train),
+            settings.batch_size,
+            settings.epochs,
+            settings.seed,
+            find_groups(self.task, train, settings),
+        )
         # Solved by `prepare`: the run ends before its first step.
         self.solved = is_solved(self.task)
         self.steps = 0 if self.solved else self.order.total
@@ -110,7 +148,11 @@ class Classification(TrainingObjective):
         self.epoch_sums = [0.0, 0.0, 0]
         self.line_sums = [0.0, 0]
         self.watches: list[Watch] = []
+        # Of what is solved or weighed on them: answers to rows left out, and their targets.
+        self.left_out: tuple[Tensor, Tensor] | None = None
         self._description = ""
+        # The file of the curves, once there is one.
+        self.drawn: Path | None = None
         self._own_forward = "forward" in vars(tuned)
 
     def identity(self) -> dict[str, Any]:
@@ -124,6 +166,7 @@ class Classification(TrainingObjective):
             **describe_data(self.train, self.val, self.collate),
             "the backbone": describe_backbone(self.tuned),
             "the method's form": describe_form(self.task),
+            **self.given.identity(),
             # Last, for it may be long.
             "the class names": describe_classes(getattr(self.task, "labels", None)),
         }
@@ -148,8 +191,9 @@ class Classification(TrainingObjective):
         """Show the training split to side networks that want to see it first."""
         if self.solved:
             answers, labels = solve_tuned(self.tuned, self.train, self.collate)
-            loss, hits = score(answers, labels)
+            loss, hits = self.problem.score(answers, labels)
             self.epoch_sums = [loss.item(), hits.item(), len(labels)]
+            self.left_out = answers, labels
             return
         self.train, self.train_collate = prepare_tuned(self.tuned, self.train, self.collate)
 
@@ -175,20 +219,22 @@ class Classification(TrainingObjective):
         return iter(loader)
 
     def split(self, batch: tuple[Any, Tensor]) -> Sequence[Any]:
-        """Pieces, each with the range of the whole batch's labels."""
+        """Pieces of a batch whose targets may be trained on."""
         inputs, labels = batch
-        # Before they are on a GPU, which would have to be waited for.
-        lowest_highest = label_range(labels)
-        pieces = split_batch(inputs, labels, self.settings.accumulate)
-        return [(piece, lowest_highest) for piece in pieces]
+        self.problem.check_targets(labels)
+        return list(split_batch(inputs, labels, self.settings.accumulate))
 
     def losses(self, piece: Any) -> tuple[Tensor, Tensor]:
-        """Cross entropy and right answers."""
-        (inputs, labels), (lowest, highest) = piece
-        inputs, labels = move(inputs, labels, self.accelerator.device)
+        """The problem's loss, weighed where that was asked for, and right answers where it counts them."""
+        inputs, labels = piece
+        given, (inputs, labels) = labels, move(inputs, labels, self.accelerator.device)
         logits = compute_logits(self.model, inputs)
-        check_labels(lowest, highest, logits.shape[-1])
-        loss, hits = score(logits, labels, self.settings.label_smoothing)
+        # As they were given, which a GPU need not be waited for.
+        self.problem.check_targets(given, logits.shape[-1])
+        smoothing = self.settings.label_smoothing
+        loss, hits = self.problem.score(logits, labels, smoothing)
+        if self.weights is not None:
+            loss = self.problem.weighted_loss(logits, labels, self.weights, smoothing)
         return loss, torch.stack([loss.detach(), hits.to(loss.dtype)])
 
     def record(self, figures: Sequence[float], examples: int) -> None:
@@ -207,8 +253,7 @@ class Classification(TrainingObjective):
         # Steps count from 1 here, and the last one of an epoch still belongs to it.
         epoch = (step - 1) // self.order.per_epoch + 1
         self.line_sums = [0.0, 0]
-        _, hits, count = self.epoch_sums
-        self._describe_epoch(epoch, loss, hits / count)
+        self._describe_epoch(epoch, loss, self._counted())
         return {"epoch": epoch, "loss": loss}
 
     def describe(self, step: int) -> str:
@@ -224,16 +269,27 @@ class Classification(TrainingObjective):
     def review(self, step: int, between: Callable[[], None] | None) -> dict[str, Any]:
         """The epoch's means, and the figures of validation."""
         # Also before, where these figures decide whether the run goes on: it may end here.
-        if step == self.steps or self.stop is not None:
+        if step == self.steps or self.callbacks.may_end:
             conclude_tuned(self.tuned, self.train, self.train_collate)
-        loss, hits, count = self.epoch_sums
+            if not self.solved:
+                side = getattr(self.task, "side", None)
+                self.left_out = getattr(side, "left_out", None)
+        loss, _, count = self.epoch_sums
+        metric = self.problem.metric
         entry: dict[str, Any] = {
             "epoch": step // self.order.per_epoch,
             "loss": loss / count,
-            "accuracy": hits / count,
+            metric: self._counted(),
             "val_loss": None,
-            "val_accuracy": None,
+            f"val_{metric}": None,
         }
+        if self.left_out is not None:
+            if self.solved and not self.problem.counted:
+                entry[metric] = self.problem.measure(*self.left_out)
+            told = self.problem.with_errors(*self.left_out)
+            # Where it is read after a run that was interrupted later on.
+            if told != self.problem:
+                entry["left_out"] = told.spec()
         if self.val is not None:
             scores = evaluate(
                 self.tuned,
@@ -244,29 +300,33 @@ class Classification(TrainingObjective):
                 accelerator=self.accelerator,
                 between=between,
             )
-            entry |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
+            entry |= {"val_loss": scores["loss"], f"val_{metric}": scores[metric]}
         # Only now: whoever is interrupted before comes here once more.
         self.epoch_sums = [0.0, 0.0, 0]
-        self._describe_epoch(
-            entry["epoch"], entry["loss"], entry["accuracy"], entry["val_accuracy"]
-        )
+        self._describe_epoch(entry["epoch"], entry["loss"], entry[metric], entry[f"val_{metric}"])
         return entry
 
-    def stops(self, history: list[dict[str, Any]]) -> bool:
-        """Ask the caller of `fit_until`."""
-        return self.stop is not None and self.stop(history)
+    def pictures(self) -> dict[str, Path]:
+        """The curves, once they are drawn."""
+        return {} if self.drawn is None else {"curves": self.drawn}
 
     def finish(self, totals: RunTotals) -> dict[str, Any]:
-        """Draw the curves; a `FitResult` in plain values."""
-        last = totals.history[-1]
-        if self.accelerator.is_main_process:
-            draw_curves(totals.history, self.out / CURVES)
+        """Draw the curves, where there are steps; a `FitResult` in plain values."""
+        left, metric = totals.left(), self.problem.metric
+        assert left is not None
+        # Of what is solved there is one point and no curve.
+        if self.accelerator.is_main_process and not self.solved:
+            self.drawn = draw_curves(totals.history, self.out / CURVES, self.problem)
+        # Likewise said only where there is something to say.
+        unsaid = [name for name in ("kept", "ended") if getattr(totals, name) is None]
         return {
-            **asdict(totals),
-            "train_loss": last["loss"],
-            "train_accuracy": last["accuracy"],
-            "val_accuracy": last["val_accuracy"],
-            "val_loss": last["val_loss"],
+            **{name: value for name, value in asdict(totals).items() if name not in unsaid},
+            "train_loss": left["loss"],
+            "train_accuracy": left.get("accuracy"),
+            "val_accuracy": left.get("val_accuracy"),
+            "val_loss": left["val_loss"],
+            # What runs of before are read with says nothing of it.
+            **({"metric": metric} if metric != "accuracy" else {}),
         }
 
     def state(self) -> dict[str, Any]:
@@ -277,15 +337,20 @@ class Classification(TrainingObjective):
         """Take up the sums."""
         self.epoch_sums, self.line_sums = state["epoch_sums"], state["line_sums"]
 
+    def _counted(self) -> float | None:
+        """The metric of the epoch so far, where it is counted."""
+        _, hits, count = self.epoch_sums
+        return hits / count if self.problem.counted else None
+
     def _describe_epoch(
-        self, epoch: int, loss: float, accuracy: float, val_accuracy: float | None = None
+        self, epoch: int, loss: float, score: float | None, val_score: float | None = None
     ) -> None:
+        tell = self.problem.tell
         words = f"epoch {epoch}/{self.settings.epochs}, loss {loss:.4f}"
         if self.solved:
-            words = f"solved, loss {loss:.4f} and accuracy {accuracy:.2%} of rows left out"
-            shown = "" if val_accuracy is None else f", validation accuracy {val_accuracy:.2%}"
-            self._description = words + shown
-        elif val_accuracy is None:
-            self._description = f"{words}, train accuracy {accuracy:.2%}"
-        else:
-            self._description = f"{words}, validation accuracy {val_accuracy:.2%}"
+            words = f"solved, loss {loss:.4f} and {tell(score)} of rows left out"
+        if val_score is not None:
+            words = f"{words}, validation {tell(val_score)}"
+        elif score is not None and not self.solved:
+            words = f"{words}, train {tell(score)}"
+        self._description = words

@@ -1,6 +1,6 @@
 """Tables of classes by kind that specs are read from: ours, and those of installed packages.
 
-Tuners and side networks are both found this way. A spec is JSON: `{"kind": ..., argument: value}`.
+Tuners, side networks and problems are found this way. A spec is JSON: `{"kind": ..., argument: value}`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from torch import nn
-
 from restuning._errors import MALFORMED, FormatError, UnknownNameError
 from restuning._files import fits, hints_of
 
-T = TypeVar("T", bound=nn.Module)
+T = TypeVar("T")
 C = TypeVar("C", bound=type[Any])
 
 
@@ -90,10 +88,10 @@ class Registry(Generic[T]):
         return table[kind]
 
 
-def read_arguments(module: nn.Module, to_json: Callable[[Any], Any]) -> dict[str, Any]:
+def read_arguments(built: Any, to_json: Callable[[Any], Any]) -> dict[str, Any]:
     """The constructor's arguments, each an attribute of the same name, as JSON."""
-    names = list(inspect.signature(type(module).__init__).parameters)[1:]
-    return {name: to_json(getattr(module, name)) for name in names}
+    names = list(inspect.signature(type(built).__init__).parameters)[1:]
+    return {name: to_json(getattr(built, name)) for name in names}
 
 
 def construct(cls: type[T], arguments: Mapping[str, Any], noun: str) -> T:

@@ -1,0 +1,30 @@
+"""What a task answers: kinds of targets with their loss, their figures and how logits become answers."""
+
+from restuning.problems.answers import Choice as Choice
+from restuning.problems.answers import DepthAnswer as DepthAnswer
+from restuning.problems.answers import MaskAnswer as MaskAnswer
+from restuning.problems.answers import Number as Number
+from restuning.problems.answers import NumbersAnswer as NumbersAnswer
+from restuning.problems.answers import Prediction as Prediction
+from restuning.problems.answers import Share as Share
+from restuning.problems.answers import TagsAnswer as TagsAnswer
+from restuning.problems.answers import VectorAnswer as VectorAnswer
+from restuning.problems.depth import Depth as Depth
+from restuning.problems.embedding import Embedding as Embedding
+from restuning.problems.judge import Judge as Judge
+from restuning.problems.judged import Judged as Judged
+from restuning.problems.multi_label import MultiLabel as MultiLabel
+from restuning.problems.pixels import OfPixels as OfPixels
+from restuning.problems.problem import Problem as Problem
+from restuning.problems.problem import from_spec as from_spec
+from restuning.problems.problem import kinds as kinds
+from restuning.problems.problem import problem as problem
+from restuning.problems.regression import Regression as Regression
+from restuning.problems.segmentation import UNLABELLED as UNLABELLED
+from restuning.problems.segmentation import Segmentation as Segmentation
+from restuning.problems.single_label import IGNORED as IGNORED
+from restuning.problems.single_label import SCALES as SCALES
+from restuning.problems.single_label import SingleLabel as SingleLabel
+from restuning.problems.single_label import Tokens as Tokens
+from restuning.problems.single_label import find_problem as find_problem
+from restuning.problems.single_label import to_probabilities as to_probabilities

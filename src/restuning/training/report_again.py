@@ -1,0 +1,276 @@
+"""The report of a run that is over, made again: its task is tested once more on the data that it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from restuning._errors import FormatError, warn
+from restuning._files import expand_home, fits, hints_of, read_json, write_json, writing_rows
+from restuning.data import DataOptions
+from restuning.data.load import is_by_name, is_gone
+from restuning.data.shown import list_names
+from restuning.report import Page
+from restuning.serve import Predictor
+from restuning.task import find_task
+from restuning.training.beforehand import try_files
+from restuning.training.evaluate_task import JudgedTask, judge_task
+from restuning.training.run import DATA_FROM_RUN
+from restuning.training.run_report import (
+    REPORT,
+    describe_evaluation,
+    describe_run,
+    read_history,
+    write_report,
+)
+
+METRICS, SETTINGS = "metrics.json", "settings.json"
+SHOWN: dict[str, Any] = {
+    "method": str,
+    "backbone": str,
+    "data": dict,
+    "seconds": float,
+    "trainable_parameters": int,
+    "steps": int | None,
+    "peak_memory_bytes": int | None,
+    "settings": dict | None,
+    "options": dict | None,
+    "versions": dict | None,
+    "hardware": dict | None,
+    "test_of_feature": dict | None,
+    "temperature": float | None,
+}
+"""Entries of `metrics.json` that a page shows."""
+CHANGED = (
+    "Other data than those of the run were judged here: they changed since, or others were given. Counts of examples are "
+    "theirs, and some of what was judged may have been trained on."
+)
+EVALUATION = "eval.json"
+OUTPUTS = "outputs.csv"
+READ = (
+    *("text", "label", "image", "audio", "problem", "classes", "whole", "dimensions"),
+    *("max_tokens", "seconds", "final", "skip_bad"),
+)
+"""Settings of a run that say how its data are read."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left.
+
+    Attributes:
+        folder: Of the run.
+        metrics: As `metrics.json`.
+        task: Folder of its task.
+        call: What it was called with; `data` is the name or path of its data.
+        options: How these are read.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Any] = field(repr=False)
+    task: Path
+    call: Mapping[str, Any] = field(repr=False)
+    options: DataOptions
+
+
+def find_runs(where: str | Path) -> list[Path]:
+    """The folders of the runs that a folder is of: itself, or one for each column of answers, or for each method.
+
+    Raises:
+        FormatError: None is there.
+    """
+    folder = expand_home(where)
+    if _is_run(folder):
+        return [folder]
+    found = [
+        each
+        for above in (folder, folder / "runs")
+        if above.is_dir()
+        for each in sorted(above.iterdir())
+        if _is_run(each)
+    ]
+    if not found:
+        raise FormatError(
+            "no run is in this folder",
+            where=str(folder),
+            found=f"no {METRICS} of a run" if folder.is_dir() else "no such folder",
+            fix="give the folder that `restuning train` printed after `left in`; of a task alone "
+            "`restuning eval TASK DATA --out FOLDER` writes a page",
+        )
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    file = folder / METRICS
+    return file.is_file() and "method" in read_json(file)
+
+
+def open_run(folder: Path, data: str | None = None, skip_bad: bool = False) -> FinishedRun:
+    """Read what a run left.
+
+    Args:
+        folder: Of the run.
+        data: In place of the data that it names.
+        skip_bad: Leave corrupt images out, also where the run did not.
+
+    Raises:
+        FormatError: A file is malformed, there is no task, or the run names no data, some that are gone, or some of a hub.
+    """
+    metrics = read_json(folder / METRICS)
+    said = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    if data is None:
+        data = said.get("data")
+        # A file does not choose what is fetched.
+        if not isinstance(data, str) or data.startswith("hf:") or "://" in data:
+            raise FormatError(
+                "a run does not say where its data are"
+                if data is None
+                else "data of a hub are named by who asks",
+                where=str(folder / SETTINGS),
+                found=str(data)[:200] if data is not None else "data that were given as an object",
+                fix=f"name them: restuning report {folder} DATA",
+            )
+        data = _find_from_run(data, folder, metrics)
+        if is_gone(data):
+            raise FormatError(
+                "the data of a run are not where they were",
+                where=str(folder / SETTINGS),
+                found=data if expand_home(data).is_absolute() else f"{data}, in {Path.cwd()}",
+                fix=f"put them back, or give them, or others: restuning report {folder} DATA",
+            )
+    known = {name: said[name] for name in READ if said.get(name) is not None}
+    _check(folder / METRICS, metrics, SHOWN)
+    _check(folder / SETTINGS, known, {n: h for n, h in hints_of(DataOptions).items() if n in known})
+    # What was chosen on the validation split was then trained on it: there is nothing to be judged on there.
+    if "choice" in metrics:
+        known["final"] = True
+    options = DataOptions(**{**known, "skip_bad": skip_bad or bool(known.get("skip_bad"))})
+    beside = folder.parent.parent / f"{folder.name}.task"
+    task = beside if folder.parent.name == "runs" and beside.is_dir() else find_task(folder)
+    return FinishedRun(folder, metrics, task, {**said, "data": data}, options)
+
+
+def _find_from_run(data: str, folder: Path, metrics: Mapping[str, Any]) -> str:
+    """A path that hung on the folder of the command, wherever this one is called; first as seen from the run."""
+    known = metrics.get(DATA_FROM_RUN)
+    path = known.get(data) if isinstance(known, Mapping) else None
+    if not isinstance(path, str) or is_by_name(data):
+        return data
+    found = os.path.normpath(folder / path)
+    return found if os.path.exists(found) else data
+
+
+def _check(file: Path, content: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Refuse entries of another type: somebody changed the file, or it is of something else."""
+    wrong = [name for name, hint in hints.items() if not fits(content.get(name), hint)]
+    if wrong:
+        raise FormatError(
+            "what a run left is malformed",
+            where=str(file),
+            found=f"{wrong[0]}: {content.get(wrong[0])!r}"[:200],
+            fix="restore the file, or train again",
+        )
+
+
+def report_run(run: FinishedRun, predictor: Predictor, batch_size: int = 64) -> Page:
+    """What its report says, by one pass over the test split.
+
+    Data that are not those of the run by their contents are warned of, and the page says so.
+
+    Args:
+        run: That is over.
+        predictor: Of its task.
+        batch_size: Inputs of one forward.
+
+    Raises:
+        DataError: The data are not those of the task, or there is nothing to judge it on.
+    """
+    found = judge_task(predictor, run.call["data"], run.options, batch_size, or_validation=True)
+    problem = found.task.problem
+    page = describe_run(
+        run.metrics,
+        problem,
+        found.data,
+        judged=found.judged,
+        history=read_history(run.folder, problem),
+        task=run.task,
+        call=run.call,
+    )
+    own, now = run.metrics["data"].get("identity"), found.data.identity
+    if own is None or own == now:
+        return page
+    warn(
+        "a report is about other data than the run",
+        where=str(run.folder),
+        found=f"{found.data.name}: contents {now}, those of the run {own}",
+        fix="restore the data, or read its figures as those of a test on new data: some of it may have been trained on",
+    )
+    return replace(
+        page,
+        notes=[CHANGED, *page.notes],
+        about={**page.about, "data that were judged, known by contents": now},
+    )
+
+
+def check_place(out: Path, rows: str = "csv") -> None:
+    """Look whether `write_evaluation` could write, before anything takes time.
+
+    Raises:
+        TrainingError: It could not.
+    """
+    file, *_ = _name_rows(rows)
+    try_files(out, (file, OUTPUTS, EVALUATION, REPORT))
+
+
+def _name_rows(rows: str) -> list[str]:
+    """The file of predictions that is asked for, then those of other forms."""
+    return [
+        f"predictions.{form}" for form in sorted(("csv", "jsonl"), key=lambda form: form != rows)
+    ]
+
+
+def write_evaluation(
+    found: JudgedTask,
+    result: Mapping[str, Any],
+    out: Path,
+    task: Path,
+    call: Mapping[str, Any],
+    rows: str = "csv",
+) -> None:
+    """Leave what an evaluation found in a folder: `eval.json`, `predictions.csv` (or `.jsonl`), `report.html` and, where outputs
+    are judged one by one, `outputs.csv`.
+
+    What an evaluation before left there under these names is replaced, and its predictions in the other form removed.
+
+    Args:
+        found: By `judge_task`.
+        result: What is written as JSON.
+        out: The folder.
+        task: Folder of the task.
+        call: `data` and how it was read.
+        rows: "csv" or "jsonl".
+
+    Raises:
+        FormatError: A file cannot be written.
+        TrainingError: Likewise the page.
+    """
+    told = found.judged.rows
+    what = "input" if len(told) == len(found.split) else "word"
+    file, *others = (out / name for name in _name_rows(rows))
+    with writing_rows(file) as write:
+        for name, row in zip(list_names(found.split, len(told)), told, strict=True):
+            write({what: name, **row})
+    each = found.judged.breakdown
+    if each is not None:
+        with writing_rows(out / OUTPUTS) as write:
+            for row in each.rows():
+                write(row)
+    # Those of an evaluation before are not of these figures.
+    for other in others if each is not None else [*others, out / OUTPUTS]:
+        if other.is_file():
+            other.unlink()
+    write_json(out / EVALUATION, result)
+    write_report(describe_evaluation(found, task, call), out / REPORT)
