@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from collections import deque
@@ -10,8 +11,9 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import Condition, Thread
+from threading import Condition, Thread, current_thread
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -144,6 +146,12 @@ class _Asked:
         return all((task, live.versions[task]) in row.alone for task in self.alone())
 
 
+AT_EXIT = 10.0
+"""Seconds that a process which ends waits for the answer that is being made."""
+
+_RUNNING: WeakSet[Any] = WeakSet()
+
+
 class Batcher:
     """The tasks of one backbone, asked by many threads: `ask(image).result().answer`.
 
@@ -183,6 +191,7 @@ class Batcher:
         self._decoders = ThreadPoolExecutor(self.pace.decoders, "restuning-decode")
         self._thread = Thread(target=self._run, name="restuning-answer", daemon=True)
         self._thread.start()
+        _RUNNING.add(self)
 
     @property
     def kind(self) -> str:
@@ -548,12 +557,25 @@ class Batcher:
         Returns:
             Whether all were answered.
         """
+        end = time.monotonic() + seconds
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             done = self._changed.wait_for(lambda: not self.held, seconds)
         self._decoders.shutdown(wait=False)
+        if done and current_thread() is not self._thread:
+            # It has nothing to do any more, but what it held last is freed by it.
+            self._thread.join(max(0.0, end - time.monotonic()))
         return done
+
+
+@atexit.register
+def _end_threads() -> None:
+    # A thread that runs the backbone while the interpreter ends is stopped inside of it, and the whole process
+    # aborts: whoever never drained is drained here.
+    end = time.monotonic() + AT_EXIT
+    for batcher in list(_RUNNING):
+        batcher.drain(max(0.0, end - time.monotonic()))
 
 
 def _row_of(chances: tuple[Tensor, Tensor], row: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import time
@@ -12,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from restuning._errors import (
     AnswerError,
@@ -25,7 +27,7 @@ from restuning._errors import (
 )
 from restuning._files import digest_of_json
 from restuning.problems import Problem
-from restuning.serve.batcher import Batcher, Live, Pace, Reply
+from restuning.serve.batcher import AT_EXIT, Batcher, Live, Pace, Reply
 from restuning.serve.limits import Limits
 from restuning.serve.predictor import Predictor, find_folders
 from restuning.task import SHA256, WEIGHTS, Identified, WeightsFile, describe, find_task, load
@@ -40,6 +42,8 @@ TRIES = 3
 """Of reading a task that somebody saves meanwhile."""
 
 T = TypeVar("T")
+
+_OPEN: WeakSet[Any] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Service:
     Attributes:
         entries: Tasks by name; replaced as a whole, never changed.
         failed: Why folders that hold no task yet were refused, by name; replaced as a whole.
+        upkeep: The thread that looks after it, if there is one: it is waited for at the end.
 
     Raises:
         RestuningError: As `Predictor.load`, or a name is none that can stand in an address.
@@ -113,11 +118,13 @@ class Service:
         self.entries: Mapping[str, Entry] = {}
         self.failed: dict[str, str] = {}
         self.started = time.time()
-        self.closing = False
+        self.upkeep: Thread | None = None
+        self._ended = Event()
         self._batchers: dict[str, Batcher] = {}
         self._leaving: list[Batcher] = []
         self._identified: dict[str, Identified] = {}
         self._change = Lock()
+        _OPEN.add(self)
         folders = find_folders(tasks)
         for name in folders:
             check_name(name)
@@ -381,6 +388,19 @@ class Service:
                     future.result(timeout=600)
             batcher.cache.clear()
 
+    @property
+    def closing(self) -> bool:
+        """Whether no more questions are taken."""
+        return self._ended.is_set()
+
+    def close(self) -> None:
+        """Take no more questions, from now on; those that are here are still answered."""
+        self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait a time, or until it closes; whether it did."""
+        return self._ended.wait(seconds)
+
     def drain(self, seconds: float = 30.0) -> bool:
         """Take no more questions and wait for the answers to those that are here.
 
@@ -390,11 +410,13 @@ class Service:
         Returns:
             Whether all were answered.
         """
-        self.closing = True
+        self.close()
         end = time.monotonic() + seconds
         # Also those whose last task was taken out: whoever asked before is still answered.
         several = [*self.batchers, *self._leaving]
         done = [b.drain(max(0.0, end - time.monotonic())) for b in several]
+        if self.upkeep is not None and self.upkeep.is_alive():
+            self.upkeep.join(max(0.0, end - time.monotonic()))
         return all(done)
 
     def _forget_refused(self, names: Container[str]) -> None:
@@ -496,6 +518,14 @@ class Service:
         if all(b.live.predictor.host is not host for b in self.batchers):
             self._identified = {k: i for k, i in self._identified.items() if i.host is not host}
         batcher.drain(0)
+
+
+@atexit.register
+def _end_all() -> None:
+    # As for a batcher: what warms it up, or looks after it, runs the backbone as well.
+    end = time.monotonic() + AT_EXIT
+    for service in list(_OPEN):
+        service.drain(max(0.0, end - time.monotonic()))
 
 
 def check_name(name: str) -> None:

@@ -971,7 +971,7 @@ def test_a_full_server_says_when_to_come_again(tasks):
         while service.batchers[0].held:
             time.sleep(0.01)
         assert httpx.post(f"{address}/v1/predict", json=body).status_code == 200
-        service.closing = True
+        service.close()
         ends = httpx.post(f"{address}/v1/predict", json=body)
         assert ends.status_code == 503 and "retry-after" in ends.headers
         assert httpx.get(f"{address}/readyz").status_code == 503

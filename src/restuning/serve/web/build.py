@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +97,10 @@ def build(
     watcher = None if watch is None else Watcher(service, watch, log.info)
     if watcher is not None:
         watcher.look()
-    threading.Thread(
+    service.upkeep = threading.Thread(
         target=_look_after, args=(service, watcher, warm), name="restuning-upkeep", daemon=True
-    ).start()
+    )
+    service.upkeep.start()
     return made
 
 
@@ -123,8 +123,7 @@ def _look_after(service: Service, watcher: Watcher | None, warm: threading.Event
         log.exception("the warm-up failed: the server does not become ready")
         return
     warm.set()
-    while not service.closing:
-        time.sleep(LOOKS)
+    while not service.wait(LOOKS):
         try:
             if watcher is not None:
                 watcher.look()

@@ -40,7 +40,7 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         # Now and not in the thread: nothing that comes after the signal is taken.
-        self.service.closing = True
+        self.service.close()
         threading.Thread(target=self._drain, daemon=True).start()
 
     def _drain(self) -> None:
