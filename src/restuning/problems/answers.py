@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -209,7 +210,7 @@ class Window(NamedTuple):
     seen: tuple[int, int, int, int]
 
 
-class OnImage:
+class OnImage(ABC):
     """An answer with places, which lies on an image. A base of dataclasses that have the attributes below.
 
     Attributes:
@@ -226,9 +227,9 @@ class OnImage:
     drawn: Tensor | None
 
     @property
+    @abstractmethod
     def on_grid(self) -> Tensor | None:
         """What is brought to the size of the image, `h w c`."""
-        raise NotImplementedError
 
     def list_windows(self) -> list[Window]:
         """All parts of the image that the backbone was shown, with what it answered."""

@@ -1,6 +1,8 @@
 """Engines: files that hold a backbone and its taps, and run without PyTorch's autograd."""
 
 import json
+import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -217,6 +219,36 @@ def test_an_engine_answers_from_several_threads(made):
         for thread in threads:
             thread.join()
         assert all(torch.allclose(found[i], alone[i], atol=SAME) for i in range(8))
+
+
+LET_GO = """
+import signal, sys, threading
+import torch
+from restuning.backbones import open_engine
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+for runtime, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    held = [open_engine(runtime, file)]
+    held[0].features(torch.zeros(1, 3, 32, 32))
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    # Onto the signal stack of this thread, which a runtime may have made its own.
+    signal.raise_signal(signal.SIGTERM)
+    print(runtime, len(told), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signal stacks are of POSIX")
+def test_a_signal_is_heard_after_an_engine_was_let_go_of_in_another_thread(made):
+    # As a server does, which exchanges tasks while it answers; Python's handlers run on the alternate stack.
+    files = [w for r in RUNTIMES for w in (r, str(made[1]["pt2" if r == "pt2" else "onnx"].file))]
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", LET_GO, *files], capture_output=True, text=True, env=os.environ
+    )
+    said = [f"{runtime} {count}" for count, runtime in enumerate(RUNTIMES, 1)]
+    assert (done.returncode, done.stdout.splitlines()) == (0, said), done.stderr
 
 
 def test_inputs_of_another_size_or_name_are_refused(made):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,22 @@ def _start_onnx(file: Path, description: Description) -> Run:
     return run
 
 
+@cache
+def _openvino_core() -> Any:
+    """One for all engines, for as long as the process lives.
+
+    Where the last one is let go of in another thread than that which compiled its first model, OpenVINO unmaps
+    the alternate signal stack of the latter, and the next signal there (SIGTERM, the end of a child) ends the
+    process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _start_openvino(file: Path, description: Description) -> Run:
-    openvino = require("openvino", "openvino", f"the backbone openvino:{file}")
-    core = openvino.Core()
+    require("openvino", "openvino", f"the backbone openvino:{file}")
+    core = _openvino_core()
     model = core.read_model(str(file))
     description.check_graph(
         {
