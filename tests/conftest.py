@@ -9,6 +9,11 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A rich console keeps the width that it finds here when it is made: made later, it would have that of
+# whichever test happened to be the first.
+os.environ.pop("COLUMNS", None)
+import restuning.cli.common  # noqa: E402, F401
+
 torch.set_num_threads(1)
 
 
