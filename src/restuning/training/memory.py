@@ -28,8 +28,10 @@ class PeakMemory:
         device: Where the run computes.
 
     Attributes:
-        how: "cuda max_memory_allocated", "VmHWM" (Linux, reset at the start), "ru_maxrss" (cannot
-            be reset: says 0 if the process was larger before), or "unavailable".
+        how: "cuda max_memory_allocated", "VmHWM" (Linux, reset at the start; without the pages of files that came in
+            meanwhile, which are code of libraries, told else of whichever run is the first, and stores that the system
+            drops when it needs room), "ru_maxrss" (cannot be reset: says 0 if the process was larger before), or
+            "unavailable".
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -42,7 +44,7 @@ class PeakMemory:
             self._start = torch.cuda.memory_allocated(self.device)
         elif _reset_peak() and (now := _status("VmRSS")) is not None:
             self.how = "VmHWM"
-            self._start = now
+            self._start = now - (_status("RssFile") or 0)
         elif (highest := _highest_size()) is not None:
             self.how = "ru_maxrss"
             self._start = highest
@@ -55,6 +57,9 @@ class PeakMemory:
             peak = torch.cuda.max_memory_allocated(self.device)
         elif self.how == "VmHWM":
             peak = _status("VmHWM")
+            # Those of now, which are at least those of the peak: nothing is told too much, and what is too little
+            # is at most what was read in after it.
+            peak = None if peak is None else peak - (_status("RssFile") or 0)
         else:
             peak = _highest_size()
         return None if peak is None else max(0, peak - self._start)

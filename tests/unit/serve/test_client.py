@@ -1,5 +1,7 @@
 """A client is asked as a predictor is, and answers alike."""
 
+import threading
+
 import httpx
 import numpy as np
 import pytest
@@ -112,6 +114,8 @@ def test_what_a_server_does_not_answer_is_told_in_words(address, service, monkey
         with pytest.raises(ServerError, match="no form of ours"):
             between(picture())
     client = Client(address, tasks=["t0"], patience=0)
-    monkeypatch.setattr(service, "closing", True)
+    ended = threading.Event()
+    ended.set()
+    monkeypatch.setattr(service, "_ended", ended)
     with pytest.raises(BusyError, match="about to end"):
         client(picture())
