@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,8 @@ from restuning.serve.masks import find_colours, from_png, to_png
 from restuning.serve.predictor import Answer
 from restuning.serve.service import Entry
 from restuning.task import find_origin
+
+T = TypeVar("T")
 
 
 def prediction_to_json(prediction: Any, top: int, every: bool = False) -> dict[str, Any]:
@@ -110,19 +112,27 @@ def answer_to_json(answer: Answer, tasks: Sequence[str], top: int, every: bool) 
     return {task: prediction_to_json(answer[task], top, every) for task in tasks}
 
 
-def replies_to_json(replies: Sequence[Reply], top: int, every: bool) -> dict[str, Any]:
-    """What tasks of all backbones say of one input, and how that came about."""
+def replies_to_json(
+    replies: Sequence[Reply], order: Iterable[str], top: int, every: bool
+) -> dict[str, Any]:
+    """What tasks of all backbones say of one input, in the order of their names, and how that came about."""
     tasks: dict[str, Any] = {}
     for reply in replies:
         tasks |= answer_to_json(reply.answer, [*reply.versions], top, every)
     return {
-        "tasks": tasks,
+        "tasks": put_in_order(tasks, order),
         "cached": all(reply.cached for reply in replies),
         "seconds": {
             name: sum(reply.seconds.get(name, 0.0) for reply in replies)
             for name in ("decode", "wait", "forward", "tasks")
         },
     }
+
+
+def put_in_order(told: Mapping[str, T], order: Iterable[str]) -> dict[str, T]:
+    """What tasks told in the order of these names; of a backbone each they come one after the other."""
+    # A task that came meanwhile is none of the names.
+    return {name: told[name] for name in dict.fromkeys([*order, *told]) if name in told}
 
 
 def scores(reply: Reply, task: str, top: int | None = None) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from restuning.serve.service import Service
-from restuning.serve.web.json_answers import entry_to_json, replies_to_json
+from restuning.serve.web.json_answers import entry_to_json, put_in_order, replies_to_json
 from restuning.serve.web.questions import gather, note, read_question, write_out
 from restuning.serve.web.schemas import Answers, Question, Tasks, WholeTask
 from restuning.serve.web.windows import ask_windows
@@ -62,12 +62,15 @@ async def predict(request: Request) -> JSONResponse:
         for reply in each:
             versions |= reply.versions
             problems |= reply.problems
+    # Of several backbones each replies by itself.
+    order = [*service.entries] if asked.tasks is None else asked.tasks
+    versions, problems = put_in_order(versions, order), put_in_order(problems, order)
     cached = sum(all(r.cached for r in each) for each in replies)
     note(request, len(replies), versions, cached=cached)
 
     def tell() -> list[dict[str, Any]]:
         return [
-            {"input": name, **replies_to_json(each, asked.top, asked.every)}
+            {"input": name, **replies_to_json(each, order, asked.top, asked.every)}
             for name, each in zip(asked.names, replies, strict=True)
         ]
 
