@@ -191,7 +191,7 @@ class Service:
 
         Args:
             questions: Inputs by kind. Of several kinds each is asked of those tasks that answer it.
-            tasks: Names; None for all.
+            tasks: Names; None for all. One that answers none of these inputs is refused.
             seconds: As for `ask`.
 
         Returns:
@@ -240,7 +240,7 @@ class Service:
     ) -> list[list[Future[Reply]]]:
         entries = self.entries
         # Before anybody is asked: what is refused for one kind costs nothing of the other.
-        chosen = {kind: _choose(kind, entries, tasks, len(questions) > 1) for kind in questions}
+        chosen = _choose([*questions], entries, tasks)
         found: list[list[Future[Reply]]] = []
         try:
             for kind, inputs in questions.items():
@@ -267,7 +267,7 @@ class Service:
             DataError: No task, or one that was named, answers such inputs.
         """
         entries = self.entries
-        chosen = _choose(kind, entries, tasks, False)
+        (chosen,) = _choose([kind], entries, tasks).values()
         return [_find(name, entries) for names in chosen.values() for name in names]
 
     def entry(self, name: str) -> Entry:
@@ -572,30 +572,33 @@ def _find(name: str, entries: Mapping[str, Entry]) -> Entry:
 
 
 def _choose(
-    kind: str, entries: Mapping[str, Entry], tasks: Sequence[str] | None, several: bool
-) -> dict[Batcher, list[str]]:
-    """The tasks that are asked about inputs of a kind, by their batcher; of several kinds those that answer it."""
+    kinds: Sequence[str], entries: Mapping[str, Entry], tasks: Sequence[str] | None
+) -> dict[str, dict[Batcher, list[str]]]:
+    """The tasks that are asked about inputs of each kind, by their batcher: of those that answer it."""
     named = entries.values() if tasks is None else [_find(n, entries) for n in dict.fromkeys(tasks)]
-    wanted = [e for e in named if e.batcher.kind in _KINDS[kind]]
-    if tasks is not None and not several and len(wanted) < len(named):
-        other = next(e for e in named if e not in wanted)
+    answered = {kind for each in kinds for kind in _KINDS[each]}
+    other = next((e for e in named if e.batcher.kind not in answered), None)
+    if tasks is not None and other is not None:
         raise DataError(
             "a task answers inputs of another kind",
             where=other.name,
-            found=f"an input of the kind {kind}",
-            fix=f"send it inputs of the kind {other.batcher.kind}",
+            found=f"inputs of the kind {' and '.join(kinds)}",
+            fix=f"send it inputs of the kind {asked_as(other.batcher.kind)}, or leave it out",
         )
-    if not wanted:
-        raise DataError(
-            f"no task {'here' if tasks is None else 'that is named'} answers an input of the kind {kind}",
-            found=_tell_kinds(named),
-            fix="send what these answer"
-            if tasks is None
-            else "name one that does, or leave these inputs out",
-        )
-    chosen: dict[Batcher, list[str]] = {}
-    for each in wanted:
-        chosen.setdefault(each.batcher, []).append(each.name)
+    chosen: dict[str, dict[Batcher, list[str]]] = {}
+    for kind in kinds:
+        wanted = [e for e in named if e.batcher.kind in _KINDS[kind]]
+        if not wanted:
+            raise DataError(
+                f"no task {'here' if tasks is None else 'that is named'} answers an input of the kind {kind}",
+                found=_tell_kinds(named),
+                fix="send what these answer"
+                if tasks is None
+                else "name one that does, or leave these inputs out",
+            )
+        chosen[kind] = {}
+        for each in wanted:
+            chosen[kind].setdefault(each.batcher, []).append(each.name)
     return chosen
 
 
