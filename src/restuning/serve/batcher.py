@@ -378,7 +378,8 @@ class Batcher:
         rows = {d: self.cache.get(d) or each.row or Row() for d, each in unique.items()}
         for each in batch:
             each.row = rows[each.digest]
-        known = {each.digest for each in batch if each.is_known()}
+        # By question and not by input: of one input one task may be known and another not.
+        known = {each for each in batch if each.is_known()}
         asked = dict.fromkeys(task for each in batch for task in each.tasks)
         alone = [task for task in asked if task in predictor.multi.alone_names]
         shared = [task for task in asked if task not in alone]
@@ -415,7 +416,7 @@ class Batcher:
             return Reply(
                 predictor.answer(each.given, mine, 0, row.words, row.place),
                 *live.tell(each.tasks),
-                each.digest in known,
+                each in known,
                 {"decode": each.decoded, "wait": each.waited, **seconds},
                 row.tokens,
                 self._embedding(live, row) if each.embed else None,
@@ -436,8 +437,8 @@ class Batcher:
             failed=len(batch) - len(right),
             no_number=no_number,
             batches={len(unique): 1},
-            hits=sum(each.digest in known for each in right),
-            misses=sum(each.digest not in known for each in right),
+            hits=sum(each in known for each in right),
+            misses=sum(each not in known for each in right),
             answers=_count(right),
             seconds={
                 "decode": sum(each.decoded for each in batch),

@@ -124,6 +124,20 @@ def test_what_waits_while_a_batch_is_answered_is_the_next_batch(batcher, made, p
     assert batcher.counts.batches == {1: 1, 3: 1}
 
 
+def test_of_one_image_in_one_batch_only_what_was_known_is_told_as_known(batcher, predictor):
+    answers(batcher.ask([picture(0)], ["t0"]))
+    with Held(predictor) as held:
+        first = batcher.ask([picture(1)], ["t0"])
+        assert held.inside.wait(PATIENCE)
+        before = batcher.counts.hits, batcher.counts.misses
+        asked = [batcher.ask([picture(0)], tasks)[0] for tasks in (["t1"], ["inline"], ["t0"])]
+        while batcher._decoding:
+            time.sleep(0.001)
+    answers(first)
+    assert [future.result(PATIENCE).cached for future in asked] == [True, False, True]
+    assert (batcher.counts.hits, batcher.counts.misses) == (before[0] + 2, before[1] + 2)
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again(predictor):
     batcher = live_batcher(predictor, waiting=3)
     with Held(predictor) as held:
