@@ -29,10 +29,17 @@ ORDER = (
     "many-tasks",
     "sweep",
     "growth",
+    "extract",
+    "serve",
     "soak",
+    "export",
 )
 ELSEWHERE = ("forecast", "grid", "seven-billion", "engines", "diffusion")
 """Results that `docs/planning.md`, `docs/engines.md` and `docs/diffusion.md` are about."""
+
+
+MOST_SHOWN = 30
+"""Lines of a section that stand open."""
 
 
 def number(value: Any) -> str:
@@ -212,8 +219,15 @@ def section(stem: str, result: Mapping[str, Any]) -> list[str]:
     }
     if nested:
         lines += ["<details><summary>all values</summary>", "", *long(rest), "", "</details>", ""]
-    elif rest.get("rows"):
+    elif isinstance(rest.get("rows"), list):
         lines += [*table(rest["rows"]), ""]
+    else:
+        # By name: servers, formats, stages of a pass.
+        rest.pop("notes", None)
+        values = long(rest)
+        if len(values) > MOST_SHOWN:
+            values = ["<details><summary>all values</summary>", "", *values, "", "</details>"]
+        lines += [*values, ""]
     for name, reason in (result.get("not_measured") or {}).items():
         lines.append(f"- {name}: not measured ({reason})")
     if result.get("notes"):
