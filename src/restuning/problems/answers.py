@@ -53,11 +53,24 @@ class Prediction:
 
     def top(self, count: int = 5) -> list[Choice]:
         """The most probable classes first; all of them where there are fewer."""
-        best = self.probabilities.topk(min(count, len(self.labels)))
-        return [
-            Choice(self.labels[int(index)], probability)
-            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        if (count := min(count, len(self.labels))) < 1:
+            return []
+        chances, least = (
+            self.probabilities.tolist(),
+            float(self.probabilities.topk(count).values[-1]),
+        )
+        # Of equals what is answered comes first: two logits may round to one probability.
+        place = {label: n for n, label in enumerate(self._answered())}
+        found = [
+            (-chance, place.get(self.labels[k], len(place)), k)
+            for k, chance in enumerate(chances)
+            if chance >= least
         ]
+        return [Choice(self.labels[k], -chance) for chance, _, k in sorted(found)[:count]]
+
+    def _answered(self) -> list[str]:
+        """What is answered, the most probable first."""
+        return [self.label]
 
     def words(self, count: int = 1) -> list[str]:
         """As a table shows it, a cell each."""
@@ -89,6 +102,9 @@ class TagsAnswer(Prediction):
     """
 
     tags: tuple[Choice, ...] = ()
+
+    def _answered(self) -> list[str]:
+        return [choice.label for choice in self.tags]
 
     def words(self, count: int = 1) -> list[str]:
         """In one cell."""
