@@ -33,7 +33,7 @@ class Watcher:
     ) -> None:
         self.service, self.folder, self.tell = service, Path(folder), tell
         self._seen: dict[str, State] = {}
-        self._away: set[str] = set()
+        self._refused: set[str] = set()
         if not self.folder.is_dir():
             raise FormatError(
                 "no folder to watch",
@@ -44,19 +44,16 @@ class Watcher:
     def look(self) -> None:
         """Bring the service up to what lies in the folder now."""
         try:
-            found, away = self._find()
+            found, refused = self._find()
         except OSError as error:
             # A network folder that is away for a moment: nothing is taken out for that.
             self.tell(f"{self.folder} cannot be read: {error.strerror}")
             return
-        for name, error in away.items():
-            if name not in self._away:
+        for name, error in refused.items():
+            if name not in self._refused:
                 # What it was goes on answering.
-                refused = FormatError(
-                    "a task cannot be read", where=name, found=str(error.strerror)
-                )
-                self._refuse(name, refused)
-        before, self._away = self._away, {*away}
+                self._refuse(name, error)
+        before, self._refused = self._refused, {*refused}
         for name, (folder, state) in found.items():
             if self._seen.get(name) == state and name not in before:
                 continue
@@ -68,7 +65,7 @@ class Watcher:
             except RestuningError as error:
                 self._refuse(name, error)
             self._seen[name] = state
-        for name in (self._seen.keys() | before) - found.keys() - away.keys():
+        for name in (self._seen.keys() | before) - found.keys() - refused.keys():
             self._seen.pop(name, None)
             self.service.forget_refused(name)
             if name in self.service.entries:
@@ -79,10 +76,10 @@ class Watcher:
         self.service.note_refused(name, error)
         self.tell(f"task {name} was refused: {error}")
 
-    def _find(self) -> tuple[dict[str, tuple[Path, State]], dict[str, OSError]]:
-        """What lies there, and what could not be looked at."""
+    def _find(self) -> tuple[dict[str, tuple[Path, State]], dict[str, FormatError]]:
+        """What lies there, and why the rest of it is not looked at."""
         found: dict[str, tuple[Path, State]] = {}
-        away: dict[str, OSError] = {}
+        refused: dict[str, FormatError] = {}
         with os.scandir(self.folder) as entries:
             for entry in sorted(entries, key=lambda each: each.name):
                 # A name need not be text; one that is none is refused, in text.
@@ -92,8 +89,18 @@ class Watcher:
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 except OSError as error:
-                    away[name] = error
+                    refused[name] = FormatError(
+                        "a task cannot be read", where=name, found=str(error.strerror)
+                    )
                     continue
-                state = about.st_ino, about.st_size, about.st_mtime_ns
-                found[name] = Path(entry.path), state
-        return found, away
+                if other := found.pop(name, None):
+                    refused[name] = FormatError(
+                        "two folders hold tasks of one name",
+                        where=name,
+                        found=f"{other[0].name}, {entry.name}",
+                        fix="rename one of them, or remove it",
+                    )
+                if name not in refused:
+                    state = about.st_ino, about.st_size, about.st_mtime_ns
+                    found[name] = Path(entry.path), state
+        return found, refused

@@ -101,3 +101,29 @@ def test_a_task_that_cannot_be_looked_at_holds_up_no_other(tasks, tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(FormatError, match="no folder to watch"):
         Watcher(Service(), tmp_path / "none")
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_two_folders_of_one_name_are_refused_until_one_is_gone(tasks, tmp_path, answering):
+    service, told = Service({"t1": tasks["t1"]}), []
+    watcher = Watcher(service, tmp_path, told.append)
+    put(tasks["t0"], tmp_path / "pets.task")
+    if answering:
+        watcher.look()
+    put(tasks["t1"], tmp_path / "pets")
+    before = dict(service.entries)
+    told.clear()
+    for _ in range(2):
+        watcher.look()
+    (line,) = told
+    assert "task pets was refused" in line and "pets, pets.task" in line
+    assert before.keys() == service.entries.keys()
+    if answering:
+        assert before["pets"].version == service.entries["pets"].version
+        assert "one name" in service.entries["pets"].error
+    else:
+        assert "one name" in service.failed["pets"]
+    shutil.rmtree(tmp_path / "pets.task")
+    watcher.look()
+    assert service.entries["pets"].version == service.entries["t1"].version
+    assert not service.entries["pets"].error and not service.failed
