@@ -65,9 +65,14 @@ class Client:
         self.url, self.batch_size, self.patience = url.rstrip("/"), batch_size, patience
         self._broken: type[Exception] = httpx.HTTPError
         self._session = httpx.Client(base_url=self.url, timeout=timeout)
-        named = [each["name"] for each in self._ask("GET", "/v1/tasks")["tasks"]]
-        found = {name: self._ask("GET", f"/v1/tasks/{name}") for name in tasks or named}
-        kinds = sorted({task["kind"] for task in found.values()})
+        try:
+            named = [each["name"] for each in self._ask("GET", "/v1/tasks")["tasks"]]
+            wanted = named if tasks is None else tasks
+            found = {name: self._ask("GET", f"/v1/tasks/{name}") for name in wanted}
+            kinds = sorted({task["kind"] for task in found.values()})
+            self._labels = {(n, t["version"]): list(t["labels"]) for n, t in found.items()}
+        except (KeyError, TypeError) as error:
+            raise _no_form(f"{type(error).__name__}: {error}", self.url) from None
         if len(kinds) != 1:
             raise DataError(
                 "tasks of one kind of input are asked together",
@@ -79,7 +84,6 @@ class Client:
         (self.kind,) = kinds
         self.left_out: dict[str, list[Path]] = {}
         self.tasks: Mapping[str, Mapping[str, Any]] = found
-        self._labels = {(n, t["version"]): list(t["labels"]) for n, t in found.items()}
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -211,7 +215,7 @@ def _read_error(answer: Any, url: str) -> RestuningError:
         parts = {n: str(said.get(n) or "") for n in ("where", "found", "fix")}
         return kind(str(said.get("what") or said["message"]), **parts)
     except (ValueError, KeyError, TypeError):
-        return _no_form(answer, url)
+        return _no_form(_tell_form(answer), url)
 
 
 def _read_json(answer: Any, url: str) -> Any:
@@ -220,17 +224,18 @@ def _read_json(answer: Any, url: str) -> Any:
     except ValueError:
         said = None
     if not isinstance(said, dict):
-        raise _no_form(answer, url)
+        raise _no_form(_tell_form(answer), url)
     return said
 
 
-def _no_form(answer: Any, url: str) -> ServerError:
+def _tell_form(answer: Any) -> str:
+    return f"status {answer.status_code}, {answer.headers.get('content-type', 'no type')[:80]}"
+
+
+def _no_form(found: str, url: str) -> ServerError:
     # Whatever stands between us and the server, or in its place.
     return ServerError(
-        "a server answers in no form of ours",
-        where=url,
-        found=f"status {answer.status_code}, {answer.headers.get('content-type', 'no type')[:80]}",
-        fix="check the address",
+        "a server answers in no form of ours", where=url, found=found[:200], fix="check the address"
     )
 
 
