@@ -35,8 +35,6 @@ class _Replica:
         A task that is refused leaves what answered under its name, and the listing says why.
         """
         wanted: Mapping[str, str] = config["tasks"]
-        for name in [n for n in self.service.entries if n not in wanted]:
-            self.service.remove(name)
         refused = []
         for name, folder in wanted.items():
             # Also one that lies where it lay: it may have been saved again.
@@ -46,6 +44,9 @@ class _Replica:
                 refused.append(error)
                 self.service.note_refused(name, error)
                 log.warning("%s is refused: %s", name, error)
+        # Last: the last task of a backbone takes it along, and those that came need it.
+        for name in [n for n in self.service.entries if n not in wanted]:
+            self.service.remove(name)
         if refused and not self.service.entries:
             # Nothing answers: better no replica than one that has nothing to say.
             raise refused[0]
