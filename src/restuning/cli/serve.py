@@ -58,7 +58,12 @@ def serve(
     device: Device = None,
     batch_size: Annotated[int, option(LIMITS, "Inputs of one forward", min=1)] = 32,
     delay: Annotated[
-        float, option(LIMITS, "Milliseconds a batch waits for inputs that are being decoded", min=0)
+        float,
+        option(
+            LIMITS,
+            "Milliseconds a batch waits for inputs that are being decoded, or come back",
+            min=0,
+        ),
     ] = 5.0,
     cache: Annotated[int, option(LIMITS, "MiB of features that are kept", min=0)] = 256,
     max_waiting: Annotated[

@@ -400,3 +400,40 @@ def test_the_predictor_refuses_an_answer_that_is_no_number_and_names_the_input(
     (tmp_path / "a.png").write_bytes(picture())
     with pytest.raises(AnswerError, match=r"bad\n.*a\.png"):
         Predictor.load(overflowing)(tmp_path / "a.png")
+
+
+def ask_in_turns(batcher, clients, turns):
+    """Clients that ask again when they are answered, each about an image of its own each time."""
+
+    def client(number):
+        for turn in range(turns):
+            batcher.ask([picture(1000 * number + turn)])[0].result(PATIENCE)
+
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(client, range(clients)))
+
+
+def test_clients_who_ask_again_at_once_share_a_forward_each_time(predictor):
+    # Or they part for good: half of them would come back while the others are answered.
+    clients, turns, seconds = 4, 6, 0.2
+    handle = predictor.host.model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    batcher = live_batcher(predictor, pace=Pace(delay=0.05))
+    try:
+        ask_in_turns(batcher, clients, turns)
+    finally:
+        handle.remove()
+        assert batcher.drain(PATIENCE)
+    sizes = batcher.counts.batches
+    assert sum(size * count for size, count in sizes.items()) == clients * turns
+    # The first may come alone, and one may be late once.
+    assert sum(sizes.values()) <= turns + 3
+
+
+def test_nobody_is_waited_for_where_nobody_was_answered_beside_it_or_no_delay_is_allowed(predictor):
+    for delay, clients in ((30.0, 1), (0.0, 2)):
+        batcher = live_batcher(predictor, pace=Pace(delay=delay))
+        start = time.monotonic()
+        ask_in_turns(batcher, clients, 3)
+        assert time.monotonic() - start < delay or delay == 0
+        assert batcher._patience == delay
+        assert batcher.drain(PATIENCE)

@@ -27,7 +27,9 @@ def test_tasks_roll_with_none_of_the_old_names_on_the_same_backbone(replica, tas
     monkeypatch.setattr(module, "load_backbone", lambda *_, **__: opened.append(1))
     put = replica.service.put
     monkeypatch.setattr(
-        replica.service, "put", lambda *given: (here.append([*replica.service.entries]), put(*given))
+        replica.service,
+        "put",
+        lambda *given: (here.append([*replica.service.entries]), put(*given)),
     )
     replica.reconfigure({"tasks": {"c": tasks["t2"]}})
     assert [*replica.service.entries] == ["c"]
