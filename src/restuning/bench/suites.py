@@ -14,8 +14,7 @@ from restuning._files import expand_home, read_json
 from restuning.data import DataOptions, may_be_data
 from restuning.data.data import name_of
 from restuning.data.splits import SPLIT_NAMES, find_splits
-from restuning.data.tables import PARQUET
-from restuning.data.texts import TABLES
+from restuning.data.texts import PARQUET, TABLES
 from restuning.problems import SingleLabel
 
 LISTS = ("train800.txt", "val200.txt", "test.txt")

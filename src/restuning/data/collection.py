@@ -43,7 +43,7 @@ class Collection:
 
     Attributes:
         data: The data set; one without labels is all training split.
-        ids: One an input: the path of a file relative to the folder, `SHARD/KEY` in tars, else the number of a row in its table or of a line
+        ids: One an input: the path of a file relative to the folder, `SHARD/KEY` in tars, `FILE#ROW` of images in parquet files, else the number of a row in its table or of a line
             in its file (from 1; empty lines count), else `SPLIT/ROW` (from 0).
         texts: The inputs themselves, where they are texts of a file.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 from restuning._errors import DataError
 from restuning.backbones.audio import AUDIO_SUFFIXES
 from restuning.backbones.images import AVIF_SUFFIXES, HEIF_SUFFIXES, image_suffixes
+from restuning.data.splits import find_splits
 
 LITTER = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
@@ -128,6 +129,19 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def has_folders_of(path: Path, suffixes: Collection[str]) -> bool:
+    """Whether a folder holds two folders of such files or more, or a split's folder that does."""
+    if not path.is_dir():
+        return False
+    folders = [each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    named = find_splits([each.name for each in folders], str(path)).values()
+    if any(has_folders_of(path / split, suffixes) for split in named):
+        return True
+    # Images of a table may lie in train/ and test/ as well.
+    classes = (each for each in folders if each.name not in named)
+    return sum(any(f.suffix.lower() in suffixes for f in each.iterdir()) for each in classes) > 1
 
 
 def list_entries(folder: Path) -> dict[str, os.DirEntry[str]]:

@@ -18,6 +18,7 @@ from restuning.data.folders import from_folder
 from restuning.data.hub_sets import from_tables, is_table, load_tables
 from restuning.data.masks import Masks, from_masks, no_masks
 from restuning.data.media import make_whole, media_of, say_cut, with_preprocessing
+from restuning.data.parquet import find_parquets
 from restuning.data.pixels import has_targets
 from restuning.data.shards import find_shards
 from restuning.data.tables import find_table, has_class_folders, load_columns
@@ -42,8 +43,8 @@ def load_data(
         name: `digits`; a folder of class folders of images or sounds (with or without train/val/test); a folder in
             VTAB-1K list layout; tars as webdataset writes them (`data/shards.py`: one, a pattern, a folder, a list); a folder of `images/` and `masks/` or `depth/`; `torchvision:NAME`; `hf:NAME`, where the name is that of a hub, of a folder
             or of a parquet file; a `datasets.Dataset` or `DatasetDict`; a csv file or folder of csv files
-            (a text and a label a row); a table (`data/tables.py`): a csv or parquet file or a folder of them with a
-            column of images, sounds or texts and one of answers of any kind, a pandas frame, a mapping of columns, or a list of
+            (a text and a label a row); a table (`data/tables.py`): a csv or parquet file or a folder of them (parquet files
+            also by a pattern or URL, as tars, and with images in their rows) with a column of images, sounds or texts and one of answers of any kind, a pandas frame, a mapping of columns, or a list of
             dictionaries; a CoNLL file or folder of them (a word and a tag a line).
         backbone: Whose preprocessing or tokenizer is used.
         options: How it is read; None for the defaults of `DataOptions`.
@@ -136,13 +137,13 @@ def _load(name: Any, backbone: Backbone, options: DataOptions) -> Data:
     raise UnknownNameError(
         "no such data set",
         where=name,
-        fix="give `digits`, a folder, a csv file, tars, torchvision:NAME or hf:NAME",
+        fix="give `digits`, a folder, a csv or parquet file, tars, torchvision:NAME or hf:NAME",
     )
 
 
 def is_gone(name: str) -> bool:
     """Whether a name is that of a file or a folder, and none is there."""
-    there = is_by_name(name) or os.path.exists(expand_home(name)) or _are_tars(name)
+    there = is_by_name(name) or os.path.exists(expand_home(name)) or _are_shards(name)
     return not there
 
 
@@ -153,10 +154,10 @@ def is_by_name(name: str) -> bool:
     return named or "://" in name
 
 
-def _are_tars(name: str) -> bool:
-    """Whether a name stands for tars of which the first is there."""
+def _are_shards(name: str) -> bool:
+    """Whether a name stands for tars or parquet files of which the first is there."""
     try:
-        shards = find_shards(name)
+        shards = find_shards(name) or find_parquets(name)
     except DataError:
         return False
     return shards is not None and os.path.exists(next(iter(shards.names)).name)
@@ -226,7 +227,7 @@ def may_be_data(name: str) -> bool:
         name == "digits"
         or (scheme == "hf" and bool(rest))
         or expand_home(name).exists()
-        or _are_tars(name)
+        or _are_shards(name)
     )
 
 

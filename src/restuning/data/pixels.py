@@ -20,7 +20,6 @@ from restuning.backbones.images import Measured, measure, read_image
 from restuning.data.data import (
     CACHED_PIXELS,
     SPLIT_SEED,
-    Arrays,
     Data,
     DataOptions,
     ImageDataset,
@@ -151,7 +150,7 @@ class ImagesWithTargets(ImageDataset):
 
     def __init__(
         self,
-        images: ImageFiles | Arrays,
+        images: ImageDataset,
         targets: Sequence[Any],
         names: Sequence[str],
         kind: PixelTargets,

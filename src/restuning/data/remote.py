@@ -5,6 +5,7 @@ A URL is one that a user typed. Nothing that a file says is ever taken for one.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import time
@@ -84,12 +85,29 @@ class File:
             DataError: It is not there.
         """
         if is_url(self.name):
-            told = call(self.name, lambda system, path: system.info(path))
+            told = call(self.name, _ask)
             marks = [str(told[each]) for each in MARKS if told.get(each)]
             marks = marks or [str(told[each]) for each in TIMES if told.get(each)]
             return [told.get("size"), *marks]
         about = _local(self.name, os.stat)
         return [about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+    def size(self) -> int:
+        """Its bytes.
+
+        Raises:
+            DataError: It is not there, or nothing tells.
+        """
+        if not is_url(self.name):
+            return _local(self.name, lambda path: path.stat().st_size)
+        size = self.state()[0]
+        if size is None:
+            raise DataError(
+                "nothing tells how large a file is",
+                where=str(self),
+                fix="copy it to a disk, or serve it so that parts of it can be asked for",
+            )
+        return int(size)
 
     def through(self, use: Callable[[BinaryIO], T]) -> T:
         """What is made of its bytes from the beginning, in a stream that can be moved.
@@ -118,7 +136,10 @@ class File:
             DataError: They cannot be read, or it is shorter.
         """
         if is_url(self.name):
-            found = call(self.name, lambda system, path: system.cat_file(path, start, stop))
+            # By name: s3's takes a version in second place.
+            found = call(
+                self.name, lambda system, path: system.cat_file(path, start=start, end=stop)
+            )
         else:
             found = _local(self.name, lambda path: _read(path, start, stop))
         if len(found) != stop - start:
@@ -129,6 +150,60 @@ class File:
                 fix="let nothing write to it, and run the same command again",
             )
         return found
+
+
+def _ask(system: Any, path: str) -> Any:
+    # What was listed a while ago is remembered, and would be told again of an object that was put since.
+    system.invalidate_cache(path)
+    return system.info(path)
+
+
+class Parts(io.RawIOBase):
+    """A file as readers take it that ask for parts of one: each part is a request, made again where the network fails.
+
+    Args:
+        file: Read from anywhere.
+    """
+
+    def __init__(self, file: File) -> None:
+        self.file, self._at, self._size = file, 0, file.size()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next part begins."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go there."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes.
+
+        Raises:
+            DataError: They cannot be read, or the file is shorter than it was.
+        """
+        stop = self._size if size is None or size < 0 else min(self._size, self._at + size)
+        if stop <= self._at:
+            return b""
+        found = self.file.read(self._at, stop)
+        self._at = stop
+        return found
+
+    def readinto(self, buffer: Any) -> int:
+        """Likewise, into a buffer."""
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
 
 
 def _read(path: Path, start: int, stop: int) -> bytes:
@@ -227,6 +302,7 @@ def list_fitting(url: str) -> list[str]:
 
 def _find(url: str, use: Callable[[Any, str], list[str]]) -> list[str]:
     def find(system: Any, path: str) -> list[str]:
+        system.invalidate_cache()
         return sorted(system.unstrip_protocol(each) for each in use(system, path))
 
     return call(url, find)

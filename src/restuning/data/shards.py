@@ -1,4 +1,4 @@
-"""Which tars a name means: one, a folder of them, a pattern, or several; and the split that each is of."""
+"""Which tars or parquet files a name means: one, a folder of them, a pattern, or several; and the split that each is of."""
 
 from __future__ import annotations
 
@@ -13,14 +13,29 @@ from typing import Any
 from restuning._errors import DataError
 from restuning._files import expand_home
 from restuning.data.folders import LISTS
-from restuning.data.listing import is_folder, list_entries
+from restuning.data.listing import has_folders_of, is_folder, list_entries
 from restuning.data.media import IMAGES, SOUNDS
 from restuning.data.remote import File, is_url, list_files_of, list_fitting, show_url
 from restuning.data.splits import SPLIT_NAMES, find_splits
-from restuning.data.tables import PARQUET, has_folders_of
-from restuning.data.texts import TABLES, TAGGED, find_files
+from restuning.data.texts import PARQUET, TABLES, TAGGED, find_files
 
-SUFFIX = ".tar"
+
+@dataclass(frozen=True)
+class Kind:
+    """Of files that hold many examples each.
+
+    Attributes:
+        suffix: In small letters.
+        noun, nouns: For messages.
+    """
+
+    suffix: str
+    noun: str
+    nouns: str
+
+
+TARS = Kind(".tar", "tar", "tars")
+PARQUETS = Kind(PARQUET[0], "parquet file", "parquet files")
 
 MOST_SHARDS = 1_000_000
 """A pattern that stands for more is a slip of the keyboard."""
@@ -31,12 +46,12 @@ _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 @dataclass(frozen=True)
 class Shards:
-    """The tars of a data set.
+    """The files of a data set.
 
     Attributes:
         name: What the data set is called.
-        splits: Tars of "train", "val" and "test", or of "whole" where names say no split.
-        names: What each tar is called in ids, without its suffix: its path below what all share.
+        splits: Files of "train", "val" and "test", or of "whole" where names say no split.
+        names: What each file is called in ids, without its suffix: its path below what all share.
     """
 
     name: str
@@ -44,15 +59,19 @@ class Shards:
     names: Mapping[File, str]
 
 
-def find_shards(name: Any) -> Shards | None:
-    """The tars that a name means; None where it means something else.
+def find_shards(name: Any, kind: Kind = TARS) -> Shards | None:
+    """The tars (or parquet files) that a name means; None where it means something else.
 
     `x.tar`; `x-{000..127}.tar` and `{a,b}.tar`; `x-*.tar`; several of these with commas between, or in a list; a
     folder that holds tars and neither class folders nor tables, itself or in `train/`, `val/` and `test/`;
     each by path or by URL. Tars whose names begin with that of a split (`train-000.tar`) are of that split.
 
+    Args:
+        name: As the user gave it.
+        kind: Of the files.
+
     Raises:
-        DataError: A pattern that no tar fits, or splits without a training split.
+        DataError: A pattern that no file fits, or splits without a training split.
     """
     if isinstance(name, list | tuple):
         if not name or not all(isinstance(each, str | Path) for each in name):
@@ -63,18 +82,20 @@ def find_shards(name: Any) -> Shards | None:
         parts = [whole] if os.path.exists(expand_home(whole)) else _apart(whole)
     else:
         return None
-    if len(parts) == 1 and not _is_tar(parts[0]):
-        return _of_folder(parts[0])
-    if not parts or not all(map(_is_tar, parts)):
+    # What Spark calls `x.parquet` is a folder.
+    folder = len(parts) == 1 and os.path.isdir(expand_home(parts[0]))
+    if folder or (len(parts) == 1 and not any(_is(each, parts[0]) for each in (TARS, PARQUETS))):
+        return _of_folder(parts[0], kind)
+    if not parts or not all(_is(kind, part) for part in parts):
         return None
-    found = [file for part in parts for file in _expand(part)]
-    return _make(found, str(name) if isinstance(name, str | Path) else parts[0], False)
+    found = [file for part in parts for file in _expand(part, kind)]
+    return _make(found, str(name) if isinstance(name, str | Path) else parts[0], False, kind)
 
 
-def _is_tar(part: str) -> bool:
+def _is(kind: Kind, part: str) -> bool:
     # Behind a `?` a URL is signed.
     path = part.partition("?")[0] if is_url(part) else part
-    return path.lower().endswith(SUFFIX)
+    return path.lower().endswith(kind.suffix)
 
 
 def _apart(name: str) -> list[str]:
@@ -82,13 +103,13 @@ def _apart(name: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?![^{}]*\})", name) if part.strip()]
 
 
-def _expand(part: str) -> list[str]:
-    """The tars that one pattern stands for."""
+def _expand(part: str, kind: Kind) -> list[str]:
+    """The files that one pattern stands for."""
     url = is_url(part)
     part = part if url else str(expand_home(part))
     if not url and os.path.exists(part):
         return [part]
-    found = _expand_braces(part, part)
+    found = _expand_braces(part, part, kind)
     if not re.search(r"\*" if url else r"[*?]", part):
         return found
     fitting: list[str] = []
@@ -100,14 +121,14 @@ def _expand(part: str) -> list[str]:
             fitting += sorted(map(str, top.glob(Path(each).name)))
     if not fitting:
         raise DataError(
-            "no tar fits the pattern",
+            f"no {kind.noun} fits the pattern",
             where=show_url(part),
             fix="correct it; `*` stands for letters of a file's name, not of a folder's",
         )
     return fitting
 
 
-def _expand_braces(part: str, whole: str) -> list[str]:
+def _expand_braces(part: str, whole: str, kind: Kind) -> list[str]:
     """As a shell does it: `{000..127}` keeps its zeros, `{a,b}` is either."""
     pieces: list[list[str]] = []
     rest = part
@@ -117,7 +138,7 @@ def _expand_braces(part: str, whole: str) -> list[str]:
             first, last = int(found[1]), int(found[2])
             width = max(len(found[1]), len(found[2])) if found[1][0] == "0" else 0
             if abs(last - first) >= MOST_SHARDS:
-                raise _too_many(whole)
+                raise _too_many(whole, kind)
             step = 1 if first <= last else -1
             pieces.append([str(n).zfill(width) for n in range(first, last + step, step)])
         else:
@@ -128,36 +149,40 @@ def _expand_braces(part: str, whole: str) -> list[str]:
     for piece in pieces:
         count *= len(piece)
     if count > MOST_SHARDS:
-        raise _too_many(whole)
+        raise _too_many(whole, kind)
     return ["".join(each) for each in itertools.product(*pieces)]
 
 
-def _too_many(whole: str) -> DataError:
+def _too_many(whole: str, kind: Kind) -> DataError:
     return DataError(
-        "a pattern stands for too many tars",
+        f"a pattern stands for too many {kind.nouns}",
         where=show_url(whole),
         found=f"more than {MOST_SHARDS:,}",
         fix="correct its numbers",
     )
 
 
-def _of_folder(name: str) -> Shards | None:
+def _of_folder(name: str, kind: Kind) -> Shards | None:
     if is_url(name):
-        found = [each for each in list_files_of(name) if each.lower().endswith(SUFFIX)]
-        if not found:
+        there = list_files_of(name)
+        files = [[each for each in there if _is(k, each)] for k in (TARS, PARQUETS)]
+        if not any(files):
             raise DataError(
-                "no tars at a URL",
+                "neither tars nor parquet files at a URL",
                 where=show_url(name),
-                fix="give the URL of tars or of a folder of them; folders of images and tables are read from a disk",
+                found=f"{len(there):,} files",
+                fix="give the URL of such files or of a folder of them; folders of images and csv files are read from a disk",
             )
-        return _make(found, name, True)
+        # Beside tars, parquet files are notes about them.
+        first = TARS if files[0] else PARQUETS
+        return _make(files[0] or files[1], name, True, kind) if kind is first else None
     path = expand_home(name)
     if not path.is_dir():
         return None
     entries = list_entries(path).items()
     named = find_splits([each for each, entry in entries if is_folder(entry)], name)
     folders = [path, *(path / each for each in named.values())]
-    found = [str(each) for folder in folders for each in _list_tars(folder)]
+    found = [str(each) for folder in folders for each in _list_files(folder, kind)]
     if (
         not found
         or any(has_folders_of(path, media.suffixes()) for media in (IMAGES, SOUNDS))
@@ -165,17 +190,33 @@ def _of_folder(name: str) -> Shards | None:
     ):
         # An archive beside what was in it.
         return None
+    if kind is PARQUETS and any(_list_files(each, TARS) or _has_media(each) for each in folders):
+        # Notes about them.
+        return None
     tables = any(find_files(path, kinds) for kinds in (TABLES, PARQUET, TAGGED))
-    return None if tables else _make(found, name, True)
+    return None if tables else _make(found, name, True, kind)
 
 
-def _list_tars(folder: Path) -> list[Path]:
+def _has_media(folder: Path) -> bool:
+    """Whether a folder, or a folder in it, holds images or sounds."""
+    suffixes = {*IMAGES.suffixes(), *SOUNDS.suffixes()}
+    inside = [folder / each for each, entry in list_entries(folder).items() if is_folder(entry)]
+    return any(
+        Path(name).suffix.lower() in suffixes
+        for each in [folder, *inside]
+        for name in list_entries(each)
+    )
+
+
+def _list_files(folder: Path, kind: Kind) -> list[Path]:
     entries = list_entries(folder).items()
-    tars = [name for name, each in entries if name.lower().endswith(SUFFIX) and not is_folder(each)]
-    return [folder / name for name in sorted(tars)]
+    return [
+        folder / each
+        for each in sorted(e for e, entry in entries if _is(kind, e) and not is_folder(entry))
+    ]
 
 
-def _make(found: Sequence[str], name: str, folder: bool) -> Shards:
+def _make(found: Sequence[str], name: str, folder: bool, kind: Kind) -> Shards:
     files = [File(each) for each in dict.fromkeys(found)]
     paths = [
         each.partition("://")[2].partition("?")[0] if is_url(each) else each
@@ -183,16 +224,16 @@ def _make(found: Sequence[str], name: str, folder: bool) -> Shards:
     ]
     top = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     names = {
-        file: Path(os.path.relpath(os.path.abspath(path), top)).as_posix()[: -len(SUFFIX)]
+        file: Path(os.path.relpath(os.path.abspath(path), top)).as_posix()[: -len(kind.suffix)]
         for file, path in zip(files, paths, strict=True)
     }
     places: dict[str, str] = {}
     for file in files:
-        # One tar in two splits would be asked about what was learned from it.
+        # One file in two splits would be asked about what was learned from it.
         place = file.name if is_url(file.name) else os.path.realpath(file.name)
         if place in places:
             raise DataError(
-                "one tar is named in two ways",
+                f"one {kind.noun} is named in two ways",
                 where=str(file),
                 found=f"it is {show_url(places[place])} as well",
                 fix="name it once",
@@ -205,9 +246,9 @@ def _make(found: Sequence[str], name: str, folder: bool) -> Shards:
         splits.setdefault(_split_of(names[file]), []).append(file)
     if "whole" in splits and len(splits) > 1:
         raise DataError(
-            "some tars are of a split, and others of none",
+            f"some {kind.nouns} are of a split, and others of none",
             where=show_url(name),
-            found=f"{names[splits['whole'][0]]}{SUFFIX}, beside {', '.join(s for s in splits if s != 'whole')}",
+            found=f"{names[splits['whole'][0]]}{kind.suffix}, beside {', '.join(s for s in splits if s != 'whole')}",
             fix="begin the name of each with train, val or test, or name those that are meant",
         )
     if len(splits) == 1:
@@ -215,11 +256,11 @@ def _make(found: Sequence[str], name: str, folder: bool) -> Shards:
         splits = {"whole": files}
     if "whole" not in splits and "train" not in splits:
         raise DataError(
-            "tars of val or test and none of train",
+            f"{kind.nouns} of val or test and none of train",
             where=show_url(name),
             fix="name those of train as well",
         )
-    return Shards(_name(name, names, files, folder), splits, names)
+    return Shards(_name(name, names, files, folder, kind), splits, names)
 
 
 def _split_of(name: str) -> str:
@@ -231,17 +272,19 @@ def _split_of(name: str) -> str:
     return "whole"
 
 
-def _name(name: str, names: Mapping[File, str], files: Sequence[File], folder: bool) -> str:
-    """What the data set is called: its folder, or what its tars' names begin with."""
+def _name(
+    name: str, names: Mapping[File, str], files: Sequence[File], folder: bool, kind: Kind
+) -> str:
+    """What the data set is called: its folder, or what its files' names begin with."""
     if folder:
         path = (
             name.partition("://")[2].rstrip("/")
             if is_url(name)
             else os.path.abspath(expand_home(name))
         )
-        return os.path.basename(path) or "tars"
+        return os.path.basename(path) or kind.nouns.partition(" ")[0]
     shared = os.path.commonprefix([PurePosixPath(names[file]).name for file in files])
     if len(files) > 1:
         # What is left of a number that they share is no name.
         shared = re.sub(r"[-_.]*\d*$", "", shared)
-    return shared.strip("-_. ") or "tars"
+    return shared.strip("-_. ") or kind.nouns.partition(" ")[0]

@@ -1,15 +1,17 @@
 """Tables: a column of images, sounds or texts, and one column of answers or more, of any kind.
 
-A csv or parquet file, a folder of them with a file for each split, a pandas frame, columns by name, or dictionaries
-one an example. Each column of answers is a data set of its own on the same inputs and the same splits.
+A csv or parquet file, a folder of them with a file for each split (of parquet also many a split, and by URL), a pandas
+frame, columns by name, or dictionaries one an example. Each column of answers is a data set of its own on the same inputs and the same splits.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import numbers
+import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -20,25 +22,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restuning._errors import DataError, require
+from restuning._errors import DataError
 from restuning._files import expand_home
 from restuning.backbones.images import image_suffixes
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.data.data import (
+    CACHED_PIXELS,
     SPLIT_SEED,
     Arrays,
     Data,
     DataOptions,
+    ImageDataset,
     ImageFiles,
     name_of,
     split_by_class,
 )
 from restuning.data.depths import Depths
 from restuning.data.embedded import as_embedding
+from restuning.data.identity import LABEL_COLUMNS
 from restuning.data.labels import trim_labels, warn_of_untrained
-from restuning.data.listing import CORRUPT
+from restuning.data.listing import CORRUPT, has_folders_of
 from restuning.data.masks import Masks, find_classes, no_masks
 from restuning.data.media import (
+    FILES,
     IMAGES,
     Media,
     describe_inputs,
@@ -49,6 +55,8 @@ from restuning.data.media import (
     open_values,
     with_preprocessing,
 )
+from restuning.data.parquet import Header, find_parquets, read_columns, read_header
+from restuning.data.parquet_images import ImageCells, ParquetImages
 from restuning.data.pixels import (
     ImagesWithTargets,
     PixelTargets,
@@ -57,7 +65,8 @@ from restuning.data.pixels import (
     refuse_augmentation,
     say_turned,
 )
-from restuning.data.splits import find_splits
+from restuning.data.remote import File, is_url
+from restuning.data.shards import Shards
 from restuning.data.text_files import list_columns, read_cells, writes_decimal_commas
 from restuning.data.texts import PARTS, TABLES, find_files, refuse_empty, require_tokenizer
 from restuning.data.tokens import TextBatch
@@ -75,7 +84,6 @@ from restuning.problems import (
 if TYPE_CHECKING:
     from restuning.backbones import Backbone
 
-PARQUET = (".parquet",)
 SEPARATORS = "|;"
 """Between the tags of a cell."""
 ROUNDING = 1e-3
@@ -95,6 +103,7 @@ class Table:
         shown: What a row is called in an error: its file and line.
         root: Folder that paths of images are relative to, and that they may not leave; None for paths of a program.
         decimal: Whether numbers may be written with a comma.
+        remote: Whether it lies at a URL: then it names no files.
     """
 
     name: str
@@ -103,6 +112,7 @@ class Table:
     shown: Callable[[int], str]
     root: Path | None = None
     decimal: bool = False
+    remote: bool = False
 
 
 def is_columns(data: Any) -> bool:
@@ -121,7 +131,7 @@ def find_table(name: Any, backbone: Backbone, options: DataOptions) -> bool:
     if is_columns(name):
         return True
     if not isinstance(name, str | Path):
-        return False
+        return find_parquets(name) is not None
     path = expand_home(name)
     # An embedding is asked of classes wherever they stand.
     asked = options.problem not in (None, Embedding.kind)
@@ -134,7 +144,7 @@ def find_table(name: Any, backbone: Backbone, options: DataOptions) -> bool:
             return False
         asked = True
     # `hf:x.parquet` ends like one, and is read by another library.
-    if path.exists() and find_files(path, PARQUET):
+    if find_parquets(name) is not None:
         return True
     return bool(find_files(path, TABLES)) and (asked or several)
 
@@ -144,19 +154,6 @@ def has_class_folders(path: Path, backbone: Backbone) -> bool:
     preprocessing = backbone.preprocessing
     media = IMAGES if preprocessing is None else media_of(preprocessing)
     return has_folders_of(path, media.suffixes())
-
-
-def has_folders_of(path: Path, suffixes: Collection[str]) -> bool:
-    """Whether a folder holds two folders of such files or more, or a split's folder that does."""
-    if not path.is_dir():
-        return False
-    folders = [each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")]
-    named = find_splits([each.name for each in folders], str(path)).values()
-    if any(has_folders_of(path / split, suffixes) for split in named):
-        return True
-    # Images of a table may lie in train/ and test/ as well.
-    classes = (each for each in folders if each.name not in named)
-    return sum(any(f.suffix.lower() in suffixes for f in each.iterdir()) for each in classes) > 1
 
 
 def split_label(label: str | Sequence[str], columns: Sequence[str]) -> list[str]:
@@ -330,63 +327,119 @@ def _read(name: Any, backbone: Backbone, options: DataOptions) -> tuple[str, lis
         rows = range(lengths[source])
         table = Table("table", columns, {"whole": rows}, lambda n: f"row {n} of the table")
         return source, answers, table
+    if (shards := find_parquets(name)) is not None:
+        return _read_parquets(shards, backbone, options)
     path = expand_home(name)
-    files = find_files(path, PARQUET) or find_files(path, TABLES)
-    readers = {
-        file: open_parquet(file, "parquet", "a table in parquet")
-        for file in files.values()
-        if file.suffix.lower() in PARQUET
-    }
+    files = find_files(path, TABLES)
     first = next(iter(files.values()))
-    there = list(readers[first].column_names) if readers else list_columns(first)
-    source, answers = _choose_columns(there, backbone, options, str(first))
+    source, answers = _choose_columns(list_columns(first), backbone, options, str(first))
     cells: dict[str, list[Any]] = {name: [] for name in [source, *answers]}
     places: list[str] = []
     splits: dict[str, range] = {}
     for split, file in files.items():
         start = len(places)
-        if readers:
-            _check_there(list(readers[file].column_names), list(cells), str(file))
+        for line, row in read_cells(file, list(cells)):
+            places.append(f"{file}, line {line}")
             for column, values in cells.items():
-                values += readers[file].column(column).to_pylist()
-            places += [f"{file}, row {n}" for n in range(len(readers[file]))]
-        else:
-            for line, row in read_cells(file, list(cells)):
-                places.append(f"{file}, line {line}")
-                for column, values in cells.items():
-                    values.append(row[column])
+                values.append(row[column])
         splits[split] = range(start, len(places))
     refuse_empty(files, splits)
     root = path if path.is_dir() else path.parent
-    decimal = not readers and all(writes_decimal_commas(f, list(cells)) for f in files.values())
+    decimal = all(writes_decimal_commas(f, list(cells)) for f in files.values())
     table = Table(name_of(path), cells, splits, places.__getitem__, root, decimal)
     return source, answers, table
 
 
-def open_parquet(file: Path, extra: str, why: str) -> Any:
-    """A parquet file as a table of pyarrow.
-
-    Args:
-        file: One file.
-        extra: That brings pyarrow.
-        why: What it is opened for, as the error says it where pyarrow is missing.
-
-    Raises:
-        DataError: It cannot be read.
-        MissingExtraError: There is no pyarrow.
-    """
-    parquet = require("pyarrow.parquet", extra, why)
-    try:
-        # `read_table` knows no file with a column twice, whichever is wanted of it.
-        with parquet.ParquetFile(file) as opened:
-            return opened.read()
-    except (OSError, ValueError) as error:
+def _read_parquets(
+    shards: Shards, backbone: Backbone, options: DataOptions
+) -> tuple[str, list[str], Table]:
+    """As `_read`; images stay in their files, and of other columns the cells are read."""
+    files = [file for several in shards.splits.values() for file in several]
+    headers = {file: read_header(file) for file in files}
+    first = headers[files[0]]
+    chosen = _with_label_of(first, options)
+    source, answers = _choose_columns(
+        first.names, backbone, chosen, str(files[0]), list(first.held)
+    )
+    lazy = (
+        backbone.preprocessing is not None
+        and media_of(backbone.preprocessing) is IMAGES
+        and source in first.held
+    )
+    wanted = [*answers] if lazy else [source, *answers]
+    remote = any(is_url(file.name) for file in files)
+    if remote and backbone.preprocessing is not None and source not in first.held:
+        media = media_of(backbone.preprocessing)
         raise DataError(
-            "a parquet file cannot be read",
-            where=str(file),
-            found=str(error)[:200],
-            fix="restore it from where it came from",
-        ) from None
+            f"a table at a URL holds no {media.nouns} but their names",
+            where=f"{files[0]}, column {source}",
+            found="a column that is not of bytes",
+            fix=f"write the bytes of {media.nouns} into a column, or copy the table and its files to a disk",
+        )
+    said = _read_problems(options.problem, answers)
+    cells: dict[str, Any] = {column: [] for column in wanted}
+    splits: dict[str, range] = {}
+    firsts, count = [], 0
+    for split, several in shards.splits.items():
+        start = count
+        for file in several:
+            _check_there(headers[file].names, [source, *answers], str(file))
+            found = read_columns(file, wanted)
+            for column, values in cells.items():
+                if said.get(column, SingleLabel.kind) == SingleLabel.kind:
+                    found[column] = _name_classes(found[column], headers[file], column, file)
+                values += found[column]
+            firsts.append(count)
+            count += sum(headers[file].rows)
+        splits[split] = range(start, count)
+        if start == count:
+            raise DataError(
+                "a file of a data set has no rows",
+                where=str(several[0]),
+                found="a header at most",
+                fix="fill it, or remove the file",
+            )
+    if lazy:
+        cells[source] = ImageCells(files, [shards.names[f] for f in files], headers, source)
+
+    def show(row: int) -> str:
+        number = bisect.bisect_right(firsts, row) - 1
+        return f"{files[number]}, row {row - firsts[number]}"
+
+    root = (
+        None
+        if remote
+        else Path(os.path.commonpath([Path(f.name).absolute().parent for f in files]))
+    )
+    return source, answers, Table(shards.name, cells, splits, show, root, remote=remote)
+
+
+def _with_label_of(header: Header, options: DataOptions) -> DataOptions:
+    """The options with the column of classes that a file says, where none is named and none is called `label`."""
+    if options.label != DataOptions().label or options.label in header.names:
+        return options
+    usual = [c for c in LABEL_COLUMNS if c in header.names] or list(header.classes)
+    # Of several by their usual names as hub sets take them; of others nobody knows which.
+    known = usual[0] in LABEL_COLUMNS if usual else False
+    return replace(options, label=usual[0]) if known or len(usual) == 1 else options
+
+
+def _name_classes(cells: list[Any], header: Header, column: str, file: File) -> list[Any]:
+    """Numbers of classes as their names, where the file has these; -1, which hubs write where there is none, as nothing."""
+    names = header.classes.get(column)
+    if names is None or not all(each is None or type(each) is int for each in cells):
+        return cells
+    wrong = next(
+        (n for n, y in enumerate(cells) if y is not None and not -1 <= y < len(names)), None
+    )
+    if wrong is not None:
+        raise DataError(
+            "a number of a class is none of those that its file names",
+            where=f"{file}, row {wrong}, column {column}",
+            found=f"{cells[wrong]} of {len(names)} classes",
+            fix="correct it, or write the file again with all names",
+        )
+    return [None if y is None or y < 0 else names[y] for y in cells]
 
 
 def _is_frame(data: Any) -> bool:
@@ -417,8 +470,13 @@ def _as_columns(data: Any) -> tuple[list[str], dict[str, Sequence[Any]]]:
 
 
 def _choose_columns(
-    there: Sequence[str], backbone: Backbone, options: DataOptions, where: str
+    there: Sequence[str],
+    backbone: Backbone,
+    options: DataOptions,
+    where: str,
+    held: Sequence[str] = (),
 ) -> tuple[str, list[str]]:
+    """The column of inputs, and those of answers; `held` are those of bytes, which may be inputs of any name."""
     answers = split_label(options.label, there)
     media = None if backbone.preprocessing is None else media_of(backbone.preprocessing)
     named = {"image": options.image, "audio": options.audio}
@@ -434,6 +492,13 @@ def _choose_columns(
     source = (named[media.kind] if media is not None else None) or options.text
     if media is not None and named[media.kind] is None:
         known = [c for c in media.columns if c in there and c not in answers]
+        if of_bytes := [c for c in held if c not in answers]:
+            # A file's name beside its bytes says where they came from.
+            known = (
+                [c for c in known if c in of_bytes]
+                or [c for c in known if c not in FILES]
+                or of_bytes
+            )
         if len(known) != 1:
             raise DataError(
                 f"which column of a table holds the {media.nouns}?",
@@ -483,6 +548,8 @@ def _keep_readable(
     if backbone.preprocessing is None:
         return kept, {}, []
     cells, media = table.columns[source], media_of(backbone.preprocessing)
+    if isinstance(cells, ImageCells):
+        return _keep_images(kept, cells, options)
     files = {
         n: _locate(table, cells[n], n, media)
         for rows in kept.values()
@@ -498,6 +565,21 @@ def _keep_readable(
         if not _is_there(path):
             raise _lost(table, n, cells[n], media)
     return kept, files, []
+
+
+def _keep_images(
+    kept: Mapping[str, list[int]], cells: ImageCells, options: DataOptions
+) -> tuple[dict[str, list[int]], dict[int, Path], list[str]]:
+    """As `_keep_readable`, of images in parquet files."""
+    if not options.skip_bad:
+        if cells.missing:
+            raise cells.is_missing(min(cells.missing))
+        return dict(kept), {}, []
+    good, bad = {}, []
+    for split, rows in kept.items():
+        good[split], more = cells.drop_corrupt(rows)
+        bad += more
+    return good, {}, [cells.id(row) for row in bad]
 
 
 def _is_there(path: Path) -> bool:
@@ -547,6 +629,13 @@ def _locate(
             where=_say_where(table, row, column),
             found="an empty cell",
             fix="give its path, or remove the row",
+        )
+    if table.remote:
+        raise DataError(
+            f"a table at a URL names {media.noun} by a path",
+            where=_say_where(table, row, column),
+            found=str(cell)[:200],
+            fix="write its bytes into the table, or copy the table and its files to a disk",
         )
     if table.root is None:
         return expand_home(cell)
@@ -614,6 +703,13 @@ def _build(
             if named is not None:
                 files = [(named[n], y) for n, y in zip(rows, own, strict=True)]
                 return open_files(files, preprocessing, policy)
+            if isinstance(cells, ImageCells) and isinstance(preprocessing, Preprocessing):
+                # All of them or none: of a long pass the first would only take memory.
+                keep = (
+                    policy == "none"
+                    and len(rows) * 3 * math.prod(preprocessing.size) <= CACHED_PIXELS
+                )
+                return ParquetImages(cells, rows, own, preprocessing.transform(policy), keep)
             return open_values([_as_value(cells[n]) for n in rows], own, preprocessing, policy)
 
         more |= describe_inputs(preprocessing)
@@ -644,7 +740,9 @@ def _read_images(
     targets: Sequence[Any],
     transform: Callable[[Any], Tensor],
     keep: bool,
-) -> ImageFiles | Arrays:
+) -> ImageDataset:
+    if isinstance(cells, ImageCells):
+        return ParquetImages(cells, rows, targets, transform, keep)
     if files is not None:
         named = [files[n] for n in rows]
         return ImageFiles(list(zip(named, targets, strict=True)), transform, keep)
@@ -692,7 +790,9 @@ def _build_of_pixels(
     for split, rows in splits.items():
         found = check_targets(
             kind,
-            [_as_value(images[n]) if named is None else named[n] for n in rows],
+            images.pick(rows)
+            if isinstance(images, ImageCells)
+            else [_as_value(images[n]) if named is None else named[n] for n in rows],
             [own[n] for n in rows],
             [names[n] for n in rows],
         )

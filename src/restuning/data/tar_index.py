@@ -11,23 +11,17 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from restuning._errors import DataError
-from restuning._files import cache_root, digest_of_json, read_bytes, write_bytes
 from restuning.backbones.images import image_suffixes
+from restuning.data.kept import keep_index
 from restuning.data.listing import LITTER
 from restuning.data.remote import File
 
-FORMAT = 1
-
 KEPT = "tars"
 """Folder of indexes, in `cache_root`: a file a tar. It may be deleted."""
-
-LARGEST = 2**30
-"""Bytes of an index that is read."""
 
 LABELS = ("cls", "json", "txt")
 """Endings of members that may hold a label."""
@@ -87,56 +81,19 @@ def index_tar(file: File) -> TarIndex:
 
     Cost: of a tar that nobody has read, a pass over its bytes, about 1 s a gigabyte; else a `stat`.
     """
-    state = file.state()
-    settled = file.known_state()
-    kept = (
-        cache_root()
-        / KEPT
-        / f"{hashlib.sha256(file.name.encode(errors='surrogateescape')).hexdigest()[:24]}.json"
+    return keep_index(
+        file,
+        KEPT,
+        "",
+        lambda state: file.through(lambda stream: _read(file, state, stream)),
+        lambda index: {
+            "samples": [list(asdict(each).values()) for each in index.samples],
+            "passed": index.passed,
+        },
+        lambda content, state: TarIndex(
+            state, [Sample(*row) for row in content["samples"]], int(content["passed"])
+        ),
     )
-    if settled is not None and (known := _recall(kept, file, state)) is not None:
-        return known
-    index = file.through(lambda stream: _read(file, state, stream))
-    if file.state() != state:
-        raise DataError(
-            "a tar changed while it was read",
-            where=str(file),
-            fix="let nothing write to it, and run the same command again",
-        )
-    if settled is not None:
-        # Without a place to keep it, it is made again.
-        with suppress(OSError):
-            _keep(kept, file, index)
-    return index
-
-
-def _keep(kept: Any, file: File, index: TarIndex) -> None:
-    samples = [list(asdict(each).values()) for each in index.samples]
-    content = {
-        "format": FORMAT,
-        "tar": str(file),
-        "state": index.state,
-        "samples": samples,
-        "passed": index.passed,
-    }
-    # The seal of others refuses as much as this may hold.
-    content["sha256"] = digest_of_json(content)
-    write_bytes(kept, json.dumps(content, separators=(",", ":")).encode())
-
-
-def _recall(kept: Any, file: File, state: list[Any]) -> TarIndex | None:
-    """What was kept; None of a file that is not what we wrote, or of a tar that is another now."""
-    try:
-        content = json.loads(read_bytes(kept, LARGEST))
-        digest = content.pop("sha256")
-        if content["format"] != FORMAT or content["tar"] != str(file) or content["state"] != state:
-            return None
-        if digest != digest_of_json(content):
-            return None
-        samples = [Sample(*row) for row in content["samples"]]
-        return TarIndex(state, samples, int(content["passed"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 def _read(file: File, state: list[Any], stream: BinaryIO) -> TarIndex:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,15 @@ class WithoutTargets(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """One input."""
         return self.split[index][0], 0
+
+    @property
+    def fetch(self) -> Callable[[Sequence[int]], list[Any]] | None:
+        """That of the split, where it reads several inputs together (`data/packed.py`)."""
+        return getattr(self.split, "fetch", None)
+
+    def make(self, indices: Sequence[int], contents: Sequence[Any]) -> list[tuple[Any, int]]:
+        """Inputs of what was fetched."""
+        return [(x, 0) for x, _ in self.split.make(indices, contents)]
 
     @property
     def files(self) -> list:

@@ -7,9 +7,8 @@ asked again, opens what a name says as a command (`pipe:`), and unpickles member
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from restuning._errors import DataError
-from restuning.backbones.images import read_image
 from restuning.data.data import (
     CACHED_PIXELS,
     SPLIT_SEED,
     Data,
     DataOptions,
-    ImageDataset,
     split_by_class,
 )
 from restuning.data.digests import Tell, quiet
@@ -34,6 +30,7 @@ from restuning.data.folders import MOST_CLASSES
 from restuning.data.identity import Samples, describe_reading, label_digests
 from restuning.data.labels import trim_labels, warn_of_untrained
 from restuning.data.listing import CORRUPT, NO_IMAGE
+from restuning.data.packed import PackedImages, refuse_changed
 from restuning.data.remote import File
 from restuning.data.shards import Shards
 from restuning.data.tar_index import LABELS, Sample, TarIndex, index_tar, read_label
@@ -101,8 +98,8 @@ def _apart(keys: str) -> list[str]:
     return keys.split("\0")
 
 
-class TarImages(ImageDataset):
-    """Images in tars, known by their bytes; a batch of neighbours is one reading, and the next is read ahead.
+class TarImages(PackedImages):
+    """Images in tars.
 
     Args:
         members: Of the tars.
@@ -118,30 +115,17 @@ class TarImages(ImageDataset):
         transform: Callable[[Image.Image], Tensor],
         keep: bool = False,
     ) -> None:
-        super().__init__(transform, keep)
-        self.members, self.rows = members, np.asarray(rows, np.int64)
-        self._ahead: _Ahead | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For a worker process, which reads ahead itself."""
-        return {**super().__getstate__(), "_ahead": None}
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.rows)
+        super().__init__(rows, transform, keep)
+        self.members = members
 
     @property
     def ids(self) -> list[str]:
         """`shard/KEY` of each."""
         return [self.members.id(row) for row in self.rows.tolist()]
 
-    def image(self, index: int) -> Image.Image:
-        """Decoded.
-
-        Raises:
-            DataError: It cannot be read.
-        """
-        return self._decode(index, self._read([index])[0])
+    def show(self, index: int) -> str:
+        """Its tar and member."""
+        return self.members.shown(int(self.rows[index]))
 
     def label(self, index: int) -> int:
         """As the tar has it."""
@@ -163,61 +147,10 @@ class TarImages(ImageDataset):
         Cost: a `stat` a tar, or a request.
         """
         for tar in np.unique(self.members.tars[self.rows[start:stop]]).tolist():
-            file = self.members.files[tar]
-            if file.state() != self.members.states[tar]:
-                raise DataError(
-                    "the data changed while they were read",
-                    where=str(file),
-                    found="another file than at the start",
-                    fix="let nothing write to it, and run the same command again: what was read since is not kept",
-                )
+            refuse_changed(self.members.files[tar], self.members.states[tar])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Several images, read together."""
-        return self.make(indices, self.fetch(indices))
-
-    def fetch(self, indices: Sequence[int]) -> list[bytes | None]:
-        """Bytes of several images; None of those whose tensors are in memory. The next as many are read ahead."""
-        asked = list(map(int, indices))
-        if self._ahead is None or not self._ahead.mine:
-            # Threads are not there in a process that was forked.
-            self._ahead = _Ahead()
-        wanted = self._not_held(asked)
-        found = self._ahead.take(wanted)
-        found = self._read(wanted) if found is None else found
-        if asked and asked == list(range(asked[0], asked[0] + len(asked))):
-            worker = get_worker_info()
-            # Of several loader processes each gets a batch in turns.
-            start = asked[0] + len(asked) * (worker.num_workers if worker else 1)
-            more = self._not_held(range(start, min(start + len(asked), len(self))))
-            if more:
-                self._ahead.begin(more, self._read)
-        known = dict(zip(wanted, found, strict=True))
-        return [known.get(index) for index in asked]
-
-    def _not_held(self, indices: Iterable[int]) -> tuple[int, ...]:
-        held = self.in_memory or {}
-        return tuple(index for index in indices if index not in held)
-
-    def make(
-        self, indices: Sequence[int], contents: Sequence[bytes | None]
-    ) -> list[tuple[Tensor, int]]:
-        """Images of their bytes, and their labels."""
-        made = []
-        for index, content in zip(indices, contents, strict=True):
-            if content is None:
-                made.append(self[index])
-            else:
-                tensor = self.transform(self._decode(index, content))
-                self.hold(index, tensor)
-                made.append((tensor, self.label(index)))
-        return made
-
-    def _decode(self, index: int, content: bytes) -> Image.Image:
-        return read_image(content, self.members.shown(int(self.rows[index])))
-
-    def _read(self, indices: Sequence[int]) -> list[bytes]:
-        """Bytes of images: neighbours in one reading."""
+    def read_bytes(self, indices: Sequence[int]) -> list[bytes]:
+        """Of several images, in the order asked for; neighbours in one reading."""
         members = self.members
         rows = [int(self.rows[i]) for i in indices]
         contents: dict[int, bytes] = {}
@@ -242,29 +175,6 @@ def _spans(members: Members, rows: Sequence[int]) -> list[tuple[int, int, int, l
                 continue
         spans.append((tar, start, stop, [row]))
     return spans
-
-
-class _Ahead:
-    """What a thread reads while its process does something else."""
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._pool = ThreadPoolExecutor(1)
-        self._wanted: tuple[int, ...] = ()
-        self._found: Future[list[bytes]] | None = None
-
-    @property
-    def mine(self) -> bool:
-        """Whether it was made in this process."""
-        return self._process == os.getpid()
-
-    def begin(self, indices: tuple[int, ...], read: Callable[[Sequence[int]], list[bytes]]) -> None:
-        self._wanted, self._found = indices, self._pool.submit(read, indices)
-
-    def take(self, indices: tuple[int, ...]) -> list[bytes] | None:
-        """What was read of these; None where others were."""
-        found, self._found = self._found, None
-        return found.result() if found is not None and indices == self._wanted else None
 
 
 def from_tars(shards: Shards, preprocessing: Preprocessing, options: DataOptions) -> Data:

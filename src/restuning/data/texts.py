@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "val", "test")
 TABLES = (".csv", ".tsv")
+PARQUET = (".parquet",)
 TAGGED = (".conll", ".iob", ".iob2")
 """Suffixes, in small letters."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from restuning._errors import DataError, FormatError
 from restuning._files import parse_json
 from restuning.data import read_image
-from restuning.data.tables import open_parquet
+from restuning.data.parquet import open_parquet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_COLUMNS = ("caption", "text", "prompt")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from restuning._errors import StoreError, require
+from restuning._errors import DataError, StoreError, require
 from restuning._files import expand_home, replacing
-from restuning.backbones import Preprocessing, preprocessing_from_dict
-from restuning.data import DataOptions
+from restuning.backbones import Backbone, Preprocessing, preprocessing_from_dict
+from restuning.data import DataOptions, load_columns
 from restuning.data.collection import relative
 from restuning.data.folders import from_folder
 from restuning.data.identity import digest_names, list_files, list_ids
 from restuning.data.media import media_of
+from restuning.data.parquet import find_parquets
+from restuning.data.remote import show_url
 from restuning.data.shards import find_shards
+from restuning.data.targets import for_store
 from restuning.data.tars import from_tars
 from restuning.features.manifest import MANIFEST
 from restuning.features.store import Store, default_root, find_store, is_store, list_of_data
@@ -47,13 +51,14 @@ def export_store(
     where they are known.
 
     An id is the path of an image inside its folder where `name` is that folder (its images must be
-    those of the store), else `SPLIT/ROW`, in the order of the data.
+    those of the store), `SHARD/KEY` of tars, `FILE#ROW` of
+    images in parquet files, else `SPLIT/ROW`, in the order of the data.
 
     Args:
         name: A folder of images, or data by name, whose one finished store is taken; or a store.
         out: Folder, made; None for `STORE.parquet` or `STORE.arrow` here.
         to: "parquet" or "arrow"; None for what `out` ends in, else "parquet".
-        label: Of tars, as for `load_data`.
+        label: Of tars and parquet files, as for `load_data`.
         root: Where stores lie; None for the usual place.
 
     Returns:
@@ -71,7 +76,7 @@ def export_store(
         raise StoreError("no such form of export", found=str(to), fix=f"one of {', '.join(FORMS)}")
     require("pyarrow.parquet", "parquet", f"an export to {to.capitalize()}")
     store = _find(name, default_root() if root is None else Path(root))
-    ids, classes = _read_ids(expand_home(name), store, label)
+    ids, classes = _read_ids(name, store, label)
     out = Path(f"{store.path.name}.{to}") if out is None else expand_home(out)
     files = {split: out / f"{split}.{to}" for split in store.key.splits}
     there = next((file for file in files.values() if file.exists()), None)
@@ -108,12 +113,16 @@ def _find(name: str | Path, root: Path) -> Store:
     return Store(found[0] if found else find_store(name, root))
 
 
-def _read_ids(folder: Path, store: Store, label: str) -> tuple[dict[str, list[str]], list[str]]:
+def _read_ids(name: str | Path, store: Store, label: str) -> tuple[dict[str, list[str]], list[str]]:
     """By split the images' paths in their folder, and the names of classes; nothing of other data."""
     described = store.key.preprocessing
-    shards = None if is_store(folder) else find_shards(str(folder))
-    there = not is_store(folder) and (folder.is_dir() or shards)
-    if not there or not {"mean", "extractor"} & described.keys():
+    folder = expand_home(name)
+    if is_store(folder) or not {"mean", "extractor"} & described.keys():
+        return {}, []
+    shards = find_shards(name)
+    if shards is None and find_parquets(name) is not None:
+        return _read_ids_of_rows(name, store, label), []
+    if not folder.is_dir() and shards is None:
         return {}, []
     preprocessing = preprocessing_from_dict(described)
     identity = store.key.data["identity"]
@@ -126,18 +135,41 @@ def _read_ids(folder: Path, store: Store, label: str) -> tuple[dict[str, list[st
         if data.contents() == identity:
             break
     else:
-        raise StoreError(
-            f"the store is of other {media_of(preprocessing).nouns}",
-            where=str(folder),
-            found=f"{store.path} is of data that had other contents, splits or classes",
-            fix="`restuning cache` builds one of these; or give the store's folder, for ids by row",
-        )
+        raise _of_other_data(name, store, media_of(preprocessing).nouns)
     ids = {}
     for split in store.key.splits:
         rows = getattr(data, split)
         files = list_files(rows) or []
         ids[split] = list_ids(rows) or [relative(file, folder) for file in files]
     return ids, data.labels
+
+
+def _read_ids_of_rows(name: str | Path, store: Store, label: str) -> dict[str, list[str]]:
+    """By split `FILE#ROW` of the images of parquet files; nothing where they are not in the rows, or nobody says which column."""
+    preprocessing = preprocessing_from_dict(store.key.preprocessing)
+    # Whatever computed them, they are read in this way.
+    reader = Backbone(str(store.key.backbone), nn.Identity(), (), preprocessing=preprocessing)
+    read = False
+    for skip_bad in (False, True):
+        with suppress(DataError):
+            columns = load_columns(name, reader, DataOptions(skip_bad=skip_bad, label=label))
+            data = next(iter(columns.values()))
+            read = True
+            if for_store(data).contents() == store.key.data["identity"]:
+                named = {split: list_ids(getattr(data, split)) for split in store.key.splits}
+                return {split: ids for split, ids in named.items() if ids is not None}
+    if read:
+        raise _of_other_data(name, store, media_of(preprocessing).nouns)
+    return {}
+
+
+def _of_other_data(name: str | Path, store: Store, nouns: str) -> StoreError:
+    return StoreError(
+        f"the store is of other {nouns}",
+        where=show_url(str(name)),
+        found=f"{store.path} is of data that had other contents, splits or classes",
+        fix="`restuning cache` builds one of these; or give the store's folder, for ids by row",
+    )
 
 
 def _write(

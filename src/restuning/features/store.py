@@ -20,6 +20,7 @@ from restuning._errors import StoreError
 from restuning._files import cache_root, sha256_of_file
 from restuning.data.data import name_of
 from restuning.data.digests import digest_files
+from restuning.data.parquet import find_parquets
 from restuning.data.shards import find_shards
 from restuning.features.codec import decode, disk_type, read_array
 from restuning.features.key import Column, StoreKey
@@ -80,7 +81,7 @@ def list_of_data(name: str | Path, root: Path) -> dict[Path, StoreKey]:
         name: The data as `load_data` takes them, or the whole name of a store.
         root: Where stores lie.
     """
-    shards = find_shards(name)
+    shards = find_shards(name) or find_parquets(name)
     label = shards.name if shards else name_of(Path(str(name).partition(":")[2] or name))
     found: dict[Path, StoreKey] = {}
     for path in stores(root):
