@@ -137,6 +137,41 @@ def test_a_mask_lies_on_its_image_with_a_legend_and_its_strength_is_set_by_keys(
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+def test_an_answer_is_shown_with_the_image_that_was_asked_about(page):
+    held = []
+
+    def hold(route):
+        held.append(route)
+        if len(held) > 1:
+            route.continue_()
+
+    def shown_width():
+        image = page.locator("#answers article .given img")
+        return image.evaluate("(i) => i.decode().then(() => i.naturalWidth)")
+
+    page.route("**/v1/predict", hold)
+    drop(page, picture(6, size=(30, 61)), "first.png")
+    page.locator("#ask:disabled").wait_for()
+    # Chosen, and not asked about yet.
+    other = {"name": "second.png", "mimeType": "image/png", "buffer": picture(7, size=(30, 77))}
+    page.set_input_files("#files", other)
+    held[0].continue_()
+    page.locator("#answers").get_by_text("first.png").wait_for()
+    assert shown_width() == 61
+    # Of two questions under way the answer to the later one stays, whichever comes first.
+    held.clear()
+    drop(page, picture(6, size=(30, 61)), "first.png")
+    page.locator("#ask:disabled").wait_for()
+    drop(page, picture(7, size=(30, 77)), "second.png")
+    page.locator("#answers").get_by_text("second.png").wait_for()
+    with page.expect_response("**/v1/predict"):
+        held[0].continue_()
+    page.locator("#history li").nth(2).wait_for()
+    assert page.locator("#answers h2").all_inner_texts() == ["second.png"]
+    assert shown_width() == 77
+    assert page.locator("#history li").first.inner_text().startswith("first.png")
+
+
 def test_an_error_is_told_and_the_page_goes_on(page):
     drop(page, b"no image")
     alert = page.get_by_role("alert")

@@ -167,26 +167,33 @@ function remember(answers) {
   at("history-section").hidden = !at("history").children.length;
 }
 
+let asked = 0;
+
 async function ask() {
   const text = at("text").value;
-  const kinds = new Set([...files.map((file) => (isSound(file) ? "audio" : "image")), ...(text.trim() ? ["text", "words"] : [])]);
+  // Others may be chosen, or asked about, before the answer comes.
+  const given = files;
+  const kinds = new Set([...given.map((file) => (isSound(file) ? "audio" : "image")), ...(text.trim() ? ["text", "words"] : [])]);
   const wanted = tasks.filter((t) => t.box.checked && kinds.has(t.kind)).map((t) => t.name);
   if (!kinds.size) return say("Choose a file or write a text.");
   if (!wanted.length) return say("No task is chosen that answers this.");
   say("");
   const form = new FormData();
-  for (const file of files) form.append(isSound(file) ? "sounds" : "images", file, file.name || "pasted image");
+  for (const file of given) form.append(isSound(file) ? "sounds" : "images", file, file.name || "pasted image");
   if (text.trim()) form.append("texts", text);
   form.append("tasks", wanted.join(","));
   form.append("top", at("top").value || "3");
+  const turn = ++asked;
   at("ask").disabled = true;
   at("progress").textContent = "Asking …";
   const began = performance.now();
   try {
     const said = await fetchJson("v1/predict", { method: "POST", body: form });
+    remember(said.answers.map((answer, n) => (given[n] ? answer : { ...answer, input: text.slice(0, 80) })));
+    if (turn !== asked) return;
     for (const address of playing.splice(0)) URL.revokeObjectURL(address);
     const shown = said.answers.map((answer, number) => {
-      const file = files[number];
+      const file = given[number];
       if (!file) return show({ ...answer, input: text }, "");
       if (isSound(file)) return show(answer, player(file));
       const picture = () => {
@@ -199,13 +206,12 @@ async function ask() {
     at("answers").replaceChildren(...shown);
     at("progress").textContent =
       `${shown.length} answered by ${wanted.length} ${wanted.length === 1 ? "task" : "tasks"} in ${ms((performance.now() - began) / 1000)}`;
-    remember(said.answers.map((answer, n) => (files[n] ? answer : { ...answer, input: text.slice(0, 80) })));
     at("answers").focus({ preventScroll: true });
   } catch (error) {
-    at("progress").textContent = "";
+    if (turn === asked) at("progress").textContent = "";
     say(error.message);
   } finally {
-    at("ask").disabled = false;
+    if (turn === asked) at("ask").disabled = false;
   }
 }
 
