@@ -1,6 +1,7 @@
 """The Python of docs/text.md runs as it stands, on small models under the names it uses."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -28,3 +29,12 @@ def test_the_text_tutorial_runs_and_does_what_it_says(tmp_path, monkeypatch):
     assert torch.equal(names["padded"].mask, names["inputs"]["attention_mask"].bool())
     assert names["tokens"].shape[1] > names["prompt"]["input_ids"].shape[1]
     assert all(p.grad is None for p in names["model"].parameters())
+
+
+def test_the_table_of_detached_methods_is_drawn_from_the_committed_result():
+    import text_detached
+
+    page = text_detached.PAGE.read_text()
+    shown = page.split(text_detached.MARKS[0])[1].split(text_detached.MARKS[1])[0]
+    rows = json.loads(text_detached.FILE.read_text())["rows"]
+    assert shown.strip().splitlines() == text_detached.draw_table(rows)
