@@ -31,7 +31,8 @@ which a host looks for (`Host` alone refuses them): the shim names their linear 
 
 ## What does not apply, and why
 
-A configuration is held to what `import_peft` refuses; the rest are the cases of other methods, and tests that look into the
+That a case does not apply is this library's own word, said by the shim or a list of names beside it (`tests/peers/peft.json`): what PEFT can do
+and this library refuses stands here and not under "failed". A configuration is held to what `import_peft` refuses; the rest are the cases of other methods, and tests that look into the
 layers that PEFT puts into a model, of which there are none here.
 
 {reasons}
@@ -64,10 +65,13 @@ def page(table: dict[str, Any]) -> str:
         for kind in ("passed", "failed", "skipped by PEFT")
     )
     failed = sum(row.get("failed", 0) for row in tests.values())
+    left_out, all_passed = sum(reasons.values()), sum(passed.values())
     summary = (
-        f"**Of {all_cases:,} cases {sum(passed.values()):,} passed, {failed:,} failed, and "
-        f"{sum(reasons.values()):,} do not apply**, {reasons[OTHER]:,} of them because they are of another method "
-        f"than LoRA. Of those that passed, {of_names:,} are about names alone."
+        f"**Of {all_cases:,} cases {all_passed:,} passed, {failed:,} failed, and "
+        f"{left_out:,} do not apply**, {reasons[OTHER]:,} of them because they are of another method "
+        f"than LoRA. Of LoRA's own {all_passed + failed + left_out - reasons[OTHER]:,}, that is, "
+        f"{all_passed:,} passed and {left_out - reasons[OTHER]:,} do not apply; of those that passed, "
+        f"{of_names:,} are about names alone, and {all_passed - of_names:,} about what is computed, saved or trained."
     )
     lines = [
         f"| `{name.rpartition('::')[2]}` | {n:,} | {'names' if names.search(name) else ''} |"
