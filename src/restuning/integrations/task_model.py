@@ -208,9 +208,13 @@ class TaskModel(nn.Module):
 
         Args:
             predicted: With `predictions` (logits) and `label_ids`, as Trainer's `EvalPrediction`.
+
+        Raises:
+            TrainingError: They are none of the problem, as Trainer pads them where batches differ in size.
         """
         logits = torch.as_tensor(predicted.predictions).float()
         targets = self.targets_of(torch.as_tensor(predicted.label_ids), logits)
+        self.task.problem.check_targets(targets, logits.shape[-1])
         meters = self.task.problem.metrics(logits.shape[-1])
         meters.update(*keep_labelled(logits, targets))
         return {name: value for name, value in read_meters(meters).items() if value is not None}

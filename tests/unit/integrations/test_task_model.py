@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -469,3 +470,22 @@ def test_lambdas_of_a_bypass_have_the_rate_that_is_asked_for():
         schedule.step()
     assert rates[2] == [1e-2, 1e-2, 1e-1] and rates[0][0] < rates[1][0] < rates[2][0]
     assert all(a[2] == pytest.approx(10 * a[0]) for a in rates)
+
+
+@pytest.mark.parametrize(
+    ("problem", "places", "targets"),
+    [
+        (Segmentation(), (2, 2), torch.full((2, 8, 8), -100)),
+        (Depth(1.0, 1.0), (2, 2), torch.full((2, 8, 8), -100.0)),
+        (MultiLabel(), (), torch.full((2, 3), -100.0)),
+        (restuning.problems.SingleLabel(), (), torch.tensor([0, 3])),
+    ],
+    ids=lambda each: getattr(each, "kind", ""),
+)
+def test_metrics_of_labels_that_are_none_are_refused(problem, places, targets):
+    # Trainer pads with -100 what differs in size between batches.
+    outputs = 1 if isinstance(problem, Depth) else 3
+    model = of_problem(problem, outputs)
+    predicted = SimpleNamespace(predictions=torch.zeros(2, *places, outputs), label_ids=targets)
+    with pytest.raises(TrainingError):
+        model.compute_metrics(predicted)
