@@ -132,10 +132,15 @@ class Service:
         groups: dict[str, list[str]] = {}
         for name, (description, _) in described.items():
             groups.setdefault(self._group(description), []).append(name)
-        for key, names in groups.items():
-            if not self._open_group(key, {n: folders[n] for n in names}, described):
-                for name in names:
-                    self.put(name, folders[name])
+        try:
+            for key, names in groups.items():
+                if not self._open_group(key, {n: folders[n] for n in names}, described):
+                    for name in names:
+                        self.put(name, folders[name])
+        except BaseException:
+            # Nobody has it to drain it, and the thread of a backbone that was opened would hold that for ever.
+            self.drain(0)
+            raise
 
     @property
     def batchers(self) -> list[Batcher]:

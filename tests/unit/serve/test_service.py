@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event, Thread
@@ -423,3 +424,15 @@ def test_what_a_server_asks_itself_to_be_ready_is_within_its_limits_and_fails_fo
     # As where its last task is taken out between two looks.
     gone.warm_up()
     service.drain(PATIENCE)
+
+
+def test_a_service_that_cannot_be_opened_leaves_no_thread_and_no_backbone(tasks, tmp_path):
+    bad = prepared_otherwise(tasks["t1"], tmp_path / "bad.task")
+    (bad / "weights.safetensors").write_bytes(b"none")
+    before = set(threading.enumerate())
+    with pytest.raises(FormatError):
+        Service({"t0": tasks["t0"], "bad": bad})
+    left = [t for t in threading.enumerate() if t not in before]
+    for thread in left:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in left)
