@@ -226,8 +226,9 @@ class Window(NamedTuple):
     seen: tuple[int, int, int, int]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class OnImage(ABC):
-    """An answer with places, which lies on an image. A base of dataclasses that have the attributes below.
+    """An answer with places, which lies on an image. One is equal to itself alone: what it says is not drawn to be compared.
 
     Attributes:
         size: Height and width of what is drawn: those of the image, or of the grid where no image is known.
@@ -237,10 +238,10 @@ class OnImage(ABC):
         drawn: What is drawn, where it is there already.
     """
 
-    size: tuple[int, int] | None
-    seen: tuple[int, int, int, int] | None
-    windows: Sequence[Window]
-    drawn: Tensor | None
+    size: tuple[int, int] | None = None
+    seen: tuple[int, int, int, int] | None = None
+    windows: Sequence[Window] = field(default=(), repr=False)
+    drawn: Tensor | None = field(default=None, repr=False)
 
     @property
     @abstractmethod
@@ -286,7 +287,7 @@ def join_windows(
     return replace(answers[0], size=size, seen=None, windows=tuple(moved))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskAnswer(OnImage):
     """A class for every pixel of one image.
 
@@ -299,14 +300,10 @@ class MaskAnswer(OnImage):
         size, seen, windows, drawn: As of `OnImage`.
     """
 
-    labels: Sequence[str] = field(repr=False, compare=False)
+    labels: Sequence[str] = field(repr=False)
     ignore: int = 255
-    values: Tensor | None = field(default=None, repr=False, compare=False)
-    logits: Tensor | None = field(default=None, repr=False, compare=False)
-    size: tuple[int, int] | None = None
-    seen: tuple[int, int, int, int] | None = None
-    drawn: Tensor | None = field(default=None, repr=False, compare=False)
-    windows: Sequence[Window] = field(default=(), repr=False, compare=False)
+    values: Tensor | None = field(default=None, repr=False)
+    logits: Tensor | None = field(default=None, repr=False)
 
     @property
     def on_grid(self) -> Tensor | None:
@@ -358,7 +355,7 @@ class MaskAnswer(OnImage):
         return {"answer": self.label, **shares}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DepthAnswer(OnImage):
     """A number for every pixel of one image.
 
@@ -369,12 +366,8 @@ class DepthAnswer(OnImage):
         size, seen, windows, drawn: As of `OnImage`.
     """
 
-    values: Tensor | None = field(default=None, repr=False, compare=False)
+    values: Tensor | None = field(default=None, repr=False)
     error: float | None = None
-    size: tuple[int, int] | None = None
-    seen: tuple[int, int, int, int] | None = None
-    drawn: Tensor | None = field(default=None, repr=False, compare=False)
-    windows: Sequence[Window] = field(default=(), repr=False, compare=False)
 
     @property
     def on_grid(self) -> Tensor | None:
