@@ -119,9 +119,10 @@ def measure(args: Any, folder: Path) -> dict[str, Any]:
 
 
 class Sampled:
-    """Resident memory of this process and its loader processes together, in MiB, every half second while it is open.
+    """Memory of this process and its loader processes together, in MiB, every half second while it is open.
 
-    Pages that they share are counted in each.
+    Pages that several share are counted once, a part in each (proportional set size, of Linux): a loader process that is
+    started late shares more of its parent's pages, and would look like growth.
     """
 
     def __init__(self) -> None:
@@ -138,7 +139,7 @@ class Sampled:
             for process in [whole, *whole.children(recursive=True)]:
                 # One may have ended meanwhile.
                 with suppress(psutil.Error):
-                    resident += process.memory_info().rss
+                    resident += process.memory_full_info().pss
             self.values.append(resident / 2**20)
 
     def __enter__(self) -> Sampled:
@@ -189,7 +190,7 @@ def measure_tars(args: Any, folder: Path) -> dict[str, Any]:
         "images a second": stages.rows / stages.seconds,
         "pass": stages.to_dict(),
         "bottleneck": stages.bottleneck,
-        "resident MiB": {
+        "memory of all processes, MiB (shared pages once)": {
             "samples": len(values),
             "spread over the pass": [round(v, 1) for v in values[:: max(1, len(values) // 40)]],
         },

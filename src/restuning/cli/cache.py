@@ -149,6 +149,7 @@ def cache(
     if what not in VERBS:
         from restuning.backbones import add_quantization
         from restuning.data import DataOptions
+        from restuning.data.remote import is_url
         from restuning.features import StoreOptions, build_store, describe_store, write_share
         from restuning.forecast import parse_bytes
 
@@ -180,7 +181,7 @@ def cache(
             written = write_share(what, named, shard, **how)
             options.log(
                 f"share {written.share} is whole; when all are: restuning cache merge {what} "
-                f"--store {written.path.parent}"
+                f"--store {store if is_url(store) else written.path.parent}"
             )
             told = {"path": str(written.path), "share": str(written.share), "rows": written.rows}
             if as_json:
@@ -203,8 +204,10 @@ def cache(
         _show(facts, as_json)
     elif what == "ls":
         from restuning.features import default_root, list_stores
+        from restuning.features.away import refuse_away
 
-        rows = list_stores(store)
+        refuse_away(store, "`cache ls`")
+        rows = list_stores(None if store is None else Path(store))
         if as_json:
             show_json(rows)
         else:
@@ -221,8 +224,10 @@ def cache(
         _show(export_store(name, out, to=to, label=label, root=store), as_json)
     elif what == "rm":
         from restuning.features import find_store, remove
+        from restuning.features.away import refuse_away
 
-        path = find_store(name, store)
+        refuse_away(store, "`cache rm`")
+        path = find_store(name, None if store is None else Path(store))
         removed = remove(path)
         if as_json:
             show_json({"freed": removed.bytes, "kept": list(removed.kept)})
@@ -234,8 +239,10 @@ def cache(
                 )
     else:
         from restuning.features import Store, describe_store, find_store
+        from restuning.features.away import mirror_of
 
-        path = find_store(name, store)
+        here = mirror_of(name, store, lambda root: {})
+        path = find_store(name, here or (None if store is None else Path(store)))
         facts = (
             {"path": str(path), "files verified": Store(path, verify=False).verify()}
             if what == "verify"

@@ -353,7 +353,14 @@ Ema = Annotated[
     float | None, option(OPTIMISER, "Decay of a running mean of weights; default: none")
 ]
 
-StoreFolder = Annotated[Path | None, option(FEATURES, "Where feature stores lie")]
+StoreFolder = Annotated[
+    str | None,
+    option(
+        FEATURES,
+        "Where feature stores lie: a folder, or a URL such as s3://bucket/stores",
+        metavar="PATH",
+    ),
+]
 CacheDtype = Annotated[str, option(FEATURES, "How they are kept: fp32, bf16, fp16, int8")]
 CachePrecision = Annotated[str, option(FEATURES, "What they are computed in: fp32 or bf16")]
 

@@ -19,10 +19,16 @@ NESTED = "options"
 
 IN_WORDS = {dict: "keys and values", list: "a list", str: "one line of text", type(None): "nothing"}
 
-REFUSED = {"data": ("hf:",), "suite": ("hf:",), "what": ("hf:", "rm"), "pipeline": ("",)}
+REFUSED = {
+    "data": ("hf:",),
+    "suite": ("hf:",),
+    "what": ("hf:", "rm"),
+    "pipeline": ("",),
+    "store": (),
+}
 """Values by how they begin that are an option's only if the user writes them."""
 
-IN_PLACE = {"data": "", "suite": "", "what": "", "pipeline": "--pipeline "}
+IN_PLACE = {"data": "", "suite": "", "what": "", "pipeline": "--pipeline ", "store": "--store "}
 """How these options are written."""
 
 LARGEST = 2**18

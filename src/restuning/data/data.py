@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from restuning._errors import DataError
 from restuning._files import expand_home
@@ -243,7 +243,12 @@ class MediaDataset(Dataset, ABC):
         return tensor, self.label(index)
 
     def hold(self, index: int, tensor: Tensor) -> None:
-        """Keep a tensor in memory, where tensors are kept and there is room."""
+        """Keep a tensor in memory, where tensors are kept and there is room.
+
+        Not in a loader's process: it ends with the epoch, and nobody asks it twice.
+        """
+        if get_worker_info() is not None:
+            return
         # The first inputs fill what is allowed; the rest is decoded in every epoch.
         if (
             self.in_memory is not None

@@ -246,9 +246,10 @@ def _find_parts(sets: Any, name: str) -> dict[str, Any]:
     named = dict(sets) if isinstance(sets, dict) else {"train": sets}
     if not all(hasattr(part, "__len__") and part.features for part in named.values()):
         raise DataError(
-            "a data set that is streamed has no rows to count",
+            "a data set that is streamed has no rows to ask for again, and nothing tells if it is the one of before",
             where=name,
-            fix="load it without streaming=True",
+            fix="give its parquet files, of which few row groups are in memory: hf://datasets/USER/NAME/data (in "
+            "quotes, with a pattern where it has several sets); or load it without streaming=True",
         )
     found = find_splits(named, name)
     if "train" not in found:

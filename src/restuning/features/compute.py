@@ -49,6 +49,7 @@ class Writer:
         check: As for `build`.
         stages: Where time is added up.
         claimed: Whether others may write the same shards meanwhile, so that each is claimed first.
+        written: Receives each shard that is whole now.
     """
 
     host: Extractor
@@ -61,6 +62,7 @@ class Writer:
     check: Callable[[str, int, int], None]
     stages: Stages
     claimed: bool
+    written: Callable[[Shard], None] = lambda shard: None
 
     def copy(self, shards: list[Shard], store: Store, wait: bool) -> None:
         """Take the shards that nobody has written or claimed from a store of the same values."""
@@ -127,6 +129,7 @@ class Writer:
                     self.check(shard.split, shard.start, shard.stop)
                     with stages.timed("write"):
                         write_shard(self.folder, self.key, shard, torch.cat(parts), labels, lost)
+                    self.written(shard)
                     claims.pop(shard).give_back()
                     parts, labels, lost = [], [], {}
         finally:

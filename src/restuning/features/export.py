@@ -23,6 +23,7 @@ from restuning.data.remote import show_url
 from restuning.data.shards import find_shards
 from restuning.data.targets import for_store
 from restuning.data.tars import from_tars
+from restuning.features.away import mirror_of
 from restuning.features.manifest import MANIFEST
 from restuning.features.store import Store, default_root, find_store, is_store, list_of_data
 from restuning.features.writing import explain_write_errors
@@ -59,7 +60,7 @@ def export_store(
         out: Folder, made; None for `STORE.parquet` or `STORE.arrow` here.
         to: "parquet" or "arrow"; None for what `out` ends in, else "parquet".
         label: Of tars and parquet files, as for `load_data`.
-        root: Where stores lie; None for the usual place.
+        root: Where stores lie, a folder or a URL; None for the usual place.
 
     Returns:
         `path`, rows by split, columns and bytes.
@@ -75,7 +76,8 @@ def export_store(
     if to not in FORMS:
         raise StoreError("no such form of export", found=str(to), fix=f"one of {', '.join(FORMS)}")
     require("pyarrow.parquet", "parquet", f"an export to {to.capitalize()}")
-    store = _find(name, default_root() if root is None else Path(root))
+    here = mirror_of(name, root, lambda folder: list_of_data(name, folder))
+    store = _find(name, here or (default_root() if root is None else Path(root)))
     ids, classes = _read_ids(name, store, label)
     out = Path(f"{store.path.name}.{to}") if out is None else expand_home(out)
     files = {split: out / f"{split}.{to}" for split in store.key.splits}

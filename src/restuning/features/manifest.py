@@ -77,8 +77,12 @@ class Manifest:
     files: Mapping[str, StoredFile]
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, whole: bool = True) -> Manifest:
     """The manifest of a finished store; its files are there and of their sizes, and are not read.
+
+    Args:
+        folder: Of the store.
+        whole: False where its files are still to come.
 
     Raises:
         StoreError: No store, unfinished, of another schema, or not as it was written.
@@ -113,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged(file, f"{type(error).__name__}: {error}") from None
     files |= {each.name: each for each in labels.values()}
-    for each in files.values():
+    for each in files.values() if whole else ():
         _check_size(folder / each.name, each.bytes)
     return Manifest(content, key, shards, labels, files)
 

@@ -23,7 +23,7 @@ from restuning.features.extract import (
     shard_rows,
     show_progress,
 )
-from restuning.features.manifest import MANIFEST
+from restuning.features.manifest import KEY, MANIFEST
 from restuning.features.opened import open_backbone
 from restuning.features.share import Share, begin_share, end_share
 from restuning.features.stages import Stages
@@ -156,6 +156,9 @@ def write_share(
 
 def _write_share(host: Extractor, work: Work, share: Share, options: StoreOptions) -> WrittenShare:
     key, folder, stages = work.key, place(options.folder, work.key), Stages()
+    away, name = options.away, folder.name
+    if away is not None and MANIFEST in away.list_files().get(name, ()):
+        away.fetch(name)
     size = shard_rows(key, options.batch_size, options.shard_bytes)
     plan = cut(key, size)
     own = share.pick(plan)
@@ -165,7 +168,12 @@ def _write_share(host: Extractor, work: Work, share: Share, options: StoreOption
         options.log(f"nothing to do: {store.path} is whole")
         return WrittenShare(folder, share, rows, stages)
     prepare(folder, key)
+    if away is not None:
+        away.fetch_marks(name)
     mark = begin_share(folder, key, share, options.batch_size, size)
+    if away is not None:
+        away.put(name, [KEY, share.file])
+        away.fetch_shards(name, key, own)
     missing = count_missing(folder, key, own)
     options.log(
         f"{describe_key(key)}: share {share}, {len(own):,} of {len(plan):,} shards, {missing:,} forwards "
@@ -180,10 +188,14 @@ def _write_share(host: Extractor, work: Work, share: Share, options: StoreOption
             *(host, key, folder, options.batch_size, options.workers, work.collate),
             *(shown, work.check, stages),
             claimed=False,
+            written=lambda shard: None if away is None else away.put_shard(name, key, shard),
         )
         for (split, view), dataset in work.parts.items():
             writer.write([s for s in own if (s.split, s.view) == (split, view)], dataset, False)
     end_share(folder, mark, own)
+    if away is not None:
+        away.put_missing(name, key, own)
+        away.put(name, [share.file])
     options.log(f"time  {stages}")
     return WrittenShare(folder, share, rows, stages)
 

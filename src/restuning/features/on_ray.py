@@ -11,6 +11,7 @@ from typing import Any
 
 from restuning._errors import RestuningError, StoreError, require
 from restuning._files import expand_home
+from restuning.features.away import refuse_away
 from restuning.features.manifest import MARKS
 from restuning.features.named import USUAL, write_share
 from restuning.features.share import merge_shares, read_marks
@@ -50,6 +51,7 @@ def build_on_ray(
             whole are kept, and the same call goes on.
         RestuningError: As `write_share`.
     """
+    refuse_away(options.root, "--on ray")
     ray = require("ray", "ray", "a store that is built on Ray")
     where = expand_home(data)
     name = str(where.absolute()) if where.exists() else str(data)

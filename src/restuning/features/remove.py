@@ -27,6 +27,11 @@ _ASIDE = re.compile(rf"\.({'|'.join(_OURS)})\..*{re.escape(SUFFIX)}")
 _FIELDS = {"schema", "backbone", "taps", "tokens", "dtype", "data", "views", "splits"}
 
 
+def is_file_of_store(name: str) -> bool:
+    """Whether a file is called as one of a store is, and is no lock."""
+    return _FILE.fullmatch(name) is not None and not name.endswith(".lock")
+
+
 @dataclass(frozen=True)
 class Removed:
     """What removing a store did.

@@ -16,6 +16,7 @@ from pathlib import Path
 from restuning._errors import RestuningError, StoreError
 from restuning._files import expand_home, seal, sha256_of_file, write_bytes
 from restuning.data.digests import digest_files
+from restuning.features.away import Away
 from restuning.features.extract import cut, finish_once
 from restuning.features.key import StoreKey
 from restuning.features.manifest import (
@@ -139,7 +140,7 @@ def merge_shares(name: str | Path, root: str | Path | None = None) -> Store:
 
     Args:
         name: The data as the workers were given them (their name is enough), or the store's folder.
-        root: Where stores lie; None for the usual place (`default_root`).
+        root: Where stores lie, a folder or a URL; None for the usual place (`default_root`).
 
     Raises:
         StoreError: There are no shares, one is missing or not finished, they are counted in two
@@ -147,7 +148,28 @@ def merge_shares(name: str | Path, root: str | Path | None = None) -> Store:
 
     Cost: a pass over the bytes of the store.
     """
+    away = Away.of(root)
+    if away is not None:
+        return _merge_away(name, away)
     folder = _find_shared(name, default_root() if root is None else Path(root))
+    return _merge_once(folder)
+
+
+def _merge_away(name: str | Path, away: Away) -> Store:
+    """At a URL: all comes here, is compared, and what makes a store of it goes there."""
+    there = away.fetch_keys()
+    of_data = {path.name for path in list_of_data(name, away.root)} | {str(name)}
+    for store in sorted(of_data & there.keys()):
+        if MANIFEST in there[store]:
+            away.fetch(store)
+        else:
+            away.fetch_unfinished(store)
+    merged = _merge_once(_find_shared(name, away.root))
+    away.put_finished(merged.path.name)
+    return merged
+
+
+def _merge_once(folder: Path) -> Store:
     try:
         if not (folder / MANIFEST).exists():
             _merge(folder)

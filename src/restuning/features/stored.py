@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from restuning.backbones import Backbone
 from restuning.data import AudioBatch, Data
 from restuning.data.data import collate_batch
 from restuning.data.identity import Watch
+from restuning.data.remote import show_url
 from restuning.data.targets import WithoutTargets, for_store, stack_targets
+from restuning.features.away import Away
 from restuning.features.cached import StoredFeatures
 from restuning.features.codec import BYTES
 from restuning.features.extract import (
@@ -32,6 +34,7 @@ from restuning.features.stages import Stages
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
+from restuning.runtime.processes import is_main_process
 from restuning.runtime.randomness import preserve_randomness
 from restuning.sites import IN_WORDS, Needs, count_taps, is_stream, unite_needs
 from restuning.task import Task
@@ -48,7 +51,7 @@ class StoreOptions:
     """Where stores lie and how their values are computed and kept.
 
     Attributes:
-        root: Folder of all stores; None for the usual one (`default_root`).
+        root: Folder of all stores, or the URL of one; None for the usual one (`default_root`).
         dtype: How values are kept: "fp32", "bf16", "fp16" or "int8" (fp32: training is then exact).
         precision: What the backbone computes them in: "fp32" or "bf16".
         views: Of the training split that are stored: 1 the image, 2 its mirror image as well, more
@@ -75,8 +78,15 @@ class StoreOptions:
     shard_bytes: int | None = None
 
     @property
+    def away(self) -> Away | None:
+        """Where they lie at a URL."""
+        return Away.of(self.root)
+
+    @property
     def folder(self) -> Path:
-        """Of all stores."""
+        """Of all stores; of those at a URL, in which they are read and written here."""
+        if (away := self.away) is not None:
+            return away.root
         return default_root() if self.root is None else Path(self.root)
 
 
@@ -218,10 +228,15 @@ def open_or_build(
     if not can_be_stored(data, needs):
         return None
     work = Work.of(host, backbone, data, needs, options, augmented)
-    root, log, key = options.folder, options.log, work.key
+    root, log, key, away = options.folder, options.log, work.key, options.away
     store = _find_covering(root, key)
+    if store is None and away is not None:
+        away.fetch_covering(lambda theirs: _covers(theirs, key, key.needs))
+        store = _find_covering(root, key)
     if store is not None:
-        log(f"{describe_key(store.key)}: reused {store.path}")
+        if away is not None:
+            _put(away, store)
+        log(f"{describe_key(store.key)}: reused {_where(away, store.path)}")
         return Stored(store.only(key.needs), 0.0, options.views)
     for path in _find_of_before(root, key):
         log(
@@ -236,7 +251,7 @@ def open_or_build(
     example = backbone.kwargs or backbone.example
     foretold = forecast(host, key, root, example, options.batch_size, lent)
     copied = f"; {' and '.join(lent)} from a store that is there" if lent else ""
-    log(f"{describe_key(key)}: building {place(root, key)}: {foretold}{copied}")
+    log(f"{describe_key(key)}: building {_where(away, place(root, key))}: {foretold}{copied}")
     started, stages = time.perf_counter(), Stages()
     store = build(
         host,
@@ -252,6 +267,8 @@ def open_or_build(
         shard_bytes=options.shard_bytes,
         stages=stages,
     )
+    if away is not None:
+        _put(away, store)
     if shares := store.manifest.get("merged away"):
         log(
             f"merged away: {min(shares.values()):.0%} to {max(shares.values()):.0%} of the variance of "
@@ -335,6 +352,10 @@ def store_once(
         return
     example = backbone.kwargs or backbone.example
     key = key_for(host, backbone, data, wanted[0], options)
+    if (away := options.away) is not None:
+        for one in wanted:
+            if _find_covering(options.folder, key, one) is None:
+                away.fetch_covering(lambda theirs, one=one: _covers(theirs, key, one))
     wanted = [n for n in wanted if _find_covering(options.folder, key, n) is None]
     # One forward does not give both.
     for pooled in (False, True):
@@ -389,6 +410,16 @@ def read_by_methods(host: Extractor, pool: str) -> dict[str, Needs]:
     return found
 
 
+def _put(away: Away, store: Store) -> None:
+    if is_main_process():
+        away.put_finished(store.path.name)
+
+
+def _where(away: Away | None, path: Path) -> str:
+    """A store's place as a log says it."""
+    return str(path) if away is None else f"{show_url(away.url)}/{path.name} (by way of {path})"
+
+
 def describe_key(key: StoreKey) -> str:
     """What a store of that key keeps, in one line."""
     views = f", {len(key.views)} views" if len(key.views) > 1 else ""
@@ -429,12 +460,28 @@ def _find_covering(root: Path, key: StoreKey, needs: Needs | None = None) -> Sto
     exact = place(root, key)
     if (exact / MANIFEST).exists() and key.find(needs) is not None:
         return open_finished(exact, key)
-    for path, theirs in _list_of_same_kind(root, key):
-        same = theirs.covers_data(key) and key.splits.items() <= theirs.splits.items()
-        same = same and theirs.views[: len(key.views)] == key.views
-        if same and theirs.find(needs) is not None:
+    for path in stores(root):
+        try:
+            # Only what it says of itself: there may be many.
+            theirs = Store(path, verify=False).key
+        except StoreError:
+            continue
+        if _covers(theirs, key, needs):
             return Store(path)
     return None
+
+
+def _covers(theirs: StoreKey, key: StoreKey, needs: Needs) -> bool:
+    """Whether a store has what is needed, of these data and views on this backbone, computed and kept the same way."""
+    # As they are written: one that was read has lists where another has tuples.
+    written, wanted = theirs.to_dict(), key.to_dict()
+    return (
+        all(written[f] == wanted[f] for f in ("backbone", "dtype", "precision", "preprocessing"))
+        and theirs.covers_data(key)
+        and key.splits.items() <= theirs.splits.items()
+        and theirs.views[: len(key.views)] == key.views
+        and theirs.find(needs) is not None
+    )
 
 
 def _find_lent(root: Path, key: StoreKey) -> dict[str, Store]:
@@ -445,19 +492,3 @@ def _find_lent(root: Path, key: StoreKey) -> dict[str, Store]:
     apart = {split: key.restrict(split) for split in key.splits}
     found = {split: _find_covering(root, one) for split, one in apart.items()}
     return {split: store for split, store in found.items() if store is not None}
-
-
-def _list_of_same_kind(root: Path, key: StoreKey) -> Iterator[tuple[Path, StoreKey]]:
-    """Finished stores of the same backbone whose values are computed and kept the same way."""
-    for path in stores(root):
-        try:
-            # Only what it says of itself: there may be many.
-            theirs = Store(path, verify=False).key
-        except StoreError:
-            continue
-        # As they are written: one that was read has lists where another has tuples.
-        written, wanted = theirs.to_dict(), key.to_dict()
-        if all(
-            written[f] == wanted[f] for f in ("backbone", "dtype", "precision", "preprocessing")
-        ):
-            yield path, theirs

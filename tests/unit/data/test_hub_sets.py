@@ -170,3 +170,11 @@ def test_a_column_of_arrays_keeps_the_bits_of_its_numbers(shape):
     data = load_data(hf.DatasetDict({"train": table, "test": table}), IMAGES)
     wanted = IMAGES.preprocessing.image(Image.new("RGB", (8, 8), (200, 200, 200)))
     assert (data.train[0][0] - wanted).abs().max() == 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_data_set_that_is_streamed_is_refused_and_says_what_is_read_in_its_place(several):
+    streamed = rows(20).to_iterable_dataset()
+    given = hf.IterableDatasetDict({"train": streamed}) if several else streamed
+    with pytest.raises(DataError, match=r"streamed[\s\S]*hf://datasets"):
+        load_data(given, IMAGES)

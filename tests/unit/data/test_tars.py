@@ -15,6 +15,7 @@ from restuning.backbones.images import read_image
 from restuning.data import DataOptions
 from restuning.data.collection import load_collection
 from restuning.data.identity import Watch
+from restuning.data.loader import Loader
 from restuning.data.shards import find_shards
 from restuning.data.shown import find_shown, list_names
 from restuning.data.tar_index import KEPT
@@ -338,6 +339,28 @@ def test_an_index_that_is_not_what_was_written_is_made_again(
     index.write_bytes(whole.replace(b"1536", b"2048", 1) if damage is None else damage)
     assert load(folder, tiny).contents() == before
     assert index.read_bytes() == whole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_process_keeps_no_images_that_nobody_asks_it_for_twice(workers, tmp_path, tiny):
+    shots(tmp_path / "w", 1, 20)
+    data = load(tmp_path / "w", tiny).train
+    # What was held when each batch was made.
+    told = Loader(_Held(data), batch_size=4, num_workers=workers)
+    held = [int(each[0]) for each in told]
+    assert held == ([0] * 4 if workers else [4, 8, 12, 14])
+
+
+class _Held:
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitems__(self, indices):
+        self.data.__getitems__(indices)
+        return [len(self.data.in_memory)]
 
 
 def test_a_tar_that_changed_is_another_data_set(tmp_path, tiny):
