@@ -17,7 +17,7 @@ from restuning.problems import (
     Segmentation,
     SingleLabel,
 )
-from restuning.problems.judge import Judge
+from restuning.problems.judge import SHOWN, Judge, thin_map
 from restuning.problems.judged import Confusion, Reliability, Scatter
 from restuning.problems.palette import NO_NUMBER, make_shades
 from restuning.problems.reliability import calibration_error, find_reliability
@@ -311,6 +311,48 @@ def test_figures_of_depths_are_over_known_pixels_and_beside_them_stands_the_mean
     off = judged.rows[2]["RMSE"]
     own = np.sqrt(np.mean((2 * logits[2, ..., 0] + 3 - depths[2]).numpy() ** 2))
     assert off == pytest.approx(own, rel=SINGLE)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 9])
+@pytest.mark.parametrize("problem", [Segmentation(), Depth(3.0, 2.0)], ids=["masks", "depths"])
+def test_an_image_that_comes_some_rows_at_a_time_is_judged_as_a_whole_one(problem, rows):
+    generator = torch.Generator().manual_seed(0)
+    of_masks = isinstance(problem, Segmentation)
+    labels = NAMES if of_masks else []
+    logits = torch.randn(5, 9, 8, len(NAMES) if of_masks else 1, generator=generator)
+    if of_masks:
+        targets = torch.randint(len(NAMES), (5, 9, 8), generator=generator)
+        # Of some parts nothing is known, of one image nothing at all.
+        targets[0, :5] = targets[4] = problem.ignore
+    else:
+        targets = 1 + 8 * torch.rand(5, 9, 8, generator=generator)
+        targets[0, :5] = targets[4] = 0
+    whole, in_rows = problem.judge(labels), problem.judge(labels)
+    whole.update(logits, targets)
+    for own, wanted in zip(logits, targets, strict=True):
+        in_rows.update_in_rows(zip(own.split(rows), wanted.split(rows), strict=True))
+    one, other = whole.conclude(), in_rows.conclude()
+    assert other.figures == pytest.approx(one.figures, rel=10 * SINGLE)
+    assert other.constant == pytest.approx(one.constant, rel=10 * SINGLE)
+    for same, row in zip(one.rows, other.rows, strict=True):
+        assert row.keys() == same.keys()
+        for name, value in same.items():
+            near = None if value is None else pytest.approx(value, rel=10 * SINGLE, abs=SINGLE)
+            assert row[name] == near
+    for same, mistake in zip(one.worst, other.worst, strict=True):
+        assert (mistake.row, mistake.told, mistake.truth) == (same.row, same.told, same.truth)
+        assert len(mistake.maps) == len(same.maps)
+        for a, b in zip(mistake.maps, same.maps, strict=True):
+            assert torch.equal(a.pixels, b.pixels)
+
+
+def test_a_large_map_is_kept_no_larger_than_it_is_shown():
+    for shape in ((3, 4), (SHOWN, 7), (SHOWN + 1, 7), (9, 5 * SHOWN)):
+        kept = thin_map(torch.arange(shape[0] * shape[1]).view(shape))
+        assert max(kept.shape) <= SHOWN and min(kept.shape) >= 1
+        assert (kept.shape == shape) == (max(shape) <= SHOWN)
+        # A view would hold the whole.
+        assert kept.untyped_storage().nbytes() == 8 * kept.numel()
 
 
 def test_of_the_worst_depths_truth_and_answer_are_shown_on_one_scale_and_what_is_unknown_is_grey():

@@ -33,7 +33,6 @@ from restuning.cli.common import (
     open_console,
     option,
     read_tiles,
-    show_facts,
     show_json,
     show_rows,
 )
@@ -88,11 +87,13 @@ def evaluate(
     """Accuracy (or other figures) of a saved task on a test split, and how far its probabilities are off."""
     from restuning.data import DataOptions
     from restuning.task import find_origin
-    from restuning.training.evaluate_task import judge_task, load_for
-    from restuning.training.report_again import check_place, write_evaluation
+    from restuning.training.evaluate_task import judge_loaded, load_for
+    from restuning.training.report_again import (
+        check_place,
+        refuse_other_evaluation,
+        write_evaluation,
+    )
 
-    if tiles and out is not None:
-        raise typer.BadParameter("there is no page about images in windows", param_hint="--out")
     if rows not in (None, "csv", "jsonl"):
         raise typer.BadParameter("give csv or jsonl", param_hint="--rows")
     if out is not None:
@@ -123,21 +124,27 @@ def evaluate(
         whole=whole,
     )
     origin = find_origin(next(iter(folders.values())))
-    if tiles:
-        from restuning.training.evaluate_tiles import evaluate_in_tiles
-
-        loaded = load_for(predictor, data, options)[1]
-        result = {
-            "task": origin or str(task),
-            "data": loaded.name,
-            **evaluate_in_tiles(predictor, loaded),
-        }
-        show_json(result) if as_json else show_facts(result, f"{task} on {data}, in windows")
-        return
-    found = judge_task(predictor, data, options, batch_size)
-    result = {"task": origin or str(task), **found.result}
+    named = {"task": origin or str(task)}
+    own, loaded = load_for(predictor, data, options)
     if out is not None:
-        call = {"data": data, "text": text, "label": label, "image": image, "audio": audio}
+        refuse_other_evaluation(out, {**named, "data": loaded.name})
+    if tiles:
+        from restuning.training.evaluate_tiles import judge_in_tiles
+
+        found = judge_in_tiles(predictor, own, loaded)
+    else:
+        found = judge_loaded(predictor, own, loaded, batch_size)
+    result = {**named, **found.result}
+    if out is not None:
+        call = {
+            "data": data,
+            "text": text,
+            "label": label,
+            "image": image,
+            "audio": audio,
+            "tiles": tiles,
+            "window": window,
+        }
         write_evaluation(found, result, out, next(iter(folders.values())), call, rows or "csv")
     if as_json:
         show_json(result)
@@ -148,7 +155,7 @@ def evaluate(
     told = {name: result.pop(name) for name in names if name in result}
     first = ("task", "data", "method", found.task.problem.metric, "loss", "count", "ece")
     more = {name: result.pop(name) for name in list(result) if name not in first}
-    show_rows([result], f"{task} on {data}")
+    show_rows([result], f"{task} on {data}{', in windows' if tiles else ''}")
     if more:
         show_rows([more], "more figures")
     each = found.judged.breakdown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -22,6 +22,9 @@ class _WithLoss(Protocol):
         """Of an answer."""
         ...
 
+
+SHOWN = 512
+"""Pixels along a side of a map that is kept to be shown; on a page it is smaller."""
 
 K = TypeVar("K", bound=_WithLoss)
 
@@ -141,6 +144,26 @@ class JudgeOfLogits(Judge, ABC):
     @abstractmethod
     def rows(self, logits: Tensor, targets: Tensor, losses: Tensor) -> list[Mapping[str, Any]]:
         """What was true and what was answered, of every example."""
+
+
+class JudgeOfPixels(Judge, ABC):
+    """One of answers to every pixel, which may be large and are then taken in some rows at a time."""
+
+    @abstractmethod
+    def update_in_rows(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take in one image.
+
+        Args:
+            parts: From its top on: logits of some rows of pixels, `r W c`, and their targets, `r W`. One part or more.
+
+        Cost: of the answer what is shown of it is held, at most `SHOWN` pixels along each side where it is among the worst.
+        """
+
+
+def thin_map(pixels: Tensor) -> Tensor:
+    """Every n-th pixel of a map, `H W`, so that none of its sides is longer than `SHOWN`."""
+    step = max(1, -(-max(pixels.shape) // SHOWN))
+    return pixels[::step, ::step].clone() if step > 1 else pixels
 
 
 def largest(losses: Tensor, most: int = WORST) -> list[int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from restuning.problems.judge import Judge, keep_worst, mean_of, to_floats
+from restuning.problems.judge import JudgeOfPixels, keep_worst, mean_of, thin_map, to_floats
 from restuning.problems.judged import Breakdown, Confusion, Judged, Mistake, Pixels
 from restuning.problems.palette import MOST_CLASSES, make_palette, name_colours
 
@@ -21,15 +21,16 @@ FIGURES = ("mean_iou", "pixel_accuracy", "mean_accuracy")
 
 
 class _Kept(NamedTuple):
-    """An image that may be among the worst: its masks, and its loss."""
+    """An image that may be among the worst: its masks, its pixels `C C`, and its loss."""
 
     row: int
     loss: float
     truth: Tensor
     told: Tensor
+    counts: Tensor
 
 
-class JudgeOfMasks(Judge):
+class JudgeOfMasks(JudgeOfPixels):
     """Of masks: `mean_iou` and `pixel_accuracy`, as `Segmentation.metrics`, and `mean_accuracy`, all over the pixels of a split.
 
     The intersection over union (IoU) of a class is the number of pixels that are of it and answered so, over those that are
@@ -56,12 +57,32 @@ class JudgeOfMasks(Judge):
         for one, wanted in zip(logits.detach().split(1), targets.split(1), strict=True):
             loss = float(self.problem.loss(one, wanted))
             told, truth = self.problem.draw(one, wanted)[0].cpu(), wanted[0].cpu()
-            counts = self._count(told, truth)
-            self._counts = counts if self._counts is None else self._counts + counts
-            self._losses.append(loss)
-            self._rows.append(self._tell_row(counts, loss))
-            new = _Kept(len(self._losses) - 1, loss, truth, told.to(truth.dtype))
-            self._worst = keep_worst([*self._worst, new])
+            self._take(told.to(truth.dtype), truth, self._count(told, truth), loss)
+
+    def update_in_rows(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take in one image; see `JudgeOfPixels`."""
+        told: list[Tensor] = []
+        truth: list[Tensor] = []
+        total, known = 0.0, 0
+        for logits, wanted in parts:
+            if not self.labels:
+                self.labels = list(map(str, range(logits.shape[-1])))
+            there = int(self.problem.known(wanted).sum())
+            # A mean over the pixels of a part: over those of the image it weighs by how many they are.
+            total += float(self.problem.loss(logits[None], wanted[None])) * there
+            known += there
+            truth.append(wanted.cpu())
+            told.append(logits.argmax(-1).cpu().to(wanted.dtype))
+        said, mask = torch.cat(told), torch.cat(truth)
+        counts = self._count(said.long(), mask)
+        self._take(thin_map(said), thin_map(mask), counts, total / max(1, known))
+
+    def _take(self, told: Tensor, truth: Tensor, counts: Tensor, loss: float) -> None:
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._losses.append(loss)
+        self._rows.append(self._tell_row(counts, loss))
+        new = _Kept(len(self._losses) - 1, loss, truth, told, counts)
+        self._worst = keep_worst([*self._worst, new])
 
     def _count(self, told: Tensor, truth: Tensor) -> Tensor:
         """Pixels by true class (rows) and answered class, `C C`."""
@@ -110,7 +131,7 @@ class JudgeOfMasks(Judge):
         )
 
     def _tell_mistake(self, kept: _Kept) -> Mistake:
-        counts = self._count(kept.told, kept.truth)
+        counts = kept.counts
         iou = _find_figures(counts)["mean_iou"]
         told, truth = (self._say(counts.sum(axis)) for axis in (0, 1))
         told = told if iou is None else f"{told}; mean IoU {iou:.1%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,18 @@ def judge_task(
         or_validation: Judge on the validation split where there is no test split.
     """
     task, loaded = load_for(predictor, data, options)
+    return judge_loaded(predictor, task, loaded, batch_size, or_validation=or_validation)
+
+
+def judge_loaded(
+    predictor: Predictor,
+    task: Task,
+    loaded: Data,
+    batch_size: int = 64,
+    *,
+    or_validation: bool = False,
+) -> JudgedTask:
+    """As `judge_task`, on what `load_for` gave."""
     split, on = loaded.test, "test"
     if split is None and or_validation:
         split, on = loaded.val, "validation"
@@ -92,13 +105,27 @@ def judge_task(
     judge = task.problem.judge(loaded.labels, task.temperature)
     told = evaluate(tuned, split, batch_size, loaded.collate, watch=judge.update)
     judged = judge.conclude()
+    return JudgedTask(tell_judged(told, judged, loaded, task), judged, loaded, task, on, split)
+
+
+def tell_judged(
+    told: Mapping[str, Any], judged: Judged, loaded: Data, task: Task
+) -> dict[str, Any]:
+    """What is told of a task that was judged: its data and method, then all figures, and what was left out.
+
+    Args:
+        told: Metric, loss and count.
+        judged: All figures; those of `told` go before.
+        loaded: Data that it was judged on.
+        task: That was judged.
+    """
     figures = {name: value for name, value in judged.figures.items() if name not in told}
     # Of answers that no temperature was fitted to it would say nothing.
     temperature = {"temperature": task.temperature} if "ece" in figures else {}
     said = say_left_out(loaded.left_out)
     # Named only where there is something: a program reads the same keys as ever.
     left_out = {"left out": said} if said else {}
-    result = {
+    return {
         "data": loaded.name,
         "method": task.method,
         **told,
@@ -106,7 +133,6 @@ def judge_task(
         **temperature,
         **left_out,
     }
-    return JudgedTask(result, judged, loaded, task, on, split)
 
 
 def load_for(

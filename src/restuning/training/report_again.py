@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from restuning._errors import FormatError, warn
+from restuning._errors import FormatError, TrainingError, warn
 from restuning._files import expand_home, fits, hints_of, read_json, write_json, writing_rows
 from restuning.data import DataOptions
 from restuning.data.load import is_by_name, is_gone
@@ -42,6 +42,8 @@ SHOWN: dict[str, Any] = {
     "hardware": dict | None,
     "test_of_feature": dict | None,
     "temperature": float | None,
+    "ended": str | None,
+    "kept_epoch": int | None,
 }
 """Entries of `metrics.json` that a page shows."""
 CHANGED = (
@@ -225,6 +227,40 @@ def check_place(out: Path, rows: str = "csv") -> None:
     try_files(out, (file, OUTPUTS, EVALUATION, REPORT))
 
 
+def refuse_other_evaluation(out: Path, named: Mapping[str, Any]) -> None:
+    """Refuse a folder in which files that `write_evaluation` would replace are of something else.
+
+    Args:
+        out: The folder; it need not be there.
+        named: `task` and `data`, as the evaluation will tell them.
+
+    Raises:
+        TrainingError: There is an evaluation of another task or of other data, or such a file that none left: the page of a run.
+    """
+    there = [
+        name for name in (*_name_rows("csv"), OUTPUTS, EVALUATION, REPORT) if (out / name).is_file()
+    ]
+    if not there:
+        return
+    fix = f"give another --out, or remove {', '.join(there)} there"
+    if EVALUATION not in there:
+        raise TrainingError(
+            "files that would be replaced are of no evaluation",
+            where=str(out),
+            found=f"{', '.join(there)}, and no {EVALUATION}",
+            fix=fix,
+        )
+    other = read_json(out / EVALUATION)
+    wrong = [name for name, said in named.items() if other.get(name) != said]
+    if wrong:
+        raise TrainingError(
+            "an evaluation of another task, or of other data, would be replaced",
+            where=str(out / EVALUATION),
+            found=", ".join(f"{n} {other.get(n)!r}, and not {named[n]!r}"[:200] for n in wrong),
+            fix=fix,
+        )
+
+
 def _name_rows(rows: str) -> list[str]:
     """The file of predictions that is asked for, then those of other forms."""
     return [
@@ -243,7 +279,8 @@ def write_evaluation(
     """Leave what an evaluation found in a folder: `eval.json`, `predictions.csv` (or `.jsonl`), `report.html` and, where outputs
     are judged one by one, `outputs.csv`.
 
-    What an evaluation before left there under these names is replaced, and its predictions in the other form removed.
+    What an evaluation before left there under these names is replaced (`refuse_other_evaluation` knows whether it may be), and its
+    predictions in the other form removed.
 
     Args:
         found: By `judge_task`.
@@ -257,6 +294,8 @@ def write_evaluation(
         FormatError: A file cannot be written.
         TrainingError: Likewise the page.
     """
+    # First: a call that is killed while it writes leaves no files that nobody knows whose they are.
+    write_json(out / EVALUATION, result)
     told = found.judged.rows
     what = "input" if len(told) == len(found.split) else "word"
     file, *others = (out / name for name in _name_rows(rows))
@@ -272,5 +311,4 @@ def write_evaluation(
     for other in others if each is not None else [*others, out / OUTPUTS]:
         if other.is_file():
             other.unlink()
-    write_json(out / EVALUATION, result)
     write_report(describe_evaluation(found, task, call), out / REPORT)

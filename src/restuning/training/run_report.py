@@ -19,6 +19,7 @@ from restuning.problems.judged import Judged
 from restuning.report import Curve, Page, Shown, find_word, render
 from restuning.task import describe
 from restuning.training.evaluate_task import JudgedTask
+from restuning.training.supervised import tell_end
 
 REPORT = "report.html"
 MIB = 2**20
@@ -101,7 +102,7 @@ def describe_run(
             **{n: v for n, v in settings.items() if not solved or n in OF_SOLVED},
         },
         about=_describe_surroundings(metrics),
-        notes=_describe_notes(metrics, judged, settings),
+        notes=_describe_notes(metrics, judged, settings, history),
     )
 
 
@@ -129,6 +130,7 @@ def describe_evaluation(found: JudgedTask, task: Path, call: Mapping[str, Any]) 
             "answers": problem.describe(data.labels),
             "task": task.name,
             "tested on": f"{len(found.split):,} examples",
+            **({"in windows of": found.result["window"]} if "window" in found.result else {}),
         },
         curves=[],
         worst=show_worst(judged, found.split),
@@ -197,6 +199,9 @@ def describe_use(
         )
         if isinstance(call.get(name), str) and call[name] != usual
     ]
+    tiles = " --tiles" if call.get("tiles") else ""
+    if tiles and isinstance(call.get("window"), int):
+        tiles += f" --window {call['window']}"
     new, one = {
         "image": ("new/", '"photo.jpg"'),
         "audio": ("new/", '"sound.wav"'),
@@ -204,17 +209,18 @@ def describe_use(
         "tags": ("new.txt", '"a sentence of words"'),
     }.get(kind, ("new/", '"photo.jpg"'))
     lines = [
-        f"restuning predict {new} --task {place} --out {out}",
+        f"restuning predict {new} --task {place}{tiles} --out {out}",
         *(
-            [f"restuning eval {place} {shlex.quote(data)}{''.join(reading)} --out judged/"]
+            [f"restuning eval {place} {shlex.quote(data)}{''.join(reading)}{tiles} --out judged/"]
             if isinstance(data, str)
             else []
         ),
         f"restuning serve {place}",
     ]
+    in_python = f", tiles={call.get('window') or True}" if tiles else ""
     python = (
         "import restuning\n\n"
-        f"predictor = restuning.Predictor.load({str(task)!r})\n"
+        f"predictor = restuning.Predictor.load({str(task)!r}{in_python})\n"
         f"answer = predictor([{one}])[0]\n"
         "print(answer)"
     )
@@ -254,7 +260,10 @@ def read_history(folder: Path, problem: Problem) -> list[dict[str, Any]]:
 
 
 def _describe_notes(
-    metrics: Mapping[str, Any], judged: Judged | None, settings: Mapping[str, Any]
+    metrics: Mapping[str, Any],
+    judged: Judged | None,
+    settings: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     notes = []
     feature = [
@@ -272,6 +281,9 @@ def _describe_notes(
                 f"Logits are divided by a temperature of {temperature:.3g} where probabilities are made of "
                 f"them: the calibration error is {before:.1%} without it and {after:.1%} with it."
             )
+    last = history[-1]["epoch"] if history else None
+    if ending := tell_end(last, metrics.get("ended"), metrics.get("kept_epoch")):
+        notes.append(f"{ending[:1].upper()}{ending[1:]}.")
     if settings.get("class_weights"):
         notes.append("Classes were weighed, so that rare ones count as much as frequent ones.")
     if settings.get("balanced_sampling"):

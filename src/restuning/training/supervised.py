@@ -83,17 +83,27 @@ class FitResult:
 
     def describe_end(self) -> str:
         """Why the run ended early and which weights it left, in words; empty where there is nothing to say."""
-        last = self.history[-1]["epoch"]
-        ended = f"ended after epoch {last}: {self.ended}" if self.ended else ""
-        if self.kept is not None:
-            kept = f"the weights of epoch {self.kept} are left, the best on validation"
-        else:
-            kept = "the last weights are left" if ended else ""
-        return "; ".join(filter(None, (ended, kept)))
+        return tell_end(self.history[-1]["epoch"], self.ended, self.kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are written to JSON."""
         return asdict(self)
+
+
+def tell_end(last: int | None, ended: str | None, kept: int | None) -> str:
+    """Why a run ended early and which weights it left, in words; empty where there is nothing to say.
+
+    Args:
+        last: Epoch after which it ended; None where nobody knows.
+        ended, kept: As of `FitResult`.
+    """
+    after = "before its last epoch" if last is None else f"after epoch {last}"
+    early = f"ended {after}: {ended}" if ended else ""
+    if kept is not None:
+        weights = f"the weights of epoch {kept} are left, the best on validation"
+    else:
+        weights = "the last weights are left" if ended else ""
+    return "; ".join(filter(None, (early, weights)))
 
 
 class Supervised(TrainingObjective):

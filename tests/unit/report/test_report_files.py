@@ -169,6 +169,33 @@ def test_a_second_evaluation_leaves_no_predictions_of_the_first(run, table, tmp_
         assert not (tmp_path / f"predictions.{other}").exists()
 
 
+def test_eval_replaces_its_own_files_and_refuses_to_replace_those_of_others(run, table, tmp_path):
+    def ask(column, out, data=table):
+        return restuning("eval", run / f"{column}.task", data, "--label", column, "--out", out)
+
+    assert ask("kind", tmp_path / "x").returncode == 0
+    assert ask("kind", tmp_path / "x").returncode == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "x").iterdir()}
+    other = table.parent / "other.csv"
+    other.write_text(table.read_text())
+    for column, data, said in (
+        ("shade", table, "shade.task"),
+        ("kind", other, "other"),
+    ):
+        done = ask(column, tmp_path / "x", data)
+        assert done.returncode == 1
+        told = " ".join(done.stderr.split())
+        assert "would be replaced" in told and said in told and "another --out" in told
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "x").iterdir()}
+    # Nor the page of a run, nor a table that somebody calls so.
+    done = ask("kind", run / "runs" / "kind")
+    assert done.returncode == 1 and "are of no evaluation" in " ".join(done.stderr.split())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "outputs.csv").write_text("mine\n")
+    assert ask("kind", tmp_path / "mine").returncode == 1
+    assert (tmp_path / "mine" / "outputs.csv").read_text() == "mine\n"
+
+
 @pytest.mark.parametrize("name", ["predictions.jsonl", "eval.json", "report.html"])
 def test_a_place_that_eval_cannot_write_to_is_told_before_anything_is_read(run, tmp_path, name):
     (tmp_path / name).mkdir()

@@ -1,5 +1,6 @@
 """Images in windows: where these lie, how answers are blended, and that memory has a bound."""
 
+import csv
 import math
 
 import numpy as np
@@ -270,9 +271,30 @@ def test_the_commands_answer_and_test_in_windows(trained, tmp_path):
         for n, file in enumerate(sorted((tmp_path / "large" / "test" / "masks").iterdir()))
     ]
     assert tiles["pixel_accuracy"] == pytest.approx(np.mean(alike), abs=1e-5)
+    left = run_command(*ask, "--tiles", "--out", tmp_path / "judged")
+    assert left.returncode == 0, left.stderr
+    assert json.loads(left.stdout) == json.loads((tmp_path / "judged" / "eval.json").read_text())
+    assert json.loads(left.stdout) == tiles
+    # What is left of windows is what is left of whole images.
+    plain = run_command(*ask, "--out", tmp_path / "plain")
+    assert plain.returncode == 0, plain.stderr
+    assert {f.name for f in (tmp_path / "judged").iterdir()} == {
+        *("report.html", "eval.json", "predictions.csv", "outputs.csv")
+    }
+    for name in ("predictions.csv", "outputs.csv"):
+        one, other = ((tmp_path / of / name).read_text().splitlines() for of in ("judged", "plain"))
+        assert one[0] == other[0] and len(one) == len(other)
+    rows = list(csv.DictReader((tmp_path / "judged" / "predictions.csv").open(newline="")))
+    assert [float(row["pixel accuracy"]) for row in rows] == pytest.approx(alike)
+    assert tiles["loss"] == pytest.approx(np.mean([float(row["loss"]) for row in rows]))
+    page = (tmp_path / "judged" / "report.html").read_text()
+    assert f"{SIDE} x {SIDE}" in page and "--tiles" in page and "tiles=True" in page
+    assert "--tiles" not in (tmp_path / "plain" / "report.html").read_text()
     refused = run_command("eval", trained / "depth", tmp_path / "large", "--window", "9")
     assert "give --tiles as well" in refused.stderr
     depth = run_command(
-        *("eval", trained / "depth", tmp_path / "large", "--problem", "depth", "--tiles", "--json")
+        *("eval", trained / "depth", tmp_path / "large", "--problem", "depth", "--tiles", "--json"),
+        *("--out", tmp_path / "deep"),
     )
     assert json.loads(depth.stdout)["r2"] > 0.5
+    assert (tmp_path / "deep" / "report.html").exists()

@@ -12,6 +12,7 @@ from restuning._errors import CallbackError, RestuningWarning, TrainingError
 from restuning.training import FitSettings, evaluate, fit
 from restuning.training import checkpoint as checkpoints
 from restuning.training.callbacks import Callbacks, Record
+from restuning.training.run_report import _describe_notes
 
 SMALL = {"epochs": 6, "batch_size": 8, "lr": 0.3, "checkpoint_every": 2}
 STEPS_OF_AN_EPOCH = 3
@@ -362,3 +363,25 @@ def test_stacked_runs_are_not_stopped_early_without_a_word():
             train_in_parallel(
                 SimpleNamespace(), [SimpleNamespace()], [FitSettings(**more)], None, None
             )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({}, None),
+        (
+            {"ended": "it was best", "kept_epoch": 2},
+            "Ended after epoch 3: it was best; the weights of epoch 2 are left",
+        ),
+        ({"ended": "it was best"}, "Ended after epoch 3: it was best; the last weights are left."),
+        ({"kept_epoch": 2}, "The weights of epoch 2 are left, the best on validation."),
+    ],
+)
+def test_the_page_of_a_run_says_that_it_ended_early_and_which_weights_it_left(metrics, told):
+    notes = _describe_notes(metrics, None, {}, [{"epoch": 1}, {"epoch": 3}])
+    assert len(notes) == (told is not None)
+    assert told is None or notes[0].startswith(told)
+    # A log that is gone.
+    if "ended" in metrics:
+        (note,) = _describe_notes(metrics, None, {})
+        assert note.startswith("Ended before its last epoch: it was best")
