@@ -112,6 +112,7 @@ def choose_method(
     candidates: Sequence[Candidate] | None = None,
     resume: bool = True,
     log: Log = silent,
+    beside: Sequence[Inputs] = (),
 ) -> Choice:
     """Choose a method, its rate and its epochs on validation; nothing of a test split is read.
 
@@ -137,6 +138,8 @@ def choose_method(
             backbone is tried where a budget of time is given.
         resume: False starts over.
         log: Receives a line for each candidate.
+        beside: Other answers to the same inputs, for which a method is chosen as well: the one pass stores what their candidates
+            read, too.
 
     Raises:
         TrainingError: The budget is too small for every candidate, or the folder holds another
@@ -177,7 +180,7 @@ def choose_method(
         "the class names": describe_classes(data.labels),
     }
     folder = ChoiceFolder(out, identity, resume)
-    trials = Trials(inputs, tested, settings, budget, folder, log, candidates)
+    trials = Trials(inputs, tested, settings, budget, folder, log, candidates, beside)
     rows: list[Row] = []
     for candidate in candidates:
         # The rows before say what is to be beaten, and how much of the budget is gone.

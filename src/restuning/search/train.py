@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -20,7 +20,7 @@ from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
 from restuning.runtime.processes import count_processes, is_main_process
-from restuning.search.auto import AUTO, choose_method
+from restuning.search.auto import AUTO, Choice, choose_method
 from restuning.search.budget import Budget
 from restuning.search.candidates import CANDIDATES
 from restuning.search.columns import RUNS, Columns, name_folders
@@ -356,7 +356,7 @@ def _train_columns(
     from_main(lambda: out.mkdir(parents=True, exist_ok=True))
     if budget is not None:
         budget = budget.share(len(sources))
-    runs = {}
+    runs: dict[str, Run] = {}
     recipes = {column: recipe_of(trainer) for column, trainer in trainers.items()}
     places = {column: out / RUNS / folders[column] for column in sources}
     with hold_folder(out):
@@ -365,11 +365,22 @@ def _train_columns(
             _store_together(
                 [trainers[c].plan(recipes[c], places[c]) for c in sources], first.resume
             )
-        for column, trainer in trainers.items():
-            if budget is None:
+        if budget is None:
+            for column, trainer in trainers.items():
                 runs[column] = trainer.train_one(recipes[column], places[column], out)
-            else:
-                runs[column] = trainer.train_chosen(recipes[column], budget, places[column], out)
+        else:
+            inputs = {c: trainer.open_choice(recipes[c]) for c, trainer in trainers.items()}
+            chosen = {
+                c: trainer.choose(recipes[c], inputs[c], budget, places[c], list(inputs.values()))
+                for c, trainer in trainers.items()
+            }
+            # What test rows are read for is known when all is chosen.
+            first_inputs = next(iter(chosen.values())).inputs
+            first_inputs.store_once(
+                partial(each.recipe.build_form, each.inputs) for each in chosen.values()
+            )
+            for column, trainer in trainers.items():
+                runs[column] = trainer.finish(chosen[column], out)
         found = Columns.of(runs, out)
         from_main(found.save)
     return found
@@ -383,6 +394,17 @@ def _store_together(runs: Sequence[tuple[Inputs, Recipe, Path]], resume: bool) -
             task.labels = inputs.data.labels
             from_main(partial(refuse_other_run, inputs, task, recipe.settings, folder))
     runs[0][0].store_once(partial(recipe.build_form, inputs) for inputs, recipe, _ in runs)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A method that was chosen, and its final run, which is to be made."""
+
+    choice: Choice
+    inputs: Inputs
+    recipe: Recipe
+    out: Path
+    call: Mapping[str, Any]
 
 
 class _Trainer:
@@ -464,14 +486,38 @@ class _Trainer:
             from_main(lambda: comparison.save(f"{self.data.name} on {self.backbone.name}"))
         return comparison
 
-    def train_chosen(
-        self, recipe: Recipe, budget: Budget, out: Path | None, tasks: Path | None = None
-    ) -> Run:
+    def train_chosen(self, recipe: Recipe, budget: Budget, out: Path | None) -> Run:
         """A method chosen on validation, then trained on both splits and tested once."""
-        recipe = self._suit(recipe)
+        out = out or default_folder(self.data, AUTO)
+        inputs = self.open_choice(recipe)
+        with hold_folder(out):
+            return self.finish(self.choose(recipe, inputs, budget, out))
+
+    def open_choice(self, recipe: Recipe) -> Inputs:
+        """What a method is chosen on: the data with a validation split."""
         plain = with_validation(self.source.load(self.backbone, plain=True))
-        inputs = self._inputs(recipe, with_validation(self.data))
-        inputs = replace(inputs, load_plain=lambda: plain)
+        inputs = self._inputs(self._suit(recipe), with_validation(self.data))
+        return replace(inputs, load_plain=lambda: plain)
+
+    def choose(
+        self,
+        recipe: Recipe,
+        inputs: Inputs,
+        budget: Budget,
+        out: Path,
+        beside: Sequence[Inputs] = (),
+    ) -> _Chosen:
+        """Choose a method on validation.
+
+        Args:
+            recipe: Settings of all that are tried.
+            inputs: From `open_choice`.
+            budget: Of the choice and its final run.
+            out: Folder of the run.
+            beside: As of `choose_method`.
+        """
+        recipe = self._suit(recipe)
+        plain = inputs.plain
         self._describe(inputs, [each.method for each in CANDIDATES])
         val = len(inputs.data.val)
         if self.data.val is None:
@@ -480,7 +526,6 @@ class _Trainer:
                 "held out for the choice"
             )
         self.log(f"{AUTO}  on {val} validation examples")
-        out = out or default_folder(self.data, AUTO)
         check_beforehand(self.data, out, (*OF_A_RUN, CHOICE))
         with hold_folder(out):
             choice = choose_method(
@@ -490,6 +535,7 @@ class _Trainer:
                 budget=budget,
                 resume=self.resume,
                 log=lambda line: self.log(f"  {line}"),
+                beside=beside,
             )
             warm = " more from its trial's weights" if choice.start is not None else ""
             how = f"lr {choice.lr:g}, {choice.epochs} epochs{warm}"
@@ -510,16 +556,21 @@ class _Trainer:
                 calibration=choice.calibration,
                 told=choice.problem,
             )
-            facts = {"choice": choice.to_dict()}
             # What begins the choice and not what it found: the run goes on from a trial, so that the method
             # alone would be another run. Without a limit of time the same begins the same.
             began = {**recipe.settings.to_dict(), **dict.fromkeys(CHOSEN_BY_AUTO)}
             call = {**self.how["call"], **began, "method": AUTO, "options": dict(recipe.options)}
-            how = {**self.how, "call": call, "tasks": tasks}
-            run = run_task(inputs, chosen, out, facts=facts, **how)
+            return _Chosen(choice, inputs, chosen, out, call)
+
+    def finish(self, chosen: _Chosen, tasks: Path | None = None) -> Run:
+        """The final run of a choice."""
+        how = {**self.how, "call": chosen.call, "tasks": tasks}
+        facts = {"choice": chosen.choice.to_dict()}
+        with hold_folder(chosen.out):
+            run = run_task(chosen.inputs, chosen.recipe, chosen.out, facts=facts, **how)
             for folder in (run.folder, run.task_folder):
-                write_json(folder / CHOICE, choice.to_dict())
-            return replace(run, choice=choice)
+                write_json(folder / CHOICE, chosen.choice.to_dict())
+        return replace(run, choice=chosen.choice)
 
     def _inputs(self, recipe: Recipe, data: Data | None = None) -> Inputs:
         inputs = self.source.open(self.host, self.backbone, self.data if data is None else data)

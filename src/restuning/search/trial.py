@@ -53,6 +53,7 @@ class Trials:
         folder: Keeps the rows that are decided.
         log: Receives a line for each trial.
         candidates: That will be tried, in order: features are stored in one pass for all of them.
+        beside: Other answers to the same inputs, whose candidates it serves as well.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Trials:
         folder: ChoiceFolder,
         log: Log,
         candidates: Sequence[Candidate],
+        beside: Sequence[Inputs] = (),
     ) -> None:
-        self.candidates = candidates
+        self.candidates, self.beside = candidates, beside
         self.problem = inputs.data.problem
         self.key = f"val_{self.problem.metric}"
         self.inputs, self.host, self.settings = inputs, inputs.host, settings
@@ -151,10 +153,10 @@ class Trials:
             results, status = self._one_by_one(candidate, setup, settings, before)
         return row | self._score(results, status)
 
-    def _build(self, candidate: Candidate) -> Task:
-        """The candidate's task, with the first weights of the seed."""
+    def _build(self, candidate: Candidate, inputs: Inputs | None = None) -> Task:
+        """The candidate's task, with the first weights of the seed; for other inputs than these where they are given."""
         free = partial(keep_taps_if_memory_is_free, budget=self.budget)
-        return Recipe(candidate.method, self.settings, begin=free).build(self.inputs)
+        return Recipe(candidate.method, self.settings, begin=free).build(inputs or self.inputs)
 
     def _settings(self, candidate: Candidate, detached: bool) -> FitSettings:
         epochs, warmup = candidate.trial_epochs(self.settings.epochs), self.settings.warmup_epochs
@@ -182,14 +184,15 @@ class Trials:
                 _refuse(self.budget.refuses_time(needed))
             if stored is None:
                 # The first that lacks features pays for a pass that serves all others.
+                detached = [c for c in self.candidates if not methods.runs_inside(c.method)]
                 others = [
-                    each
-                    for each in self.candidates
-                    if self.folder.read(each.method) is None
-                    and each.method != task.method
-                    and not methods.runs_inside(each.method)
+                    partial(self._build, each)
+                    for each in detached
+                    if self.folder.read(each.method) is None and each.method != task.method
                 ]
-                inputs.store_once([lambda: task, *(partial(self._build, c) for c in others)])
+                # What is decided for them is not known here, and what is stored already is not read again.
+                others += [partial(self._build, c, each) for each in self.beside for c in detached]
+                inputs.store_once([lambda: task, *others])
                 stored = inputs.open_store(task)
         except EngineError as error:
             raise LeftOutError(error.what) from None

@@ -1,6 +1,7 @@
 """Tables with columns of masks and depth maps beside others: one pass, one preparation of images, errors by file and row."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from commands import restuning as run_command
 from restuning._errors import DataError
 from restuning.data import DataOptions, load_columns
 from restuning.problems import Depth, Segmentation
+from restuning.search import Candidate
 
 CLASSES = ("ground", "disc", "bar")
 WIDTH, HEIGHT, ROWS = 40, 30, 20
@@ -289,3 +291,32 @@ def test_mirror_images_and_no_other_augmentation(table, backbone):
     load_columns(table, backbone, options(label=["mask", "kind"], augment="flip"))
     with pytest.raises(DataError, match="moves pixels and not the mask"):
         load_columns(table, backbone, options(label="mask", augment="timm"))
+
+
+def test_a_method_is_chosen_for_all_columns_from_one_pass(tmp_path, monkeypatch):
+    """Answers at places and answers of images read other tokens; test rows are read once, when all is chosen."""
+    tried = (Candidate("linear", (1e-2,), 1), Candidate("ridge", (1e-3,), 1))
+    monkeypatch.setattr("restuning.search.auto.CANDIDATES", tried)
+    table, lines = write(tmp_path / "scenes"), []
+    own, seen = restuning.load_backbone("restuning-tiny"), []
+    hook = own.model.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    found = restuning.train(
+        table,
+        backbone=own,
+        method="auto",
+        epochs=1,
+        image="path",
+        label=["mask", "kind", "count"],
+        out=tmp_path / "run",
+        store=tmp_path / "stores",
+        log=lines.append,
+        progress=False,
+        report=False,
+    )
+    hook.remove()
+    assert {run.choice.method for run in found.runs.values()} <= {"linear", "ridge"}
+    assert all(len(run.choice.rows) == 2 for run in found.runs.values())
+    # One for the choice of all, of train and val, and one of test rows for what was chosen; other forwards prove sites and rounding.
+    passes = [int(word) for line in lines for word in re.findall(r"(\d+) forwards", line)]
+    assert passes == [16, 4], lines
+    assert [seen.count(size) for size in (14, 2)] == [1, 1]
