@@ -43,6 +43,12 @@ IMAGE_COLUMNS = ("image", "img")
 ROWS = 1000
 """Of a table that are looked at together."""
 
+AS_PARQUET = (
+    "name one column of classes; for several columns of answers, or other kinds, write each split as a parquet file, "
+    "set.to_parquet('FOLDER/train.parquet'), and give FOLDER: they are trained from one pass"
+)
+"""What to do where more is asked of a data set than one class an image."""
+
 NAMED = 3
 """Rows that an error names."""
 
@@ -284,7 +290,9 @@ def _find_label_column(table: Any, name: str, options: DataOptions) -> str:
             "no label column",
             where=name,
             found=", ".join(features),
-            fix="name it with --label, or rename it to `label`",
+            fix=AS_PARQUET
+            if "," in str(options.label)
+            else "name it with --label, or rename it to `label`",
         )
     return chosen
 

@@ -15,7 +15,7 @@ from restuning.data.data import Data, DataOptions, name_of
 from restuning.data.depths import Depths, from_depths
 from restuning.data.embedded import as_embedding
 from restuning.data.folders import from_folder
-from restuning.data.hub_sets import from_tables, is_table, load_tables
+from restuning.data.hub_sets import AS_PARQUET, from_tables, is_table, load_tables
 from restuning.data.masks import Masks, from_masks, no_masks
 from restuning.data.media import make_whole, media_of, say_cut, with_preprocessing
 from restuning.data.parquet import find_parquets
@@ -81,7 +81,7 @@ def load_data(
 
 def _load(name: Any, backbone: Backbone, options: DataOptions) -> Data:
     if is_table(name):
-        _refuse_columns("a Hugging Face data set", options)
+        _refuse_columns("a Hugging Face data set", options, AS_PARQUET)
         images = _require_images(backbone, "a Hugging Face data set")
         return from_tables(name, _name_of(name), images, options)
     if shards := find_shards(name):
@@ -101,7 +101,8 @@ def _load(name: Any, backbone: Backbone, options: DataOptions) -> Data:
         classes = None if found == Masks.kind else options.classes
         _refuse_columns(str(name), replace(options, problem=None, classes=classes))
         return _load_pixels(str(name), found, backbone, options)
-    _refuse_columns(str(name), options)
+    of_hub = str(name).startswith("hf:")
+    _refuse_columns(str(name), options, *([AS_PARQUET] if of_hub else []))
     name = str(name)
     if not name.strip():
         # As a path it would be the folder that one stands in: a variable of a shell was not set.
@@ -193,7 +194,11 @@ def _load_pixels(name: str, kind: str, backbone: Backbone, options: DataOptions)
     return read(expand_home(name), images, options)
 
 
-def _refuse_columns(name: str, options: DataOptions) -> None:
+def _refuse_columns(
+    name: str,
+    options: DataOptions,
+    fix: str = "give a csv or parquet file, a frame or columns; of a folder or a set leave it out",
+) -> None:
     """Refuse what only a table has (kinds of answers, a column of images or sounds, a list of those of answers) or only masks."""
     if options.classes is not None:
         raise no_masks(name, options)
@@ -210,7 +215,7 @@ def _refuse_columns(name: str, options: DataOptions) -> None:
                 "only a table says its columns",
                 where=option,
                 found=f"{value} of {name}",
-                fix="give a csv or parquet file, a frame or columns; of a folder or a set leave it out",
+                fix=fix,
             )
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from restuning import load_backbone, load_data
 from restuning._errors import DataError, RestuningWarning
+from restuning.data import DataOptions, load_columns
 
 hf = pytest.importorskip("datasets")
 IMAGES = load_backbone("restuning-tiny")
@@ -178,3 +179,41 @@ def test_a_data_set_that_is_streamed_is_refused_and_says_what_is_read_in_its_pla
     given = hf.IterableDatasetDict({"train": streamed}) if several else streamed
     with pytest.raises(DataError, match=r"streamed[\s\S]*hf://datasets"):
         load_data(given, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"label": ["kind", "age"]}, {"label": "kind,age"}, {"label": "age", "problem": "regression"}],
+)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_several_columns_are_refused_with_a_way_that_trains_them_from_one_pass(
+    tmp_path, more, by_name
+):
+    kinds = hf.Features(
+        {
+            "image": hf.Image(),
+            "kind": hf.ClassLabel(names=["dog", "cat"]),
+            "age": hf.Value("float32"),
+        }
+    )
+
+    def make(count):
+        told = {"kind": [i % 2 for i in range(count)], "age": [i / 3 for i in range(count)]}
+        return hf.Dataset.from_dict({"image": [picture(i) for i in range(count)], **told}, kinds)
+
+    sets = hf.DatasetDict({"train": make(20), "test": make(6)})
+    sets.save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(DataError) as told:
+        load_data(f"hf:{tmp_path / 'set'}" if by_name else sets, IMAGES, **more)
+    assert "to_parquet" in told.value.fix and "one pass" in told.value.fix
+    # What it says is so.
+    (tmp_path / "FOLDER").mkdir()
+    for split, each in sets.items():
+        each.to_parquet(str(tmp_path / "FOLDER" / f"{split}.parquet"))
+    columns = load_columns(tmp_path / "FOLDER", IMAGES, DataOptions(label="kind,age"))
+    assert {c: data.problem.kind for c, data in columns.items()} == {
+        "kind": "single-label",
+        "age": "regression",
+    }
+    assert [len(data.test) for data in columns.values()] == [6, 6]
+    assert set(columns["kind"].labels) == {"dog", "cat"}
