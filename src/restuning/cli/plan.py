@@ -12,12 +12,16 @@ from restuning.cli.common import (
     FEATURES,
     METHOD,
     OPTIMISER,
+    AudioColumn,
     BackboneName,
     Epochs,
+    ImageColumn,
     Json,
     Label,
     Precision,
+    ProblemName,
     Rank,
+    Seconds,
     SkipBad,
     Text,
     add_heading,
@@ -47,15 +51,20 @@ GRID = "Grid"
     "restuning plan --data digits",
     "restuning plan --backbone timm:vit_base_patch16_224 --images 1000 --memory 8GB",
     "restuning plan --backbone timm:vit_small_patch16_224 --method res-tuning --batch 32",
+    "restuning plan --data calls.csv --audio path --label species --backbone hf:facebook/wav2vec2-base",
     "restuning plan --data digits --arms 15 --tasks 19",
 )
 def plan(
-    data: Annotated[str | None, option(DATA, "As for train; its images are counted")] = None,
+    data: Annotated[str | None, option(DATA, "As for train; its examples are counted")] = None,
     images: Annotated[int | None, option(DATA, "Training images, instead of --data", min=1)] = None,
     classes: Annotated[int | None, option(DATA, "Default: of the data, or 100", min=1)] = None,
     skip_bad: SkipBad = False,
     text: Text = "text",
     label: Label = "label",
+    image: ImageColumn = None,
+    audio: AudioColumn = None,
+    seconds: Seconds = None,
+    problem: ProblemName = None,
     backbone: BackboneName = "restuning-tiny",
     method: Annotated[
         str | None,
@@ -82,10 +91,14 @@ def plan(
     """What training takes and what to choose, from shapes alone; no weights, no training."""
     if data is not None and images is not None:
         raise typer.BadParameter("give --data or --images, not both")
+    from dataclasses import replace
+
     import torch
 
     from restuning import forecast
-    from restuning.data import load_data
+    from restuning.backbones import AudioPreprocessing
+    from restuning.data import DataOptions, load_data
+    from restuning.data.media import with_preprocessing
     from restuning.features.codec import check_dtype
     from restuning.search.forecasts import (
         USUAL_METHODS,
@@ -101,9 +114,24 @@ def plan(
     FitSettings(precision=precision)
     torch.manual_seed(0)
     loaded, host = forecast.load_shapes(backbone)
+    if seconds is not None:
+        # A sound as long as any that is read.
+        loaded = with_preprocessing(loaded, DataOptions(seconds=seconds))
+        if isinstance(loaded.preprocessing, AudioPreprocessing):
+            loaded = replace(loaded, kwargs=loaded.preprocessing.example())
     known, splits = None, {} if images is None else {"train": images}
     if data is not None:
-        known = load_data(data, loaded, skip_bad=skip_bad, text=text, label=label)
+        known = load_data(
+            data,
+            loaded,
+            skip_bad=skip_bad,
+            text=text,
+            label=label,
+            image=image,
+            audio=audio,
+            seconds=seconds,
+            problem=problem,
+        )
         parts = {"train": known.train, "val": known.val, "test": known.test}
         splits = {name: len(part) for name, part in parts.items() if part is not None}
     request = ForecastRequest(

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from restuning._errors import ForecastError
+import sounds
+from restuning._errors import DataError, ForecastError
 from restuning.cli import common
 from restuning.cli.app import app
 
@@ -65,6 +66,24 @@ def test_the_table_is_for_people(monkeypatch):
     assert done.exit_code == 0
     for word in ("largest batch", "step / forward", "take", "class token", "store"):
         assert (word in done.stdout) == (word != "largest batch")
+
+
+def test_sounds_are_planned_as_long_as_they_are_read(tmp_path):
+    place = sounds.folder(tmp_path / "pitch", each=4)
+    files = sorted(place.rglob("*.wav"))
+    lines = [f"{file.relative_to(tmp_path)},{file.parent.name}" for file in files]
+    (tmp_path / "calls.csv").write_text("\n".join(["where,kind", *lines]))
+    heard = f"hf:{sounds.save('wav2vec2', tmp_path / 'model')}"
+    asked = ("--backbone", heard, "--method", "linear", "--batch", 4)
+    asked += ("--data", tmp_path / "calls.csv", "--audio", "where", "--label", "kind")
+    long, short = plan(*asked), plan(*asked, "--seconds", 0.6)
+    assert sum(long["splits"].values()) == len(files)
+    assert long["splits"] == short["splits"]
+    # Ten seconds, where nobody says anything.
+    ratio = long["forward"]["above_bytes"] / short["forward"]["above_bytes"]
+    assert ratio > 5
+    done = runner.invoke(app, ["plan", "--seconds", "2"])
+    assert isinstance(done.exception, DataError)
 
 
 @pytest.mark.slow
