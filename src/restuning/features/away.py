@@ -198,19 +198,22 @@ class Away:
                 found=f"{size / 2**30:,.1f} GiB, of {MOST / 2**30:,.0f} GiB for all such stores on this machine",
                 fix="copy it to a disk, and give --store that folder",
             )
-        mirrors = [
-            each
-            for each in cache_root().glob(f"{MIRRORS}/*/*/{MANIFEST}")
-            if each.parent != folder
-            and each.parent.with_name(f"{each.parent.name}{WHOLE}").exists()
-        ]
-        sizes = {each: sum(f.stat().st_size for f in each.parent.iterdir()) for each in mirrors}
-        for each in sorted(mirrors, key=lambda file: file.stat().st_mtime):
+        # Of those that are whole at their URL as well; the mark is touched whenever one is opened.
+        marks = {
+            mark: mark.with_name(mark.name.removesuffix(WHOLE))
+            for mark in cache_root().glob(f"{MIRRORS}/*/*{WHOLE}")
+        }
+        sizes = {
+            mark: sum(file.stat().st_size for file in store.iterdir())
+            for mark, store in marks.items()
+            if store != folder and (store / MANIFEST).exists()
+        }
+        for mark in sorted(sizes, key=lambda file: file.stat().st_mtime_ns):
             if sum(sizes.values()) + size <= MOST:
                 break
-            remove(each.parent)
-            each.parent.with_name(f"{each.parent.name}{WHOLE}").unlink()
-            del sizes[each]
+            remove(marks[mark])
+            mark.unlink()
+            del sizes[mark]
 
     # Going.
 

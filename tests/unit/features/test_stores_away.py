@@ -203,8 +203,18 @@ def test_mirrors_take_so_much_room_and_the_oldest_goes_first(
     for data in (photos, other):
         path = build_store(data, tiny, options=StoreOptions(url, **SMALL)).store.path
         assert [p.parent for p in cache_root().glob(f"{MIRRORS}/*/*/{MANIFEST}")] == [path]
-    monkeypatch.setattr("restuning.features.away.MOST", 10)
+    third = shots(tmp_path / "u", 1, 28)
+    sizes.append(build_store(third, tiny, options=StoreOptions(url, **SMALL)).store.bytes)
     machine("three")
+    monkeypatch.setattr("restuning.features.away.MOST", int(2.2 * max(sizes) + 8000))
+    paths = [
+        build_store(data, tiny, options=StoreOptions(url, **SMALL)).store.path
+        for data in (photos, other, photos, third)
+    ]
+    left = {p.parent for p in cache_root().glob(f"{MIRRORS}/*/*/{MANIFEST}")}
+    assert left == {paths[0], paths[3]}
+    monkeypatch.setattr("restuning.features.away.MOST", 10)
+    machine("four")
     with pytest.raises(StoreError, match="too large to be read from there"):
         build_store(photos, tiny, options=StoreOptions(url, **SMALL))
 
