@@ -252,8 +252,7 @@ class Batcher:
             self._decoding += len(asked)
             if self._decodes:
                 # Before the lock is given back: whoever drains ends these threads.
-                for each in asked:
-                    self._decoders.submit(self._prepare, each)
+                self._hand_over(asked)
         for each in asked:
             if self.kind == "words" and not each.given:
                 # Nothing to ask the backbone: an empty sentence has no word to answer for.
@@ -261,6 +260,17 @@ class Batcher:
             elif not self._decodes:
                 self._prepare(each)
         return [each.future for each in asked]
+
+    def _hand_over(self, asked: Sequence[_Asked]) -> None:
+        for place, each in enumerate(asked):
+            try:
+                self._decoders.submit(self._prepare, each)
+            except RuntimeError:
+                # The interpreter ends; whoever drains must not wait for what no thread takes any more.
+                self._decoding -= len(asked) - place
+                for other in asked[:place]:
+                    other.future.cancel()
+                raise BusyError("the process is about to end", fix="ask another") from None
 
     def _leave(self, asked: _Asked, reply: Reply) -> None:
         self._end_decoding()

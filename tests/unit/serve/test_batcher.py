@@ -324,6 +324,16 @@ def test_whoever_drains_waits_until_what_was_taken_is_handed_on(predictor):
     assert answer.predictions.keys() == predictor.tasks.keys()
 
 
+def test_whoever_drains_does_not_wait_for_what_the_ending_interpreter_takes_no_more(predictor):
+    batcher = live_batcher(predictor)
+    # As the interpreter does before threads that still ask are stopped.
+    batcher._decoders.shutdown()
+    with pytest.raises(BusyError, match="about to end"):
+        batcher.ask([picture(0), picture(1)])
+    assert batcher.held == 0
+    assert batcher.drain(PATIENCE)
+
+
 def test_whoever_drains_does_not_wait_for_questions_that_were_given_up(predictor):
     batcher = live_batcher(predictor)
     with Held(predictor) as held:
