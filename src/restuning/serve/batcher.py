@@ -195,6 +195,7 @@ class Batcher:
         self._answering = 0
         # Of the last batch: how many asked then, when it ended, and for how long they are waited for.
         self._expected, self._ended, self._patience = 0, 0.0, self.pace.delay
+        self._others: int | None = None
         self._closed = False
         self._decoders = ThreadPoolExecutor(self.pace.decoders, "restuning-decode")
         self._thread = Thread(target=self._run, name="restuning-answer", daemon=True)
@@ -339,13 +340,14 @@ class Batcher:
     def _run(self) -> None:
         while batch := self._take():
             start = time.monotonic()
+            self._others = None
             for live in {id(each.live): each.live for each in batch}.values():
                 self._answer_safely([each for each in batch if each.live is live], live)
             with self._changed:
                 self._answering = 0
                 self._ended = time.monotonic()
                 self._patience = self._patience_after(self._ended - start)
-                self._expected = len(batch) + len(self._queue) + self._decoding
+                self._expected = len(batch) + (self._others or 0)
                 self._changed.notify_all()
 
     def _take(self) -> list[_Asked]:
@@ -375,6 +377,12 @@ class Batcher:
                 # All of them were given up, and whoever drains waits for nobody any more.
                 self._changed.notify_all()
 
+    def _count_others(self) -> None:
+        """Who asks beside a batch, before any of it is told: whoever comes back at once is of it, and one."""
+        with self._changed:
+            if self._others is None:
+                self._others = len(self._queue) + self._decoding
+
     def _patience_after(self, seconds: float) -> float:
         # None where somebody said that nobody is waited for.
         return self.pace.delay and max(self.pace.delay, SHARE * seconds)
@@ -398,6 +406,7 @@ class Batcher:
             self._answer(batch, live)
         except Exception as error:  # noqa: BLE001 (whoever asked is told, and the thread goes on)
             if len(batch) == 1:
+                self._count_others()
                 self.counts.add(failed=1)
                 _set_error(batch[0], error)
                 return
@@ -478,6 +487,7 @@ class Batcher:
                 **seconds,
             },
         )
+        self._count_others()
         for each, what in zip(batch, said, strict=True):
             if isinstance(what, Reply):
                 each.future.set_result(what)

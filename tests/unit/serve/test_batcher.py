@@ -447,3 +447,21 @@ def test_nobody_is_waited_for_where_nobody_was_answered_beside_it_or_no_delay_is
         assert time.monotonic() - start < delay or delay == 0
         assert batcher._patience == delay
         assert batcher.drain(PATIENCE)
+
+
+def test_who_asks_again_the_moment_he_is_told_is_waited_for_once(predictor):
+    delay, again = 8.0, Event()
+    batcher = live_batcher(predictor, pace=Pace(delay=delay))
+    later = []
+
+    def ask_again(_):
+        # In the thread that tells, before it looks who else is there.
+        later.extend(batcher.ask([picture(2)]))
+        again.set()
+
+    start = time.monotonic()
+    batcher.ask([picture(1)])[0].add_done_callback(ask_again)
+    assert again.wait(PATIENCE)
+    answers(later)
+    assert time.monotonic() - start < delay
+    assert batcher.drain(PATIENCE)
