@@ -1,5 +1,6 @@
 """The commands and the Python of docs/audio.md do what it says, on a small model and drawn tones."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -80,3 +81,16 @@ def test_a_sound_asks_for_the_sounds_nearest_to_it_and_auto_chooses(place):
     done = restuning("train", "sounds", *told, *chosen, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (place / "runs/chosen/sounds.task").is_dir()
+
+
+def test_figures_of_the_page_are_those_of_the_recipe_that_is_committed():
+    found = json.loads((PAGE.parents[1] / "recipes" / "sounds.json").read_text())
+    assert found["weights"] == "random" and "say nothing about" in PAGE.read_text()
+    for name, result in found["results"].items():
+        backbone, method = name.split(", ")
+        told = [
+            f"{row.get('test_accuracy', row.get('test_r2')):.2f}"
+            for row in result["columns"].values()
+        ]
+        line = f"| {backbone} | `{method}` | {' | '.join(told)} | {result['seconds']:.0f} s |"
+        assert line in PAGE.read_text().splitlines()

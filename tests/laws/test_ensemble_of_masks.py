@@ -10,6 +10,7 @@ from restuning._errors import NoSitesError, TrainingError
 from restuning.bypass import GridRidge, ensemble
 from restuning.bypass.ensemble import SHARES
 from restuning.problems import UNLABELLED, Segmentation
+from restuning.training.fit import refuse_in_several
 from restuning.training.prepare import conclude_tuned, prepare_tuned
 
 IMAGES, SIDE, CLASSES = 18, 32, 3
@@ -132,3 +133,18 @@ def test_maps_are_refused_in_words():
     host = Host(wake(Convolutions()), torch.zeros(1, 3, 64, 64))
     with pytest.raises(NoSitesError, match="(?s)streams of tokens.*ensemble.*ridge, linear"):
         methods.build("ensemble", host, num_classes=CLASSES, pool="grid")
+
+
+@pytest.mark.parametrize("pool", ["grid", "cls"])
+def test_several_processes_which_would_train_another_one_are_refused(
+    host, scenes, tmp_path, monkeypatch, pool
+):
+    task = methods.build("ensemble", host, CLASSES, pool=pool)
+    # `restuning.training.fit` is the function.
+    monkeypatch.setitem(refuse_in_several.__globals__, "count_processes", lambda: 2)
+    with pytest.raises(TrainingError, match="deals the rows of a batch") as told:
+        fit(Tuned(host, task), scenes, settings=FitSettings(epochs=1), out=tmp_path / "run")
+    assert "restuning cache" in told.value.fix and "2 processes" in told.value.found
+    assert not (tmp_path / "run").exists()
+    # What deals nothing is not.
+    refuse_in_several(methods.build("ridge", host, CLASSES, pool=pool))

@@ -1,4 +1,4 @@
-"""Two small runs on masks as a program, `masks_script.py OUT`: a head by steps, and a closed form.
+"""Two small runs on masks as a program, `masks_script.py OUT [METHOD ...]`: a head by steps, and a closed form.
 
 Rare classes are weighed in both, and the images of the head are drawn evenly by class. What each ends with goes to
 OUT/METHOD.safetensors.
@@ -34,7 +34,8 @@ def main():
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
     host = load_backbone("restuning-tiny").host()
-    for method, own in (("linear", {"balanced_sampling": True}), ("ridge", {})):
+    for method in sys.argv[2:] or ("linear", "ridge"):
+        own = {"balanced_sampling": True} if method == "linear" else {}
         torch.manual_seed(3)
         task = methods.build(method, host, num_classes=CLASSES, pool="grid")
         task.problem = Segmentation()

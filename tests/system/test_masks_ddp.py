@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import alone, forked
+from launching import PATIENCE, alone, forked, start_both
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -34,3 +34,12 @@ def test_two_processes_end_with_the_weights_and_figures_of_one(tmp_path):
                 assert ours.get(figure) == pytest.approx(theirs.get(figure), abs=SUM_ORDER), figure
         # It is trained: of nothing both would have learned the same.
         assert logs[0][-1]["val_mean_iou"] > 0.4
+
+
+def test_an_ensemble_is_refused_in_both_processes_before_anything_is_trained(tmp_path):
+    both = start_both([SCRIPT, tmp_path / "two", "ensemble"])
+    for child in both:
+        _, errors = child.communicate(timeout=PATIENCE)
+        assert child.returncode == 1
+        assert "an ensemble is trained in one process" in errors
+    assert not (tmp_path / "two" / "ensemble").exists()

@@ -72,6 +72,7 @@ class Ensemble(SideNetwork):
     # Its weights are found by the cross-entropy of rows left out, a temperature among them.
     calibrated = True
     answers = True
+    deals = True
 
     def __init__(
         self,

@@ -88,6 +88,8 @@ class SideNetwork(nn.Module, ABC):
         calibrated: Whether its answers are scaled on rows left out of what it saw, so that no
             temperature is fitted to them.
         answers: Whether its feature is the answer, so that a task's head passes it on (`pass_on`) and is not trained.
+        deals: Whether a step deals the rows of its batch out by their places in it: processes that share a batch train another network
+            than one that has it whole, and are refused.
         solved: Whether `solve` finds all that it is: where its feature is the answer, no step is trained.
         solving: Of one that is solved, in place of how it is trained: "solved in closed form from one pass".
         problem: What its task answers, which sets it: whoever solves or weighs does so for its loss.
@@ -100,6 +102,7 @@ class SideNetwork(nn.Module, ABC):
     lambda_names: tuple[str, ...] = ()
     calibrated: bool = False
     answers: bool = False
+    deals: bool = False
     solved: bool = False
     solving: str = "solved in closed form from one pass"
     problem: Problem = SingleLabel()

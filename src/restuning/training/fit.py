@@ -11,6 +11,7 @@ from torch import nn
 
 from restuning._errors import TrainingError, warn
 from restuning.host import Extractor
+from restuning.runtime.processes import count_processes
 from restuning.task import Task
 from restuning.training.callbacks import Callback, Record
 from restuning.training.log import draw_curves
@@ -156,6 +157,23 @@ def _run(objective: Supervised, *, resume: bool, progress: bool | Literal["force
     return result
 
 
+def refuse_in_several(task: nn.Module) -> None:
+    """Refuse a task of which several processes of a launcher would train another one than one does.
+
+    Raises:
+        TrainingError: Its side network deals the rows of a batch out, in each process those of its own part.
+    """
+    if count_processes() > 1 and getattr(getattr(task, "side", None), "deals", False):
+        raise TrainingError(
+            "an ensemble is trained in one process: it deals the rows of a batch out among its networks, and of several "
+            "processes each would deal its own part, so that they would train another one",
+            where=getattr(task, "method", "") or type(task).__name__,
+            found=f"{count_processes()} processes of a launcher",
+            fix="store features with the launcher (`restuning cache`) and train from them without it, or name another method, "
+            "such as ridge or mixing-bypass",
+        )
+
+
 def _check(tuned: nn.Module, train: Any, val: Any, settings: FitSettings) -> None:
     check_installed(settings.track)
     if not isinstance(getattr(tuned, "task", None), nn.Module):
@@ -164,6 +182,7 @@ def _check(tuned: nn.Module, train: Any, val: Any, settings: FitSettings) -> Non
             found=type(tuned).__name__,
             fix="give it Tuned(host, task)",
         )
+    refuse_in_several(tuned.task)
     if isinstance(host := getattr(tuned, "host", None), Extractor):
         host.check_unchanged()
     for name, data in (("training", train), ("validation", val)):

@@ -65,7 +65,7 @@ from restuning.training.calibrate import LEFT_OUT_ROWS, Calibration, calibrate, 
 from restuning.training.callbacks import Callback
 from restuning.training.checkpoint import is_finished, read_newest
 from restuning.training.evaluate import collect_logits, evaluate
-from restuning.training.fit import fit, fit_until
+from restuning.training.fit import fit, fit_until, refuse_in_several
 from restuning.training.identity import (
     describe_classes,
     describe_contents,
@@ -681,6 +681,7 @@ def run_task(
     out, settings = Path(out), recipe.settings
     task = recipe.build(inputs)
     task.labels = inputs.data.labels
+    refuse_in_several(task)
     log(f"{recipe.method}  {describe_size(task, settings)}")
     # All that the end needs, before anything takes time.
     check_beforehand(inputs.data, out, (*OF_A_RUN, *([REPORT] if report else [])))
