@@ -8,6 +8,7 @@ A mean over tasks stands only where a method has a run on each of them.
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from restuning._files import read_json
@@ -19,8 +20,10 @@ TASKS = ("cifar100", "caltech101", "rsscn7", "elpv", "dsprites_like_loc", "count
 OTHERS = ("cifar10", "flowers12", "pacs_sketch", "sign_digits", "brain_mri", "track_curve")
 FIRST = ("cifar100", "rsscn7", "dsprites_like_loc")
 GRIDS = {"epochs_10": 10, "closed_form": 5, "epochs_40": 40, "auto": 10}
-OWN_SIZE = ("detached_224", "inside_224")
+OWN_SIZE = ("detached_224", "inside_224", "inside_224_more")
 """Grids at 224 px, the size that the backbone was trained at."""
+ONE = {"peft-lora": "lora"}
+"""A rival that had another name when the grid was made: one row."""
 CONVOLUTIONS = ("mobilenet_224",)
 """The same of a convolutional network."""
 SEEDS = 3
@@ -83,23 +86,32 @@ def own_size(
         means: Tasks of which each mean is.
         cost: Whether costs are told.
     """
-    found = []
-    for folder in folders:
-        if not any((HERE / folder / "runs").rglob("final*.json")):
-            continue
-        summary = summarise(HERE / folder)
+    there = [f for f in folders if any((HERE / f / "runs").rglob("final*.json"))]
+    named: dict[str, list[tuple[Summary, str]]] = {}
+    for summary in map(summarise, (HERE / folder for folder in there)):
         for label in summary.labels:
-            own = [task for task in tasks if (task, label) in summary.cells]
-            if not own:
-                continue
-            found.append(
-                [
-                    label,
-                    *(cell(summary, task, label) for task in tasks),
-                    *(mean(summary, each, label) for each in means),
-                    *(costs(summary, own, label) if cost else ()),
-                ]
-            )
+            if any((task, label) in summary.cells for task in tasks):
+                named.setdefault(ONE.get(label, label), []).append((summary, label))
+    found = []
+    for name, several in named.items():
+        # Each task has its runs in one of the grids.
+        cells = {
+            (task, name): summary.cells[task, label]
+            for summary, label in several
+            for task in TASKS + OTHERS
+            if (task, label) in summary.cells
+        }
+        whole, label = several[0]
+        own = [task for task in tasks if (task, label) in whole.cells]
+        joined = replace(whole, cells=cells)
+        found.append(
+            [
+                name,
+                *(cell(joined, task, name) for task in tasks),
+                *(mean(joined, each, name) for each in means),
+                *(costs(whole, own, label) if cost else ()),
+            ]
+        )
     return found
 
 

@@ -44,15 +44,16 @@ class Limits:
     held: int = 2**30
 
     def check_count(self, count: int) -> None:
-        """Refuse more inputs than `inputs`.
+        """Refuse more inputs than `inputs`, or than may wait at all: of these "ask again later" would be no help.
 
         Raises:
             TooLargeError: There are more.
         """
-        if count > self.inputs:
+        most = min(self.inputs, self.waiting)
+        if count > most:
             raise TooLargeError(
                 "too many inputs in one request",
-                found=f"{count:,}, and {self.inputs:,} are taken",
+                found=f"{count:,}, and {most:,} are taken",
                 fix="ask in several requests",
             )
 

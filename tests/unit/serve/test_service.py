@@ -436,3 +436,10 @@ def test_a_service_that_cannot_be_opened_leaves_no_thread_and_no_backbone(tasks,
     for thread in left:
         thread.join(PATIENCE)
     assert not any(thread.is_alive() for thread in left)
+
+
+def test_a_request_of_more_than_may_ever_wait_is_too_large_and_not_asked_to_come_again(tasks):
+    service = Service({"t0": tasks["t0"]}, limits=Limits(waiting=2))
+    with pytest.raises(TooLargeError, match="2 are taken"):
+        service.ask("image", [picture(n) for n in range(3)])
+    assert service.drain(10)
