@@ -140,10 +140,12 @@ def run(
         read_results,
     )
     from restuning.bench.studies.ablations import ablation_entries
+    from restuning.features.away import refuse_away
     from restuning.runtime.hub import naming_file
     from restuning.training import FitSettings
     from restuning.training.trackers import check_installed, check_track
 
+    refuse_away(store, "`bench run`")
     settings = FitSettings(
         epochs=epochs,
         batch_size=batch_size,
@@ -169,7 +171,8 @@ def run(
     check_installed(check_track(track or ()))
     # Refuses a folder that was begun under another protocol, before anything is trained.
     left = open_grid(out, protocol, runs, retry)
-    job = Job(protocol, out, runs, store, keep, threads, tuple(track or ()))
+    stores = None if store is None else Path(store)
+    job = Job(protocol, out, runs, stores, keep, threads, tuple(track or ()))
     screen = messages(as_json)
     screen.print(
         Text.assemble(

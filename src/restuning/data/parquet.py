@@ -221,7 +221,6 @@ class Groups:
             return found
 
     def _read(self, file: int, group: int) -> Any:
-        import pyarrow.compute as compute
 
         opened = self._file(file)
         about = opened.metadata.row_group(group)
@@ -239,7 +238,8 @@ class Groups:
             self.column
         )
         if self.nested:
-            column = compute.struct_field(column, "bytes")
+            # Of the struct this alone was read; a struct that is null has null bytes.
+            (column,) = column.flatten()
         return column.combine_chunks()
 
     def _file(self, file: int) -> Any:

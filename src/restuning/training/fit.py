@@ -176,13 +176,14 @@ def refuse_in_several(task: nn.Module) -> None:
 
 def _check(tuned: nn.Module, train: Any, val: Any, settings: FitSettings) -> None:
     check_installed(settings.track)
-    if not isinstance(getattr(tuned, "task", None), nn.Module):
+    task = getattr(tuned, "task", None)
+    if not isinstance(task, nn.Module):
         raise TrainingError(
             "fit trains a module with a task",
             found=type(tuned).__name__,
             fix="give it Tuned(host, task)",
         )
-    refuse_in_several(tuned.task)
+    refuse_in_several(task)
     if isinstance(host := getattr(tuned, "host", None), Extractor):
         host.check_unchanged()
     for name, data in (("training", train), ("validation", val)):

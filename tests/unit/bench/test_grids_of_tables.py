@@ -84,3 +84,14 @@ def test_a_sweep_trains_one_column_and_refuses_several(table, tmp_path):
     several = call(*told, "--label", "light,the side", "--out", tmp_path / "several")
     assert several.exit_code != 0
     assert "several columns of answers" in several.output + str(several.exception)
+
+
+def test_stores_of_a_grid_lie_in_the_folder_that_is_named_and_not_at_a_url(table, tmp_path):
+    told = [*BENCH, table, "--image", "picture", "--label", "light", "--methods", "linear"]
+    done = call(*told, "--out", tmp_path / "grid", "--store", tmp_path / "stores")
+    assert done.exit_code == 0, done.output
+    assert any((tmp_path / "stores").glob("*/manifest.json"))
+    away = call(*told, "--out", tmp_path / "away", "--store", "s3://bucket/stores")
+    assert away.exit_code == 1
+    assert "takes stores in a folder, not at a URL" in away.output + str(away.exception)
+    assert not (tmp_path / "away").exists()
