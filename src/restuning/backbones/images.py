@@ -216,10 +216,21 @@ def read_depth(source: Any, name: str = "") -> Image.Image:
     return _read(io.BytesIO(source), name, _guard_depth)
 
 
+HEADER_TRIES = 10
+"""Of the header of one array, where Python itself failed."""
+
+
 def _load_array(source: Any, name: str) -> np.ndarray:
     try:
         # Mapped where it is a file: what the header says is looked at before it is read.
         mapped = None if isinstance(source, io.BytesIO) else "r"
+        for _ in range(HEADER_TRIES - 1):
+            # Python before 3.11.9 and 3.12.2 counts how deep all threads parse together, and a header that two of
+            # them read at once may be refused for that (python/cpython#106905): nothing is wrong with the file.
+            with suppress(SystemError):
+                return np.load(source, mmap_mode=mapped, allow_pickle=False)
+            if isinstance(source, io.BytesIO):
+                source.seek(0)
         return np.load(source, mmap_mode=mapped, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise _unreadable(name, error) from None

@@ -222,6 +222,27 @@ def test_of_masks_and_depths_the_one_that_is_asked_for_is_read(folder, backbone)
         load_data(folder, backbone, problem="segmentation")
 
 
+def test_a_header_that_python_itself_fails_to_parse_beside_other_threads_is_read_again(
+    folder, monkeypatch
+):
+    file = sorted((folder / "depth").iterdir())[0]
+    wanted, real, failed = np.array(read_depth(file)), np.load, []
+
+    def fail_twice(source, **how):
+        if len(failed) < 2:
+            failed.append(source)
+            if hasattr(source, "read"):
+                source.read(20)
+            raise SystemError("AST constructor recursion depth mismatch")
+        return real(source, **how)
+
+    monkeypatch.setattr(np, "load", fail_twice)
+    for source in (file, file.read_bytes()):
+        failed.clear()
+        np.testing.assert_array_equal(np.array(read_depth(source)), wanted)
+        assert len(failed) == 2
+
+
 def test_arrays_without_an_image_and_corrupt_ones_are_left_out_by_name(folder, backbone):
     np.save(folder / "depth" / "more.npy", np.ones((2, 2)))
     _short(folder)
