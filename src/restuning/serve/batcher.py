@@ -384,7 +384,7 @@ class Batcher:
                 self._others = len(self._queue) + self._decoding
 
     def _patience_after(self, seconds: float) -> float:
-        # None where somebody said that nobody is waited for.
+        # Zero where somebody said that nobody is waited for.
         return self.pace.delay and max(self.pace.delay, SHARE * seconds)
 
     def _is_enough(self, count: int) -> bool:
