@@ -420,6 +420,23 @@ def test_what_the_head_of_a_card_says_on_the_hub_stays_when_the_task_is_pushed_a
     assert "curves.png" not in files
 
 
+def test_what_a_card_said_of_the_task_that_was_there_is_not_said_of_the_one_that_takes_its_place():
+    from restuning.task.card import card_for_hub, split_card, write_card
+
+    host = Host(tiny_vit(), torch.zeros(1, 3, 32, 32))
+    task = methods.build("linear", host, num_classes=3)
+    told = {"test accuracy": 0.99}
+    first = write_card("pets", task, "hf:org/vit", {"mean": 1}, told, "hf:org/pets")
+    of_task = {*split_card(first)[0]}
+    assert {"model-index", "datasets", "base_model", "pipeline_tag"} <= of_task
+    there = card_for_hub(first, "someone/pets", license="mit")
+    # On data of somebody's own, without a test, on a backbone that no hub has.
+    second = write_card("pets", task, "", {}, {})
+    plain, _ = split_card(card_for_hub(second, "someone/pets"))
+    replaced, _ = split_card(card_for_hub(second, "someone/pets", before=there))
+    assert replaced == {**plain, "license": "mit"}
+
+
 def test_a_head_that_a_hub_refuses_is_told_and_nothing_is_pushed(hub, tasks):
     said = refusal(push_to_hub, tasks / "pets.task", "someone/pets", license="my own")
     assert "the hub refuses what was sent" in said and '"license" must be' in said

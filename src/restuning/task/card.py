@@ -19,8 +19,18 @@ LARGEST_HEAD = 2**18
 PICTURE = "curves.png"
 """The curves of a run, beside a task that is pushed."""
 
-SPLITS = {"test": "test", "validation": "validation"}
+SPLITS = ("test", "validation")
 """First words of figures that were measured on a split."""
+
+OF_TASK = (
+    "pipeline_tag",
+    "tags",
+    "base_model",
+    "base_model_relation",
+    "datasets",
+    "model-index",
+)
+"""What a head says of its task: true of that one, and of no other that takes its place."""
 
 _HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _INDEX = "<!-- a line for each task, written by `restuning push` -->"
@@ -83,13 +93,14 @@ def card_for_hub(
     Args:
         card: The card of the folder.
         name: `user/repository[/task]`.
-        before: The card that is there; what its head says and this one does not (a licence) stays.
+        before: The card that is there; what its head says and this one does not (a licence) stays, but for what it says of
+            the task that was there (`OF_TASK`).
         license: By the hub's identifier, `apache-2.0`.
         picture: Whether the curves of the run lie beside it.
     """
     head, text = split_card(card)
     there, _ = split_card(before)
-    head = {**head, **{key: value for key, value in there.items() if key not in head}}
+    head = {**{key: value for key, value in there.items() if key not in OF_TASK}, **head}
     head |= {"library_name": LIBRARY, **({"license": license} if license else {})}
     # The first, which is ours: what its author wrote below it may open other tasks.
     text = _LOCAL.sub(lambda found: f'{found[1]}"{name}"', text, count=1)
@@ -189,7 +200,7 @@ def _write_head(
         {"type": figure.replace(" ", "_"), "value": value, "name": f"{split} {figure}"}
         for split, figure, value in _measured(results)
     ]
-    split = next((SPLITS[split] for split, _, _ in _measured(results)), None)
+    split = next((split for split, _, _ in _measured(results)), None)
     head: dict[str, Any] = {
         "library_name": LIBRARY,
         **({"pipeline_tag": tag} if tag else {}),
