@@ -15,7 +15,7 @@ from commands import restuning
 from restuning import Host, Predictor, RestuningError, load_backbone, methods, save
 from restuning._errors import RestuningWarning
 from restuning.task import describe, find_origin, find_task, list_hub, push_to_hub
-from restuning.task.hub import LARGEST
+from restuning.task.hub import LARGEST, HubTask, _check_files, tasks_in
 from serving import save_task
 
 pytest.importorskip("huggingface_hub", reason="needs the extra hub")
@@ -224,6 +224,23 @@ def test_a_file_that_is_larger_than_any_of_a_task_is_not_fetched(hub, tasks, nam
     hub.asked.clear()
     assert "too large" in refusal(find_task, "someone/pets")
     assert not any("/resolve/" in path for _, path in hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("files", "tasks", "said"),
+    [
+        (["task.json", "README.md"], [], "is no task.*no weights.safetensors"),
+        (["multitask.json", "task.json.bak"], [], "is no task.*no task.json"),
+        (["zoo/multitask.json", "a/b/task.json"], [], "is no task.*no task.json"),
+        (["pets/task.json", "task.json"], ["pets"], "several tasks.*pets"),
+    ],
+)
+def test_a_task_in_a_repository_is_a_folder_with_a_task_json_and_nothing_that_is_called_alike(
+    files, tasks, said
+):
+    assert tasks_in(files) == tasks
+    with pytest.raises(RestuningError, match=f"(?s){said}"):
+        _check_files(HubTask.read("someone/pets"), dict.fromkeys(files, 10))
 
 
 def test_a_file_of_another_size_than_was_told_is_refused(hub, tasks):

@@ -263,7 +263,8 @@ def _check_files(named: HubTask, sizes: Mapping[str, int | None]) -> dict[str, i
 
 def tasks_in(files: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """Names of the tasks that a repository holds in folders of their own."""
-    folders = [file.removesuffix(f"/{DESCRIPTION}") for file in files if file.endswith(DESCRIPTION)]
+    end = f"/{DESCRIPTION}"
+    folders = [file.removesuffix(end) for file in files if file.endswith(end)]
     names = [HubTask.read(f"user/repository/{folder}") for folder in folders]
     return sorted(each.task for each in names if each and each.task and not each.revision)
 
