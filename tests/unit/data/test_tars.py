@@ -11,7 +11,7 @@ import torch
 import restuning
 from commands import restuning as command
 from restuning._errors import DataError, RestuningWarning
-from restuning.backbones.images import read_image
+from restuning.backbones.images import image_suffixes, read_image
 from restuning.data import DataOptions
 from restuning.data.collection import load_collection
 from restuning.data.identity import Watch
@@ -325,6 +325,20 @@ def test_an_index_is_kept_beside_stores_and_not_beside_the_data(tmp_path, tiny, 
     assert len(list(kept.iterdir())) == 2 and len(list(folder.iterdir())) == 2
     monkeypatch.setattr("restuning.data.tar_index._read", None)
     assert load(folder, tiny).contents() == before
+
+
+def test_an_index_that_was_made_where_fewer_kinds_of_images_are_read_is_made_again(
+    tmp_path, tiny, monkeypatch
+):
+    folder = shots(tmp_path / "w", 1, 20, kind="webp")
+    monkeypatch.setattr("restuning._files.SETTLED", -1.0)
+    with monkeypatch.context() as before:
+        # As of HEIC, before its library is installed.
+        fewer = image_suffixes() - {".webp"}
+        before.setattr("restuning.data.tar_index.image_suffixes", lambda: fewer)
+        with pytest.raises(DataError, match="without an image"):
+            load(folder, tiny)
+    assert len(load(folder, tiny).train) == 14
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff", None])
