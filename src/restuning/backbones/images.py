@@ -232,7 +232,7 @@ def _load_array(source: Any, name: str) -> np.ndarray:
             if isinstance(source, io.BytesIO):
                 source.seek(0)
         return np.load(source, mmap_mode=mapped, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except _DAMAGED as error:
         raise _unreadable(name, error) from None
 
 

@@ -206,6 +206,18 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("side", [10**5, 10**7, 2**40])
+def test_an_array_whose_header_says_more_than_there_is_cannot_be_read(side, tmp_path):
+    stream = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (side, side)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    file = tmp_path / "x.npy"
+    file.write_bytes(stream.getvalue())
+    for source in (stream.getvalue(), file):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_depth(source)
+
+
 @pytest.mark.parametrize("kind", WRONG)
 def test_what_is_wrong_is_refused_with_its_file(kind, folder, backbone):
     spoil, said, file = WRONG[kind]
