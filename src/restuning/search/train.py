@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
@@ -19,6 +19,7 @@ from restuning.backbones import Backbone, take_backbone, with_text_tower
 from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
+from restuning.host import Extractor
 from restuning.runtime.processes import count_processes, is_main_process
 from restuning.search.auto import AUTO, Choice, choose_method
 from restuning.search.budget import Budget
@@ -29,6 +30,7 @@ from restuning.training.beforehand import OF_A_RUN, check_beforehand
 from restuning.training.callbacks import Callback
 from restuning.training.defaults import settings_for
 from restuning.training.device import on_device
+from restuning.training.fit import refuse_in_several
 from restuning.training.own_size import note_smaller_size
 from restuning.training.run import (
     Inputs,
@@ -291,6 +293,14 @@ def train(
         torch.manual_seed(recipes[0].settings.seed)
         loaded = _load(backbone, weights, explicit)
         folder = None if out is None else Path(out)
+
+        @cache
+        def open_host() -> Extractor:
+            # Once for all columns: the hooks of each host run in every forward of the backbone.
+            host = loaded.host()
+            host.to(place)
+            return host
+
         if sources := source.columns(loaded, log):
             if explicit.get("callbacks"):
                 raise TrainingError(
@@ -309,7 +319,7 @@ def train(
                 )
 
             def trainer_of(one: Source) -> _Trainer:
-                made = _Trainer(one, loaded, place, resume, explicit, log)
+                made = _Trainer(one, loaded, open_host, resume, explicit, log)
                 made.how["call"] = _call(one, loaded, weights, explicit)
                 made.batch_said = batch_said
                 return made
@@ -318,7 +328,7 @@ def train(
                 return one.choose_answering(recipes[0], partial(_recipe, explicit=explicit))
 
             return _train_columns(sources, trainer_of, recipe_of, budget, folder)
-        trainer = _Trainer(source, loaded, place, resume, explicit, log)
+        trainer = _Trainer(source, loaded, open_host, resume, explicit, log)
         trainer.how["call"] = _call(source, loaded, weights, explicit)
         trainer.batch_said = batch_said
         if budget is not None:
@@ -387,10 +397,11 @@ def _train_columns(
 
 
 def _store_together(runs: Sequence[tuple[Inputs, Recipe, Path]], resume: bool) -> None:
-    """One pass over the data for all runs; first their folders are looked at."""
-    if resume:
-        for inputs, recipe, folder in runs:
-            task = recipe.build_form(inputs)
+    """One pass over the data for all runs; first it is seen whether each of them can be made, and in its folder."""
+    for inputs, recipe, folder in runs:
+        task = recipe.build_form(inputs)
+        refuse_in_several(task)
+        if resume:
             task.labels = inputs.data.labels
             from_main(partial(refuse_other_run, inputs, task, recipe.settings, folder))
     runs[0][0].store_once(partial(recipe.build_form, inputs) for inputs, recipe, _ in runs)
@@ -414,7 +425,7 @@ class _Trainer:
         self,
         source: Source,
         backbone: Backbone,
-        device: torch.device,
+        open_host: Callable[[], Extractor],
         resume: bool,
         explicit: Mapping[str, Any],
         log: Log,
@@ -431,8 +442,7 @@ class _Trainer:
         # Set where the user says how many examples a step has.
         self.batch_said = False
         self.data = source.load(backbone)
-        self.host = backbone.host()
-        self.host.to(device)
+        self.host = open_host()
 
     def with_head(self, recipe: Recipe, prompts: ZeroShot) -> Recipe:
         """The recipe with a first head made of the names of the classes."""

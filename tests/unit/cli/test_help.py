@@ -149,9 +149,8 @@ def test_every_example_is_understood(line, tmp_path, monkeypatch):
     assert parse(line).params
 
 
-def test_what_is_completed_exists():
-    for name in common.METHODS:
-        methods.check(name, (AUTO,))
+def test_what_is_completed_exists_and_all_methods_are():
+    assert sorted(common.METHODS) == sorted([AUTO, *methods.names()])
     for kind in {name.partition(":")[0] for name in common.BACKBONES} - {"restuning-tiny"}:
         assert f"{kind}:" in " ".join(SCHEMES)
     assert common.complete_method("res-tuning-b") == ["res-tuning-bypass"]

@@ -11,6 +11,7 @@ import restuning
 from restuning import Bank, FitSettings, Predictor, evaluate_task, load_backbone, train
 from restuning._errors import DataError, FormatError, TrainingError, WrongTaskError
 from restuning._files import read_json, write_json
+from restuning.backbones import Backbone
 from restuning.cli.app import app
 from restuning.data.data import DataOptions
 from restuning.features import StoreOptions
@@ -42,8 +43,10 @@ def trained(table, tiny, tmp_path_factory):
     out, forwards = tmp_path_factory.mktemp("out"), []
     handle = tiny.model.register_forward_hook(lambda _, args, __: forwards.append(len(args[0])))
     lines: list[str] = []
+    hosts, own = [], Backbone.host
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESTUNING_CACHE", str(out / "cache"))
+        patch.setattr(Backbone, "host", lambda self: hosts.append(own(self)) or hosts[-1])
         found = train(
             table,
             backbone=tiny,
@@ -55,17 +58,23 @@ def trained(table, tiny, tmp_path_factory):
             log=lines.append,
         )
     handle.remove()
-    return found, forwards, lines
+    return found, forwards, lines, hosts
 
 
 def test_three_columns_of_three_kinds_are_trained_from_one_pass(trained):
-    found, forwards, lines = trained
+    found, forwards, lines, _ = trained
     assert isinstance(found, Columns)
     # Before and after the pass single examples, by which sites and rounding are proved.
     begin = forwards.index(round(0.7 * ROWS))
     assert sum(size for size in forwards[begin:] if size > 1) == ROWS
     assert sum("reused" in line for line in lines) == 2
     assert any("count: regression, assumed of numbers" in line for line in lines)
+
+
+def test_one_host_serves_all_columns(trained):
+    """The hooks of each would run in every forward of the backbone, whose sites they would prove once more."""
+    *_, hosts = trained
+    assert len(hosts) == 1
 
 
 def test_what_is_left_says_problem_and_figures_of_each_column(trained):

@@ -17,6 +17,7 @@ from restuning.search.sweep import SweepRequest, run_sweep
 from restuning.search.train import train
 from restuning.training import fit_until
 from restuning.training import run as runs
+from restuning.training.fit import refuse_in_several
 from restuning.training.run import Source
 
 CLOCK = {"seconds", "peak_memory_bytes", "forecast", "features", "memory_measure"}
@@ -79,6 +80,16 @@ def test_methods_are_compared_in_one_folder_and_the_best_is_best_on_validation(
     final = train(few, method=["linear"], out=tmp_path / "final", store=False, final=True, epochs=1)
     with pytest.raises(TrainingError, match="validation"):
         _ = final.best
+
+
+def test_what_one_of_several_methods_refuses_is_told_before_any_is_trained(
+    few, tmp_path, stores, monkeypatch
+):
+    monkeypatch.setitem(refuse_in_several.__globals__, "count_processes", lambda: 2)
+    methods = ["linear", "ensemble"]
+    with pytest.raises(TrainingError, match="deals the rows of a batch"):
+        train(few, method=methods, out=tmp_path / "run", store=stores, epochs=1)
+    assert not (tmp_path / "run" / "linear").exists()
 
 
 @pytest.mark.slow
