@@ -314,15 +314,26 @@ class Measured(NamedTuple):
     before: tuple[int, int] | None
 
 
-def measure(path: Path) -> Measured:
+def measure(source: Any, name: str = "") -> Measured:
     """Width and height of an image that `read_image` would give, by its header.
+
+    Args:
+        source: As for `read_image`.
+        name: What an error calls it, where it is no path.
 
     Raises:
         DataError: As `read_image`, as far as the header tells.
         MissingExtraError: Likewise.
     """
-    _require_file(path)
-    return _read(path, str(path), _measure)
+    if isinstance(source, str | Path):
+        _require_file(Path(source))
+        return _read(source, str(source), _measure)
+    if isinstance(source, bytes):
+        return _read(io.BytesIO(source), name or "an image in memory", _measure)
+    if isinstance(source, Image.Image):
+        return _measure(source, name)
+    # Of an array there are no notes that would turn it.
+    return Measured(read_image(source, name).size, None)
 
 
 def _measure(image: Image.Image, name: str) -> Measured:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from restuning._errors import DataError
 from restuning._files import expand_home
-from restuning.backbones.images import read_image
+from restuning.backbones.images import Measured, measure, read_image
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.identity import (
     Samples,
@@ -268,6 +268,10 @@ class ImageDataset(MediaDataset):
         """The same."""
         return self.image(index)
 
+    def measure(self, index: int) -> Measured:
+        """Its size, by its header where there is one."""
+        return Measured(self.image(index).size, None)
+
 
 class ImageFiles(ImageDataset):
     """Images on disk, known by the bytes of their files.
@@ -303,6 +307,10 @@ class ImageFiles(ImageDataset):
             DataError: It cannot be read.
         """
         return read_image(self.samples[index][0])
+
+    def measure(self, index: int) -> Measured:
+        """By its header."""
+        return measure(self.samples[index][0])
 
     def label(self, index: int) -> int:
         """As listed."""
@@ -347,6 +355,10 @@ class Arrays(ImageDataset):
             DataError: It cannot be read.
         """
         return read_image(self.images[index], f"image {index}")
+
+    def measure(self, index: int) -> Measured:
+        """By its header, where it has one."""
+        return measure(self.images[index], f"image {index}")
 
     def label(self, index: int) -> int:
         """As it was given."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from restuning._errors import DataError
-from restuning.backbones.images import read_image
+from restuning.backbones.images import Measured, measure, read_image
 from restuning.data.data import ImageDataset
 from restuning.data.remote import File
 
@@ -61,6 +61,10 @@ class PackedImages(ImageDataset):
             DataError: It cannot be read.
         """
         return self._decode(index, self.read_bytes([index])[0])
+
+    def measure(self, index: int) -> Measured:
+        """By its header."""
+        return measure(self.read_bytes([index])[0], self.show(index))
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Several images, read together."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restuning._errors import DataError
 from restuning._files import FileState, file_state
-from restuning.backbones.images import Measured, measure, read_image
+from restuning.backbones.images import Measured, measure
 from restuning.data.data import (
     CACHED_PIXELS,
     SPLIT_SEED,
@@ -189,7 +189,7 @@ class ImagesWithTargets(ImageDataset):
         """
         name = self.names[index]
         read = self.kind.read(self.targets[index], name)
-        check_target(self.kind, self._measure(index), read, name)
+        check_target(self.kind, self.images.measure(index), read, name)
         return read
 
     def label(self, index: int) -> Any:
@@ -230,11 +230,6 @@ class ImagesWithTargets(ImageDataset):
         if all(isinstance(each, Path) for each in self.targets):
             return file_inputs(self.targets, tell)
         return [digest_value(each) for each in self.targets]
-
-    def _measure(self, index: int) -> Measured:
-        if isinstance(self.images, ImageFiles):
-            return measure(self.images.samples[index][0])
-        return Measured(self.image(index).size, None)
 
 
 class Checked(NamedTuple):
@@ -284,7 +279,7 @@ def check_targets(
         if known is not None and None not in states and known[:2] == (states, kind.key()):
             return known
         read = kind.read(target, name)
-        size = measure(image) if isinstance(image, Path) else Measured(read_image(image).size, None)
+        size = measure(image)
         turned = check_target(kind, size, read, name)
         summary = kind.summarise(np.asarray(read))
         found = Checked(states, kind.key(), summary, size.size, turned)

@@ -12,6 +12,7 @@ import restuning
 from commands import restuning as run_command
 from restuning._errors import DataError
 from restuning.data import DataOptions, load_columns
+from restuning.data.data import Arrays
 from restuning.problems import Depth, Segmentation
 from restuning.search import Candidate
 
@@ -285,6 +286,38 @@ def test_a_frame_of_arrays_or_pictures_is_read_as_files_are(table, backbone):
     frame = pandas.DataFrame({"path": list(images), "mask": list(masks)})
     found = load_columns(frame, backbone, options(label="mask", classes=CLASSES))
     assert found["mask"].problem == wanted["mask"].problem
+
+
+def test_what_is_assumed_of_images_that_their_notes_turn_is_said_wherever_they_lie(table, backbone):
+    notes, rows = Image.Exif(), read(table.parent)
+    # Upside down: sizes do not tell if a mask was drawn before that or after.
+    notes[0x0112] = 3
+    for row in rows[:3]:
+        file = table.parent / row["path"]
+        Image.open(file).save(file, exif=notes)
+    files = [table.parent / row["path"] for row in rows]
+    masks = [table.parent / row["mask"] for row in rows]
+    for images in (
+        files,
+        [file.read_bytes() for file in files],
+        [{"bytes": file.read_bytes(), "path": file.name} for file in files],
+        list(map(Image.open, files)),
+    ):
+        columns = {"path": images, "mask": masks}
+        data = load_columns(columns, backbone, options(label="mask", classes=CLASSES))["mask"]
+        assert "EXIF turns 3 images" in data.assumed
+
+
+def test_an_image_is_decoded_once_for_itself_and_its_mask(tmp_path, backbone, monkeypatch):
+    table, decoded = write(tmp_path / "scenes"), []
+    rows = read(table.parent)
+    columns = {c: [(table.parent / row[c]).read_bytes() for row in rows] for c in ("path", "mask")}
+    data = load_columns(columns, backbone, options(label="mask", classes=CLASSES))["mask"]
+    real = Arrays.image
+    monkeypatch.setattr(Arrays, "image", lambda self, n: decoded.append(n) or real(self, n))
+    for number in range(len(data.train)):
+        data.train[number]
+    assert decoded == list(range(len(data.train)))
 
 
 def test_mirror_images_and_no_other_augmentation(table, backbone):
