@@ -135,18 +135,19 @@ class Away:
         Raises:
             StoreError: A file is not what was written, or there is no room.
         """
-        folder, coming = self.root / store, self.root.parent / "coming" / self.root.name / store
-        # Without its files beside it a manifest would tell of a damaged store.
-        self._fetch(store, MANIFEST, coming / MANIFEST)
-        about = read_manifest(coming, whole=False)
-        self._make_room(folder, sum(file.bytes for file in about.files.values()))
-        files = list(about.files.values())
-        here = digest_files([folder / file.name for file in files])
-        for file, digest in zip(files, here, strict=True):
-            if digest != file.sha256:
-                self._fetch(store, file.name, folder / file.name, file.sha256)
+        folder = self.root / store
+        # Without its files beside it a manifest would tell of a damaged store. Each process has its own: several may
+        # bring one store at once.
+        with explain_write_errors(folder), replacing(folder / MANIFEST, apart=True) as coming:
+            self._fetch(store, MANIFEST, coming)
+            about = read_manifest(coming.parent, whole=False)
+            self._make_room(folder, sum(file.bytes for file in about.files.values()))
+            files = list(about.files.values())
+            here = digest_files([folder / file.name for file in files])
+            for file, digest in zip(files, here, strict=True):
+                if digest != file.sha256:
+                    self._fetch(store, file.name, folder / file.name, file.sha256)
         with explain_write_errors(folder):
-            (coming / MANIFEST).replace(folder / MANIFEST)
             (self.root / f"{store}{WHOLE}").touch()
         return folder
 

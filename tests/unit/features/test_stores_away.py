@@ -9,6 +9,7 @@ from restuning._files import cache_root
 from restuning.features import (
     Store,
     StoreOptions,
+    away,
     build_on_ray,
     build_store,
     export_store,
@@ -96,6 +97,25 @@ def test_another_machine_reads_it_and_computes_nothing(
     stored = build_store(photos, tiny, options=StoreOptions(url, **SMALL))
     assert stored.seconds == 0 and stored.store.path.is_relative_to(cache_root())
     assert stored.store.verify() and listed(client, url) == before
+
+
+def test_processes_that_bring_one_store_at_once_do_not_meet(
+    url, photos, machine, tiny, monkeypatch
+):
+    name = build_store(photos, tiny, options=StoreOptions(url, **SMALL)).store.path.name
+    machine("two")
+    real, others = away.digest_files, []
+
+    def meanwhile(files):
+        if not others:
+            # Another process of a launcher, which began as this one did and ends before it.
+            others.append(None)
+            others.append(Away(url).fetch(name))
+        return real(files)
+
+    monkeypatch.setattr(away, "digest_files", meanwhile)
+    assert Away(url).fetch(name) == others[1] and Store(others[1]).verify()
+    assert {p.suffix for p in others[1].iterdir()} == {".npy", ".json"}
 
 
 def test_a_task_trains_from_a_store_at_a_url(url, photos, tmp_path, machine):
