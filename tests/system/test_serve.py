@@ -43,12 +43,15 @@ def test_what_cannot_be_served_ends_in_a_sentence(tasks, arguments, words):
 
 
 @pytest.mark.slow
-def test_a_terminated_server_answers_or_refuses_everybody_who_asked(tasks):
+def test_a_terminated_server_answers_or_refuses_everybody_who_asked(tasks, tmp_path):
     command = [sys.executable, "-m", "restuning", "serve", str(tasks["t0"]), "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    # A line of the log for each request goes to a file: a pipe that nobody reads holds about 300
+    # lines, and the server would then wait in its next line for ever.
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
     try:
         address = server.stdout.readline().split()[-1]
         wait_until_ready(address, PATIENCE)
