@@ -91,6 +91,7 @@ def evaluate(
     from restuning.training.report_again import (
         check_place,
         refuse_other_evaluation,
+        warn_of_change,
         write_evaluation,
     )
 
@@ -126,6 +127,7 @@ def evaluate(
     origin = find_origin(next(iter(folders.values())))
     named = {"task": origin or str(task)}
     own, loaded = load_for(predictor, data, options)
+    warn_of_change(next(iter(folders.values())), loaded)
     if out is not None:
         refuse_other_evaluation(out, {**named, "data": loaded.name})
     if tiles:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from restuning._errors import FormatError, TrainingError, warn
+from restuning._errors import FormatError, RestuningError, TrainingError, warn
 from restuning._files import expand_home, fits, hints_of, read_json, write_json, writing_rows
-from restuning.data import DataOptions
+from restuning.data import Data, DataOptions
+from restuning.data.identity import identify
 from restuning.data.load import is_by_name, is_gone
 from restuning.data.shown import list_names
 from restuning.report import Page
@@ -18,6 +19,7 @@ from restuning.serve import Predictor
 from restuning.task import find_task
 from restuning.training.beforehand import try_files
 from restuning.training.evaluate_task import JudgedTask, judge_task
+from restuning.training.identity import describe_contents
 from restuning.training.run import DATA_FROM_RUN
 from restuning.training.run_report import (
     REPORT,
@@ -50,6 +52,8 @@ CHANGED = (
     "Other data than those of the run were judged here: they changed since, or others were given. Counts of examples are "
     "theirs, and some of what was judged may have been trained on."
 )
+TRAINED_ON = "the training data"
+"""Entry of what `metrics.json` tells of data: a digest of the contents of the training split."""
 EVALUATION = "eval.json"
 OUTPUTS = "outputs.csv"
 READ = (
@@ -215,6 +219,39 @@ def report_run(run: FinishedRun, predictor: Predictor, batch_size: int = 64) -> 
         notes=[CHANGED, *page.notes],
         about={**page.about, "data that were judged, known by contents": now},
     )
+
+
+def warn_of_change(task: Path, loaded: Data) -> None:
+    """Warn where the training split of data is not the one that a task of these data was trained on: files that name no splits
+    are split anew when they change, and rows that it was trained on may then be among those that it is tested on.
+
+    Nothing is known of a task that has no run beside it, of other data, and of a run on train and val together.
+
+    Args:
+        task: Folder of the task.
+        loaded: What it is tested on.
+
+    Cost: where there is such a run, images that were never read before are read once, to know their contents.
+    """
+    # Of a column of a table the run lies one deeper.
+    for run in (task.parent, task.parent / "runs" / task.stem):
+        try:
+            metrics, settings = read_json(run / METRICS), read_json(run / SETTINGS)
+            name, known = metrics["data"]["name"], metrics["data"][TRAINED_ON]
+        except (RestuningError, OSError, KeyError, TypeError):
+            continue
+        if known is None or name != loaded.name or settings.get("final") or "choice" in metrics:
+            return
+        now = describe_contents(identify(loaded.train), None)[TRAINED_ON]
+        if now != known:
+            warn(
+                "the data have changed since the task was trained on them",
+                where=loaded.name,
+                found=f"training data {now}, then {known}",
+                fix="where their files name no splits, rows that it was trained on may be among those of test: test it on "
+                "data that it has not seen, or train it again",
+            )
+        return
 
 
 def check_place(out: Path, rows: str = "csv") -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,27 @@ def test_a_report_about_other_data_than_the_run_says_so(run, table, tmp_path):
     assert "about other data than the run" in done.stderr
     assert CHANGED in (tmp_path / "page.html").read_text()
     assert CHANGED not in (folder / "report.html").read_text()
+
+
+def test_a_test_on_data_that_changed_since_training_says_so(run, table, tmp_path):
+    changed = tmp_path / "table.csv"
+    shutil.copytree(table.parent, tmp_path, dirs_exist_ok=True)
+    lines = changed.read_text().splitlines()
+    changed.write_text("\n".join([*lines[:5], *lines[6:]]) + "\n")
+    ask = ("--image", "path", "--label", "kind")
+    for data, warned in ((table, False), (changed, True)):
+        done = restuning("eval", run / "kind.task", data, *ask)
+        assert done.returncode == 0, done.stderr
+        assert ("have changed since" in done.stderr) == warned
+    # Of train and val together nothing is known that a test could be compared with.
+    alone = ("train", changed, *ask, "--method", "ridge", "--no-report")
+    for more, warned in (((), True), (("--final",), False)):
+        out = tmp_path / f"run{len(more)}"
+        assert restuning(*alone, *more, "--out", out).returncode == 0
+        changed.write_text("\n".join(lines[:50]) + "\n")
+        done = restuning("eval", out, changed, *ask)
+        assert ("have changed since" in done.stderr) == warned, done.stderr
+        changed.write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("line", [b'{"epoch": 1, "val_accuracy": "all"}', b"\xff", b"{"])
