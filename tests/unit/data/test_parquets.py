@@ -1,46 +1,28 @@
 """Parquet files with images in their rows: read a row group at a time, ordered by name and row, errors by file and row."""
 
 import io
-import os
-import pickle
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import restuning
 from parquets import parts, rows, write
 from restuning._errors import DataError
 from restuning.backbones.images import read_image
-from restuning.data import DataOptions
-from restuning.data.collection import load_collection
-from restuning.data.identity import Watch
+from restuning.data import DataOptions, load_data
 from restuning.data.parquet import HELD
 from restuning.data.parquet_images import KEPT
 from restuning.data.tables import load_columns
 from restuning.data.targets import list_targets
-from restuning.features import StoreOptions, build_store, merge_shares, write_share
 from tars import encode, samples, write_tar
 
 pyarrow = pytest.importorskip("pyarrow")
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    backbone = restuning.load_backbone("restuning-tiny")
-    backbone.host()
-    return backbone
-
-
 @pytest.fixture(autouse=True)
-def kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESTUNING_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / KEPT
-
-
-def load(name, backbone, **how):
-    return restuning.load_data(name, backbone, DataOptions(**how))
+def kept(own_cache):
+    return own_cache / KEPT
 
 
 def splits(data):
@@ -50,33 +32,18 @@ def splits(data):
 # What a name means.
 
 
-@pytest.mark.parametrize(
-    "name", ["w", "w/part-{000..002}.parquet", "w/part-*.parquet", "w/part-00{2,0,1}.parquet"]
-)
-def test_a_folder_and_patterns_mean_the_same_files(name, tmp_path, tiny):
-    parts(tmp_path / "w", 3, 20)
-    data = load(str(tmp_path / name), tiny)
-    assert data.labels == ["cat", "dog"] and data.name == ("w" if name == "w" else "part")
-    assert [len(s) for s in splits(data)] == [42, 6, 12]
-    ids = [each for split in splits(data) for each in split.ids]
-    assert sorted(ids) == sorted(f"part-{n // 20:03d}#{n % 20}" for n in range(60))
-    for split in splits(data):
-        places = [each.partition("#")[::2] for each in split.ids]
-        assert places == sorted(places, key=lambda p: (p[0], int(p[1])))
-
-
 def test_names_of_files_say_their_splits_as_hugging_face_writes_them(tmp_path, tiny):
     for n in range(2):
         write(tmp_path / "data" / f"train-0000{n}-of-00002.parquet", rows(range(n * 9, n * 9 + 9)))
     write(tmp_path / "data" / "validation-00000-of-00001.parquet", rows(range(20, 24)))
     write(tmp_path / "data" / "test-00000-of-00001.parquet", rows(range(30, 36)))
-    assert [len(s) for s in splits(load(tmp_path / "data", tiny))] == [18, 4, 6]
+    assert [len(s) for s in splits(load_data(tmp_path / "data", tiny))] == [18, 4, 6]
 
 
 def test_files_by_split_are_taken_whatever_lies_beside(tmp_path, tiny):
     for split, count in (("train", 8), ("test", 4), ("notes", 3)):
         write(tmp_path / "w" / f"{split}.parquet", rows(range(count)))
-    data = load(tmp_path / "w", tiny)
+    data = load_data(tmp_path / "w", tiny)
     assert [len(s) for s in splits(data)] == [8, 4] and data.test.ids == [
         f"test#{n}" for n in range(4)
     ]
@@ -90,8 +57,8 @@ def test_notes_beside_images_and_tars_are_not_taken_for_data(tmp_path, tiny):
     write_tar(tmp_path / "shots" / "000.tar", samples(range(20)))
     for name in ("photos", "shots"):
         write(tmp_path / name / "000.parquet", {"note": ["x"]})
-    assert load(tmp_path / "photos", tiny).labels == ["a", "b"]
-    assert load(tmp_path / "shots", tiny).train.ids[0].startswith("000/")
+    assert load_data(tmp_path / "photos", tiny).labels == ["a", "b"]
+    assert load_data(tmp_path / "shots", tiny).train.ids[0].startswith("000/")
 
 
 # What a row is.
@@ -101,7 +68,7 @@ def test_notes_beside_images_and_tars_are_not_taken_for_data(tmp_path, tiny):
 @pytest.mark.parametrize("group", [1, 7, 1000])
 def test_images_and_answers_are_those_of_the_rows(nested, group, tmp_path, tiny):
     write(tmp_path / "one.parquet", rows(range(30), nested=nested), group)
-    data = load(tmp_path / "one.parquet", tiny)
+    data = load_data(tmp_path / "one.parquet", tiny)
     for split in splits(data):
         for at, each in enumerate(split.ids):
             number = int(each.partition("#")[2])
@@ -111,11 +78,11 @@ def test_images_and_answers_are_those_of_the_rows(nested, group, tmp_path, tiny)
 
 def test_images_are_known_as_those_of_a_frame_and_of_hub_tables(tmp_path, tiny):
     file = write(tmp_path / "one.parquet", rows(range(30)))
-    here = load(file, tiny)
-    held = load(rows(range(30), nested=False), tiny)
+    here = load_data(file, tiny)
+    held = load_data(rows(range(30), nested=False), tiny)
     assert here.contents() == held.contents()
     pytest.importorskip("datasets")
-    hub = load(f"hf:{file}", tiny)
+    hub = load_data(f"hf:{file}", tiny)
     known = [
         {
             *s.train.sample_digests().inputs,
@@ -125,18 +92,6 @@ def test_images_are_known_as_those_of_a_frame_and_of_hub_tables(tmp_path, tiny):
         for s in (here, hub)
     ]
     assert known[0] == known[1]
-
-
-def test_a_batch_is_the_same_as_its_images_one_by_one(tmp_path, tiny):
-    parts(tmp_path / "w", 2, 20)
-    data = load(tmp_path / "w", tiny).train
-    data.in_memory = None
-    rng = np.random.default_rng(0)
-    for at in (range(4), range(4, 8), range(2, 6), rng.permutation(len(data))[:9].tolist(), [3, 3]):
-        for (one, y), n in zip(data.__getitems__(list(at)), at, strict=True):
-            assert torch.equal(one, data[n][0]) and y == data[n][1]
-    again = pickle.loads(pickle.dumps(data))  # noqa: S301
-    assert torch.equal(again.__getitems__([5])[0][0], data[5][0])
 
 
 def test_columns_of_answers_of_several_kinds_are_tasks_on_the_same_rows(tmp_path, tiny):
@@ -153,7 +108,7 @@ def test_a_column_of_masks_stands_beside_images_in_rows(tmp_path, tiny):
     stream = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2).save(stream, "PNG")
     file = write(tmp_path / "one.parquet", {**columns, "mask": [stream.getvalue()] * 20})
-    data = load(file, tiny, label="mask", image="image", classes=["a", "b"])
+    data = load_data(file, tiny, label="mask", image="image", classes=["a", "b"])
     assert data.problem.kind == "segmentation"
     image, target = data.test[0]
     assert image.shape[1:] == target.shape and set(target.unique().tolist()) == {0, 1}
@@ -166,12 +121,12 @@ def test_the_only_column_of_bytes_is_the_images_whatever_it_is_called(tmp_path, 
     columns = rows(range(20))
     columns["photo"] = columns.pop("image")
     file = write(tmp_path / "one.parquet", {**columns, "file_name": ["?"] * 20})
-    assert len(load(file, tiny).train) == 14
+    assert len(load_data(file, tiny).train) == 14
     columns["other"] = columns["photo"]
     file = write(tmp_path / "two.parquet", columns)
     with pytest.raises(DataError, match="which column"):
-        load(file, tiny)
-    assert len(load(file, tiny, image="other").train) == 14
+        load_data(file, tiny)
+    assert len(load_data(file, tiny, image="other").train) == 14
 
 
 FEATURES = {"image": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["owl", "ant"]}}
@@ -186,12 +141,12 @@ def test_classes_are_named_as_hugging_face_says_in_the_schema(tmp_path, tiny):
     file = write(
         tmp_path / "one.parquet", _with_numbers([n % 2 for n in range(20)]), features=FEATURES
     )
-    data = load(file, tiny)
+    data = load_data(file, tiny)
     assert data.labels == ["ant", "owl"] and data.problem.kind == "single-label"
     for split in splits(data):
         for at, each in enumerate(split.ids):
             assert data.labels[split[at][1]] == ("owl", "ant")[int(each.partition("#")[2]) % 2]
-    assert load(file, tiny, label="kind", problem="regression").problem.kind == "regression"
+    assert load_data(file, tiny, label="kind", problem="regression").problem.kind == "regression"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +157,7 @@ def test_a_number_that_is_no_class_is_told_with_file_and_row(number, what, tmp_p
     numbers[13] = number
     file = write(tmp_path / "one.parquet", _with_numbers(numbers), features=FEATURES)
     with pytest.raises(DataError, match=rf"{what}[\s\S]*one\.parquet, row 13"):
-        load(file, tiny)
+        load_data(file, tiny)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +176,7 @@ def test_a_schema_that_says_nothing_of_classes_is_passed_over(said, tmp_path, ti
     from pyarrow import parquet
 
     parquet.write_table(table, tmp_path / "one.parquet")
-    assert load(tmp_path / "one.parquet", tiny).labels == ["cat", "dog"]
+    assert load_data(tmp_path / "one.parquet", tiny).labels == ["cat", "dog"]
 
 
 # What is malformed.
@@ -234,8 +189,8 @@ def test_a_row_without_an_image_is_told_with_file_and_row_or_left_out(cell, tmp_
     columns["image"][9] = cell
     write(tmp_path / "w" / "part-001.parquet", columns)
     with pytest.raises(DataError, match=r"holds no image[\s\S]*part-001\.parquet, row 9"):
-        load(tmp_path / "w", tiny)
-    data = load(tmp_path / "w", tiny, skip_bad=True)
+        load_data(tmp_path / "w", tiny)
+    data = load_data(tmp_path / "w", tiny, skip_bad=True)
     assert data.left_out == {"corrupt": ["part-001#9"]} and sum(map(len, splits(data))) == 39
 
 
@@ -243,10 +198,10 @@ def test_a_damaged_image_is_told_with_file_and_row_or_left_out(tmp_path, tiny):
     columns = rows(range(20), nested=False)
     columns["image"][5] = b"\x89PNG no image"
     file = write(tmp_path / "one.parquet", columns)
-    data = load(file, tiny)
+    data = load_data(file, tiny)
     with pytest.raises(DataError, match=r"one\.parquet, row 5"):
         [split[n] for split in splits(data) for n in range(len(split))]
-    assert load(file, tiny, skip_bad=True).left_out == {"corrupt": ["one#5"]}
+    assert load_data(file, tiny, skip_bad=True).left_out == {"corrupt": ["one#5"]}
 
 
 @pytest.mark.parametrize("left", [0.99, 0.5, 0.0])
@@ -255,17 +210,17 @@ def test_a_file_that_was_cut_off_is_told(left, tmp_path, tiny):
     file = tmp_path / "w" / "part-001.parquet"
     file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
     with pytest.raises(DataError, match=r"part-001\.parquet"):
-        load(tmp_path / "w", tiny)
+        load_data(tmp_path / "w", tiny)
 
 
 @pytest.mark.parametrize("place", range(4, 1500, 93))
 def test_damaged_bytes_are_told_or_give_another_data_set(place, tmp_path, tiny):
     file = write(tmp_path / "one.parquet", rows(range(20)))
-    before, content = load(file, tiny).contents(), bytearray(file.read_bytes())
+    before, content = load_data(file, tiny).contents(), bytearray(file.read_bytes())
     content[place] ^= 0xFF
     file.write_bytes(content)
     try:
-        assert load(file, tiny).contents() != before
+        assert load_data(file, tiny).contents() != before
     except DataError as error:
         assert "one.parquet" in str(error)
 
@@ -274,10 +229,10 @@ def test_files_of_other_columns_are_told(tmp_path, tiny):
     parts(tmp_path / "w", 1, 20)
     write(tmp_path / "w" / "part-001.parquet", {"image": rows(range(4))["image"]})
     with pytest.raises(DataError, match=r"lacks a column[\s\S]*part-001"):
-        load(tmp_path / "w", tiny)
+        load_data(tmp_path / "w", tiny)
     write(tmp_path / "w" / "part-001.parquet", rows(range(4), nested=False))
     with pytest.raises(DataError, match=r"another type[\s\S]*part-001"):
-        load(tmp_path / "w", tiny)
+        load_data(tmp_path / "w", tiny)
 
 
 def test_a_row_group_that_is_too_large_is_refused_and_says_how_to_write_it(
@@ -286,7 +241,7 @@ def test_a_row_group_that_is_too_large_is_refused_and_says_how_to_write_it(
     file = write(tmp_path / "one.parquet", rows(range(20)), group=20)
     monkeypatch.setattr("restuning.data.parquet.LARGEST_GROUP", 1000)
     with pytest.raises(DataError, match=r"too large[\s\S]*row_group_size"):
-        load(file, tiny)
+        load_data(file, tiny)
 
 
 # What is kept, in memory and beside stores.
@@ -295,7 +250,7 @@ def test_a_row_group_that_is_too_large_is_refused_and_says_how_to_write_it(
 def test_a_process_holds_few_row_groups_whatever_the_size_of_the_files(tmp_path, tiny, monkeypatch):
     parts(tmp_path / "w", 3, 20)
     monkeypatch.setattr("restuning.data.parquet.HELD", 1)
-    data = load(tmp_path / "w", tiny).train
+    data = load_data(tmp_path / "w", tiny).train
     data.in_memory = None
     for start in range(0, len(data), 4):
         data.__getitems__(list(range(start, min(start + 4, len(data)))))
@@ -305,7 +260,7 @@ def test_a_process_holds_few_row_groups_whatever_the_size_of_the_files(tmp_path,
 
 def test_a_pass_in_order_reads_each_row_group_once(tmp_path, tiny, monkeypatch):
     parts(tmp_path / "w", 3, 20)
-    data = load(tmp_path / "w", tiny).train
+    data = load_data(tmp_path / "w", tiny).train
     data.in_memory = None
     asked = []
     real = type(data.cells._groups)._read
@@ -322,53 +277,15 @@ def test_what_was_found_is_kept_and_made_again_where_it_is_damaged(
 ):
     parts(tmp_path / "w", 2, 20)
     monkeypatch.setattr("restuning._files.SETTLED", -1.0)
-    before = load(tmp_path / "w", tiny).contents()
+    before = load_data(tmp_path / "w", tiny).contents()
     assert len(list(kept.iterdir())) == 2
     with monkeypatch.context() as without:
         without.setattr("restuning.data.parquet_images.ImageCells._digest", None)
-        assert load(tmp_path / "w", tiny).contents() == before
+        assert load_data(tmp_path / "w", tiny).contents() == before
     for damage in (b"", b"{}", b"\xff"):
         for each in kept.iterdir():
             each.write_bytes(damage)
-        assert load(tmp_path / "w", tiny).contents() == before
-
-
-def test_a_file_that_changes_is_noticed(tmp_path, tiny):
-    parts(tmp_path / "w", 2, 20)
-    data = load(tmp_path / "w", tiny)
-    watch = Watch(data.train)
-    watch.check(0, 4)
-    os.utime(tmp_path / "w" / "part-000.parquet", (5e8, 5e8))
-    with pytest.raises(DataError, match=r"part-000\.parquet"):
-        watch.check(0, 4)
-    watch.check(len(data.train) - 2)
+        assert load_data(tmp_path / "w", tiny).contents() == before
 
 
 # What is made of them.
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_that_share_files_write_the_bytes_of_one(workers, tmp_path, tiny):
-    folder = parts(tmp_path / "w", 3, 20)
-    options = {"progress": False, "batch_size": 4, "shard_bytes": 1, "views": 2}
-    build_store(folder, tiny, options=StoreOptions(tmp_path / "one", workers=0, **options))
-    for number in (2, 1):
-        how = StoreOptions(tmp_path / "many", workers=workers, **options)
-        write_share(folder, tiny, f"{number}/2", options=how)
-    merge_shares(folder, tmp_path / "many")
-    (one,), (many,) = ((tmp_path / place).iterdir() for place in ("one", "many"))
-    ours, theirs = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (one, many))
-    assert ours == theirs
-
-
-def test_a_collection_of_rows_has_their_ids(tmp_path, tiny):
-    folder = parts(tmp_path / "w", 2, 20)
-    assert sorted(load_collection(folder, tiny).ids) == sorted(
-        f"part-{n // 20:03d}#{n % 20}" for n in range(40)
-    )
-
-
-def test_a_task_trains_on_rows(tmp_path, tiny):
-    folder = parts(tmp_path / "w", 2, 20)
-    run = restuning.train(str(folder), method="ridge", out=tmp_path / "run", store=tmp_path / "s")
-    assert run.metrics["test_accuracy"] >= 0

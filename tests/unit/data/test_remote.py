@@ -14,18 +14,7 @@ from restuning.data.tar_index import KEPT
 from restuning.features import StoreOptions, build_store
 from tars import samples, shots, write_tar
 
-
-@pytest.fixture(scope="module")
-def tiny():
-    backbone = restuning.load_backbone("restuning-tiny")
-    backbone.host()
-    return backbone
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESTUNING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("restuning.data.remote.PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

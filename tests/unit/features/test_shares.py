@@ -26,13 +26,6 @@ from zoo import folders
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    backbone = restuning.load_backbone("restuning-tiny")
-    backbone.host()
-    return backbone
-
-
-@pytest.fixture(scope="module")
 def pets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "pets"
     for split, count in (("train", 22), ("val", 5), ("test", 9)):

@@ -18,23 +18,10 @@ from restuning.features import (
 )
 from restuning.features.away import MIRRORS, Away
 from restuning.features.manifest import MANIFEST
-from s3 import BUCKET, serving
+from s3 import BUCKET
 from tars import shots
 
 SMALL = {"progress": False, "batch_size": 4, "shard_bytes": 1}
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    backbone = restuning.load_backbone("restuning-tiny")
-    backbone.host()
-    return backbone
-
-
-@pytest.fixture(scope="module")
-def client():
-    with pytest.MonkeyPatch.context() as monkeypatch, serving(monkeypatch) as client:
-        yield client
 
 
 @pytest.fixture
@@ -51,7 +38,7 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def url(client, tmp_path):
+def url(s3_client, tmp_path):
     return f"s3://{BUCKET}/{tmp_path.name}/stores"
 
 
@@ -60,14 +47,14 @@ def photos(tmp_path):
     return shots(tmp_path / "w", 2, 20)
 
 
-def listed(client, url):
+def listed(s3_client, url):
     """Contents at the URL by name below it."""
     prefix = url.partition(f"{BUCKET}/")[2]
-    found = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+    found = s3_client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
     return {
-        each["Key"].removeprefix(f"{prefix}/"): client.get_object(Bucket=BUCKET, Key=each["Key"])[
-            "Body"
-        ].read()
+        each["Key"].removeprefix(f"{prefix}/"): s3_client.get_object(
+            Bucket=BUCKET, Key=each["Key"]
+        )["Body"].read()
         for each in found
     }
 
@@ -78,25 +65,25 @@ def without_notes(files):
 
 
 def test_a_store_at_a_url_has_the_bytes_of_one_in_a_folder(
-    client, url, photos, tmp_path, machine, tiny
+    s3_client, url, photos, tmp_path, machine, tiny
 ):
     build_store(photos, tiny, options=StoreOptions(url, **SMALL))
     build_store(photos, tiny, options=StoreOptions(tmp_path / "here", **SMALL))
     (here,) = (tmp_path / "here").iterdir()
     wanted = {f"{here.name}/{p.name}": p.read_bytes() for p in here.iterdir()}
-    assert without_notes(listed(client, url)) == without_notes(wanted)
+    assert without_notes(listed(s3_client, url)) == without_notes(wanted)
 
 
 def test_another_machine_reads_it_and_computes_nothing(
-    client, url, photos, machine, tiny, monkeypatch
+    s3_client, url, photos, machine, tiny, monkeypatch
 ):
     build_store(photos, tiny, options=StoreOptions(url, **SMALL))
-    before = listed(client, url)
+    before = listed(s3_client, url)
     machine("two")
     monkeypatch.setattr("restuning.features.stored.build", None)
     stored = build_store(photos, tiny, options=StoreOptions(url, **SMALL))
     assert stored.seconds == 0 and stored.store.path.is_relative_to(cache_root())
-    assert stored.store.verify() and listed(client, url) == before
+    assert stored.store.verify() and listed(s3_client, url) == before
 
 
 def test_processes_that_bring_one_store_at_once_do_not_meet(
@@ -127,7 +114,7 @@ def test_a_task_trains_from_a_store_at_a_url(url, photos, tmp_path, machine):
 
 
 def test_machines_that_share_a_store_write_the_bytes_of_one(
-    client, url, photos, tmp_path, machine, tiny
+    s3_client, url, photos, tmp_path, machine, tiny
 ):
     build_store(photos, tiny, options=StoreOptions(tmp_path / "here", **SMALL))
     for number in (2, 1):
@@ -137,7 +124,7 @@ def test_machines_that_share_a_store_write_the_bytes_of_one(
     merged = merge_shares(photos, url)
     assert merged.verify()
     (here,) = (tmp_path / "here").iterdir()
-    there = listed(client, url)
+    there = listed(s3_client, url)
     assert without_notes(there) == without_notes(
         {f"{here.name}/{p.name}": p.read_bytes() for p in here.iterdir()}
     )
@@ -179,24 +166,24 @@ def test_a_share_that_is_missing_is_told(url, photos, machine, tiny):
 
 @pytest.mark.parametrize("damage", ["changed", "short", "gone"])
 def test_a_file_that_is_not_what_was_written_is_refused_and_nothing_is_used(
-    damage, client, url, photos, machine, tiny
+    damage, s3_client, url, photos, machine, tiny
 ):
     build_store(photos, tiny, options=StoreOptions(url, **SMALL))
-    name = next(n for n in listed(client, url) if n.endswith(".npy"))
-    content = listed(client, url)[name]
+    name = next(n for n in listed(s3_client, url) if n.endswith(".npy"))
+    content = listed(s3_client, url)[name]
     key = f"{url.partition(f'{BUCKET}/')[2]}/{name}"
     if damage == "gone":
-        client.delete_object(Bucket=BUCKET, Key=key)
+        s3_client.delete_object(Bucket=BUCKET, Key=key)
     else:
         body = content[:-1] if damage == "short" else content[:-1] + bytes([content[-1] ^ 1])
-        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+        s3_client.put_object(Bucket=BUCKET, Key=key, Body=body)
     machine("two")
     with pytest.raises(restuning.RestuningError, match="s3:/"):
         build_store(photos, tiny, options=StoreOptions(url, **SMALL))
     assert not list(cache_root().glob(f"{MIRRORS}/*/*/{MANIFEST}"))
 
 
-def test_names_of_files_lead_nowhere_and_what_is_no_store_is_passed_over(client, url, machine):
+def test_names_of_files_lead_nowhere_and_what_is_no_store_is_passed_over(s3_client, url, machine):
     prefix = url.partition(f"{BUCKET}/")[2]
     for name in (
         "../x/key.json",
@@ -206,7 +193,7 @@ def test_names_of_files_lead_nowhere_and_what_is_no_store_is_passed_over(client,
         "d/key.json",
         "e/x.pkl",
     ):
-        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=b"{}")
+        s3_client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=b"{}")
     assert Away(url).list_files() == {"d": {"key.json"}}
 
 
