@@ -1,5 +1,6 @@
 """Small models whose parameters are all awake."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -22,6 +23,19 @@ def tiny_swin() -> nn.Module:
 
     sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "window_size": 4}
     return wake(SwinTransformer(**sizes, depths=(1, 1), num_heads=(2, 2), num_classes=0))
+
+
+def tiny_bert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=32,
+    )
+    return wake(transformers.BertModel(config))
 
 
 def tiny_vit(seed: int = 0, **kwargs) -> nn.Module:

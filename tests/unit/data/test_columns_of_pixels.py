@@ -74,11 +74,6 @@ def table(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return restuning.load_backbone("restuning-tiny")
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of all columns, and how many images went through the backbone for it."""
     place = tmp_path_factory.mktemp("columns")
@@ -100,8 +95,8 @@ def trained(tmp_path_factory):
     return place, found, seen
 
 
-def test_problems_are_found_from_what_cells_name(table, backbone):
-    found = load_columns(table, backbone, options(label=COLUMNS))
+def test_problems_are_found_from_what_cells_name(table, tiny):
+    found = load_columns(table, tiny, options(label=COLUMNS))
     assert {c: data.problem.kind for c, data in found.items()} == {
         "mask": "segmentation",
         "far": "depth",
@@ -123,8 +118,8 @@ def options(**more):
     return DataOptions(image="path", **more)
 
 
-def test_a_mask_of_a_table_is_that_of_its_image(table, backbone):
-    data = load_columns(table, backbone, options(label="mask"))["mask"]
+def test_a_mask_of_a_table_is_that_of_its_image(table, tiny):
+    data = load_columns(table, tiny, options(label="mask"))["mask"]
     for image, target in zip(data.train.images.files, data.train.targets, strict=True):
         assert image.name == target.name
     assert (len(data.train), len(data.val), len(data.test)) == (14, 2, 4)
@@ -223,35 +218,35 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_is_wrong_is_refused_with_its_file_and_row(kind, table, backbone):
+def test_what_is_wrong_is_refused_with_its_file_and_row(kind, table, tiny):
     spoil, said, where = WRONG[kind]
     spoil(table.parent, read(table.parent))
     with pytest.raises(DataError, match=f"(?s){said}") as refused:
-        load_columns(table, backbone, options(label="mask"))
+        load_columns(table, tiny, options(label="mask"))
     assert where in refused.value.where
 
 
-def test_classes_are_those_that_are_said(table, backbone, tmp_path):
+def test_classes_are_those_that_are_said(table, tiny, tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     for said in (["a", "b", "c"], str(tmp_path / "names.txt")):
-        data = load_columns(table, backbone, options(label="mask", classes=said))["mask"]
+        data = load_columns(table, tiny, options(label="mask", classes=said))["mask"]
         assert data.labels == ["a", "b", "c"]
     with pytest.raises(DataError, match="there are none"):
-        load_columns(table, backbone, options(label="kind", classes=["a", "b"]))
+        load_columns(table, tiny, options(label="kind", classes=["a", "b"]))
 
 
-def test_pictures_of_16_bits_are_depths_where_somebody_says_so(table, backbone):
+def test_pictures_of_16_bits_are_depths_where_somebody_says_so(table, tiny):
     for row in read(table.parent):
         numbers = np.full((HEIGHT, WIDTH), 300 + int(float(row["count"])), np.uint16)
         Image.fromarray(numbers).save(table.parent / row["mask"])
     with pytest.raises(DataError, match="no class numbers"):
-        load_columns(table, backbone, options(label="mask"))
-    data = load_columns(table, backbone, options(label="mask", problem="mask=depth"))["mask"]
+        load_columns(table, tiny, options(label="mask"))
+    data = load_columns(table, tiny, options(label="mask", problem="mask=depth"))["mask"]
     assert isinstance(data.problem, Depth)
     assert data.problem.mean > 300
 
 
-def test_a_frame_of_arrays_or_pictures_is_read_as_files_are(table, backbone):
+def test_a_frame_of_arrays_or_pictures_is_read_as_files_are(table, tiny):
     rows = read(table.parent)
     images = [np.array(Image.open(table.parent / row["path"])) for row in rows]
     masks = [np.array(Image.open(table.parent / row["mask"])) for row in rows]
@@ -264,9 +259,9 @@ def test_a_frame_of_arrays_or_pictures_is_read_as_files_are(table, backbone):
         "tensors": {**columns, "mask": [torch.from_numpy(each) for each in masks]},
         "paths": {**columns, "mask": [str(table.parent / row["mask"]) for row in rows]},
     }
-    wanted = load_columns(table, backbone, options(label=["mask", "far"]))
+    wanted = load_columns(table, tiny, options(label=["mask", "far"]))
     for way in ways.values():
-        found = load_columns(way, backbone, options(label=["mask", "far"], classes=CLASSES))
+        found = load_columns(way, tiny, options(label=["mask", "far"], classes=CLASSES))
         for column, data in wanted.items():
             assert found[column].problem == data.problem
             assert torch.equal(found[column].train[3][1], data.train[3][1])
@@ -279,16 +274,16 @@ def test_a_frame_of_arrays_or_pictures_is_read_as_files_are(table, backbone):
         some = {**columns, "mask": [*masks[:-1], spoilt]}
         asked = options(label="mask", problem="segmentation", classes=CLASSES)
         with pytest.raises(DataError, match=f"{wrong}.*row 19 of the table, column mask"):
-            load_columns(some, backbone, asked)
+            load_columns(some, tiny, asked)
     with pytest.raises(DataError, match="no folder to look for them in"):
-        load_columns(columns, backbone, options(label="mask"))
+        load_columns(columns, tiny, options(label="mask"))
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"path": list(images), "mask": list(masks)})
-    found = load_columns(frame, backbone, options(label="mask", classes=CLASSES))
+    found = load_columns(frame, tiny, options(label="mask", classes=CLASSES))
     assert found["mask"].problem == wanted["mask"].problem
 
 
-def test_what_is_assumed_of_images_that_their_notes_turn_is_said_wherever_they_lie(table, backbone):
+def test_what_is_assumed_of_images_that_their_notes_turn_is_said_wherever_they_lie(table, tiny):
     notes, rows = Image.Exif(), read(table.parent)
     # Upside down: sizes do not tell if a mask was drawn before that or after.
     notes[0x0112] = 3
@@ -304,15 +299,15 @@ def test_what_is_assumed_of_images_that_their_notes_turn_is_said_wherever_they_l
         list(map(Image.open, files)),
     ):
         columns = {"path": images, "mask": masks}
-        data = load_columns(columns, backbone, options(label="mask", classes=CLASSES))["mask"]
+        data = load_columns(columns, tiny, options(label="mask", classes=CLASSES))["mask"]
         assert "EXIF turns 3 images" in data.assumed
 
 
-def test_an_image_is_decoded_once_for_itself_and_its_mask(tmp_path, backbone, monkeypatch):
+def test_an_image_is_decoded_once_for_itself_and_its_mask(tmp_path, tiny, monkeypatch):
     table, decoded = write(tmp_path / "scenes"), []
     rows = read(table.parent)
     columns = {c: [(table.parent / row[c]).read_bytes() for row in rows] for c in ("path", "mask")}
-    data = load_columns(columns, backbone, options(label="mask", classes=CLASSES))["mask"]
+    data = load_columns(columns, tiny, options(label="mask", classes=CLASSES))["mask"]
     real = Arrays.image
     monkeypatch.setattr(Arrays, "image", lambda self, n: decoded.append(n) or real(self, n))
     for number in range(len(data.train)):
@@ -320,10 +315,10 @@ def test_an_image_is_decoded_once_for_itself_and_its_mask(tmp_path, backbone, mo
     assert decoded == list(range(len(data.train)))
 
 
-def test_mirror_images_and_no_other_augmentation(table, backbone):
-    load_columns(table, backbone, options(label=["mask", "kind"], augment="flip"))
+def test_mirror_images_and_no_other_augmentation(table, tiny):
+    load_columns(table, tiny, options(label=["mask", "kind"], augment="flip"))
     with pytest.raises(DataError, match="moves pixels and not the mask"):
-        load_columns(table, backbone, options(label="mask", augment="timm"))
+        load_columns(table, tiny, options(label="mask", augment="timm"))
 
 
 def test_a_method_is_chosen_for_all_columns_from_one_pass(tmp_path, monkeypatch):

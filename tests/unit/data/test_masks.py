@@ -13,6 +13,7 @@ from PIL import Image
 
 import restuning
 from commands import restuning as run_command
+from pixels import CLASSES, HEIGHT, WIDTH, draw_mask, write_masks
 from restuning import Tuned
 from restuning._errors import (
     DataError,
@@ -31,56 +32,24 @@ from restuning.problems import MaskAnswer, Segmentation
 from restuning.serve.masks import from_png, to_png
 from restuning.sites import Needs
 
-CLASSES = ("ground", "disc", "bar")
-WIDTH, HEIGHT = 40, 30
-
-
-def draw(rng, width=WIDTH, height=HEIGHT):
-    """A mask of two rectangles, and the image that shows it: colours are those of classes, nearly."""
-    mask = np.zeros((height, width), np.uint8)
-    for number in (1, 2):
-        y, x = rng.integers(0, height - 8), rng.integers(0, width - 8)
-        mask[y : y + 8, x : x + 8] = number
-    colours = np.array([[40, 90, 40], [200, 60, 60], [60, 60, 220]])
-    image = colours[mask] + rng.normal(0, 4, (height, width, 3))
-    return Image.fromarray(image.clip(0, 255).astype(np.uint8)), Image.fromarray(mask)
-
-
-def write(folder, count=12, seed=0, classes=CLASSES):
-    rng = np.random.default_rng(seed)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    for number in range(count):
-        image, mask = draw(rng)
-        image.save(folder / "images" / f"{number:02}.png")
-        mask.save(folder / "masks" / f"{number:02}.png")
-    if classes:
-        (folder / "classes.txt").write_text("\n".join(classes) + "\n")
-    return folder
-
 
 @pytest.fixture
 def folder(tmp_path):
-    return write(tmp_path / "shapes")
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return restuning.load_backbone("restuning-tiny")
+    return write_masks(tmp_path / "shapes")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("masks")
-    write(place / "shapes", 20)
+    write_masks(place / "shapes", 20)
     run = restuning.train(
         place / "shapes", method="ridge", out=place / "run", store=place / "stores", progress=False
     )
     return place, run
 
 
-def test_a_folder_of_images_and_masks_is_a_segmentation(folder, backbone):
-    data = load_data(folder, backbone)
+def test_a_folder_of_images_and_masks_is_a_segmentation(folder, tiny):
+    data = load_data(folder, tiny)
     assert data.problem.kind == "segmentation"
     assert data.labels == list(CLASSES)
     assert (len(data.train), len(data.val), len(data.test)) == (8, 1, 3)
@@ -88,33 +57,33 @@ def test_a_folder_of_images_and_masks_is_a_segmentation(folder, backbone):
     assert image.shape == (3, 32, 32)
     assert (mask.shape, mask.dtype) == ((32, 32), torch.uint8)
     assert "resized whole to 32 x 32" in data.assumed
-    assert load_data(folder, backbone, problem="segmentation").identity == data.identity
+    assert load_data(folder, tiny, problem="segmentation").identity == data.identity
     with pytest.raises(DataError, match="class of every pixel"):
-        load_data(folder, backbone, problem="regression")
+        load_data(folder, tiny, problem="regression")
 
 
-def test_splits_are_those_of_the_folder_and_images_lie_at_any_depth(tmp_path, backbone):
+def test_splits_are_those_of_the_folder_and_images_lie_at_any_depth(tmp_path, tiny):
     for number, name in enumerate(("train", "val", "test")):
-        write(tmp_path / name, 4 - number, seed=number, classes=())
+        write_masks(tmp_path / name, 4 - number, seed=number, classes=())
     for kind in ("images", "masks"):
         (tmp_path / "train" / kind / "deep").mkdir()
         (tmp_path / "train" / kind / "03.png").rename(
             tmp_path / "train" / kind / "deep" / "more.dots.png"
         )
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    data = load_data(tmp_path, backbone)
+    data = load_data(tmp_path, tiny)
     assert (len(data.train), len(data.val), len(data.test)) == (4, 3, 2)
-    final = load_data(tmp_path, backbone, final=True)
+    final = load_data(tmp_path, tiny, final=True)
     assert (len(final.train), final.val) == (7, None)
 
 
-def test_identity_hangs_on_masks_and_features_do_not(folder, backbone):
-    before = load_data(folder, backbone)
+def test_identity_hangs_on_masks_and_features_do_not(folder, tiny):
+    before = load_data(folder, tiny)
     contents = before.contents()
     mask = np.array(Image.open(folder / "masks" / "00.png"))
     mask[:16] = 1
     Image.fromarray(mask).save(folder / "masks" / "00.png")
-    after = load_data(folder, backbone)
+    after = load_data(folder, tiny)
     changed = [
         split for split in ("train", "val", "test") if after.contents()[split] != contents[split]
     ]
@@ -154,41 +123,41 @@ def test_a_mask_goes_where_its_image_goes(form, size):
     assert bottom > top
 
 
-def test_an_image_that_is_turned_by_its_notes_has_an_upright_mask(tmp_path, backbone):
-    write(tmp_path / "x", 12)
-    image, mask = draw(np.random.default_rng(5))
+def test_an_image_that_is_turned_by_its_notes_has_an_upright_mask(tmp_path, tiny):
+    write_masks(tmp_path / "x", 12)
+    image, mask = draw_mask(np.random.default_rng(5))
     notes = Image.Exif()
     notes[0x0112] = 6
     turned = image.transpose(Image.Transpose.ROTATE_90)
     (tmp_path / "x" / "images" / "00.png").unlink()
     turned.save(tmp_path / "x" / "images" / "00.jpg", exif=notes, quality=95)
     mask.save(tmp_path / "x" / "masks" / "00.png")
-    load_data(tmp_path / "x", backbone)
+    load_data(tmp_path / "x", tiny)
     mask.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "x" / "masks" / "00.png")
     with pytest.raises(DataError, match="before it is put upright"):
-        load_data(tmp_path / "x", backbone)
+        load_data(tmp_path / "x", tiny)
 
 
-def test_where_sizes_do_not_tell_if_a_mask_is_upright_it_is_said(tmp_path, backbone):
-    write(tmp_path / "x", 12)
-    assert "EXIF" not in load_data(tmp_path / "x", backbone).assumed
-    image, _ = draw(np.random.default_rng(5))
+def test_where_sizes_do_not_tell_if_a_mask_is_upright_it_is_said(tmp_path, tiny):
+    write_masks(tmp_path / "x", 12)
+    assert "EXIF" not in load_data(tmp_path / "x", tiny).assumed
+    image, _ = draw_mask(np.random.default_rng(5))
     notes = Image.Exif()
     notes[0x0112] = 3
     image.save(tmp_path / "x" / "images" / "00.png", exif=notes)
     for _ in range(2):  # The second is not checked again.
-        assert "EXIF turns 1 image, such as 00.png" in load_data(tmp_path / "x", backbone).assumed
+        assert "EXIF turns 1 image, such as 00.png" in load_data(tmp_path / "x", tiny).assumed
 
 
-def test_a_mask_on_its_side_is_not_laid_to_notes_that_its_image_has_not(folder, backbone):
+def test_a_mask_on_its_side_is_not_laid_to_notes_that_its_image_has_not(folder, tiny):
     Image.new("L", (HEIGHT, WIDTH)).save(folder / "masks" / "03.png")
     with pytest.raises(DataError, match="another size") as refused:
-        load_data(folder, backbone)
+        load_data(folder, tiny)
     assert "upright" not in refused.value.found
 
 
-def test_a_mirror_image_has_a_mirrored_mask(folder, backbone):
-    plain, data = load_data(folder, backbone), load_data(folder, backbone, augment="flip")
+def test_a_mirror_image_has_a_mirrored_mask(folder, tiny):
+    plain, data = load_data(folder, tiny), load_data(folder, tiny, augment="flip")
     seen = set()
     for seed in range(8):
         torch.manual_seed(seed)
@@ -199,13 +168,13 @@ def test_a_mirror_image_has_a_mirrored_mask(folder, backbone):
         assert torch.equal(mask, whole.flip(-1) if flipped else whole)
     assert seen == {True, False}
     with pytest.raises(DataError, match="moves pixels and not the mask"):
-        load_data(folder, backbone, augment="timm")
+        load_data(folder, tiny, augment="timm")
 
 
-def test_stored_views_of_mirror_images_have_mirrored_masks(folder, backbone, tmp_path):
-    data, host = load_data(folder, backbone), backbone.host()
+def test_stored_views_of_mirror_images_have_mirrored_masks(folder, tiny, tmp_path):
+    data, host = load_data(folder, tiny), tiny.host()
     options = StoreOptions(root=tmp_path / "stores", views=2, progress=False)
-    stored = open_or_build(host, backbone, data, Needs(("last",)), options)
+    stored = open_or_build(host, tiny, data, Needs(("last",)), options)
     rows = stored.data(data, final=False).train
     _, masks = rows.gather([3, 3, 0], [0, 1, 1])
     assert torch.equal(masks[0], data.train[3][1])
@@ -252,113 +221,41 @@ def test_greys_of_few_bits_and_black_and_white_are_numbers_too(tmp_path):
     assert np.array(read_mask(stream.getvalue())).tolist() == [[1, 0]]
 
 
-def _colours(folder):
-    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "masks" / "03.png")
-
-
-def _jpeg(folder):
-    Image.new("L", (WIDTH, HEIGHT)).save(folder / "masks" / "03.png", "JPEG")
-
-
-def _other_size(folder):
-    Image.new("L", (WIDTH, HEIGHT + 1)).save(folder / "masks" / "03.png")
-
-
-def _beyond(folder):
-    Image.new("L", (WIDTH, HEIGHT), 3).save(folder / "masks" / "03.png")
-
-
-def _damaged(folder):
-    (folder / "masks" / "03.png").write_bytes(b"\x89PNG\r\n\x1a\n and so on")
-
-
-def _missing(folder):
-    (folder / "masks" / "03.png").unlink()
-
-
-def _twice(folder):
-    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / "03.jpg")
-
-
-def _empty(folder):
-    for image in (folder / "images").iterdir():
-        image.unlink()
-
-
-def _no_classes(folder):
-    (folder / "classes.txt").unlink()
-
-
-def _classes(text):
-    return lambda folder: (folder / "classes.txt").write_text(text)
-
-
-def _one_class(folder):
-    for mask in (folder / "masks").iterdir():
-        Image.new("L", (WIDTH, HEIGHT)).save(mask)
-
-
-WRONG = {
-    "colours": (_colours, "no class numbers", "masks/03.png"),
-    "jpeg": (_jpeg, "file of JPEG", "masks/03.png"),
-    "another size": (_other_size, "another size.*40 x 31; the image is 40 x 30", "masks/03.png"),
-    "a class beyond": (_beyond, "3 at row 0, column 0; 3 classes", "masks/03.png"),
-    "a damaged mask": (_damaged, "cannot be read", "masks/03.png"),
-    "no mask": (_missing, "an image has no mask", "images/03.png"),
-    "two images": (_twice, "two images of one mask.*03.jpg and 03.png", "masks/03.png"),
-    "no image": (_empty, "a split without images", "shapes"),
-    "no classes.txt": (_no_classes, "names of their classes", "classes.txt"),
-    "one class in it": (_classes("one\n"), "malformed", "classes.txt"),
-    "a class twice": (_classes("a\nb\na\n"), "2 names", "classes.txt"),
-    "an empty line": (_classes("a\n\nb\n"), "1 of them empty", "classes.txt"),
-    "masks of one class": (_one_class, "teach nothing", "shapes"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_what_is_wrong_is_refused_with_its_file(kind, folder, backbone):
-    spoil, said, file = WRONG[kind]
-    spoil(folder)
-    with pytest.raises(DataError, match=f"(?s){said}") as refused:
-        load_data(folder, backbone)
-    assert file in refused.value.where
-
-
-def test_a_mask_that_changes_after_it_was_checked_is_refused_when_it_is_read(folder, backbone):
-    data = load_data(folder, backbone)
+def test_a_mask_that_changes_after_it_was_checked_is_refused_when_it_is_read(folder, tiny):
+    data = load_data(folder, tiny)
     for mask in (folder / "masks").iterdir():
         Image.new("L", (WIDTH, HEIGHT), 7).save(mask)
     with pytest.raises(DataError, match="7 at row 0"):
         data.train[0]
 
 
-def test_segmentation_of_a_folder_without_masks_is_refused(tmp_path, backbone):
+def test_segmentation_of_a_folder_without_masks_is_refused(tmp_path, tiny):
     (tmp_path / "cats").mkdir()
     with pytest.raises(DataError, match="without images and masks"):
-        load_data(tmp_path, backbone, problem="segmentation")
+        load_data(tmp_path, tiny, problem="segmentation")
     (tmp_path / "images").mkdir()
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "images").mkdir()
     with pytest.raises(DataError, match="images and masks are two folders"):
-        load_data(tmp_path, backbone, problem="segmentation")
+        load_data(tmp_path, tiny, problem="segmentation")
 
 
-def test_corrupt_images_and_masks_without_images_are_left_out_by_name(folder, backbone):
+def test_corrupt_images_and_masks_without_images_are_left_out_by_name(folder, tiny):
     (folder / "images" / "02.png").write_bytes(b"nothing")
     Image.new("L", (WIDTH, HEIGHT)).save(folder / "masks" / "more.png")
     with pytest.raises(DataError, match="cannot be read"):
-        load_data(folder, backbone)
-    data = load_data(folder, backbone, skip_bad=True)
+        load_data(folder, tiny)
+    data = load_data(folder, tiny, skip_bad=True)
     assert data.skipped == 1
     (folder / "masks" / "03.png").write_bytes(b"nothing")
-    assert load_data(folder, backbone, skip_bad=True).skipped == 2
+    assert load_data(folder, tiny, skip_bad=True).skipped == 2
     assert "1 mask without an image (masks/more.png)" in data.describe()
 
 
-def test_workers_read_masks_as_this_process_does(folder, backbone):
+def test_workers_read_masks_as_this_process_does(folder, tiny):
     from restuning.data.loader import Loader
 
-    data = load_data(folder, backbone)
+    data = load_data(folder, tiny)
     here, there = (
         torch.cat([masks for _, masks in Loader(data.train, batch_size=4, num_workers=n)])
         for n in (0, 1)
@@ -367,17 +264,17 @@ def test_workers_read_masks_as_this_process_does(folder, backbone):
     assert isinstance(data.train, ImagesWithTargets)
 
 
-def test_a_class_that_a_split_has_no_example_of_is_told_of(tmp_path, backbone):
+def test_a_class_that_a_split_has_no_example_of_is_told_of(tmp_path, tiny):
     """Splits are drawn without a look at classes: of masks nearly every image has several."""
-    write(tmp_path / "shapes", 12)
+    write_masks(tmp_path / "shapes", 12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = load_data(tmp_path / "shapes", backbone)
+        data = load_data(tmp_path / "shapes", tiny)
     for mask in data.test.targets:
         numbers = np.array(Image.open(mask))
         Image.fromarray(np.where(numbers == 2, 0, numbers).astype(np.uint8)).save(mask)
     with pytest.warns(RestuningWarning, match="(?s)no example of.*test: bar"):
-        load_data(tmp_path / "shapes", backbone)
+        load_data(tmp_path / "shapes", tiny)
 
 
 # From a folder to masks.
@@ -389,7 +286,7 @@ def test_a_task_answers_with_masks_in_the_size_of_each_image(trained, tmp_path):
     assert run.metrics["test"].keys() == {"mean_iou", "pixel_accuracy", "mean_accuracy"}
     assert run.metrics["test"]["pixel_accuracy"] > 0.8
     predictor = restuning.Predictor.load(run.folder)
-    small, _ = draw(np.random.default_rng(7))
+    small, _ = draw_mask(np.random.default_rng(7))
     large = small.resize((200, 90))
     answers = predictor([small, large])
     assert [answer.mask.shape for answer in answers] == [(HEIGHT, WIDTH), (90, 200)]
@@ -408,7 +305,7 @@ def predictor_name(predictor):
 def test_the_command_leaves_masks_and_overlays(trained, tmp_path):
     place, run = trained
     (tmp_path / "new").mkdir()
-    image, _ = draw(np.random.default_rng(8))
+    image, _ = draw_mask(np.random.default_rng(8))
     image.save(tmp_path / "new" / "a.png")
     image.resize((64, 32)).save(tmp_path / "new" / "b.jpg")
     ask = ("predict", tmp_path / "new", "--task", run.task_folder)
@@ -509,7 +406,7 @@ def test_what_answers_once_an_image_is_refused_with_those_that_do_not(trained):
 
 def test_an_ensemble_goes_through_the_backbone_once(tmp_path):
     for seed, (name, count) in enumerate((("train", 24), ("val", 6), ("test", 6))):
-        write(tmp_path / "shapes" / name, count, seed, classes=())
+        write_masks(tmp_path / "shapes" / name, count, seed, classes=())
     (tmp_path / "shapes" / "classes.txt").write_text("\n".join(CLASSES))
     backbone = restuning.load_backbone("restuning-tiny")
     forwards = []
@@ -550,7 +447,7 @@ def test_a_crop_leaves_an_edge_without_an_answer(trained):
     predictor = restuning.Predictor.load(run.folder)
     inputs = predictor.inputs
     inputs.preprocessing = replace(inputs.preprocessing, squash=False)
-    image = draw(np.random.default_rng(9))[0]
+    image = draw_mask(np.random.default_rng(9))[0]
     mask = predictor(image)[0].mask
     assert mask.shape == (HEIGHT, WIDTH)
     assert (mask[:, :5] == 255).all()

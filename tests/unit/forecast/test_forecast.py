@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from awake import tiny_vit
+from awake import tiny_bert, tiny_vit
 from restuning import Host, Needs, Tuned, forecast, methods
 from restuning._errors import ForecastError, ProjectionsError
 from restuning.features import build, view_of
@@ -31,19 +31,6 @@ ALLOCATED_TOLERANCE = 0.05
 NPY_HEADER = 128
 LABEL_BYTES = 8
 IMAGE = (1, 3, 32, 32)
-
-
-def tiny_bert():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        max_position_embeddings=32,
-    )
-    return transformers.BertModel(config).eval()
 
 
 def small_swin():

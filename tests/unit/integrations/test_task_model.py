@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import restuning
-from awake import tiny_vit, wake
+from awake import tiny_bert, tiny_vit, wake
 from loops import CLASSES, METHODS, build, build_model, copied, example
 from restuning import Host, Task, methods
 from restuning._errors import (
@@ -99,15 +99,7 @@ def test_images_are_pixel_values_and_other_inputs_have_the_names_of_the_backbone
 
 
 def test_a_text_backbone_of_transformers_names_its_inputs():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    host = Host(transformers.BertModel(config).eval(), input_ids=torch.arange(1, 6).view(1, 5))
+    host = Host(tiny_bert(), input_ids=torch.arange(1, 6).view(1, 5))
     task = methods.build("lora", host, num_classes=3, rank=2)
     model = TaskModel(host, task)
     batch = {"input_ids": torch.arange(1, 9).view(2, 4), "attention_mask": torch.ones(2, 4).long()}
