@@ -495,9 +495,15 @@ def test_a_problem_of_other_numbers_than_the_head_gives_is_refused(host):
     assert len(task.problem.mean) == OUTPUTS
 
 
-def test_a_task_of_numbers_has_no_probabilities(host):
-    with pytest.raises(WrongTaskError, match="no probabilities"):
-        build("regression", host).probabilities(torch.zeros(1, 3))
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_is_no_choice_has_no_probabilities(name, host):
+    task, logits = build(name, host), make_logits(name)
+    if task.problem.choices(logits, make_targets(name)) is None:
+        with pytest.raises(WrongTaskError, match="no probabilities"):
+            task.probabilities(logits)
+    else:
+        chances = task.probabilities(logits)
+        assert ((chances >= 0) & (chances <= 1)).all()
 
 
 def pairs(name, images):

@@ -54,7 +54,6 @@ class Depth(OfPixels):
     percent = False
     loss_name = "mean squared error (standardised) of pixels"
     noun = "numbers a pixel"
-    chooses = False
 
     def __init__(
         self,

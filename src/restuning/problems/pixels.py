@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -28,9 +28,6 @@ class OfPixels(Problem):
         window: Median height and width of the training images, in their own pixels: what an image was that the backbone
             saw whole, and so what a window of a larger one is (`serve.tiles`). None where nobody knows.
 
-    Attributes:
-        chooses: Whether an answer is one of the outputs.
-
     Raises:
         FormatError: The window has no pixels.
     """
@@ -38,7 +35,6 @@ class OfPixels(Problem):
     pool = "grid"
     # An image is hundreds of answers, and few images are all there is: larger steps are too few.
     batch_size = 8
-    chooses: ClassVar[bool]
 
     def __init__(self, window: Sequence[int] | None = None) -> None:
         self.window = None if window is None else tuple(window)

@@ -227,6 +227,11 @@ class Problem(ABC):
         """
         return None
 
+    @property
+    def chooses(self) -> bool:
+        """Whether answers are choices, which have probabilities."""
+        return type(self).choices is not Problem.choices
+
     def thin(self, logits: Tensor, targets: Tensor) -> tuple[Problem, Tensor, Tensor] | None:
         """A problem, logits and targets that say as much of a batch in fewer numbers: what parts of an ensemble are weighed on.
 

@@ -52,7 +52,6 @@ class Segmentation(OfPixels):
     pipeline_tags = {"image": "image-segmentation"}
     prints = "answer.label, answer.mask.shape"
     loss_name = "cross entropy of pixels"
-    chooses = True
 
     def __init__(self, ignore: int = UNLABELLED, window: Sequence[int] | None = None) -> None:
         super().__init__(window)

@@ -12,7 +12,7 @@ from restuning._errors import MALFORMED, FormatError, NoSitesError, WrongTaskErr
 from restuning._files import fits
 from restuning.bypass import Bypass, Plan, SideNetwork
 from restuning.bypass import from_spec as side_from_spec
-from restuning.problems import Problem, Regression, SingleLabel
+from restuning.problems import Problem, SingleLabel
 from restuning.problems import from_spec as problem_from_spec
 from restuning.sites import FEATURE, Needs, Pool, Readout, Sites, resolve_readout, resolve_tokens
 from restuning.tuners import Tuner, from_spec
@@ -205,13 +205,13 @@ class Task(nn.Module):
             logits: This task's, `... c`.
 
         Raises:
-            WrongTaskError: It answers with numbers, which have none.
+            WrongTaskError: It answers with numbers or vectors, which have none.
         """
-        if isinstance(self.problem, Regression):
+        if not self.problem.chooses:
             raise WrongTaskError(
-                "a task that answers with numbers has no probabilities",
+                f"a task that answers with {self.problem.noun} has no probabilities",
                 found=f"problem {self.problem.kind}",
-                fix="ask task.problem.values(logits) for the numbers",
+                fix="ask task.values(logits) for what it answers",
             )
         return self.values(logits)
 
