@@ -70,6 +70,18 @@ def test_batches_do_not_matter(name):
     assert [m.row for m in one.worst] == [m.row for m in other.worst]
 
 
+# Of texts a batch may have no labelled token.
+@pytest.mark.parametrize(("name", "batches"), [*((name, 0) for name in PROBLEMS), ("tokens", 1)])
+def test_of_no_answers_nothing_is_told(name, batches):
+    logits, targets = given(name)
+    made = PROBLEMS[name].judge(OF_VECTORS if name == "embedding" else NAMES)
+    for _ in range(batches):
+        made.update(logits[:0], targets[:0])
+    judged = made.conclude()
+    assert judged.count == 0 and not any(judged.figures.values())
+    assert not judged.rows and not judged.worst
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_kind_that_knows_no_judge_is_judged_by_its_metrics(name):
     logits, targets = given(name)
@@ -80,6 +92,14 @@ def test_a_kind_that_knows_no_judge_is_judged_by_its_metrics(name):
     for key, value in told.figures.items():
         assert value == pytest.approx(judge(name).figures[key], abs=SINGLE)
     assert told.breakdown is None and not told.pictures and told.worst
+
+
+def test_outputs_without_names_are_counted_on_the_last_axis_of_logits():
+    logits, (_, targets) = make_logits("segmentation", ROWS, side=2), given("segmentation")
+    named, nameless = Judge(PROBLEMS["segmentation"], NAMES), Judge(PROBLEMS["segmentation"], [])
+    for each in (named, nameless):
+        each.update(logits, targets)
+    assert nameless.conclude().figures == named.conclude().figures
 
 
 def test_figures_of_classes_are_those_of_scikit_learn():

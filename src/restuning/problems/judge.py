@@ -53,7 +53,7 @@ class Judge:
             targets: As the problem has them.
         """
         if self._meters is None:
-            outputs = self.problem.outputs(self.labels) or logits.shape[1]
+            outputs = self.problem.outputs(self.labels) or logits.shape[-1]
             self._meters = self.problem.metrics(outputs).to(logits.device)
         self._meters.update(logits, targets)
         for one, wanted in zip(logits.split(1), targets.split(1), strict=True):
@@ -77,11 +77,14 @@ class JudgeOfLogits(Judge, ABC):
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take in a batch; see the class."""
-        # At once: the logits of a whole split may not fit beside the backbone.
-        self._given.append((logits.detach().float().cpu(), targets.cpu()))
+        if len(logits):
+            # At once: the logits of a whole split may not fit beside the backbone.
+            self._given.append((logits.detach().float().cpu(), targets.cpu()))
 
     def conclude(self) -> Judged:
         """What the answers so far are worth."""
+        if not self._given:
+            return Judged(0, {})
         logits, targets = (torch.cat(each) for each in zip(*self._given, strict=True))
         constant = self.answer_constantly(targets)
         losses = self.losses(logits, targets)
