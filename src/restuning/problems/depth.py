@@ -23,7 +23,7 @@ from restuning.problems.pixels import (
 )
 from restuning.problems.problem import Problem, Shown, problem, refuse_arguments
 from restuning.problems.regression import Regression
-from restuning.problems.targets import tell_form
+from restuning.problems.targets import refuse_first, refuse_smoothing, tell_form
 
 NEAR = 1.25
 """Of `delta_1`: an answer and the truth differ by less than this factor."""
@@ -117,15 +117,12 @@ class Depth(OfPixels):
                 found=tell_form(targets),
                 fix="let the data set yield (image, tensor `h w` of floats), 0 or NaN where there is none",
             )
-        wrong = (targets < 0) | targets.isinf()
-        if not bool(wrong.any()):
-            return
-        row, y, x = wrong.nonzero()[0].tolist()
-        raise TrainingError(
+        refuse_first(
+            (targets < 0) | targets.isinf(),
+            targets,
+            shown,
             "a pixel of a depth is below zero, or infinite",
-            where=f"row {row} of the batch" if shown is None else shown(row),
-            found=f"{float(targets[row, y, x]):g} at row {y}, column {x}",
-            fix="correct it, 0 or NaN where it is unknown",
+            "correct it, 0 or NaN where it is unknown",
         )
 
     def known(self, targets: Tensor) -> Tensor:
@@ -146,13 +143,7 @@ class Depth(OfPixels):
         Raises:
             TrainingError: Labels shall be smoothed, which numbers are not.
         """
-        if smoothing:
-            raise TrainingError(
-                "numbers are not smoothed",
-                where=f"label_smoothing={smoothing:g}",
-                found=f"problem {self.kind}",
-                fix="leave label_smoothing at 0",
-            )
+        refuse_smoothing(smoothing, self.kind)
         known = self.known(targets)
         off = enlarge(logits, targets)[:, 0] - self.standardise(targets).to(logits.dtype)
         return mean_of_images(off.square() * known, known)

@@ -13,7 +13,7 @@ from restuning._errors import TrainingError
 from restuning.problems.answers import Number, NumbersAnswer
 from restuning.problems.judge_numbers import JudgeOfNumbers
 from restuning.problems.problem import Problem, Shown, collect, problem, refuse_arguments
-from restuning.problems.targets import check_floats
+from restuning.problems.targets import check_floats, refuse_smoothing
 
 
 @problem("regression")
@@ -107,19 +107,12 @@ class Regression(Problem):
         Raises:
             TrainingError: Labels shall be smoothed, which numbers are not.
         """
-        if smoothing:
-            raise TrainingError(
-                "numbers are not smoothed",
-                where=f"label_smoothing={smoothing:g}",
-                found="a regression",
-                fix="leave label_smoothing at 0",
-            )
+        refuse_smoothing(smoothing, self.kind)
         return (logits - self.standardise(targets).to(logits.dtype)).square().mean(-1).sum()
 
     def losses_of_several(self, logits: Tensor, targets: Tensor, smoothing: Tensor) -> Tensor:
         """As `loss`, the mean over examples, of every run."""
-        if bool((smoothing > 0).any()):
-            self.loss(logits[0], targets, float(smoothing.max()))
+        refuse_smoothing(float(smoothing.max()), self.kind)
         return (logits - self.standardise(targets).to(logits.dtype)).square().mean((1, 2))
 
     def metrics(self, outputs: int) -> Any:

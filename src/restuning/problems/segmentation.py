@@ -23,8 +23,13 @@ from restuning.problems.pixels import (
     thin_out,
 )
 from restuning.problems.problem import Problem, Shown, problem, refuse_arguments
-from restuning.problems.single_label import SCALES, SingleLabel, to_probabilities
-from restuning.problems.targets import tell_form
+from restuning.problems.single_label import (
+    SCALES,
+    SingleLabel,
+    to_probabilities,
+    weigh_inversely,
+)
+from restuning.problems.targets import refuse_first, tell_form
 
 UNLABELLED = 255
 """Value of pixels that do not count, in the masks of the field (Pascal VOC, Cityscapes, ADE20K in PNG)."""
@@ -91,15 +96,13 @@ class Segmentation(OfPixels):
             )
         if outputs is None:
             return
-        wrong = ((targets < 0) | (targets >= outputs)) & (targets != self.ignore)
-        if not bool(wrong.any()):
-            return
-        row, y, x = wrong.nonzero()[0].tolist()
-        raise TrainingError(
+        refuse_first(
+            ((targets < 0) | (targets >= outputs)) & (targets != self.ignore),
+            targets,
+            shown,
             "a pixel of a mask is outside the task's classes",
-            where=f"row {row} of the batch" if shown is None else shown(row),
-            found=f"{int(targets[row, y, x])} at row {y}, column {x}; {outputs} classes (0 to {outputs - 1})",
-            fix=f"correct the mask, {self.ignore} where there is no class",
+            f"correct the mask, {self.ignore} where there is no class",
+            f"; {outputs} classes (0 to {outputs - 1})",
         )
 
     def stand_in(self, logits: Tensor) -> Tensor:
@@ -142,9 +145,7 @@ class Segmentation(OfPixels):
         n counts the pixels that have a class, C the classes that have a pixel; what has none weighs 1.
         """
         counts = sum((self._count_pixels(each, outputs) for each in targets), torch.zeros(outputs))
-        there = counts > 0
-        weights = counts.sum() / (there.sum() * counts.clamp(min=1))
-        return torch.where(there, weights, 1.0).float()
+        return weigh_inversely(counts).float()
 
     def weighted_loss(
         self, logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0

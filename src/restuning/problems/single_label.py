@@ -131,10 +131,7 @@ class SingleLabel(Problem):
 
         C counts the classes that have an example; what has none weighs 1.
         """
-        counts = self.counts(targets, outputs)
-        there = counts > 0
-        weights = counts.sum() / (there.sum() * counts.clamp(min=1))
-        return torch.where(there, weights, 1.0)
+        return weigh_inversely(self.counts(targets, outputs))
 
     def weighted_loss(
         self, logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0
@@ -234,6 +231,13 @@ def to_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """`softmax(logits / temperature)` over the last axis, in float32."""
     # In half precision probabilities are coarse and do not sum to one.
     return (logits.float() / temperature).softmax(-1)
+
+
+def weigh_inversely(counts: Tensor) -> Tensor:
+    """`n / (C n_c)`, C the classes that are there; 1 of those that are not."""
+    there = counts > 0
+    weights = counts.sum() / (there.sum() * counts.clamp(min=1))
+    return torch.where(there, weights, 1.0)
 
 
 def find_problem(task: Any) -> Problem:

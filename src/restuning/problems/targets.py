@@ -46,28 +46,49 @@ def check_floats(
     )
 
 
-def refuse_first(wrong: Tensor, targets: Tensor, shown: Shown | None, what: str, fix: str) -> None:
+def refuse_first(
+    wrong: Tensor, targets: Tensor, shown: Shown | None, what: str, fix: str, more: str = ""
+) -> None:
     """Refuse targets by the first that is wrong, if one is.
 
     Args:
-        wrong: Which of them are, `b c`.
-        targets: Of a batch or a split, `b c`.
+        wrong: Which of them are, `b c`, or of pixels `b H W`.
+        targets: Of a batch or a split, likewise.
         shown: Names the target at a place; None for its row in the batch.
         what: What is wrong, in words.
         fix: What to do.
+        more: What is told beside the value that was found.
 
     Raises:
         TrainingError: One is wrong.
     """
     if not bool(wrong.any()):
         return
-    row, column = wrong.nonzero()[0].tolist()
+    row, *place = wrong.nonzero()[0].tolist()
+    value = targets[(row, *place)].item()
+    told = f"{value:g}" if isinstance(value, float) else str(value)
+    at = f"in column {place[0]}" if len(place) == 1 else "at row {}, column {}".format(*place)
     raise TrainingError(
         what,
         where=f"row {row} of the batch" if shown is None else shown(row),
-        found=f"{float(targets[row, column]):g} in column {column}",
+        found=f"{told} {at}{more}",
         fix=fix,
     )
+
+
+def refuse_smoothing(smoothing: float, kind: str) -> None:
+    """Refuse to smooth the labels of a problem whose targets are numbers.
+
+    Raises:
+        TrainingError: They shall be smoothed.
+    """
+    if smoothing:
+        raise TrainingError(
+            "numbers are not smoothed",
+            where=f"label_smoothing={smoothing:g}",
+            found=f"problem {kind}",
+            fix="leave label_smoothing at 0",
+        )
 
 
 def tell_form(targets: Any) -> str:
