@@ -26,11 +26,19 @@ def figures(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("start", [forked, pytest.param(launched, marks=pytest.mark.slow)])
-def test_two_processes_end_with_the_weights_of_one(tmp_path, start):
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (forked, ()),
+        # As of a store that is larger than memory, of which each process reads rows of its own.
+        (forked, ("portions=[3,2,2]",)),
+        pytest.param(launched, (), marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_end_with_the_weights_of_one(tmp_path, start, more):
     out, tmp_path = tmp_path / "one", tmp_path / "two"
-    ours = train(out)
-    theirs = train(tmp_path, "accumulate=2", start=start)
+    ours = train(out, *more)
+    theirs = train(tmp_path, "accumulate=2", *more, start=start)
     for name in ours:
         assert torch.allclose(ours[name], theirs[name], atol=SUM_ORDER), name
     for one, two in zip(figures(out), figures(tmp_path), strict=True):

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from restuning.training import FitSettings, fit
+from restuning.training.randomness import Portions
 
 SLEEP = float(os.environ.get("TRAINING_SLEEP", "0"))
 
@@ -47,12 +48,17 @@ class Noisy(Dataset):
         generator = torch.Generator().manual_seed(5)
         self.x = torch.randn(count, 6, generator=generator)
         self.y = self.x[:, :3].argmax(1)
-        self.noise = noise
+        self.noise, self.held = noise, None
 
     def __len__(self):
         return len(self.y)
 
+    def hold(self, indices):
+        """As a store that is larger than memory does, which this one plays where a run goes through portions."""
+        self.held = set(indices.tolist())
+
     def __getitem__(self, index):
+        assert self.held is None or index in self.held
         time.sleep(SLEEP)
         return self.x[index] + self.noise * torch.randn(6), int(self.y[index])
 
@@ -63,6 +69,9 @@ def main():
     given = dict(pair.split("=") for pair in sys.argv[2:])
     settings = {k: json.loads(v) for k, v in given.items()}
     noise = settings.pop("noise", 0.1)
+    if portions := settings.pop("portions", None):
+        # Those of the training data, which alone are asked for them.
+        Portions.of = lambda *_: Portions(*portions)
     torch.manual_seed(3)
     tuned = Tuned()
     fit(

@@ -112,7 +112,12 @@ def train(
         ),
     ] = None,
     memory: Annotated[
-        str | None, option(METHOD, "Of auto: budget for everything, e.g. 2GiB")
+        str | None,
+        option(
+            METHOD,
+            "Of auto: budget for everything, e.g. 2GiB. Of a method: what stored features may take in "
+            "memory, larger stores are trained from in portions; default: what is free",
+        ),
     ] = None,
     minutes: Annotated[float | None, option(METHOD, "Of auto: budget for the whole run")] = None,
     rank: Rank = None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from restuning.host import Extractor
 from restuning.sites import FEATURE, ONE_TOKEN, Features, Needs, split_tap, take_one_token
 from restuning.task import Task
 
+READ = 16 * 2**20
+"""Bytes of rows that are decoded at a time where they are to be held."""
+
 
 class StoredFeatures(Dataset):
     """Rows of one or more splits of a store as `(taps, label)`.
@@ -30,6 +35,8 @@ class StoredFeatures(Dataset):
         views: How many of the training split's views are drawn from; 1 is the image itself.
         targets: Of all rows, in place of the labels that are stored, `n` or `n ...`.
         mirror: Targets of mirror images, which the second view is of; None where they are the same.
+        at_once: How many inputs a run may hold in memory, where it cannot hold all: it then goes through the store
+            in portions (`training.randomness.Portions`), and `hold` reads each.
 
     Raises:
         StoreError: No such split or view.
@@ -44,6 +51,7 @@ class StoredFeatures(Dataset):
         views: int = 1,
         targets: Tensor | None = None,
         mirror: Callable[[Tensor], Tensor] | None = None,
+        at_once: int | None = None,
     ) -> None:
         for split in splits:
             if split not in store.key.splits:
@@ -56,13 +64,53 @@ class StoredFeatures(Dataset):
                 fix="build one with `restuning cache --views`",
             )
         self.store, self.splits, self.views = store, tuple(splits), views
-        self.places = [(s, i) for s in splits for i in range(store.key.splits[s])]
-        self.targets, self.mirror = targets, mirror
+        # Where each split begins, and all of them end.
+        self._starts = [0, *accumulate(store.key.splits[s] for s in splits)]
+        self.targets, self.mirror, self.at_once = targets, mirror, at_once
+        # By split and view: which rows are held, in order, and they themselves.
+        self._held: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.labels = torch.cat([store.labels(s) for s in splits]) if targets is None else targets
 
     def __len__(self) -> int:
         """Number of inputs."""
-        return len(self.places)
+        return self._starts[-1]
+
+    @property
+    def bytes_per_input(self) -> int:
+        """Bytes of memory that an input takes in `hold`, in all its views."""
+        return 4 * self.store.values_per_row * self.views
+
+    @property
+    def held(self) -> int:
+        """Rows that `hold` has in memory, each view counted."""
+        return sum(len(rows) for _, rows in self._held.values())
+
+    def hold(self, indices: Tensor) -> None:
+        """Read these inputs in all their views, in the order of the files, for `gather` to take from memory.
+
+        What was held before is let go first, so that the two are never held together.
+        """
+        at = indices.unique()
+        wanted: dict[tuple[str, int], Tensor] = {}
+        for split, start, stop in zip(
+            self.splits, self._starts[:-1], self._starts[1:], strict=True
+        ):
+            own = at[(at >= start) & (at < stop)] - start
+            for view in range(self.views if split == "train" else 1) if len(own) else ():
+                wanted[split, view] = own
+        if wanted.keys() == self._held.keys() and all(
+            torch.equal(own, self._held[place][0]) for place, own in wanted.items()
+        ):
+            return
+        self._held = {}
+        for (split, view), own in wanted.items():
+            rows = torch.empty(len(own), self.store.values_per_row)
+            # Piece by piece: decoding a row takes more than the row for a while.
+            step = max(1, READ // (4 * self.store.values_per_row))
+            for start in range(0, len(own), step):
+                part = slice(start, start + step)
+                rows[part] = self.store.rows(split, view, own[part])
+            self._held[split, view] = own, rows
 
     @property
     def contents(self) -> Contents:
@@ -93,7 +141,8 @@ class StoredFeatures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Any]:
         """One input's taps (without a batch axis) and its label."""
-        taps, labels = self.gather([index], [self.view()])
+        # From the end as well, and past it an error that ends a loop.
+        taps, labels = self.gather([range(len(self))[index]], [self.view()])
         target = int(labels[0]) if labels.ndim == 1 else labels[0]
         return {name: tap[0] for name, tap in taps.items()}, target
 
@@ -110,20 +159,37 @@ class StoredFeatures(Dataset):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Taps and labels of a batch."""
         labels = self._labels_of(indices, views)
+        if len(self.splits) == 1 and not any(views):
+            return self.store.taps(self._rows(self.splits[0], 0, list(indices))), labels
         # Rows lie in files by split and view: each group is read at once, then put in order.
         groups: dict[tuple[str, int], list[int]] = {}
-        for position, (index, view) in enumerate(zip(indices, views, strict=True)):
-            split = self.places[index][0]
+        places = [self._place(index) for index in indices]
+        for position, ((split, _), view) in enumerate(zip(places, views, strict=True)):
             # Only the training split has views; of train and val together, val stays plain.
             groups.setdefault((split, view if split == "train" else 0), []).append(position)
         parts = [
-            self.store.rows(split, view, [self.places[indices[p]][1] for p in positions])
+            self._rows(split, view, [places[p][1] for p in positions])
             for (split, view), positions in groups.items()
         ]
         if len(parts) == 1:
             return self.store.taps(parts[0]), labels
         order = torch.tensor([p for positions in groups.values() for p in positions])
         return self.store.taps(torch.cat(parts)[order.argsort()]), labels
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """The split of an input, and its number there."""
+        number = bisect_right(self._starts, index) - 1
+        return self.splits[number], index - self._starts[number]
+
+    def _rows(self, split: str, view: int, indices: Sequence[int]) -> Tensor:
+        """Rows of a split: those that are held, or all of them from the store."""
+        if (split, view) in self._held:
+            at, rows = self._held[split, view]
+            wanted = torch.as_tensor(indices)
+            where = torch.searchsorted(at, wanted).clamp(max=len(at) - 1)
+            if torch.equal(at[where], wanted):
+                return rows.index_select(0, where)
+        return self.store.rows(split, view, indices)
 
     def _labels_of(self, indices: Sequence[int], views: Sequence[int]) -> Tensor:
         labels = self.labels[torch.as_tensor(list(indices))]
@@ -132,7 +198,7 @@ class StoredFeatures(Dataset):
         flipped = [
             place
             for place, (index, view) in enumerate(zip(indices, views, strict=True))
-            if view == FLIP and self.places[index][0] == "train"
+            if view == FLIP and self._place(index)[0] == "train"
         ]
         if flipped:
             labels[flipped] = self.mirror(labels[flipped])

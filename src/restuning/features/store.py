@@ -22,7 +22,7 @@ from restuning.data.data import name_of
 from restuning.data.digests import digest_files
 from restuning.data.parquet import find_parquets
 from restuning.data.shards import find_shards
-from restuning.features.codec import decode, disk_type, read_array
+from restuning.features.codec import BYTES, decode, disk_type, read_array
 from restuning.features.key import Column, StoreKey
 from restuning.features.manifest import (
     KEY,
@@ -104,6 +104,7 @@ class Store:
         key: What its values depend on.
         columns: What is read of a row, in order: all of it, or what `only` was asked for.
         form: Which tokens are read, as `Needs.form`.
+        holds_splits: Whether splits of up to `IN_MEMORY` are held in memory once they were read; see `read_from_files`.
         manifest: The whole manifest, with the error report of its dtype.
 
     Raises:
@@ -135,6 +136,7 @@ class Store:
         self._runs = runs
         self._in_memory: dict[tuple[str, int], Tensor] = {}
         self._maps: dict[str, tuple[np.ndarray, Any]] = {}
+        self.holds_splits = True
 
     def only(self, needs: Needs, last: str = "") -> Store:
         """The same store, of which no more is read and held in memory than is needed.
@@ -160,6 +162,20 @@ class Store:
     def values_per_row(self) -> int:
         """Values that are read of one input."""
         return sum(column.numel for column in self.columns.values())
+
+    def bytes_in_memory(self, split: str) -> int:
+        """What the memory holds of a split in one view while its rows are read in any order.
+
+        Decoded up to `IN_MEMORY`; above, its part of the files, whose pages the system keeps while there is room.
+        """
+        values = self.key.splits[split] * self.values_per_row
+        decoded = 4 * values
+        return decoded if decoded <= IN_MEMORY else BYTES[self.key.dtype] * values
+
+    def read_from_files(self) -> None:
+        """Let go of splits that are held in memory, and hold none from now on."""
+        self.holds_splits = False
+        self._in_memory.clear()
 
     @property
     def bytes(self) -> int:
@@ -207,14 +223,15 @@ class Store:
             raise damaged(place, f"a class of number {labels.min()}")
         return torch.from_numpy(labels)
 
-    def rows(self, split: str, view: int, indices: Sequence[int]) -> Tensor:
+    def rows(self, split: str, view: int, indices: Sequence[int] | Tensor) -> Tensor:
         """Rows of a split in fp32, `len(indices) r`, in the order asked for.
 
         Raises:
             StoreError: A file is gone, or a value is not finite.
         """
         whole = self._in_memory.get((split, view))
-        if whole is None and self.key.splits[split] * self.values_per_row * 4 <= IN_MEMORY:
+        size = self.key.splits[split] * self.values_per_row * 4
+        if whole is None and self.holds_splits and size <= IN_MEMORY:
             parts = [self._decode(shard) for shard in self._shards[(split, view)]]
             whole = torch.cat(parts) if parts else torch.empty(0, self.values_per_row)
             self._refuse_not_finite(whole)
@@ -245,7 +262,7 @@ class Store:
         shards = self._shards[(split, view)]
         starts = np.array([shard.start for shard in shards])
         which = np.searchsorted(starts, at, side="right") - 1
-        shards_open = [self._open(shard) for shard in shards]
+        shards_open = {number: self._open(shards[number]) for number in set(which.tolist())}
         raw = np.empty((len(at), self.values_per_row), disk_type(self.key.dtype))
         places = zip(which.tolist(), (at - starts[which]).tolist(), strict=True)
         for place, (shard, row) in enumerate(places):
@@ -291,7 +308,13 @@ class Store:
 
     def __reduce__(self) -> tuple:
         """A worker process opens the folder itself."""
-        return _reopen, (self.path, self.key.digest, self.columns, self.form)
+        return _reopen, (
+            self.path,
+            self.key.digest,
+            self.columns,
+            self.form,
+            self.holds_splits,
+        )
 
 
 def lacks(path: Path, key: StoreKey, needs: Needs) -> StoreError:
@@ -305,10 +328,13 @@ def lacks(path: Path, key: StoreKey, needs: Needs) -> StoreError:
     )
 
 
-def _reopen(path: Path, digest: str, columns: Mapping[str, Column], form: str) -> Store:
+def _reopen(
+    path: Path, digest: str, columns: Mapping[str, Column], form: str, holds_splits: bool
+) -> Store:
     # Its contents were compared in the process that sent it here.
     store = Store(path, verify=False)
     if store.key.digest != digest:
         raise damaged(path, "another store has taken its place")
     store._read_only(columns, form)
+    store.holds_splits = holds_splits
     return store

@@ -34,6 +34,7 @@ from restuning.features.stages import Stages
 from restuning.features.store import Store, default_root, stores
 from restuning.features.views import view_names, view_of
 from restuning.host import Extractor
+from restuning.runtime.free_memory import read_free_memory
 from restuning.runtime.processes import is_main_process
 from restuning.runtime.randomness import preserve_randomness
 from restuning.sites import IN_WORDS, Needs, count_taps, is_stream, unite_needs
@@ -64,6 +65,8 @@ class StoreOptions:
         log: Receives a line for each store that is opened or built.
         shard_bytes: Of one file of values; None for at most 64 MiB and 512 inputs, and 256 MB of a store of more than 1,000
             such files.
+        memory: Bytes that rows may take in the memory of a process that trains from a store; None for what is free. More
+            are gone through in portions (`StoredFeatures.hold`).
     """
 
     root: str | Path | None = None
@@ -76,6 +79,7 @@ class StoreOptions:
     progress: bool = True
     log: Callable[[str], None] = lambda line: None
     shard_bytes: int | None = None
+    memory: int | None = None
 
     @property
     def away(self) -> Away | None:
@@ -99,12 +103,43 @@ class Stored:
         seconds: Spent on building it now; 0 if it was there.
         views: Of the training split that are drawn from.
         stages: Where the time of building it went; None if it was there.
+        at_once: Training rows that are held in memory at a time, of a store that is larger; None of one that fits.
     """
 
     store: Store
     seconds: float
     views: int
     stages: Stages | None = None
+    at_once: int | None = None
+
+    @classmethod
+    def opened(
+        cls, store: Store, options: StoreOptions, seconds: float = 0.0, stages: Stages | None = None
+    ) -> Stored:
+        """A store that a run reads, and how much of it is held at a time.
+
+        Args:
+            store: Of which no more is read than is needed.
+            options: Views, memory, and who is told where the store is larger.
+            seconds, stages: Of building it.
+        """
+        limit = read_free_memory() if options.memory is None else options.memory
+        views = options.views
+        size = sum(
+            store.bytes_in_memory(split) * (views if split == "train" else 1)
+            for split in store.key.splits
+        )
+        if limit is None or size <= limit:
+            return cls(store, seconds, views, stages)
+        # A run that was told nothing needs room for other things as well.
+        room = limit if options.memory is not None else limit // 2
+        at_once = room // (4 * store.values_per_row * views)
+        options.log(
+            f"larger than memory: {size / 2**20:,.0f} MiB, {limit / 2**20:,.0f} MiB "
+            f"{'allowed' if options.memory is not None else 'free'}: trained from in portions of {at_once:,} rows"
+        )
+        store.read_from_files()
+        return cls(store, seconds, views, stages, at_once)
 
     def data(self, data: Data, *, final: bool) -> Data:
         """The same data set, with the splits that it has, and stored features in place of inputs.
@@ -116,12 +151,15 @@ class Stored:
         there = {name for name in self.store.key.splits if getattr(data, name) is not None}
         train = ("train", "val") if final and "val" in there else ("train",)
 
-        def read(splits: Sequence[str], views: int = 1) -> StoredFeatures:
+        def read(
+            splits: Sequence[str], views: int = 1, at_once: int | None = None
+        ) -> StoredFeatures:
             if data.beside:
                 targets = torch.cat([stack_targets(getattr(data, name)) for name in splits])
                 data.problem.check_targets(targets, data.num_classes)
-                return StoredFeatures(self.store, splits, views, targets, data.problem.mirror)
-            rows = StoredFeatures(self.store, splits, views)
+                mirror = data.problem.mirror
+                return StoredFeatures(self.store, splits, views, targets, mirror, at_once)
+            rows = StoredFeatures(self.store, splits, views, at_once=at_once)
             if len(rows) and int(rows.labels.max()) >= len(data.labels):
                 found = f"class {int(rows.labels.max())}, and {data.name} has {len(data.labels)}"
                 raise damaged(self.store.path, found)
@@ -132,7 +170,7 @@ class Stored:
 
         return Data(
             data.name,
-            read(train, self.views),
+            read(train, self.views, self.at_once),
             None if final else split("val"),
             split("test"),
             data.labels,
@@ -237,7 +275,7 @@ def open_or_build(
         if away is not None:
             _put(away, store)
         log(f"{describe_key(store.key)}: reused {_where(away, store.path)}")
-        return Stored(store.only(key.needs), 0.0, options.views)
+        return Stored.opened(store.only(key.needs), options)
     for path in _find_of_before(root, key):
         log(
             f"{path} may be of these data: it is of before data were known by their contents, and "
@@ -275,7 +313,7 @@ def open_or_build(
             "patches inside an image, by tap"
         )
     seconds = time.perf_counter() - started
-    return Stored(store.only(key.needs), seconds, options.views, stages)
+    return Stored.opened(store.only(key.needs), options, seconds, stages)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,9 @@ def _bytes_in_memory(dataset: Any, example: Any) -> int:
     tensors = example.values() if isinstance(example, Mapping) else [example]
     one = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
     if isinstance(dataset, StoredFeatures):
+        if not dataset.store.holds_splits:
+            # Of the training split a part at a time, of the others nothing.
+            return min(len(dataset), dataset.at_once or 0) * dataset.bytes_per_input
         # All splits and views that are drawn from, each as a whole.
         row = dataset.store.values_per_row * 4
         held = [len(dataset.store.labels(s)) * row for s in dataset.splits]

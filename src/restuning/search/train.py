@@ -19,6 +19,7 @@ from restuning.backbones import Backbone, take_backbone, with_text_tower
 from restuning.data import Data, with_validation
 from restuning.features import StoreOptions
 from restuning.features.stored import BY_ITSELF, VIEWS_OF
+from restuning.forecast import parse_bytes
 from restuning.host import Extractor
 from restuning.runtime.processes import count_processes, is_main_process
 from restuning.search.auto import AUTO, Choice, choose_method
@@ -107,7 +108,7 @@ class _Options(TypedDict, total=False):
     random: bool
     zero_shot: str | Sequence[str] | None
     class_names: str | Path | None
-    memory: str | None
+    memory: str | int | None
     minutes: float | None
     progress: bool
     report: bool
@@ -142,7 +143,8 @@ class TrainOptions(_Options, total=False):
         random: Random weights of the backbone, from the seed.
         zero_shot: Prompts such as "a photo of a {}." that make the first head of the class names.
         class_names: File of class names for it, a line each.
-        memory: Limit for "auto", of everything together, such as "2GiB".
+        memory: Such as "2GiB". Of a method that is named: what rows of stored features may take in memory, beyond which epochs
+            go through the store in portions; what is free where it is not given. Of "auto": limit of everything together.
         minutes: Limit for "auto", of the choice and the final run together.
         progress: Bars on a terminal.
         report: Leave a page about each run, `report.html`: True unless it is given.
@@ -161,7 +163,6 @@ NO_FOLDER = frozenset(("", "off", "on", "no", "yes", "none", "false", "true", "a
 """Words that somebody writes who means a switch: as folders they would be made without a word."""
 ENSEMBLE, ON_MAPS = "ensemble", "ridge"
 """What columns are trained with unasked, and what those of pixels are where a backbone of maps has no ensemble of places."""
-OF_BUDGET = ("memory", "minutes")
 OF_STEPS = ("epochs", "lr", "warmup_epochs", "clip", "ema")
 """Settings of steps that nobody gives without a reason: the command line hands on the others always."""
 OF_IMBALANCE = ("class_weights", "balanced_sampling")
@@ -277,6 +278,10 @@ def train(
     if budget is not None:
         # The choice reads the splits apart; the run that follows reads both anyway.
         source = replace(source, final=False)
+    elif "memory" in explicit:
+        # A budget is of everything; here rows of stored features are meant.
+        size = parse_bytes(str(explicit["memory"]))
+        source = replace(source, store=replace(source.store, memory=size))
     if budget is not None and count_processes() > 1:
         raise TrainingError(
             "a method is chosen in one process: clocks of several would choose several",
@@ -286,7 +291,7 @@ def train(
         )
     batch_said = "batch_size" in explicit or "settings" in explicit
     log = log if is_main_process() else silent
-    for line in _unused_steps([n for n in names if n != AUTO], explicit):
+    for line in _unused([n for n in names if n != AUTO], explicit):
         log(line)
     with alone(), on_device(device) as place:
         # With `random=True` the backbone's weights are drawn here.
@@ -340,14 +345,20 @@ def train(
         return trainer.compare(recipes, folder)
 
 
-def _unused_steps(names: Sequence[str], explicit: Mapping[str, Any]) -> list[str]:
-    """A line for each method that takes no steps, where the user said something about them."""
+def _unused(names: Sequence[str], explicit: Mapping[str, Any]) -> list[str]:
+    """A line for each method that takes no steps, or stores nothing, where the user said something about that."""
+    live = explicit.get("store") is False
+    inside = [name for name in names if live or methods.runs_inside(name)]
     given = [f"--{name.replace('_', '-')}" for name in OF_STEPS if name in explicit]
     solved = [name for name in names if methods.is_solved(name)]
     return [
         f"note      unused by {name}, which is solved in closed form: {', '.join(given)}"
         for name in solved
         if given
+    ] + [
+        f"note      unused by {name}, which stores no features: --memory"
+        for name in inside
+        if "memory" in explicit
     ]
 
 
@@ -652,12 +663,12 @@ def _check_followers(method: str | Sequence[str], explicit: Mapping[str, Any]) -
 
 def _budget(method: str | Sequence[str], explicit: Mapping[str, Any]) -> Budget | None:
     """The budget of "auto"; None of methods that are named."""
-    limits = [f"--{name}" for name in OF_BUDGET if name in explicit]
     if method != AUTO:
-        if limits:
+        # Memory has another meaning there; see `_source`.
+        if "minutes" in explicit:
             raise TrainingError(
                 "a budget is for --method auto",
-                where=" ".join(limits),
+                where="--minutes",
                 found=f"--method {method if isinstance(method, str) else ' '.join(method)}",
                 fix="give --method auto; `restuning plan` forecasts what one method takes",
             )

@@ -32,7 +32,7 @@ from restuning.training.optimiser import (
     set_rates,
 )
 from restuning.training.prepare import conclude, prepare, solve_rows
-from restuning.training.randomness import Order
+from restuning.training.randomness import Order, Portions
 from restuning.training.settings import FitSettings
 from restuning.training.together import alone
 
@@ -108,11 +108,21 @@ def train_in_parallel(
         return _solve_in_parallel(host, tasks, train, val, each_epoch)
     train, _ = prepare(tasks, lambda **taps: _select_taps(host, tasks[0], taps), train)
     runs = _StackedRuns(host, tasks, settings)
-    order = Order(len(train), first.batch_size, first.epochs, first.seed)
+    order = Order(
+        len(train),
+        first.batch_size,
+        first.epochs,
+        first.seed,
+        portions=Portions.of(train, first.batch_size, 1),
+    )
     warmup = round(first.warmup * order.per_epoch)
     history: list[list[float | None]] = []
     sums = torch.zeros(len(tasks), dtype=torch.float64, device=runs.device)
+    held = 0
     for step in range(order.total):
+        if order.portions is not None and step == held:
+            train.hold(order.rest_of_portion(step, 0, 1))
+            held = order.end_of_portion(step)
         indices = order.batch(step)
         taps, labels = train.gather(indices, _draw_views(train, first.seed, step, order, indices))
         rate = [
@@ -124,6 +134,8 @@ def train_in_parallel(
             history.append(accuracy)
             each_epoch(len(history), accuracy)
             last, sums = sums / len(train), torch.zeros_like(sums)
+    if order.portions is not None:
+        train.hold(torch.empty(0, dtype=torch.long))
     diverged = runs.divergence_steps()
     finished = runs.tasks()
     for number, task in enumerate(finished):

@@ -41,6 +41,7 @@ class PreparedSplit(Dataset):
         self.rows, self.beside = rows, dict(beside)
         self.whole_batches = bool(getattr(rows, "whole_batches", False))
         self.views = getattr(rows, "views", 1)
+        self.at_once = getattr(rows, "at_once", None)
 
     def __len__(self) -> int:
         """Number of inputs."""
@@ -58,6 +59,15 @@ class PreparedSplit(Dataset):
         if not self.whole_batches:
             return [self[index] for index in indices]
         return self.gather(indices, [0] * len(indices))
+
+    @property
+    def bytes_per_input(self) -> int:
+        """That of the split."""
+        return self.rows.bytes_per_input
+
+    def hold(self, indices: Tensor) -> None:
+        """Read rows of the split into memory; what stands beside them is there."""
+        self.rows.hold(indices)
 
     def view(self) -> int:
         """Draw the view of one example, as the split does."""

@@ -966,6 +966,8 @@ def origin(inputs: Inputs, setup: Setup) -> dict[str, Any]:
             "views": stored.views,
             "bytes": stored.store.bytes,
             "built_seconds": stored.seconds,
+            # Only where memory decided the order of the examples.
+            **({} if stored.at_once is None else {"rows_at_once": stored.at_once}),
         }
     return {
         "backbone": inputs.backbone.name,

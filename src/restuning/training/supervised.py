@@ -28,8 +28,9 @@ from restuning.training.identity import (
 from restuning.training.log import draw_curves
 from restuning.training.objective import RunTotals, TrainingObjective
 from restuning.training.prepare import conclude_tuned, is_solved, prepare_tuned, solve_tuned
-from restuning.training.randomness import Order, batches
+from restuning.training.randomness import Order, Portions, batches, tell_other_portions
 from restuning.training.settings import FitSettings
+from restuning.training.together import from_main
 
 CURVES = "curves.png"
 
@@ -189,6 +190,9 @@ class Supervised(TrainingObjective):
     def place(self, accelerator: Accelerator) -> None:
         """On its device and wrapped; a backbone whose weights are kept elsewhere stays there."""
         self.accelerator = accelerator
+        if not self.solved:
+            # Alike in all processes, whatever memory each of them has; a run that goes on has its own (`restore`).
+            self.order.portions = from_main(self._find_portions)
         backbone = getattr(getattr(self.tuned, "host", None), "model", None)
         # Its parameters are on `meta` until a module runs; there is nothing there to be moved.
         if isinstance(backbone, nn.Module) and is_offloaded(backbone):
@@ -196,6 +200,9 @@ class Supervised(TrainingObjective):
             self.model = accelerator.prepare_model(self.tuned, device_placement=False)
         else:
             self.model = accelerator.prepare_model(self.tuned)
+
+    def _find_portions(self) -> Portions | None:
+        return Portions.of(self.train, self.settings.batch_size, self.accelerator.num_processes)
 
     def prepare(self) -> None:
         """Show the training split to side networks that want to see it first."""
@@ -210,6 +217,8 @@ class Supervised(TrainingObjective):
     def release(self, accelerator: Accelerator) -> None:
         """As for every objective; the caller's own forward comes back."""
         super().release(accelerator)
+        if self.order.portions is not None:
+            self.train.hold(torch.empty(0, dtype=torch.long))
         if not self._own_forward:
             # Accelerate leaves a bound method behind, which a copy of the module would share.
             vars(self.tuned).pop("forward", None)
@@ -340,12 +349,22 @@ class Supervised(TrainingObjective):
         }
 
     def state(self) -> dict[str, Any]:
-        """Sums of the epoch and of the line so far."""
-        return {"epoch_sums": self.epoch_sums, "line_sums": self.line_sums}
+        """Sums of the epoch and of the line so far, and the portions that epochs go through."""
+        portions = self.order.portions
+        return {
+            "epoch_sums": self.epoch_sums,
+            "line_sums": self.line_sums,
+            **({} if portions is None else {"portions": asdict(portions)}),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up the sums."""
+        """Take up the sums, and the order that the run was begun in."""
         self.epoch_sums, self.line_sums = state["epoch_sums"], state["line_sums"]
+        begun, now = state.get("portions"), self.order.portions
+        self.order.portions = None if begun is None else Portions(**begun)
+        # Rows are at hand that were not then: its portions fit all the more. Fewer processes hold more each.
+        if now is not None and self.order.portions != now:
+            tell_other_portions(self.order.portions, now)
 
     def _counted(self) -> float | None:
         """The metric of the epoch so far, where it is counted."""

@@ -150,7 +150,7 @@ def test_settings_of_a_choice_from_before_say_what_is_not_reproduced(shades, tmp
         (("--method", "auto", "--minutes", "0"), "not a budget of time"),
         (("--method", "auto", "--minutes", "0.0001"), "no method can be chosen"),
         (("--method", "linear", "--minutes", "3"), "a budget is for --method auto"),
-        (("--memory", "2GiB"), "a budget is for --method auto"),
+        (("--memory", "much"), "not an amount of memory"),
         (("--method", "atuo"), "did you mean auto?"),
     ],
 )

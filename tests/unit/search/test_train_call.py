@@ -67,6 +67,28 @@ def test_a_run_knows_its_task_its_folder_and_its_figures(few, tmp_path, stores):
     assert not run.task.training
 
 
+def test_memory_changes_nothing_where_features_fit_and_is_kept_where_they_do_not(
+    few, tmp_path, stores
+):
+    how = {"method": "linear", "store": stores, "epochs": 1, "batch_size": 8}
+    plain = train(few, out=tmp_path / "plain", **how)
+    fits = train(few, out=tmp_path / "fits", memory="1GiB", **how)
+    assert equal(plain.task, fits.task)
+    assert "rows_at_once" not in fits.metrics["features"]
+    lines: list[str] = []
+    row = 4 * 128
+    portioned = train(few, out=tmp_path / "portions", memory=24 * row, log=lines.append, **how)
+    assert portioned.metrics["features"]["rows_at_once"] == 24
+    assert [
+        line for line in lines if "larger than memory" in line and "portions of 24 rows" in line
+    ]
+    assert not equal(plain.task, portioned.task), "in another order"
+    live = {**how, "store": False, "device": "abacus"}
+    with pytest.raises(TrainingError, match="no such device"):
+        train(few, memory="1GiB", log=lines.append, **live)
+    assert "unused by linear, which stores no features: --memory" in lines[-1]
+
+
 def test_methods_are_compared_in_one_folder_and_the_best_is_best_on_validation(
     few, tmp_path, stores
 ):
