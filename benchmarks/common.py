@@ -65,6 +65,14 @@ def arguments(doc: str, file: str) -> argparse.ArgumentParser:
     return parser
 
 
+def asked(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, *options: str
+) -> argparse.Namespace:
+    """What a benchmark is given by another: the other's device and threads, and options of its own."""
+    shared = ["--device", args.device, "--threads", str(args.threads)]
+    return parser.parse_args([*shared, *options])
+
+
 def started(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse, fix the number of threads, and work out where the result goes."""
     import torch
@@ -265,26 +273,44 @@ def target(what: str, value: float | None, limit: float, *, at_least: bool = Fal
     }
 
 
-def write(args: argparse.Namespace, what: str, **content: Any) -> dict[str, Any]:
-    """Write a result with its context to `args.out`, and print its targets."""
+def context(args: argparse.Namespace) -> dict[str, Any]:
+    """What numbers hang on: the device, the threads, the machine and the versions."""
     # Not at the top: what is measured starts without it.
     from restuning.bench.measure import read_versions
 
-    result = {
-        "what": what,
-        "command": command(args),
+    return {
         "device": args.device,
         "threads": args.threads,
         "machine": machine(args.device),
         "versions": read_versions(PACKAGES),
+    }
+
+
+def write(
+    args: argparse.Namespace, what: str, *, told: bool = True, **content: Any
+) -> dict[str, Any]:
+    """Write a result with its context to `args.out`, and print its targets unless it is not the last."""
+    result = {
+        "what": what,
+        "command": command(args),
+        **context(args),
         "measured_on": time.strftime("%Y-%m-%d"),
         **content,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for row in content.get("targets", ()):
-        told = "not measured" if row["measured"] is None else f"{row['measured']:.4g}"
-        mark = {True: "held", False: "MISSED", None: ""}[row["held"]]
-        print(f"{row['what']}: {told} ({row['sense']} {row['limit']}) {mark}")
-    print(f"left in {args.out}")
+    # Aside and renamed: who is killed in between leaves what was there.
+    aside = args.out.with_name(f"{args.out.name}.partial")
+    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    aside.replace(args.out)
+    if told:
+        tell(args, content)
     return result
+
+
+def tell(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
+    """Print the targets of a result, and where it lies."""
+    for row in content.get("targets", ()):
+        found = "not measured" if row["measured"] is None else f"{row['measured']:.4g}"
+        mark = {True: "held", False: "MISSED", None: ""}[row["held"]]
+        print(f"{row['what']}: {found} ({row['sense']} {row['limit']}) {mark}")
+    print(f"left in {args.out}")

@@ -9,6 +9,7 @@ checkpointing, inline Res-Tuning, and the bypass with 1x1 and 3x3 maps. Step tim
 the 50 million parameter UNet, in turns in one process. The paper's
 column (Stable Diffusion v1.5 on COCO2017, batch and resolution not known) stands beside ours.
 `--only memory` and `--only times` leave the other part of an earlier result as it was.
+`--timed` names what is timed; on a GPU it can be Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -18,7 +19,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from common import KEEP, apart, arguments, in_turns, paired, spread, started, target, write
+from common import (
+    KEEP,
+    apart,
+    arguments,
+    in_turns,
+    paired,
+    peak_of,
+    seconds,
+    spread,
+    started,
+    target,
+    write,
+)
 
 LORA_RANK = 8
 RANK = 64
@@ -125,6 +138,23 @@ def dit_xl() -> tuple[Any, dict[str, Any]]:
     }
 
 
+def unet_tiny() -> tuple[Any, dict[str, Any]]:
+    """A UNet of a moment, for trying."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+    )
+    return model, _text(torch.randn(1, 4, 16, 16), 4, 32)
+
+
 def _text(sample: Any, words: int, width: int) -> dict[str, Any]:
     import torch
 
@@ -142,6 +172,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], int]] =
     "dit-xl": (dit_xl, 16),
 }
 """With the batch of a step. Saved activations grow in proportion to it."""
+
+TINY = {"tiny": (unet_tiny, 2)}
 
 
 def trained(model: Any, example: dict[str, Any], method: str, *, absent: bool) -> tuple[Any, list]:
@@ -222,23 +254,43 @@ def _real(value: Any) -> Any:
     return torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
 
 
-def times(args: argparse.Namespace) -> dict[str, Any]:
-    """Step times of the 50 million parameter UNet, in turns."""
+def step_of(args: argparse.Namespace, method: str) -> tuple[Callable[[], None], int]:
+    """One real step of a method on what is timed, and the number of weights it trains."""
     import torch
 
-    make, batch = ARCHITECTURES["unet-50m"]
-    steps: dict[str, Callable[[], None]] = {}
-    for method in TIMED:
-        torch.manual_seed(0)
+    make, batch = {**ARCHITECTURES, **TINY}[args.timed]
+    torch.manual_seed(0)
+    with torch.device(args.device):
         model, example = make()
-        module, parameters = trained(model, example, method, absent=False)
-        module, inputs = module.to(args.device), {}
-        for key, value in example.items():
-            inputs[key] = value.expand(batch, *value.shape[1:]).contiguous().to(args.device)
-        steps[method] = _step(module, inputs, parameters if method != "forward-only" else [])
+    module, parameters = trained(model, example, method, absent=False)
+    module, inputs = module.to(args.device), {}
+    for key, value in example.items():
+        inputs[key] = value.expand(args.batch or batch, *value.shape[1:]).contiguous()
+    parameters = parameters if method != "forward-only" else []
+    return _step(module, inputs, parameters), sum(p.numel() for p in parameters)
+
+
+def measure(args: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Peak memory and times of a real step, in this process."""
+    step, size = step_of(args, method)
+    # The optimiser's state is not the step's memory.
+    step()
+    peak = peak_of(step, args.device)
+    return {
+        "architecture": args.timed,
+        "method": method,
+        "trained_parameters": size,
+        "peak_bytes_above_weights": peak,
+        "step_seconds": spread([seconds(step, args.device) for _ in range(args.rounds)]),
+    }
+
+
+def times(args: argparse.Namespace) -> dict[str, Any]:
+    """Step times, in turns."""
+    steps = {method: step_of(args, method)[0] for method in TIMED}
     found = in_turns(steps, args.rounds, args.device)
     return {
-        "batch": batch,
+        "batch": args.batch or {**ARCHITECTURES, **TINY}[args.timed][1],
         "seconds": {m: spread(t) for m, t in found.items()},
         "over_full": {m: paired(t, found["full"]) for m, t in found.items()},
     }
@@ -260,14 +312,23 @@ def _step(module: Any, inputs: dict[str, Any], parameters: list) -> Callable[[],
     return run
 
 
-def main() -> None:
-    """Count and measure, and write the JSON."""
+def options() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = arguments(__doc__, __file__)
     parser.add_argument("--architectures", nargs="*", default=list(ARCHITECTURES))
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=["memory", "times"])
-    args = started(parser)
+    parser.add_argument(
+        "--timed", default="unet-50m", choices=["unet-50m", "sd15", *TINY], help="whose steps"
+    )
+    parser.add_argument("--batch", type=int, help="of timed steps; default the architecture's own")
+    return parser
+
+
+def main() -> None:
+    """Count and measure, and write the JSON."""
+    args = started(options())
     if args.one == "times":
         print(json.dumps(times(args)))
         return
@@ -328,7 +389,9 @@ def main() -> None:
             ),
             target(
                 "50 M UNet, batch 16: bypass, step time over full, in turns",
-                measured.get("over_full", {}).get("bypass", {}).get("median"),
+                None
+                if args.timed != "unet-50m" or args.batch
+                else measured.get("over_full", {}).get("bypass", {}).get("median"),
                 0.40,
             ),
             target(

@@ -168,7 +168,7 @@ def main() -> None:
         {}
         if not steps.exists()
         else {
-            r["mode"].replace("res-tuning-bypass", "bypass"): r["time_over_forward"]
+            r["mode"].replace("res-tuning-bypass", "bypass"): r["step_seconds"]["median"]
             for r in json.loads(steps.read_text())["rows"]
         }
     )
@@ -179,7 +179,8 @@ def main() -> None:
             one, other = (Cost(**r["cost"]).seconds(rates) for r in (row, base))
             row["time_over_forward"] = {"forecast": one / other}
             if row["backbone"] == TIMED and row["mode"] in measured:
-                row["time_over_forward"]["measured"] = measured[row["mode"]]
+                ratio = measured[row["mode"]] / measured["forward-only"]
+                row["time_over_forward"]["measured"] = ratio
     main_rows = [r for r in rows if r["backbone"] in ARCHITECTURES]
     write(
         args,

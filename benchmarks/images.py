@@ -5,9 +5,17 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 SIDE = 256
 """Pixels; the usual size of prepared VTAB images."""
+
+
+def batch_of(model: Any, count: int, device: str) -> Any:
+    """Random images as a timm model takes them, at its own size."""
+    import torch
+
+    return torch.randn(count, *model.default_cfg["input_size"], device=device)
 
 
 def make(folder: Path, train: int, test: int, classes: int) -> Path:

@@ -10,9 +10,11 @@ says so. Memory: `many_tasks_memory.py`.
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
+import images
 import rivals
 from common import KEEP, apart, arguments, in_turns, paired, spread, started, target, write
 
@@ -29,7 +31,7 @@ def world(args: Any, name: str, counts: tuple[int, ...]) -> tuple[Any, Any, dict
 
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0).to(args.device)
-    x = torch.randn(args.batch, 3, 224, 224, device=args.device)
+    x = images.batch_of(model, args.batch, args.device)
     host = restuning.Host(model, x[:1])
 
     def task(number: int) -> Any:
@@ -97,8 +99,8 @@ def swift(args: Any, name: str) -> dict[str, Any]:
     import torch
 
     torch.manual_seed(0)
-    x = torch.randn(args.batch, 3, 224, 224, device=args.device)
     bare = timm.create_model(name, num_classes=0).to(args.device).eval()
+    x = images.batch_of(bare, args.batch, args.device)
     model = rivals.swift(timm.create_model(name, num_classes=100).to(args.device))
     model = model.to(args.device).eval()
     with torch.no_grad():
@@ -119,14 +121,41 @@ def compiled_banks(banks: dict[int, Any], features: dict[int, Any], host: Any) -
     return runs
 
 
-def main() -> None:
-    """Measure and write the JSON."""
+def claims(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Targets of one backbone."""
+    name = row["model"]
+    found = []
+    for n, limit in ((19, 1.05), (64, 1.10)):
+        found.append(
+            target(
+                f"{name}: {n} tasks over one backbone forward",
+                1 + row["bank_alone_over_backbone"][f"bank of {n}"],
+                limit,
+            )
+        )
+        found.append(
+            target(
+                f"{name}: {n} tasks over one backbone forward, end to end in turns",
+                row["over_backbone"][f"{n} tasks"]["median"],
+                limit,
+            )
+        )
+    return found
+
+
+def options() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = arguments(__doc__, __file__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--compile", action="store_true", help="also time compiled banks")
-    args = started(parser)
+    return parser
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    args = started(options())
     if args.one:
         name, _, what = args.one.partition("=")
         print(json.dumps((times if what == "times" else swift)(args, name)))
@@ -145,21 +174,7 @@ def main() -> None:
                 19 * rival["over_backbone"]["median"]
             )
         rows.append(row)
-        for n, limit in ((19, 1.05), (64, 1.10)):
-            targets.append(
-                target(
-                    f"{name}: {n} tasks over one backbone forward",
-                    1 + row["bank_alone_over_backbone"][f"bank of {n}"],
-                    limit,
-                )
-            )
-            targets.append(
-                target(
-                    f"{name}: {n} tasks over one backbone forward, end to end in turns",
-                    row["over_backbone"][f"{n} tasks"]["median"],
-                    limit,
-                )
-            )
+        targets += claims(row)
     write(
         args,
         f"N tasks on the same {args.batch} images, fp32",

@@ -10,16 +10,18 @@ the images is extrapolated from a few batches of the same backbone, and says so.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import images
 from common import arguments, seconds, spread, started, target, write
 
 CLASSES, BATCH = 100, 32
 
 
-def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) -> Any:
+def stored_at_random(host: Any, root: Path, name: str, count: int, example: Any) -> Any:
     """A store of random features."""
     import torch
 
@@ -31,7 +33,7 @@ def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) 
     key = store_key(
         host,
         Needs(host.sites.taps, "cls"),
-        (torch.zeros(1, 3, 224, 224, device=device),),
+        (example,),
         DataKey("random", "0", {"train": count}),
         backbone=name,
     )
@@ -46,16 +48,19 @@ def stored_at_random(host: Any, root: Path, name: str, count: int, device: str) 
     return Store(folder)
 
 
-def main() -> None:
-    """Measure and write the JSON."""
+def options() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = arguments(__doc__, __file__)
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--arms", type=int, default=16)
     parser.add_argument("--passes", type=int, default=3, help="batches of 32 of the timed pass")
-    args = started(parser)
+    return parser
 
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Times, what they say of all arms beside one, and targets."""
     import timm
     import torch
 
@@ -67,7 +72,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = timm.create_model(args.model, num_classes=0).to(args.device)
-    x = torch.randn(BATCH, 3, 224, 224, device=args.device)
+    x = images.batch_of(model, BATCH, args.device)
     host = Host(model, x[:1])
 
     def task() -> Any:
@@ -82,7 +87,7 @@ def main() -> None:
     ]
     one_pass = spread([b / BATCH * args.images for b in batches])
     with tempfile.TemporaryDirectory() as root:
-        store = stored_at_random(host, Path(root), args.model, args.images, args.device)
+        store = stored_at_random(host, Path(root), args.model, args.images, torch.zeros_like(x[:1]))
         train = StoredFeatures(store, ["train"])
 
         def single(epochs: int, name: str) -> Any:
@@ -106,26 +111,24 @@ def main() -> None:
         again = seconds(single(args.epochs, "two"), args.device)
     # Once before and once after, so that a drift of the machine weighs on both.
     alone = (first + again) / 2
-    images = {"one arm": one_pass["median"] + alone, "all arms": one_pass["median"] + many}
-    write(
-        args,
-        f"{args.arms} arms, {args.images} images, {args.epochs} epochs, {args.model}",
-        arms=args.arms,
-        images=args.images,
-        epochs=args.epochs,
-        seconds={
+    live = {"one arm": one_pass["median"] + alone, "all arms": one_pass["median"] + many}
+    return {
+        "arms": args.arms,
+        "images": args.images,
+        "epochs": args.epochs,
+        "seconds": {
             "pass over the images (extrapolated)": one_pass,
             "one arm from the store": spread([first, again]),
             "all arms from the store": many,
         },
-        rows=[
-            {"from": "images", **images, "all_over_one": images["all arms"] / images["one arm"]},
+        "rows": [
+            {"from": "images", **live, "all_over_one": live["all arms"] / live["one arm"]},
             {"from": "store", "one arm": alone, "all arms": many, "all_over_one": many / alone},
         ],
-        targets=[
+        "targets": [
             target(
                 f"from images, {args.arms} arms over one arm",
-                images["all arms"] / images["one arm"],
+                live["all arms"] / live["one arm"],
                 1.5,
             ),
             target(
@@ -134,7 +137,15 @@ def main() -> None:
                 0.7,
             ),
         ],
-    )
+    }
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    args = started(options())
+    found = measure(args)
+    what = f"{args.arms} arms, {args.images} images, {args.epochs} epochs, {args.model}"
+    write(args, what, **found)
 
 
 if __name__ == "__main__":

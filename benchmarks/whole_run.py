@@ -14,9 +14,11 @@ times bare forwards beside it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def forwards(args: Any, model: Any) -> list[float]:
     """Seconds an image of bare forwards."""
     import torch
 
-    x = torch.randn(args.batch, 3, 224, 224, device=args.device)
+    x = images.batch_of(model, args.batch, args.device)
     with torch.no_grad():
         return [seconds(lambda: model(x), args.device) / args.batch for _ in range(args.steps)]
 
@@ -111,16 +113,16 @@ def rival(args: Any, name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = timm.create_model(args.model, num_classes=CLASSES).to(args.device)
     with torch.no_grad():
-        model(torch.zeros(1, 3, 224, 224, device=args.device))
+        model(images.batch_of(model, 1, args.device))
     bare = forwards(args, model.eval())[1:]
     make = {
         "PEFT LoRA r8": rivals.lora,
         "ms-swift bypass": rivals.swift,
         "full fine-tuning": rivals.full,
     }[name]
+    x = images.batch_of(model, args.batch, args.device)
     model = make(model).to(args.device)
     optimiser = torch.optim.AdamW(rivals.trained(model), lr=1e-3)
-    x = torch.randn(args.batch, 3, 224, 224, device=args.device)
     y = torch.randint(CLASSES, (args.batch,), device=args.device)
 
     def step() -> None:
@@ -166,29 +168,16 @@ def probing(args: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure all rows and write the JSON."""
-    parser = arguments(__doc__, __file__)
-    parser.add_argument("--model", default="vit_base_patch16_224")
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=16, help="of the rivals' measured steps")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rows", nargs="*", default=[*OURS, *RIVALS, PROBE])
-    args = started(parser)
-    if args.one:
-        if args.one in OURS:
-            with tempfile.TemporaryDirectory() as root:
-                row = ours(args, OURS[args.one], Path(root))
-        else:
-            row = probing(args) if args.one == PROBE else rival(args, args.one)
-        print(json.dumps(row))
-        return
-    rows = []
-    for name in args.rows:
-        row = {"method": name, **apart(args, name, KEEP)}
-        rows.append(row)
-        print(f"{name:32s} {row.get('seconds', row.get('not_measured'))}", flush=True)
+def measure(args: Any, name: str) -> dict[str, Any]:
+    """One row, in this process."""
+    if name in OURS:
+        with tempfile.TemporaryDirectory() as root:
+            return ours(args, OURS[name], Path(root))
+    return probing(args) if name == PROBE else rival(args, name)
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Targets, of the rows that were measured."""
     found = {row["method"]: row for row in rows if "seconds" in row}
 
     def times(rival: str, mine: str) -> float | None:
@@ -197,7 +186,7 @@ def main() -> None:
         return found[rival]["seconds"] / found[mine]["seconds"]
 
     cached, half = OURS
-    targets = [
+    return [
         target(
             "cached bypass, times faster than PEFT LoRA (all fp32)",
             times("PEFT LoRA r8", cached),
@@ -222,13 +211,38 @@ def main() -> None:
             1.1,
         ),
     ]
+
+
+def options() -> argparse.ArgumentParser:
+    """What can be asked for."""
+    parser = arguments(__doc__, __file__)
+    parser.add_argument("--model", default="vit_base_patch16_224")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=16, help="of the rivals' measured steps")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rows", nargs="*", default=[*OURS, *RIVALS, PROBE])
+    return parser
+
+
+def main() -> None:
+    """Measure all rows and write the JSON."""
+    args = started(options())
+    if args.one:
+        print(json.dumps(measure(args, args.one)))
+        return
+    rows = []
+    for name in args.rows:
+        row = {"method": name, **apart(args, name, KEEP)}
+        rows.append(row)
+        print(f"{name:32s} {row.get('seconds', row.get('not_measured'))}", flush=True)
     write(
         args,
         f"{args.images} images, {args.epochs} epochs, {args.model}: the whole run",
         images=args.images,
         epochs=args.epochs,
         rows=rows,
-        targets=targets,
+        targets=claims(rows),
     )
 
 
