@@ -298,6 +298,22 @@ def expand_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def lies_inside(path: Path, *folders: Path) -> bool:
+    """Whether a path is below one of some folders, links followed; what links to itself in a circle is below none.
+
+    Raises:
+        ValueError: No file can have such a name.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        real.stat()
+    except OSError as error:
+        # `resolve` tells a circle in some versions of Python, and gives a path in others.
+        if error.errno == errno.ELOOP:
+            return False
+    return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
+
+
 def open_plain(path: Path) -> BinaryIO:
     """Open a file for reading that is one: what a folder of others names may be anything.
 

@@ -19,6 +19,7 @@ from restuning._files import (
     Claim,
     differences,
     hold_folder,
+    lies_inside,
     open_plain,
     parse_json,
     read_bytes,
@@ -419,3 +420,26 @@ def test_the_lock_of_a_process_that_died_is_taken_and_one_that_is_a_link_is_not(
     with pytest.raises(TrainingError, match="cannot be written"), hold_folder(tmp_path):
         pass
     assert target.read_text() == "mine"
+
+
+def test_what_lies_inside_of_a_folder_is_told_with_links_followed(tmp_path):
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    for made in (folder, away):
+        made.mkdir()
+        (made / "file").touch()
+    links = {"out": away, "up": tmp_path, "in": folder / "file", "self": folder}
+    # Some versions of Python find a path for those that go in a circle.
+    links |= {"circle": folder / "circle", "there": folder / "back", "back": folder / "there"}
+    for name, to in links.items():
+        (folder / name).symlink_to(to)
+    (tmp_path / "linked").symlink_to(folder)
+    inside = {
+        **dict.fromkeys(["file", "in", "self/file", "not there", "../linked/file"], True),
+        **dict.fromkeys(["out", "out/file", "up/away/file", "../away/file", f"{away}/file"], False),
+        **dict.fromkeys(["circle", "circle/file", "there", "back/file"], False),
+    }
+    for home in (folder, tmp_path / "linked"):
+        assert {n: lies_inside(home / n, home) for n in inside} == inside
+    assert lies_inside(folder / "out", folder, away)
+    with pytest.raises(ValueError, match="null"):
+        lies_inside(folder / "a\0", folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restuning._errors import DataError, FormatError, warn
-from restuning._files import read_json
+from restuning._files import lies_inside, read_json
 from restuning.data.data import (
     SPLIT_SEED,
     Data,
@@ -337,12 +337,12 @@ def _require_inside(file: Path, name: str, line: int, homes: dict[Path, bool]) -
     try:
         leaves = not path.is_relative_to(top) or ".." in path.relative_to(top).parts
         if not leaves and path.parent not in homes:
-            homes[path.parent] = path.parent.resolve().is_relative_to(top.resolve())
+            homes[path.parent] = lies_inside(path.parent, top)
         leaves = leaves or not homes[path.parent]
         if not leaves and path.is_symlink():
-            leaves = not path.resolve().is_relative_to(top.resolve())
-    except (OSError, RuntimeError, ValueError):
-        # Links in a circle, or a name that no file can have.
+            leaves = not lies_inside(path, top)
+    except (OSError, ValueError):
+        # A name that no file can have.
         leaves = True
     if leaves:
         raise DataError(

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import DataError
-from restuning._files import expand_home
+from restuning._files import expand_home, lies_inside
 from restuning.backbones.images import image_suffixes
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.data.data import (
@@ -641,9 +641,9 @@ def _locate(
         return expand_home(cell)
     path = table.root / str(cell).strip()
     try:
-        inside = path.resolve().is_relative_to(table.root.resolve())
-    except (OSError, ValueError):
-        # Longer than a path may be, or with a zero in it.
+        inside = lies_inside(path, table.root)
+    except ValueError:
+        # With a zero in it.
         raise _lost(table, row, cell, media, column) from None
     # A table from elsewhere could name any file of this machine.
     if not inside:

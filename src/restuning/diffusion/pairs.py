@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import DataError, FormatError
-from restuning._files import parse_json
+from restuning._files import lies_inside, parse_json
 from restuning.data import read_image
 from restuning.data.parquet import open_parquet
 
@@ -154,9 +154,12 @@ def _parse_row(root: Path, row: Any, where: str) -> tuple[Path, str]:
             found=str(row)[:120],
             fix=f"give file_name and one of {', '.join(CAPTION_COLUMNS)}",
         )
-    file = (root / name).resolve()
+    try:
+        inside = lies_inside(root / name, root)
+    except ValueError:
+        inside = False
     # A metadata file from elsewhere could name any file of this machine.
-    if root.resolve() not in file.parents:
+    if not inside:
         raise DataError(
             "a caption's image lies outside the folder",
             where=where,

@@ -21,7 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from restuning._errors import FormatError, warn
-from restuning._files import Claim, digest_file, refuse_special, replacing, sha256_of_file, sync
+from restuning._files import (
+    Claim,
+    digest_file,
+    lies_inside,
+    refuse_special,
+    replacing,
+    sha256_of_file,
+    sync,
+)
 
 DESCRIPTION = "task.json"
 """The file that says what a task is."""
@@ -113,8 +121,8 @@ def refuse_leaving(file: Path) -> None:
     """
     if not file.is_symlink():
         return
-    home, real = file.parent.resolve(), file.resolve()
-    if not any(real.is_relative_to(place) for place in (home, *_blobs_of(home))):
+    home = file.parent.resolve()
+    if not lies_inside(file, home, *_blobs_of(home)):
         raise FormatError(
             "a file of a task is a link that leaves its folder",
             where=str(file),

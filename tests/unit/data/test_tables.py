@@ -285,9 +285,11 @@ def test_images_that_are_not_there_or_outside_of_the_folder_are_refused(table, t
     write_text(file, "path,answer\nimages/none.png,1.5\n")
     with pytest.raises(DataError, match="not there: .*lost.csv, line 2"):
         load_data(file, tiny, label="answer")
-    write_text(file, "path,answer\n../../secret.png,1.5\n")
-    with pytest.raises(DataError, match="outside of its folder"):
-        load_data(file, tiny, label="answer")
+    (file.parent / "circle").symlink_to(file.parent / "circle")
+    for name in ("../../secret.png", "circle", "circle/a.png"):
+        write_text(file, f"path,answer\n{name},1.5\n")
+        with pytest.raises(DataError, match="outside of its folder"):
+            load_data(file, tiny, label="answer")
     write_text(file, "path,answer\n,1.5\n")
     with pytest.raises(DataError, match="names no image"):
         load_data(file, tiny, label="answer")
