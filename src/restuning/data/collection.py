@@ -12,7 +12,6 @@ from restuning._errors import DataError
 from restuning._files import expand_home
 from restuning.data.data import Data, DataOptions, name_of
 from restuning.data.folders import LISTS
-from restuning.data.hub_sets import is_table
 from restuning.data.identity import list_files, list_ids
 from restuning.data.listing import CORRUPT, say_left_out
 from restuning.data.load import load_data
@@ -80,8 +79,6 @@ def load_collection(
     backbone = with_preprocessing(backbone, options)
     if isinstance(name, Data):
         return _of_data(name, None)
-    if is_table(name):
-        return _of_data(load_data(name, backbone, options), None)
     if find_shards(name):
         return _of_data(load_data(name, backbone, options), None)
     if not isinstance(name, str | Path):

@@ -11,11 +11,11 @@ from restuning._files import expand_home
 from restuning.backbones.audio_preprocessing import AudioPreprocessing
 from restuning.backbones.preprocessing import Preprocessing
 from restuning.data.arrays import find_torchvision, from_torchvision, read_digits
-from restuning.data.data import Data, DataOptions, name_of
+from restuning.data.data import Data, DataOptions
 from restuning.data.depths import Depths, from_depths
 from restuning.data.embedded import as_embedding
 from restuning.data.folders import from_folder
-from restuning.data.hub_sets import AS_PARQUET, from_tables, is_table, load_tables
+from restuning.data.hub_sets import is_hub_set
 from restuning.data.masks import Masks, from_masks, no_masks
 from restuning.data.media import make_whole, media_of, say_cut, with_preprocessing
 from restuning.data.parquet import find_parquets
@@ -41,8 +41,8 @@ def load_data(
 
     Args:
         name: `digits`; a folder of class folders of images or sounds (with or without train/val/test); a folder in
-            VTAB-1K list layout; tars as webdataset writes them (`data/shards.py`: one, a pattern, a folder, a list); a folder of `images/` and `masks/` or `depth/`; `torchvision:NAME`; `hf:NAME`, where the name is that of a hub, of a folder
-            or of a parquet file; a `datasets.Dataset` or `DatasetDict`; a csv file or folder of csv files
+            VTAB-1K list layout; tars as webdataset writes them (`data/shards.py`: one, a pattern, a folder, a list); a folder of `images/` and `masks/` or `depth/`; `torchvision:NAME`; `hf:NAME`, where the name is that of a hub, of a folder,
+            of a parquet file or of a kind of files, and arguments of `load_dataset` may follow (`data/hub_sets.py`); a `datasets.Dataset` or `DatasetDict`; a csv file or folder of csv files
             (a text and a label a row); a table (`data/tables.py`): a csv or parquet file or a folder of them (parquet files
             also by a pattern or URL, as tars, and with images in their rows) with a column of images, sounds or texts and one of answers of any kind, a pandas frame, a mapping of columns, or a list of
             dictionaries; a CoNLL file or folder of them (a word and a tag a line).
@@ -80,10 +80,6 @@ def load_data(
 
 
 def _load(name: Any, backbone: Backbone, options: DataOptions) -> Data:
-    if is_table(name):
-        _refuse_columns("a Hugging Face data set", options, AS_PARQUET)
-        images = _require_images(backbone, "a Hugging Face data set")
-        return from_tables(name, _name_of(name), images, options)
     if shards := find_shards(name):
         _refuse_columns("tars", options)
         return from_tars(shards, _require_images(backbone, "tars"), options)
@@ -101,8 +97,7 @@ def _load(name: Any, backbone: Backbone, options: DataOptions) -> Data:
         classes = None if found == Masks.kind else options.classes
         _refuse_columns(str(name), replace(options, problem=None, classes=classes))
         return _load_pixels(str(name), found, backbone, options)
-    of_hub = str(name).startswith("hf:")
-    _refuse_columns(str(name), options, *([AS_PARQUET] if of_hub else []))
+    _refuse_columns(str(name), options)
     name = str(name)
     if not name.strip():
         # As a path it would be the folder that one stands in: a variable of a shell was not set.
@@ -130,9 +125,6 @@ def _load(name: Any, backbone: Backbone, options: DataOptions) -> Data:
         return read_digits(_require_images(backbone, name), options)
     if scheme == "torchvision" and rest:
         return from_torchvision(rest, _require_images(backbone, name), options)
-    if scheme == "hf" and rest:
-        images = _require_images(backbone, name)
-        return from_tables(load_tables(rest), _shorten(rest), images, options)
     if path.is_dir():
         return from_folder(path, backbone.preprocessing, options)
     raise UnknownNameError(
@@ -151,7 +143,7 @@ def is_gone(name: str) -> bool:
 def is_by_name(name: str) -> bool:
     """Whether data are known by a name, and lie in no folder that is told."""
     scheme, _, rest = name.partition(":")
-    named = name == "digits" or (scheme in ("torchvision", "hf") and bool(rest))
+    named = name == "digits" or (scheme == "torchvision" and bool(rest)) or is_hub_set(name)
     return named or "://" in name
 
 
@@ -194,11 +186,7 @@ def _load_pixels(name: str, kind: str, backbone: Backbone, options: DataOptions)
     return read(expand_home(name), images, options)
 
 
-def _refuse_columns(
-    name: str,
-    options: DataOptions,
-    fix: str = "give a csv or parquet file, a frame or columns; of a folder or a set leave it out",
-) -> None:
+def _refuse_columns(name: str, options: DataOptions) -> None:
     """Refuse what only a table has (kinds of answers, a column of images or sounds, a list of those of answers) or only masks."""
     if options.classes is not None:
         raise no_masks(name, options)
@@ -215,7 +203,7 @@ def _refuse_columns(
                 "only a table says its columns",
                 where=option,
                 found=f"{value} of {name}",
-                fix=fix,
+                fix="give a csv or parquet file, hf:NAME, a frame or columns; of a folder or a set leave it out",
             )
 
 
@@ -228,18 +216,7 @@ def may_be_data(name: str) -> bool:
     scheme, _, rest = name.partition(":")
     if scheme == "torchvision" and rest:
         return bool(find_torchvision(rest))
-    return (
-        name == "digits"
-        or (scheme == "hf" and bool(rest))
-        or expand_home(name).exists()
-        or _are_shards(name)
-    )
-
-
-def _shorten(name: str) -> str:
-    """`set` of `user/set`, of a folder or of `set.parquet`."""
-    path = expand_home(name)
-    return name_of(path) if path.exists() else path.name
+    return name == "digits" or is_hub_set(name) or expand_home(name).exists() or _are_shards(name)
 
 
 def _require_images(backbone: Backbone, where: str) -> Preprocessing:
@@ -260,10 +237,3 @@ def _wants_text(where: str) -> DataError:
     return DataError(
         "a text backbone needs text", where=where, fix="give a csv file, or an image backbone"
     )
-
-
-def _name_of(sets: Any) -> str:
-    """What tables call themselves."""
-    first = next(iter(sets.values())) if isinstance(sets, dict) else sets
-    info = getattr(first, "info", None)
-    return getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "dataset"

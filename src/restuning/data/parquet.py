@@ -30,7 +30,7 @@ LARGEST_GROUP = 2**30
 HELD = 256 * 2**20
 """Bytes of row groups that a process holds; two at least, for one is used while the next is read."""
 
-_OF_A_HUB, _PATTERN = re.compile(r"(hf|torchvision):"), re.compile(r"[*?{,]")
+_PATTERN = re.compile(r"[*?{,]")
 
 OPEN = 4
 """Files whose footers a process holds."""
@@ -50,7 +50,7 @@ def find_parquets(name: Any) -> Shards | None:
             made = {split: File(str(file)) for split, file in files.items()}
             names = {made[split]: file.stem for split, file in files.items()}
             return Shards(name_of(path), {split: [f] for split, f in made.items()}, names)
-        if not path.exists() and (_OF_A_HUB.match(str(name)) or not _PATTERN.search(str(name))):
+        if not path.exists() and not _PATTERN.search(str(name)):
             return None
     return find_shards(name, PARQUETS)
 
@@ -159,13 +159,17 @@ def _holds_bytes(kind: Any) -> bool | None:
 
 
 def _find_classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """What `datasets` writes into a schema; nothing of what is written otherwise."""
+    """What `datasets` writes into a schema, of classes and of lists of them; nothing of what is written otherwise."""
     try:
         said = json.loads((metadata or {})[b"huggingface"])
         features = said["info"]["features"]
+        inner = {
+            column: kind.get("feature", kind) if isinstance(kind, dict) else kind
+            for column, kind in features.items()
+        }
         return {
             str(column): list(map(str, kind["names"]))
-            for column, kind in features.items()
+            for column, kind in inner.items()
             if isinstance(kind, dict)
             and kind.get("_type") == "ClassLabel"
             and isinstance(kind.get("names"), list)

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import DataError
-from restuning.backbones.images import read_image
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.identity import Samples, describe_reading, label_digests
 from restuning.data.kept import keep_index
 from restuning.data.packed import PackedImages, refuse_changed
 from restuning.data.parquet import Groups, Header, start_of_groups
 from restuning.data.remote import File
+from restuning.data.stored_images import StoredImages
 
 KEPT = "parquets"
 """Folder of what was found in files, in `cache_root`: a file for each column of one. It may be deleted."""
@@ -40,7 +40,7 @@ class _Found:
     missing: list[int]
 
 
-class ImageCells(Sequence):
+class ImageCells(StoredImages):
     """A column of images of parquet files, the rows of all files one after the other.
 
     What is kept of each row is its digest, 32 bytes. A digest is that of the same bytes in a frame, in a
@@ -181,32 +181,15 @@ class ImageCells(Sequence):
             fix="write the bytes of images into the column, or leave such rows out with --skip-bad",
         )
 
-    def drop_corrupt(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Rows whose images decode, and rows whose images do not."""
-        good, bad = [], []
-        for row in rows:
-            try:
-                read_image(self[row], self.show(row))
-            except DataError:
-                bad.append(row)
-                continue
-            good.append(row)
-        return good, bad
-
-    def pick(self, rows: Sequence[int]) -> Sequence[bytes]:
-        """Some rows, read when asked for."""
-        return _Picked(self, rows)
-
-
-class _Picked(Sequence):
-    def __init__(self, cells: ImageCells, rows: Sequence[int]) -> None:
-        self.cells, self.rows = cells, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: Any) -> bytes:
-        return self.cells[self.rows[number]]
+    def open(
+        self,
+        rows: Sequence[int],
+        labels: Sequence[Any],
+        transform: Callable[[Image.Image], Tensor],
+        keep: bool = False,
+    ) -> ParquetImages:
+        """Some rows with an answer each."""
+        return ParquetImages(self, rows, labels, transform, keep)
 
 
 class ParquetImages(PackedImages):

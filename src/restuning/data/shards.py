@@ -40,6 +40,7 @@ PARQUETS = Kind(PARQUET[0], "parquet file", "parquet files")
 MOST_SHARDS = 1_000_000
 """A pattern that stands for more is a slip of the keyboard."""
 
+_OF_A_HUB = re.compile(r"(hf|torchvision):(?!//)")
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
@@ -79,6 +80,9 @@ def find_shards(name: Any, kind: Kind = TARS) -> Shards | None:
         parts = list(map(str, name))
     elif isinstance(name, str | Path) and str(name).strip():
         whole = str(name)
+        # `hf:x.parquet` ends like one, and is read by another library.
+        if _OF_A_HUB.match(whole) and not os.path.exists(whole):
+            return None
         parts = [whole] if os.path.exists(expand_home(whole)) else _apart(whole)
     else:
         return None

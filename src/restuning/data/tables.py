@@ -1,7 +1,7 @@
 """Tables: a column of images, sounds or texts, and one column of answers or more, of any kind.
 
-A csv or parquet file, a folder of them with a file for each split (of parquet also many a split, and by URL), a pandas
-frame, columns by name, or dictionaries one an example. Each column of answers is a data set of its own on the same inputs and the same splits.
+A csv or parquet file, a folder of them with a file for each split (of parquet also many a split, and by URL), a data set of
+Hugging Face's (`data/hub_sets.py`), a pandas frame, columns by name, or dictionaries one an example. Each column of answers is a data set of its own on the same inputs and the same splits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,15 @@ from restuning.data.data import (
 )
 from restuning.data.depths import Depths
 from restuning.data.embedded import as_embedding
+from restuning.data.hub_sets import HubSet, is_hub_set, open_hub_set
 from restuning.data.identity import LABEL_COLUMNS
-from restuning.data.labels import trim_labels, warn_of_untrained
+from restuning.data.labels import trim_labels, warn_of_look_alikes, warn_of_untrained
 from restuning.data.listing import CORRUPT, has_folders_of
 from restuning.data.masks import Masks, find_classes, no_masks
 from restuning.data.media import (
     FILES,
     IMAGES,
+    SOUNDS,
     Media,
     describe_inputs,
     drop_corrupt,
@@ -55,8 +57,8 @@ from restuning.data.media import (
     open_values,
     with_preprocessing,
 )
-from restuning.data.parquet import Header, find_parquets, read_columns, read_header
-from restuning.data.parquet_images import ImageCells, ParquetImages
+from restuning.data.parquet import find_parquets, read_columns, read_header
+from restuning.data.parquet_images import ImageCells
 from restuning.data.pixels import (
     ImagesWithTargets,
     PixelTargets,
@@ -65,8 +67,9 @@ from restuning.data.pixels import (
     refuse_augmentation,
     say_turned,
 )
-from restuning.data.remote import File, is_url
+from restuning.data.remote import is_url
 from restuning.data.shards import Shards
+from restuning.data.stored_images import StoredImages
 from restuning.data.text_files import list_columns, read_cells, writes_decimal_commas
 from restuning.data.texts import PARTS, TABLES, find_files, refuse_empty, require_tokenizer
 from restuning.data.tokens import TextBatch
@@ -88,6 +91,8 @@ SEPARATORS = "|;"
 """Between the tags of a cell."""
 ROUNDING = 1e-3
 """Of a column's deviation that its numbers may lose in float32, in which they are trained on."""
+NUMBERED = (*LABEL_COLUMNS, "cls")
+"""Columns of Hugging Face's data sets whose whole numbers are classes; the last is that of tars as webdataset writes them."""
 NUMPY = ".npy"
 """Of a file that holds an array."""
 
@@ -99,11 +104,13 @@ class Table:
     Attributes:
         name: Of the data set.
         columns: Cells by column.
-        splits: Row numbers of "train", "val" and "test"; "whole" of a table that does not say.
+        splits: Row numbers of "train", "val" and "test"; "whole" of rows from which those that are not there are drawn.
         shown: What a row is called in an error: its file and line.
         root: Folder that paths of images are relative to, and that they may not leave; None for paths of a program.
         decimal: Whether numbers may be written with a comma.
         remote: Whether it lies at a URL: then it names no files.
+        classes: Names of classes in their order, by column, where the table says them; cells are names then.
+        kinds: Kinds of answers, by column, that follow from more than the cells; and from what, in words.
     """
 
     name: str
@@ -113,6 +120,8 @@ class Table:
     root: Path | None = None
     decimal: bool = False
     remote: bool = False
+    classes: Mapping[str, list[str]] = field(default_factory=dict)
+    kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def is_columns(data: Any) -> bool:
@@ -128,7 +137,7 @@ def is_columns(data: Any) -> bool:
 
 def find_table(name: Any, backbone: Backbone, options: DataOptions) -> bool:
     """Whether data are read as a table here, and not as a csv of one text and one class a row."""
-    if is_columns(name):
+    if is_columns(name) or is_hub_set(name):
         return True
     if not isinstance(name, str | Path):
         return find_parquets(name) is not None
@@ -143,7 +152,6 @@ def find_table(name: Any, backbone: Backbone, options: DataOptions) -> bool:
         if not named and has_class_folders(path, backbone):
             return False
         asked = True
-    # `hf:x.parquet` ends like one, and is read by another library.
     if find_parquets(name) is not None:
         return True
     return bool(find_files(path, TABLES)) and (asked or several)
@@ -175,8 +183,8 @@ def load_columns(name: Any, backbone: Backbone, options: DataOptions) -> dict[st
     """A data set for each column of answers, on the same inputs in the same splits.
 
     Args:
-        name: A csv or parquet file or a folder of them, a pandas frame, a mapping of columns, or a list of
-            mappings.
+        name: A csv or parquet file or a folder of them, a data set of Hugging Face's, a pandas frame, a mapping of columns,
+            or a list of mappings.
         backbone: Whose preprocessing or tokenizer is used.
         options: `image`, `audio` or `text` names the column of inputs, `label` those of answers, `problem` their kinds.
 
@@ -254,6 +262,8 @@ def load_rows(
     kept, files, left_out = _keep_readable(table, source, backbone, options)
     rows = kept["whole"]
     kind = SingleLabel.kind
+    # Of classes that are named and not there nothing is added.
+    table = replace(table, classes={})
     found = _Answers(
         answers[0], kinds()[kind], *_READERS[kind](table, answers[0], rows), assumed=""
     )
@@ -301,7 +311,8 @@ def _check_trained(
         )
     others = [n for split, rows in splits.items() if split != "train" for n in rows]
     unknown = answers.used(others) - trained
-    if unknown and not drawn:
+    # Of a class that the table itself names it is only told.
+    if unknown and not drawn and answers.column not in table.classes:
         raise DataError(
             "classes that training does not have",
             where=where,
@@ -313,6 +324,8 @@ def _check_trained(
 
 def _read(name: Any, backbone: Backbone, options: DataOptions) -> tuple[str, list[str], Table]:
     """The column of inputs, those of answers, and the table with these."""
+    if is_hub_set(name):
+        return _read_hub_set(open_hub_set(name), backbone, options)
     if is_columns(name):
         there, columns = _as_columns(name)
         source, answers = _choose_columns(there, backbone, options, "the table")
@@ -357,7 +370,7 @@ def _read_parquets(
     files = [file for several in shards.splits.values() for file in several]
     headers = {file: read_header(file) for file in files}
     first = headers[files[0]]
-    chosen = _with_label_of(first, options)
+    chosen = _with_label_of(first.names, first.classes, options)
     source, answers = _choose_columns(
         first.names, backbone, chosen, str(files[0]), list(first.held)
     )
@@ -376,7 +389,6 @@ def _read_parquets(
             found="a column that is not of bytes",
             fix=f"write the bytes of {media.nouns} into a column, or copy the table and its files to a disk",
         )
-    said = _read_problems(options.problem, answers)
     cells: dict[str, Any] = {column: [] for column in wanted}
     splits: dict[str, range] = {}
     firsts, count = [], 0
@@ -386,8 +398,14 @@ def _read_parquets(
             _check_there(headers[file].names, [source, *answers], str(file))
             found = read_columns(file, wanted)
             for column, values in cells.items():
-                if said.get(column, SingleLabel.kind) == SingleLabel.kind:
-                    found[column] = _name_classes(found[column], headers[file], column, file)
+                names = headers[file].classes.get(column)
+                if column in answers and names != first.classes.get(column):
+                    raise DataError(
+                        "a file names other classes than the first",
+                        where=f"{file}, column {column}",
+                        found=f"{str(names)[:80]}, the first: {str(first.classes.get(column))[:80]}",
+                        fix="write all files with one schema",
+                    )
                 values += found[column]
             firsts.append(count)
             count += sum(headers[file].rows)
@@ -411,35 +429,94 @@ def _read_parquets(
         if remote
         else Path(os.path.commonpath([Path(f.name).absolute().parent for f in files]))
     )
-    return source, answers, Table(shards.name, cells, splits, show, root, remote=remote)
+    table = Table(shards.name, cells, splits, show, root, remote=remote)
+    return source, answers, _name_classes(table, first.classes, answers, options)
 
 
-def _with_label_of(header: Header, options: DataOptions) -> DataOptions:
-    """The options with the column of classes that a file says, where none is named and none is called `label`."""
-    if options.label != DataOptions().label or options.label in header.names:
+def _read_hub_set(
+    found: HubSet, backbone: Backbone, options: DataOptions
+) -> tuple[str, list[str], Table]:
+    """As `_read`; images stay in the data set's own files, and of other columns the cells are read."""
+    chosen = _with_label_of(found.names, found.classes, options, NUMBERED)
+    media = None if backbone.preprocessing is None else media_of(backbone.preprocessing)
+    held = {None: [], IMAGES: found.pictures, SOUNDS: found.sounds}[media]
+    source, answers = _choose_columns(found.names, backbone, chosen, found.name, held)
+    found.require_columns([source, *answers])
+    columns: dict[str, Sequence[Any]] = {column: found.read(column) for column in answers}
+    lazy = media is IMAGES and source not in found.texts
+    columns[source] = found.images(source) if lazy else found.read(source)
+    # As these data sets number their classes, and mark with -1 the rows of a split that keeps them to itself.
+    numbered = [c for c in answers if c in found.numbered and c in NUMBERED]
+    for column in numbered:
+        columns[column] = [None if cell == -1 else cell for cell in columns[column]]
+    kinds = {c: (SingleLabel.kind, f"whole numbers in a column `{c}`") for c in numbered}
+    table = Table(found.name, columns, found.splits(), found.shown, kinds=kinds)
+    return source, answers, _name_classes(table, found.classes, answers, options)
+
+
+def _with_label_of(
+    names: Sequence[str],
+    classes: Mapping[str, list[str]],
+    options: DataOptions,
+    usual: Sequence[str] = LABEL_COLUMNS,
+) -> DataOptions:
+    """The options with the column of classes that a table says, where none is named and none is called `label`."""
+    if options.label != DataOptions().label or options.label in names:
         return options
-    usual = [c for c in LABEL_COLUMNS if c in header.names] or list(header.classes)
+    there = [c for c in usual if c in names] or list(classes)
     # Of several by their usual names as hub sets take them; of others nobody knows which.
-    known = usual[0] in LABEL_COLUMNS if usual else False
-    return replace(options, label=usual[0]) if known or len(usual) == 1 else options
+    known = there[0] in usual if there else False
+    return replace(options, label=there[0]) if known or len(there) == 1 else options
 
 
-def _name_classes(cells: list[Any], header: Header, column: str, file: File) -> list[Any]:
-    """Numbers of classes as their names, where the file has these; -1, which hubs write where there is none, as nothing."""
-    names = header.classes.get(column)
-    if names is None or not all(each is None or type(each) is int for each in cells):
-        return cells
-    wrong = next(
-        (n for n, y in enumerate(cells) if y is not None and not -1 <= y < len(names)), None
-    )
-    if wrong is not None:
-        raise DataError(
-            "a number of a class is none of those that its file names",
-            where=f"{file}, row {wrong}, column {column}",
-            found=f"{cells[wrong]} of {len(names)} classes",
-            fix="correct it, or write the file again with all names",
+def _name_classes(
+    table: Table, classes: Mapping[str, list[str]], answers: Sequence[str], options: DataOptions
+) -> Table:
+    """A table with numbers of classes as their names, where it has these; -1, which hubs write where there is none, as nothing.
+
+    Raises:
+        DataError: A number is that of no class.
+    """
+    said = _read_problems(options.problem, answers)
+    columns, known = dict(table.columns), {}
+    for column in answers:
+        names, cells = classes.get(column), columns[column]
+        # Asked for as numbers they are numbers.
+        if names is None or said.get(column) == Regression.kind:
+            continue
+        if not all(map(_is_numbered, cells)):
+            continue
+        wrong = next(
+            (n for n, y in enumerate(cells) if y is not None and not _are_of(y, len(names))), None
         )
-    return [None if y is None or y < 0 else names[y] for y in cells]
+        if wrong is not None:
+            raise DataError(
+                "a number of a class is none of those that its file names",
+                where=f"{table.shown(wrong)}, column {column}",
+                found=f"{cells[wrong]} of {len(names)} classes",
+                fix="correct it, or write the file again with all names",
+            )
+        columns[column] = [_named(y, names) for y in cells]
+        known[column] = list(dict.fromkeys(names))
+    return replace(table, columns=columns, classes=known)
+
+
+def _is_numbered(cell: Any) -> bool:
+    """Whether it is the number of a class, a list of them, or nothing."""
+    several = cell if isinstance(cell, list) else [cell]
+    return cell is None or all(type(each) is int for each in several)
+
+
+def _are_of(cell: Any, count: int) -> bool:
+    if isinstance(cell, list):
+        return all(0 <= y < count for y in cell)
+    return bool(-1 <= cell < count)
+
+
+def _named(cell: Any, names: Sequence[str]) -> Any:
+    if isinstance(cell, list):
+        return [names[y] for y in cell]
+    return None if cell is None or cell < 0 else names[cell]
 
 
 def _is_frame(data: Any) -> bool:
@@ -548,7 +625,7 @@ def _keep_readable(
     if backbone.preprocessing is None:
         return kept, {}, []
     cells, media = table.columns[source], media_of(backbone.preprocessing)
-    if isinstance(cells, ImageCells):
+    if isinstance(cells, StoredImages):
         return _keep_images(kept, cells, options)
     files = {
         n: _locate(table, cells[n], n, media)
@@ -568,9 +645,9 @@ def _keep_readable(
 
 
 def _keep_images(
-    kept: Mapping[str, list[int]], cells: ImageCells, options: DataOptions
+    kept: Mapping[str, list[int]], cells: StoredImages, options: DataOptions
 ) -> tuple[dict[str, list[int]], dict[int, Path], list[str]]:
-    """As `_keep_readable`, of images in parquet files."""
+    """As `_keep_readable`, of images that stay where they lie."""
     if not options.skip_bad:
         if cells.missing:
             raise cells.is_missing(min(cells.missing))
@@ -703,13 +780,13 @@ def _build(
             if named is not None:
                 files = [(named[n], y) for n, y in zip(rows, own, strict=True)]
                 return open_files(files, preprocessing, policy)
-            if isinstance(cells, ImageCells) and isinstance(preprocessing, Preprocessing):
+            if isinstance(cells, StoredImages) and isinstance(preprocessing, Preprocessing):
                 # All of them or none: of a long pass the first would only take memory.
                 keep = (
                     policy == "none"
                     and len(rows) * 3 * math.prod(preprocessing.size) <= CACHED_PIXELS
                 )
-                return ParquetImages(cells, rows, own, preprocessing.transform(policy), keep)
+                return cells.open(rows, own, preprocessing.transform(policy), keep)
             return open_values([_as_value(cells[n]) for n in rows], own, preprocessing, policy)
 
         more |= describe_inputs(preprocessing)
@@ -741,8 +818,8 @@ def _read_images(
     transform: Callable[[Any], Tensor],
     keep: bool,
 ) -> ImageDataset:
-    if isinstance(cells, ImageCells):
-        return ParquetImages(cells, rows, targets, transform, keep)
+    if isinstance(cells, StoredImages):
+        return cells.open(rows, targets, transform, keep)
     if files is not None:
         named = [files[n] for n in rows]
         return ImageFiles(list(zip(named, targets, strict=True)), transform, keep)
@@ -791,7 +868,7 @@ def _build_of_pixels(
         found = check_targets(
             kind,
             images.pick(rows)
-            if isinstance(images, ImageCells)
+            if isinstance(images, StoredImages)
             else [_as_value(images[n]) if named is None else named[n] for n in rows],
             [own[n] for n in rows],
             [names[n] for n in rows],
@@ -831,13 +908,15 @@ def _make_targets(kind: str, table: Table, column: str, options: DataOptions) ->
 
 
 def _split(table: Table, kept: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Rows by split; of one file 70 : 10 : 20."""
+    """Rows by split; of one file 70 : 10 : 20, and 80 : 20 where the validation split was brought."""
     if "whole" not in kept:
         return dict(kept)
     rows = kept["whole"]
+    brought = {split: own for split, own in kept.items() if split != "whole"}
+    names = [each for each in PARTS if each not in brought]
     # Not class by class: whichever columns are asked for, the rows that are tested are the same.
-    parts = split_by_class([0] * len(rows), (0.7, 0.1), SPLIT_SEED)
-    return {name: [rows[i] for i in at] for name, at in zip(PARTS, parts, strict=True)}
+    parts = split_by_class([0] * len(rows), (0.8,) if brought else (0.7, 0.1), SPLIT_SEED)
+    return {**brought, **{s: [rows[i] for i in at] for s, at in zip(names, parts, strict=True)}}
 
 
 # Answers.
@@ -883,7 +962,10 @@ def _find_kind(
     """The problem of a column, and what was assumed where nobody said it."""
     if kind is not None:
         return kind, ""
-    kind, why = _guess(table, column, rows)
+    if column in table.classes:
+        several = any(isinstance(table.columns[column][n], list) for n in rows)
+        return (MultiLabel if several else SingleLabel).kind, ""
+    kind, why = table.kinds.get(column) or _guess(table, column, rows)
     option = f"{column}=KIND" if several else "KIND"
     return kind, f"{column}: {kind}, assumed of {why} (--problem {option} says otherwise)"
 
@@ -1034,7 +1116,19 @@ def _read_classes(table: Table, column: str, rows: Sequence[int]) -> _Read:
                 n,
                 "give --problem multi-label",
             )
+        if not _is_word(cells[n]):
+            raise _wrong(
+                "a class is neither a word nor a number",
+                table,
+                column,
+                n,
+                "give words, or say another kind of answer with --problem",
+            )
         words.append(_name(cells[n]))
+    if (known := table.classes.get(column)) is not None:
+        warn_of_look_alikes(known, f"{table.name}, column {column}")
+        places = {y: i for i, y in enumerate(known)}
+        return {n: places[word] for n, word in zip(rows, words, strict=True)}, known
     read = [_to_number(word, table) for word in words]
     if set(read) == {0.0, 1.0} and len(set(map(str.strip, words))) > 2:
         # Yes and no that are written in several ways: 1 and 1.0.
@@ -1059,9 +1153,13 @@ def _read_tags(table: Table, column: str, rows: Sequence[int]) -> _Read:
     lists = [np.asarray(cells[n]) for n in rows if np.ndim(cells[n])]
     array = bool(lists) and isinstance(cells, np.ndarray | Tensor)
     width = lists[0].size if array or _are_ones(lists) else None
+    known = column in table.classes
     for n in rows:
         cell = cells[n]
-        if width is not None:
+        if known and isinstance(cell, str):
+            # A name of a class, whatever letters are in it.
+            tags[n] = [cell]
+        elif width is not None:
             ones = np.asarray(cell)
             if ones.shape != (width,) or not np.isin(ones, (0, 1)).all():
                 raise _wrong(
@@ -1081,7 +1179,7 @@ def _read_tags(table: Table, column: str, rows: Sequence[int]) -> _Read:
                     n,
                     "give words or whole numbers in each",
                 )
-            tags[n] = [_name(each).strip() for each in cell]
+            tags[n] = [_name(each) if known else _name(each).strip() for each in cell]
         elif cell is None or isinstance(cell, str):
             separators = "[" + re.escape(SEPARATORS) + "]"
             tags[n] = [t.strip() for t in re.split(separators, cell or "") if t.strip()]
@@ -1089,10 +1187,16 @@ def _read_tags(table: Table, column: str, rows: Sequence[int]) -> _Read:
             raise _wrong(
                 "a cell of labels is no label", table, column, n, "leave it empty, or give a list"
             )
+        elif not _is_tag(cell):
+            raise _wrong(
+                "a cell of labels is no label", table, column, n, "give words, or a list of them"
+            )
         else:
             tags[n] = [_name(cell)]
-    labels = sorted({t for each in tags.values() for t in each}, key=lambda y: (len(y), y))
-    if not labels:
+    labels = table.classes.get(column) or sorted(
+        {t for each in tags.values() for t in each}, key=lambda y: (len(y), y)
+    )
+    if not any(tags.values()):
         raise DataError(
             "a column of labels holds none",
             where=f"{table.name}, column {column}",
@@ -1173,7 +1277,13 @@ def _check_rounding(table: Table, column: str, read: Mapping[int, Sequence[float
 
 def _is_tag(each: Any) -> bool:
     value = _plain(each)
-    return not _is_empty(value) and not (isinstance(value, float) and not value.is_integer())
+    whole = not (isinstance(value, float) and not value.is_integer())
+    return not _is_empty(value) and whole and _is_word(value)
+
+
+def _is_word(cell: Any) -> bool:
+    """Whether it may be the name of a class: not what holds other cells, no bytes, no date."""
+    return isinstance(_plain(cell), str | numbers.Number)
 
 
 def _name(cell: Any) -> str:

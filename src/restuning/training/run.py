@@ -30,7 +30,7 @@ from restuning.backbones import Backbone
 from restuning.bypass import Ridge
 from restuning.data import LONGEST_TEXT, Data, DataOptions, load_columns, load_data
 from restuning.data.digests import Tell, quiet
-from restuning.data.hub_sets import is_table
+from restuning.data.hub_sets import name_on_hub
 from restuning.data.identity import Samples, concatenate, find_samples
 from restuning.data.labelled import find_labels
 from restuning.data.load import is_by_name
@@ -158,9 +158,7 @@ class Source:
         Each names its problem, so that a run of it begins the same by itself; the log is told what was assumed.
         """
         options = self._options(plain=True)
-        if isinstance(self.name, Data) or is_table(self.name):
-            return {}
-        if not find_table(self.name, backbone, options):
+        if isinstance(self.name, Data) or not find_table(self.name, backbone, options):
             return {}
         found = load_columns(self.name, backbone, options)
         if len(found) < 2 and isinstance(self.label, str):
@@ -1019,7 +1017,7 @@ def write_run(run: Run, inputs: Inputs, call: Mapping[str, Any] | None = None) -
 def _named_data(inputs: Inputs, call: Mapping[str, Any] | None) -> str:
     """What a card says of the data: the name on a hub, or a word; paths of this machine are nobody's business."""
     given = str((call or {}).get("data", ""))
-    return given if given.startswith("hf:") else inputs.data.name
+    return name_on_hub(given) or inputs.data.name
 
 
 def find_data(out: Path, call: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:

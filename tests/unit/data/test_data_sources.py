@@ -102,10 +102,13 @@ def test_labels_without_names_are_named_by_their_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [{"image": "picture"}, {"label": "kind"}])
-def test_missing_columns_are_refused_with_the_columns_there_are(columns, tmp_path):
-    hub([(0, 0), (1, 1)], **columns).save_to_disk(tmp_path)
+def test_columns_are_found_by_their_types_and_missing_ones_refused_with_those_there_are(
+    columns, tmp_path
+):
+    hub([(x, x % 2) for x in range(20)], **columns).save_to_disk(tmp_path)
+    assert load_data(f"hf:{tmp_path}", IMAGES).labels == ["cat", "dog"]
     with pytest.raises(DataError, match="|".join(columns.values())):
-        load_data(f"hf:{tmp_path}", IMAGES)
+        load_data(f"hf:{tmp_path}", IMAGES, label="no-such-column")
 
 
 def test_splits_without_a_train_split_are_refused_in_words(tmp_path):

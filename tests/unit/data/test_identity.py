@@ -212,11 +212,16 @@ def test_a_hugging_face_set_of_paths_is_known_and_watched_by_its_files(tmp_path,
 
 def test_images_inside_of_a_hugging_face_table_are_read_once_to_know_them(tmp_path, monkeypatch):
     hf.disable_progress_bars()
+    settle(monkeypatch)
     train = load_data(hub(tmp_path / "mine", [10, 20, 30, 40]), IMAGES).train
-    read, genuine = [], train._cells
-    monkeypatch.setattr(train, "_cells", lambda: read.append(1) or genuine())
+    read, genuine = [], train.cells._cells
+    monkeypatch.setattr(train.cells, "_cells", lambda: read.append(1) or genuine())
     Watch(train)
     assert identify(train) == identify(train)
+    # What is loaded again, as for another column of answers, is the same table in the same files.
+    again = load_data(f"hf:{tmp_path / 'mine'}", IMAGES).train
+    monkeypatch.setattr(again.cells, "_cells", lambda: read.append(1) or genuine())
+    assert identify(again) == identify(train)
     assert len(read) == 1
 
 

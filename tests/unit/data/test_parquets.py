@@ -142,7 +142,7 @@ def test_classes_are_named_as_hugging_face_says_in_the_schema(tmp_path, tiny):
         tmp_path / "one.parquet", _with_numbers([n % 2 for n in range(20)]), features=FEATURES
     )
     data = load_data(file, tiny)
-    assert data.labels == ["ant", "owl"] and data.problem.kind == "single-label"
+    assert data.labels == ["owl", "ant"] and data.problem.kind == "single-label"
     for split in splits(data):
         for at, each in enumerate(split.ids):
             assert data.labels[split[at][1]] == ("owl", "ant")[int(each.partition("#")[2]) % 2]

@@ -181,6 +181,14 @@ def test_a_table_in_memory_holds_samples_bytes_or_paths(tmp_path, heard):
         for cells in ways
     ]
     assert all(torch.equal(each, read[0]) for each in read)
+    hf = pytest.importorskip("datasets")
+    stored = [ways[2], [{"bytes": None, "path": each} for each in ways[3]]]
+    for cells in stored:
+        table = hf.Dataset.from_dict({"heard": cells, "label": [int(n >= 10) for n in range(20)]})
+        kinds = {"heard": hf.Audio(), "label": hf.ClassLabel(names=["low", "high"])}
+        # By its type, whatever it is called; nothing is decoded before it is asked for.
+        data = load_data(table.cast(hf.Features(kinds)), heard)
+        assert data.labels == ["low", "high"] and torch.equal(data.train[3][0], read[0])
 
 
 def test_a_sound_of_a_table_stays_in_its_folder_and_must_be_there(tmp_path, heard):
