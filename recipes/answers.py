@@ -7,8 +7,9 @@ the ground (one class), the shapes that are there (labels), and how many there a
 hand has an angle; and 400 scenes with masks (ground and four shapes), and 400 yards with the distance of each pixel. Trained with `ridge` and with `ensemble`, which is taken where nothing is known. Beside the figures of
 the test split stand those of the best constant answer: the share of the commonest class, the mean frequency
 of labels (which is the mean average precision of any constant), 0 for R2, and the mean IoU of ground everywhere. Masks and depths are
-trained with `linear`, `ridge` and `mixing-bypass`, masks with `ensemble` as well, 12 epochs where there are steps. Writes `recipes/answers.json`, where each run has
-the command that made it, its versions and its seconds; `--add --runs` makes some of them again.
+trained with `linear`, `ridge` and `mixing-bypass`, masks with `ensemble` as well, 12 epochs where there are steps. All of it three times: a seed draws other
+scenes, splits them and trains. Writes `recipes/answers.json` after each run, with mean and standard deviation of all seeds and what each was made by;
+`--add` goes on with what is not there yet, about a quarter of an hour a seed on one core.
 
 Expected: mean average precision far above the constant, R2 of count and angle at least 0.8; the mean IoU of `mixing-bypass`
 five points or more above that of `linear`; R2 of depths above that of `linear` with both others.
@@ -21,6 +22,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import tempfile
 import time
 from importlib.metadata import version
@@ -39,6 +41,7 @@ DATA = Path(os.environ.get("RESTUNING_DATA", ROOT.parent / "shared" / "data"))
 WEIGHTS = DATA / "weights" / "vit_tiny_patch16_224.safetensors"
 TABLES = {"scenes": ("ground", "shapes", "count"), "dials": ("angle",)}
 PIXELS = {"masks": write_masks, "depth": write_depths}
+SEEDS = (0, 1, 2)
 RUNS = (
     *(f"{table},{method}" for table in TABLES for method in ("ridge", "ensemble")),
     *(f"{name},{method}" for name in PIXELS for method in ("linear", "ridge", "mixing-bypass")),
@@ -53,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--runs", nargs="*", default=RUNS, metavar="TABLE,METHOD")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=Path("runs/answers"))
     parser.add_argument("--report", type=Path, default=ROOT / "recipes" / "answers.json")
     parser.add_argument("--add", action="store_true", help="Keep what the report has of other runs")
@@ -63,46 +67,64 @@ def main() -> None:
     results: dict[str, Any] = {}
     if arguments.add and arguments.report.is_file():
         results = json.loads(arguments.report.read_text())["results"]
-    with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(TABLES):
-            write_table(Path(folder) / name, arguments.rows, 224, number, dial=name == "dials")
-        for name, write in PIXELS.items():
-            write(Path(folder) / name, arguments.rows, 224)
-        for run in arguments.runs:
-            name, method = run.split(",")
-            if name in PIXELS:
-                made = train_pixels(Path(folder) / name, method, backbone, arguments.out)
-                keep(f"{name}, {method}", made, results, arguments)
-                continue
-            columns, table = TABLES[name], Path(folder) / name / "table.csv"
-            constants = find_constants(table, columns, backbone)
-            forwards.clear()
-            start = time.perf_counter()
-            found = restuning.train(
-                table,
-                backbone=backbone,
-                method=method,
-                image="path",
-                label=list(columns),
-                out=arguments.out / f"{name}-{method}",
-                store=Path(folder) / f"stores-{method}",
-                resume=False,
-                log=lambda line: print(line, flush=True),
-            )
-            runs = getattr(found, "runs", {columns[0]: found})
-            made = {
-                # Few images at a time are those by which sites and rounding are proved.
-                "images through the backbone": sum(n for n in forwards if n > 4),
-                "seconds": round(time.perf_counter() - start, 1),
-                "columns": {c: describe(each, constants[c]) for c, each in runs.items()},
-            }
-            keep(f"{name}, {method}", made, results, arguments)
+    for seed in arguments.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            for run in arguments.runs:
+                name, method = run.split(",")
+                key = f"{name}, {method}"
+                if str(seed) in results.get(key, {}).get("seeds", {}):
+                    continue
+                if not (place := Path(folder) / name).exists():
+                    # Two tables of one seed are not of the same pictures.
+                    number = len(TABLES) * seed + [*TABLES, *PIXELS].index(name) % len(TABLES)
+                    draw(place, name, arguments.rows, number)
+                forwards.clear()
+                train = train_table if name in TABLES else train_pixels
+                made = train(place, method, backbone, arguments.out / str(seed), seed)
+                if name in TABLES:
+                    # Few images at a time are those by which sites and rounding are proved.
+                    made["images through the backbone"] = sum(n for n in forwards if n > 4)
+                results.setdefault(key, {"seeds": {}})["seeds"][str(seed)] = made
+                keep(key, results, arguments)
     for name, result in results.items():
         for column, told in result["columns"].items():
-            print(f"{name}, {column}: {told['test']}, constant {told['constant']}")
+            print(f"{name}, {column}: {told}")
 
 
-def train_pixels(folder: Path, method: str, backbone: Any, out: Path) -> dict[str, Any]:
+def draw(folder: Path, name: str, rows: int, seed: int) -> None:
+    """A table or a folder of pictures at the backbone's size."""
+    if name in TABLES:
+        write_table(folder, rows, 224, seed, dial=name == "dials")
+    else:
+        PIXELS[name](folder, rows, 224, seed)
+
+
+def train_table(folder: Path, method: str, backbone: Any, out: Path, seed: int) -> dict[str, Any]:
+    """One method on all columns of a table, from one pass; an entry of the report."""
+    columns, table = TABLES[folder.name], folder / "table.csv"
+    start = time.perf_counter()
+    found = restuning.train(
+        table,
+        backbone=backbone,
+        method=method,
+        image="path",
+        label=list(columns),
+        out=out / f"{folder.name}-{method}",
+        store=folder.parent / f"stores-{method}",
+        resume=False,
+        seed=seed,
+        log=lambda line: print(line, flush=True),
+    )
+    seconds = round(time.perf_counter() - start, 1)
+    constants = find_constants(table, columns, backbone)
+    runs = getattr(found, "runs", {columns[0]: found})
+    return {
+        "seconds": seconds,
+        "columns": {c: describe(each, constants[c]) for c, each in runs.items()},
+    }
+
+
+def train_pixels(folder: Path, method: str, backbone: Any, out: Path, seed: int) -> dict[str, Any]:
     """One method on a folder of masks or depths; an entry of the report."""
     start = time.perf_counter()
     found = restuning.train(
@@ -112,6 +134,7 @@ def train_pixels(folder: Path, method: str, backbone: Any, out: Path) -> dict[st
         out=out / f"{folder.name}-{method}",
         store=folder.parent / f"stores-{folder.name}",
         resume=False,
+        seed=seed,
         log=lambda line: print(line, flush=True),
         **({} if method == "ridge" else {"epochs": EPOCHS}),
     )
@@ -127,21 +150,34 @@ def train_pixels(folder: Path, method: str, backbone: Any, out: Path) -> dict[st
     }
 
 
-def keep(
-    name: str, made: dict[str, Any], results: dict[str, Any], arguments: argparse.Namespace
-) -> None:
-    """Write one run into the JSON of those before it, with what it was made by."""
+def keep(name: str, results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Write a run into the JSON of those before it, with mean and deviation of its seeds and what it was made by."""
     # Where runs and report are left makes no difference to them.
     command = ["python", "recipes/answers.py"] + ["--add"] * arguments.add
     command += ["--rows", str(arguments.rows)] + ["--runs", *arguments.runs]
-    results[name] = {
-        **made,
+    command += ["--seeds", *map(str, arguments.seeds)]
+    seeds = list(results[name]["seeds"].values())
+    results[name] |= {
+        "columns": {
+            column: {
+                metric: spread([each["columns"][column]["test"][metric] for each in seeds])
+                for metric in told["test"]
+            }
+            | {"constant": spread([each["columns"][column]["constant"] for each in seeds])}
+            for column, told in seeds[0]["columns"].items()
+        },
         "rows": arguments.rows,
         "command": shlex.join(command),
         "versions": {n: version(n) for n in ("torch", "timm", "torchmetrics")},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
     arguments.report.write_text(json.dumps({"results": results}, indent=1) + "\n")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean and standard deviation over seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.mean(values), 4), "std": round(deviation, 4)}
 
 
 def describe(run: Any, constant: float) -> dict[str, Any]:
