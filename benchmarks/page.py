@@ -35,7 +35,7 @@ ORDER = (
     "soak",
     "export",
 )
-ELSEWHERE = ("forecast", "grid", "seven-billion", "engines", "diffusion")
+ELSEWHERE = ("forecast", "grid", "billions", "engines", "diffusion")
 """Results that `docs/planning.md`, `docs/engines.md` and `docs/diffusion.md` are about."""
 
 
@@ -176,8 +176,8 @@ def plots(stem: str, result: Mapping[str, Any]) -> list[str]:
 NO_GPU = (
     "All of it was measured on a CPU: no GPU was at hand. `python benchmarks/gpu.py` measures steps, whole "
     "runs, many tasks, a sweep, engines, a ViT of a billion parameters, Stable Diffusion v1.5 and the rivals "
-    "on one in less than eight minutes, goes on where it was ended, and leaves "
-    "`benchmarks/results/gpu-cuda.json`, which this page shows then. That it runs is tested at small shapes "
+    "on one in less than eight minutes, goes on where it was ended, and leaves `gpu-cuda.json` among the "
+    "results, which this page shows then. That it runs is tested at small shapes "
     "on a CPU (`--tiny`); what it will find on a GPU nobody knows yet."
 )
 

@@ -95,7 +95,12 @@ def copy_bare(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Any:
         module: With what it holds.
         change: A tensor to the one that the copy has.
     """
-    bare: Any = copy.copy(module)
+    if is_sharded_module(module):
+        # Made anew, its class makes a module of the one that it stands for, and wants its arguments.
+        bare: Any = object.__new__(type(module))
+        vars(bare).update(vars(module))
+    else:
+        bare = copy.copy(module)
     attributes = vars(module)
     parts: dict[str, Any] = {
         kind: {n: None if t is None else change(t) for n, t in attributes[kind].items()}
@@ -196,13 +201,33 @@ def gather_shards(tensor: Any) -> Tensor:
     return tensor.full_tensor()
 
 
-def sharded_modules(model: nn.Module) -> list[Any]:
-    """Modules whose weights FSDP2 puts together before they run, and apart afterwards.
+def read_whole(tensor: Tensor) -> Tensor:
+    """A tensor, put together where a process holds a part of it only (`gather_shards`)."""
+    return gather_shards(tensor) if is_sharded(tensor) else tensor
+
+
+def is_sharded_module(module: nn.Module) -> bool:
+    """Whether FSDP2 puts a module's weights together before it runs, and apart afterwards.
 
     Its class is public; importing it takes a second, and who shards has done so.
     """
     made = sys.modules.get("torch.distributed.fsdp")
-    return [m for m in model.modules() if made is not None and isinstance(m, made.FSDPModule)]
+    return made is not None and isinstance(module, made.FSDPModule)
+
+
+def sharded_modules(model: nn.Module) -> list[Any]:
+    """All modules of a model that are such."""
+    return [module for module in model.modules() if is_sharded_module(module)]
+
+
+def names_of_sharded(module: nn.Module) -> list[str]:
+    """Names of tensors of which a process holds a part only, as `DistributedDataParallel` knows them.
+
+    It exchanges all tensors of a module when it is made, and cannot do so with these; it leaves out those
+    in an attribute of the module, for which there is no public name (`Tuned`).
+    """
+    named = (*module.named_parameters(), *module.named_buffers())
+    return [name for name, tensor in named if is_sharded(tensor)]
 
 
 def kept_buffers(module: nn.Module) -> set[str]:

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,21 @@ def test_the_table_of_calibration_says_what_the_recipe_measured():
             assert any(row.endswith(both) for row in rows), method
     (auto,) = (row for row in found["auto"] if row["task"] == "cifar100")
     assert f"from {100 * auto['ece_uncalibrated']:.1f} to {100 * auto['ece']:.1f} %" in text
+
+
+def test_the_tables_of_billions_of_parameters_are_drawn_from_the_forecast(monkeypatch):
+    folder = ROOT / "benchmarks"
+    others = sys.modules.pop("common", None)
+    monkeypatch.syspath_prepend(str(folder))
+    billions = runpy.run_path(str(folder / "billions.py"))
+    del sys.modules["common"]
+    if others is not None:
+        sys.modules["common"] = others
+    rows = json.loads((folder / "results" / "billions-cpu.json").read_text(encoding="utf-8"))[
+        "rows"
+    ]
+    text = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    assert billions["drawn"](text, rows) == text and billions["BEGIN"] in text
 
 
 def test_every_result_belongs_to_an_ablation():

@@ -20,11 +20,17 @@ PATIENCE = 240
 
 @pytest.fixture
 def benchmarks(monkeypatch):
+    """The modules, under names that others have as well (`common`, `diffusion`), for one test."""
+    names = {path.stem for path in BENCHMARKS.glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu
     import rows
 
-    return gpu, rows
+    yield gpu, rows
+    for name in names & sys.modules.keys():
+        del sys.modules[name]
+    sys.modules.update(others)
 
 
 def value(folder, name):

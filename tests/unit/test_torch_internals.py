@@ -194,9 +194,14 @@ def test_a_sharded_tensor_is_known_and_gathered_whole():
         assert _torch.is_sharded(parts)
         assert torch.equal(_torch.gather_shards(parts), whole)
         assert torch.equal(_torch.local_part(parts), whole)
+        assert torch.equal(_torch.read_whole(parts), whole) and _torch.read_whole(whole) is whole
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         fully_shard(model[0], mesh=mesh)
         assert _torch.sharded_modules(model) == [model[0]]
+        assert _torch.names_of_sharded(model) == ["0.weight", "0.bias"]
+        bare = _torch.copy_bare(model[0], _torch.read_whole)
+        x = torch.randn(3, 2)
+        assert torch.equal(bare(x), model[0](x)) and bare.weight is not model[0].weight
     finally:
         dist.destroy_process_group()
 

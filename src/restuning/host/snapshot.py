@@ -9,7 +9,7 @@ anything is named by the backbone's digest: a training, a store, a task file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -52,6 +52,8 @@ class Snapshot:
         self.model = model
         self._known: _Known | None = None
         self._sums: dict[str, tuple[int, ...]] = {}
+        # Of which the sum is over the part that this process holds.
+        self._partly: set[str] = set()
         self._taken: dict[str, Tensor] = {}
         self._made: dict[str, Any] = {}
         self._lock = Lock()
@@ -68,6 +70,7 @@ class Snapshot:
         reshard(self.model)
         contents = list_contents(self.model)
         self._sums = _sums(contents.weights)
+        self._partly = {weight.name for weight in contents.weights if is_sharded(weight.kept)}
         self._taken = {weight.name: weight.kept for weight in contents.weights}
         self._known = _Known(self.model, contents)
 
@@ -145,11 +148,17 @@ class Snapshot:
         if not trained:
             # Those that were there; what was put in their place is another weight.
             asked = [w for w in asked if not (w.kept.requires_grad and self._was_there(w))]
-        written = [n for n, total in _sums(asked).items() if self._sums.get(n, total) != total]
+        # Shared out since: compared whole once, for which all processes come here in their next forward.
+        parted = {w.name: w for w in asked if is_sharded(w.kept) and w.name not in self._partly}
+        sums = _sums(asked, whole=parted)
+        written = [n for n, total in sums.items() if self._sums.get(n, total) != total]
         if written := sorted({*written, *(before.keys() ^ weights.keys())}):
             lines.append(f"other values: {_few(written)}")
         if lines:
             raise _changed(self.model, lines)
+        self._sums |= _sums(parted.values())
+        self._partly |= parted.keys()
+        self._taken |= {name: weight.kept for name, weight in parted.items()}
         self._known = _Known(self.model, now)
 
 
@@ -237,13 +246,18 @@ LARGE_PIECE = 2048
 """64 MB."""
 
 
-def _sums(weights: Iterable[Weight]) -> dict[str, tuple[int, ...]]:
-    """Sums over the bytes of each tensor that has any here; of a sharded one over this process's."""
+def _sums(weights: Iterable[Weight], whole: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Sums over the bytes of each tensor that has any here; of a sharded one over this process's.
+
+    Args:
+        weights: Which.
+        whole: Names of those that are put together for it, one at a time.
+    """
     sums: dict[str, list[Tensor]] = {}
     for weight in weights:
         if not has_values(weight.kept) or weight.kind == "made":
             continue
-        if is_sharded(weight.kept):
+        if is_sharded(weight.kept) and weight.name not in whole:
             parts = [local_part(weight.kept)]
         else:
             parts = [part for _, part in weight.parts()]

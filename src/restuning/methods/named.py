@@ -134,7 +134,7 @@ def build(
         UnknownNameError: No such method, tuner, option, value or readout, or one that takes no head.
         NoSitesError: The backbone has no site of an operation the method tunes.
         EngineError: The method runs inside the backbone, and that is an engine.
-        BackboneError: It trains weights of the backbone, and those are quantised or offloaded.
+        BackboneError: It trains weights of the backbone, and those are quantised, offloaded or sharded.
         TunerShapeError: The head that is given reads another width than the feature's.
 
     Warns:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from restuning._errors import BackboneError
+from restuning._torch import is_sharded
 from restuning.host import Extractor, Host, is_offloaded
 from restuning.methods.method import Method, Options
 from restuning.runtime.precision import HALF_PRECISION
@@ -55,16 +56,18 @@ def copy_weights(model: nn.Module, wanted: Callable[[str, Tensor], bool]) -> dic
         wanted: Decides by name and parameter whether it is trained.
 
     Raises:
-        BackboneError: One of them is quantised, or the backbone is offloaded.
+        BackboneError: One of them is quantised, or the backbone is offloaded or sharded.
     """
     named = {n: p for n, p in model.named_parameters() if wanted(n, p)}
     # Quantised weights take no gradient, and offloaded ones are not there to be copied.
     packed = [n for n, p in named.items() if not is_plain(p)]
-    if packed or is_offloaded(model):
+    shared_out = any(map(is_sharded, named.values()))
+    if packed or shared_out or is_offloaded(model):
+        elsewhere = "shared out among processes" if shared_out else "kept elsewhere (offloaded)"
         raise BackboneError(
             "trained copies are made of weights that are there, in floating point",
             where=packed[0] if packed else type(model).__name__,
-            found="quantised ones" if packed else "weights that are kept elsewhere (offloaded)",
+            found="quantised ones" if packed else f"weights that are {elsewhere}",
             fix="use res-tuning or res-tuning-bypass, or the backbone as it was before",
         )
     # In bf16 small steps would vanish; the backbone computes with them in its own precision.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from restuning._torch import read_whole
 from restuning.sites.linear import is_linear
 from restuning.sites.readout import Pool, Readout
 
@@ -147,7 +148,7 @@ class ReadoutListener:
                 yield path, left
         for name, matrix in self.model.named_parameters():
             if matrix.shape == (feature.shape[-1], to) and not matrix.is_meta:
-                yield name, feature @ matrix
+                yield name, feature @ read_whole(matrix)
 
     def _find_width(self, normed: Tensor, seen: list[Tensor], first: bool) -> int:
         if normed.dim() != 4:

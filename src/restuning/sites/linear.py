@@ -1,5 +1,5 @@
 """Linear maps as backbones keep them: `nn.Linear`, GPT-2's `Conv1D` with its weight transposed, and
-maps whose weight is packed (8 or 4 bit) or kept elsewhere until they run.
+maps whose weight is packed (8 or 4 bit), kept elsewhere until they run, or shared out among processes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restuning._torch import is_composed
+from restuning._torch import is_composed, is_sharded, read_whole
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -22,16 +22,18 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_plain(weight: Tensor) -> bool:
-    """Whether a weight is there as floating-point numbers of its own shape."""
-    return weight.is_floating_point() and not is_composed(weight)
+    """Whether a weight is there as floating-point numbers of its own shape, if in several processes."""
+    return weight.is_floating_point() and (is_sharded(weight) or not is_composed(weight))
 
 
 def read_weight(module: nn.Module) -> Tensor:
     """The weight of a linear map, `out in`.
 
-    Cost: nothing; for a packed or offloaded weight one product with the identity, `in^2 out`.
+    Cost: nothing; for a packed or offloaded weight one product with the identity, `in^2 out`; a sharded
+        one is gathered, for which all processes must ask.
     """
-    weight: Any = module.weight
+    kept: Any = module.weight
+    weight: Any = read_whole(kept)
     if not is_plain(weight) or (weight.is_meta and hasattr(module, "_hf_hook")):
         return _unpack_weight(module)
     # `Conv1D` keeps `in out`.
@@ -56,7 +58,7 @@ def read_bias(module: nn.Module) -> Tensor | None:
     bias: Any = module.bias
     if bias is not None and bias.is_meta and hasattr(module, "_hf_hook"):
         return _apply(module, torch.zeros(1, width_in(module), dtype=bias.dtype))[0]
-    return bias
+    return None if bias is None else read_whole(bias)
 
 
 PACKS_ITSELF = "support_avx512bf16_for_cpu"

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from restuning._errors import ProjectionsError
+from restuning._torch import read_whole
 from restuning.sites.attention_inputs import AttentionInputs, rotate
 from restuning.sites.half import is_wider, run_linear, run_norm, run_product
 from restuning.sites.linear import read_bias, read_weight
@@ -229,8 +230,11 @@ class LentProjections:
         if projections.form == "separate":
             return read_weight(module), read_bias(module)
         packed = projections.form == "packed"
-        weight = module.in_proj_weight if packed else read_weight(module)
-        bias = module.in_proj_bias if packed else read_bias(module)
+        if packed:
+            weight, bias = read_whole(module.in_proj_weight), module.in_proj_bias
+            bias = None if bias is None else read_whole(bias)
+        else:
+            weight, bias = read_weight(module), read_bias(module)
         # Rows of a fused weight: all queries, then all keys, then all values.
         queries = projections.heads * projections.head_dim
         start, width = (

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from restuning._errors import UnknownNameError
 from restuning._grid import to_grid
+from restuning._torch import read_whole
 from restuning.runtime.precision import HALF_PRECISION
 from restuning.sites.half import is_wider, run_linear, run_norm
 
@@ -108,6 +109,7 @@ def apply_projection(model: nn.Module, path: str, feature: Tensor) -> Tensor:
     map_: Any = getattr(model.get_submodule(owner), name)
     if isinstance(map_, nn.Module):
         return run_linear(map_, feature)
+    map_ = read_whole(map_)
     return feature @ (map_.to(feature.dtype) if is_wider(feature, map_) else map_)
 
 

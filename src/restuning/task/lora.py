@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from restuning._errors import WrongTaskError
+from restuning._torch import is_sharded
 from restuning.host import Host
 from restuning.sites import LinearSite
 from restuning.task.blend import Blend, weighted_members
@@ -84,6 +85,11 @@ def merge(task: Task | Blend, host: Host) -> nn.Module:
         packed = site.kind == "linear" and site.proof != "product"
         if packed or module.weight.is_meta:
             raise _refusal(f"the weight of {site.module} is packed or not there", "merge into fp32")
+        if is_sharded(module.weight):
+            raise _refusal(
+                f"the weight of {site.module} is shared out among processes",
+                "save the task, and merge it into the backbone in one process",
+            )
         if id(module.weight) in shared:
             raise _refusal(f"the weight of {site.module} is another module's too", "untie it first")
         deltas.append((site, delta))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from restuning._errors import TrainingError, WrongTaskError
+from restuning._torch import names_of_sharded
 from restuning.host import Extractor, Host, cannot_tune_inside
 from restuning.sites import Features, Needs
 from restuning.task.task import Task
@@ -86,6 +87,11 @@ class Tuned(nn.Module):
                 _local.off = before
             else:
                 del _local.off
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # Asked by DistributedDataParallel when it is made around this.
+        return names_of_sharded(self)
 
     def count_parameters(self) -> tuple[int, int]:
         """Parameters that are trained, and all of them with the backbone's."""

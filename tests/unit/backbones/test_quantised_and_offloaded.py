@@ -301,6 +301,30 @@ def test_an_offloaded_backbone_answers_and_trains_as_one_in_memory(how, name, me
     )
 
 
+def test_a_model_that_a_device_map_placed_is_the_one_in_memory(tmp_path):
+    plain, args, kwargs = _host("llama")
+    plain.model.save_pretrained(tmp_path / "model")
+    places = {"embed_tokens": "cpu", "layers.0": "cpu", "layers.1": "disk", "norm": "disk"}
+    model = transformers.LlamaModel.from_pretrained(
+        tmp_path / "model",
+        device_map={**places, "rotary_emb": "cpu"},
+        offload_folder=tmp_path / "weights",
+        attn_implementation="eager",
+    )
+    assert model.layers[1].mlp.up_proj.weight.is_meta and model.norm.weight.is_meta
+    host, _, _ = _host("llama", model=model)
+    assert list(host.sites.items()) == list(plain.sites.items())
+    assert host.digest() == plain.digest() and host.fingerprint() == plain.fingerprint()
+    for method in ("res-tuning", "res-tuning-bypass"):
+        task, _, grads, after = _step(host, method, args, kwargs)
+        _, _, same_grads, same_after = _step(plain, method, args, kwargs)
+        assert all(torch.allclose(a, b, atol=SAME) for a, b in zip(grads, same_grads, strict=True))
+        assert torch.allclose(after, same_after, atol=SAME)
+        save(task, host, tmp_path / f"{method}.task")
+        again = Tuned(plain, load(tmp_path / f"{method}.task", plain))(*args, **kwargs)
+        assert torch.allclose(again, after, atol=SAME)
+
+
 def _neox() -> nn.Module:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     config = transformers.GPTNeoXConfig(**sizes, num_hidden_layers=1, vocab_size=50)
