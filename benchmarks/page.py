@@ -25,6 +25,7 @@ ORDER = (
     "overhead",
     "whole-run",
     "store",
+    "beyond-memory",
     "content-identity",
     "verified-store",
     "many-tasks",

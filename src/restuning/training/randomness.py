@@ -23,8 +23,9 @@ from restuning.runtime.randomness import mix_seed, seed_everything
 PIECE = 2**20
 """Bytes of neighbouring rows that are read together: about as fast as a whole file, and many of them in a portion."""
 
-PIECES = 64
-"""The least pieces that a portion is dealt, so that it is a fair sample of all rows."""
+PIECES = 1024
+"""The least pieces in a portion, or single rows: neighbours are alike (of one class, one writer, one film), and what is
+trained on a few dozen kinds of them at a time lags behind (`benchmarks/beyond_memory.py` shows it where this is 64)."""
 
 
 @dataclass(frozen=True)
