@@ -189,7 +189,8 @@ def _to_mask(numbers: np.ndarray, name: str) -> Image.Image:
 def read_depth(source: Any, name: str = "") -> Image.Image:
     """A depth map: mode F, a number a pixel, upright as `read_image` makes images; 0 where it is unknown.
 
-    A PNG of 16 bits has its values as they are; a `.npy` file or an array of floats its own, NaN being unknown.
+    A PNG of 16 bits has its values as they are, and so has a TIFF of one page of whole numbers or floats, as which
+    Hugging Face's data sets keep arrays; a `.npy` file or an array of floats its own, NaN being unknown.
 
     Args:
         source: A path, the bytes of a file, or an array `h w`.
@@ -257,7 +258,10 @@ def _from_depths(numbers: np.ndarray, name: str) -> Image.Image:
 
 def _guard_depth(image: Image.Image, name: str) -> Image.Image:
     _check_size(*image.size, name)
-    if image.format != "PNG" or not image.mode.startswith("I"):
+    kinds = {"PNG": ("I",), "TIFF": ("I", "F")}.get(str(image.format), ())
+    # Of several pages nobody knows which, and of numbers that count from white not what they count.
+    other = getattr(image, "n_frames", 1) > 1 or _counts_from_white(image)
+    if not image.mode.startswith(kinds) or other:
         raise _no_depth(name, f"a file of {image.format}, mode {image.mode}")
     try:
         image.load()
@@ -268,7 +272,7 @@ def _guard_depth(image: Image.Image, name: str) -> Image.Image:
 
 def _no_depth(name: str, found: str) -> DataError:
     return DataError(
-        "a depth map that is neither a PNG of 16 bits nor an array of floats `h w`",
+        "a depth map that is neither a PNG of 16 bits, a TIFF of numbers nor an array of floats `h w`",
         where=name,
         found=found,
         fix="save it as a grey PNG of 16 bits, or with numpy.save as float32 (.npy)",
@@ -532,6 +536,11 @@ def _may_be_transparent(image: Image.Image) -> bool:
     return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
 
 
+def _counts_from_white(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE
+
+
 def _scale_transparent_colour(image: Image.Image) -> None:
     """The transparent colour of a PNG counts in the file's bits; Pillow makes bytes of pixels alone."""
     hidden, tile = image.info.get("transparency"), getattr(image, "tile", None)
@@ -576,8 +585,7 @@ def _from_wide(image: Image.Image, name: str) -> Image.Image:
     # Pillow says I of a PNG and of a PPM whose greys are scaled to 16 bits.
     declared = getattr(image, "format", None) in ("PNG", "PPM") and image.mode == "I"
     grey = _to_bytes(values.clip(0, 65535).astype(np.uint16) if declared else values, name)
-    tags = getattr(image, "tag_v2", None)
-    if tags is not None and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE:
+    if _counts_from_white(image):
         # Of 8 bits and less Pillow does it.
         grey = 255 - grey
     hidden = image.info.get("transparency")

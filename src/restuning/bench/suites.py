@@ -13,6 +13,7 @@ from restuning._errors import DataError, FormatError, UnknownNameError
 from restuning._files import expand_home, read_json
 from restuning.data import DataOptions, may_be_data
 from restuning.data.data import name_of
+from restuning.data.hub_sets import is_hub_set, name_hub_set
 from restuning.data.splits import SPLIT_NAMES, find_splits
 from restuning.data.texts import PARQUET, TABLES
 from restuning.problems import SingleLabel
@@ -106,7 +107,7 @@ def find_tasks(
 
     Args:
         where: A suite (`vtab-1k`, `fgvc`, `shared`: folders below `$RESTUNING_DATA`; `cifar100`),
-            a folder of task folders, one task folder, a table of images, or a data set's name (`digits`, ...).
+            a folder of task folders, one task folder, a table of images, or a data set's name (`digits`, `hf:NAME`, ...).
         chosen: Names to keep, in this order; empty for all.
         label: Of a table its column of classes, "label" without; several, with commas, are a task each.
         image: Of a table its column of images, where its name does not say so.
@@ -123,7 +124,7 @@ def find_tasks(
             "only a table says its columns",
             where="--label" if label is not None else "--image",
             found=where,
-            fix="give a csv or parquet file, or leave it out",
+            fix="give a csv or parquet file or hf:NAME, or leave it out",
         )
     if where == "cifar100":
         return [SuiteTask("cifar100", _N, "torchvision:CIFAR100")]
@@ -164,8 +165,13 @@ def _find_columns(where: str, label: str | None, image: str | None) -> dict[str,
     """A task for each column of classes of a table; None of other data."""
     path = expand_home(where) if where.strip() else None
     table = path is not None and path.is_file() and path.suffix.lower() in (*TABLES, *PARQUET)
-    if path is None or not table:
+    of_hub = is_hub_set(where)
+    if path is None or not (table or of_hub):
         return None
+    own = name_hub_set(where) if of_hub else name_of(path)
+    if of_hub and label is None and image is None:
+        # Its types say which column.
+        return {own: SuiteTask(own, "", where)}
     columns = [each.strip() for each in (label or "label").split(",") if each.strip()]
     # A part of paths and of tables, which a column's name need not be.
     names = [re.sub(r"[^\w.-]+", "_", each) for each in columns]
@@ -176,7 +182,6 @@ def _find_columns(where: str, label: str | None, image: str | None) -> dict[str,
             found=", ".join(columns),
             fix="name each once",
         )
-    own = name_of(path)
     called = [own] if len(names) == 1 else [f"{own}-{name}" for name in names]
     return {
         name: SuiteTask(name, "", where, column, image)

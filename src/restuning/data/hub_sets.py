@@ -341,8 +341,7 @@ def open_hub_set(name: Any) -> HubSet:
         DataError: There is none, it cannot be read, is streamed, or has no training split.
     """
     if isinstance(name, str | Path):
-        rest = _named(str(name)) or ""
-        called, sets = _shorten(rest), _load(rest)
+        called, sets = name_hub_set(str(name)), _load(_named(str(name)) or "")
     else:
         called, sets = _name_of(name), name
     parts = _find_parts(sets, called)
@@ -477,8 +476,9 @@ def _require(what: str) -> Any:
     return require("datasets", "datasets", f"the data set {what}")
 
 
-def _shorten(name: str) -> str:
-    """`set` of `user/set`, of a folder or of `set.parquet`, also where arguments name the folder or the file."""
+def name_hub_set(name: str) -> str:
+    """`set` of `hf:user/set`, of a folder or of `set.parquet`, also where arguments name the folder or the file."""
+    name = _named(name) or name
     if expand_home(name).exists():
         return name_of(expand_home(name))
     plain, asked = _read_arguments(name)

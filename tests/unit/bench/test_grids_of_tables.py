@@ -56,6 +56,14 @@ def test_a_grid_of_a_table_is_one_column_unless_several_are_named(table):
     )
     both = find_tasks(str(table), ["walls-light"], label="light,the side", image="picture")
     assert [each.name for each in both] == ["walls-light"]
+    # Of a data set of a hub as well, whose own types say which where nobody does.
+    named = "hf:user/walls?revision=v1"
+    of_hub = find_tasks(named, label="light,side")
+    assert [(each.name, each.source) for each in of_hub] == [
+        ("walls-light", named),
+        ("walls-side", named),
+    ]
+    assert [(each.name, each.label) for each in find_tasks(named)] == [("walls", None)]
     with pytest.raises(UnknownNameError, match="walls-dark"):
         find_tasks(str(table), ["walls-dark"], label="light,the side")
     with pytest.raises(DataError, match="one name"):

@@ -93,6 +93,20 @@ def test_numbers_are_read_from_paths_bytes_and_arrays():
     Image.fromarray(np.array([[0, 65535]], np.uint16)).save(stream, "PNG")
     assert np.asarray(read_depth(stream.getvalue())).tolist() == [[0.0, 65535.0]]
 
+    def read_tiff(image, **told):
+        stream = io.BytesIO()
+        image.save(stream, "TIFF", **told)
+        return np.asarray(read_depth(stream.getvalue())).tolist()
+
+    numbers = Image.fromarray(depth)
+    assert read_tiff(numbers) == wanted
+    assert read_tiff(Image.fromarray(np.array([[0, 65535]], np.uint16))) == [[0.0, 65535.0]]
+    grey = Image.new("L", (2, 2))
+    several = {"save_all": True, "append_images": [numbers]}
+    for image, told in ((numbers, several), (numbers, {"tiffinfo": {262: 0}}), (grey, {})):
+        with pytest.raises(DataError, match="a TIFF of numbers"):
+            read_tiff(image, **told)
+
 
 @pytest.mark.parametrize("side", [10**5, 10**7, 2**40])
 def test_an_array_whose_header_says_more_than_there_is_cannot_be_read(side, tmp_path):

@@ -351,6 +351,14 @@ def test_cells_of_every_kind_are_those_of_the_rows_and_pictures_stay_encoded(set
     drawn = load_data(arrays, IMAGES, label="mask", classes=["no", "yes"])
     assert drawn.problem.kind == "segmentation" and drawn.train.target(0).size == (8, 8)
     cells["mask"][5] = picture(0, 9).convert("L")
+    fars = list(map(np.asarray, cells["far"]))
+    # As pictures, arrays of 16 bits and of floats are kept in TIFF.
+    for kind in (np.uint16, np.float32):
+        told = {"image": cells["image"], "far": [far.astype(kind) for far in fars]}
+        pictures = hf.Features({"image": hf.Image(), "far": hf.Image()})
+        drawn = hf.Dataset.from_dict(told, features=pictures)
+        data = load_data(drawn, IMAGES, label="far", problem="depth")
+        assert np.array_equal(np.asarray(data.train.target(0)), fars[data.train.images.rows[0]])
     wrong = hf.Dataset.from_dict(cells, features=sets["test"].features)
     with pytest.raises(DataError, match="another size[\\s\\S]*test, row 5, column mask"):
         load_columns(hf.DatasetDict({**sets, "test": wrong}), IMAGES, asked)
