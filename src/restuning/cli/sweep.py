@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from restuning.cli.common import (
+    FEATURES,
     METHOD,
     OPTIMISER,
     AudioColumn,
@@ -91,6 +92,14 @@ def sweep_command(
     store: StoreFolder = None,
     cache_dtype: CacheDtype = "fp32",
     cache_precision: CachePrecision = "fp32",
+    memory: Annotated[
+        str | None,
+        option(
+            FEATURES,
+            "What stored features may take in memory, e.g. 8GB; larger stores are trained from in "
+            "portions; default: what is free",
+        ),
+    ] = None,
     out: Out = None,
     as_json: Json = False,
     config: Config = None,
@@ -98,6 +107,7 @@ def sweep_command(
     """Train a grid of settings from features computed once; choose on val, test the choice."""
     from restuning.backbones import add_quantization
     from restuning.features import StoreOptions
+    from restuning.forecast import parse_bytes
     from restuning.search.sweep import SweepRequest, parse_grid, run_sweep
     from restuning.training.defaults import settings_for
     from restuning.training.run import Source
@@ -115,7 +125,13 @@ def sweep_command(
         problem=problem,
         classes=classes,
         whole=whole,
-        store=StoreOptions(store, cache_dtype, cache_precision, log=log_to(screen)),
+        store=StoreOptions(
+            store,
+            cache_dtype,
+            cache_precision,
+            log=log_to(screen),
+            memory=None if memory is None else parse_bytes(memory),
+        ),
     )
     request = SweepRequest(
         source,
