@@ -136,6 +136,8 @@ class Data:
         self._given = identity
         # What was found of a column of a table unasked, in words.
         self.assumed = ""
+        # The column of inputs, of a table.
+        self.source = ""
 
     @property
     def identity(self) -> str:

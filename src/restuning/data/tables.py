@@ -234,6 +234,7 @@ def load_columns(name: Any, backbone: Backbone, options: DataOptions) -> dict[st
         if isinstance(preprocessing, Preprocessing) and preprocessing == preprocessing.whole():
             made[column].notes = {"preprocessing": preprocessing.to_dict()}
         made[column].left_out = {CORRUPT: left_out} if left_out else {}
+        made[column].source = source
     return made
 
 

@@ -34,6 +34,7 @@ from restuning.data.hub_sets import name_on_hub
 from restuning.data.identity import Samples, concatenate, find_samples
 from restuning.data.labelled import find_labels
 from restuning.data.load import is_by_name
+from restuning.data.media import media_of
 from restuning.data.tables import find_table
 from restuning.features import Cached, Stored, StoreOptions, open_or_build, store_once
 from restuning.features.cached import contents_of_splits
@@ -168,6 +169,7 @@ class Source:
                 log(f"problem   {data.assumed}")
         # By itself a column of classes would not know that images are whole for another one's sake.
         of_pixels = any(isinstance(data.problem, OfPixels) for data in found.values())
+        inputs = _name_inputs(next(iter(found.values())), backbone)
         return {
             column: replace(
                 self,
@@ -175,6 +177,7 @@ class Source:
                 problem=data.problem.kind,
                 classes=self.classes if isinstance(data.problem, Segmentation) else None,
                 whole=self.whole or of_pixels,
+                **inputs,
             )
             for column, data in found.items()
         }
@@ -241,6 +244,12 @@ class Source:
             self.augment,
             self.final,
         )
+
+
+def _name_inputs(data: Data, backbone: Backbone) -> dict[str, Any]:
+    """The column of images or sounds of a table, where it has no usual name: alone a column would not know which others are answers."""
+    media = None if backbone.preprocessing is None else media_of(backbone.preprocessing)
+    return {} if media is None or data.source in media.columns else {media.kind: data.source}
 
 
 @dataclass(frozen=True)
