@@ -135,7 +135,7 @@ class Stored:
         room = limit if options.memory is not None else limit // 2
         at_once = room // (4 * store.values_per_row * views)
         options.log(
-            f"larger than memory: {size / 2**20:,.0f} MiB, {limit / 2**20:,.0f} MiB "
+            f"larger than memory: {size / 2**20:,.1f} MiB, {limit / 2**20:,.1f} MiB "
             f"{'allowed' if options.memory is not None else 'free'}: trained from in portions of {at_once:,} rows"
         )
         store.read_from_files()
