@@ -25,7 +25,7 @@ import step
 import sweep
 import whole_run
 from common import HERE, arguments, asked, started
-from rows import Row, import_before, measure_missing
+from rows import Row, begin, measure_missing
 
 import diffusion
 
@@ -142,9 +142,9 @@ def main() -> None:
         raise SystemExit(
             "no GPU is here that PyTorch can use; --tiny measures the same rows on a CPU"
         )
-    import_before(device)
     shapes = "shapes of a moment" if args.tiny else "ViT-B/16, ViT-g/14 and SD v1.5"
-    measure_missing(args, list_rows(args), f"what a GPU changes, {shapes}, fp32", claims)
+    what = f"what a GPU changes, {shapes}, fp32"
+    measure_missing(args, list_rows(args), what, claims, begin(device))
 
 
 if __name__ == "__main__":

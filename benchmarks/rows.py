@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import context, write
+import common
 
 IMPORTED = ("torch", "timm", "restuning.methods", "restuning.features", "restuning.training")
 """Before rows are forked."""
@@ -31,6 +31,10 @@ ON_A_CPU = ("peft", "diffusers.models.unets.unet_2d_condition")
 forked."""
 
 START = "spawn" if os.name == "nt" else "forkserver"
+"""How processes of rows begin."""
+
+TOUCHED = 120
+"""Seconds for the first process, which waits for the imports."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,30 @@ Claims = Callable[[Mapping[str, Mapping[str, Any]]], Sequence[Mapping[str, Any]]
 """Rows by name to targets."""
 
 
-def import_before(device: str) -> None:
-    """What rows are forked from imports what they need on this device, when the first of them begins."""
+def begin(device: str) -> str:
+    """Import what rows need before the first of them; how their processes begin on this device.
+
+    Where one that was forked cannot use the device, all are started anew and import for themselves.
+    """
     multiprocessing.set_forkserver_preload([*IMPORTED, *(ON_A_CPU if device == "cpu" else ())])
+    # Asking whether there is a GPU would begin to use it, were it not asked of its driver's library.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    touched = measure_apart(Row("begin", TOUCHED, touch, (device,)), 1, TOUCHED)
+    if isinstance(touched, dict):
+        return START
+    print(f"rows are started anew, which takes longer: {touched}", flush=True)
+    return "spawn"
+
+
+def touch(device: str) -> dict[str, Any]:
+    """Use the device once."""
+    import torch
+
+    return {"sum": torch.ones(2, device=device).sum().item()}
 
 
 def measure_missing(
-    args: argparse.Namespace, rows: Sequence[Row], what: str, claims: Claims
+    args: argparse.Namespace, rows: Sequence[Row], what: str, claims: Claims, start: str = START
 ) -> dict[str, Any]:
     """Measure the rows that the file at `args.out` lacks, and write it after each.
 
@@ -70,6 +91,7 @@ def measure_missing(
         rows: In order.
         what: That they say.
         claims: Of the rows that are there.
+        start: How their processes begin (`begin`).
 
     Returns:
         What was written.
@@ -82,7 +104,7 @@ def measure_missing(
 
     def save(told: bool) -> dict[str, Any]:
         there = {name: found[name] for name in names if name in found}
-        return write(
+        return common.write(
             args,
             what,
             told=told,
@@ -99,9 +121,9 @@ def measure_missing(
         left = end - time.monotonic()
         if left <= 0:
             break
-        start = time.monotonic()
-        measured = measure_apart(row, args.threads, min(row.limit, left))
-        took = time.monotonic() - start
+        before = time.monotonic()
+        measured = measure_apart(row, args.threads, min(row.limit, left), start)
+        took = time.monotonic() - before
         if measured is None and left < row.limit:
             # It was not its own time that was up.
             print(f"{row.name:40s} ended with the time of this call", flush=True)
@@ -128,7 +150,7 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     if not args.out.exists():
         return {}, {}
     before = json.loads(args.out.read_text(encoding="utf-8"))
-    now = {**context(args), "tiny": args.tiny}
+    now = {**common.context(args), "tiny": args.tiny}
     for name, value in now.items():
         # Numbers of two machines, or of two versions, are no ratios.
         if before.get(name) != value:
@@ -139,21 +161,24 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     return {row["row"]: row for row in before["rows"]}, dict(before["not_measured"])
 
 
-def measure_apart(row: Row, threads: int, limit: float) -> dict[str, Any] | str | None:
+def measure_apart(
+    row: Row, threads: int, limit: float, start: str = START
+) -> dict[str, Any] | str | None:
     """A row, measured in a process of its own.
 
     Args:
         row: Which.
         threads: Of torch in that process.
         limit: Seconds that it may take.
+        start: How the process begins.
 
     Returns:
         Its values, or why there are none; None if it took longer.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "row.json"
-        start = multiprocessing.get_context(START)
-        process = start.Process(target=_measure, args=(row, threads, str(file)))
+        context: Any = multiprocessing.get_context(start)
+        process = context.Process(target=_measure, args=(row, threads, str(file)))
         process.start()
         process.join(limit)
         if process.is_alive():

@@ -55,13 +55,10 @@ def slow(folder, name):
     time.sleep(PATIENCE)
 
 
-def test_each_row_is_measured_once_whatever_becomes_of_the_others(
-    benchmarks, tmp_path, capfd, monkeypatch
-):
+def test_each_row_is_measured_once_whatever_becomes_of_the_others(benchmarks, tmp_path, capfd):
     gpu, rows = benchmarks
-    if os.name != "nt":
-        # From here: what a server of forks would have to import first, this process has.
-        monkeypatch.setattr(rows, "START", "fork")
+    # From here: what a server of forks would have to import first, this process has.
+    start = "spawn" if os.name == "nt" else "fork"
     parser = gpu.options()
     parser.set_defaults(device="cpu", threads=1, tiny=True, out=tmp_path / "gpu.json")
     kinds = {"first": value, "failing": failing, "dying": dying, "last": value}
@@ -72,7 +69,7 @@ def test_each_row_is_measured_once_whatever_becomes_of_the_others(
     def measure(*options):
         args = parser.parse_args(options)
         args.file = BENCHMARKS / "gpu.py"
-        result = rows.measure_missing(args, listed, "a trial", lambda found: [])
+        result = rows.measure_missing(args, listed, "a trial", lambda found: [], start)
         assert json.loads(args.out.read_text()) == result
         log = tmp_path / "begun"
         begun = log.read_text().split() if log.exists() else []

@@ -1,15 +1,35 @@
 """A backbone in several processes (FSDP2, tensor parallelism) is the whole one: sites, answers, training, files."""
 
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
 
 from awake import tiny_vit, wake
 from children import START
-from restuning import Host, RestuningError, Tuned, load, merge, methods, save
+from restuning import (
+    FitSettings,
+    Host,
+    RestuningError,
+    Tuned,
+    evaluate,
+    fit,
+    load,
+    load_backbone,
+    load_data,
+    merge,
+    methods,
+    save,
+)
 from restuning._errors import BackboneChangedError
+from restuning.features import StoreOptions, open_or_build
 
 pytest.importorskip("torch.distributed.tensor")
 
@@ -86,15 +106,22 @@ def check(host, plain, rank, processes, folder):
     host.check_unchanged()
 
 
-def one_of_two(rank, how, folder):
+def one_of_two(rank, how, folder, port):
     from torch.distributed.device_mesh import init_device_mesh
 
     torch.set_num_threads(1)
+    # As a launcher tells each of its processes.
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES
     )
     try:
         plain, mesh = Host(tiny_vit(), X[:1]), init_device_mesh("cpu", (PROCESSES,))
+        if how == "runs":
+            check_runs(mesh, folder)
+            return
         if how == "tensor parallel":
             host = check_parts(plain, mesh, folder)
         else:
@@ -132,11 +159,45 @@ def check_parts(plain, mesh, folder):
     return host
 
 
+def check_runs(mesh, folder):
+    """Training with validation, evaluation and a store: rows of no process are fewer than another's."""
+    loaded, other = (load_backbone("restuning-tiny") for _ in range(2))
+    plain = other.host()
+    shard(loaded.model, mesh)
+    host = Host(loaded.model, *loaded.example)
+    digits = load_data("digits", loaded)
+    rows, val = Subset(digits.train, range(7)), Subset(digits.val, range(5))
+    for method in ("res-tuning", "mixing-bypass", "ridge"):
+        found = []
+        for name, on in (("shards", host), ("whole", plain)):
+            torch.manual_seed(0)
+            tuned = Tuned(on, methods.build(method, on, num_classes=10))
+            settings = FitSettings(epochs=2, batch_size=2)
+            out = f"{folder}/{method}-{name}"
+            result = fit(tuned, rows, val, settings=settings, out=out, progress=False)
+            found.append((result.val_loss, evaluate(tuned, val)["loss"], tuned.task.state_dict()))
+        (val_loss, loss, state), (wanted_val, wanted, wanted_state) = found
+        assert abs(val_loss - wanted_val) < ROUNDED and abs(loss - wanted) < ROUNDED
+        assert all(is_close(state[name], wanted_state[name], ROUNDED) for name in state)
+    few = replace(digits, train=rows, val=val, test=val)
+    needs = methods.build("res-tuning-bypass", plain, num_classes=10).needs(plain.readout_rule)
+    stores = [
+        open_or_build(on, each, few, needs, StoreOptions(Path(folder, name), batch_size=2)).store
+        for name, on, each in (("shards", host, loaded), ("whole", plain, other))
+    ]
+    assert stores[0].path.name == stores[1].path.name
+    for split, data in (("train", rows), ("val", val)):
+        ours, theirs = (store.rows(split, 0, range(len(data))) for store in stores)
+        assert is_close(ours, theirs)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["before", "after", "tensor parallel"])
+@pytest.mark.parametrize("how", ["before", "after", "runs", "tensor parallel"])
 def test_a_backbone_in_two_processes_is_the_whole_one(how, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     torch.multiprocessing.start_processes(
-        one_of_two, (how, str(tmp_path)), PROCESSES, start_method=START
+        one_of_two, (how, str(tmp_path), port), PROCESSES, start_method=START
     )
 
 

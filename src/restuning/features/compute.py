@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from restuning._errors import StoreError
@@ -50,6 +51,8 @@ class Writer:
         stages: Where time is added up.
         claimed: Whether others may write the same shards meanwhile, so that each is claimed first.
         written: Receives each shard that is whole now.
+        together: The backbone is shared out among processes: each of them makes every forward, and the first
+            one writes. The shards are then those that all have agreed on.
     """
 
     host: Extractor
@@ -63,6 +66,7 @@ class Writer:
     stages: Stages
     claimed: bool
     written: Callable[[Shard], None] = lambda shard: None
+    together: bool = False
 
     def copy(self, shards: list[Shard], store: Store, wait: bool) -> None:
         """Take the shards that nobody has written or claimed from a store of the same values."""
@@ -83,7 +87,8 @@ class Writer:
 
     def write(self, shards: list[Shard], dataset: Any, wait: bool) -> None:
         """Compute the shards that nobody has written or claimed; `wait` for claims of others."""
-        if all(is_written(self.folder, shard) for shard in shards):
+        written = not self.together and all(is_written(self.folder, shard) for shard in shards)
+        if written or not shards:
             # No loader processes are started for nothing.
             return
         claims: dict[Shard, Claim] = {}
@@ -127,9 +132,12 @@ class Writer:
                 self.advance(len(answers), stages)
                 if stop == shard.stop:
                     self.check(shard.split, shard.start, shard.stop)
-                    with stages.timed("write"):
-                        write_shard(self.folder, self.key, shard, torch.cat(parts), labels, lost)
-                    self.written(shard)
+                    if not self.together or torch.distributed.get_rank() == 0:
+                        with stages.timed("write"):
+                            write_shard(
+                                self.folder, self.key, shard, torch.cat(parts), labels, lost
+                            )
+                        self.written(shard)
                     claims.pop(shard).give_back()
                     parts, labels, lost = [], [], {}
         finally:
@@ -156,6 +164,8 @@ class Writer:
 
     def _claim(self, shard: Shard, wait: bool) -> Claim | None:
         """A shard that is not written yet; None where it is, or is another's."""
+        if self.together:
+            return Claim(None)
         if is_written(self.folder, shard):
             return None
         if not self.claimed:

@@ -8,12 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.distributed
+from torch import Tensor, nn
 
 from restuning._errors import StoreError
 from restuning._files import Claim, write_bytes
@@ -23,7 +25,7 @@ from restuning.features.manifest import KEY, MANIFEST, Shard, read_entry, read_k
 from restuning.features.stages import Stages
 from restuning.features.store import Store
 from restuning.features.writing import explain_write_errors, finish, is_written
-from restuning.host import Extractor
+from restuning.host import Extractor, is_shared_out
 from restuning.runtime.processes import is_main_process
 from restuning.runtime.shown import draws_bars
 
@@ -129,7 +131,8 @@ def build(
     """Compute what is missing of a store and open it.
 
     Several processes may run this at once on one folder: each shard is claimed by one of them.
-    A process that dies gives its claim back; its unfinished shard is computed again.
+    A process that dies gives its claim back; its unfinished shard is computed again. Where the backbone is
+    shared out among processes they make every forward together, and the first of them writes.
 
     Args:
         host: The frozen backbone.
@@ -163,16 +166,34 @@ def build(
         writer = Writer(
             host, key, folder, batch_size, workers, collate, shown, check, stages, claimed=True
         )
+        model: Any = getattr(host, "model", None)
+        if together := isinstance(model, nn.Module) and is_shared_out(model):
+            writer = replace(writer, together=True)
+            plan_now = _agree(folder, plan)
         # First what nobody has claimed, then what others had claimed and may have left behind.
         for wait in (False, True):
             for (split, view), dataset in splits.items():
                 shards = [s for s in plan if (s.split, s.view) == (split, view)]
                 if split in lent:
-                    writer.copy(shards, lent[split], wait)
+                    replace(writer, together=False).copy(shards, lent[split], wait)
+                elif together:
+                    # Nobody else has claimed any of these, so once.
+                    shards = [s for s in shards if s in plan_now and not wait]
+                    writer.write(shards, dataset, wait)
                 else:
                     writer.write(shards, dataset, wait)
-    finish_once(folder, key, plan)
+    if not together or torch.distributed.get_rank() == 0:
+        finish_once(folder, key, plan)
+    if together:
+        torch.distributed.barrier()
     return open_finished(folder, key)
+
+
+def _agree(folder: Path, plan: list[Shard]) -> list[Shard]:
+    """The shards that are still to be computed, as the first process finds them."""
+    missing = [[shard for shard in plan if not is_written(folder, shard)]]
+    torch.distributed.broadcast_object_list(missing)
+    return missing[0]
 
 
 def count_missing(folder: Path, key: StoreKey, plan: list[Shard]) -> int:

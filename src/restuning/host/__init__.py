@@ -13,3 +13,4 @@ from restuning.host.fingerprint import weights_digest as weights_digest
 from restuning.host.host import Host as Host
 from restuning.host.side_by_side import SideBySide as SideBySide
 from restuning.host.weights import is_offloaded as is_offloaded
+from restuning.host.weights import is_shared_out as is_shared_out

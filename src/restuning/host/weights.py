@@ -359,6 +359,11 @@ def is_offloaded(model: nn.Module) -> bool:
     )
 
 
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether processes hold parts of it: each forward is then one that all of them make together."""
+    return bool(sharded_modules(model)) or any(map(is_sharded, model.parameters()))
+
+
 def hooks_of_accelerate(module: nn.Module) -> list[Any]:
     """Accelerate's hooks on a module."""
     hook = getattr(module, "_hf_hook", None)

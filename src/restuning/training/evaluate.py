@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from restuning._errors import TrainingError
 from restuning.data.loader import Loader
+from restuning.host import is_shared_out
 from restuning.problems import find_problem
 from restuning.problems.problem import read_meter
 from restuning.training.batch import compute_logits, keep_labelled, move
@@ -38,7 +39,8 @@ def evaluate(
         batch_size: Per process.
         collate: Makes a batch of a list of examples.
         workers: Processes that load data.
-        accelerator: Given by a run in several processes: each takes a share, all get the result.
+        accelerator: Given by a run in several processes: each takes a share, all get the result. Where the
+            backbone is shared out among them, each takes all.
         between: Called before every batch; may raise to stop.
         watch: Shown the logits (`n c`) and labels (`n`, or `n c`) of every batch.
 
@@ -54,6 +56,9 @@ def evaluate(
     if not problem.counted and len(dataset) < world:
         # A process without a row would have no meter to meet the others with, and they would wait for it
         # without end: so few rows each reads all of.
+        world, rank = 1, 0
+    if needs_all_processes(tuned):
+        # Its processes make the same forwards: with shares of their own one would have a batch more.
         world, rank = 1, 0
     # Shares of almost one size: a DistributedSampler would count some examples twice.
     share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
@@ -151,6 +156,12 @@ def collect_logits(
         logits.append(some.cpu())
         labels.append(right.cpu())
     return torch.cat(logits), torch.cat(labels)
+
+
+def needs_all_processes(tuned: nn.Module) -> bool:
+    """Whether the backbone of a tuned module is shared out among processes (FSDP2, tensor parallelism)."""
+    backbone = getattr(getattr(tuned, "host", None), "model", None)
+    return isinstance(backbone, nn.Module) and is_shared_out(backbone)
 
 
 def find_task_device(tuned: nn.Module) -> torch.device:

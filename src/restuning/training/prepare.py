@@ -20,6 +20,7 @@ from restuning.data.identity import find_samples
 from restuning.runtime.processes import count_processes, process_number
 from restuning.runtime.randomness import preserve_randomness, seed_everything
 from restuning.task import INPUT, Task
+from restuning.training.evaluate import needs_all_processes
 
 ROWS = 256
 """Rows that are read at a time."""
@@ -189,7 +190,9 @@ def solve_tuned(
         TrainingError: The inputs change from reading to reading, or what is solved does not fit into memory.
     """
     task: Any = tuned.task
-    return solve_rows([task], _taps_of(tuned), train, collate, together=_in_several())
+    # Where all processes make each forward, each of them reads all.
+    together = _in_several() and not needs_all_processes(tuned)
+    return solve_rows([task], _taps_of(tuned), train, collate, together=together)
 
 
 def solve_rows(
