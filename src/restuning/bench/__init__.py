@@ -12,6 +12,7 @@ from restuning.bench.grid import GridRun as GridRun
 from restuning.bench.grid import list_runs as list_runs
 from restuning.bench.grid import parse_choices as parse_choices
 from restuning.bench.grid import parse_entries as parse_entries
+from restuning.bench.on_ray import run_grid_on_ray as run_grid_on_ray
 from restuning.bench.runner import Event as Event
 from restuning.bench.runner import Job as Job
 from restuning.bench.runner import run_grid as run_grid

@@ -82,6 +82,11 @@ def run_grid(job: Job, jobs: int = 1, listen: Listener = lambda event: None) -> 
         take_runs(job, 0, listen)
     else:
         _side_by_side(job, jobs, listen)
+    return count_failed(job)
+
+
+def count_failed(job: Job) -> int:
+    """Runs that failed, of a grid whose runs have their results."""
     results = (read_run(job.folder, run, job.protocol) for run in job.runs)
     return sum(result["status"] == "failed" for result in results)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from restuning.cli.common import (
     DATA,
     FEATURES,
     METHOD,
+    ON_RAY,
     OPTIMISER,
     OUTPUT,
     BackboneName,
@@ -34,6 +36,7 @@ from restuning.cli.common import (
     group,
     messages,
     option,
+    parse_place,
     show_json,
     show_rows,
 )
@@ -42,6 +45,8 @@ from restuning.cli.speech import is_quiet
 from restuning.cli.visible import make_visible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from restuning.bench import Entry, Event, Job
@@ -120,8 +125,17 @@ def run(
     ] = False,
     cache_dtype: CacheDtype = "fp32",
     store: StoreFolder = None,
-    jobs: Annotated[int, option(OUTPUT, "Processes", min=1)] = 1,
+    jobs: Annotated[
+        int | None,
+        option(
+            OUTPUT, "Processes, default 1; with --on ray workers, default one a GPU or core", min=1
+        ),
+    ] = None,
     threads: Annotated[int, option(OUTPUT, "Of each process", min=1)] = 1,
+    on: Annotated[
+        str | None,
+        option(OUTPUT, f"{ON_RAY} data, folder and stores"),
+    ] = None,
     keep: Annotated[bool, option(OUTPUT, "Keep the trained tasks", "--keep")] = False,
     retry: Annotated[bool, option(OUTPUT, "Make failed runs again", "--retry")] = False,
     track: Track = None,
@@ -138,6 +152,8 @@ def run(
         open_grid,
         parse_choices,
         read_results,
+        run_grid,
+        run_grid_on_ray,
     )
     from restuning.bench.studies.ablations import ablation_entries
     from restuning.features.away import refuse_away
@@ -145,6 +161,7 @@ def run(
     from restuning.training import FitSettings
     from restuning.training.trackers import check_installed, check_track
 
+    address = parse_place(on)
     refuse_away(store, "`bench run`")
     settings = FitSettings(
         epochs=epochs,
@@ -179,7 +196,10 @@ def run(
             f"{len(runs)} runs, {len(left)} to make, in ", (make_visible(str(out)), "bold")
         )
     )
-    failed = run_with_bar(job, jobs, len(left), screen)
+    make = partial(run_grid, jobs=jobs or 1)
+    if on is not None:
+        make = partial(run_grid_on_ray, address=address, workers=jobs)
+    failed = run_with_bar(job, make, len(left), screen)
     results = read_results(out)
     if as_json:
         show_json({"runs": len(runs), "failed": failed, "out": str(out)})
@@ -340,10 +360,8 @@ def _parse_methods(text: str) -> list[Entry]:
     return entries
 
 
-def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
-    """Carry a grid out under a bar, or with a line for each run where there is no terminal."""
-    from restuning.bench import run_grid
-
+def run_with_bar(job: Job, make: Callable[..., int], left: int, screen: Console) -> int:
+    """Carry a grid out by `run_grid` or on Ray, under a bar, or with a line for each run where there is no terminal."""
     columns = (
         TextColumn("runs"),
         BarColumn(),
@@ -366,7 +384,7 @@ def run_with_bar(job: Job, jobs: int, left: int, screen: Console) -> int:
                 screen.print(in_words(event), soft_wrap=True)
             bar.update(line, now=make_visible(" | ".join(now.values())))
 
-        return run_grid(job, jobs, listen)
+        return make(job, listen=listen)
 
 
 def in_words(event: Event) -> str:

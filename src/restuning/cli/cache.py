@@ -10,6 +10,7 @@ import typer
 from restuning.cli.common import (
     DATA,
     FEATURES,
+    ON_RAY,
     OUTPUT,
     AudioColumn,
     BackboneName,
@@ -33,6 +34,7 @@ from restuning.cli.common import (
     group,
     messages,
     option,
+    parse_place,
     show_facts,
     show_json,
     show_rows,
@@ -119,9 +121,7 @@ def cache(
     ] = None,
     on: Annotated[
         str | None,
-        option(
-            FEATURES, "ray, or ray:ADDRESS: shares as tasks of a cluster that sees data and store"
-        ),
+        option(FEATURES, f"{ON_RAY} data and store"),
     ] = None,
     shard_size: Annotated[
         str | None,
@@ -190,10 +190,9 @@ def cache(
         if on is not None:
             from restuning.features import build_on_ray
 
-            kind, _, address = on.partition(":")
-            if kind != "ray" or shard is not None:
-                raise typer.BadParameter("--on takes ray or ray:ADDRESS, and no --shard beside it")
-            built = build_on_ray(what, named, address or None, **how)
+            if shard is not None:
+                raise typer.BadParameter("--on ray shares the work itself: leave --shard out")
+            built = build_on_ray(what, named, parse_place(on), **how)
             _show(describe_store(built.path), as_json)
             return
         stored = build_store(what, named, **how)

@@ -41,6 +41,14 @@ def open_console(**where: Any) -> Console:
 console = open_console()
 
 
+def parse_place(on: str | None) -> str | None:
+    """The address in `ray:ADDRESS` of `--on`; None of plain `ray`, and where none is given."""
+    kind, _, address = (on or "ray").partition(":")
+    if kind != "ray":
+        raise typer.BadParameter("--on takes ray or ray:ADDRESS", param_hint=repr(on))
+    return address or None
+
+
 def messages(as_json: bool) -> Console:
     """Where words for a person go: aside, where the output is JSON for a program."""
     if not as_json:
@@ -367,6 +375,7 @@ CacheDtype = Annotated[str, option(FEATURES, "How they are kept: fp32, bf16, fp1
 CachePrecision = Annotated[str, option(FEATURES, "What they are computed in: fp32 or bf16")]
 
 Out = Annotated[Path | None, option(OUTPUT, "Folder of the run; the same folder goes on with it")]
+ON_RAY = "ray, or ray:ADDRESS: the work as tasks of a cluster whose nodes all see"
 CheckpointEvery = Annotated[int, option(OUTPUT, "Steps between checkpoints", min=1)]
 NoResume = Annotated[bool, option(OUTPUT, "Start over", "--no-resume")]
 Track = Annotated[

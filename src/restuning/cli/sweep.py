@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,7 +13,9 @@ from rich.table import Table
 from restuning.cli.common import (
     FEATURES,
     METHOD,
+    ON_RAY,
     OPTIMISER,
+    OUTPUT,
     AudioColumn,
     Augment,
     BackboneName,
@@ -42,6 +45,7 @@ from restuning.cli.common import (
     group,
     messages,
     option,
+    parse_place,
     show_json,
 )
 from restuning.cli.config import Config
@@ -101,6 +105,10 @@ def sweep_command(
         ),
     ] = None,
     out: Out = None,
+    on: Annotated[
+        str | None,
+        option(OUTPUT, f"{ON_RAY} data, --out and stores"),
+    ] = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -108,10 +116,12 @@ def sweep_command(
     from restuning.backbones import add_quantization
     from restuning.features import StoreOptions
     from restuning.forecast import parse_bytes
+    from restuning.search.on_ray import run_sweep_on_ray
     from restuning.search.sweep import SweepRequest, parse_grid, run_sweep
     from restuning.training.defaults import settings_for
     from restuning.training.run import Source
 
+    address = parse_place(on)
     screen = messages(as_json)
     source = Source(
         data,
@@ -143,8 +153,9 @@ def sweep_command(
         weights,
         random,
     )
+    make = run_sweep if on is None else partial(run_sweep_on_ray, address=address)
     with show_progress(screen) as on_progress:
-        result = run_sweep(request, out=out, device=device, on_progress=on_progress)
+        result = make(request, out=out, device=device, on_progress=on_progress)
     show_sweep(result.report, screen)
     screen.print(add_heading("left in", str(result.folder)), soft_wrap=True)
     if as_json:

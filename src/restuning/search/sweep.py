@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 
 from restuning import methods
 from restuning._errors import FormatError, TrainingError
-from restuning._files import hold_folder, write_json
+from restuning._files import Claim, hold_folder, write_json
 from restuning.backbones import Backbone, take_backbone
 from restuning.data import Data
 from restuning.features import Cached, Stored
@@ -51,6 +53,11 @@ RATES = {
 TOGETHER = 16
 """Runs made in parallel: on CPU more gain nothing, and a killed sweep loses no more than these."""
 
+CLAIMS = "claims"
+"""Folder of what workers that share a sweep have in hand; there while they work."""
+
+POLL = 0.5
+"""Seconds between two looks at what other workers have done."""
 
 TRIED = "arms"
 REPORT, PICTURE = "sweep", "sweep.png"
@@ -209,6 +216,7 @@ def run_sweep(
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     on_progress: OnProgress = lambda done, total, best: None,
+    started: float | None = None,
 ) -> Sweep:
     """Load data and backbone, sweep, and draw the result: all that `restuning sweep` does.
 
@@ -219,29 +227,14 @@ def run_sweep(
         out: Folder of the sweep; None for `runs/DATA-sweep-TIME`.
         device: "cpu", "cuda", "cuda:1"; None for CUDA if it is there.
         on_progress: As for `sweep`.
+        started: When by `time.perf_counter` it began, where workers have made its runs; None for now.
 
     Raises:
         TrainingError: As `sweep`, or training images are augmented in a way that no store repeats.
         RestuningError: Names, data or weights are not what they should be.
     """
-    source, method = request.source, request.method
-    # Before anything is loaded: a backbone may take minutes.
-    if source.augment not in VIEWS_OF:
-        raise TrainingError(
-            "a sweep trains from stored features",
-            where=f"--augment {source.augment}",
-            fix="give none or flip",
-        )
-    torch.manual_seed(0)
-    backbone = take_backbone(request.backbone, weights=request.weights, random=request.random)
-    host = backbone.host()
-    with alone(), on_device(device) as place:
-        host.to(place)
-        inputs = source.open(host, backbone)
-        source.store.log(f"data  {inputs.data.describe()}")
-        detached = not methods.runs_inside(method)
-        if note := note_smaller_size(backbone, detached=detached):
-            source.store.log(f"note  {note}")
+    method = request.method
+    with _opened(request, device) as inputs:
         folder = default_folder(inputs.data, "sweep") if out is None else Path(out)
         with hold_folder(folder):
             report = sweep(
@@ -252,10 +245,62 @@ def run_sweep(
                 settings=request.settings or settings_for(method, {}),
                 out=folder,
                 on_progress=on_progress,
+                started=started,
             )
             result = Sweep(report, folder)
             result.draw(folder / PICTURE, f"{method} on {inputs.data.name}")
     return result
+
+
+def share_sweep(request: SweepRequest, out: Path, device: str | torch.device | None = None) -> None:
+    """Make runs of a sweep that no other worker has in hand, until there are all of them: `run_sweep` then ends it.
+
+    Any number of workers share a folder, by claims that a dying one gives back; none of them holds the folder.
+
+    Args:
+        request: The same for all of them.
+        out: Folder of the sweep.
+        device: As for `run_sweep`.
+
+    Raises:
+        RestuningError: As `run_sweep`.
+    """
+    with _opened(request, device) as inputs:
+        grid, seeds = request.grid, request.seeds
+        settings = request.settings or settings_for(request.method, {})
+        _begin(inputs, request.method, grid, seeds, settings, out, {}, shared=True).choose()
+
+
+def refuse_augment(augment: str) -> None:
+    """Refuse training images that are augmented in a way that no store repeats.
+
+    Raises:
+        TrainingError: They are.
+    """
+    if augment not in VIEWS_OF:
+        raise TrainingError(
+            "a sweep trains from stored features",
+            where=f"--augment {augment}",
+            fix="give none or flip",
+        )
+
+
+@contextmanager
+def _opened(request: SweepRequest, device: str | torch.device | None) -> Iterator[Inputs]:
+    source = request.source
+    # Before anything is loaded: a backbone may take minutes.
+    refuse_augment(source.augment)
+    torch.manual_seed(0)
+    backbone = take_backbone(request.backbone, weights=request.weights, random=request.random)
+    host = backbone.host()
+    with alone(), on_device(device) as place:
+        host.to(place)
+        inputs = source.open(host, backbone)
+        source.store.log(f"data  {inputs.data.describe()}")
+        detached = not methods.runs_inside(request.method)
+        if note := note_smaller_size(backbone, detached=detached):
+            source.store.log(f"note  {note}")
+        yield inputs
 
 
 @alone()
@@ -269,6 +314,7 @@ def sweep(
     out: str | Path,
     options: Mapping[str, Any] | None = None,
     on_progress: OnProgress = lambda done, total, best: None,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Train every setting of a grid with every seed, choose on validation, test the choice.
 
@@ -288,6 +334,7 @@ def sweep(
         options: Options of the method that the grid does not name.
         on_progress: Called after each epoch: runs that are done, runs in all, the best so far in
             words.
+        started: As for `run_sweep`.
 
     Returns:
         As `sweep.json`: `settings` (with `val_accuracy`, or another problem's figure, by seed, mean and std), `best`, `final`
@@ -297,9 +344,58 @@ def sweep(
         TrainingError: There is no validation data, features cannot be stored, the folder holds
             another sweep, or every setting lost a run to NaN.
     """
+    begun = time.perf_counter() if started is None else started
+    run = _begin(inputs, method, grid, seeds, settings, Path(out), options or {}, on_progress)
+    rows, best, finals = run.choose()
+    plain, folder, metric = inputs.plain, run.folder, run.metric
+    tested = [read_result(folder, "final", one, metric) for one in finals]
+    accuracy = [r[f"test_{metric}"] for r in tested if r[f"test_{metric}"] is not None]
+    alive = [one for one, each in zip(finals, tested, strict=True) if each["died_at"] is None]
+    report = {
+        **run.identity,
+        **({} if metric == METRIC else {"metric": metric}),
+        "data": plain.identity,
+        "backbone": inputs.host.fingerprint(),
+        "settings": rows,
+        "best": best,
+        "final": {
+            f"test_{metric}": accuracy,
+            "mean": statistics.mean(accuracy) if accuracy else None,
+            "std": statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
+        },
+        "average": run.average(alive),
+        "arms": len(list_sweep_runs(grid, seeds)),
+        "seconds": time.perf_counter() - begun,
+    }
+    # For people: it is not read again, so it is what is returned and nothing else.
+    write_json(folder.path(REPORT), report)
+    return report
+
+
+def list_sweep_runs(grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> list[SweepRun]:
+    """The runs that are chosen between, seed by seed: those of one seed meet the same batches and can be stacked."""
+    return [SweepRun(setting, seed) for seed in seeds for setting in _combine(grid)]
+
+
+def _combine(grid: Mapping[str, Sequence[Any]]) -> list[tuple[tuple[str, Any], ...]]:
+    return [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _begin(
+    inputs: Inputs,
+    method: str,
+    grid: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
+    settings: FitSettings,
+    out: Path,
+    options: Mapping[str, Any],
+    on_progress: OnProgress = lambda done, total, best: None,
+    shared: bool = False,
+) -> _Sweep:
+    """Refuse what cannot be swept, and begin the folder or go on with it."""
     # Where every word or place is answered, the readout is that of the problem.
     asked = {"pool": pool} if (pool := inputs.data.problem.pool) else {}
-    out, options = Path(out), {**asked, **inputs.options, **(options or {})}
+    options = {**asked, **inputs.options, **options}
     for name, values in grid.items():
         if name not in RATES:
             methods.refuse_unused([method], {name: values})
@@ -326,72 +422,16 @@ def sweep(
         "the class names": describe_classes(plain.labels),
     }
     folder = SearchFolder(out, identity, file="grid.json", what="this folder holds another sweep")
-    run = _Sweep(inputs, method, settings, options, folder, on_progress)
-    started = time.perf_counter()
-    combinations = [
-        tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-    ]
     # One pass for all settings, also where some read more than others.
     forms = dict.fromkeys(
-        tuple((name, value) for name, value in each if name not in RATES) for each in combinations
+        tuple((name, value) for name, value in each if name not in RATES) for each in _combine(grid)
     )
     recipes = [Recipe(method, settings, {**options, **dict(form)}) for form in forms]
     stored = _open_store(inputs, recipes)
-    search, final = stored.data(plain, final=False), stored.data(plain, final=True)
-    # Seed by seed: runs of one seed meet the same batches and can be stacked.
-    runs = [SweepRun(setting, seed) for seed in seeds for setting in combinations]
-    run.train(runs, search, TRIED)
-    rows = []
-    metric = plain.problem.metric
-    for setting in combinations:
-        results = [read_result(folder, TRIED, SweepRun(setting, seed), metric) for seed in seeds]
-        values = [r[f"val_{metric}"] for r in results if r["died_at"] is None]
-        rows.append(
-            {
-                "setting": dict(setting),
-                f"val_{metric}": values,
-                "mean": statistics.mean(values) if values else None,
-                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-                "died": len(results) - len(values),
-                "trainable_parameters": results[0]["trainable_parameters"],
-            }
-        )
-    # A mean without the seeds that were lost would flatter a setting that is unsafe.
-    complete = [row for row in rows if not row["died"]]
-    if not complete:
-        raise TrainingError(
-            "every setting lost a run to NaN",
-            where=str(out),
-            found=f"{len(runs)} runs",
-            fix="lower the learning rates",
-        )
-    best = max(complete, key=lambda row: row["mean"])
-    chosen = tuple(best["setting"].items())
-    # Anew, on train and val together; only these read the test split.
-    finals = [SweepRun(chosen, seed) for seed in seeds]
-    run.train(finals, final, "final")
-    tested = [read_result(folder, "final", one, metric) for one in finals]
-    accuracy = [r[f"test_{metric}"] for r in tested if r[f"test_{metric}"] is not None]
-    alive = [one for one, each in zip(finals, tested, strict=True) if each["died_at"] is None]
-    report = {
-        **identity,
-        **({} if metric == METRIC else {"metric": metric}),
-        "data": plain.identity,
-        "backbone": inputs.host.fingerprint(),
-        "settings": rows,
-        "best": best,
-        "final": {
-            f"test_{metric}": accuracy,
-            "mean": statistics.mean(accuracy) if accuracy else None,
-            "std": statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
-        },
-        "average": run.average(alive, final),
-        "arms": len(runs),
-        "seconds": time.perf_counter() - started,
-    }
-    # For people: it is not read again, so it is what is returned and nothing else.
-    write_json(folder.path(REPORT), report)
-    return report
+    return _Sweep(
+        *(inputs, method, grid, seeds, settings, options),
+        *(folder, identity, stored, on_progress, shared),
+    )
 
 
 def read_result(
@@ -474,32 +514,117 @@ class _Sweep:
         self,
         inputs: Inputs,
         method: str,
+        grid: Mapping[str, Sequence[Any]],
+        seeds: Sequence[int],
         settings: FitSettings,
         options: dict[str, Any],
         folder: SearchFolder,
+        identity: dict[str, Any],
+        stored: Stored,
         on_progress: OnProgress,
+        shared: bool,
     ) -> None:
         self.inputs, self.host, self.method = inputs, inputs.host, method
-        self.settings, self.options = settings, options
-        self.folder, self.on_progress = folder, on_progress
+        self.grid, self.seeds, self.settings, self.options = grid, seeds, settings, options
+        self.folder, self.identity, self.on_progress = folder, identity, on_progress
+        self.shared, self.metric = shared, inputs.plain.problem.metric
+        self.apart = stored.data(inputs.plain, final=False)
+        self.together = stored.data(inputs.plain, final=True)
+
+    def choose(self) -> tuple[list[dict[str, Any]], dict[str, Any], list[SweepRun]]:
+        """Make all runs: a row a setting, the best of them, and its final runs.
+
+        Raises:
+            TrainingError: Every setting lost a run to NaN.
+        """
+        runs = list_sweep_runs(self.grid, self.seeds)
+        self.train(runs, self.apart, TRIED)
+        rows, key = [], f"val_{self.metric}"
+        for setting in _combine(self.grid):
+            each = [SweepRun(setting, seed) for seed in self.seeds]
+            results = [read_result(self.folder, TRIED, run, self.metric) for run in each]
+            values = [r[key] for r in results if r["died_at"] is None]
+            rows.append(
+                {
+                    "setting": dict(setting),
+                    key: values,
+                    "mean": statistics.mean(values) if values else None,
+                    "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+                    "died": len(results) - len(values),
+                    "trainable_parameters": results[0]["trainable_parameters"],
+                }
+            )
+        # A mean without the seeds that were lost would flatter a setting that is unsafe.
+        complete = [row for row in rows if not row["died"]]
+        if not complete:
+            raise TrainingError(
+                "every setting lost a run to NaN",
+                where=str(self.folder.folder),
+                found=f"{len(runs)} runs",
+                fix="lower the learning rates",
+            )
+        best = max(complete, key=lambda row: row["mean"])
+        chosen = tuple(best["setting"].items())
+        # Anew, on train and val together; only these read the test split.
+        finals = [SweepRun(chosen, seed) for seed in self.seeds]
+        self.train(finals, self.together, "final")
+        return rows, best, finals
 
     def train(self, runs: Sequence[SweepRun], data: Data, kind: str) -> None:
         """Train what has no result yet, in banks; `final` runs are tested and saved as well."""
         groups: dict[Any, list[tuple[SweepRun, Task, FitSettings]]] = {}
         for run in runs:
-            # Made before this sweep was killed.
-            if self.folder.has(kind, run.name):
+            # Made before this sweep was killed. Workers that share one make the same banks, whenever they begin.
+            if not self.shared and self.folder.has(kind, run.name):
                 continue
             task, settings = self._build(run)
             # What stacked runs must share: shapes, order of examples, number of steps.
             key = (stack_signature(task), run.seed, settings.epochs, settings.batch_size)
             groups.setdefault(key, []).append((run, task, settings))
-        done = sum(self.folder.has(kind, run.name) for run in runs)
-        for members in groups.values():
-            for start in range(0, len(members), TOGETHER):
-                part = members[start : start + TOGETHER]
-                self._train(part, data, kind, (done, len(runs)))
-                done += len(part)
+        parts = [
+            members[start : start + TOGETHER]
+            for members in groups.values()
+            for start in range(0, len(members), TOGETHER)
+        ]
+        while parts:
+            made = [self._make(part, data, kind, runs) for part in parts]
+            parts = [part for part in parts if self._missing(part, kind)]
+            # All that is left is in other hands; should they die, it is free at the next look.
+            if parts and not any(made):
+                time.sleep(POLL)
+
+    def _missing(
+        self, part: Sequence[tuple[SweepRun, Task, FitSettings]], kind: str
+    ) -> list[tuple[SweepRun, Task, FitSettings]]:
+        return [each for each in part if not self.folder.has(kind, each[0].name)]
+
+    def _make(
+        self,
+        part: Sequence[tuple[SweepRun, Task, FitSettings]],
+        data: Data,
+        kind: str,
+        runs: Sequence[SweepRun],
+    ) -> bool:
+        """Train a bank, unless another worker has made it or has it in hand; whether it was made here."""
+        with self._claim(part[0][0], kind) as ours:
+            left = self._missing(part, kind) if ours else []
+            if left:
+                done = sum(self.folder.has(kind, run.name) for run in runs)
+                self._train(left, data, kind, (done, len(runs)))
+        return bool(left)
+
+    @contextmanager
+    def _claim(self, first: SweepRun, kind: str) -> Iterator[bool]:
+        if not self.shared:
+            yield True
+            return
+        name = hashlib.sha256(f"{kind}/{first.name}".encode()).hexdigest()[:24]
+        claim = Claim.take(self.folder.folder / CLAIMS / f"{name}.lock", wait=False)
+        try:
+            yield claim is not None
+        finally:
+            if claim is not None:
+                claim.give_back()
 
     def _build(self, run: SweepRun) -> tuple[Task, FitSettings]:
         setting = dict(run.setting)
@@ -573,8 +698,9 @@ class _Sweep:
             )
         self.on_progress(done + len(part), total, "")
 
-    def average(self, runs: Sequence[SweepRun], data: Data) -> dict[str, Any]:
+    def average(self, runs: Sequence[SweepRun]) -> dict[str, Any]:
         """Leave the mean of final tasks as one task, and test it."""
+        data = self.together
         folders = [_final_folder(self.folder.folder, run.seed) for run in runs]
         tasks = [load(folder, self.host) for folder in folders]
         reason = reason_not_averaged(tasks) if tasks else "every seed was lost to NaN"
