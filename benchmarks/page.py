@@ -32,6 +32,7 @@ ORDER = (
     "sweep",
     "growth",
     "extract",
+    "decode",
     "serve",
     "soak",
     "export",

@@ -10,16 +10,20 @@ import struct
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from restuning._errors import DataError, require
 
 T = TypeVar("T")
+
+Least = Callable[[int, int], tuple[int, int]]
+"""Of an image of a width and a height, upright, the width and height that are enough of it."""
 
 MOST_PIXELS = 89_478_485
 """Of an image that is read, by its header: Pillow's own first limit. More with `RAISED`."""
@@ -57,6 +61,18 @@ _TRANSPOSED = {
 }
 """What puts an image upright, by the orientation that its EXIF tells; 1 is upright."""
 
+_ON_ITS_SIDE = frozenset((5, 6, 7, 8))
+"""Orientations that exchange width and height."""
+
+_PAST_RIGHT = frozenset((2, 3, 6, 7))
+"""Orientations whose left was right, or below, in the file."""
+
+_PAST_BOTTOM = frozenset((3, 4, 7, 8))
+"""Orientations whose top was below, or right, in the file."""
+
+_SCALED = "restuning scaled"
+"""Note on an image that was decoded scaled: what `Scaled` says."""
+
 _BRANDS = (
     *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
     *(b"avif", b"avis"),
@@ -92,7 +108,20 @@ _DAMAGED = (
 )
 
 
-def read_image(source: Any, name: str = "") -> Image.Image:
+class Scaled(NamedTuple):
+    """Of an image that was decoded scaled, what it stands for.
+
+    Attributes:
+        size: Width and height of the whole.
+        box: Left, top, right and bottom of the whole in the pixels that there are: a last block that the whole does
+            not fill is decoded as well.
+    """
+
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+
+def read_image(source: Any, name: str = "", least: Least | None = None) -> Image.Image:
     """An image in RGB, 8 bits a channel, upright; the same for the same picture from any source.
 
     - The orientation that EXIF (or XMP) tells is applied.
@@ -108,18 +137,23 @@ def read_image(source: Any, name: str = "") -> Image.Image:
         source: A path; the bytes of a file; a PIL image; an array `h w`, or `h w c` with 1 (grey), 2
             (grey, alpha), 3 or 4 (RGB, alpha) channels, of bool, uint8, uint16 or floats in 0..1.
         name: What an error calls it, where it is no path.
+        least: What is enough of it; None for all pixels. A JPEG (a path, bytes) that is at least twice as large is
+            decoded by libjpeg to 1/2, 1/4 or 1/8 of its sides, the smallest that is enough: `scaled_from` says of
+            which whole. Everything else is as without.
 
     Raises:
         DataError: It is missing or damaged, is no image, has more than `MOST_PIXELS` pixels (told by
             its header, before they are decoded) or is longer than `MOST_ASPECT` times its width.
         MissingExtraError: It is HEIC, or AVIF, and nothing here decodes that.
     """
+    # Not of a picture that somebody holds: decoding it scaled would change its size in their hands.
+    guard = _guard if least is None else partial(_guard, least=least)
     if isinstance(source, str | Path):
         name = name or str(source)
         _require_file(Path(source))
-        return _read(source, name, _guard)
+        return _read(source, name, guard)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read(io.BytesIO(source), name or "an image in memory", _guard)
+        return _read(io.BytesIO(source), name or "an image in memory", guard)
     if isinstance(source, Image.Image):
         name = name or str(getattr(source, "filename", "")) or "a PIL image"
         return _guard(source, name)
@@ -131,6 +165,17 @@ def read_image(source: Any, name: str = "") -> Image.Image:
         found=type(source).__name__,
         fix="give paths, PIL images, arrays `h w c` or tensors",
     )
+
+
+def scaled_from(image: Image.Image) -> Scaled:
+    """What an image of `read_image` stands for; of one that was decoded whole its own size."""
+    found = image.info.get(_SCALED)
+    return Scaled(image.size, (0, 0, *image.size)) if found is None else found
+
+
+def is_read(image: Image.Image) -> bool:
+    """Whether it may have come from `read_image`: what that gives is of no file and has no notes of one."""
+    return type(image) is Image.Image and image.mode == "RGB" and not image.info.keys() - {_SCALED}
 
 
 def read_mask(source: Any, name: str = "") -> Image.Image:
@@ -429,16 +474,42 @@ def _open(source: Any, name: str, use: Callable[[Image.Image, str], T]) -> T:
         return use(image, name)
 
 
-def _guard(image: Image.Image, name: str) -> Image.Image:
+def _guard(image: Image.Image, name: str, least: Least | None = None) -> Image.Image:
     """Checked by its header, then decoded; an icon says what it is only when it is decoded."""
     _check_size(*image.size, name)
     _scale_transparent_colour(image)
     try:
+        scaled = None if least is None else _scale(image, least)
         image.load()
         _check_size(*image.size, name)
-        return _to_rgb(image, name)
+        made = _to_rgb(image, name)
     except _DAMAGED as error:
         raise _unreadable(name, error) from None
+    if scaled is not None:
+        made.info[_SCALED] = scaled
+    return made
+
+
+def _scale(image: Image.Image, least: Least) -> Scaled | None:
+    """Have a JPEG that is open decoded smaller, where that leaves enough of it."""
+    if not isinstance(image, JpegImageFile):
+        return None
+    width, height = image.size
+    noted = _orientation(image)
+    turned = noted in _ON_ITS_SIDE
+    enough = least(height, width)[::-1] if turned else least(width, height)
+    if min(width // enough[0], height // enough[1]) < 2:
+        return None
+    drafted = image.draft(None, enough)
+    if drafted is None or image.size == (width, height):
+        return None
+    right, bottom = drafted[1][2:]
+    # Of the last block, what the whole does not fill.
+    beyond = image.size[0] - right, image.size[1] - bottom
+    (x, y), (w, h) = (beyond[::-1], (bottom, right)) if turned else (beyond, (right, bottom))
+    left, top = (x if noted in _PAST_RIGHT else 0.0), (y if noted in _PAST_BOTTOM else 0.0)
+    size = (height, width) if turned else (width, height)
+    return Scaled(size, (left, top, left + w, top + h))
 
 
 def _unreadable(name: str, error: Exception | str) -> DataError:
@@ -666,13 +737,18 @@ def _turn(image: Image.Image, made: Image.Image) -> Image.Image:
 
 def _noted_turn(image: Image.Image) -> Image.Transpose | None:
     """What would put an image upright as it is in its file; of a TIFF asked before it is decoded."""
+    return _TRANSPOSED.get(_orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """As its notes say; 0 where they do not."""
     tags = getattr(image, "tag_v2", None)
     try:
         noted = (image.getexif() if tags is None else tags).get(_ORIENTATION)
     except _DAMAGED:
         # Notes that cannot be read say nothing, and the pixels are whole.
-        return None
-    return _TRANSPOSED.get(noted) if isinstance(noted, int) else None
+        return 0
+    return noted if isinstance(noted, int) else 0
 
 
 @cache

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restuning._errors import MALFORMED, FormatError, UnknownNameError
-from restuning.backbones.images import read_image
+from restuning._errors import MALFORMED, DataError, FormatError, UnknownNameError
+from restuning.backbones.images import Least, is_read, read_image, scaled_from
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -23,6 +23,9 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+
+KEPT = 2
+"""How many times as large as what it is resized to an image is still decoded: resizing it averages as it would the whole."""
 
 LARGEST_SIDE = 2**14
 """Pixels that an image is resized to at most, where a file says so."""
@@ -42,6 +45,8 @@ class Preprocessing:
             `(n,)` its shorter side to n pixels, `(h, w)` the whole of it, `()` it is left as it is.
             Corners are rounded as transformers rounds them. Black is added where it is too small.
         bgr: Blue goes first; mean and deviation are then in that order.
+        scaled_jpeg: JPEG files are decoded to 1/2, 1/4 or 1/8 of their sides, where that leaves `KEPT` times what they
+            are resized to: sooner, and with slightly other pixels.
     """
 
     size: tuple[int, int]
@@ -52,11 +57,12 @@ class Preprocessing:
     squash: bool = False
     resize: tuple[int, ...] | None = None
     bgr: bool = False
+    scaled_jpeg: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for a task file."""
         # Only where it is so: files and stores of before these fields stay what they are.
-        usual = {"squash": False, "resize": None, "bgr": False}
+        usual = {"squash": False, "resize": None, "bgr": False, "scaled_jpeg": False}
         return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
     @classmethod
@@ -79,10 +85,12 @@ class Preprocessing:
                 values.get("squash", False),
                 None if resize is None else tuple(int(v) for v in resize),
                 values.get("bgr", False),
+                values.get("scaled_jpeg", False),
             )
             if (
                 not isinstance(made.squash, bool)
                 or not isinstance(made.bgr, bool)
+                or not isinstance(made.scaled_jpeg, bool)
                 or len(made.resize or ()) > 2
                 or min(made.resize or (1,)) < 1
                 or made.interpolation not in _FILTERS
@@ -140,6 +148,15 @@ class Preprocessing:
         """The same for the whole of every image, whatever its shape, with nothing cut off."""
         return replace(self, squash=True, crop=1.0, resize=None)
 
+    @property
+    def least(self) -> Least | None:
+        """What `read_image` has to leave of an image for it; None for all of it."""
+        return self._least if self.scaled_jpeg else None
+
+    def _least(self, width: int, height: int) -> tuple[int, int]:
+        (wide, high), _ = self._place(width, height)
+        return KEPT * wide, KEPT * high
+
     def seen(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of what is left of an image, in its own pixels; beyond it where black is added."""
         resized, corner = self._place(width, height)
@@ -148,8 +165,11 @@ class Preprocessing:
         return round(left * x), round(top * y), round((left + w) * x), round((top + h) * y)
 
     def _fit(self, image: Image.Image, how: Image.Resampling) -> Image.Image:
-        resized, (left, top) = self._place(*image.size)
-        if image.size != resized:
+        size, box = scaled_from(image)
+        resized, (left, top) = self._place(*size)
+        if size != image.size:
+            image = image.resize(resized, how, box)
+        elif image.size != resized:
             image = image.resize(resized, how)
         height, width = self.size
         return image.crop((left, top, left + width, top + height))
@@ -204,6 +224,10 @@ class Preprocessing:
         Args:
             policy: "none", "flip" (horizontal, probability 0.5), "timm" (random resized crop,
                 flip, colour jitter) or "timm:POLICY" (e.g. `timm:rand-m9-mstd0.5`).
+
+        Raises:
+            DataError: Crops of random sizes are asked of images that are decoded scaled.
+            UnknownNameError: No such augmentation.
         """
         if policy == "none":
             return self.image
@@ -213,13 +237,25 @@ class Preprocessing:
             raise UnknownNameError(
                 "no such augmentation", where=policy, fix="none, flip, timm or timm:POLICY"
             )
+        if self.scaled_jpeg:
+            raise DataError(
+                "crops of random sizes would enlarge images that are decoded scaled",
+                where=f"augment={policy}",
+                found="scaled_jpeg",
+                fix="leave --scaled-jpeg out, or augment by flip",
+            )
         return _TimmAugmentation(self, policy.partition(":")[2])
 
 
+def least_for(transform: Any) -> Least | None:
+    """What `read_image` has to leave of an image for a transform of `Preprocessing`; None for all of it, and of any other."""
+    own = getattr(transform, "__self__", None) or getattr(transform, "preprocessing", None)
+    return own.least if isinstance(own, Preprocessing) else None
+
+
 def _as_read(image: Image.Image) -> Image.Image:
-    """As `read_image` reads it, where that has not been done: what it gives is of no file and has no notes."""
-    read = type(image) is Image.Image and image.mode == "RGB" and not image.info
-    return image if read else read_image(image)
+    """As `read_image` reads it, where that has not been done."""
+    return image if is_read(image) else read_image(image)
 
 
 @dataclass(frozen=True)

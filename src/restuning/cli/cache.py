@@ -24,6 +24,7 @@ from restuning.cli.common import (
     ProblemName,
     Quantize,
     Random,
+    ScaledJpeg,
     Seconds,
     SkipBad,
     StoreFolder,
@@ -83,6 +84,7 @@ def cache(
     problem: ProblemName = None,
     classes: ClassesFile = None,
     whole: Whole = False,
+    scaled_jpeg: ScaledJpeg = False,
     workers: Annotated[
         int | None,
         option(
@@ -173,6 +175,7 @@ def cache(
                 problem=problem,
                 classes=classes,
                 whole=whole,
+                scaled_jpeg=scaled_jpeg,
                 seconds=seconds,
             ),
         }

@@ -294,6 +294,15 @@ Whole = Annotated[
     bool,
     option(DATA, "Resize images whole, cropping nothing, as masks and depths ask for", "--whole"),
 ]
+ScaledJpeg = Annotated[
+    bool,
+    option(
+        DATA,
+        "Decode JPEG files much larger than the backbone's size to 1/2, 1/4 or 1/8 of their sides: sooner, "
+        "features differ slightly",
+        "--scaled-jpeg",
+    ),
+]
 Dimensions = Annotated[
     int | None,
     option(

@@ -21,6 +21,7 @@ from restuning.cli.common import (
     Label,
     Quantize,
     Random,
+    ScaledJpeg,
     Seconds,
     SkipBad,
     StoreFolder,
@@ -57,6 +58,7 @@ def embed(
     image: ImageColumn = None,
     audio: AudioColumn = None,
     seconds: Seconds = None,
+    scaled_jpeg: ScaledJpeg = False,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
@@ -101,7 +103,13 @@ def embed(
         device=device,
         options=StoreOptions(store, dtype, precision, batch_size=batch_size, log=log_to(screen)),
         reading=DataOptions(
-            skip_bad=skip_bad, text=text, label=label, image=image, audio=audio, seconds=seconds
+            skip_bad=skip_bad,
+            text=text,
+            label=label,
+            image=image,
+            audio=audio,
+            seconds=seconds,
+            scaled_jpeg=scaled_jpeg,
         ),
     )
     about: dict[str, Any] = {"backbone": backbone, "feature": feature, "normalized": normalize}

@@ -33,6 +33,7 @@ from restuning.cli.common import (
     ProblemName,
     Quantize,
     Random,
+    ScaledJpeg,
     Seconds,
     SkipBad,
     StoreFolder,
@@ -88,6 +89,7 @@ def sweep_command(
     problem: ProblemName = None,
     classes: ClassesFile = None,
     whole: Whole = False,
+    scaled_jpeg: ScaledJpeg = False,
     backbone: BackboneName = "restuning-tiny",
     weights: Weights = None,
     random: Random = False,
@@ -135,6 +137,7 @@ def sweep_command(
         problem=problem,
         classes=classes,
         whole=whole,
+        scaled_jpeg=scaled_jpeg,
         store=StoreOptions(
             store,
             cache_dtype,

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from restuning._errors import DataError
 from restuning._files import expand_home
-from restuning.backbones.images import Measured, measure, read_image
+from restuning.backbones.images import Least, Measured, measure, read_image
+from restuning.backbones.preprocessing import least_for
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.identity import (
     Samples,
@@ -56,6 +57,7 @@ class DataOptions:
             `COLUMN=KIND` with commas; None to find it from the cells.
         classes: Names of the classes of masks, or a file of them, a line each; None for `classes.txt` beside the data.
         whole: Resize every image whole to the backbone's size, whatever its shape, and crop nothing, as masks and depths ask for.
+        scaled_jpeg: Decode JPEG files that are much larger than the backbone's size to a half, a fourth or an eighth of their sides.
         dimensions: Of `problem="embedding"`, which classes of any data set may be asked for; None for `Embedding.of`'s.
         max_tokens: Tokens of a text that are read; 256, or what the backbone takes if less.
         seconds: Of a sound, what is read from its beginning; None for what the backbone takes, or 10.
@@ -71,6 +73,7 @@ class DataOptions:
     problem: str | None = None
     classes: str | Sequence[str] | None = None
     whole: bool = False
+    scaled_jpeg: bool = False
     dimensions: int | None = None
     max_tokens: int = LONGEST_TEXT
     audio: str | None = None
@@ -263,12 +266,13 @@ class ImageDataset(MediaDataset):
     """Images with labels."""
 
     @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """One image, before the transform."""
+    def image(self, index: int, least: Least | None = None) -> Image.Image:
+        """One image, before any transform; of a JPEG no more pixels than `read_image` keeps for `least`."""
 
     def read(self, index: int) -> Image.Image:
-        """The same."""
-        return self.image(index)
+        """As much of it as the transform takes."""
+        least = least_for(self.transform)
+        return self.image(index) if least is None else self.image(index, least)
 
     def measure(self, index: int) -> Measured:
         """Its size, by its header where there is one."""
@@ -302,13 +306,13 @@ class ImageFiles(ImageDataset):
         """One an image."""
         return [path for path, _ in self.samples]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, least: Least | None = None) -> Image.Image:
         """Decoded.
 
         Raises:
             DataError: It cannot be read.
         """
-        return read_image(self.samples[index][0])
+        return read_image(self.samples[index][0], least=least)
 
     def measure(self, index: int) -> Measured:
         """By its header."""
@@ -350,13 +354,13 @@ class Arrays(ImageDataset):
         """Number of images."""
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, least: Least | None = None) -> Image.Image:
         """Read as an image from any other source.
 
         Raises:
             DataError: It cannot be read.
         """
-        return read_image(self.images[index], f"image {index}")
+        return read_image(self.images[index], f"image {index}", least)
 
     def measure(self, index: int) -> Measured:
         """By its header, where it has one."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restuning._errors import DataError, require
 from restuning._files import expand_home, file_state
-from restuning.backbones.images import Measured, measure, read_image
+from restuning.backbones.images import Least, Measured, measure, read_image
 from restuning.data.data import ImageDataset, name_of
 from restuning.data.digests import Tell, digest_value, quiet
 from restuning.data.identity import (
@@ -276,14 +276,14 @@ class HubImages(ImageDataset):
         """Number of images."""
         return len(self.rows)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, least: Least | None = None) -> Image.Image:
         """Decoded.
 
         Raises:
             DataError: There is none in its row, or it cannot be read.
         """
         row = self.rows[index]
-        return read_image(self.cells[row], self.cells.show(row))
+        return read_image(self.cells[row], self.cells.show(row), least)
 
     def measure(self, index: int) -> Measured:
         """By its header, where it has one."""

@@ -17,7 +17,7 @@ from restuning.data.embedded import as_embedding
 from restuning.data.folders import from_folder
 from restuning.data.hub_sets import is_hub_set
 from restuning.data.masks import Masks, from_masks, no_masks
-from restuning.data.media import make_whole, media_of, say_cut, with_preprocessing
+from restuning.data.media import describe_inputs, make_whole, media_of, say_cut, with_preprocessing
 from restuning.data.parquet import find_parquets
 from restuning.data.pixels import has_targets
 from restuning.data.shards import find_shards
@@ -50,7 +50,7 @@ def load_data(
         options: How it is read; None for the defaults of `DataOptions`.
         keywords: Fields of `DataOptions` that differ: `augment` ("none", "flip", "timm",
             "timm:POLICY"), `skip_bad`, `final` (train on train and val), `text`, `image`, `audio` and `label` (columns
-            of a csv or a table), `problem` (the kind of answer in a column, or "embedding") and `dimensions`, `classes` (of masks), `whole` (crop nothing), `max_tokens`, `seconds` (of sounds), `root` (of torchvision data sets).
+            of a csv or a table), `problem` (the kind of answer in a column, or "embedding") and `dimensions`, `classes` (of masks), `whole` (crop nothing), `scaled_jpeg` (decode large JPEG files scaled), `max_tokens`, `seconds` (of sounds), `root` (of torchvision data sets).
 
     Raises:
         DataError: Missing or malformed data.
@@ -61,7 +61,7 @@ def load_data(
         whole = make_whole(backbone.preprocessing, str(name)[:80])
         plain = replace(options, whole=False)
         data = load_data(name, replace(backbone, preprocessing=whole), plain)
-        data.notes = {**data.notes, "preprocessing": whole.to_dict()}
+        data.notes = {"preprocessing": whole.to_dict(), **data.notes}
         return data
     if options.problem == Embedding.kind:
         plain = replace(options, problem=None, dimensions=None)
@@ -75,6 +75,7 @@ def load_data(
         )
     backbone = with_preprocessing(backbone, options)
     data = _load(name, backbone, options)
+    data.notes = {**describe_inputs(backbone.preprocessing).get("notes", {}), **data.notes}
     say_cut(data)
     return data
 

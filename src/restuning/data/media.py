@@ -131,7 +131,7 @@ def _with_limit(preprocessing: AnyPreprocessing, options: DataOptions) -> AnyPre
         return preprocessing.with_seconds(options.seconds)
     if options.seconds is not None:
         raise _no_seconds(options.seconds, "images")
-    return preprocessing
+    return replace(preprocessing, scaled_jpeg=True) if options.scaled_jpeg else preprocessing
 
 
 def _no_seconds(seconds: float, kind: str) -> DataError:
@@ -178,10 +178,11 @@ def make_whole(preprocessing: AnyPreprocessing, where: str) -> Preprocessing:
     return preprocessing.whole()
 
 
-def describe_inputs(preprocessing: AnyPreprocessing) -> dict[str, Any]:
+def describe_inputs(preprocessing: AnyPreprocessing | None) -> dict[str, Any]:
     """Fields of `Data` that say what its inputs are and how they are collated."""
     if not isinstance(preprocessing, AudioPreprocessing):
-        return {}
+        scaled = preprocessing is not None and preprocessing.scaled_jpeg
+        return {"notes": {"preprocessing": preprocessing.to_dict()}} if scaled else {}
     collate = AudioBatch(preprocessing)
     return {
         "kind": collate.kind,
@@ -198,12 +199,18 @@ def say_cut(data: Data) -> None:
 
 
 def with_preprocessing(backbone: Backbone, options: DataOptions) -> Backbone:
-    """The backbone whose preprocessing has the limit on length that is asked for.
+    """The backbone whose preprocessing has the limit on length, or the way of decoding, that is asked for.
 
     Raises:
-        DataError: The backbone takes no other, or no sounds.
+        DataError: The backbone takes no other, no sounds, or no images.
     """
     own = backbone.preprocessing
+    if options.scaled_jpeg and not isinstance(own, Preprocessing):
+        raise DataError(
+            "only images are decoded scaled",
+            found=f"a backbone of {'texts' if own is None else 'sounds'}",
+            fix="leave --scaled-jpeg (scaled_jpeg=True) out",
+        )
     if own is None and options.seconds is not None:
         raise _no_seconds(options.seconds, "texts")
     return backbone if own is None else replace(backbone, preprocessing=_with_limit(own, options))

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from restuning._errors import DataError
-from restuning.backbones.images import Measured, measure, read_image
+from restuning.backbones.images import Least, Measured, measure, read_image
+from restuning.backbones.preprocessing import least_for
 from restuning.data.data import ImageDataset
 from restuning.data.remote import File
 
@@ -54,13 +55,13 @@ class PackedImages(ImageDataset):
     def read_bytes(self, indices: Sequence[int]) -> list[bytes]:
         """Of several images, in the order asked for; neighbours in one reading."""
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, least: Least | None = None) -> Image.Image:
         """Decoded.
 
         Raises:
             DataError: It cannot be read.
         """
-        return self._decode(index, self.read_bytes([index])[0])
+        return read_image(self.read_bytes([index])[0], self.show(index), least)
 
     def measure(self, index: int) -> Measured:
         """By its header."""
@@ -97,18 +98,15 @@ class PackedImages(ImageDataset):
         self, indices: Sequence[int], contents: Sequence[bytes | None]
     ) -> list[tuple[Tensor, Any]]:
         """Images of their bytes, and their labels."""
-        made = []
+        made, least = [], least_for(self.transform)
         for index, content in zip(indices, contents, strict=True):
             if content is None:
                 made.append(self[index])
             else:
-                tensor = self.transform(self._decode(index, content))
+                tensor = self.transform(read_image(content, self.show(index), least))
                 self.hold(index, tensor)
                 made.append((tensor, self.label(index)))
         return made
-
-    def _decode(self, index: int, content: bytes) -> Image.Image:
-        return read_image(content, self.show(index))
 
 
 class _Ahead:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restuning._errors import DataError
 from restuning._files import FileState, file_state
-from restuning.backbones.images import Measured, measure
+from restuning.backbones.images import Least, Measured, measure
 from restuning.data.data import (
     CACHED_PIXELS,
     SPLIT_SEED,
@@ -177,8 +177,8 @@ class ImagesWithTargets(ImageDataset):
         """One an image, where all are files."""
         return list_files(self.images) or []
 
-    def image(self, index: int) -> Image.Image:
-        """As its data set gives it."""
+    def image(self, index: int, least: Least | None = None) -> Image.Image:
+        """As its data set gives it, always whole: it is as large as its target."""
         return self.images.image(index)
 
     def target(self, index: int) -> Image.Image:
@@ -326,12 +326,19 @@ def say_turned(kind: PixelTargets, turned: Sequence[str]) -> str:
     return f"; EXIF turns {count}, such as {turned[0]}, and {kind.noun}s are taken to lie on them as they are then"
 
 
-def refuse_augmentation(options: DataOptions, where: str) -> None:
-    """Refuse augmentation that would leave targets where they were.
+def refuse_other_reading(options: DataOptions, where: str) -> None:
+    """Refuse augmentation that would leave targets where they were, and images of another size than theirs.
 
     Raises:
-        DataError: It is neither none nor flip.
+        DataError: The augmentation is neither none nor flip, or images are to be decoded scaled.
     """
+    if options.scaled_jpeg:
+        raise DataError(
+            "images beside masks or depths are decoded whole: both have one size",
+            where=where,
+            found="scaled_jpeg",
+            fix="leave --scaled-jpeg (scaled_jpeg=True) out",
+        )
     if options.augment not in ("none", "flip"):
         raise DataError(
             "this augmentation moves pixels and not the mask",
@@ -387,7 +394,7 @@ def from_pixels(
 
     Cost: every target is read once, and headers of images.
     """
-    refuse_augmentation(options, str(path))
+    refuse_other_reading(options, str(path))
     left_out: LeftOut = {}
     splits = _find_pairs(path, form, left_out)
     kind = make()

@@ -64,7 +64,7 @@ from restuning.data.pixels import (
     PixelTargets,
     check_targets,
     make_problem,
-    refuse_augmentation,
+    refuse_other_reading,
     say_turned,
 )
 from restuning.data.remote import is_url
@@ -846,7 +846,7 @@ def _build_of_pixels(
             found=f"the {takes} {backbone.name}",
             fix="give an image backbone, and --image COLUMN",
         )
-    refuse_augmentation(options, f"{table.name}, column {column}")
+    refuse_other_reading(options, f"{table.name}, column {column}")
     images, cells = table.columns[source], table.columns[column]
     named, own, names, checked = _all_files(splits, files), {}, {}, {}
     for n in (n for rows in splits.values() for n in rows):

@@ -237,7 +237,8 @@ class _Encoder:
         if isinstance(preprocessing, AudioPreprocessing):
             prepared = preprocessing.prepare(preprocessing.read(file))
             return self._forward((), preprocessing.collate([prepared]), None)
-        return self._forward((preprocessing.image(read_image(file)).unsqueeze(0),), {}, None)
+        image = read_image(file, least=preprocessing.least)
+        return self._forward((preprocessing.image(image).unsqueeze(0),), {}, None)
 
     def _forward(
         self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], pool: str | None

@@ -100,6 +100,7 @@ class _Options(TypedDict, total=False):
     problem: str | None
     classes: str | Path | Sequence[str] | None
     whole: bool
+    scaled_jpeg: bool
     dimensions: int | None
     max_tokens: int
     audio: str | None
@@ -135,6 +136,7 @@ class TrainOptions(_Options, total=False):
             with commas; found from its cells where it is not given. "embedding" of any data of classes: the answer is a vector.
         classes: Of masks: names of classes, or a file of them, a line each; `classes.txt` beside the data where it is not given.
         whole: Resize images whole to the backbone's size and crop nothing; columns of a table beside one of pixels are so always.
+        scaled_jpeg: Decode JPEG files that are much larger than the backbone's size to a half, a fourth or an eighth of their sides.
         dimensions: Of an embedding; as many as there are classes, 512 at most, where none are given.
         max_tokens: Tokens of a text that are read.
         seconds: Of a sound, what is read from its beginning; what the backbone takes, or 10, where none are given.
@@ -157,7 +159,7 @@ SETTINGS = tuple(each.name for each in fields(FitSettings))
 OF_METHOD = ("rank", "scale", "zero", "layers", "pool", "drop_path", "targets", "alpha")
 OF_SOURCE = (
     *("augment", "final", "skip_bad", "text", "label", "image", "problem", "classes", "whole"),
-    *("dimensions", "max_tokens", "audio", "seconds"),
+    *("scaled_jpeg", "dimensions", "max_tokens", "audio", "seconds"),
 )
 NO_FOLDER = frozenset(("", "off", "on", "no", "yes", "none", "false", "true", "auto"))
 """Words that somebody writes who means a switch: as folders they would be made without a word."""

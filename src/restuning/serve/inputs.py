@@ -17,6 +17,7 @@ from torch import Tensor
 from restuning._errors import DataError
 from restuning.backbones import AudioPreprocessing, Preprocessing, measure_audio
 from restuning.backbones.audio import is_samples
+from restuning.backbones.images import scaled_from
 from restuning.data import (
     CORRUPT,
     TagBatch,
@@ -163,10 +164,10 @@ class ImageInputs(FileInputs):
     def _to_tensor(self, given: Any) -> tuple[Tensor, Place]:
         if isinstance(given, Tensor):
             return self._prepare_tensor(given)
-        return self._prepare(read_image(given))
+        return self._prepare(read_image(given, least=self.preprocessing.least))
 
     def _prepare(self, image: Image.Image) -> tuple[Tensor, Place]:
-        width, height = image.size
+        width, height = scaled_from(image).size
         seen = self.preprocessing.seen(width, height)
         return self.preprocessing.image(image), ((height, width), seen)
 

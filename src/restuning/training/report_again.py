@@ -58,7 +58,7 @@ EVALUATION = "eval.json"
 OUTPUTS = "outputs.csv"
 READ = (
     *("text", "label", "image", "audio", "problem", "classes", "whole", "dimensions"),
-    *("max_tokens", "seconds", "final", "skip_bad"),
+    *("scaled_jpeg", "max_tokens", "seconds", "final", "skip_bad"),
 )
 """Settings of a run that say how its data are read."""
 

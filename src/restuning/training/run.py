@@ -117,6 +117,7 @@ class Source:
         problem: Kind of answer in a column; None to find it.
         classes: Of masks: names of classes, or a file of them; None for that beside the data.
         whole: Resize images whole and crop nothing.
+        scaled_jpeg: Decode large JPEG files scaled.
         dimensions: Of an embedding.
         max_tokens: Tokens of a text that are read.
         seconds: Of a sound, what is read.
@@ -135,6 +136,7 @@ class Source:
     problem: str | None = None
     classes: str | Sequence[str] | None = None
     whole: bool = False
+    scaled_jpeg: bool = False
     dimensions: int | None = None
     max_tokens: int = LONGEST_TEXT
     audio: str | None = None
@@ -193,6 +195,7 @@ class Source:
             problem=self.problem,
             classes=self.classes,
             whole=self.whole,
+            scaled_jpeg=self.scaled_jpeg,
             dimensions=self.dimensions,
             max_tokens=self.max_tokens,
             audio=self.audio,
@@ -208,7 +211,10 @@ class Source:
                 fix="give the name or path of the data, or load_data(..., augment=...)",
             )
         usual = {each.name: each.default for each in fields(self)}
-        named = ("label", "image", "audio", "problem", "classes", "whole", "dimensions", "seconds")
+        named = (
+            *("label", "image", "audio", "problem", "classes", "whole", "scaled_jpeg"),
+            *("dimensions", "seconds"),
+        )
         asked = [c for c in named if getattr(self, c) != usual[c]]
         if asked:
             raise DataError(
