@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -24,6 +23,7 @@ from restuning._errors import BackboneError, RestuningError
 from restuning._files import read_bytes
 from restuning.backbones.preprocessing import LARGEST_SIDE
 from restuning.runtime.hub import is_offline, naming_file
+from restuning.runtime.meta import without_contents
 
 EXECUTES = {
     "pt2": "torch unpickles parts of a program, which runs what its author put there",
@@ -281,7 +281,7 @@ def refuse_larger(build: Callable[[], nn.Module], files: Sequence[Path]) -> None
         return
     there = sum(map(count_numbers, files)) if files else DRAWN
     try:
-        with torch.device("meta"):
+        with without_contents():
             model = build()
     except Exception as error:  # noqa: BLE001 (libraries raise anything over odd sizes)
         refuse_unsafe(f"a model that cannot be built: {type(error).__name__}: {_first_line(error)}")

@@ -19,6 +19,7 @@ from restuning.features.key import pool_taps
 from restuning.forecast.shapes import AbsentWeights, expand_example, shapes_only, strip_weights
 from restuning.forecast.step import StepForecast, forecast_step, split_inputs
 from restuning.host import Host
+from restuning.runtime.meta import without_contents
 from restuning.sites import Needs
 from restuning.task import Task, Tuned, prepare_example
 
@@ -45,7 +46,7 @@ def load_shapes(name: str) -> tuple[Backbone, Host]:
             found=quantised[0],
             fix="leave it out; docs/planning.md says what quantised weights take",
         )
-    with torch.device("meta"):
+    with without_contents():
         backbone = load_backbone(name, random=True)
     backbone = replace(
         backbone,
