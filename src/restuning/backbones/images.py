@@ -497,7 +497,8 @@ def _scale(image: Image.Image, least: Least) -> Scaled | None:
     width, height = image.size
     noted = _orientation(image)
     turned = noted in _ON_ITS_SIDE
-    enough = least(height, width)[::-1] if turned else least(width, height)
+    wanted = least(height, width) if turned else least(width, height)
+    enough = (wanted[1], wanted[0]) if turned else wanted
     if min(width // enough[0], height // enough[1]) < 2:
         return None
     drafted = image.draft(None, enough)

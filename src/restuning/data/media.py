@@ -181,8 +181,9 @@ def make_whole(preprocessing: AnyPreprocessing, where: str) -> Preprocessing:
 def describe_inputs(preprocessing: AnyPreprocessing | None) -> dict[str, Any]:
     """Fields of `Data` that say what its inputs are and how they are collated."""
     if not isinstance(preprocessing, AudioPreprocessing):
-        scaled = preprocessing is not None and preprocessing.scaled_jpeg
-        return {"notes": {"preprocessing": preprocessing.to_dict()}} if scaled else {}
+        if preprocessing is None or not preprocessing.scaled_jpeg:
+            return {}
+        return {"notes": {"preprocessing": preprocessing.to_dict()}}
     collate = AudioBatch(preprocessing)
     return {
         "kind": collate.kind,

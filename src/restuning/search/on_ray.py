@@ -121,7 +121,8 @@ def _for_workers(request: SweepRequest) -> SweepRequest:
         request,
         source=replace(
             source,
-            name=absolute_name(source.name),
+            # Data that were given as an object are refused before.
+            name=absolute_name(str(source.name)),
             classes=absolute_name(classes) if isinstance(classes, str) else classes,
             store=store,
         ),
