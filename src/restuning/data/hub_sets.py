@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from restuning._errors import DataError, require
-from restuning._files import expand_home, file_state
+from restuning._files import expand_home, file_state, lies_inside
 from restuning.backbones.images import Least, Measured, measure, read_image
 from restuning.data.data import ImageDataset, name_of
 from restuning.data.digests import Tell, digest_value, quiet
@@ -60,6 +60,8 @@ class HubSet:
         classes: Names of classes, by column, of a `ClassLabel` or of lists of them.
         numbered: Columns of whole numbers that no `ClassLabel` names.
         texts: Columns of texts, which as inputs of images are paths.
+        fetched: Whether it came from a hub: a stranger then wrote what stands in it, and it names no file of this machine but
+            what was fetched with it.
     """
 
     name: str
@@ -70,6 +72,7 @@ class HubSet:
     classes: Mapping[str, list[str]]
     numbered: list[str]
     texts: list[str]
+    fetched: bool = False
 
     @property
     def firsts(self) -> list[int]:
@@ -134,7 +137,8 @@ class HubSet:
         hf = _require(self.name)
         kept = [_keep_encoded(hf, part, column, self.name) for part in self.parts.values()]
         try:
-            return HubCells(hf.concatenate_datasets(kept), column, self.shown)
+            homes = _caches(hf) if self.fetched else None
+            return HubCells(hf.concatenate_datasets(kept), column, self.shown, homes)
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
                 "splits have other columns than the training split",
@@ -161,10 +165,17 @@ class HubCells(StoredImages):
         table: All rows of all splits, with this column alone, which it does not decode.
         column: Of the images.
         shown: What an error calls a row.
+        homes: Folders in which files that it names lie, links followed; None for any.
     """
 
-    def __init__(self, table: Any, column: str, shown: Callable[[int], str]) -> None:
-        self.table, self.column, self.shown = table, column, shown
+    def __init__(
+        self,
+        table: Any,
+        column: str,
+        shown: Callable[[int], str],
+        homes: Sequence[Path] | None = None,
+    ) -> None:
+        self.table, self.column, self.shown, self.homes = table, column, shown, homes
         self._known: list[bytes | Path] | None = None
         self.missing = set()
         start = 0
@@ -187,10 +198,21 @@ class HubCells(StoredImages):
         cell = as_stored(self.table[row][self.column])
         if cell is None or cell == Path():
             raise self.is_missing(row)
+        self._require_inside(row, cell)
         if isinstance(cell, list):
             # As lists, numbers no longer say how many bits they have; columns of arrays do.
             return np.asarray(cell, getattr(self.table.features[self.column], "dtype", None))
         return cell
+
+    def _require_inside(self, row: int, cell: Any) -> None:
+        if self.homes is None or not isinstance(cell, Path) or lies_inside(cell, *self.homes):
+            return
+        raise DataError(
+            "a data set of a hub names a file of this machine",
+            where=self.show(row),
+            found=str(cell)[:200],
+            fix="load it yourself and give the object, if that file is meant",
+        )
 
     def id(self, row: int) -> str:
         """As an error calls it."""
@@ -232,8 +254,12 @@ class HubCells(StoredImages):
         return self._known
 
     def _digest(self) -> list[bytes | Path]:
-        cells = map(as_stored, self._cells())
-        return [cell if isinstance(cell, Path) else digest_value(cell) for cell in cells]
+        found: list[bytes | Path] = []
+        for row, cell in enumerate(map(as_stored, self._cells())):
+            if cell != Path():
+                self._require_inside(row, cell)
+            found.append(cell if isinstance(cell, Path) else digest_value(cell))
+        return found
 
     def _key(self) -> Any:
         """Of the table in its files; None of one in memory, or where files have just been written."""
@@ -359,7 +385,26 @@ def open_hub_set(name: Any) -> HubSet:
         {c: names for c, kind in features.items() if (names := _names_of(kind)) is not None},
         [c for c, kind in kinds.items() if kind == "Value" and "int" in types[c]],
         [c for c, each in types.items() if "string" in each],
+        fetched=isinstance(name, str | Path) and _is_fetched(_named(str(name)) or ""),
     )
+
+
+def _is_fetched(name: str) -> bool:
+    """Whether a name is that of a repository: no folder, file or kind of files here."""
+    plain = name.partition("?")[0]
+    here = (expand_home(each).exists() for each in (name, plain))
+    return plain not in BUILDERS and not any(here)
+
+
+def _caches(hf: Any) -> list[Path]:
+    """Where `datasets` keeps what it fetches, and what it unpacks of that."""
+    from huggingface_hub import constants
+
+    return [
+        Path(hf.config.HF_CACHE_HOME),
+        Path(hf.config.HF_DATASETS_CACHE),
+        Path(constants.HF_HUB_CACHE),
+    ]
 
 
 def _load(name: str) -> Any:

@@ -451,7 +451,9 @@ def _read_hub_set(
     for column in numbered:
         columns[column] = [None if cell == -1 else cell for cell in columns[column]]
     kinds = {c: (SingleLabel.kind, f"whole numbers in a column `{c}`") for c in numbered}
-    table = Table(found.name, columns, found.splits(), found.shown, kinds=kinds)
+    table = Table(
+        found.name, columns, found.splits(), found.shown, kinds=kinds, remote=found.fetched
+    )
     return source, answers, _name_classes(table, found.classes, answers, options)
 
 

@@ -509,3 +509,29 @@ def test_a_configuration_a_folder_and_a_split_of_what_is_on_disk_are_chosen_by_n
     assert len(one.train) + len(one.val) + len(one.test) == len(sets["train"])
     with pytest.raises(DataError, match="could not be loaded"):
         load_columns(f"hf:{saved}?split=other", IMAGES, asked)
+
+
+@pytest.mark.parametrize("column", ["Image", "string"])
+def test_a_data_set_of_a_hub_names_no_files_of_this_machine(column, tmp_path, tiny, monkeypatch):
+    cache, away = tmp_path / "cache", tmp_path / "away"
+    monkeypatch.setattr(hf.config, "HF_CACHE_HOME", cache)
+    for folder in (cache, away):
+        folder.mkdir()
+        for n in range(10):
+            Image.new("RGB", (32, 32), (20 * n, 9, 9)).save(folder / f"{n}.png")
+
+    def make(folder):
+        paths = [str(folder / f"{n}.png") for n in range(10)]
+        kind = hf.Image() if column == "Image" else hf.Value("string")
+        features = hf.Features({"image": kind, "label": hf.ClassLabel(names=["a", "b"])})
+        labels = [n % 2 for n in range(10)]
+        return hf.Dataset.from_dict({"image": paths, "label": labels}, features=features)
+
+    monkeypatch.setattr(hf, "load_dataset", lambda *names, **how: make(away))
+    with pytest.raises(DataError, match="names a file of this machine|names an image by a path"):
+        load_data("hf:somebody/pets", tiny).contents()
+    # Whoever gives an object has chosen what is in it.
+    assert load_data(make(away), tiny).contents()["train"]["inputs"]
+    if column == "Image":
+        monkeypatch.setattr(hf, "load_dataset", lambda *names, **how: make(cache))
+        assert load_data("hf:somebody/pets", tiny).contents()["train"]["inputs"]
